@@ -1,0 +1,239 @@
+"""What a model is, as far as its KV cache, its weights and its decoder need it. Facts only: no bytes, no dtypes of a cache.
+
+A layer keeps exactly one of the kinds below, and may add an indexer. Bytes are `kvtool.sizing`'s business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullAttention:
+    """MHA, MQA or GQA: one K and one V vector per KV head for every token."""
+
+    kv_heads: int
+    k_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlidingAttention(FullAttention):
+    """Full attention over the last `window` tokens, the current one included."""
+
+    window: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkedAttention(FullAttention):
+    """Full attention inside fixed chunks of `window` tokens (Llama 4's local layers)."""
+
+    window: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """MLA: one compressed latent and one rotated key part per token, shared by all heads (DeepSeek-V2, arXiv 2405.04434).
+
+    `qk_nope_head_dim`, `v_head_dim` and `q_lora_rank` shape the weights; only `kv_lora_rank + qk_rope_head_dim` is stored.
+    """
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    q_lora_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossAttention(FullAttention):
+    """Attention to an encoder's output of at most `encoder_tokens` tokens: constant per sequence."""
+
+    encoder_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedAttention:
+    """Reuses the K and V of an earlier layer (`num_kv_shared_layers` of Gemma 3n and 4): stores nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba1:
+    """Selective state space, first form: one state row per inner channel."""
+
+    inner_dim: int
+    state_dim: int
+    conv_kernel: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2:
+    """Selective state space, second form: heads of head_dim x state_dim; the convolution also covers B and C."""
+
+    heads: int
+    head_dim: int
+    state_dim: int
+    groups: int
+    conv_kernel: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDeltaNet:
+    """Gated delta rule (Qwen3-Next, Qwen3.5): a value_dim x key_dim matrix per value head."""
+
+    key_heads: int
+    value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KimiDeltaAttention:
+    """KDA (Kimi Linear): a head_dim x head_dim matrix per head, three convolutions."""
+
+    heads: int
+    head_dim: int
+    conv_kernel: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightningAttention:
+    """Linear attention with decay (MiniMax-Text-01): a head_dim x head_dim matrix per head, no convolution."""
+
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConvolution:
+    """A gated short convolution (LFM2): its last inputs are the whole state."""
+
+    dim: int
+    conv_kernel: int
+
+
+RecurrentLayer = Mamba1 | Mamba2 | GatedDeltaNet | KimiDeltaAttention | LightningAttention | ShortConvolution
+CacheKind = FullAttention | LatentAttention | SharedAttention | RecurrentLayer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexer:
+    """Keys of a sparse-attention indexer: one vector of `head_dim` per token, replicated under TP.
+
+    `quantised` indexers (DeepSeek-V3.2, GLM-5) store fp8 with a 4-byte scale per 128 elements whatever the KV dtype is;
+    others (MiniMax-M3) store bf16. `top_k_tokens` bounds what the main attention then reads.
+    """
+
+    head_dim: int
+    heads: int
+    top_k_tokens: int | None
+    quantised: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One decoder layer. `cache` is None for a layer without attention or recurrence (an MLP-only layer)."""
+
+    cache: CacheKind | None
+    indexer: Indexer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moe:
+    """Mixture of experts. `first_dense_layers` keep a dense MLP; then every `layer_step`-th layer is sparse."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+    shared_intermediate_size: int = 0
+    first_dense_layers: int = 0
+    layer_step: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method."""
+
+    method: str
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """Long-context scaling of rotary positions, with HF's names. `kind`: llama3 | yarn | linear."""
+
+    kind: str
+    factor: float
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """How experts are chosen. `scoring`: softmax | sigmoid. Groups as in DeepSeek-V2/V3 (1 group = none)."""
+
+    scoring: str = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_score: str = "max"  # max (DeepSeek-V2) | top2 (DeepSeek-V3)
+    bias: bool = False  # a learned correction of the choice, not of the weight (DeepSeek-V3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """What running a model needs beyond its sizes. `exact` is False where a catalogue entry stands on its family's defaults.
+
+    `family` names the decoder: llama | mistral | qwen2 | qwen3 | mixtral | qwen3_moe | deepseek_v2 | deepseek_v3.
+    """
+
+    family: str
+    exact: bool
+    activation: str = "silu"
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rope_interleaved: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    router: Router | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One language model. `architecture` is HF's model_type of the text model; None means not read in any source."""
+
+    id: str
+    source: str
+    architecture: str | None
+    attention: str
+    layers: tuple[Layer, ...]
+    hidden_size: int
+    vocab_size: int | None
+    num_heads: int
+    intermediate_size: int | None = None
+    moe: Moe | None = None
+    tie_word_embeddings: bool | None = None
+    max_position_embeddings: int | None = None
+    dtype: str | None = None
+    quantisation: Quantisation | None = None
+    decoder: Decoder | None = None
+    params_total: int | None = None
+    params_source: str | None = None
+    confidence: str | None = None
+    notes: str | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
