@@ -1,1 +1,141 @@
-"""TBD."""
+"""Tensors in, tensors out: write K/V into pages, attend over pages. Knows nothing of models, requests or schedules.
+
+Three modules implement `Kernels`: `reference` (the obvious torch twins: read these first), `cpu` (fast torch) and
+`launch` (Triton). A caller loads one by name and never learns which ran.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
+
+from kvtool.errors import KvtoolError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BACKENDS = ("triton", "torch", "reference")
+
+
+class Kernels(Protocol):
+    """The operations of a paged KV cache.
+
+    Shapes: T tokens of this step, S sequences, P physical pages of B slots, N logical pages of a block table,
+    HQ query heads, HKV key/value heads (HQ a multiple of HKV), D and DV the key and value head dimensions,
+    R the latent dimension of MLA and R+E the width of its stored rows (latent, then the rotary key of E columns).
+
+    Slot `page * B + offset` is where a token's row lives; `block_tables[s, i]` is the page of tokens i*B .. i*B+B-1 of
+    sequence s. `seq_lens` counts every token in the cache, those of this step included. A cached value is
+    `stored * scale`. Slots past the end and pages wholly before the window are never used: they may hold NaN, and the
+    block table anything.
+    """
+
+    def store_kv(
+        self,
+        k: Tensor,
+        v: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+        *,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+    ) -> None:
+        """Write k [T,HKV,D], v [T,HKV,DV] to slots [T] int64 of k_cache [P,B,HKV,D], v_cache [P,B,HKV,DV].
+
+        stored = clamp(x / scale, finite range of the cache's dtype); slot -1 writes nothing.
+        """
+
+    def store_latent(self, latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+        """Write latent [T,R+E] to slots [T] int64 of cache [P,B,R+E], as `store_kv` does."""
+
+    def paged_decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+    ) -> Tensor:
+        """softmax(scale * q k^T) v of one query per sequence: q [S,HQ,D] -> [S,HQ,DV] in q's dtype.
+
+        block_tables [S,N] and seq_lens [S] are int32. window > 0 sees the last `window` tokens, the current one
+        included; a sequence of length 0 (a padding row) gives zeros.
+        """
+
+    def paged_prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_starts: Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+        max_query_len: int | None = None,
+    ) -> Tensor:
+        """Causal attention of q [T,HQ,D], sequence after sequence, over what is already in the cache -> [T,HQ,DV].
+
+        query_starts [S+1] int32 bounds each sequence's queries; query i of q_len sits at position seq_len - q_len + i.
+        So plain, chunked and prefix-cached prefill are one call. `max_query_len` (at least the longest) saves a sync.
+        """
+
+    def mla_decode(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        *,
+        latent_dim: int,
+        scale: float,
+        cache_scale: float = 1.0,
+    ) -> Tensor:
+        """`paged_decode` of absorbed queries [S,H,R+E] over latent rows [P,B,R+E] -> [S,H,R].
+
+        A row is its own key and, in its first R columns, its own value: one latent head that all query heads share.
+        `scale` is 1/sqrt(nope + rope) of the uncompressed head (times YaRN's mscale^2), not of R+E.
+        """
+
+    def mla_prefill(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_starts: Tensor,
+        *,
+        latent_dim: int,
+        scale: float,
+        cache_scale: float = 1.0,
+        max_query_len: int | None = None,
+    ) -> Tensor:
+        """`paged_prefill` of absorbed queries [T,H,R+E] over latent rows [P,B,R+E] -> [T,H,R]."""
+
+
+def load_kernels(backend: str) -> Kernels:
+    """The kernels called "triton", "torch" or "reference"; importing this package imports none of them."""
+    if backend == "triton":
+        if find_spec("triton") is None:
+            raise KvtoolError("backend 'triton' needs the triton package, which is not installed here: use 'torch'")
+        from kvtool.kernels import launch
+
+        return launch
+    if backend == "torch":
+        from kvtool.kernels import cpu
+
+        return cpu
+    if backend == "reference":
+        from kvtool.kernels import reference
+
+        return reference
+    raise KvtoolError(f"unknown backend {backend!r}{did_you_mean(backend, BACKENDS)} (one of {', '.join(BACKENDS)})")
