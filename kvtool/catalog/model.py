@@ -54,7 +54,12 @@ class CrossAttention(FullAttention):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedAttention:
-    """Reuses the K and V of an earlier layer (`num_kv_shared_layers` of Gemma 3n and 4): stores nothing."""
+    """Reuses the K and V of an earlier layer (`num_kv_shared_layers` of Gemma 3n and 4): stores nothing, reads the same.
+
+    `source_layer` is that layer's index: the last one of the same type that keeps a cache; None where it is not known.
+    """
+
+    source_layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +232,7 @@ class Model:
     tie_word_embeddings: bool | None = None
     max_position_embeddings: int | None = None
     dtype: str | None = None
+    recurrent_state_dtype: str | None = None  # what the config asks for (mamba_ssm_cache_dtype, mamba_ssm_dtype)
     quantisation: Quantisation | None = None
     decoder: Decoder | None = None
     params_total: int | None = None

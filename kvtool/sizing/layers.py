@@ -1,0 +1,156 @@
+"""From a model's layers to the specs of what one rank keeps for them: heads split or replicated, state sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvtool.catalog.model import (
+    ChunkedAttention,
+    CrossAttention,
+    FullAttention,
+    KimiDeltaAttention,
+    LatentAttention,
+    Model,
+    RecurrentLayer,
+    SharedAttention,
+    SlidingAttention,
+)
+from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, CacheFormat, parse_float_dtype
+from kvtool.sizing.specs import (
+    CacheSpec,
+    ChunkedSpec,
+    CrossSpec,
+    FullSpec,
+    IndexerSpec,
+    LatentSpec,
+    SharedSpec,
+    SlidingSpec,
+    StateSpec,
+)
+from kvtool.sizing.state import conv_elements, recurrent_elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateFormat:
+    """Dtypes of constant state: `conv` is the model's own, `recurrent` what --mamba-ssm-cache-dtype asks for."""
+
+    conv: str
+    recurrent: str
+
+
+def state_format(model: Model, recurrent: str = AUTO) -> StateFormat:
+    """`auto` as vLLM decides it: what a Nemotron-H or Qwen3.5 config asks for (fp32 by default), fp32 for KDA, else the
+    model's dtype.
+    """
+    conv = parse_float_dtype(model.dtype or "bf16", "model dtype")
+    if recurrent != AUTO:
+        return StateFormat(conv=conv, recurrent=recurrent)
+    if (model.architecture or "").startswith(("nemotron_h", "qwen3_5")):
+        return StateFormat(conv=conv, recurrent=parse_float_dtype(model.recurrent_state_dtype or "fp32", "state dtype"))
+    keeps_fp32 = any(isinstance(layer.cache, KimiDeltaAttention) for layer in model.layers)
+    return StateFormat(conv=conv, recurrent="fp32" if keeps_fp32 else conv)
+
+
+def layer_specs(
+    model: Model, cache_format: CacheFormat, *, tp: int = 1, state: StateFormat | None = None
+) -> tuple[CacheSpec, ...]:
+    """What one of `tp` ranks keeps, in layer order: one spec for each layer that keeps anything, then its indexer's.
+
+    Raises KvtoolError where the query heads, KV heads or state heads cannot be dealt out to `tp` ranks.
+    """
+    return tuple(spec for layer in specs_by_layer(model, cache_format, tp=tp, state=state) for spec in layer)
+
+
+def specs_by_layer(
+    model: Model, cache_format: CacheFormat, *, tp: int = 1, state: StateFormat | None = None
+) -> list[tuple[CacheSpec, ...]]:
+    """`layer_specs` layer by layer, for pipeline stages: an empty tuple for a layer without attention or recurrence."""
+    if model.num_heads % tp:
+        raise KvtoolError(f"tp {tp} does not divide the {model.num_heads} query heads of {model.id}")
+    builder = _Builder(
+        cache_format=cache_format,
+        tp=tp,
+        state=state or state_format(model),
+        sparse=any(layer.indexer for layer in model.layers),
+    )
+    layers: list[tuple[CacheSpec, ...]] = []
+    for layer, top_k_tokens in zip(model.layers, _top_k_by_layer(model), strict=True):
+        specs: list[CacheSpec] = []
+        if isinstance(layer.cache, SharedAttention):
+            source = layer.cache.source_layer
+            specs.append(SharedSpec(source=None if source is None else layers[source][0]))
+        elif layer.cache is not None:
+            specs.append(builder.spec(layer.cache, top_k_tokens))
+        if layer.indexer is not None:
+            specs.append(IndexerSpec(head_dim=layer.indexer.head_dim, quantised=layer.indexer.quantised))
+        layers.append(tuple(specs))
+    return layers
+
+
+def _top_k_by_layer(model: Model) -> Iterator[int | None]:
+    """How many tokens each layer's attention reads at most. An MLA layer without an indexer of its own takes the choice
+    of the one before it (GLM-5.2 and 5.3 share indexers); other layers without an indexer read everything.
+    """
+    inherited: int | None = None
+    for layer in model.layers:
+        if layer.indexer is not None:
+            inherited = layer.indexer.top_k_tokens
+            yield inherited
+        else:
+            yield inherited if isinstance(layer.cache, LatentAttention) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Builder:
+    """Makes one rank's spec of a layer. `sparse`: the model has indexers, so an fp8 cache of MLA takes fp8_ds_mla."""
+
+    cache_format: CacheFormat
+    tp: int
+    state: StateFormat
+    sparse: bool
+
+    def spec(self, cache: FullAttention | LatentAttention | RecurrentLayer, top_k_tokens: int | None) -> CacheSpec:
+        match cache:
+            case LatentAttention():
+                return LatentSpec(
+                    kv_lora_rank=cache.kv_lora_rank,
+                    qk_rope_head_dim=cache.qk_rope_head_dim,
+                    cache_format=self.cache_format,
+                    fp8_ds_mla=self.sparse and self.cache_format.name == "fp8",
+                    top_k_tokens=top_k_tokens,
+                )
+            case FullAttention():
+                return self._heads_spec(cache, top_k_tokens)
+            case _:
+                return self._state_spec(cache)
+
+    def _heads_spec(self, cache: FullAttention, top_k_tokens: int | None) -> CacheSpec:
+        kv_heads = self._kv_heads(cache.kv_heads)
+        k, v, fmt = cache.k_head_dim, cache.v_head_dim, self.cache_format
+        match cache:
+            case SlidingAttention(window=window):
+                return SlidingSpec(kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, window=window, cache_format=fmt)
+            case ChunkedAttention(window=window):
+                return ChunkedSpec(kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, window=window, cache_format=fmt)
+            case CrossAttention(encoder_tokens=tokens):
+                return CrossSpec(kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, encoder_tokens=tokens, cache_format=fmt)
+            case _:
+                return FullSpec(
+                    kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, cache_format=fmt, top_k_tokens=top_k_tokens
+                )
+
+    def _kv_heads(self, total: int) -> int:
+        """KV heads of one rank: split, or one copy each where there are fewer heads than ranks."""
+        if total % self.tp and self.tp % total:
+            raise KvtoolError(f"tp {self.tp} neither divides the {total} KV heads nor is a multiple of them")
+        return max(1, total // self.tp)
+
+    def _state_spec(self, cache: RecurrentLayer) -> StateSpec:
+        return StateSpec(
+            conv_elements=conv_elements(cache, self.tp),
+            recurrent_elements=recurrent_elements(cache, self.tp),
+            conv_element_bytes=FLOAT_BYTES[self.state.conv],
+            recurrent_element_bytes=FLOAT_BYTES[self.state.recurrent],
+        )
