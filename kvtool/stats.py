@@ -1,0 +1,196 @@
+"""Statistics of measured samples: summaries, bootstrap intervals, a signed-rank test, and verdicts in words.
+
+Knows numbers only. Every interval is seeded, so the same samples always give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+NUM_RESAMPLES = 2000
+CONFIDENCE = 0.95
+_MAX_CELLS = 1 << 20  # resamples x values held at once: 8 MiB of int64
+_MAX_EXACT_PAIRS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSummary:
+    """`std` is the sample's (n - 1; 0 for one value); percentiles interpolate linearly, as numpy does."""
+
+    mean: float
+    std: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its bootstrap interval (percentile method, 95 % unless asked otherwise)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def summarise(values: Sequence[float]) -> SampleSummary | None:
+    """Mean, spread and percentiles in the unit of the values; None when there are none."""
+    import numpy as np
+
+    if not values:
+        return None
+    data = np.asarray(values, dtype=np.float64)
+    p50, p90, p95, p99 = (float(p) for p in np.percentile(data, [50, 90, 95, 99]))
+    std = float(data.std(ddof=1)) if len(data) > 1 else 0.0
+    return SampleSummary(mean=float(data.mean()), std=std, p50=p50, p90=p90, p95=p95, p99=p99, n=len(data))
+
+
+def paired_median_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Estimate:
+    """The median of b - a over pairs, with the interval from resampling pairs. Raises ValueError without pairs."""
+    import numpy as np
+
+    first, second = _pairs(a, b)
+    differences = second - first
+    picks = np.random.default_rng(seed).integers(0, len(differences), (NUM_RESAMPLES, len(differences)))
+    return _estimate(float(np.median(differences)), np.median(differences[picks], axis=1))
+
+
+def paired_ratio_of_medians(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Estimate:
+    """median(b) / median(a), resampling pairs together. Raises ValueError without pairs or with values not above 0."""
+    import numpy as np
+
+    first, second = _pairs(a, b)
+    if first.min() <= 0 or second.min() <= 0:
+        raise ValueError("a ratio needs values above 0")
+    picks = np.random.default_rng(seed).integers(0, len(first), (NUM_RESAMPLES, len(first)))
+    ratios = np.median(second[picks], axis=1) / np.median(first[picks], axis=1)
+    return _estimate(float(np.median(second) / np.median(first)), ratios)
+
+
+def ratio_of_medians(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int = 0) -> Estimate | None:
+    """median(b) / median(a) of two independent sides, each given as clusters of values that share their noise (the
+    requests of one iteration). Whole clusters are resampled. None with fewer than two clusters, or values not above 0.
+    """
+    import numpy as np
+
+    a, b = [c for c in a if c], [c for c in b if c]
+    if min(len(a), len(b)) < 2 or min(min(cluster) for cluster in (*a, *b)) <= 0:
+        return None
+    rng = np.random.default_rng(seed)
+    ratios = _resampled_medians(b, rng) / _resampled_medians(a, rng)
+    value = np.median(np.concatenate(b)) / np.median(np.concatenate(a))
+    return _estimate(float(value), ratios)
+
+
+def _resampled_medians(clusters: Sequence[Sequence[float]], rng: np.random.Generator) -> FloatArray:
+    """The median of each bootstrap resample of whole clusters, shape [NUM_RESAMPLES].
+
+    The values are sorted once. A resample only gives each value a weight, how often its cluster was drawn, so its
+    median is where the running weight passes the middle.
+    """
+    import numpy as np
+
+    values = np.concatenate([np.asarray(cluster, dtype=np.float64) for cluster in clusters])
+    owner = np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])
+    order = np.argsort(values, kind="stable")
+    values, owner = values[order], owner[order]
+    draws = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), size=NUM_RESAMPLES).astype(
+        np.int32
+    )
+    rows = max(1, _MAX_CELLS // len(values))
+    return np.concatenate(
+        [_weighted_medians(values, part[:, owner]) for part in np.array_split(draws, range(rows, len(draws), rows))]
+    )
+
+
+def _weighted_medians(values: FloatArray, weights: Any) -> FloatArray:
+    """Medians of sorted `values` [n] repeated `weights` [rows, n] times: the mean of the two middle ones."""
+    running = weights.cumsum(axis=1, dtype=weights.dtype)
+    total = running[:, -1:]
+    low = (running <= (total - 1) // 2).sum(axis=1)
+    high = (running <= total // 2).sum(axis=1)
+    medians: FloatArray = (values[low] + values[high]) / 2
+    return medians
+
+
+def wilcoxon_p(differences: Sequence[float]) -> float:
+    """Two-sided p-value of the Wilcoxon signed-rank test that differences are symmetric about 0; zeros are left out.
+
+    Exact (ties included) up to 50 differences, else the normal approximation with tie and continuity correction.
+    """
+    values = [d for d in differences if d != 0]
+    if not values:
+        return 1.0
+    ranks = _doubled_ranks([abs(d) for d in values])
+    positive = sum(rank for rank, value in zip(ranks, values, strict=True) if value > 0)
+    return _exact_p(ranks, positive) if len(values) <= _MAX_EXACT_PAIRS else _normal_p(ranks, positive)
+
+
+def _doubled_ranks(values: Sequence[float]) -> list[int]:
+    """Twice the rank of each value, ties sharing the mean of theirs: integers, so that sums are exact."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0] * len(values)
+    start = 0
+    while start < len(order):
+        stop = start
+        while stop < len(order) and values[order[stop]] == values[order[start]]:
+            stop += 1
+        for index in order[start:stop]:
+            ranks[index] = start + 1 + stop
+        start = stop
+    return ranks
+
+
+def _exact_p(ranks: Sequence[int], positive: int) -> float:
+    """Both tails of the rank sum when every sign is a fair coin; counts of all 2^n sign patterns by their sum."""
+    counts = [1] + [0] * sum(ranks)
+    for rank in ranks:
+        for total in range(len(counts) - 1, rank - 1, -1):
+            counts[total] += counts[total - rank]
+    smaller = min(positive, sum(ranks) - positive)
+    return float(min(1.0, 2 * sum(counts[: smaller + 1]) / 2 ** len(ranks)))
+
+
+def _normal_p(ranks: Sequence[int], positive: int) -> float:
+    deviation = math.sqrt(sum(rank * rank for rank in ranks) / 4)
+    distance = max(0.0, abs(positive - sum(ranks) / 2) - 1)
+    return math.erfc(distance / deviation / math.sqrt(2))
+
+
+def verdict(ratio: Estimate, better: str = "faster", worse: str = "slower", lower_is_better: bool = True) -> str:
+    """A ratio b / a in words: `faster by 12.3 %`, `slower by 4.0 %`, or `no difference shown`.
+
+    The percentage is the change of the value itself: 0.877 of the time is "faster by 12.3 %".
+    """
+    if ratio.low == ratio.high == ratio.value == 1:
+        return "same"
+    if ratio.low <= 1 <= ratio.high:
+        return "no difference shown"
+    word = better if (ratio.value < 1) == lower_is_better else worse
+    return f"{word} by {abs(ratio.value - 1) * 100:.1f} %"
+
+
+def _pairs(a: Sequence[float], b: Sequence[float]) -> tuple[FloatArray, FloatArray]:
+    import numpy as np
+
+    if len(a) != len(b) or not a:
+        raise ValueError(f"{len(a)} and {len(b)} values do not make pairs")
+    return np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+
+
+def _estimate(value: float, resampled: FloatArray) -> Estimate:
+    import numpy as np
+
+    tail = (1 - CONFIDENCE) / 2 * 100
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Estimate(value=value, low=float(low), high=float(high))

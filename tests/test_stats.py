@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtool import stats
+
+times = st.lists(st.floats(0.001, 1000), min_size=1, max_size=30)
+
+
+def test_a_summary_worked_by_hand() -> None:
+    summary = stats.summarise([4.0, 1.0, 3.0, 2.0])
+    assert summary == stats.SampleSummary(
+        mean=2.5, std=pytest.approx((5 / 3) ** 0.5), p50=2.5, p90=pytest.approx(3.7), p95=pytest.approx(3.85),
+        p99=pytest.approx(3.97), n=4,
+    )  # fmt: skip
+
+
+def test_one_value_has_no_spread_and_no_value_no_summary() -> None:
+    assert stats.summarise([7.0]) == stats.SampleSummary(mean=7.0, std=0.0, p50=7.0, p90=7.0, p95=7.0, p99=7.0, n=1)
+    assert stats.summarise([]) is None
+
+
+@given(times)
+def test_a_summary_agrees_with_the_standard_library(values: list[float]) -> None:
+    summary = stats.summarise(values)
+    assert summary is not None
+    assert summary.p50 == pytest.approx(statistics.median(values))
+    assert summary.mean == pytest.approx(statistics.fmean(values))
+    if len(values) > 1:
+        assert summary.std == pytest.approx(statistics.stdev(values), abs=1e-9)
+    assert summary.p50 <= summary.p90 <= summary.p95 <= summary.p99 <= max(values)
+
+
+@given(st.lists(times, min_size=2, max_size=5))
+def test_the_weighted_median_is_the_median_of_the_repeated_values(clusters: list[list[float]]) -> None:
+    import numpy as np
+
+    class Draws:
+        """Stands in for the generator, so that the draw is known: the first cluster twice, the last one never."""
+
+        def multinomial(self, n: int, p: object, size: int) -> np.ndarray:
+            return np.tile([2, *[1] * (n - 2), 0], (size, 1))
+
+    found = stats._resampled_medians(clusters, Draws())
+    repeated = [value for cluster in (clusters[0], *clusters[:-1]) for value in cluster]
+    assert found.shape == (stats.NUM_RESAMPLES,)
+    assert found.tolist() == pytest.approx([statistics.median(repeated)] * stats.NUM_RESAMPLES)
+
+
+def test_intervals_cover_a_known_ratio_about_as_often_as_they_say() -> None:
+    rng = random.Random(0)
+    covered = 0
+    for trial in range(100):
+        a, b = ([[rng.gauss(mean, 1.0)] for _ in range(20)] for mean in (10.0, 12.0))
+        estimate = stats.ratio_of_medians(a, b, seed=trial)
+        assert estimate is not None
+        covered += estimate.low <= 1.2 <= estimate.high
+    assert covered >= 88
+
+
+def test_noise_between_iterations_widens_the_interval() -> None:
+    rng = random.Random(1)
+    shared = [[10 + shift] * 8 for shift in (rng.gauss(0, 1) for _ in range(6))]
+    alone = [[value] for cluster in shared for value in cluster]
+    wide, narrow = stats.ratio_of_medians(shared, shared), stats.ratio_of_medians(alone, alone)
+    assert wide is not None
+    assert narrow is not None
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_one_cluster_a_side_or_a_zero_gives_no_interval() -> None:
+    assert stats.ratio_of_medians([[1.0, 2.0]], [[1.0], [2.0]]) is None
+    assert stats.ratio_of_medians([[1.0], [0.0]], [[1.0], [2.0]]) is None
+    assert stats.ratio_of_medians([], [[1.0], [2.0]]) is None
+
+
+def test_pairing_removes_what_both_arms_share() -> None:
+    rng = random.Random(2)
+    drift = [rng.gauss(100, 20) for _ in range(30)]
+    a = [d + rng.gauss(0, 0.1) for d in drift]
+    b = [d - 5 + rng.gauss(0, 0.1) for d in drift]
+    saved = stats.paired_median_difference(a, b)
+    assert -5.2 < saved.low < saved.value < saved.high < -4.8
+    ratio = stats.paired_ratio_of_medians(a, b)
+    assert ratio.low < ratio.value < ratio.high < 1
+
+
+def test_intervals_are_the_same_each_time() -> None:
+    a, b = [[1.0, 2.0], [3.0]], [[2.0], [2.5]]
+    assert stats.ratio_of_medians(a, b, seed=3) == stats.ratio_of_medians(a, b, seed=3)
+
+
+def test_pairs_must_be_pairs() -> None:
+    with pytest.raises(ValueError, match="2 and 1 values"):
+        stats.paired_median_difference([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="above 0"):
+        stats.paired_ratio_of_medians([0.0], [1.0])
+
+
+def test_the_signed_rank_test_against_published_values() -> None:
+    # Darwin's maize heights as in the documentation of scipy.stats.wilcoxon: statistic 24, p = 0.041259765625.
+    maize = [6, 8, 14, 16, 23, 24, 28, 29, 41, -48, 49, 56, 60, -67, 75]
+    assert stats.wilcoxon_p(maize) == pytest.approx(0.041259765625)
+    assert stats.wilcoxon_p([1, 2, 3, 4, 5]) == 2 / 2**5
+    assert stats.wilcoxon_p([-1, 1, 0, 0]) == 1.0
+    assert stats.wilcoxon_p([0.0]) == 1.0
+
+
+def test_the_exact_and_the_normal_p_value_agree_for_many_pairs() -> None:
+    rng = random.Random(3)
+    differences = [round(rng.gauss(0.3, 1), 1) for _ in range(50)]
+    ranks = stats._doubled_ranks([abs(d) for d in differences if d])
+    positive = sum(r for r, d in zip(ranks, (d for d in differences if d), strict=True) if d > 0)
+    assert stats._normal_p(ranks, positive) == pytest.approx(stats._exact_p(ranks, positive), abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "lower_is_better", "words"),
+    [
+        (0.877, 0.85, 0.9, True, "faster by 12.3 %"),
+        (1.04, 1.01, 1.08, True, "slower by 4.0 %"),
+        (1.04, 0.99, 1.08, True, "no difference shown"),
+        (1.5, 1.4, 1.6, False, "faster by 50.0 %"),
+        (1.0, 1.0, 1.0, True, "same"),
+    ],
+)
+def test_verdicts(value: float, low: float, high: float, lower_is_better: bool, words: str) -> None:
+    assert stats.verdict(stats.Estimate(value, low, high), lower_is_better=lower_is_better) == words
