@@ -293,6 +293,15 @@ class CompareDocument(Struct, kw_only=True):
     assumptions: list[str]
 
 
+# --- kvtool.env/1 ----------------------------------------------------------------------------------------------------
+
+
+class EnvDocument(Struct, kw_only=True):
+    schema: str = "kvtool.env/1"
+    environment: dict[str, Any]
+    roofline: dict[str, Any] | None
+
+
 # --- encoding, reading and writing -----------------------------------------------------------------------------------
 
 D = TypeVar("D", bound=Struct)

@@ -50,7 +50,7 @@ class Ceiling:
     samples: dict[str, int]
 
     def best_of(self, other: Ceiling) -> Ceiling:
-        """The higher of two measurements, figure by figure: taken before and after a run, it bounds what lies between."""
+        """The higher of two measurements, figure by figure: before and after a run, they bound it."""
         return replace(
             self,
             read_gbps=max(self.read_gbps, other.read_gbps),
@@ -167,14 +167,14 @@ def _matmul(device: str, dtype: torch.dtype, m: int, k: int, n: int) -> Kernel:
 
 
 def stream_buffer_bytes(device: str, llc_bytes: int | None) -> int:
-    """Bytes to stream over: 4x the last-level cache within 256..512 MiB (GPU: 1..4 GiB), never under twice the cache."""
+    """Bytes to stream over: 4x the last-level cache within 256..512 MiB (GPU: 1..4 GiB), never under twice of it."""
     low, high = (GIB, 4 * GIB) if is_cuda(device) else (256 * MIB, 512 * MIB)
     cache = llc_bytes or 0
     return -(-max(2 * cache, min(max(4 * cache, low), high)) // MIB) * MIB
 
 
 def last_level_cache_bytes(device: str, cpu_cache: Path = CPU_CACHE) -> int | None:
-    """The largest cache before memory: a GPU's L2, the highest level Linux lists for CPU 0. None when it is not said."""
+    """The largest cache before memory: a GPU's L2, the highest level Linux lists for CPU 0. None if not said."""
     if is_cuda(device):
         import torch
 

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
+from kvtool.cli import env
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -26,12 +27,17 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def kvtool(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+def kvtool(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
     """What the KV cache of a language model costs, how fast it can go, and what would make it cheaper."""
 
 
+app.command(epilog=env.EXAMPLES)(env.env)
+
+
 def main() -> None:
-    """Run the program. Exit codes: 0 done, 1 the answer is no, 2 wrong use or input, 3 device or run failed, 130 Ctrl-C."""
+    """Run the program. Exit codes: 0 done, 1 the answer is no, 2 wrong use or input, 3 device or run, 130 Ctrl-C."""
     try:
         app()
     except KvtoolError as error:

@@ -1,0 +1,37 @@
+"""`kvtool env`: what this machine is, and with --measure what it can do."""
+
+from __future__ import annotations
+
+import typer
+
+EXAMPLES = "Examples:\n\n  kvtool env --measure\n\n  kvtool env --json --device cpu"
+
+
+def env(
+    device: str = typer.Option("auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N."),
+    dtype: str = typer.Option("bf16", help="The dtype whose FLOP/s --measure takes: fp32, bf16 or fp16."),
+    measure: bool = typer.Option(False, "--measure", help="Measure bandwidth and FLOP/s too (about 4 s)."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout and nothing else."),
+) -> None:
+    """Show the versions, the processor and the GPU that a benchmark here would report."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from kvtool.bench.environment import describe_environment
+    from kvtool.bench.roofline import measure_roofline
+    from kvtool.engine.device import resolve_device
+    from kvtool.engine.pool import cache_dtype
+    from kvtool.report.environment import print_environment
+    from kvtool.results import EnvDocument, encode
+    from kvtool.sizing.dtypes import parse_float_dtype
+
+    where, element = resolve_device(device), cache_dtype(parse_float_dtype(dtype, "dtype"))
+    document = EnvDocument(
+        environment=describe_environment(where),
+        roofline=asdict(measure_roofline(where, element)) if measure else None,
+    )
+    if json:
+        typer.echo(encode(document), nl=False)
+    else:
+        print_environment(document, Console())

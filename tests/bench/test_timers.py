@@ -1,0 +1,83 @@
+"""Timers with a scripted clock: what is thrown away, what is kept, and when a run counts as steady."""
+
+from __future__ import annotations
+
+import time
+
+from kvtool.bench.timers import (
+    STEADY_WINDOW,
+    call_timer,
+    coefficient_of_variation,
+    device_clock,
+    is_cuda,
+    time_samples,
+    warm_up,
+)
+
+
+def scripted(seconds):
+    """A timer that runs the call and then reads its seconds from a list."""
+    remaining = iter(seconds)
+
+    def timer(call):
+        call()
+        return next(remaining)
+
+    return timer
+
+
+def test_the_cold_first_call_is_reported_apart_and_never_counts_as_steady():
+    result = warm_up(lambda: None, timer=scripted([9.0, 1.0, 1.0, 1.0, 1.0, 1.0]), at_least=2, at_most=20)
+    assert (result.first_s, result.calls, result.steady) == (9.0, 1 + STEADY_WINDOW, True)
+
+
+def test_warm_up_goes_on_while_times_fall():
+    falling = [8.0, 4.0, 2.0, 1.5, 1.2, 1.0, 1.0, 1.0, 1.0, 1.0]
+    result = warm_up(lambda: None, timer=scripted(falling), at_least=1, at_most=20)
+    assert (result.calls, result.steady) == (9, True)
+
+
+def test_warm_up_gives_up_at_most_and_says_that_it_is_not_steady():
+    result = warm_up(lambda: None, timer=scripted([1.0, 2.0] * 10), at_least=3, at_most=8)
+    assert (result.calls, result.steady) == (8, False)
+
+
+def test_no_warm_up_calls_nothing():
+    calls = []
+    result = warm_up(lambda: calls.append(1), timer=scripted([]), at_least=0)
+    assert calls == []
+    assert (result.first_s, result.calls, result.steady) == (None, 0, False)
+
+
+def test_samples_hold_the_measured_calls_only_and_flush_runs_before_each():
+    log = []
+    samples = time_samples(
+        lambda: log.append("call"),
+        device="cpu",
+        warmup=1,
+        iterations=2,
+        flush=lambda: log.append("flush"),
+        timer=scripted([5.0, 3.0, 2.0, 0.1, 0.2, 0.3]),
+    )
+    assert samples == [0.2, 0.3]
+    assert log == ["call"] * 4 + ["flush", "call"] * 2
+
+
+def test_the_wall_timer_measures_a_sleep():
+    seconds = call_timer("cpu")(lambda: time.sleep(0.02))
+    assert 0.02 <= seconds < 1
+
+
+def test_the_cpu_clock_moves_forward():
+    now = device_clock("cpu")
+    assert now() <= now()
+
+
+def test_coefficient_of_variation():
+    assert coefficient_of_variation([]) == 0
+    assert coefficient_of_variation([1.0]) == 0
+    assert coefficient_of_variation([1.0, 3.0]) == 0.5
+
+
+def test_only_cuda_names_are_cuda():
+    assert [is_cuda(d) for d in ("cuda", "cuda:1", "cpu", "mps")] == [True, True, False, False]
