@@ -23,7 +23,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True):
 # --- kvtool.size/1 ---------------------------------------------------------------------------------------------------
 
 
-class SizeModel(Struct, kw_only=True):
+class SizeModel(Struct, frozen=True, kw_only=True):
     id: str
     source: str
     attention: str
@@ -31,7 +31,7 @@ class SizeModel(Struct, kw_only=True):
     params_total: int | None
 
 
-class SizeInputs(Struct, kw_only=True):
+class SizeInputs(Struct, frozen=True, kw_only=True):
     context: int
     batch_size: int
     kv_cache_dtype: str
@@ -48,7 +48,7 @@ class SizeInputs(Struct, kw_only=True):
     engine: str | None
 
 
-class SizeLayers(Struct, kw_only=True):
+class SizeLayers(Struct, frozen=True, kw_only=True):
     """A group of equal layers. `bytes_per_token` is what one more token adds before any cap."""
 
     kind: str
@@ -61,7 +61,7 @@ class SizeLayers(Struct, kw_only=True):
     bytes_per_sequence: int
 
 
-class SizeKv(Struct, kw_only=True):
+class SizeKv(Struct, frozen=True, kw_only=True):
     bytes_per_token: int
     indexer_bytes_per_token: int
     window_bytes_per_token: int
@@ -75,13 +75,13 @@ class SizeKv(Struct, kw_only=True):
     bytes_per_gpu: int
 
 
-class SizeWeights(Struct, kw_only=True):
+class SizeWeights(Struct, frozen=True, kw_only=True):
     bytes: int | None
     bytes_per_gpu: int | None
     source: str
 
 
-class SizeDecode(Struct, kw_only=True):
+class SizeDecode(Struct, frozen=True, kw_only=True):
     kv_read_bytes_per_step: int
     weights_read_bytes_per_step: int | None
     flops_per_step: int | None
@@ -89,7 +89,7 @@ class SizeDecode(Struct, kw_only=True):
     bound: str | None
 
 
-class SizeFit(Struct, kw_only=True):
+class SizeFit(Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     usable_bytes: int | None = None
     weights_bytes: int | None = None
@@ -103,7 +103,7 @@ class SizeFit(Struct, kw_only=True):
     limited_by: str | None = None
 
 
-class SizeEngine(Struct, kw_only=True):
+class SizeEngine(Struct, frozen=True, kw_only=True):
     name: str | None = None
     version: str | None = None
     block_size: int | None = None
@@ -119,7 +119,7 @@ class SizeEngine(Struct, kw_only=True):
     exact_given_pool: bool | None = None
 
 
-class SizeRow(Struct, kw_only=True):
+class SizeRow(Struct, frozen=True, kw_only=True):
     model: SizeModel
     inputs: SizeInputs
     layers: list[SizeLayers]
@@ -130,7 +130,7 @@ class SizeRow(Struct, kw_only=True):
     engine: SizeEngine
 
 
-class SizeDocument(Struct, kw_only=True):
+class SizeDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.size/1"
     rows: list[SizeRow]
     assumptions: list[str]
@@ -139,7 +139,7 @@ class SizeDocument(Struct, kw_only=True):
 # --- kvtool.bench/1 --------------------------------------------------------------------------------------------------
 
 
-class Sample(Struct, kw_only=True):
+class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration. `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
 
     arm: str
@@ -152,7 +152,7 @@ class Sample(Struct, kw_only=True):
     cached_tokens: int
 
 
-class Summary(Struct, kw_only=True):
+class Summary(Struct, frozen=True, kw_only=True):
     mean: float
     std: float
     p50: float
@@ -162,7 +162,7 @@ class Summary(Struct, kw_only=True):
     n: int
 
 
-class Metrics(Struct, kw_only=True):
+class Metrics(Struct, frozen=True, kw_only=True):
     """Of the baseline or cached arm. A summary is None where no request can have it (TPOT of one output token)."""
 
     ttft_ms: Summary | None
@@ -173,7 +173,7 @@ class Metrics(Struct, kw_only=True):
     decode_tokens_per_s: float | None
 
 
-class StepBytes(Struct, kw_only=True):
+class StepBytes(Struct, frozen=True, kw_only=True):
     """Per decode step, averaged over the steps of the case; FLOPs per prefill of the batch and per decode step."""
 
     weights_read: int
@@ -184,7 +184,7 @@ class StepBytes(Struct, kw_only=True):
     decode_flops: int
 
 
-class Roofline(Struct, kw_only=True):
+class Roofline(Struct, frozen=True, kw_only=True):
     """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute."""
 
     read_gbps_measured: float | None = None
@@ -198,7 +198,7 @@ class Roofline(Struct, kw_only=True):
     reason: str | None = None
 
 
-class Memory(Struct, kw_only=True):
+class Memory(Struct, frozen=True, kw_only=True):
     kv_predicted_bytes: int
     kv_allocated_bytes: int
     kv_pool_bytes: int | None
@@ -206,7 +206,7 @@ class Memory(Struct, kw_only=True):
     peak_bytes: int | None
 
 
-class Prefix(Struct, kw_only=True):
+class Prefix(Struct, frozen=True, kw_only=True):
     requested_hit_rate: float
     measured_hit_rate: float
     ttft_saved_ms: float
@@ -217,7 +217,7 @@ class Prefix(Struct, kw_only=True):
     kv_bytes_not_written: int
 
 
-class Check(Struct, kw_only=True):
+class Check(Struct, frozen=True, kw_only=True):
     """`outputs_equal` is None when nothing was compared, and `text` says why."""
 
     outputs_equal: bool | None = None
@@ -225,7 +225,7 @@ class Check(Struct, kw_only=True):
     text: str | None = None
 
 
-class Case(Struct, kw_only=True):
+class Case(Struct, frozen=True, kw_only=True):
     name: str
     part: str
     inputs: dict[str, str | int | float | bool | None]
@@ -238,7 +238,7 @@ class Case(Struct, kw_only=True):
     check: Check
 
 
-class BenchDocument(Struct, kw_only=True):
+class BenchDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.bench/1"
     environment: dict[str, Any]
     definitions: dict[str, str]
@@ -249,7 +249,7 @@ class BenchDocument(Struct, kw_only=True):
 # --- kvtool.generate/1 -----------------------------------------------------------------------------------------------
 
 
-class GeneratedSequence(Struct, kw_only=True):
+class GeneratedSequence(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_ids: list[int]
     text: str | None
@@ -258,7 +258,7 @@ class GeneratedSequence(Struct, kw_only=True):
     pages: int
 
 
-class GenerateDocument(Struct, kw_only=True):
+class GenerateDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.generate/1"
     model: str
     inputs: dict[str, str | int | float | bool | None]
@@ -270,7 +270,7 @@ class GenerateDocument(Struct, kw_only=True):
 # --- kvtool.compare/1 ------------------------------------------------------------------------------------------------
 
 
-class CompareRow(Struct, kw_only=True):
+class CompareRow(Struct, frozen=True, kw_only=True):
     """`ratio` is b / a; the interval is the bootstrap's for that ratio; `document` names where b came from."""
 
     case: str
@@ -285,7 +285,7 @@ class CompareRow(Struct, kw_only=True):
     document: str
 
 
-class CompareDocument(Struct, kw_only=True):
+class CompareDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.compare/1"
     baseline: str
     rows: list[CompareRow] | list[SizeRow]
@@ -296,7 +296,7 @@ class CompareDocument(Struct, kw_only=True):
 # --- kvtool.env/1 ----------------------------------------------------------------------------------------------------
 
 
-class EnvDocument(Struct, kw_only=True):
+class EnvDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.env/1"
     environment: dict[str, Any]
     roofline: dict[str, Any] | None
