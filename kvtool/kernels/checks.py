@@ -1,0 +1,73 @@
+"""What the kernels assume of their tensors, checked by the launchers. A violation is the caller's bug: ValueError."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CACHE_DTYPES = (*QUERY_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, seq_lens: Tensor, window: int) -> None:
+    """q [*,HQ,D], caches [P,B,HKV,D] and [P,B,HKV,DV] of one dtype, block_tables [S,N] and seq_lens [S] int32."""
+    cache(k_cache, "k_cache", ndim=4)
+    cache(v_cache, "v_cache", ndim=4)
+    require(q.ndim == 3 and q.shape[2] == k_cache.shape[3], f"q {shape(q)} does not fit k_cache {shape(k_cache)}")
+    require(k_cache.shape[:3] == v_cache.shape[:3], f"k_cache {shape(k_cache)} and v_cache {shape(v_cache)} differ")
+    require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
+    require(q.shape[1] % k_cache.shape[2] == 0, f"{q.shape[1]} query heads on {k_cache.shape[2]} KV heads")
+    require(q.dtype in QUERY_DTYPES, f"q is {q.dtype}, not one of {QUERY_DTYPES}")
+    require(q.stride(2) == 1, "the last dimension of q must be contiguous")
+    require(window >= 0, f"window is {window}, not 0 (none) or more")
+    sequences(block_tables, seq_lens)
+
+
+def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:
+    indices(block_tables, "block_tables", torch.int32, ndim=2)
+    indices(seq_lens, "seq_lens", torch.int32, ndim=1)
+    require(len(block_tables) == len(seq_lens), f"{len(block_tables)} block tables for {len(seq_lens)} seq_lens")
+
+
+def query_starts(starts: Tensor, seq_lens: Tensor) -> None:
+    indices(starts, "query_starts", torch.int32, ndim=1)
+    require(len(starts) == len(seq_lens) + 1, f"{len(starts)} query_starts for {len(seq_lens)} seq_lens")
+
+
+def store(rows: Tensor, pool: Tensor, slots: Tensor) -> None:
+    """rows [T,H,D] go to the slots [T] int64 of pool [P,B,H,D]."""
+    cache(pool, "the cache", ndim=4)
+    indices(slots, "slots", torch.int64, ndim=1)
+    require(rows.shape[1:] == pool.shape[2:], f"rows {shape(rows)} do not fit the cache {shape(pool)}")
+    require(len(rows) == len(slots), f"{len(rows)} rows for {len(slots)} slots")
+    require(rows.stride(-1) == 1, "the last dimension of the rows must be contiguous")
+
+
+def latent(pool: Tensor, latent_dim: int) -> None:
+    """pool [P,B,R+E], R = latent_dim."""
+    require(pool.ndim == 3, f"a latent cache is [pages, block, latent + rope], not {shape(pool)}")
+    require(0 < latent_dim < pool.shape[2], f"latent_dim {latent_dim} of a row of {pool.shape[2]}")
+
+
+def cache(pool: Tensor, name: str, ndim: int) -> None:
+    require(pool.ndim == ndim, f"{name} has {pool.ndim} dimensions, not {ndim}")
+    require(pool.dtype in CACHE_DTYPES, f"{name} is {pool.dtype}, not one of {CACHE_DTYPES}")
+    require(pool.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
+
+
+def indices(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int) -> None:
+    require(tensor.ndim == ndim and tensor.dtype == dtype, f"{name} must be {ndim}-D {dtype}, not {describe(tensor)}")
+    require(tensor.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{tensor.ndim}-D {tensor.dtype}"
