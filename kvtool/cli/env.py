@@ -20,13 +20,13 @@ def env(
 
     from kvtool.bench.environment import describe_environment
     from kvtool.bench.roofline import measure_roofline
-    from kvtool.engine.device import resolve_device
+    from kvtool.engine.config import resolve_device
     from kvtool.engine.pool import cache_dtype
     from kvtool.report.environment import print_environment
     from kvtool.results import EnvDocument, encode
     from kvtool.sizing.dtypes import parse_float_dtype
 
-    where, element = resolve_device(device), cache_dtype(parse_float_dtype(dtype, "dtype"))
+    where, element = str(resolve_device(device)), cache_dtype(parse_float_dtype(dtype, "dtype"))
     document = EnvDocument(
         environment=describe_environment(where),
         roofline=asdict(measure_roofline(where, element)) if measure else None,
