@@ -76,7 +76,7 @@ def specs_by_layer(
         sparse=any(layer.indexer for layer in model.layers),
     )
     layers: list[tuple[CacheSpec, ...]] = []
-    for layer, top_k_tokens in zip(model.layers, _top_k_by_layer(model), strict=True):
+    for layer, top_k_tokens in zip(model.layers, top_k_by_layer(model), strict=True):
         specs: list[CacheSpec] = []
         if isinstance(layer.cache, SharedAttention):
             source = layer.cache.source_layer
@@ -89,7 +89,7 @@ def specs_by_layer(
     return layers
 
 
-def _top_k_by_layer(model: Model) -> Iterator[int | None]:
+def top_k_by_layer(model: Model) -> Iterator[int | None]:
     """How many tokens each layer's attention reads at most. An MLA layer without an indexer of its own takes the choice
     of the one before it (GLM-5.2 and 5.3 share indexers); other layers without an indexer read everything.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvtool.sizing.dtypes import CacheFormat
-from kvtool.units import ceil_div, round_up
+from kvtool.units import MAX_LENGTH_TOKENS, ceil_div, round_up
 
 FP8_DS_MLA_GROUP = 128  # elements of the latent that share one fp32 scale in the fp8_ds_mla layout
 INDEXER_SCALE_GROUP = 128  # elements of an fp8 index key that share one fp32 scale
@@ -60,6 +60,10 @@ class CacheSpec:
     def allocated_bytes(self, tokens: int, block_size: int) -> int:
         """Bytes of one sequence in whole pages."""
         return self.pages(tokens, block_size) * self.page_bytes(block_size)
+
+    def fixed_bytes(self, block_size: int) -> int:
+        """Bytes of a long sequence in whole pages, whatever its length: a full window, a state; 0 where it grows."""
+        return 0 if self.grows else self.allocated_bytes(MAX_LENGTH_TOKENS, block_size)
 
     def shared_pages(self, prefix_tokens: int, tokens: int, block_size: int) -> int:
         """Pages that sequences with a common prefix share at `tokens` tokens: its whole pages, where still needed."""

@@ -1,0 +1,131 @@
+"""What a size was worked out from without being read or measured, and what a layout stores more than once, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.fit import RESERVE_BYTES, batch_limits
+from kvtool.sizing.specs import ChunkedSpec, FullSpec, HeadsSpec, IndexerSpec, LatentSpec, SharedSpec, StateSpec
+from kvtool.units import format_bytes
+
+if TYPE_CHECKING:
+    from kvtool.sizing.plan import SizePlan
+
+
+def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
+    """Every assumption of a plan. `automatic`: the cache dtype was left to kvtool."""
+    return [
+        *_cache(plan, automatic=automatic),
+        *_state(plan),
+        *_layout(plan),
+        *_batch(plan),
+        *_weights(plan),
+        *_card(plan),
+    ]
+
+
+def _cache(plan: SizePlan, *, automatic: bool) -> Iterator[str]:
+    model, name = plan.model, plan.cache_format.name
+    if automatic and model.dtype is None:
+        yield f"{model.id}: no dtype is known, so the cache is taken to be {name}"
+    elif automatic and name == "fp32":
+        yield f"{model.id}: the cache is fp32 like the checkpoint; engines serve it in 16 bits (--kv-cache-dtype bf16)"
+    if name in ("fp8", "fp8_e5m2", "int8"):
+        yield f"{name} cache: one scale per tensor, which takes no bytes per token"
+    for spec, _ in plan.specs:
+        if isinstance(spec, LatentSpec) and spec.fp8_ds_mla:
+            yield f"fp8 cache of sparse MLA: vLLM's fp8_ds_mla layout, {spec.bytes_per_token} B per token and layer"
+        if isinstance(spec, IndexerSpec):
+            stored = "fp8 with fp32 scales" if spec.quantised else "bf16"
+            yield f"index keys are stored in {stored} whatever the KV dtype: {spec.bytes_per_token} B per token and layer"
+        if isinstance(spec, FullSpec | LatentSpec) and spec.top_k_tokens:
+            yield f"a decode step reads all index keys, and at most {spec.top_k_tokens:,} tokens of a sparse layer's cache"
+        if isinstance(spec, ChunkedSpec):
+            yield f"chunked layers are sized by a full chunk of {spec.window} tokens"
+        if isinstance(spec, SharedSpec) and spec.source is None:
+            yield f"{model.id}: which layers its KV-sharing layers read is not known; their reads are not counted"
+
+
+def _state(plan: SizePlan) -> Iterator[str]:
+    states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
+    if not states:
+        return
+    used = plan.state.recurrent
+    other = "bf16" if used == "fp32" else "fp32"
+    elements = sum(count * spec.recurrent_elements for spec, count in states)
+    conv_bytes = sum(count * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
+    yield (
+        f"recurrent state in {used}, convolution state in {plan.state.conv}: "
+        f"{conv_bytes + elements * FLOAT_BYTES[used]:,} B a sequence; with --mamba-ssm-cache-dtype {other} it is "
+        f"{conv_bytes + elements * FLOAT_BYTES[other]:,} B"
+    )
+
+
+def _layout(plan: SizePlan) -> Iterator[str]:
+    parallel, specs = plan.options.parallel, [spec for spec, _ in plan.specs]
+    tp, dcp = parallel.tp, parallel.dcp
+    for heads in sorted({spec.kv_heads for spec in specs if isinstance(spec, HeadsSpec)}):
+        if heads < tp:
+            split = f", {dcp} ways split by dcp" if dcp > 1 else ""
+            yield f"tp {tp} is more than the {heads} KV heads: each head is on {tp // heads} ranks{split}"
+    if tp > 1 and any(isinstance(spec, LatentSpec) for spec in specs):
+        yield f"tp does not split the MLA latent: {tp // dcp} whole copies on {tp} ranks"
+    if tp > 1 and any(isinstance(spec, IndexerSpec) for spec in specs):
+        yield f"neither tp nor dcp splits index keys: {tp} whole copies on {tp} ranks"
+    if dcp > 1:
+        yield f"dcp {dcp} splits the tokens of full and MLA layers; windows, states and index keys stay whole"
+    if parallel.pp > 1:
+        yield f"pp {parallel.pp}: the fullest stage decides bytes per GPU; a decode step passes through all stages"
+    if parallel.dp > 1:
+        yield f"dp {parallel.dp}: each replica has its share of the batch, rounded up, and its own shared prefix"
+    if parallel.num_gpus > 1:
+        yield "norms and other small weights are taken as split like the rest; decode figures are those of one GPU"
+
+
+def _batch(plan: SizePlan) -> Iterator[str]:
+    model, options = plan.model, plan.options
+    longest = max(options.contexts_of(model))
+    if model.max_position_embeddings is not None and longest > model.max_position_embeddings:
+        yield f"{model.id} was made for {model.max_position_embeddings:,} positions: beyond them this is only arithmetic"
+    if options.shared_prefix:
+        pages = options.shared_prefix // options.block_size
+        yield (
+            f"shared prefix: its {pages} whole pages are stored once and read by every sequence; "
+            "recurrent state is not shared"
+        )
+
+
+def _weights(plan: SizePlan) -> Iterator[str]:
+    model, weights = plan.model, plan.weights
+    if weights.stored_bytes is None:
+        yield f"{model.id}: weights {weights.source}"
+    if model.moe is not None and weights.params is not None:
+        yield (
+            "experts read in a step: E x (1 - (1 - k/E)^batch) of each sparse layer, k of E routed evenly "
+            f"(E = {model.moe.num_experts}, k = {model.moe.experts_per_token})"
+        )
+    if weights.params is None and weights.stored_bytes is not None:
+        what = (
+            "the part of the experts that a step reads" if model.moe else "the part of the weights not read by a step"
+        )
+        yield f"{model.id}: its parameters are not known block by block, so {what} is not worked out"
+
+
+def _card(plan: SizePlan) -> Iterator[str]:
+    gpu = plan.options.gpu
+    if gpu is None:
+        return
+    if gpu.memory_assumed:
+        yield f"{gpu.name}: memory is the card's decimal figure, {gpu.memory_bytes:,} B; a driver reports a little less"
+    tokens, sequences = batch_limits(gpu)
+    yield (
+        f"activations are an estimate: {tokens:,} batched tokens x (4 x hidden + 3 x widest MLP / tp) x 2 B"
+        f" + {sequences:,} sequences x vocabulary x 4 B"
+    )
+    yield f"{format_bytes(RESERVE_BYTES)} a GPU is set aside for the runtime: context, communication buffers, graphs"
+    yield (
+        "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"
+        " at its dense bf16 rate; recurrent state counts as read and written"
+    )

@@ -1,0 +1,68 @@
+"""What to size: every combination of contexts, batch sizes and cache dtypes, on one layout and maybe one card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.parallel import Parallel
+from kvtool.units import MAX_LENGTH_TOKENS
+
+DEFAULT_CONTEXTS = (4096, 32768)
+MAX_COUNT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeOptions:
+    """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
+    --mamba-ssm-cache-dtype.
+    """
+
+    contexts: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = (1,)
+    kv_cache_dtypes: tuple[str, ...] = (AUTO,)
+    block_size: int = 16
+    parallel: Parallel = field(default_factory=Parallel)
+    gpu: Gpu | None = None
+    gpu_memory_utilization: float = 0.92
+    max_model_len: int | None = None
+    shared_prefix: int = 0
+    weight_dtype: str = AUTO
+    state_dtype: str = AUTO
+
+    def __post_init__(self) -> None:
+        for context in self.contexts:
+            _check_range("context", context, MAX_LENGTH_TOKENS)
+        for batch_size in self.batch_sizes:
+            _check_range("batch size", batch_size, MAX_COUNT)
+        _check_range("block size", self.block_size, MAX_COUNT)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise KvtoolError(f"gpu memory utilization {self.gpu_memory_utilization} must be above 0 and at most 1")
+        if self.shared_prefix < 0:
+            raise KvtoolError(f"shared prefix {self.shared_prefix} must not be negative")
+        if self.contexts and self.shared_prefix > min(self.contexts):
+            raise KvtoolError(f"shared prefix {self.shared_prefix} is longer than the context {min(self.contexts)}")
+        if self.max_model_len is not None and self.max_model_len < max(self.contexts, default=self.shared_prefix):
+            longest = max(self.contexts, default=self.shared_prefix)
+            raise KvtoolError(f"--max-model-len {self.max_model_len} is shorter than {longest} tokens asked for")
+
+    def max_context(self, model: Model) -> int | None:
+        """The longest sequence that may be: --max-model-len, else what the model was made for, else no limit known."""
+        return self.max_model_len or model.max_position_embeddings
+
+    def contexts_of(self, model: Model) -> tuple[int, ...]:
+        """The contexts asked for, or the default ones that the model and the shared prefix allow."""
+        if self.contexts:
+            return self.contexts
+        limit = self.max_context(model)
+        usual = {tokens for tokens in DEFAULT_CONTEXTS if limit is None or tokens < limit}
+        contexts = sorted(usual | ({limit} if limit else set()))
+        return tuple(tokens for tokens in contexts if tokens >= self.shared_prefix) or (self.shared_prefix,)
+
+
+def _check_range(what: str, value: int, largest: int) -> None:
+    if not 1 <= value <= largest:
+        raise KvtoolError(f"{what} {value} must be from 1 to {largest}")

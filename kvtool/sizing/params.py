@@ -1,0 +1,230 @@
+"""How many parameters a decoder has, worked out from its shape, for the families whose blocks are known.
+
+Multi-token-prediction layers, vision towers and audio encoders are not counted: a text decode step does not run them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtool.catalog.model import (
+    FullAttention,
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    LatentAttention,
+    Layer,
+    LightningAttention,
+    Mamba1,
+    Mamba2,
+    Model,
+    RecurrentLayer,
+    ShortConvolution,
+)
+from kvtool.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamCount:
+    """Parameters by how a decode step reads them: of `embedding` one row a token, of `experts` those chosen, the rest
+    whole. `head` is 0 where the output head is the embedding (`tied`), which is then read whole.
+    """
+
+    embedding: int
+    head: int
+    tied: bool
+    layers: int
+    experts: int
+    sparse_layers: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.head + self.layers + self.experts
+
+    @property
+    def dense_read(self) -> int:
+        """Parameters that every step reads whatever its batch: all but routed experts and the input embedding."""
+        return self.layers + (self.embedding if self.tied else self.head)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """How a family's blocks differ from Llama's: MLP matrices, biases, norms per layer, learned positions."""
+
+    mlp_matrices: int = 3
+    qkv_bias: bool = False
+    all_bias: bool = False  # every projection and norm has a bias
+    norms: int = 2
+    qk_norm: str = "none"  # none | head: one vector of head_dim each | full: over all heads
+    gated_output: bool = False  # the query projection also makes an output gate
+    extra_positions: int | None = None  # rows of a learned position table beyond max_position_embeddings
+    embedding_norm: bool = False
+    mixer_or_mlp: bool = False  # a layer has either attention (or recurrence) or an MLP
+
+
+_LLAMA = _Family()
+_GPT2 = _Family(mlp_matrices=2, all_bias=True)
+FAMILIES = {
+    "llama": _LLAMA, "mistral": _LLAMA, "mistral3": _LLAMA, "ministral3": _LLAMA, "mixtral": _LLAMA, "phi3": _LLAMA,
+    "granite": _LLAMA, "internlm2": _LLAMA, "smollm3": _LLAMA, "deepseek_v2": _LLAMA, "deepseek_v3": _LLAMA,
+    "deepseek_v32": _LLAMA, "kimi_k2": _LLAMA, "kimi_linear": _LLAMA, "glm_moe_dsa": _LLAMA, "jamba": _LLAMA,
+    "minimax": _LLAMA, "llama4_text": _LLAMA, "granitemoehybrid": _LLAMA, "gemma": _LLAMA, "lfm2": _LLAMA,
+    "qwen2": _Family(qkv_bias=True), "qwen2_moe": _Family(qkv_bias=True), "seed_oss": _Family(qkv_bias=True),
+    "chatglm": _Family(qkv_bias=True), "glm": _Family(qkv_bias=True), "mimo": _Family(qkv_bias=True),
+    "glm4": _Family(norms=4), "glm4_moe": _Family(qk_norm="head"), "cohere": _Family(norms=1),
+    "cohere2": _Family(norms=1), "gemma2": _Family(norms=4), "gemma3_text": _Family(norms=4, qk_norm="head"),
+    "qwen3": _Family(qk_norm="head"), "qwen3_moe": _Family(qk_norm="head"),
+    "minimax_m2": _Family(qk_norm="full"), "minimax_m3": _Family(qk_norm="head"),
+    "qwen3_next": _Family(qk_norm="head", gated_output=True),
+    "qwen3_5_text": _Family(qk_norm="head", gated_output=True),
+    "qwen3_5_moe_text": _Family(qk_norm="head", gated_output=True),
+    "olmo2": _Family(qk_norm="full"), "olmo3": _Family(qk_norm="full"),
+    "gpt_oss": _Family(all_bias=True),
+    "gpt2": _Family(mlp_matrices=2, all_bias=True, extra_positions=0),
+    "gpt_bigcode": _Family(mlp_matrices=2, all_bias=True, extra_positions=0),
+    "opt": _Family(mlp_matrices=2, all_bias=True, extra_positions=2),
+    "bloom": _Family(mlp_matrices=2, all_bias=True, embedding_norm=True),
+    "starcoder2": _GPT2, "gpt_neox": _GPT2, "phi": _Family(mlp_matrices=2, all_bias=True, norms=1),
+    "phi-msft": _Family(mlp_matrices=2, all_bias=True, norms=1),
+    "gptj": _Family(mlp_matrices=2, norms=1), "falcon": _Family(mlp_matrices=2, norms=1),
+    "mpt": _Family(mlp_matrices=2), "nemotron_h": _Family(mlp_matrices=2, norms=1, mixer_or_mlp=True),
+}  # fmt: skip
+
+
+def count_params(model: Model) -> ParamCount | None:
+    """The count from the shape, or None where the family or a size of its blocks is not known."""
+    family = FAMILIES.get(model.architecture or "")
+    if family is None or model.vocab_size is None or not _has_mlp_sizes(model):
+        return None
+    if family.mixer_or_mlp and model.moe is not None:
+        return None  # Nemotron 3's experts may work in a latent of a width that the model does not give
+    embedding = model.vocab_size * model.hidden_size
+    tied = bool(model.tie_word_embeddings)
+    sparse = [_is_sparse(model, index) for index in range(model.num_layers)]
+    layers = sum(_layer_params(model, family, layer, sparse[index]) for index, layer in enumerate(model.layers))
+    return ParamCount(
+        embedding=embedding,
+        head=0 if tied else embedding,
+        tied=tied,
+        layers=layers + _outside_layers(model, family),
+        experts=sum(sparse) * _expert_params(model, family),
+        sparse_layers=sum(sparse),
+    )
+
+
+def _has_mlp_sizes(model: Model) -> bool:
+    dense_layers = model.moe is None or any(not _is_sparse(model, index) for index in range(model.num_layers))
+    return model.intermediate_size is not None or not dense_layers
+
+
+def _is_sparse(model: Model, index: int) -> bool:
+    """Whether a layer's MLP is a mixture of experts."""
+    moe = model.moe
+    return moe is not None and index >= moe.first_dense_layers and (index + 1) % moe.layer_step == 0
+
+
+def _outside_layers(model: Model, family: _Family) -> int:
+    """The final norm, learned positions, and a norm after the embedding."""
+    norm = model.hidden_size * (2 if family.all_bias else 1)
+    positions = 0
+    if family.extra_positions is not None:
+        positions = ((model.max_position_embeddings or 0) + family.extra_positions) * model.hidden_size
+    return norm + positions + (norm if family.embedding_norm else 0)
+
+
+def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> int:
+    """One layer without its routed experts."""
+    norms = family.norms * model.hidden_size * (2 if family.all_bias else 1)
+    has_mlp = layer.cache is None or not family.mixer_or_mlp
+    return norms + _mixer_params(model, family, layer) + (_mlp_params(model, family, sparse) if has_mlp else 0)
+
+
+def _mixer_params(model: Model, family: _Family, layer: Layer) -> int:
+    """Attention or recurrence, and the indexer beside it."""
+    match layer.cache:
+        case LatentAttention():
+            params = _latent_params(model, layer.cache)
+        case FullAttention():
+            params = _heads_params(model, family, layer.cache)
+        case Mamba1() | Mamba2() | GatedDeltaNet() | KimiDeltaAttention() | LightningAttention() | ShortConvolution():
+            params = _recurrent_params(model.hidden_size, layer.cache)
+        case _:
+            params = 0
+    if layer.indexer is not None:
+        q_width = layer.cache.q_lora_rank if isinstance(layer.cache, LatentAttention) else None
+        index_heads, index_dim = layer.indexer.heads, layer.indexer.head_dim
+        params += (q_width or model.hidden_size) * index_heads * index_dim
+        params += model.hidden_size * (index_dim + index_heads) + 2 * index_dim
+    return params
+
+
+def _heads_params(model: Model, family: _Family, cache: FullAttention) -> int:
+    hidden, heads = model.hidden_size, model.num_heads
+    q_width = heads * cache.k_head_dim * (2 if family.gated_output else 1)
+    kv_width = cache.kv_heads * (cache.k_head_dim + cache.v_head_dim)
+    params = hidden * (q_width + kv_width) + heads * cache.v_head_dim * hidden
+    if family.qkv_bias or family.all_bias:
+        params += q_width + kv_width
+    if family.all_bias:
+        params += hidden
+    if family.qk_norm == "head":
+        params += 2 * cache.k_head_dim
+    if family.qk_norm == "full":
+        params += (heads + cache.kv_heads) * cache.k_head_dim
+    return params
+
+
+def _latent_params(model: Model, cache: LatentAttention) -> int:
+    """DeepSeek's projections: queries through their own rank or straight, the latent, its expansion, the output."""
+    hidden, heads = model.hidden_size, model.num_heads
+    nope, v_dim, rope = cache.qk_nope_head_dim or 0, cache.v_head_dim or 0, cache.qk_rope_head_dim
+    q_width = heads * (nope + rope)
+    query = cache.q_lora_rank * (hidden + 1 + q_width) if cache.q_lora_rank else hidden * q_width
+    latent = hidden * (cache.kv_lora_rank + rope) + cache.kv_lora_rank
+    return query + latent + cache.kv_lora_rank * heads * (nope + v_dim) + heads * v_dim * hidden
+
+
+def _recurrent_params(hidden: int, cache: RecurrentLayer) -> int:
+    match cache:
+        case Mamba1():
+            inner, state, dt_rank = cache.inner_dim, cache.state_dim, ceil_div(hidden, 16)
+            scan = inner * (dt_rank + 2 * state) + dt_rank * inner + inner + inner * state + inner
+            return hidden * 2 * inner + inner * (cache.conv_kernel + 1) + scan + inner * hidden
+        case Mamba2():
+            inner, groups = cache.heads * cache.head_dim, 2 * cache.groups * cache.state_dim
+            project = hidden * (2 * inner + groups + cache.heads)
+            return project + (inner + groups) * (cache.conv_kernel + 1) + 3 * cache.heads + inner + inner * hidden
+        case GatedDeltaNet():
+            keys, values = cache.key_heads * cache.key_head_dim, cache.value_heads * cache.value_head_dim
+            project = hidden * (2 * keys + 2 * values + 2 * cache.value_heads)
+            small = 2 * cache.value_heads + cache.value_head_dim
+            return project + (2 * keys + values) * cache.conv_kernel + small + values * hidden
+        case KimiDeltaAttention():
+            width = cache.heads * cache.head_dim
+            gates = 2 * (hidden * cache.head_dim + cache.head_dim * width) + hidden * cache.heads
+            small = width + cache.heads + cache.head_dim
+            return 3 * hidden * width + 3 * width * cache.conv_kernel + gates + small + width * hidden
+        case LightningAttention():
+            width = cache.heads * cache.head_dim
+            return 5 * hidden * width + width
+        case ShortConvolution():
+            return 4 * hidden * cache.dim + cache.dim * cache.conv_kernel
+
+
+def _mlp_params(model: Model, family: _Family, sparse: bool) -> int:
+    """The dense MLP, or the router and shared experts of a sparse one."""
+    hidden = model.hidden_size
+    if sparse and model.moe is not None:
+        bias = model.moe.num_experts if family.all_bias else 0
+        return hidden * model.moe.num_experts + bias + family.mlp_matrices * hidden * model.moe.shared_intermediate_size
+    width = model.intermediate_size or 0
+    bias = (family.mlp_matrices - 1) * width + hidden if family.all_bias else 0
+    return family.mlp_matrices * hidden * width + bias
+
+
+def _expert_params(model: Model, family: _Family) -> int:
+    """All routed experts of one layer."""
+    if model.moe is None:
+        return 0
+    width = model.moe.intermediate_size
+    bias = (family.mlp_matrices - 1) * width + model.hidden_size if family.all_bias else 0
+    return model.moe.num_experts * (family.mlp_matrices * model.hidden_size * width + bias)

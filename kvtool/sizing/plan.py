@@ -1,0 +1,170 @@
+"""One model with one cache dtype on one layout: everything that its rows have in common, and a row for each batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtool.catalog.model import Model
+from kvtool.results import (
+    SizeEngine,
+    SizeFit,
+    SizeInputs,
+    SizeKv,
+    SizeLayers,
+    SizeModel,
+    SizeRow,
+    SizeWeights,
+)
+from kvtool.sizing.decode import decode_floor
+from kvtool.sizing.dtypes import AUTO, CacheFormat, parse_cache_format, parse_float_dtype
+from kvtool.sizing.fit import Budget, budget, fit
+from kvtool.sizing.layers import StateFormat, layer_specs, state_format
+from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.specs import CacheSpec, HeadsSpec, IndexerSpec, LatentSpec, StateSpec, WindowSpec
+from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache
+from kvtool.sizing.weights import Weights, weigh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizePlan:
+    """`specs` are those of one whole copy of the model (tp 1); `cache` is what the GPUs of the layout hold."""
+
+    model: Model
+    options: SizeOptions
+    cache_format: CacheFormat
+    state: StateFormat
+    specs: SpecCounts
+    cache: GpuCache
+    weights: Weights
+    memory: Budget | None
+
+    def row(self, context: int, batch_size: int) -> SizeRow:
+        """The row of `batch_size` sequences of `context` tokens."""
+        options = self.options
+        prefix = options.shared_prefix
+        return SizeRow(
+            model=_model(self.model),
+            inputs=self._inputs(context, batch_size),
+            layers=[_layers(spec, count, context) for spec, count in self.specs],
+            kv=self._kv(context, batch_size),
+            weights=SizeWeights(
+                bytes=self.weights.stored_bytes,
+                bytes_per_gpu=self.weights.bytes_per_gpu(options.parallel),
+                source=self.weights.source,
+            ),
+            decode=decode_floor(
+                self.model,
+                self.cache,
+                self.weights,
+                options.parallel,
+                options.gpu,
+                context=context,
+                batch_size=batch_size,
+            ),
+            fit=SizeFit()
+            if self.memory is None
+            else fit(
+                self.memory,
+                self.cache,
+                context=context,
+                batch_size=batch_size,
+                shared_prefix=prefix,
+                max_context=options.max_context(self.model),
+            ),
+            engine=SizeEngine(),
+        )
+
+    def _inputs(self, context: int, batch_size: int) -> SizeInputs:
+        options = self.options
+        parallel = options.parallel
+        return SizeInputs(
+            context=context,
+            batch_size=batch_size,
+            kv_cache_dtype=self.cache_format.name,
+            weight_dtype=self.weights.format.name,
+            block_size=options.block_size,
+            tp=parallel.tp,
+            pp=parallel.pp,
+            dp=parallel.dp,
+            dcp=parallel.dcp,
+            ep=parallel.ep,
+            gpu=options.gpu.name if options.gpu else None,
+            num_gpus=parallel.num_gpus,
+            shared_prefix=options.shared_prefix,
+            engine=None,
+        )
+
+    def _kv(self, context: int, batch_size: int) -> SizeKv:
+        block_size, prefix = self.options.block_size, self.options.shared_prefix
+        return SizeKv(
+            bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.grows and s.kind != "indexer"),
+            indexer_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.kind == "indexer"),
+            window_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if isinstance(s, WindowSpec)),
+            window_cap_bytes_per_sequence=sum(
+                n * s.stored_bytes(s.window) for s, n in self.specs if isinstance(s, WindowSpec)
+            ),
+            state_bytes_per_sequence=sum(n * s.state_bytes for s, n in self.specs if isinstance(s, StateSpec)),
+            bytes_per_sequence=sum(n * s.stored_bytes(context) for s, n in self.specs),
+            allocated_bytes_per_sequence=sum(n * s.allocated_bytes(context, block_size) for s, n in self.specs),
+            fixed_bytes_per_sequence=sum(n * s.fixed_bytes(block_size) for s, n in self.specs),
+            slope_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.grows),
+            bytes_total=allocated_bytes(
+                self.specs, tokens=context, batch_size=batch_size, block_size=block_size, shared_prefix=prefix
+            ),
+            bytes_per_gpu=self.cache.bytes_per_gpu(tokens=context, batch_size=batch_size, shared_prefix=prefix),
+        )
+
+
+def make_plan(
+    model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO, *, checkpoint_bytes: int | None = None
+) -> SizePlan:
+    """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
+    cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
+    asked = options.state_dtype
+    state = state_format(model, asked if asked == AUTO else parse_float_dtype(asked, "mamba ssm cache dtype"))
+    weights = weigh(model, options.weight_dtype, checkpoint_bytes=checkpoint_bytes)
+    parallel = options.parallel
+    memory = None
+    if options.gpu is not None:
+        memory = budget(
+            options.gpu,
+            model,
+            parallel,
+            weights_bytes=weights.bytes_per_gpu(parallel),
+            utilization=options.gpu_memory_utilization,
+        )
+    return SizePlan(
+        model=model,
+        options=options,
+        cache_format=cache_format,
+        state=state,
+        specs=count_specs(layer_specs(model, cache_format, state=state)),
+        cache=gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state),
+        weights=weights,
+        memory=memory,
+    )
+
+
+def _model(model: Model) -> SizeModel:
+    return SizeModel(
+        id=model.id,
+        source=model.source,
+        attention=model.attention,
+        num_layers=model.num_layers,
+        params_total=model.params_total,
+    )
+
+
+def _layers(spec: CacheSpec, count: int, context: int) -> SizeLayers:
+    """The group of `count` layers with this spec; its bytes are those of all of them."""
+    vectors = spec if isinstance(spec, HeadsSpec | LatentSpec | IndexerSpec) else None
+    return SizeLayers(
+        kind=spec.kind,
+        count=count,
+        kv_heads=vectors.kv_heads if vectors else None,
+        k_head_dim=vectors.k_head_dim if vectors else None,
+        v_head_dim=vectors.v_head_dim if vectors else None,
+        window=spec.window if isinstance(spec, WindowSpec) else None,
+        bytes_per_token=count * spec.bytes_per_token,
+        bytes_per_sequence=count * spec.stored_bytes(context),
+    )

@@ -1,0 +1,28 @@
+"""`kvtool size` as a function: models and options in, one typed document out."""
+
+from __future__ import annotations
+
+from kvtool.catalog.model import Model
+from kvtool.results import SizeDocument, SizeRow
+from kvtool.sizing.assumptions import assumptions
+from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.plan import make_plan
+
+
+def size(*models: Model, options: SizeOptions | None = None, checkpoint_bytes: int | None = None) -> SizeDocument:
+    """A row for every model x cache dtype x context x batch size. `checkpoint_bytes` is what the weight files of the
+    (one) model hold. Raises KvtoolError for a layout that a model cannot take, and for dtypes that are not known.
+    """
+    options = options or SizeOptions()
+    rows: list[SizeRow] = []
+    said: dict[str, None] = {}
+    for model in models:
+        for dtype in options.kv_cache_dtypes:
+            plan = make_plan(model, options, dtype, checkpoint_bytes=checkpoint_bytes)
+            rows += [
+                plan.row(context, batch_size)
+                for context in options.contexts_of(model)
+                for batch_size in options.batch_sizes
+            ]
+            said.update(dict.fromkeys(assumptions(plan, automatic=dtype == "auto")))
+    return SizeDocument(rows=rows, assumptions=list(said))

@@ -1,0 +1,131 @@
+"""Bytes moved and operations done by a prefill and by a decode step: plain functions of specs, models and lengths.
+
+A multiply-accumulate is two FLOPs. Softmax, norms, rotary positions and sampling are not counted: they are small.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from kvtool.catalog.model import (
+    ChunkedAttention,
+    CrossAttention,
+    FullAttention,
+    LatentAttention,
+    Layer,
+    Model,
+    Moe,
+    SharedAttention,
+    SlidingAttention,
+)
+from kvtool.sizing.layers import top_k_by_layer
+from kvtool.sizing.params import count_params
+from kvtool.sizing.specs import CacheSpec
+from kvtool.sizing.state import conv_elements, recurrent_elements
+
+FLOPS_PER_STATE_ELEMENT = 4  # a token adds an outer product to the state (2) and reads it out (2)
+
+
+def decode_kv_read_bytes(specs: Iterable[CacheSpec], context_lens: Sequence[int]) -> int:
+    """Bytes of cache that one decode step reads for sequences of these lengths, the new token included."""
+    counts, lengths = Counter(specs), Counter(context_lens)
+    return sum(
+        layers * sequences * spec.read_bytes(tokens)
+        for spec, layers in counts.items()
+        for tokens, sequences in lengths.items()
+    )
+
+
+def kv_written_bytes(specs: Iterable[CacheSpec], tokens: int) -> int:
+    """Bytes of cache that storing `tokens` new tokens writes; windows write theirs too, over older ones."""
+    return tokens * sum(spec.bytes_per_token for spec in specs if spec.per_token)
+
+
+def experts_touched(moe: Moe, tokens: int) -> float:
+    """Distinct experts of a layer that `tokens` tokens are expected to reach, routed evenly: E x (1 - (1 - k/E)^n)."""
+    return moe.num_experts * (1 - (1 - moe.experts_per_token / moe.num_experts) ** tokens)
+
+
+def decode_flops(model: Model, context_lens: Sequence[int]) -> int | None:
+    """FLOPs of one decode step of sequences of these lengths; None where the parameters cannot be counted."""
+    lengths = Counter(context_lens)
+    weights = _weight_flops(model, tokens=len(context_lens), heads=len(context_lens))
+    if weights is None:
+        return None
+    return weights + sum(
+        sequences * attention_flops(model, new_tokens=1, cached_tokens=tokens - 1)
+        for tokens, sequences in lengths.items()
+    )
+
+
+def prefill_flops(model: Model, new_tokens: int, cached_tokens: int = 0) -> int | None:
+    """FLOPs of one sequence's prefill of `new_tokens` behind `cached_tokens`; None where parameters cannot be counted.
+
+    The output head runs for the last token only.
+    """
+    weights = _weight_flops(model, tokens=new_tokens, heads=1)
+    if weights is None:
+        return None
+    return weights + attention_flops(model, new_tokens=new_tokens, cached_tokens=cached_tokens)
+
+
+def _weight_flops(model: Model, *, tokens: int, heads: int) -> int | None:
+    """Two FLOPs per parameter and token; the output head for `heads` of them."""
+    params = count_params(model)
+    if params is None:
+        return None
+    active = params.layers
+    if model.moe is not None:
+        active += params.experts * model.moe.experts_per_token // model.moe.num_experts
+    head = params.embedding if params.tied else params.head
+    return 2 * (active * tokens + head * heads)
+
+
+def attention_flops(model: Model, *, new_tokens: int, cached_tokens: int) -> int:
+    """FLOPs of scores, weighted sums, index scores and state updates of one sequence, over all layers."""
+    layers = Counter(zip(model.layers, top_k_by_layer(model), strict=True))
+    return sum(
+        count * _layer_flops(model, layer, top_k, new_tokens, cached_tokens) for (layer, top_k), count in layers.items()
+    )
+
+
+def _layer_flops(model: Model, layer: Layer, top_k: int | None, new: int, cached: int) -> int:
+    if isinstance(layer.cache, SharedAttention):
+        source = layer.cache.source_layer
+        return 0 if source is None else _layer_flops(model, model.layers[source], top_k, new, cached)
+    flops = 0
+    if layer.indexer is not None:
+        flops += 2 * layer.indexer.heads * layer.indexer.head_dim * _pairs(new, cached, None)
+    match layer.cache:
+        case None:
+            return flops
+        case CrossAttention(encoder_tokens=tokens):
+            return flops + _pair_flops(model, layer.cache) * new * tokens
+        case SlidingAttention(window=window) | ChunkedAttention(window=window):
+            return flops + _pair_flops(model, layer.cache) * _pairs(new, cached, window)
+        case FullAttention():
+            return flops + _pair_flops(model, layer.cache) * _pairs(new, cached, top_k)
+        case LatentAttention():
+            return flops + _latent_pair_flops(model, layer.cache, decode=new == 1) * _pairs(new, cached, top_k)
+        case _:
+            elements = conv_elements(layer.cache) + recurrent_elements(layer.cache)
+            return flops + FLOPS_PER_STATE_ELEMENT * elements * new
+
+
+def _pairs(new: int, cached: int, limit: int | None) -> int:
+    """Query-key pairs of `new` causal queries behind `cached` keys: the sum of min(cached + i, limit), i = 1..new."""
+    growing = new if limit is None else max(0, min(new, limit - cached))
+    return growing * cached + growing * (growing + 1) // 2 + (new - growing) * (limit or 0)
+
+
+def _pair_flops(model: Model, cache: FullAttention) -> int:
+    """One query token against one key, all query heads: QK^T and PV."""
+    return 2 * model.num_heads * (cache.k_head_dim + cache.v_head_dim)
+
+
+def _latent_pair_flops(model: Model, cache: LatentAttention, *, decode: bool) -> int:
+    """Decode works on the latent itself (absorbed projections); prefill on the heads expanded from it."""
+    if decode or cache.qk_nope_head_dim is None or cache.v_head_dim is None:
+        return 2 * model.num_heads * (2 * cache.kv_lora_rank + cache.qk_rope_head_dim)
+    return 2 * model.num_heads * (cache.qk_nope_head_dim + cache.qk_rope_head_dim + cache.v_head_dim)
