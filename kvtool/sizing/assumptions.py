@@ -39,9 +39,9 @@ def _cache(plan: SizePlan, *, automatic: bool) -> Iterator[str]:
             yield f"fp8 cache of sparse MLA: vLLM's fp8_ds_mla layout, {spec.bytes_per_token} B per token and layer"
         if isinstance(spec, IndexerSpec):
             stored = "fp8 with fp32 scales" if spec.quantised else "bf16"
-            yield f"index keys are stored in {stored} whatever the KV dtype: {spec.bytes_per_token} B per token and layer"
+            yield f"index keys are stored in {stored} whatever the KV dtype: {spec.bytes_per_token} B a token and layer"
         if isinstance(spec, FullSpec | LatentSpec) and spec.top_k_tokens:
-            yield f"a decode step reads all index keys, and at most {spec.top_k_tokens:,} tokens of a sparse layer's cache"
+            yield f"a decode step reads all index keys, and at most {spec.top_k_tokens:,} tokens of a sparse cache"
         if isinstance(spec, ChunkedSpec):
             yield f"chunked layers are sized by a full chunk of {spec.window} tokens"
         if isinstance(spec, SharedSpec) and spec.source is None:
@@ -88,7 +88,7 @@ def _batch(plan: SizePlan) -> Iterator[str]:
     model, options = plan.model, plan.options
     longest = max(options.contexts_of(model))
     if model.max_position_embeddings is not None and longest > model.max_position_embeddings:
-        yield f"{model.id} was made for {model.max_position_embeddings:,} positions: beyond them this is only arithmetic"
+        yield f"{model.id} was made for {model.max_position_embeddings:,} positions: beyond them it is only arithmetic"
     if options.shared_prefix:
         pages = options.shared_prefix // options.block_size
         yield (
