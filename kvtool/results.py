@@ -288,7 +288,17 @@ class CompareRow(Struct, frozen=True, kw_only=True):
 class CompareDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.compare/1"
     baseline: str
-    rows: list[CompareRow] | list[SizeRow]
+    rows: list[CompareRow]
+    warnings: list[str]
+    assumptions: list[str]
+
+
+class MatrixDocument(Struct, frozen=True, kw_only=True):
+    """`kvtool compare` of models: one size row per model and setting; `baseline` is the first model."""
+
+    schema: str = "kvtool.compare/1"
+    baseline: str
+    rows: list[SizeRow]
     warnings: list[str]
     assumptions: list[str]
 

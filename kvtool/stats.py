@@ -19,6 +19,7 @@ NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 _MAX_CELLS = 1 << 20  # resamples x values held at once: 8 MiB of int64
 _MAX_EXACT_PAIRS = 50
+_SMALLEST = 1e-30  # below it a value is 0 for a ratio, which would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,12 @@ def paired_ratio_of_medians(a: Sequence[float], b: Sequence[float], seed: int = 
 
 def ratio_of_medians(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int = 0) -> Estimate | None:
     """median(b) / median(a) of two independent sides, each given as clusters of values that share their noise (the
-    requests of one iteration). Whole clusters are resampled. None with fewer than two clusters, or values not above 0.
+    requests of one iteration). Whole clusters are resampled. None with fewer than two clusters, or values of 0.
     """
     import numpy as np
 
     a, b = [c for c in a if c], [c for c in b if c]
-    if min(len(a), len(b)) < 2 or min(min(cluster) for cluster in (*a, *b)) <= 0:
+    if min(len(a), len(b)) < 2 or min(min(cluster) for cluster in (*a, *b)) < _SMALLEST:
         return None
     rng = np.random.default_rng(seed)
     ratios = _resampled_medians(b, rng) / _resampled_medians(a, rng)

@@ -1,0 +1,94 @@
+"""The metrics that cases are compared by: where each stands in a case, which way is better, the samples behind it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvtool.results import Case, Sample, Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`of_sample` gives a timing's values of one request. A rate names in `follows` the timing that it is the inverse
+    of: it has no samples of its own, so the interval of that timing is carried over. A count has neither: it is exact.
+    """
+
+    name: str
+    unit: str
+    value: Callable[[Case], float | None]
+    better: str
+    worse: str
+    lower_is_better: bool
+    of_sample: Callable[[Sample], list[float]] | None = None
+    follows: str | None = None
+    gates: bool = True  # may fail --fail-on-regression
+
+
+def _timing(name: str, summary: Callable[[Case], Summary | None], of_sample: Callable[[Sample], list[float]]) -> Metric:
+    def median(case: Case) -> float | None:
+        found = summary(case)
+        return None if found is None else found.p50
+
+    return Metric(name, "ms", median, "faster", "slower", lower_is_better=True, of_sample=of_sample)
+
+
+def _tpot_ms(sample: Sample) -> list[float]:
+    steps = sample.output_tokens - 1
+    return [(sample.e2e_s - sample.ttft_s) / steps * 1e3] if steps > 0 else []
+
+
+METRICS = (
+    _timing("ttft_ms", lambda case: case.metrics.ttft_ms, lambda sample: [sample.ttft_s * 1e3]),
+    _timing("tpot_ms", lambda case: case.metrics.tpot_ms, _tpot_ms),
+    _timing("itl_ms", lambda case: case.metrics.itl_ms, lambda sample: [gap * 1e3 for gap in sample.itl_s]),
+    _timing("e2e_ms", lambda case: case.metrics.e2e_ms, lambda sample: [sample.e2e_s * 1e3]),
+    Metric(
+        "prefill_tokens_per_s", "tokens/s", lambda case: case.metrics.prefill_tokens_per_s,
+        "faster", "slower", lower_is_better=False, follows="ttft_ms",
+    ),
+    Metric(
+        "decode_tokens_per_s", "tokens/s", lambda case: case.metrics.decode_tokens_per_s,
+        "faster", "slower", lower_is_better=False, follows="tpot_ms",
+    ),
+    # The measured bandwidth below it moves too, so a lower MBU alone is no regression.
+    Metric(
+        "mbu", "ratio", lambda case: case.roofline.mbu,
+        "higher", "lower", lower_is_better=False, follows="tpot_ms", gates=False,
+    ),
+    Metric("kv_allocated_bytes", "bytes", lambda case: case.memory.kv_allocated_bytes, "less", "more", True),
+    Metric("peak_bytes", "bytes", lambda case: case.memory.peak_bytes, "less", "more", True),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def measured_samples(case: Case) -> list[Sample]:
+    """The samples behind a case's metrics: the cached or baseline arm, or the only arm there is."""
+    arms = {sample.arm for sample in case.samples}
+    for arm in ("cached", "baseline"):
+        if arm in arms:
+            return [sample for sample in case.samples if sample.arm == arm]
+    return case.samples if len(arms) == 1 else []
+
+
+def clusters_of(metric: Metric, case: Case) -> list[list[float]] | None:
+    """A timing's values by iteration (by request where there is one iteration). None when the document's median is not
+    the median of its samples: then they cannot speak for it."""
+    assert metric.of_sample is not None
+    requests = [(sample.iteration, metric.of_sample(sample)) for sample in measured_samples(case)]
+    pooled = [value for _, values in requests for value in values]
+    stated = metric.value(case)
+    if not pooled or stated is None or not math.isclose(statistics.median(pooled), stated, rel_tol=1e-3):
+        return None
+    iterations: dict[int, list[float]] = defaultdict(list)
+    for iteration, values in requests:
+        iterations[iteration] += values
+    return list(iterations.values()) if len(iterations) > 1 else [values for _, values in requests]
+
+
+def num_iterations(case: Case) -> int:
+    return len({sample.iteration for sample in measured_samples(case)})

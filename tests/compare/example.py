@@ -1,0 +1,87 @@
+"""Small bench documents whose metrics follow from their samples, made from a seed and a speed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from kvtool.results import BenchDocument, Case, Check, Memory, Metrics, Roofline, Sample, StepBytes, Summary
+from kvtool.stats import summarise
+
+ENVIRONMENT = {"device": "cpu", "cpu": "Example CPU", "torch": "2.13.0", "date_utc": "2026-01-01T00:00:00+00:00"}
+INPUTS = {"model": "m", "block_size": 16, "seed": 0, "num_iters": 6, "output_len": 4, "batch_size": 2}
+
+
+def document(
+    tpot_factor: float = 1.0,
+    noise_seed: int = 0,
+    input_lens: tuple[int, ...] = (128, 512),
+    environment: Mapping[str, Any] = ENVIRONMENT,
+    iterations: int = 6,
+    **inputs: Any,
+) -> BenchDocument:
+    """A latency case per input length: TTFT near 1 ms a token, TPOT near 10 ms times `tpot_factor`, noise near 1 %."""
+    draw = random.Random(noise_seed)
+    return BenchDocument(
+        environment=dict(environment),
+        definitions={"ttft": "first token out - request in"},
+        assumptions=[],
+        cases=[case(length, tpot_factor, draw, iterations, inputs) for length in input_lens],
+    )
+
+
+def case(input_len: int, tpot_factor: float, draw: random.Random, iterations: int, inputs: Mapping[str, Any]) -> Case:
+    samples = [
+        sample
+        for iteration in range(iterations)
+        for sample in requests(iteration, input_len, tpot_factor * draw.gauss(1, 0.01), draw)
+    ]
+    return Case(
+        name=f"latency/{input_len}x2",
+        part="latency",
+        inputs=INPUTS | {"num_iters": iterations, "input_len": input_len} | inputs,
+        samples=samples,
+        metrics=metrics(samples),
+        bytes=StepBytes(weights_read=1, kv_read=1, kv_written=1, other=0, prefill_flops=1, decode_flops=1),
+        roofline=Roofline(read_gbps_measured=20.0, mbu=0.5 / tpot_factor),
+        memory=Memory(
+            kv_predicted_bytes=4096, kv_allocated_bytes=4096, kv_pool_bytes=None, kv_waste_bytes=0, peak_bytes=None
+        ),
+        prefix=None,
+        check=Check(text="one arm"),
+    )
+
+
+def requests(iteration: int, input_len: int, factor: float, draw: random.Random) -> list[Sample]:
+    found = []
+    for _ in range(2):
+        ttft_s = input_len * 1e-3 * draw.gauss(1, 0.005)
+        gaps = [10e-3 * factor * draw.gauss(1, 0.005) for _ in range(3)]
+        found.append(
+            Sample(
+                arm="baseline", iteration=iteration, ttft_s=ttft_s, e2e_s=ttft_s + sum(gaps), itl_s=gaps,
+                output_tokens=4, prompt_tokens=input_len, cached_tokens=0,
+            )
+        )  # fmt: skip
+    return found
+
+
+def metrics(samples: list[Sample]) -> Metrics:
+    tpot_ms = [(s.e2e_s - s.ttft_s) / 3 * 1e3 for s in samples]
+    ttft_ms = [s.ttft_s * 1e3 for s in samples]
+    return Metrics(
+        ttft_ms=summary(ttft_ms),
+        tpot_ms=summary(tpot_ms),
+        itl_ms=summary([gap * 1e3 for s in samples for gap in s.itl_s]),
+        e2e_ms=summary([s.e2e_s * 1e3 for s in samples]),
+        prefill_tokens_per_s=2e3 * samples[0].prompt_tokens / summary(ttft_ms).p50,
+        decode_tokens_per_s=2e3 / summary(tpot_ms).p50,
+    )
+
+
+def summary(values: list[float]) -> Summary:
+    found = summarise(values)
+    assert found is not None
+    return Summary(**asdict(found))
