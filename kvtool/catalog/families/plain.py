@@ -1,0 +1,62 @@
+"""Architectures whose every layer is full MHA, MQA or GQA, with the names each uses for its sizes."""
+
+from __future__ import annotations
+
+from kvtool.catalog.families.family import Shape, check_groups, every_layer, grouped_attention, read_head_dim
+from kvtool.catalog.fields import Fields
+from kvtool.catalog.model import FullAttention, Layer
+
+
+def plain(fields: Fields, shape: Shape) -> list[Layer]:
+    """Llama and all that differ from it in nothing the cache sees."""
+    return every_layer(grouped_attention(fields, shape), shape)
+
+
+def multi_head(fields: Fields, shape: Shape) -> list[Layer]:
+    """As many KV heads as query heads, of hidden_size / heads (GPT-2, GPT-J, GPT-NeoX, OPT, BLOOM, Persimmon)."""
+    head_dim = read_head_dim(fields, shape)
+    return every_layer(FullAttention(kv_heads=shape.num_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
+
+
+def multi_query_flag(fields: Fields, shape: Shape) -> list[Layer]:
+    """GPT-BigCode: one KV head when `multi_query`, which is its default."""
+    kv_heads = 1 if fields.flag("multi_query", default=True) else shape.num_heads
+    head_dim = read_head_dim(fields, shape)
+    return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
+
+
+def falcon(fields: Fields, shape: Shape) -> list[Layer]:
+    """Falcon: `num_kv_heads` counts only in the new architecture; the old one is MQA or MHA by `multi_query`."""
+    if fields.flag("new_decoder_architecture", default=False):
+        kv_heads = fields.integer("num_kv_heads", "num_key_value_heads", "n_head_kv")
+    else:
+        kv_heads = 1 if fields.flag("multi_query", default=True) else shape.num_heads
+        fields.read |= {"num_kv_heads", "num_key_value_heads", "n_head_kv"}
+    head_dim = read_head_dim(fields, shape)
+    kv_heads = check_groups(fields, shape, kv_heads)
+    return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
+
+
+def chatglm(fields: Fields, shape: Shape) -> list[Layer]:
+    """ChatGLM2 and 3: `multi_query_group_num` KV heads of `kv_channels` when `multi_query_attention`."""
+    multi_query = fields.flag("multi_query_attention", default=False)
+    kv_heads = fields.integer("multi_query_group_num") if multi_query else shape.num_heads
+    fields.read.add("multi_query_group_num")
+    head_dim = fields.optional_integer("kv_channels") or read_head_dim(fields, shape)
+    kv_heads = check_groups(fields, shape, kv_heads)
+    return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
+
+
+def attn_config(fields: Fields, shape: Shape) -> list[Layer]:
+    """MPT and DBRX: the KV heads stand in the nested `attn_config`."""
+    nested = fields.nested("attn_config") or Fields({}, where=fields.where)
+    kind = nested.text("attn_type", default="multihead_attention")
+    if kind not in {"multihead_attention", "grouped_query_attention", "multiquery_attention"}:
+        raise fields.error(f"attn_type {kind!r} is not known")
+    given = nested.optional_integer("kv_n_heads")
+    kv_heads = 1 if kind == "multiquery_attention" else given or shape.num_heads
+    if nested.optional_integer("sliding_window_size", low=-1) not in {None, -1}:
+        raise fields.error("attn_config has a sliding_window_size, which is not known for this architecture")
+    head_dim = read_head_dim(fields, shape)
+    kv_heads = check_groups(fields, shape, kv_heads)
+    return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)

@@ -1,0 +1,120 @@
+"""The accelerators of gpus.yaml, and the one in this machine (`local`, asked through NVML)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from kvtool.errors import DeviceError, KvtoolError, did_you_mean
+
+_SCHEMA = "kvtool.gpus/1"
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One card. Bandwidths in decimal GB/s (links per direction), rates in dense TFLOP/s; None where no source says.
+
+    `memory_bytes` is what the driver reports, or the card's decimal figure when `memory_assumed`. `register_file_bytes`
+    is per compute unit, `l2_bytes` per device.
+    """
+
+    name: str
+    vendor: str
+    arch: str | None
+    memory_bytes: int
+    source: str
+    confidence: str
+    memory_assumed: bool = False
+    memory_bandwidth_gbps: float | None = None
+    bf16_tflops: float | None = None
+    fp8_tflops: float | None = None
+    link_gbps: float | None = None
+    pcie_gbps: float | None = None
+    compute_units: int | None = None
+    compute_unit_kind: str | None = None
+    l2_bytes: int | None = None
+    register_file_bytes: int | None = None
+    aliases: list[str] = []
+    driver_names: list[str] = []
+    notes: str | None = None
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: str
+    gpus: list[Gpu]
+
+
+def load_gpus() -> list[Gpu]:
+    """Every card of the packaged gpus.yaml, in its order."""
+    raw = yaml.load(Path(__file__).with_name("gpus.yaml").read_bytes(), Loader=yaml.CSafeLoader)
+    file = msgspec.convert(raw, _File)
+    if file.schema != _SCHEMA:
+        raise KvtoolError(f"gpus.yaml has schema {file.schema!r}: this kvtool reads {_SCHEMA}")
+    return file.gpus
+
+
+def find_gpu(name: str) -> Gpu:
+    """The card of that name in any case, with or without its memory suffix; `local` is the one in this machine.
+
+    Raises KvtoolError with the nearest names, or with the candidates when a short name fits several and none of them
+    lists it as its alias; DeviceError for `local` without a driver.
+    """
+    if name.strip().lower() == "local":
+        return local_gpu()
+    gpus, wanted = load_gpus(), _key(name)
+    exact = [gpu for gpu in gpus if wanted in {_key(known) for known in (gpu.name, *gpu.aliases)}]
+    found = exact or [gpu for gpu in gpus if wanted in _short_names(gpu.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise KvtoolError(f"gpu {name!r} fits several cards: write one of {', '.join(gpu.name for gpu in found)}")
+    known = [known for gpu in gpus for known in (gpu.name, *gpu.aliases)]
+    raise KvtoolError(f"unknown gpu {name!r}{did_you_mean(name, known) or ' (kvtool gpus lists them)'}")
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def _short_names(name: str) -> set[str]:
+    """`H100-SXM-80GB` -> `h100`, `h100sxm`: the name cut at each hyphen."""
+    parts = name.split("-")
+    return {_key("".join(parts[:end])) for end in range(1, len(parts))}
+
+
+def local_gpu(index: int = 0) -> Gpu:
+    """The NVIDIA card `index` of this machine: memory as the driver reports it, figures from gpus.yaml where it is listed."""
+    driver_name, memory_bytes = _ask_nvml(index)
+    listed = next((gpu for gpu in load_gpus() if driver_name in gpu.driver_names), None)
+    if listed is not None:
+        return msgspec.structs.replace(listed, memory_bytes=memory_bytes, memory_assumed=False)
+    return Gpu(
+        name=driver_name,
+        vendor="NVIDIA",
+        arch=None,
+        memory_bytes=memory_bytes,
+        source="NVML",
+        confidence="high",
+        notes="not in gpus.yaml: only its memory is known",
+    )
+
+
+def _ask_nvml(index: int) -> tuple[str, int]:
+    """The driver's name and total memory in bytes of a card. Raises DeviceError when there is no driver or no such card."""
+    try:
+        import pynvml
+    except ImportError as error:
+        raise DeviceError("gpu 'local' needs NVML: install nvidia-ml-py, or name a card (kvtool gpus)") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"gpu 'local': no NVIDIA driver here ({error}); name a card instead (kvtool gpus)") from error
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = pynvml.nvmlDeviceGetName(handle)
+        return (name.decode() if isinstance(name, bytes) else name), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"gpu 'local': NVML cannot read card {index} ({error})") from error
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,183 @@
+"""A Hugging Face config.json -> Model. What it says that kvtool does not know is refused by name, never guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from kvtool.catalog.attention import attention_name
+from kvtool.catalog.decoders import read_decoder
+from kvtool.catalog.families.family import Family
+from kvtool.catalog.families.registry import FAMILIES, WRAPPERS
+from kvtool.catalog.fields import Fields
+from kvtool.catalog.model import Model
+from kvtool.catalog.quantisation import read_quantisation
+from kvtool.catalog.unread import refuse_unread
+from kvtool.errors import KvtoolError, did_you_mean
+
+_TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
+_CLASS_ENDINGS = ("forcausallm", "forconditionalgeneration", "lmheadmodel", "model")
+_MAX_CONFIG_BYTES = 16 << 20
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def read_config(path: Path, *, id: str | None = None) -> Model:
+    """The model that a config.json file describes. Raises KvtoolError in one line."""
+    return model_from_config(read_json(path), id=id or _name_of(path), source=str(path))
+
+
+def _name_of(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "config.json" else path.stem
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object in a file. Raises KvtoolError when it is missing, too large, not JSON or not an object."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise KvtoolError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: not a config")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise KvtoolError(f"{path} is not JSON: {_reason(error)}") from error
+    if not isinstance(value, dict):
+        raise KvtoolError(f"{path} is not a config: its JSON is not an object")
+    return value
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
+
+
+def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> Model:
+    """The model that a decoded config describes, `text_config` found inside multimodal ones.
+
+    Raises KvtoolError for an unknown model_type, layer type or quantisation, a missing or contradictory field, and for
+    any field about attention or state that the architecture's reader does not know.
+    """
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise KvtoolError(f"{source}: not a config object")
+    outer = Fields(config, where=source)
+    fields, model_type = _text_fields(outer)
+    family = FAMILIES[model_type]
+    for name in family.required:
+        if fields.get(name) is None:
+            raise fields.error(f"field {name!r} is missing")
+    _refuse_encoders(fields)
+    shape = family.shape(fields)
+    layers = family.layers(fields, shape)
+    moe = family.experts(fields, shape)
+    quantisation = read_quantisation(fields) or read_quantisation(outer)
+    model = Model(
+        id=id,
+        source=source,
+        architecture=model_type,
+        attention=attention_name(layers, shape.num_heads),
+        layers=tuple(layers),
+        hidden_size=shape.hidden_size,
+        vocab_size=fields.optional_integer("padded_vocab_size") or fields.optional_integer("vocab_size"),
+        num_heads=shape.num_heads,
+        intermediate_size=_dense_width(fields, shape.hidden_size, family),
+        moe=moe,
+        tie_word_embeddings=_tied(outer, fields, family),
+        max_position_embeddings=fields.optional_integer(
+            "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
+        ),
+        dtype=_dtype(fields) or _dtype(outer),
+        quantisation=quantisation,
+        decoder=read_decoder(fields, model_type),
+        confidence="read from its config",
+    )
+    refuse_unread(fields)
+    return model
+
+
+def _text_fields(outer: Fields) -> tuple[Fields, str]:
+    """The fields of the text model and its type: the config itself, or what a known multimodal config wraps."""
+    model_type = _type_of(outer)
+    key = next((key for key in _TEXT_KEYS if isinstance(outer.values.get(key), dict)), None)
+    if key is None:
+        return _flat(outer, model_type)
+    if model_type not in WRAPPERS:
+        raise _unknown_type(outer, model_type)
+    inner = outer.nested(key)
+    assert inner is not None
+    inner_type = _type_of(inner) or WRAPPERS[model_type]
+    if inner_type in WRAPPERS and any(name in inner.values for name in _TEXT_KEYS):
+        return _text_fields(inner)
+    if inner_type not in FAMILIES:
+        raise _unknown_type(inner, inner_type)
+    family = FAMILIES[inner_type]
+    return Fields(inner.values, where=inner.where, defaults={**family.nested, **family.defaults}), inner_type
+
+
+def _flat(outer: Fields, model_type: str | None) -> tuple[Fields, str]:
+    if model_type not in FAMILIES:
+        if model_type in WRAPPERS:
+            raise outer.error("field 'text_config' is missing")
+        raise _unknown_type(outer, model_type)
+    return Fields(outer.values, where=outer.where, defaults=FAMILIES[model_type].defaults), model_type
+
+
+def _type_of(fields: Fields) -> str | None:
+    """`model_type`, or in its absence the known type that the class in `architectures` is named after."""
+    model_type = fields.text("model_type")
+    if model_type is not None:
+        return model_type
+    by_class = {known.replace("_", "").replace("-", "").lower(): known for known in (*WRAPPERS, *FAMILIES)}
+    for name in fields.strings("architectures") or []:
+        stem = name.replace("_", "").lower()
+        for ending in _CLASS_ENDINGS:
+            if stem.endswith(ending) and (known := by_class.get(stem.removesuffix(ending))):
+                return known
+    return None
+
+
+def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
+    if model_type is None:
+        return fields.error("field 'model_type' is missing")
+    return fields.error(
+        f"model_type {model_type[:60]!r} is not known{did_you_mean(model_type[:60], (*FAMILIES, *WRAPPERS))}"
+    )
+
+
+def _refuse_encoders(fields: Fields) -> None:
+    fields.refuse("is_encoder_decoder", "encoder-decoder models are not known yet")
+    fields.refuse("add_cross_attention", "cross attention is not known for this architecture")
+
+
+def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None:
+    """The MLP's inner size of a dense layer; None where layers differ or nothing says."""
+    for name in (
+        "dense_intermediate_size",
+        "intermediate_size_mlp",
+        "intermediate_size",
+        "n_inner",
+        "ffn_dim",
+        "ffn_hidden_size",
+    ):
+        value = fields.get(name)
+        if isinstance(value, list):
+            widths = set(fields.integers(name, low=1) or [])
+            return widths.pop() if len(widths) == 1 else None
+        if value is not None:
+            return fields.integer(name)
+    return family.mlp_factor * hidden_size if family.mlp_factor else None
+
+
+def _tied(outer: Fields, fields: Fields, family: Family) -> bool | None:
+    for source in (fields, outer):
+        if source.get("tie_word_embeddings") is not None:
+            return source.flag("tie_word_embeddings", default=False)
+    return family.tie
+
+
+def _dtype(fields: Fields) -> str | None:
+    """The checkpoint's dtype by torch's name, without its prefix; `auto` says nothing."""
+    name = fields.get("dtype", "torch_dtype")
+    if name is None or name == "auto":
+        return None
+    if not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES:
+        raise fields.error(f"dtype {str(name)[:40]!r} is not known (known: {', '.join(_DTYPES)})")
+    return name.removeprefix("torch.")

@@ -1,0 +1,234 @@
+"""models.yaml: the models kvtool knows, typed, looked up by id, alias or the last part of either, in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from kvtool.catalog.attention import attention_name
+from kvtool.catalog.decoders import default_decoder
+from kvtool.catalog.layer_pattern import expand_pattern
+from kvtool.catalog.model import (
+    CacheKind,
+    ChunkedAttention,
+    CrossAttention,
+    Decoder,
+    FullAttention,
+    GatedDeltaNet,
+    Indexer,
+    KimiDeltaAttention,
+    LatentAttention,
+    Layer,
+    LightningAttention,
+    Mamba1,
+    Mamba2,
+    Model,
+    Moe,
+    RopeScaling,
+    Router,
+    SharedAttention,
+    ShortConvolution,
+    SlidingAttention,
+)
+from kvtool.errors import KvtoolError, did_you_mean
+
+_SCHEMA = "kvtool.models/1"
+_CACHES: dict[str, type[CacheKind]] = {
+    "full": FullAttention,
+    "sliding": SlidingAttention,
+    "chunked": ChunkedAttention,
+    "cross": CrossAttention,
+    "mla": LatentAttention,
+    "mamba1": Mamba1,
+    "mamba2": Mamba2,
+    "gated_delta_net": GatedDeltaNet,
+    "kda": KimiDeltaAttention,
+    "lightning": LightningAttention,
+    "short_conv": ShortConvolution,
+}
+_BLOCKS = {**_CACHES, "indexer": Indexer, "moe": Moe, "rope_scaling": RopeScaling, "router": Router}
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A block of the file: an unknown key is an error, not a silent loss."""
+
+
+class _DecoderFacts(_Strict):
+    """What a published config gives; every field left out takes the family's default."""
+
+    norm_eps: float | None = None
+    rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
+    rope_interleaved: bool | None = None
+    router: Router | None = None
+
+
+class Entry(_Strict):
+    """One model as the file has it."""
+
+    id: str
+    layers: str
+    num_heads: int
+    hidden_size: int
+    source: str
+    confidence: str
+    aliases: list[str] = []
+    architecture: str | None = None
+    full: FullAttention | None = None
+    sliding: SlidingAttention | None = None
+    chunked: ChunkedAttention | None = None
+    cross: CrossAttention | None = None
+    mla: LatentAttention | None = None
+    indexer: Indexer | None = None
+    mamba1: Mamba1 | None = None
+    mamba2: Mamba2 | None = None
+    gated_delta_net: GatedDeltaNet | None = None
+    kda: KimiDeltaAttention | None = None
+    lightning: LightningAttention | None = None
+    short_conv: ShortConvolution | None = None
+    intermediate_size: int | None = None
+    vocab_size: int | None = None
+    moe: Moe | None = None
+    tie_word_embeddings: bool | None = None
+    max_position_embeddings: int | None = None
+    dtype: str | None = None
+    decoder: _DecoderFacts = _DecoderFacts()
+    params_total: int | None = None
+    params_source: str | None = None
+    notes: str | None = None
+
+    def names(self) -> Iterator[str]:
+        """Every name it answers to, lower-cased: id, aliases, and the last part of each."""
+        for name in (self.id, *self.aliases):
+            yield name.lower()
+            yield name.rsplit("/", 1)[-1].lower()
+
+    def model(self) -> Model:
+        layers = tuple(self._layer(name) for name in expand_pattern(self.layers))
+        return Model(
+            id=self.id,
+            source=self.source,
+            architecture=self.architecture,
+            attention=attention_name(layers, self.num_heads),
+            layers=layers,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            num_heads=self.num_heads,
+            intermediate_size=self.intermediate_size,
+            moe=self.moe,
+            tie_word_embeddings=self.tie_word_embeddings,
+            max_position_embeddings=self.max_position_embeddings,
+            dtype=self.dtype,
+            decoder=self._decoder(),
+            params_total=self.params_total,
+            params_source=self.params_source,
+            confidence=self.confidence,
+            notes=self.notes,
+        )
+
+    def _layer(self, name: str) -> Layer:
+        kind, plus, extra = name.partition("+")
+        if plus and (extra != "indexer" or self.indexer is None):
+            raise KvtoolError(f"model {self.id}: layer {name!r} needs an `indexer` block")
+        indexer = self.indexer if plus else None
+        if kind == "none":
+            return Layer(cache=None, indexer=indexer)
+        if kind == "shared":
+            return Layer(cache=SharedAttention(), indexer=indexer)
+        cache: CacheKind | None = getattr(self, kind) if kind in _CACHES else None
+        if cache is None:
+            raise KvtoolError(f"model {self.id}: layer {name!r} has no block of that name")
+        return Layer(cache=cache, indexer=indexer)
+
+    def _decoder(self) -> Decoder | None:
+        default = default_decoder(self.architecture)
+        given = {name: value for name, value in msgspec.structs.asdict(self.decoder).items() if value is not None}
+        return replace(default, **given) if default else None
+
+
+class _File(_Strict):
+    schema: str
+    models: list[Entry]
+
+
+class Catalogue:
+    """The entries of one file. Iterating gives every Model; `find` gives one, or None."""
+
+    def __init__(self, entries: list[Entry], path: str) -> None:
+        self.path = path
+        self._entries = entries
+        self._by_name: dict[str, Entry] = {}
+        for entry in entries:
+            for name in entry.names():
+                if self._by_name.setdefault(name, entry) is not entry:
+                    raise KvtoolError(f"{path}: {name!r} names both {self._by_name[name].id} and {entry.id}")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Model]:
+        return (entry.model() for entry in self._entries)
+
+    def entries(self) -> list[Entry]:
+        return list(self._entries)
+
+    def find(self, name: str) -> Model | None:
+        """The model of that id, alias or last part, in any case."""
+        entry = self._by_name.get(name.strip().lower())
+        return entry.model() if entry else None
+
+    def get(self, name: str) -> Model:
+        """As `find`, but an unknown name is a KvtoolError with the nearest ones."""
+        model = self.find(name)
+        if model is None:
+            raise KvtoolError(f"unknown model {name!r}{self.nearest(name)}")
+        return model
+
+    def nearest(self, name: str) -> str:
+        """`": did you mean a, b?"` or an empty string."""
+        return did_you_mean(name, self._by_name)
+
+
+def load_catalogue(path: Path | None = None) -> Catalogue:
+    """The catalogue in `path`, else the checkout's models.yaml, else the packaged copy. Raises KvtoolError."""
+    path = path or _default_path()
+    try:
+        raw = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
+        _refuse_unknown_keys(raw)
+        file = msgspec.convert(raw, _File)
+    except OSError as error:
+        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise KvtoolError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise KvtoolError(f"{path} is not a catalogue of models: {error}") from error
+    if file.schema != _SCHEMA:
+        raise KvtoolError(f"{path} has schema {file.schema!r}: this kvtool reads {_SCHEMA}")
+    return Catalogue(file.models, str(path))
+
+
+def _refuse_unknown_keys(value: object, where: str = "file") -> None:
+    """Blocks decode into plain dataclasses, which would drop a misspelt key in silence."""
+    if isinstance(value, list):
+        for item in value:
+            _refuse_unknown_keys(item, where)
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        if key in _BLOCKS and isinstance(item, dict):
+            unknown = set(item) - {field.name for field in fields(_BLOCKS[key])}
+            if unknown:
+                raise KvtoolError(f"model {where}: block {key!r} has unknown keys: {', '.join(map(str, unknown))}")
+        _refuse_unknown_keys(item, str(value.get("id", where)))
+
+
+def _default_path() -> Path:
+    """The top-level file of a checkout (editable installs too), or the copy inside the wheel."""
+    root = Path(__file__).parents[2]
+    if (root / "pyproject.toml").is_file() and (root / "models.yaml").is_file():
+        return root / "models.yaml"
+    return Path(__file__).with_name("models.yaml")
