@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvtool.catalog.model import Model
 from kvtool.results import SizeDocument, SizeRow
 from kvtool.sizing.assumptions import assumptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import make_plan
+
+POINTS_PER_OCTAVE = 4
 
 
 def size(*models: Model, options: SizeOptions | None = None, checkpoint_bytes: int | None = None) -> SizeDocument:
@@ -26,3 +30,12 @@ def size(*models: Model, options: SizeOptions | None = None, checkpoint_bytes: i
             ]
             said.update(dict.fromkeys(assumptions(plan, automatic=dtype == "auto")))
     return SizeDocument(rows=rows, assumptions=list(said))
+
+
+def curve(model: Model, options: SizeOptions) -> SizeOptions:
+    """The same options at contexts close enough for a chart: from 1k to the longest of interest."""
+    longest = max(*options.contexts_of(model), options.max_context(model) or 0)
+    shortest = min(max(1024, options.shared_prefix), longest)
+    steps = max(1, POINTS_PER_OCTAVE * (longest // shortest).bit_length())
+    between = (round(shortest * (longest / shortest) ** (step / steps)) for step in range(1, steps))
+    return replace(options, contexts=tuple(sorted({shortest, *between, longest})))

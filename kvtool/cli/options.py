@@ -1,0 +1,88 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError
+from kvtool.units import parse_length, split_list
+
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option("--models", metavar="FILE", help="A catalogue to use instead of kvtool's own models.yaml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Also write the result as .json, .csv and .png into DIR.")
+]
+ContextOption = Annotated[
+    str | None, typer.Option("--context", metavar="LIST", help="Tokens a sequence, as 4096,32k,1m (k is 1024).")
+]
+BatchSizeOption = Annotated[str, typer.Option("--batch-size", metavar="LIST", help="Sequences at a time, as 1,8,32.")]
+KvCacheDtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype",
+        metavar="LIST",
+        help="auto, fp32, bf16, fp16, fp8, fp8_e5m2, int8, fp8_per_token_head or int8_per_token_head.",
+    ),
+]
+BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
+TpOption = Annotated[int, typer.Option("--tp", help="Tensor parallel ranks.")]
+PpOption = Annotated[int, typer.Option("--pp", help="Pipeline stages.")]
+DpOption = Annotated[int, typer.Option("--dp", help="Data parallel replicas: each holds its own sequences.")]
+DcpOption = Annotated[int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.")]
+EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.")]
+MaxModelLenOption = Annotated[
+    str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
+]
+
+
+def length_list(text: str, what: str) -> tuple[int, ...]:
+    """Token counts of a comma list: `4k,128k`. Raises KvtoolError."""
+    return tuple(parse_length(item, what) for item in split_list(text))
+
+
+def count_list(text: str, what: str) -> tuple[int, ...]:
+    """Whole numbers of a comma list: `1,8,32`. Raises KvtoolError; their range is the callee's to check."""
+    return tuple(parse_count(item, what) for item in split_list(text))
+
+
+def parse_count(text: str, what: str) -> int:
+    """A whole number. Raises KvtoolError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise KvtoolError(f"{what} {text!r} is not a whole number: write a list as 1,8,32") from None
+
+
+def optional_length(text: str | None, what: str) -> int | None:
+    """Tokens, or None where the option was not given. Raises KvtoolError."""
+    return None if text is None else parse_length(text, what)
+
+
+def chosen_model(
+    name: str | None,
+    models_path: Path | None,
+    *,
+    layers: int | None,
+    heads: int | None,
+    kv_heads: int | None,
+    head_dim: int | None,
+) -> Model:
+    """MODEL, or the shape given instead of it (`kv_heads` defaults to `heads`). Raises KvtoolError."""
+    from kvtool.catalog.resolve import inline_model, resolve_model
+
+    shape = {"--layers": layers, "--heads": heads, "--kv-heads": kv_heads, "--head-dim": head_dim}
+    given = [flag for flag, value in shape.items() if value is not None]
+    if name is not None and given:
+        raise KvtoolError(f"{name!r} already has a shape: leave out {', '.join(given)}, or MODEL")
+    if name is not None:
+        return resolve_model(name, models_path=models_path)
+    if layers is None or heads is None or head_dim is None:
+        raise KvtoolError("name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads)")
+    return inline_model(layers=layers, heads=heads, kv_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim)

@@ -1,0 +1,168 @@
+"""A size document as tables for a terminal, as rows for a CSV file, and as a chart of memory against context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
+from kvtool.report.files import CsvValue
+from kvtool.report.tables import Table, to_rich
+from kvtool.results import SizeDocument, SizeLayers, SizeRow
+from kvtool.units import format_bytes, format_length, format_ms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+
+def print_size(document: SizeDocument, console: Console) -> None:
+    """For each model: what its layers keep, then a row for each batch; the assumptions last."""
+    for _, rows in groupby(document.rows, key=lambda row: row.model.id):
+        _print_model(list(rows), console)
+    for assumption in document.assumptions:
+        console.print(f"- {assumption}", style="dim", highlight=False)
+
+
+def _print_model(rows: list[SizeRow], console: Console) -> None:
+    model, weights = rows[0].model, rows[0].weights
+    known = f"weights {format_bytes(weights.bytes)}, {weights.source}" if weights.bytes else f"weights {weights.source}"
+    console.print(f"[bold]{model.id}[/bold]: {model.attention}, {model.num_layers} layers; {known}", highlight=False)
+    for table in (layer_table(rows), *(row_table(list(same)) for _, same in groupby(rows, key=_dtype))):
+        console.print(to_rich(table, console.width))
+
+
+def _dtype(row: SizeRow) -> str:
+    return row.inputs.kv_cache_dtype
+
+
+def layer_table(rows: list[SizeRow]) -> Table:
+    """What the layers of one model keep, under each cache dtype of its rows."""
+    lines = [
+        (_dtype(row), *_layer_cells(layers))
+        for row in {_dtype(row): row for row in rows}.values()
+        for layers in row.layers
+    ]
+    return Table(
+        title="What the layers keep",
+        columns=("cache", "layers", "heads x dims", "bytes a token", "bounded by"),
+        rows=lines,
+        labels=3,
+    )
+
+
+def _layer_cells(layers: SizeLayers) -> tuple[str, str, str, str]:
+    shape = ""
+    if layers.kv_heads is not None:
+        dims = f"({layers.k_head_dim} + {layers.v_head_dim})" if layers.v_head_dim else f"{layers.k_head_dim}"
+        shape = f"{layers.kv_heads} x {dims}"
+    bound = f"{format_length(layers.window)} tokens" if layers.window else ""
+    if layers.kind in ("state", "cross"):
+        bound = f"{format_bytes(layers.bytes_per_sequence)} a sequence"
+    return f"{layers.count} {layers.kind}", shape, f"{layers.bytes_per_token:,}", bound
+
+
+def row_table(rows: list[SizeRow]) -> Table:
+    """One line a row, of one model and one cache dtype; columns about a card only where there is one."""
+    inputs, fit = rows[0].inputs, rows[0].fit
+    columns = ["context", "batch", "a seq", "a GPU" if inputs.num_gpus > 1 else "in all"]
+    columns += ["fits", "room\nleft", "most\nseqs", "longest", "least\nTPOT ms"] if inputs.gpu else ["read\na step"]
+    where = f" on {inputs.num_gpus} x {inputs.gpu}" if inputs.gpu else ""
+    note = f"In pages of {inputs.block_size} tokens. "
+    if fit.kv_pool_bytes is not None and fit.usable_bytes is not None:
+        note += (
+            f"A GPU: {format_bytes(fit.usable_bytes)} usable - {format_bytes(fit.weights_bytes or 0)} weights - "
+            f"{format_bytes(fit.activation_bytes or 0)} activations - {format_bytes(fit.reserve_bytes or 0)} runtime = "
+            f"{format_bytes(fit.kv_pool_bytes)} for cache."
+        )
+    title = f"KV cache in {inputs.kv_cache_dtype}{where}"
+    return Table(title=title, columns=tuple(columns), rows=[_row_cells(row) for row in rows], note=note)
+
+
+def _row_cells(row: SizeRow) -> tuple[str, ...]:
+    inputs, kv, fit = row.inputs, row.kv, row.fit
+    cells = [format_length(inputs.context), f"{inputs.batch_size:,}"]
+    cells += [_short(kv.allocated_bytes_per_sequence), _short(kv.bytes_per_gpu)]
+    if inputs.gpu is None:
+        return (*cells, _short(row.decode.kv_read_bytes_per_step))
+    tpot = format_ms(row.decode.ideal_tpot_ms)
+    if fit.kv_pool_bytes is None or fit.missing_bytes is None or fit.max_context is None:
+        return (*cells, "?", "?", "?", "?", tpot)
+    left = f"-{_short(fit.missing_bytes)}" if fit.missing_bytes else _short(fit.kv_pool_bytes - kv.bytes_per_gpu)
+    return (*cells, "yes" if fit.fits else "no", left, f"{fit.max_batch_size:,}", format_length(fit.max_context), tpot)
+
+
+def _short(count: int) -> str:
+    """A byte count in at most four digits: `12.8 GiB`, `512 MiB`."""
+    value, _, unit = format_bytes(count).partition(" ")
+    return f"{float(value):.3g} {unit}" if float(value) < 1000 else f"{float(value):.0f} {unit}"
+
+
+def size_csv_rows(document: SizeDocument) -> Iterator[dict[str, CsvValue]]:
+    """One flat row each: the model's id and inputs under their own names, results under their group's."""
+    for row in document.rows:
+        flat: dict[str, CsvValue] = {"model": row.model.id, "attention": row.model.attention}
+        flat |= msgspec.structs.asdict(row.inputs)
+        for group in ("kv", "weights", "decode", "fit"):
+            flat |= {f"{group}_{name}": value for name, value in msgspec.structs.asdict(getattr(row, group)).items()}
+        yield flat
+
+
+def size_figure(document: SizeDocument) -> Figure:
+    """Weights and cache of one GPU against context, a line for each dtype and batch size, under the card's limit.
+
+    `document` is of one model, with contexts close enough for a curve.
+    """
+    first = document.rows[0]
+    where = f"one of {first.inputs.num_gpus} GPUs" if first.inputs.num_gpus > 1 else "one GPU"
+    what = "weights + KV cache" if first.weights.bytes_per_gpu else "KV cache (weights are not known)"
+    room = "; limit: usable memory less activations and runtime" if first.fit.kv_pool_bytes else ""
+    figure, (axes,) = new_figure(f"{first.model.id}: memory against context", subtitle=f"{what} on {where}{room}")
+    bytes_axis(axes)
+    tokens_axis(axes)
+    labels = [_draw_line(axes, rows, colour) for rows, colour in _lines(document)]
+    labels += _draw_levels(axes, document)
+    axes.set_xlabel("context, tokens a sequence")
+    axes.set_ylabel("bytes on a GPU")
+    label_ends(figure, axes, labels)
+    return figure
+
+
+def _lines(document: SizeDocument) -> Iterator[tuple[list[SizeRow], str]]:
+    """The rows of each dtype and batch size by growing context, and a colour for them."""
+    lines: dict[tuple[str, int], list[SizeRow]] = {}
+    for row in document.rows:
+        lines.setdefault((row.inputs.kv_cache_dtype, row.inputs.batch_size), []).append(row)
+    for index, rows in enumerate(lines.values()):
+        yield sorted(rows, key=lambda row: row.inputs.context), COLOURS[index % len(COLOURS)]
+
+
+def _draw_line(axes: Axes, rows: list[SizeRow], colour: str) -> EndLabel:
+    weights = rows[0].weights.bytes_per_gpu or 0
+    contexts = [row.inputs.context for row in rows]
+    total = [weights + row.kv.bytes_per_gpu for row in rows]
+    axes.plot(contexts, total, color=colour, linewidth=2)
+    inputs = rows[-1].inputs
+    return EndLabel(contexts[-1], total[-1], f"{inputs.kv_cache_dtype}, batch {inputs.batch_size}", colour)
+
+
+def _draw_levels(axes: Axes, document: SizeDocument) -> list[EndLabel]:
+    """The weights below every line, and what the card has for weights and cache: above it nothing fits."""
+    row = document.rows[0]
+    contexts = [row.inputs.context for row in document.rows]
+    left, right = min(contexts), max(contexts)
+    levels = []
+    if row.weights.bytes_per_gpu:
+        levels.append((row.weights.bytes_per_gpu, f"weights, {format_bytes(row.weights.bytes_per_gpu)}", GREY))
+    if row.fit.kv_pool_bytes:
+        room = row.fit.kv_pool_bytes + (row.fit.weights_bytes or 0)
+        levels.append((room, f"limit of {row.inputs.gpu}, {format_bytes(room)}", RED))
+        axes.set_ylim(top=max(axes.get_ylim()[1], 1.5 * room))
+        axes.axhspan(room, axes.get_ylim()[1], color=RED, alpha=0.06, linewidth=0)
+    axes.set_xlim(left, right * 1.02)
+    axes.hlines([level for level, *_ in levels], left, right, [colour for *_, colour in levels], linestyles="--")
+    return [EndLabel(right, level, text, colour) for level, text, colour in levels]
