@@ -46,7 +46,7 @@ def environment_table(environment: dict[str, Any]) -> Table:
     rows = [
         (NAMES.get(k, k.replace("_", " ")), _text(k, environment[k])) for k in ordered if environment[k] is not None
     ]
-    return Table(title="Environment", columns=("", ""), rows=rows, labels=2)
+    return Table(title="This machine", columns=("", ""), rows=rows, labels=2)
 
 
 def _text(key: str, value: Any) -> str:

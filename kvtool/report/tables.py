@@ -58,10 +58,10 @@ def to_html(table: Table) -> str:
     )
     note = f"<figcaption>{escape(table.note)}</figcaption>" if table.note else ""
     return (
-        f"<figure><h3>{escape(table.title)}</h3><div class=scroll><table>\n"
+        f'<figure><h3>{escape(table.title)}</h3><div class="scroll"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>{note}</figure>"
     )
 
 
 def _side(index: int, table: Table) -> str:
-    return " class=label" if index < table.labels else ""
+    return ' class="label"' if index < table.labels else ""

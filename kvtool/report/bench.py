@@ -1,0 +1,102 @@
+"""A bench document out: tables for a terminal, one row a case as CSV, a chart, one page of HTML. Reads results only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvtool.report import html
+from kvtool.report.bench_charts import bench_panels, chart
+from kvtool.report.bench_findings import findings
+from kvtool.report.bench_tables import SHARED_INPUTS, bench_tables
+from kvtool.report.environment import environment_table
+from kvtool.report.files import png_bytes, write_result
+from kvtool.report.tables import to_html, to_rich
+from kvtool.results import BenchDocument
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_bench(document: BenchDocument, console: Console) -> None:
+    """What ran, every table, the findings in words, and what was assumed."""
+    from rich.text import Text
+
+    console.print(Text(describe_run(document), style="dim"))
+    for table in bench_tables(document):
+        console.print()
+        console.print(to_rich(table, console.width))
+    for heading, sentences in (("In short", findings(document)), ("Assumed", document.assumptions)):
+        if sentences:
+            console.print(Text(f"\n{heading}", style="bold"))
+        for sentence in sentences:
+            console.print(Text(f"- {sentence}"))
+
+
+def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
+    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. Raises KvtoolError."""
+    return write_result(
+        directory,
+        "bench",
+        document,
+        rows=bench_rows(document),
+        figure=chart(bench_panels(document), title=run_title(document)),
+        html=bench_html(document),
+    )
+
+
+def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
+    """One row a case under the paths of the document (`metrics.ttft_ms.p50`), samples left out."""
+    rows = [dict(_flat(msgspec.to_builtins(case), "")) for case in document.cases]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    groups = list(dict.fromkeys(column.split(".")[0] for column in columns))
+    columns.sort(key=lambda column: groups.index(column.split(".")[0]))
+    # An object that is null in some rows has no column of its own: its fields stay empty there.
+    parents = {column.rpartition(".")[0] for column in columns}
+    parents |= {parent.rpartition(".")[0] for parent in parents}
+    return [{column: row.get(column) for column in columns if column not in parents} for row in rows]
+
+
+def _flat(value: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{path}{key}.")
+        elif not isinstance(item, list):
+            yield f"{path}{key}", item
+
+
+def bench_html(document: BenchDocument) -> str:
+    """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
+    images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
+    return html.page(
+        title=run_title(document),
+        subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",
+        body=[
+            html.key_points(findings(document)),
+            html.section("Charts", [html.charts(images)]),
+            html.section("Tables", [to_html(table) for table in bench_tables(document)]),
+            html.section("Environment", [to_html(environment_table(document.environment))]),
+            html.section("Definitions", [html.definitions(document.definitions)]),
+            html.section("Assumptions", [html.bullets(document.assumptions)]),
+        ],
+    )
+
+
+def run_title(document: BenchDocument) -> str:
+    """`kvtool bench: smollm2-135m on Xeon`: every model that ran, and the processor or GPU."""
+    models = sorted({str(case.inputs.get("model")) for case in document.cases if case.inputs.get("model")})
+    device = document.environment.get("gpu") or document.environment.get("cpu") or document.environment.get("device")
+    return f"kvtool bench: {', '.join(models) or 'no case'}" + (f" on {device}" if device else "")
+
+
+def describe_run(document: BenchDocument) -> str:
+    """The inputs that all cases share, in one line."""
+    told = []
+    for key in SHARED_INPUTS:
+        values = {case.inputs.get(key) for case in document.cases}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            told.append(f"{key.replace('_', ' ')} {value}")
+    return ", ".join(told)
