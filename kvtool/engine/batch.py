@@ -1,0 +1,81 @@
+"""The tensors of one step: flat tokens, decode rows first, then the prefill rows sequence after sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtool.engine.scheduler import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sequences of one kind. block_tables [S, N] and seq_lens [S] int32; prefill also has query_starts [S+1] int32."""
+
+    num_tokens: int
+    block_tables: Tensor
+    seq_lens: Tensor
+    query_starts: Tensor
+    max_query_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """token_ids, positions and slots [T] int64; `sample_rows` [n] are the rows whose logits give a next token."""
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    decode: Rows | None
+    prefill: Rows | None
+    sample_rows: Tensor
+
+
+def build_batch(work: list[Work], device: torch.device) -> StepBatch:
+    """The step's tensors on `device`. `work` has its decodes first, as the scheduler gives it."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    sample_rows: list[int] = []
+    for item in work:
+        sequence = item.sequence
+        assert sequence.pages is not None
+        start, stop = sequence.num_computed, sequence.num_computed + item.num_tokens
+        token_ids += sequence.token_ids[start:stop]
+        positions += range(start, stop)
+        slots += sequence.pages.table.slots(start, stop)
+        if item.completes:
+            sample_rows.append(len(token_ids) - 1)
+    decodes = [item for item in work if item.is_decode]
+    prefills = work[len(decodes) :]
+    return StepBatch(
+        token_ids=_to(device, token_ids, torch.int64),
+        positions=_to(device, positions, torch.int64),
+        slots=_to(device, slots, torch.int64),
+        decode=_rows(decodes, device),
+        prefill=_rows(prefills, device),
+        sample_rows=_to(device, sample_rows, torch.int64),
+    )
+
+
+def _rows(work: list[Work], device: torch.device) -> Rows | None:
+    if not work:
+        return None
+    tables = [item.sequence.pages.table.pages for item in work if item.sequence.pages is not None]
+    width = max(len(table) for table in tables)
+    query_starts = [0]
+    for item in work:
+        query_starts.append(query_starts[-1] + item.num_tokens)
+    return Rows(
+        num_tokens=query_starts[-1],
+        block_tables=_to(device, [table + [0] * (width - len(table)) for table in tables], torch.int32),
+        seq_lens=_to(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
+        query_starts=_to(device, query_starts, torch.int32),
+        max_query_len=max(item.num_tokens for item in work),
+    )
+
+
+def _to(device: torch.device, values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

@@ -1,0 +1,107 @@
+"""How a model is run: device, dtypes, pages and limits, resolved once and never changed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtool.catalog.model import Model
+from kvtool.errors import DeviceError, KvtoolError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("fp32", "bf16", "fp16")
+DEFAULT_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all."""
+
+    weights: str = "random"
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    device: str = "auto"
+    backend: str = "auto"
+    block_size: int = DEFAULT_BLOCK_SIZE
+    num_layers: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    prefill_first: bool = False
+    prefix_caching: bool = True
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise KvtoolError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.dtype not in ("auto", *DTYPES):
+            raise KvtoolError(f"dtype {self.dtype!r} is not one the engine runs: auto, {', '.join(DTYPES)}")
+        if self.backend not in ("auto", "triton", "torch"):
+            raise KvtoolError(f"backend {self.backend!r} is not one of auto, triton, torch")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU. Raises DeviceError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise KvtoolError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+def resolve_backend(name: str, device: torch.device) -> str:
+    """`auto` is Triton on a GPU and torch on a CPU. Raises KvtoolError for Triton without a GPU."""
+    if name == "auto":
+        return "triton" if device.type == "cuda" else "torch"
+    if name == "triton" and device.type != "cuda":
+        raise KvtoolError("backend 'triton' needs a CUDA device: use 'torch' on a CPU")
+    return name
+
+
+def resolve_dtype(name: str, model: Model, device: torch.device) -> str:
+    """`auto` is the model's own dtype, bf16 where it has none that the engine runs."""
+    if name != "auto":
+        return name
+    return (
+        model.dtype
+        if model.dtype in ("bf16", "fp16") and not (model.dtype == "fp16" and device.type == "cpu")
+        else "bf16"
+    )
+
+
+def truncated(model: Model, num_layers: int | None) -> Model:
+    """The first `num_layers` layers of a model. Raises KvtoolError when it has fewer."""
+    if num_layers is None:
+        return model
+    if not 1 <= num_layers <= model.num_layers:
+        raise KvtoolError(f"--num-layers {num_layers} must be from 1 to the {model.num_layers} layers of {model.id}")
+    return replace(model, layers=model.layers[:num_layers], params_total=None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` holds weights: a .gguf file, or a folder with safetensors."""
+    return (path.is_file() and path.suffix == ".gguf") or (path.is_dir() and any(path.glob("*.safetensors")))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had on the device."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as meminfo:
+            fields = dict(line.split(":") for line in meminfo)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,97 @@
+"""MHA, MQA and GQA over pages, full or sliding: fused QKV, optional bias and QK norm, RoPE, store, attend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+
+from kvtool.catalog.model import Decoder, FullAttention, SlidingAttention
+from kvtool.engine.decoder.linear import Linear
+from kvtool.engine.decoder.rope import rotate
+from kvtool.engine.decoder.step import StepContext, join
+from kvtool.engine.pool import LayerCache
+from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels import Kernels
+
+
+class GroupedQueryAttention:
+    """x [T, hidden] -> attention of it + plus [T, hidden]. Writes the K and V of the step's tokens first."""
+
+    def __init__(
+        self,
+        shape: FullAttention,
+        *,
+        num_heads: int,
+        hidden_size: int,
+        decoder: Decoder,
+        weights: WeightSource,
+        prefix: str,
+        kernels: Kernels,
+    ) -> None:
+        self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
+        self.window = shape.window if isinstance(shape, SlidingAttention) else 0
+        self.scale = self.head_dim**-0.5
+        self.norm_eps = decoder.norm_eps
+        self.kernels = kernels
+        rows = {"q_proj": num_heads, "k_proj": shape.kv_heads, "v_proj": shape.kv_heads}
+        tensors = [
+            weights.tensor(f"{prefix}.{name}.weight", heads * self.head_dim, hidden_size)
+            for name, heads in rows.items()
+        ]
+        biases = [
+            weights.tensor(f"{prefix}.{name}.bias", heads * self.head_dim)
+            for name, heads in rows.items()
+            if decoder.qkv_bias
+        ]
+        self.qkv = Linear(torch.cat(tensors), torch.cat(biases) if biases else None)
+        self.out = Linear(
+            weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.head_dim),
+            weights.tensor(f"{prefix}.o_proj.bias", hidden_size) if decoder.output_bias else None,
+        )
+        self.qk_norm = self._stacked_norms(weights, prefix) if decoder.qk_norm else None
+
+    def _stacked_norms(self, weights: WeightSource, prefix: str) -> Tensor:
+        """[HQ + HKV, D]: one weight row per head, so that Q and K are normalised in one pass."""
+        q_norm = weights.tensor(f"{prefix}.q_norm.weight", self.head_dim)
+        k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
+        return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
+
+    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
+        assert cache.v is not None
+        qkv = self.qkv(x).view(len(x), -1, self.head_dim)
+        qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
+        if self.qk_norm is not None:
+            qk = rms_norm(qk, (self.head_dim,), eps=self.norm_eps) * self.qk_norm
+        qk = rotate(qk, step.rotation)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        self.kernels.store_kv(k, v, cache.k, cache.v, step.batch.slots)
+        return self.out(self._attend(q, step, cache.k, cache.v).flatten(1), plus)
+
+    def _attend(self, q: Tensor, step: StepContext, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        decode, prefill = step.batch.decode, step.batch.prefill
+        num_decodes = decode.num_tokens if decode else 0
+        decoded = prefilled = None
+        if decode:
+            decoded = self.kernels.paged_decode(
+                q[:num_decodes],
+                k_cache,
+                v_cache,
+                decode.block_tables,
+                decode.seq_lens,
+                scale=self.scale,
+                window=self.window,
+            )
+        if prefill:
+            prefilled = self.kernels.paged_prefill(
+                q[num_decodes:],
+                k_cache,
+                v_cache,
+                prefill.block_tables,
+                prefill.seq_lens,
+                prefill.query_starts,
+                scale=self.scale,
+                window=self.window,
+                max_query_len=prefill.max_query_len,
+            )
+        return join(decoded, prefilled)

@@ -1,0 +1,143 @@
+"""MLA over pages (DeepSeek-V2, arXiv 2405.04434): the latent and the rotated key part are all that is stored.
+
+Decode absorbs W_UK into the query and W_UV into the output, and attends over the latents themselves. Prefill
+decompresses the latents of a sequence once and attends as MHA, which is fewer FLOPs for many queries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+
+from kvtool.catalog.model import Decoder, LatentAttention
+from kvtool.engine.batch import Rows
+from kvtool.engine.decoder.linear import Linear
+from kvtool.engine.decoder.rope import rotate, yarn_mscale
+from kvtool.engine.decoder.step import StepContext, join
+from kvtool.engine.pool import LayerCache
+from kvtool.engine.weights.source import WeightSource
+from kvtool.errors import KvtoolError
+from kvtool.kernels import Kernels
+from kvtool.kernels.dense import causal_attention, tokens_of
+
+
+class LatentQueryProjection:
+    """x [T, hidden] -> q [T, heads, nope + rope], through a low-rank query where the model has one."""
+
+    def __init__(
+        self,
+        shape: LatentAttention,
+        num_heads: int,
+        head_dim: int,
+        hidden_size: int,
+        weights: WeightSource,
+        prefix: str,
+    ) -> None:
+        self.num_heads = num_heads
+        rank = shape.q_lora_rank
+        self.rank = rank
+        if rank is None:
+            last = weights.tensor(f"{prefix}.q_proj.weight", num_heads * head_dim, hidden_size)
+        else:
+            self.down = Linear(weights.tensor(f"{prefix}.q_a_proj.weight", rank, hidden_size))
+            self.norm = weights.tensor(f"{prefix}.q_a_layernorm.weight", rank)
+            last = weights.tensor(f"{prefix}.q_b_proj.weight", num_heads * head_dim, rank)
+        per_head = last.unflatten(0, (num_heads, head_dim))
+        self.up = Linear(_halves_last(per_head, shape.qk_rope_head_dim).flatten(0, 1))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.rank is not None:
+            x = rms_norm(self.down(x), (self.rank,), self.norm, eps=1e-6)
+        return self.up(x).view(len(x), self.num_heads, -1)
+
+
+class MultiHeadLatentAttention:
+    """x [T, hidden] -> attention of it + plus [T, hidden]. Writes [latent, rotated key] of the tokens first."""
+
+    def __init__(
+        self,
+        shape: LatentAttention,
+        *,
+        num_heads: int,
+        hidden_size: int,
+        decoder: Decoder,
+        weights: WeightSource,
+        prefix: str,
+        kernels: Kernels,
+    ) -> None:
+        if shape.qk_nope_head_dim is None or shape.v_head_dim is None:
+            raise KvtoolError("running MLA needs qk_nope_head_dim and v_head_dim, which this model does not say")
+        self.nope, self.rope, self.rank = shape.qk_nope_head_dim, shape.qk_rope_head_dim, shape.kv_lora_rank
+        self.num_heads, self.v_head_dim = num_heads, shape.v_head_dim
+        self.kernels = kernels
+        self.scale = _softmax_scale(decoder, self.nope + self.rope)
+        self.query = LatentQueryProjection(shape, num_heads, self.nope + self.rope, hidden_size, weights, prefix)
+        down = weights.tensor(f"{prefix}.kv_a_proj_with_mqa.weight", self.rank + self.rope, hidden_size)
+        self.latent = Linear(_halves_last(down[None], self.rope)[0])
+        self.latent_norm = weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank)
+        up = weights.tensor(f"{prefix}.kv_b_proj.weight", num_heads * (self.nope + self.v_head_dim), self.rank)
+        self.decompress = Linear(up)
+        # W_UK [H, nope, R] and W_UV [H, v, R]: the two halves of each head's rows of kv_b_proj.
+        self.w_uk, w_uv = up.unflatten(0, (num_heads, -1)).split((self.nope, self.v_head_dim), dim=1)
+        self.w_uv = w_uv.transpose(1, 2)
+        self.out = Linear(weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.v_head_dim))
+
+    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
+        q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
+        q_rope = rotate(q_rope, step.rotation)
+        latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
+        latent = rms_norm(latent, (self.rank,), self.latent_norm, eps=1e-6)
+        k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
+        self.kernels.store_latent(torch.cat((latent, k_rope), dim=-1), cache.k, step.batch.slots)
+        decode, prefill = step.batch.decode, step.batch.prefill
+        num_decodes = decode.num_tokens if decode else 0
+        decoded = self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache.k) if decode else None
+        prefilled = self._prefill(q_nope[num_decodes:], q_rope[num_decodes:], prefill, cache.k) if prefill else None
+        return self.out(join(decoded, prefilled).flatten(1), plus)
+
+    def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: Tensor) -> Tensor:
+        absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)  # [S, H, R]
+        attended = self.kernels.mla_decode(
+            torch.cat((absorbed, q_rope), dim=-1),
+            cache,
+            rows.block_tables,
+            rows.seq_lens,
+            latent_dim=self.rank,
+            scale=self.scale,
+        )
+        return torch.bmm(attended.transpose(0, 1), self.w_uv).transpose(0, 1)  # [S, H, v]
+
+    def _prefill(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: Tensor) -> Tensor:
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        starts = rows.query_starts.tolist()
+        attended = []
+        for index, (table, seq_len) in enumerate(zip(rows.block_tables.tolist(), rows.seq_lens.tolist(), strict=True)):
+            stored = tokens_of(cache, table, 0, seq_len, dtype=q.dtype)
+            k, v = self._decompressed(stored)
+            attended.append(causal_attention(q[starts[index] : starts[index + 1]], k, v, scale=self.scale))
+        return torch.cat(attended)
+
+    def _decompressed(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent rows [L, R+E] -> k [L, H, nope + rope], v [L, H, v]."""
+        latent, k_rope = stored.split((self.rank, self.rope), dim=-1)
+        heads = self.decompress(latent).unflatten(-1, (self.num_heads, -1))
+        k_nope, v = heads.split((self.nope, self.v_head_dim), dim=-1)
+        shared = k_rope.unsqueeze(1).expand(-1, self.num_heads, -1)
+        return torch.cat((k_nope, shared), dim=-1), v
+
+
+def _softmax_scale(decoder: Decoder, head_dim: int) -> float:
+    """1/sqrt of the uncompressed head, times YaRN's temperature squared where the model scales all dimensions."""
+    scaling = decoder.rope_scaling
+    mscale = yarn_mscale(scaling.factor, scaling.mscale_all_dim) if scaling and scaling.mscale_all_dim else 1.0
+    return float(head_dim**-0.5 * mscale**2)
+
+
+def _halves_last(rows: Tensor, rope_dim: int) -> Tensor:
+    """Reorder the last `rope_dim` output rows of [n, out, in] from pairs to halves, which is how `rotate` turns them.
+
+    The same reordering on Q and K leaves every dot product as it is.
+    """
+    plain, turned = rows[:, :-rope_dim], rows[:, -rope_dim:]
+    return torch.cat((plain, turned[:, 0::2], turned[:, 1::2]), dim=1)

@@ -1,0 +1,91 @@
+"""Rotary position embedding, with the long-context scalings of Llama 3, YaRN and linear interpolation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kvtool.catalog.model import Decoder, RopeScaling
+from kvtool.errors import KvtoolError
+
+
+class Rope:
+    """Tables of cos and signed sin, [max_positions, dim] each: x cos + roll(x, dim/2) sin rotates halves."""
+
+    def __init__(
+        self, decoder: Decoder, dim: int, max_positions: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        frequencies, magnitude = rope_frequencies(decoder.rope_theta, dim, decoder.rope_scaling)
+        angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
+        cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+        self._cos = torch.cat((cos, cos), dim=-1).to(device, dtype)
+        self._sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin for positions [T], as [T, 1, dim] each: shared by all layers of a step."""
+        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """x [T, heads, dim] turned by what `Rope.at` gave."""
+    cos, sin = rotation
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def rope_frequencies(theta: float, dim: int, scaling: RopeScaling | None) -> tuple[Tensor, float]:
+    """Angular frequencies [dim/2] fp32, and the factor on cos and sin. Formulas as in HF's modeling_rope_utils."""
+    frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    if scaling is None:
+        return frequencies, 1.0
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor, 1.0
+    if scaling.kind == "llama3":
+        return _llama3(frequencies, scaling), 1.0
+    if scaling.kind == "yarn":
+        return _yarn(frequencies, theta, dim, scaling)
+    raise KvtoolError(f"rope scaling {scaling.kind!r} is not one the engine runs: linear, llama3 or yarn")
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """YaRN's attention temperature, arXiv 2309.00071 section 3.4."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _required(value: float | None, name: str, kind: str) -> float:
+    if value is None:
+        raise KvtoolError(f"rope scaling {kind!r} lacks {name!r}")
+    return value
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    original = _required(scaling.original_max_position_embeddings, "original_max_position_embeddings", "llama3")
+    low = _required(scaling.low_freq_factor, "low_freq_factor", "llama3")
+    high = _required(scaling.high_freq_factor, "high_freq_factor", "llama3")
+    turns = original * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn(frequencies: Tensor, theta: float, dim: int, scaling: RopeScaling) -> tuple[Tensor, float]:
+    """Dimensions that turn often inside the original context are kept, the slow ones interpolated."""
+    original = _required(scaling.original_max_position_embeddings, "original_max_position_embeddings", "yarn")
+
+    def dimension_turning(times: float) -> float:
+        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_turning(scaling.beta_fast or 32.0)), 0)
+    high = min(math.ceil(dimension_turning(scaling.beta_slow or 1.0)), dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    kept = 1 - ramp.clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor), _yarn_magnitude(scaling)
+
+
+def _yarn_magnitude(scaling: RopeScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return yarn_mscale(scaling.factor, scaling.mscale) / yarn_mscale(scaling.factor, scaling.mscale_all_dim)
+    return yarn_mscale(scaling.factor, 1.0)

@@ -1,0 +1,26 @@
+"""What a layer is given besides its input: the rows of the step, where their K/V goes, and how positions turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtool.engine.batch import StepBatch
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """`rotation` is the cos and sin of the step's positions, computed once for all layers."""
+
+    batch: StepBatch
+    rotation: tuple[Tensor, Tensor]
+
+
+def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:
+    """The rows of a step again: decode rows first, then prefill rows."""
+    if decoded is None:
+        assert prefilled is not None
+        return prefilled
+    return decoded if prefilled is None else torch.cat((decoded, prefilled))

@@ -1,0 +1,175 @@
+"""Requests in, tokens out: schedule, run, postprocess. Knows nothing of tokenizers, benchmarks or reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import torch
+
+from kvtool.cache.manager import CacheManager
+from kvtool.catalog.model import Model
+from kvtool.engine.batch import build_batch
+from kvtool.engine.config import (
+    EngineConfig,
+    available_bytes,
+    resolve_backend,
+    resolve_device,
+    resolve_dtype,
+    truncated,
+)
+from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
+from kvtool.engine.device import device_errors
+from kvtool.engine.pool import KvPool, cache_dtype
+from kvtool.engine.sampler import sample
+from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
+from kvtool.engine.sequence import SamplingParams, Sequence
+from kvtool.engine.weights.load import weight_source
+from kvtool.errors import DeviceError, KvtoolError
+from kvtool.kernels import load_kernels
+from kvtool.sizing.dtypes import parse_cache_format
+from kvtool.sizing.layers import layer_specs
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LoadedModel:
+    """A decoder on its device, with the specs of its cache. Engines with pools of different sizes can share it."""
+
+    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int) -> None:
+        runnable_decoder(model)
+        self.model = truncated(model, config.num_layers)
+        self.num_layers_of = model.num_layers
+        self.config = config
+        self.device = resolve_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.dtype = resolve_dtype(config.dtype, model, self.device)
+        self.cache_format = parse_cache_format(
+            self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype
+        )
+        cache_dtype(self.cache_format.name)
+        self.backend = resolve_backend(config.backend, self.device)
+        self.specs = layer_specs(self.model, self.cache_format)
+        self.max_positions = max_positions
+        self.weights = weight_source(self.model, config, TORCH_DTYPES[self.dtype], self.device)
+        with device_errors(f"loading {model.id}"):
+            self.transformer = Transformer(
+                self.model,
+                self.weights,
+                load_kernels(self.backend),
+                max_positions=max_positions,
+                dtype=TORCH_DTYPES[self.dtype],
+                device=self.device,
+            )
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers, from the specs."""
+        return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
+
+    def assumptions(self) -> list[str]:
+        """What was not read or measured, in words."""
+        found = []
+        decoder = runnable_decoder(self.model)
+        if self.weights.even_routing:
+            found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")
+            if self.model.moe is not None:
+                found.append("experts are drawn evenly, because a router of random weights has learned nothing")
+            if not decoder.exact:
+                found.append(
+                    f"RoPE theta and norm epsilon are the defaults of the {decoder.family} family: no effect on time"
+                )
+        if self.model.num_layers != self.num_layers_of:
+            found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
+        return found
+
+
+class Engine:
+    """One block pool and the requests that share it. `step` is the whole system; `clock` gives seconds."""
+
+    def __init__(self, loaded: LoadedModel, *, num_pages: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        config = loaded.config
+        needed = num_pages * loaded.page_bytes
+        if needed > available_bytes(loaded.device):
+            raise DeviceError(
+                f"the pool of {num_pages} pages needs {needed / 2**30:.2f} GiB, but {loaded.device} has "
+                f"{available_bytes(loaded.device) / 2**30:.2f} GiB free: ask for less"
+            )
+        self.loaded = loaded
+        self.clock = clock
+        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching)
+        self.scheduler = Scheduler(
+            self.cache,
+            SchedulerLimits(
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                prefill_first=config.prefill_first,
+            ),
+        )
+        with device_errors("allocating the block pool"):
+            self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
+        self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
+        self._ids = count()
+
+    def add(self, prompt_ids: list[int], params: SamplingParams, *, arrival_s: float | None = None) -> Sequence:
+        """Queue a request. Raises KvtoolError for a prompt that is empty, out of vocabulary, or too long."""
+        vocab_size = self.loaded.model.vocab_size
+        assert vocab_size is not None
+        if not prompt_ids:
+            raise KvtoolError("the prompt is empty: at least one token is needed")
+        for token in (min(prompt_ids), max(prompt_ids)):
+            if not 0 <= token < vocab_size:
+                raise KvtoolError(f"token id {token} is outside the vocabulary of {vocab_size}")
+        if len(prompt_ids) + params.max_tokens > self.loaded.max_positions:
+            raise KvtoolError(
+                f"{len(prompt_ids)} prompt tokens and {params.max_tokens} output tokens exceed the "
+                f"{self.loaded.max_positions} positions of this run"
+            )
+        sequence = Sequence(
+            id=next(self._ids),
+            token_ids=list(prompt_ids),
+            prompt_tokens=len(prompt_ids),
+            params=params,
+            arrival_s=self.clock() if arrival_s is None else arrival_s,
+        )
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[Sequence]:
+        """Compute one batch. Returns the sequences that got a token."""
+        work = self.scheduler.schedule()
+        tokens = self.run(work)
+        return self.postprocess(work, tokens)
+
+    def run(self, work: list[Work]) -> list[int]:
+        """The next token of each item that completes, in order."""
+        batch = build_batch(work, self.loaded.device)
+        params = [item.sequence.params for item in work if item.completes]
+        with device_errors("a step of the engine"):
+            logits = self.loaded.transformer(batch, self.pool)
+            return sample(logits, params, self.generator).tolist() if params else []
+
+    def postprocess(self, work: list[Work], tokens: list[int]) -> list[Sequence]:
+        """Append the tokens, let finished sequences go, and make what was computed available to others."""
+        now = self.clock()
+        stepped = [item.sequence for item in work if item.completes]
+        for item in work:
+            self.scheduler.computed(item)
+        for sequence, token in zip(stepped, tokens, strict=True):
+            sequence.token_ids.append(token)
+            sequence.token_times_s.append(now)
+            if self._is_finished(sequence, token):
+                self.scheduler.finish(sequence)
+        return stepped
+
+    def run_until_idle(self) -> Iterator[list[Sequence]]:
+        """Step until nothing is left to do."""
+        while not self.scheduler.is_idle:
+            yield self.step()
+
+    def _is_finished(self, sequence: Sequence, token: int) -> bool:
+        params = sequence.params
+        stops = not params.ignore_eos and token in runnable_decoder(self.loaded.model).eos_token_ids
+        return stops or len(sequence.token_ids) - sequence.prompt_tokens >= params.max_tokens

@@ -1,0 +1,142 @@
+"""Which tokens of which sequences the next step computes: continuous batching, chunked prefill, recompute preemption.
+
+Knows pages, not tensors.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from kvtool.cache.manager import CacheManager
+from kvtool.engine.sequence import Sequence, Status
+from kvtool.errors import KvtoolError
+from kvtool.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """`num_tokens` of a sequence's pending tokens, computed in one step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_decode(self) -> bool:
+        return self.sequence.is_decoding
+
+    @property
+    def completes(self) -> bool:
+        """Nothing is pending afterwards, so that the step's logits give the next token."""
+        return self.num_tokens == self.sequence.num_pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """`prefill_first` lets no sequence decode while another one prefills, so that TPOT is decode alone."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    prefill_first: bool = False
+
+
+class Scheduler:
+    """First come, first served. Running sequences go before waiting ones; when pages run out the youngest gives way."""
+
+    def __init__(self, cache: CacheManager, limits: SchedulerLimits) -> None:
+        self.cache = cache
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request. Raises KvtoolError when it could never run, even alone."""
+        longest = sequence.prompt_tokens + sequence.params.max_tokens
+        pages = ceil_div(longest - 1, self.cache.block_size)  # the last token out is never written
+        if pages > self.cache.pool.num_pages:
+            raise KvtoolError(
+                f"a request of {longest} tokens needs {pages} pages of {self.cache.block_size}, "
+                f"but the pool has {self.cache.pool.num_pages}: shorten it or enlarge the pool"
+            )
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[Work]:
+        """The next step, decodes first. Pages for its tokens are reserved; empty only when nothing is left to do."""
+        budget = self.limits.max_num_batched_tokens
+        work = self._continue_running(budget)
+        budget -= sum(item.num_tokens for item in work)
+        work += self._admit_waiting(budget)
+        if self.limits.prefill_first and any(not item.is_decode for item in work):
+            work = [item for item in work if not item.is_decode]
+        return sorted(work, key=lambda item: not item.is_decode)
+
+    def _continue_running(self, budget: int) -> list[Work]:
+        work: list[Work] = []
+        for sequence in list(self.running):
+            num_tokens = min(sequence.num_pending, budget)
+            if num_tokens == 0:
+                break
+            if sequence.status is Status.RUNNING and self._reserve_or_preempt(sequence, num_tokens):
+                work.append(Work(sequence, num_tokens))
+                budget -= num_tokens
+        return [item for item in work if item.sequence.status is Status.RUNNING]
+
+    def _reserve_or_preempt(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Reserve pages, taking them from the youngest sequences if need be. False when `sequence` itself had to go."""
+        assert sequence.pages is not None
+        while not self.cache.reserve(sequence.pages, sequence.num_computed + num_tokens):
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.peak_pages = max(sequence.peak_pages, len(sequence.pages.table.pages))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Give all pages back; the sequence is computed anew from its tokens, the ones it produced included."""
+        assert sequence.pages is not None
+        self.running.remove(sequence)
+        self.cache.close(sequence.pages)
+        sequence.pages, sequence.num_computed = None, 0
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit_waiting(self, budget: int) -> list[Work]:
+        work: list[Work] = []
+        while self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
+            sequence = self.waiting[0]
+            pages = self.cache.open(sequence.token_ids)
+            num_tokens = min(len(sequence.token_ids) - pages.cached_tokens, budget)
+            # A prompt is admitted only when all of it has room: half-prefilled prompts would only preempt each other.
+            if not self.cache.reserve(pages, len(sequence.token_ids)):
+                self.cache.close(pages)
+                break
+            self.waiting.popleft()
+            sequence.pages, sequence.num_computed, sequence.status = pages, pages.cached_tokens, Status.RUNNING
+            sequence.peak_pages = max(sequence.peak_pages, len(pages.table.pages))
+            if sequence.cached_tokens is None:
+                sequence.cached_tokens = pages.cached_tokens
+            self.running.append(sequence)
+            work.append(Work(sequence, num_tokens))
+            budget -= num_tokens
+        return work
+
+    def computed(self, item: Work) -> None:
+        """The K/V of `item` is in the cache: its whole pages can be hit from now on."""
+        sequence = item.sequence
+        assert sequence.pages is not None
+        sequence.num_computed += item.num_tokens
+        tokens = sequence.token_ids if sequence.num_pending == 0 else sequence.token_ids[: sequence.num_computed]
+        self.cache.commit(sequence.pages, tokens)
+
+    def finish(self, sequence: Sequence) -> None:
+        assert sequence.pages is not None
+        self.running.remove(sequence)
+        self.cache.close(sequence.pages)
+        sequence.pages = None
+        sequence.status = Status.FINISHED

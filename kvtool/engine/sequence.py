@@ -1,0 +1,83 @@
+"""One request as the engine sees it: its tokens, what of them is computed, and when each came out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kvtool.cache.manager import SequenceCache
+from kvtool.errors import KvtoolError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. `temperature` 0 is greedy; `ignore_eos` makes the output length exact."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    ignore_eos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise KvtoolError(f"output length {self.max_tokens} must be at least 1 token")
+        if not 0.0 <= self.temperature <= 100.0:
+            raise KvtoolError(f"temperature {self.temperature} must be from 0 (greedy) to 100")
+        if not 0.0 < self.top_p <= 1.0:
+            raise KvtoolError(f"top-p {self.top_p} must be above 0 and at most 1")
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Sequence:
+    """A request in flight. `token_ids` are prompt and output; the first `num_computed` of them have K/V in the cache.
+
+    Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
+    sequence that finds its own pages again was not saved anything.
+    """
+
+    id: int
+    token_ids: list[int]
+    prompt_tokens: int
+    params: SamplingParams
+    arrival_s: float
+    status: Status = Status.WAITING
+    num_computed: int = 0
+    pages: SequenceCache | None = None
+    cached_tokens: int | None = None
+    peak_pages: int = 0
+    num_preemptions: int = 0
+    token_times_s: list[float] = field(default_factory=list)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose K/V is still to be computed: the prompt at first, then one at a time."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.token_ids[self.prompt_tokens :]
+
+    @property
+    def is_decoding(self) -> bool:
+        """True once a step of it is one token: it has produced output and was not preempted since."""
+        return self.num_pending == 1 and len(self.token_ids) > self.prompt_tokens
+
+    @property
+    def ttft_s(self) -> float:
+        """First token out minus request in, queueing included."""
+        return self.token_times_s[0] - self.arrival_s
+
+    @property
+    def e2e_s(self) -> float:
+        return self.token_times_s[-1] - self.arrival_s
+
+    @property
+    def itl_s(self) -> list[float]:
+        """The gap before every token after the first."""
+        return [b - a for a, b in zip(self.token_times_s, self.token_times_s[1:], strict=False)]

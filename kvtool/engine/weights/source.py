@@ -1,0 +1,42 @@
+"""The one question a decoder asks of its weights, and the random answer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+
+class WeightSource(Protocol):
+    """Tensors by HF name. `even_routing` says that routers were not learned: experts are then drawn evenly."""
+
+    description: str
+    even_routing: bool
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """The tensor called `name`, on the device and in the dtype of the run. Raises KvtoolError when it is missing
+        or of another shape."""
+
+
+class RandomWeights:
+    """Seeded normal weights of variance 1/fan-in, drawn on the device itself; norms are ones.
+
+    Each tensor has its own stream, so that a model cut to N layers has the same first N layers.
+    """
+
+    description = "random"
+    even_routing = True
+
+    def __init__(self, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._seed = seed
+        self._dtype = dtype
+        self._device = device
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=self._dtype, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(self._seed * 2**32 + crc32(name.encode()))
+        drawn = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return drawn.normal_(std=shape[-1] ** -0.5, generator=generator)
