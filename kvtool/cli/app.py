@@ -7,7 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import env
+from kvtool.cli import compare, env
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ def kvtool(
 
 
 app.command(epilog=env.EXAMPLES)(env.env)
+app.command(epilog=compare.EXAMPLES)(compare.compare)
 
 
 def main() -> None:

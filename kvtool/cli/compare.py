@@ -1,0 +1,152 @@
+"""`kvtool compare`: models by what their caches take, or bench documents by what they measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.cli.options import (
+    BatchSizeOption,
+    BlockSizeOption,
+    ContextOption,
+    DcpOption,
+    DpOption,
+    EpOption,
+    JsonOption,
+    KvCacheDtypeOption,
+    ModelsOption,
+    OutOption,
+    PpOption,
+    count_list,
+    length_list,
+)
+from kvtool.errors import KvtoolError
+from kvtool.units import split_list
+
+if TYPE_CHECKING:
+    from kvtool.sizing.options import SizeOptions
+    from kvtool.sizing.parallel import Parallel
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "  kvtool compare llama-3.1-8b qwen3-8b --context 8k,32k --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
+    "  kvtool compare base/bench.json new/bench.json --fail-on-regression 5%"
+)
+DEFAULT_CONTEXTS = "4k,32k"
+FOR_MODELS = (
+    *("context", "batch_size", "kv_cache_dtype", "block_size", "tp", "pp", "dp", "dcp", "ep", "gpu"),
+    *("gpu_memory_utilization", "models"),
+)
+
+
+def compare(
+    call: typer.Context,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="A B...", help="Two or more models, or bench documents (or the folders of --out)."),
+    ],
+    fail_on_regression: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="Documents: exit 1 if a metric is worse by more, as 5%.")
+    ] = None,
+    context: ContextOption = None,
+    batch_size: BatchSizeOption = "1",
+    kv_cache_dtype: KvCacheDtypeOption = "auto",
+    block_size: BlockSizeOption = 16,
+    tp: Annotated[str, typer.Option("--tp", metavar="LIST", help="Tensor parallel ranks, as 1,8.")] = "1",
+    pp: PpOption = 1,
+    dp: DpOption = 1,
+    dcp: DcpOption = 1,
+    ep: EpOption = 1,
+    gpu: Annotated[str | None, typer.Option(help="Does it fit this card? A name of `kvtool gpus`, or local.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the card's memory that may be used.")] = 0.92,
+    models: ModelsOption = None,
+    json: JsonOption = False,
+    out: OutOption = None,
+) -> None:
+    """Compare models by the memory of their caches, or benchmarks by their metrics; the first is the baseline."""
+    from kvtool.catalog.gpus import find_gpu
+    from kvtool.compare.sources import are_documents
+    from kvtool.sizing.options import SizeOptions
+    from kvtool.sizing.parallel import Parallel
+
+    if are_documents(names):
+        for option in FOR_MODELS:
+            if (source := call.get_parameter_source(option)) is not None and source.name == "COMMANDLINE":
+                raise KvtoolError(f"--{option.replace('_', '-')} is for models: documents say what they ran with")
+        limit = None if fail_on_regression is None else parse_percent(fail_on_regression)
+        compare_documents(names, limit, json=json, out=out)
+        return
+    if fail_on_regression is not None:
+        raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
+    options = SizeOptions(
+        contexts=length_list(context or DEFAULT_CONTEXTS, "context"),
+        batch_sizes=count_list(batch_size, "batch size"),
+        kv_cache_dtypes=tuple(split_list(kv_cache_dtype)),
+        block_size=block_size,
+        gpu=find_gpu(gpu) if gpu else None,
+        gpu_memory_utilization=gpu_memory_utilization,
+    )
+    layouts = [Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep) for ranks in count_list(tp, "tp")]
+    compare_models(names, options, layouts, models_path=models, json=json, out=out)
+
+
+def parse_percent(text: str) -> float:
+    """`5%` -> 0.05. Raises KvtoolError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if match is None:
+        raise KvtoolError(f"--fail-on-regression {text!r} is not a percentage: write 5%")
+    return float(match[1]) / 100
+
+
+def compare_documents(names: list[str], limit: float | None, *, json: bool, out: Path | None) -> None:
+    """Print or write the comparison of bench documents; exit 1 for a regression beyond `limit`."""
+    from rich.console import Console
+
+    from kvtool.compare import documents
+    from kvtool.compare.sources import read_bench
+    from kvtool.report.compare import print_compare, write_compare
+    from kvtool.results import encode
+
+    baseline, *others = [read_bench(name) for name in names]
+    document = documents.compare_documents(baseline, others)
+    if out is not None:
+        write_compare(out, document)
+    if json:
+        typer.echo(encode(document), nl=False)
+    else:
+        print_compare(document, Console())
+    failing = [] if limit is None else documents.regressions(document.rows, limit)
+    for row in failing:
+        typer.echo(f"regression: {row.document}: {row.case} {row.metric} {row.verdict}", err=True)
+    if failing:
+        raise typer.Exit(1)
+
+
+def compare_models(
+    names: list[str],
+    options: SizeOptions,
+    layouts: list[Parallel],
+    *,
+    models_path: Path | None,
+    json: bool,
+    out: Path | None,
+) -> None:
+    """Print or write the matrix of models."""
+    from rich.console import Console
+
+    from kvtool.catalog.resolve import resolve_model
+    from kvtool.compare import models
+    from kvtool.report.matrix import print_matrix, write_matrix
+    from kvtool.results import encode
+
+    chosen = [resolve_model(name, models_path=models_path) for name in names]
+    document = models.compare_models(chosen, options, layouts)
+    if out is not None:
+        write_matrix(out, document)
+    if json:
+        typer.echo(encode(document), nl=False)
+    else:
+        print_matrix(document, Console())

@@ -1,0 +1,200 @@
+"""Bench documents compared: tables and findings for a terminal, CSV, a chart of ratios, and one page of HTML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvtool.report import html
+from kvtool.report.charts import COLOURS, GREY, new_figure
+from kvtool.report.files import CsvValue, png_bytes, write_result
+from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.results import CompareDocument, CompareRow
+from kvtool.units import format_bytes, format_ms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+NAMES = {
+    "ttft_ms": "TTFT",
+    "tpot_ms": "TPOT",
+    "itl_ms": "ITL",
+    "e2e_ms": "E2E",
+    "prefill_tokens_per_s": "prefill",
+    "decode_tokens_per_s": "decode",
+    "mbu": "MBU",
+    "kv_allocated_bytes": "KV allocated",
+    "peak_bytes": "peak memory",
+}
+CHARTED = ("ttft_ms", "tpot_ms", "e2e_ms")
+UNREMARKABLE = ("same", "no difference shown")
+BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
+MAX_LINES = 60
+ROW_HEIGHT_IN = 0.26
+
+
+def print_compare(document: CompareDocument, console: Console) -> None:
+    """Warnings first, then a table for each document, the findings, and what the figures rest on."""
+    print_warnings(document.warnings, console)
+    for table in compare_tables(document):
+        console.print(to_rich(table, console.width))
+    for sentence in findings(document):
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    print_assumptions(document.assumptions, console)
+
+
+def print_warnings(warnings: Sequence[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def print_assumptions(assumptions: Sequence[str], console: Console) -> None:
+    for assumption in assumptions:
+        console.print(f"- {assumption}", style="dim", highlight=False, markup=False)
+
+
+def write_compare(directory: Path, document: CompareDocument) -> list[Path]:
+    """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
+    figure = compare_figure(document)
+    page = compare_html(document, png_bytes(figure))
+    return write_result(directory, "compare", document, rows=compare_csv_rows(document), figure=figure, html=page)
+
+
+def compare_html(document: CompareDocument, chart: bytes) -> str:
+    """The whole comparison as one page that needs no network; all rows, however many."""
+    names = ", ".join(_documents(document))
+    return html.page(
+        "Benchmarks compared",
+        f"{names} against {document.baseline}",
+        [
+            html.key_points([*findings(document), *document.warnings]),
+            html.section("Chart", [html.charts({f"Ratio of each timing to {document.baseline}": chart})]),
+            html.section(
+                "Tables", [to_html(table) for table in compare_tables(document, max_lines=len(document.rows))]
+            ),
+            html.section("Assumptions", [html.bullets(document.assumptions)]),
+        ],
+    )
+
+
+def findings(document: CompareDocument) -> list[str]:
+    """For each document how many metrics are better or worse, and the largest change of a timing."""
+    sentences = []
+    for name in _documents(document):
+        rows = [row for row in document.rows if row.document == name]
+        words = Counter(row.verdict.split()[0] for row in rows)
+        better, worse = (sum(words[word] for word in side) for side in (BETTER, WORSE))
+        unremarkable = sum(row.verdict in UNREMARKABLE for row in rows)
+        sentence = f"{name}: {better} metrics better, {worse} worse, {unremarkable} without a difference"
+        changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict not in UNREMARKABLE]
+        if changed:
+            largest = max(changed, key=lambda row: abs((row.ratio or 1) - 1))
+            sentence += f"; the largest change is {NAMES[largest.metric]} of {largest.case}, {largest.verdict}"
+        sentences.append(sentence)
+    return sentences
+
+
+def _documents(document: CompareDocument) -> list[str]:
+    return list(dict.fromkeys(row.document for row in document.rows))
+
+
+def compare_tables(document: CompareDocument, max_lines: int = MAX_LINES) -> list[Table]:
+    """A table for each document. One of more than `max_lines` rows keeps those that show a difference, and says so."""
+    tables = []
+    for name in _documents(document):
+        rows = [row for row in document.rows if row.document == name]
+        shown = rows if len(rows) <= max_lines else [row for row in rows if row.verdict not in UNREMARKABLE]
+        tables.append(_document_table(shown, len(rows) - len(shown), f"{name} against {document.baseline}"))
+    return tables
+
+
+def _document_table(rows: Sequence[CompareRow], num_hidden: int, title: str) -> Table:
+    hidden = f" {num_hidden} more rows show no difference (all are in --json and --out)." if num_hidden else ""
+    lines: list[tuple[str, ...]] = []
+    case = None
+    for row in rows:
+        if row.case != case:
+            case = row.case
+            lines.append((case, "", "", "", "", ""))
+        lines.append(_cells(row))
+    return Table(
+        title=title,
+        columns=("metric", "baseline", "this", "ratio", "interval", "verdict"),
+        rows=lines,
+        labels=1,
+        note=f"Medians; ratio is this / baseline with its 95 % interval.{hidden}",
+    )
+
+
+def _cells(row: CompareRow) -> tuple[str, ...]:
+    return (
+        f"  {NAMES.get(row.metric, row.metric)}",
+        format_value(row.a, row.unit),
+        format_value(row.b, row.unit),
+        "-" if row.ratio is None else f"{row.ratio:.3f}",
+        "-" if row.ci_low is None else f"{row.ci_low:.3f}..{row.ci_high:.3f}",
+        row.verdict,
+    )
+
+
+def format_value(value: float | None, unit: str) -> str:
+    """A metric's value with its unit, short enough for a column."""
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return format_bytes(round(value))
+    if unit == "ms":
+        return f"{format_ms(value)} ms"
+    return f"{value:.1%}" if unit == "ratio" else f"{value:,.1f}/s" if value < 100 else f"{value:,.0f}/s"
+
+
+def compare_csv_rows(document: CompareDocument) -> list[dict[str, CsvValue]]:
+    """The rows as they stand in the document."""
+    return [msgspec.structs.asdict(row) for row in document.rows]
+
+
+def compare_figure(document: CompareDocument) -> Figure:
+    """Each timing's ratio to the baseline's with its interval: a panel per metric, a line per case and document."""
+    metrics = [name for name in CHARTED if any(row.metric == name and row.ratio for row in document.rows)] or ["e2e_ms"]
+    cases = list(dict.fromkeys(row.case for row in document.rows))
+    names = _documents(document)
+    height_in = 1.6 + ROW_HEIGHT_IN * max(4, len(cases) * len(names))
+    figure, panels = new_figure(f"Ratio to {document.baseline}", panels=len(metrics), width_in=11, height_in=height_in)
+    for axes, metric in zip(panels, metrics, strict=True):
+        for place, name in enumerate(names):
+            rows = {row.case: row for row in document.rows if row.metric == metric and row.document == name}
+            offset = (place + 1) / (len(names) + 1) - 0.5
+            _draw_ratios(axes, rows, cases, offset, COLOURS[place % len(COLOURS)], name)
+        _finish_panel(axes, metric, cases, labelled=axes is panels[0])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _draw_ratios(
+    axes: Axes, rows: dict[str, CompareRow], cases: Sequence[str], offset: float, colour: str, name: str
+) -> None:
+    """Dots at the ratios and bars over their intervals, one document's in one colour."""
+    dots: list[tuple[float, float]] = []
+    for place, case in enumerate(cases):
+        row = rows.get(case)
+        if row is None or row.ratio is None:
+            continue
+        dots.append((row.ratio, place + offset))
+        if row.ci_low is not None and row.ci_high is not None:
+            axes.hlines(place + offset, row.ci_low, row.ci_high, colour, linewidth=2)
+    axes.plot([x for x, _ in dots], [y for _, y in dots], "o", color=colour, markersize=5, label=name)
+
+
+def _finish_panel(axes: Axes, metric: str, cases: Sequence[str], *, labelled: bool) -> None:
+    axes.axvline(1, color=GREY, linewidth=1)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_yticks(range(len(cases)), cases if labelled else [""] * len(cases))
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.95), max(high, 1.05))  # so that noise of a percent does not fill the panel
+    axes.set_title(f"{NAMES[metric]}: left of 1 is faster", fontsize=10, loc="left")
