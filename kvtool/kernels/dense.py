@@ -47,7 +47,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: i
 
 
 def causal_mask(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor | None:
-    """[Q, L], True where a query sees a key; None where it needs no saying: one query sees all, Q = L is plain causal."""
+    """[Q, L], True where a query sees a key; None where one query sees all or Q = L is plain causal."""
     windowed = 0 < window < num_keys
     if num_queries in (1, num_keys) and not windowed:
         return None
