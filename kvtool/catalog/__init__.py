@@ -1,1 +1,1 @@
-"""Models and GPUs: models.yaml, gpus.yaml, config.json, safetensors headers and GGUF in, frozen `Model` and `Gpu` out."""
+"""Models and GPUs: models.yaml, gpus.yaml, config.json, safetensors headers, GGUF -> frozen `Model` and `Gpu`."""

@@ -1,8 +1,6 @@
-"""The decoder families the engine runs: their defaults for catalogue entries, and how to read one exactly from a config."""
+"""The decoders the engine runs: a family's defaults for catalogue entries, and how a config gives one exactly."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import Decoder, RopeScaling, Router
@@ -29,15 +27,6 @@ _DEFAULTS = {
     "deepseek_v2": Decoder(family="deepseek_v2", exact=False, rope_interleaved=True, router=Router(normalise=False)),
     "deepseek_v3": Decoder(family="deepseek_v3", exact=False, rope_interleaved=True, router=_V3_ROUTER),
 }
-_ROPE_NUMBERS = (
-    "low_freq_factor",
-    "high_freq_factor",
-    "beta_fast",
-    "beta_slow",
-    "attention_factor",
-    "mscale",
-    "mscale_all_dim",
-)
 
 
 def default_decoder(architecture: str | None) -> Decoder | None:
@@ -86,12 +75,18 @@ def _read_rope(fields: Fields) -> tuple[float | None, RopeScaling | None] | None
         return None
     if kind in {None, "default"}:
         return theta, None
-    scaling = RopeScaling(
+    return theta, RopeScaling(
         kind=str(kind),
         factor=nested.number("factor", default=1.0),
         original_max_position_embeddings=nested.optional_integer("original_max_position_embeddings"),
+        low_freq_factor=nested.optional_number("low_freq_factor"),
+        high_freq_factor=nested.optional_number("high_freq_factor"),
+        beta_fast=nested.optional_number("beta_fast"),
+        beta_slow=nested.optional_number("beta_slow"),
+        attention_factor=nested.optional_number("attention_factor"),
+        mscale=nested.optional_number("mscale"),
+        mscale_all_dim=nested.optional_number("mscale_all_dim"),
     )
-    return theta, replace(scaling, **{name: nested.optional_number(name) for name in _ROPE_NUMBERS})
 
 
 def _read_router(fields: Fields, family: str) -> Router | None:

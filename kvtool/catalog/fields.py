@@ -1,4 +1,4 @@
-"""Reading a config.json object field by field: every value checked, every wrong one named, every read one remembered."""
+"""A config.json object read field by field: every value checked, every wrong one named, every read one remembered."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Fields:
         return self.values.get(name)
 
     def get(self, *names: str) -> object | None:
-        """The value given under one of these names, else their default, else None. Two that differ contradict each other."""
+        """The value given under these names, else their default, else None. Two that differ contradict each other."""
         given = {name: value for name in names if (value := self.given(name)) is not None}
         first, *others = given or names
         for other in others if given else ():

@@ -84,7 +84,7 @@ def _short_names(name: str) -> set[str]:
 
 
 def local_gpu(index: int = 0) -> Gpu:
-    """The NVIDIA card `index` of this machine: memory as the driver reports it, figures from gpus.yaml where it is listed."""
+    """The NVIDIA card `index` of this machine: memory from the driver, figures from gpus.yaml where it is listed."""
     driver_name, memory_bytes = _ask_nvml(index)
     listed = next((gpu for gpu in load_gpus() if driver_name in gpu.driver_names), None)
     if listed is not None:
@@ -101,7 +101,7 @@ def local_gpu(index: int = 0) -> Gpu:
 
 
 def _ask_nvml(index: int) -> tuple[str, int]:
-    """The driver's name and total memory in bytes of a card. Raises DeviceError when there is no driver or no such card."""
+    """A card's name and total memory in bytes. Raises DeviceError when there is no driver or no such card."""
     try:
         import pynvml
     except ImportError as error:

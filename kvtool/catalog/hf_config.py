@@ -9,7 +9,8 @@ from pathlib import Path
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import read_decoder
 from kvtool.catalog.families.family import Family
-from kvtool.catalog.families.registry import FAMILIES, WRAPPERS
+from kvtool.catalog.families.registry import FAMILIES
+from kvtool.catalog.families.wrappers import WRAPPERS
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import Model
 from kvtool.catalog.quantisation import read_quantisation
@@ -84,7 +85,8 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
         max_position_embeddings=fields.optional_integer(
             "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
         ),
-        dtype=_dtype(fields) or _dtype(outer),
+        dtype=_dtype(fields, "dtype", "torch_dtype") or _dtype(outer, "dtype", "torch_dtype"),
+        recurrent_state_dtype=_dtype(fields, "mamba_ssm_cache_dtype", "mamba_ssm_dtype"),
         quantisation=quantisation,
         decoder=read_decoder(fields, model_type),
         confidence="read from its config",
@@ -145,6 +147,10 @@ def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
 def _refuse_encoders(fields: Fields) -> None:
     fields.refuse("is_encoder_decoder", "encoder-decoder models are not known yet")
     fields.refuse("add_cross_attention", "cross attention is not known for this architecture")
+    if fields.given("use_bidirectional_attention") not in {None, False, "vision"}:
+        raise fields.error("field 'use_bidirectional_attention' is set: a model without a causal cache is not known")
+    if fields.given("is_causal") is False:
+        raise fields.error("field 'is_causal' is false: a model without a causal cache is not known")
 
 
 def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None:
@@ -173,9 +179,9 @@ def _tied(outer: Fields, fields: Fields, family: Family) -> bool | None:
     return family.tie
 
 
-def _dtype(fields: Fields) -> str | None:
-    """The checkpoint's dtype by torch's name, without its prefix; `auto` says nothing."""
-    name = fields.get("dtype", "torch_dtype")
+def _dtype(fields: Fields, *names: str) -> str | None:
+    """A dtype by torch's name, without its prefix; `auto` says nothing."""
+    name = fields.get(*names)
     if name is None or name == "auto":
         return None
     if not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES:

@@ -45,7 +45,7 @@ def _sequence(tokens: list[str], at: int, pattern: str) -> tuple[list[str], int]
 
 def _item(tokens: list[str], at: int, pattern: str) -> tuple[list[str], int]:
     """`name`, `3 name` or `3 (name, ...)`."""
-    tokens_left = tokens[at : at + 2] + ["", ""]
+    tokens_left = [*tokens[at : at + 2], "", ""]
     count = 1
     if tokens_left[0].isdigit():
         count, at = int(tokens_left.pop(0)), at + 1

@@ -1,4 +1,4 @@
-"""What a model is, as far as its KV cache, its weights and its decoder need it. Facts only: no bytes, no dtypes of a cache.
+"""What a model is, as far as its KV cache, its weights and its decoder need it. Facts only: no bytes.
 
 A layer keeps exactly one of the kinds below, and may add an indexer. Bytes are `kvtool.sizing`'s business.
 """
@@ -33,9 +33,9 @@ class ChunkedAttention(FullAttention):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentAttention:
-    """MLA: one compressed latent and one rotated key part per token, shared by all heads (DeepSeek-V2, arXiv 2405.04434).
+    """MLA: one compressed latent and one rotated key part per token, shared by all heads (DeepSeek-V2, 2405.04434).
 
-    `qk_nope_head_dim`, `v_head_dim` and `q_lora_rank` shape the weights; only `kv_lora_rank + qk_rope_head_dim` is stored.
+    `qk_nope_head_dim`, `v_head_dim`, `q_lora_rank` shape the weights; only `kv_lora_rank + qk_rope_head_dim` is stored.
     """
 
     kv_lora_rank: int
@@ -54,7 +54,7 @@ class CrossAttention(FullAttention):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedAttention:
-    """Reuses the K and V of an earlier layer (`num_kv_shared_layers` of Gemma 3n and 4): stores nothing, reads the same.
+    """Reuses the K and V of an earlier layer (`num_kv_shared_layers` of Gemma 3n, 4): stores nothing, reads the same.
 
     `source_layer` is that layer's index: the last one of the same type that keeps a cache; None where it is not known.
     """
@@ -195,7 +195,7 @@ class Router:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """What running a model needs beyond its sizes. `exact` is False where a catalogue entry stands on its family's defaults.
+    """What running a model needs beyond its sizes. `exact` is False where a catalogue entry has its family's defaults.
 
     `family` names the decoder: llama | mistral | qwen2 | qwen3 | mixtral | qwen3_moe | deepseek_v2 | deepseek_v3.
     """

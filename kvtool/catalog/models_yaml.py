@@ -57,7 +57,7 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A block of the file: an unknown key is an error, not a silent loss."""
 
 
-class _DecoderFacts(_Strict):
+class _DecoderFacts(_Strict, frozen=True, kw_only=True):
     """What a published config gives; every field left out takes the family's default."""
 
     norm_eps: float | None = None
@@ -67,7 +67,7 @@ class _DecoderFacts(_Strict):
     router: Router | None = None
 
 
-class Entry(_Strict):
+class Entry(_Strict, frozen=True, kw_only=True):
     """One model as the file has it."""
 
     id: str
@@ -96,6 +96,7 @@ class Entry(_Strict):
     tie_word_embeddings: bool | None = None
     max_position_embeddings: int | None = None
     dtype: str | None = None
+    recurrent_state_dtype: str | None = None
     decoder: _DecoderFacts = _DecoderFacts()
     params_total: int | None = None
     params_source: str | None = None
@@ -108,13 +109,15 @@ class Entry(_Strict):
             yield name.rsplit("/", 1)[-1].lower()
 
     def model(self) -> Model:
-        layers = tuple(self._layer(name) for name in expand_pattern(self.layers))
+        layers: list[Layer] = []
+        for name in expand_pattern(self.layers):
+            layers.append(self._layer(name, layers))
         return Model(
             id=self.id,
             source=self.source,
             architecture=self.architecture,
             attention=attention_name(layers, self.num_heads),
-            layers=layers,
+            layers=tuple(layers),
             hidden_size=self.hidden_size,
             vocab_size=self.vocab_size,
             num_heads=self.num_heads,
@@ -123,6 +126,7 @@ class Entry(_Strict):
             tie_word_embeddings=self.tie_word_embeddings,
             max_position_embeddings=self.max_position_embeddings,
             dtype=self.dtype,
+            recurrent_state_dtype=self.recurrent_state_dtype,
             decoder=self._decoder(),
             params_total=self.params_total,
             params_source=self.params_source,
@@ -130,19 +134,23 @@ class Entry(_Strict):
             notes=self.notes,
         )
 
-    def _layer(self, name: str) -> Layer:
+    def _layer(self, name: str, before: list[Layer]) -> Layer:
         kind, plus, extra = name.partition("+")
         if plus and (extra != "indexer" or self.indexer is None):
             raise KvtoolError(f"model {self.id}: layer {name!r} needs an `indexer` block")
         indexer = self.indexer if plus else None
         if kind == "none":
             return Layer(cache=None, indexer=indexer)
-        if kind == "shared":
-            return Layer(cache=SharedAttention(), indexer=indexer)
-        cache: CacheKind | None = getattr(self, kind) if kind in _CACHES else None
+        own = kind.removeprefix("shared_")
+        cache: CacheKind | None = getattr(self, own) if own in _CACHES else None
         if cache is None:
             raise KvtoolError(f"model {self.id}: layer {name!r} has no block of that name")
-        return Layer(cache=cache, indexer=indexer)
+        if own == kind:
+            return Layer(cache=cache, indexer=indexer)
+        same = [index for index, layer in enumerate(before) if layer.cache == cache]
+        if not same:
+            raise KvtoolError(f"model {self.id}: layer {name!r} has no earlier {own!r} layer to share with")
+        return Layer(cache=SharedAttention(source_layer=same[-1]), indexer=indexer)
 
     def _decoder(self) -> Decoder | None:
         default = default_decoder(self.architecture)
@@ -150,7 +158,7 @@ class Entry(_Strict):
         return replace(default, **given) if default else None
 
 
-class _File(_Strict):
+class _File(_Strict, frozen=True, kw_only=True):
     schema: str
     models: list[Entry]
 

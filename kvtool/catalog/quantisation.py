@@ -63,9 +63,8 @@ def _compressed_tensors(fields: Fields) -> float:
         raise fields.error("field 'config_groups' is missing")
     found = {_one_group(groups, name) for name in groups.values}
     if len(found) > 1:
-        raise fields.error(
-            f"config_groups mix weights of {', '.join(f'{bits:g}' for bits in sorted(found))} bits, which cannot be counted"
-        )
+        mixed = ", ".join(f"{bits:g}" for bits in sorted(found))
+        raise fields.error(f"config_groups mix weights of {mixed} bits, which cannot be counted")
     return found.pop()
 
 

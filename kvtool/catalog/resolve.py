@@ -1,4 +1,4 @@
-"""From what a user typed as MODEL to a Model: a catalogue name, a folder, a .json, a .gguf, or a Hugging Face repository."""
+"""From what a user typed as MODEL to a Model: a catalogue name, a folder, a .json, a .gguf, or a Hub repository."""
 
 from __future__ import annotations
 

@@ -44,25 +44,24 @@ def _shared_width(fields: Fields, width: int) -> int:
 
 def _sparse_layers(fields: Fields, shape: Shape) -> tuple[int, int]:
     """How many layers stay dense at the start, and then every how many layers one has experts."""
+    layers = range(shape.num_layers)
     types = fields.strings("mlp_layer_types", length=shape.num_layers)
     if types is not None:
         return _from_flags(fields, [name == "sparse" for name in types], "mlp_layer_types")
-    dense = fields.integers("mlp_only_layers", high=shape.num_layers - 1)
-    frequency = fields.get("moe_layer_freq")
-    if isinstance(frequency, list):
-        flags = fields.integers("moe_layer_freq", length=shape.num_layers, high=1) or []
-        return _from_flags(fields, [flag == 1 for flag in flags], "moe_layer_freq")
-    step = (
-        fields.optional_integer(
-            "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step", "moe_layer_interval"
-        )
-        or 1
-    )
-    first = fields.optional_integer("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", low=0)
-    flags = [layer >= (first or 0) and (layer + (0 if first else 1)) % step == 0 for layer in range(shape.num_layers)]
-    return _from_flags(
-        fields, [flag and layer not in set(dense or []) for layer, flag in enumerate(flags)], "mlp_only_layers"
-    )
+    if isinstance(fields.get("moe_layer_freq"), list):
+        marks = fields.integers("moe_layer_freq", length=shape.num_layers, high=1) or []
+        return _from_flags(fields, [mark == 1 for mark in marks], "moe_layer_freq")
+    first = fields.optional_integer("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", low=0) or 0
+    counted = fields.optional_integer("decoder_sparse_step", "moe_layer_interval") or 1
+    frequency = fields.optional_integer("moe_layer_freq") or 1
+    dense = set(fields.integers("mlp_only_layers", high=shape.num_layers - 1) or [])
+    if fields.optional_integer("moe_layer_end_index", low=-1) not in {None, -1, shape.num_layers - 1}:
+        raise fields.error("'moe_layer_end_index' is not the last layer, which cannot be counted")
+    sparse = [
+        layer >= first and (layer + 1) % counted == 0 and layer % frequency == 0 and layer not in dense
+        for layer in layers
+    ]
+    return _from_flags(fields, sparse, "mlp_only_layers")
 
 
 def _from_flags(fields: Fields, sparse: list[bool], field: str) -> tuple[int, int]:

@@ -38,10 +38,10 @@ def no_experts(fields: Fields, shape: Shape) -> Moe | None:
 class Family:
     """How to read one `model_type`.
 
-    `required` fields must be in the file, although the config class has a default for them: a default there is the shape
-    of one particular model. `defaults` are the class's others. `nested` are the shape's defaults, which hold inside a
-    multimodal config only, because those are written without what equals the class. `mlp_factor` times hidden_size is the
-    MLP's width where the file gives none.
+    `required` fields must be in the file, although the config class has a default for them: a default there is the
+    shape of one particular model. `defaults` are the class's others. `nested` are the shape's defaults, which hold
+    inside a multimodal config only, because those are written without what equals the class. `mlp_factor` times
+    hidden_size is the MLP's width where the file gives none.
     """
 
     layers: Callable[[Fields, Shape], list[Layer]]
@@ -55,7 +55,7 @@ class Family:
 
 
 def grouped_attention(fields: Fields, shape: Shape) -> FullAttention:
-    """MHA, GQA or MQA with equal K and V heads: KV heads default to the query heads, their size to hidden_size / heads."""
+    """MHA, GQA or MQA: KV heads default to the query heads, the size of K and V heads to hidden_size / heads."""
     kv_heads = fields.optional_integer("num_key_value_heads", "num_kv_heads", "n_head_kv") or shape.num_heads
     head_dim = read_head_dim(fields, shape)
     return FullAttention(kv_heads=check_groups(fields, shape, kv_heads), k_head_dim=head_dim, v_head_dim=head_dim)

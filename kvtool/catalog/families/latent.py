@@ -56,7 +56,7 @@ def indexed_mla(fields: Fields, shape: Shape) -> list[Layer]:
 
 
 def index_owners(fields: Fields, num_layers: int) -> list[bool]:
-    """Which layers keep index keys: `indexer_types`, else a pattern of F and S, else every `index_topk_freq`-th layer."""
+    """Which layers keep index keys: `indexer_types`, else a pattern of F and S, else every `index_topk_freq`-th."""
     types = fields.strings("indexer_types", length=num_layers)
     pattern = fields.text("index_topk_pattern")
     frequency = fields.optional_integer("index_topk_freq") or 1
@@ -75,7 +75,7 @@ def index_owners(fields: Fields, num_layers: int) -> list[bool]:
 
 
 def block_sparse(fields: Fields, shape: Shape) -> list[Layer]:
-    """MiniMax-M3: GQA in every layer, and one bf16 index key a token in the layers that `sparse_attention_freq` marks."""
+    """MiniMax-M3: GQA in every layer, and a bf16 index key a token in the layers that `sparse_attention_freq` marks."""
     full = grouped_attention(fields, shape)
     sparse = fields.nested("sparse_attention_config")
     if sparse is None or not sparse.flag("use_sparse_attention", default=False):

@@ -40,7 +40,7 @@ def _linear_every(fields: Fields, shape: Shape, interval: int, state: CacheKind,
 
 
 def lightning(fields: Fields, shape: Shape) -> list[Layer]:
-    """MiniMax-Text-01: lightning attention of num_heads x head_dim, full where `layer_types` or `attn_type_list` says 1."""
+    """MiniMax-Text-01: lightning attention in all heads; full where `layer_types` or `attn_type_list` says so."""
     full = grouped_attention(fields, shape)
     state = LightningAttention(heads=shape.num_heads, head_dim=read_head_dim(fields, shape))
     flags = fields.integers("attn_type_list", length=shape.num_layers, high=1)

@@ -39,19 +39,33 @@ def one_window(fields: Fields, shape: Shape) -> list[Layer]:
 
 def upper_layers(fields: Fields, shape: Shape) -> list[Layer]:
     """Qwen2 and Qwen3: with `use_sliding_window`, the layers from `max_window_layers` on."""
-    full = grouped_attention(fields, shape)
-    window = read_window(fields) if fields.flag("use_sliding_window", default=False) else None
+    window = _switched_window(fields)
     first = fields.optional_integer("max_window_layers", low=0)
-    fields.read.add("sliding_window")
+    if window and first is None and not fields.has("layer_types"):
+        raise fields.error("'use_sliding_window' is set, but neither 'max_window_layers' nor 'layer_types' says where")
     default = [SLIDING if window and i >= (first or 0) else FULL for i in range(shape.num_layers)]
-    return by_layer_type(fields, shape, default, full=full, window=window)
+    return by_layer_type(fields, shape, default, full=grouped_attention(fields, shape), window=window)
 
 
-def every_nth_full(field: str, nth: int) -> Callable[[Fields, Shape], list[Layer]]:
-    """`layer_types`, else every nth layer is full, n from `field` (Gemma 2 and 3, Cohere2, Olmo 3, gpt-oss, AFMoE)."""
+def qwen3_moe(fields: Fields, shape: Shape) -> list[Layer]:
+    """Qwen3-MoE: with `use_sliding_window`, every layer."""
+    full, window = grouped_attention(fields, shape), _switched_window(fields)
+    return every_layer(windowed(full, window) if window else full, shape)
+
+
+def _switched_window(fields: Fields) -> int | None:
+    """The window where `use_sliding_window` is set; it means nothing otherwise."""
+    if fields.flag("use_sliding_window", default=False):
+        return read_window(fields)
+    fields.read |= {"sliding_window", "max_window_layers"}
+    return None
+
+
+def every_nth_full(nth: int, field: str | None = None) -> Callable[[Fields, Shape], list[Layer]]:
+    """`layer_types`, else every nth layer is full; some configs give n in `field`."""
 
     def read(fields: Fields, shape: Shape) -> list[Layer]:
-        period = fields.optional_integer(field) or nth
+        period = (fields.optional_integer(field) if field else None) or nth
         default = [SLIDING if (i + 1) % period else FULL for i in range(shape.num_layers)]
         return by_layer_type(fields, shape, default, full=grouped_attention(fields, shape), window=read_window(fields))
 
@@ -98,12 +112,20 @@ def _is_null(fields: Fields, name: str) -> bool:
 
 def gemma3n(fields: Fields, shape: Shape) -> list[Layer]:
     """Gemma 3n: every fifth layer is full, and the last `num_kv_shared_layers` store nothing."""
-    return share_last(fields, shape, every_nth_full("sliding_window_pattern", 5)(fields, shape))
+    return share_last(fields, shape, every_nth_full(5)(fields, shape))
 
 
 def share_last(fields: Fields, shape: Shape, layers: list[Layer]) -> list[Layer]:
+    """The last `num_kv_shared_layers` take K and V from the last layer of their own type that stores any."""
     shared = fields.optional_integer("num_kv_shared_layers", low=0, high=shape.num_layers - 1) or 0
-    return layers[: shape.num_layers - shared] + [Layer(cache=SharedAttention())] * shared
+    stored = layers[: shape.num_layers - shared]
+    reused = []
+    for layer in layers[len(stored) :]:
+        if layer not in stored:
+            raise fields.error(f"'num_kv_shared_layers' {shared} leaves no layer to share with for one of its types")
+        source = len(stored) - 1 - stored[::-1].index(layer)
+        reused.append(Layer(cache=SharedAttention(source_layer=source)))
+    return stored + reused
 
 
 def gemma4(fields: Fields, shape: Shape) -> list[Layer]:
@@ -134,8 +156,7 @@ def listed(fields: Fields, shape: Shape) -> list[Layer]:
 
 def smollm3(fields: Fields, shape: Shape) -> list[Layer]:
     """SmolLM3: with `use_sliding_window`, the layers without rotary positions have the window."""
-    window = read_window(fields) if fields.flag("use_sliding_window", default=False) else None
-    fields.read.add("sliding_window")
+    window = _switched_window(fields)
     interval = fields.optional_integer("no_rope_layer_interval") or 4
     rope = fields.integers("no_rope_layers", length=shape.num_layers, high=1)
     rope = rope or [int((i + 1) % interval != 0) for i in range(shape.num_layers)]
