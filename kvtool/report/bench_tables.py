@@ -126,7 +126,6 @@ def prefix_table(cases: Sequence[Case]) -> Table:
     rows = [
         (
             *labels(case, keys),
-            percent(prefix.requested_hit_rate),
             percent(prefix.measured_hit_rate, digits=1),
             format_ms(uncached_ttft_ms(case)),
             p50(case.metrics.ttft_ms),
@@ -135,14 +134,7 @@ def prefix_table(cases: Sequence[Case]) -> Table:
         )
         for case, prefix in with_prefix(cases)
     ]
-    columns = (
-        "hits\nasked",
-        "hits\nfound",
-        "TTFT ms\nuncached",
-        "TTFT ms\ncached",
-        "saved ms\n(95% interval)",
-        "saved\n%",
-    )
+    columns = ("hits\nfound", "TTFT ms\nuncached", "TTFT ms\ncached", "saved ms\n(95% interval)", "saved\n%")
     return Table(
         title="What prefix hits save: time to first token",
         columns=(*(heading(k) for k in keys), *columns),
@@ -158,6 +150,7 @@ def prefix_savings_table(cases: Sequence[Case]) -> Table:
     rows = [
         (
             *labels(case, keys),
+            percent(prefix.requested_hit_rate),
             percent(prefix.measured_hit_rate, digits=1),
             format_flops(prefix.flops_saved),
             format_bytes(prefix.kv_bytes_not_written),
@@ -167,10 +160,18 @@ def prefix_savings_table(cases: Sequence[Case]) -> Table:
     ]
     return Table(
         title="What prefix hits save: work",
-        columns=(*(heading(k) for k in keys), "hits\nfound", "FLOPs\nsaved", "KV bytes\nnot written", "same\noutput"),
+        columns=(
+            *(heading(k) for k in keys),
+            "hits\nasked",
+            "hits\nfound",
+            "FLOPs\nsaved",
+            "KV bytes\nnot written",
+            "same\noutput",
+        ),
         rows=rows,
         labels=len(keys),
-        note="same output: the cached and the uncached run gave the same tokens, compared inside this run.",
+        note="hits asked: --hit-rate; only whole pages can be found. same output: the cached and the uncached run gave "
+        "the same tokens, compared inside this run.",
     )
 
 
