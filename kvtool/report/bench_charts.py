@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 5.6, 4.2
 MAX_BARS = 10
+WIDE_RANGE = 8  # times longer than the shortest: on a linear axis the short ones would lie on the ground
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
     panels = [
         Panel(
             "Decode: time per output token",
-            "dashed: the floor, bytes moved / bandwidth measured here",
+            "dashed, small dots: the floor, bytes moved / bandwidth measured here",
             latency,
             draw_tpot,
         ),
@@ -114,7 +115,10 @@ def draw_tpot(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
         ends.append(EndLabel(lengths[-1], times[-1], f"{name}{reached}", colour))
     tokens_axis(axes)
     axes.set_xticks(sorted({input_len(case) for case in cases}))
-    axes.set_ylim(bottom=0)
+    if max(times_ms(cases)) > WIDE_RANGE * min(times_ms(cases)):
+        log_ms_axis(axes)
+    else:
+        axes.set_ylim(0, 1.1 * max(times_ms(cases)))
     axes.set_xlabel("input tokens")
     axes.set_ylabel("TPOT p50, ms")
     label_ends(figure, axes, ends)
@@ -168,8 +172,6 @@ def interval_arms(group: Sequence[Case]) -> list[list[float]]:
 
 def draw_arms(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
     """Time per token against the length a sequence has grown to, one line a way of keeping K and V."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     by_arm, lengths = cases_by_arm(cases)
     ends = []
     for colour, (arm, found) in zip(cycle(COLOURS), by_arm.items(), strict=False):
@@ -178,10 +180,7 @@ def draw_arms(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
         ends.append(EndLabel(points[-1][0], points[-1][1], ARM_NAMES.get(arm, arm), colour))
     tokens_axis(axes)
     axes.set_xticks(lengths)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
+    log_ms_axis(axes)
     axes.set_xlabel("tokens in the sequence")
     axes.set_ylabel("time per token p50, ms")
     label_ends(figure, axes, ends)
@@ -209,6 +208,7 @@ def draw_memory(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
             ha="center",
             fontsize=LABEL_POINTS,
         )
+    axes.set_xlim(-0.6, max(len(shown), 4) - 0.4)
     axes.set_xticks(list(places), [format_length(length) for length, _ in shown])
     axes.set_xlabel("input tokens")
     axes.set_ylabel("MiB a sequence")
@@ -216,6 +216,20 @@ def draw_memory(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def times_ms(cases: Sequence[Case]) -> list[float]:
+    return [time for case in cases if (time := tpot_ms(case)) is not None]
+
+
+def log_ms_axis(axes: Axes) -> None:
+    """A logarithmic y axis that says 10, 20, 50, 100."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def input_len(case: Case) -> int:
@@ -229,7 +243,7 @@ def batch_size(case: Case) -> int:
 def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
     """Cases that differ in `along` alone, in its order, each group named by the inputs that tell it from the others."""
     keys = tuple(k for k in varying(cases, ("prefix_len", "input_len", "batch_size")) if k != along)
-    keys = tuple(k for k in keys if k == "batch_size" or len({case.inputs.get(k) for case in cases}) > 1)
+    keys = tuple(k for k in keys if len({case.inputs.get(k) for case in cases}) > 1) or ("batch_size",)
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(labels(case, keys), []).append(case)
