@@ -31,7 +31,7 @@ class CacheCounters:
     """A snapshot. Tokens and evicted or copied pages are counted since the start or `reset_counters`.
 
     `allocated_pages` are those that open sequences hold; `peak_pages` is their maximum. Cached pages that no open
-    sequence holds are not in them. A sequence counts as queried when its first tokens are committed.
+    sequence holds are not in them. A sequence that is closed before its first tokens are committed counts nowhere.
     """
 
     queried_tokens: int
@@ -97,7 +97,6 @@ class CacheManager:
             queried_tokens=len(tokens),
         )
         self._open.add(sequence)
-        self._note_peak()
         return sequence
 
     def reserve(self, sequence: SequenceCache, num_tokens: int) -> bool:
@@ -237,6 +236,7 @@ class CacheManager:
             self._queried_tokens += sequence.queried_tokens
             self._hit_tokens += sequence.cached_tokens
             sequence.queried_tokens = 0
+            self._note_peak()  # shared pages are held without a reservation
 
     def _note_peak(self) -> None:
         self._peak_pages = max(self._peak_pages, self._allocated_pages)

@@ -15,6 +15,7 @@ from kvtool.stats import CONFIDENCE, Estimate, ratio_of_medians, verdict
 
 # Facts of a run that differ between any two runs and say nothing about whether they may be compared.
 INCIDENTAL = frozenset({"date_utc", "git_commit"})
+MAX_LISTED = 4
 
 
 class NamedDocument(NamedTuple):
@@ -120,24 +121,31 @@ def _warnings(a: BenchDocument, b: BenchDocument, pairing: Pairing) -> list[str]
         warnings.append("its metrics are defined in other words than the baseline's: read both documents' definitions")
     for cases, where in ((pairing.only_a, "only in the baseline"), (pairing.only_b, "not in the baseline")):
         if cases:
-            warnings.append(f"{len(cases)} cases {where}: {', '.join(case.name for case in cases)}")
+            warnings.append(f"{len(cases)} cases {where}: {_listed([case.name for case in cases])}")
+    told: dict[str, list[str]] = defaultdict(list)
     for case_a, case_b in pairing.pairs:
-        warnings += _case_warnings(case_a, case_b)
-    return warnings
+        for text in _case_warnings(case_a, case_b):
+            told[text].append(case_a.name)
+    return warnings + [f"{text}: {_listed(names)}" for text, names in told.items()]
 
 
 def _case_warnings(a: Case, b: Case) -> list[str]:
     warnings = []
     if min(num_iterations(a), num_iterations(b)) < 2:
-        warnings.append(f"{a.name}: one iteration a side, so the interval is of its requests alone")
+        warnings.append("one iteration a side, so that intervals are those of its requests alone, or missing")
     for metric in METRICS:
-        if metric.of_sample and any(
-            metric.value(case) is not None and clusters_of(metric, case) is None for case in (a, b)
-        ):
-            warnings.append(f"{a.name}: {metric.name} is not the median of its samples, so it gets no interval")
+        timed = [case for case in (a, b) if metric.of_sample and metric.value(case) is not None]
+        if any(clusters_of(metric, case) is None for case in timed):
+            warnings.append(f"{metric.name} is not the median of its samples, so it gets no interval")
     if a.check.outputs_equal is False or b.check.outputs_equal is False:
-        warnings.append(f"{a.name}: its outputs were not equal to those of its reference, so it may be fast and wrong")
+        warnings.append("outputs were not equal to those of the reference, so a gain may be an error")
     return warnings
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -123,6 +123,8 @@ def _document_table(rows: Sequence[CompareRow], num_hidden: int, title: str) -> 
             case = row.case
             lines.append((case, "", "", "", "", ""))
         lines.append(_cells(row))
+    if not rows:
+        lines.append(("nothing differs", "", "", "", "", ""))
     return Table(
         title=title,
         columns=("metric", "baseline", "this", "ratio", "interval", "verdict"),

@@ -149,6 +149,16 @@ def test_counters_say_what_was_asked_and_hit() -> None:
     assert (cache.counters().queried_tokens, cache.counters().peak_pages) == (0, 3)
 
 
+def test_a_sequence_that_is_not_admitted_leaves_no_trace_in_the_counters() -> None:
+    cache = CacheManager(num_pages=4, block_size=4)
+    cache.close(run(cache, list(range(9))))
+    cache.reset_counters()
+    waiting = cache.open(list(range(20)))
+    assert not cache.reserve(waiting, 20)
+    cache.close(waiting)
+    assert (cache.counters().queried_tokens, cache.counters().peak_pages) == (0, 0)
+
+
 def test_reset_forgets_all_prefixes_but_not_open_sequences() -> None:
     cache = CacheManager(num_pages=8, block_size=4)
     sequence = run(cache, list(range(10)))
