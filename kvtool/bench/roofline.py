@@ -133,7 +133,19 @@ def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
         "read vector-matrix": lambda: torch.mv(rows.t(), long_vector),
         "read linear of 8 tokens": lambda: torch.nn.functional.linear(eight_tokens, weights),
     }
+    if buffer.is_cuda:
+        calls["read triton"] = _triton_read(floats)
     return [Kernel(name, call, buffer.nbytes) for name, call in calls.items()]
+
+
+def _triton_read(floats: torch.Tensor) -> Call:
+    """The paged kernels read by Triton's loads, which can outrun torch's reductions: the ceiling must know them too."""
+    import torch
+
+    from kvtool.kernels.stream import stream_read
+
+    num_sms = torch.cuda.get_device_properties(floats.device).multi_processor_count
+    return lambda: stream_read(floats, num_sms)
 
 
 def copy_kernel(buffer: torch.Tensor) -> Kernel:
