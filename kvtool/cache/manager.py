@@ -30,8 +30,8 @@ class PageCopy(NamedTuple):
 class CacheCounters:
     """A snapshot. Tokens and evicted or copied pages are counted since the start or `reset_counters`.
 
-    `allocated_pages` are those that open sequences hold; `peak_pages` is their maximum. Cached pages that no open
-    sequence holds are not in them. A sequence that is closed before its first tokens are committed counts nowhere.
+    `allocated_pages` are those that open sequences hold or lock, `peak_pages` their maximum; cached pages that could
+    be evicted are not in them. A sequence that is closed before its first tokens are committed counts nowhere.
     """
 
     queried_tokens: int
@@ -135,6 +135,7 @@ class CacheManager:
         sequence.num_cached_pages = stop
         for page in pages[duplicates:]:
             self.pool.share(page)
+        self._note_peak()  # the path locked for a duplicate may have been evictable
 
     def fork(self, sequence: SequenceCache) -> SequenceCache:
         """A second sequence with the same tokens on the same pages; `make_writable` parts them on the last one."""
