@@ -37,13 +37,20 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise KvtoolError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: not a config")
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, source: str) -> dict[str, object]:
+    """The JSON object in `data`. Raises KvtoolError naming `source`."""
+    try:
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise KvtoolError(f"{path} is not JSON: {_reason(error)}") from error
+        raise KvtoolError(f"{source} is not JSON: {_reason(error)}") from error
     if not isinstance(value, dict):
-        raise KvtoolError(f"{path} is not a config: its JSON is not an object")
+        raise KvtoolError(f"{source} is not a config: its JSON is not an object")
     return value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
@@ -10,19 +12,49 @@ from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.errors import KvtoolError
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")  # owner/name on the Hugging Face Hub
+
 
 def resolve_model(name: str, *, models_path: Path | None = None) -> Model:
     """The model of that name or path. Raises KvtoolError in one line, with the nearest names for an unknown one."""
-    path = Path(name)
-    if path.is_dir():
-        return read_config(path / "config.json")
-    if path.suffix == ".json":
-        return read_config(path)
     catalogue = load_catalogue(models_path)
     model = catalogue.find(name)
-    if model is None:
-        raise KvtoolError(f"unknown model {name!r}{catalogue.nearest(name)}")
-    return model
+    if model is not None:
+        return model
+    path = Path(name)
+    if path.suffix == ".json":
+        return read_config(path)
+    if path.suffix == ".gguf":
+        from kvtool.catalog.gguf_model import gguf_model
+
+        return gguf_model(path)
+    if name and _is_folder(path):
+        return _folder_model(path)
+    if path.is_absolute() or name.startswith("."):
+        raise KvtoolError(f"{name} is neither a folder with config.json, nor a .json or .gguf file")
+    if _REPOSITORY.fullmatch(name):
+        from kvtool.catalog.hub import hub_model
+
+        return hub_model(name)
+    nearest = catalogue.nearest(name) or ": `kvtool models` lists them; a path or an owner/name on the Hub works too"
+    raise KvtoolError(f"unknown model {name[:80]!r}{nearest}")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long for a file, or with a null byte
+        return False
+
+
+def _folder_model(folder: Path) -> Model:
+    """config.json of a folder, with its parameters counted where there are weights and they are not packed."""
+    from kvtool.catalog.checkpoint import has_weights, read_header
+
+    model = read_config(folder / "config.json")
+    if model.quantisation is not None or not has_weights(folder):
+        return model
+    return replace(model, params_total=read_header(folder).params, params_source="headers of its safetensors files")
 
 
 def inline_model(

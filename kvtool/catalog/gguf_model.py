@@ -1,0 +1,213 @@
+"""A .gguf file's metadata -> Model. An architecture, or an attention key, that is not known here is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvtool.catalog.attention import attention_name
+from kvtool.catalog.families.family import MAX_LAYERS
+from kvtool.catalog.fields import Fields
+from kvtool.catalog.gguf_file import GgufFile, read_gguf
+from kvtool.catalog.model import (
+    Decoder,
+    FullAttention,
+    LatentAttention,
+    Layer,
+    Model,
+    Moe,
+    Quantisation,
+    Router,
+    SlidingAttention,
+)
+from kvtool.errors import KvtoolError
+
+# GGUF's architecture -> Hugging Face's model_type, and every how many layers one is full (0: sliding ones are listed).
+_ARCHITECTURES = {
+    "llama": "llama", "qwen2": "qwen2", "qwen2moe": "qwen2_moe", "qwen2vl": "qwen2_vl_text", "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "phi2": "phi",
+    "phi3": "phi3", "starcoder": "gpt_bigcode", "starcoder2": "starcoder2", "stablelm": "stablelm", "falcon": "falcon",
+    "gpt2": "gpt2", "gptneox": "gpt_neox", "bloom": "bloom", "mpt": "mpt", "command-r": "cohere", "cohere2": "cohere2",
+    "olmo": "olmo", "olmo2": "olmo2", "olmoe": "olmoe", "granite": "granite", "granitemoe": "granitemoe",
+    "glm4": "glm4", "internlm2": "internlm2", "baichuan": "baichuan", "orion": "orion", "smollm3": "smollm3",
+    "nemotron": "nemotron", "exaone": "exaone", "seed_oss": "seed_oss", "gpt-oss": "gpt_oss", "arcee": "arcee",
+    "minimax-m2": "minimax_m2", "ernie4_5": "ernie4_5", "mistral3": "ministral3", "deepseek2": "deepseek_v3",
+}  # fmt: skip
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2}
+_ALL_SLIDING = ("phi3",)
+_RUNS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mixtral": "mixtral", "qwen3_moe": "qwen3_moe"}
+_SUSPECT = ("attention.", "ssm.", "wkv.", "shortconv.", "kda.", "time_mix", "token_shift", "full_attention_interval")
+_HARMLESS = ("epsilon", "scale", "clamp_kqv", "max_alibi_bias", "temperature_length", "causal")
+
+
+def gguf_model(path: Path) -> Model:
+    """The model in a .gguf file, its parameters counted from its tensors. Raises KvtoolError."""
+    file = read_gguf(path)
+    arch = file.metadata.get("general.architecture")
+    if not isinstance(arch, str) or arch not in _ARCHITECTURES:
+        raise KvtoolError(f"{path}: architecture {str(arch)[:40]!r} is not known (known: {', '.join(_ARCHITECTURES)})")
+    own = {key.removeprefix(f"{arch}."): value for key, value in file.metadata.items() if key.startswith(f"{arch}.")}
+    fields = Fields(own, where=str(path))
+    count = fields.integer("block_count", high=MAX_LAYERS) - (
+        fields.optional_integer("nextn_predict_layers", low=0) or 0
+    )
+    layers = _layers(fields, arch, count)
+    heads = _one(fields, "attention.head_count")
+    moe = _experts(fields)
+    architecture = "mixtral" if arch == "llama" and moe else _ARCHITECTURES[arch]
+    tensors = {tensor.name for tensor in file.tensors}
+    _refuse_unread(fields)
+    return Model(
+        id=path.stem,
+        source=str(path),
+        architecture=architecture,
+        attention=attention_name(layers, heads),
+        layers=tuple(layers),
+        hidden_size=fields.integer("embedding_length"),
+        vocab_size=fields.optional_integer("vocab_size") or _vocabulary(file),
+        num_heads=heads,
+        intermediate_size=_width(fields),
+        moe=moe,
+        tie_word_embeddings="output.weight" not in tensors,
+        max_position_embeddings=fields.optional_integer("context_length"),
+        quantisation=_quantisation(file),
+        decoder=_decoder(file, fields, architecture, tensors),
+        params_total=sum(tensor.params for tensor in file.tensors),
+        params_source="tensors of the GGUF file",
+        confidence="read from its GGUF metadata",
+    )
+
+
+def _one(fields: Fields, name: str) -> int:
+    """A number that GGUF may write once a layer; layers that differ are refused."""
+    values = set(_each(fields, name))
+    if len(values) != 1:
+        raise fields.error(f"{name!r} differs between layers, which is not known")
+    return values.pop()
+
+
+def _each(fields: Fields, name: str) -> list[int]:
+    if isinstance(fields.get(name), list):
+        return fields.integers(name, low=1) or []
+    return [fields.integer(name)]
+
+
+def _layers(fields: Fields, arch: str, count: int) -> list[Layer]:
+    if fields.get("attention.kv_lora_rank") is not None:
+        return [Layer(cache=_latent(fields))] * count
+    heads = _one(fields, "attention.head_count")
+    kv_heads = _each(fields, "attention.head_count_kv") if fields.has("attention.head_count_kv") else [heads]
+    kv_heads = kv_heads * count if len(kv_heads) == 1 else kv_heads
+    if len(kv_heads) < count:
+        raise fields.error(f"'attention.head_count_kv' has {len(kv_heads)} items, but there are {count} layers")
+    default = fields.integer("embedding_length") // heads
+    key, value = (fields.optional_integer(f"attention.{name}_length") or default for name in ("key", "value"))
+    full = [FullAttention(kv_heads=number, k_head_dim=key, v_head_dim=value) for number in kv_heads[:count]]
+    for kind in full:
+        if heads % kind.kv_heads:
+            raise fields.error(f"{heads} attention heads do not divide among {kind.kv_heads} key-value heads")
+    return [Layer(cache=kind) for kind in _windowed(fields, arch, full)]
+
+
+def _latent(fields: Fields) -> LatentAttention:
+    rope = fields.integer("rope.dimension_count")
+    fields.read |= {"attention.key_length", "attention.value_length", "attention.head_count_kv"}
+    key = fields.optional_integer("attention.key_length_mla") or fields.integer("attention.key_length", low=rope + 1)
+    return LatentAttention(
+        kv_lora_rank=fields.integer("attention.kv_lora_rank"),
+        qk_rope_head_dim=rope,
+        qk_nope_head_dim=key - rope,
+        v_head_dim=fields.optional_integer("attention.value_length_mla") or fields.integer("attention.value_length"),
+        q_lora_rank=fields.optional_integer("attention.q_lora_rank"),
+    )
+
+
+def _windowed(fields: Fields, arch: str, full: list[FullAttention]) -> list[FullAttention]:
+    """Which layers slide: as the file lists them, or by the architecture's own pattern."""
+    window = fields.optional_integer("attention.sliding_window", low=0)
+    pattern = fields.get("attention.sliding_window_pattern")
+    if not window:
+        if arch in _FULL_EVERY:
+            raise fields.error("field 'attention.sliding_window' is missing")
+        return full
+    if isinstance(pattern, list):
+        local = [bool(flag) for flag in pattern[: len(full)]]
+    elif arch in _FULL_EVERY or pattern is not None:
+        every = fields.optional_integer("attention.sliding_window_pattern") or _FULL_EVERY[arch]
+        local = [(layer + 1) % every != 0 for layer in range(len(full))]
+    elif arch in _ALL_SLIDING:
+        local = [True] * len(full)
+    else:
+        raise fields.error("'attention.sliding_window' is set, but not which layers have it")
+    if len(local) != len(full):
+        raise fields.error(f"'attention.sliding_window_pattern' has {len(local)} items for {len(full)} layers")
+    return [_sliding(kind, window) if slides else kind for kind, slides in zip(full, local, strict=True)]
+
+
+def _sliding(kind: FullAttention, window: int) -> SlidingAttention:
+    return SlidingAttention(
+        kv_heads=kind.kv_heads, k_head_dim=kind.k_head_dim, v_head_dim=kind.v_head_dim, window=window
+    )
+
+
+def _experts(fields: Fields) -> Moe | None:
+    count = fields.optional_integer("expert_count", low=0)
+    if not count:
+        return None
+    width = fields.optional_integer("expert_feed_forward_length") or _one(fields, "feed_forward_length")
+    shared = fields.optional_integer("expert_shared_feed_forward_length", low=0)
+    number = fields.optional_integer("expert_shared_count", low=0) or 0
+    return Moe(
+        num_experts=count,
+        experts_per_token=fields.integer("expert_used_count", high=count),
+        intermediate_size=width,
+        shared_intermediate_size=number * width if shared is None else shared,
+        first_dense_layers=fields.optional_integer("leading_dense_block_count", low=0) or 0,
+        layer_step=fields.optional_integer("interleave_moe_layer_step") or 1,
+    )
+
+
+def _width(fields: Fields) -> int | None:
+    widths = set(_each(fields, "feed_forward_length")) if fields.has("feed_forward_length") else set()
+    return widths.pop() if len(widths) == 1 else None
+
+
+def _vocabulary(file: GgufFile) -> int | None:
+    count = file.metadata.get("tokenizer.ggml.tokens")
+    return count if type(count) is int and count > 0 else None
+
+
+def _quantisation(file: GgufFile) -> Quantisation | None:
+    """Mean bits of all weights; None for a file of plain floats."""
+    if all(tensor.dtype in {"F32", "F16", "BF16"} for tensor in file.tensors):
+        return None
+    params = sum(tensor.params for tensor in file.tensors)
+    return Quantisation(method="gguf", bits_per_weight=8 * sum(t.size_bytes for t in file.tensors) / params)
+
+
+def _decoder(file: GgufFile, fields: Fields, architecture: str, tensors: set[str]) -> Decoder | None:
+    """The decoder, exactly; None for an architecture the engine does not run or positions the file scales."""
+    family = _RUNS.get(architecture)
+    scaled = fields.text("rope.scaling.type", default="none") != "none" or "rope_freqs.weight" in tensors
+    if family is None or scaled:
+        return None
+    eos = file.metadata.get("tokenizer.ggml.eos_token_id")
+    return Decoder(
+        family=family,
+        exact=True,
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon", default=1e-6),
+        rope_theta=fields.number("rope.freq_base", default=10000.0),
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        output_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_up.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        router=Router() if family in {"mixtral", "qwen3_moe"} else None,
+        eos_token_ids=(eos,) if type(eos) is int else (),
+    )
+
+
+def _refuse_unread(fields: Fields) -> None:
+    for name, value in fields.values.items():
+        if name not in fields.read and name.startswith(_SUSPECT) and not name.endswith(_HARMLESS) and value:
+            raise fields.error(
+                f"field {name!r} is not known for this architecture and may change what its cache stores"
+            )

@@ -1,0 +1,71 @@
+"""A repository on the Hugging Face Hub -> Model: its config.json and safetensors headers, never its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from kvtool.catalog.hf_config import model_from_config, parse_json, read_config
+from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError
+
+_TIMEOUT_S = 2.0
+_MAX_CONFIG_BYTES = 16 << 20
+_REFUSALS = {
+    401: "is not there, or only for users who are logged in (hf auth login)",
+    403: "is gated: accept its terms on its page and log in (hf auth login)",
+    404: "is not there, or has no config.json",
+}
+
+
+def hub_model(name: str) -> Model:
+    """The model of a repository, from the local Hub cache or over the network with one short try.
+
+    Raises KvtoolError at once when offline (HF_HUB_OFFLINE is honoured), or when there is no such repository.
+    """
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    source = f"huggingface.co/{name}"
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return replace(read_config(Path(cached), id=name), source=source)
+    if HF_HUB_OFFLINE:
+        raise _offline(name)
+    config = parse_json(_download(name, huggingface_hub.hf_hub_url(name, "config.json")), source)
+    model = model_from_config(config, id=name, source=source)
+    params = None if model.quantisation else _count_params(name)
+    return replace(model, params_total=params, params_source=params and "safetensors headers on the Hub")
+
+
+def _download(name: str, url: str) -> bytes:
+    """The file at `url`: one request with a short timeout, because the Hub client would retry for half a minute."""
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        with urlopen(Request(url, headers=build_hf_headers()), timeout=_TIMEOUT_S) as response:
+            data: bytes = response.read(_MAX_CONFIG_BYTES)
+            return data
+    except HTTPError as error:
+        reason = _REFUSALS.get(error.code, f"answers with HTTP status {error.code}")
+        raise KvtoolError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise _offline(name) from error
+
+
+def _offline(name: str) -> KvtoolError:
+    return KvtoolError(f"model {name!r} is not in the catalogue, and the Hub cannot be reached: give its config.json")
+
+
+def _count_params(name: str) -> int | None:
+    """Elements of its safetensors files; None where it has none or they cannot be read."""
+    import huggingface_hub
+
+    try:
+        metadata = huggingface_hub.get_safetensors_metadata(name)
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
+        return None
+    return sum(metadata.parameter_count.values()) or None
