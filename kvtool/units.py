@@ -67,7 +67,7 @@ def format_ms(milliseconds: float | None) -> str:
     if milliseconds == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(milliseconds))))
-    return f"{milliseconds:.{min(digits, 4)}f}"
+    return f"{milliseconds:,.{min(digits, 4)}f}"
 
 
 def ceil_div(a: int, b: int) -> int:

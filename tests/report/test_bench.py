@@ -69,7 +69,7 @@ def test_the_latency_table_has_a_row_a_case_with_its_medians(document):
     table = latency_table(cases_of(document, "latency"))
     assert table.columns[:2] == ("input", "batch")
     assert len(table.rows) == 12
-    assert table.rows[-1] == ("2k", "8", "9131", "9661", "34.0", "36.0", "1,794", "235")
+    assert table.rows[-1] == ("2k", "8", "9,131", "9,661", "34.0", "36.0", "1,794", "235")
 
 
 def test_an_input_that_varies_becomes_a_column_and_one_that_does_not_is_told_once(document):
