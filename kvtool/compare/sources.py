@@ -24,9 +24,8 @@ def are_documents(names: Sequence[str]) -> bool:
     documents = [name for name in names if _document_path(name) is not None]
     if documents and len(documents) < len(names):
         other = next(name for name in names if name not in documents)
-        raise KvtoolError(
-            f"{documents[0]} is a bench document and {other} is not: compare models or documents, not both"
-        )
+        is_not = "is not" if Path(other).exists() or not other.endswith(".json") else "does not exist"
+        raise KvtoolError(f"{documents[0]} is a bench document, {other} {is_not}: name only documents, or only models")
     return bool(documents)
 
 

@@ -25,13 +25,17 @@ class Table:
 
 
 def to_rich(table: Table, width: int) -> RichTable:
-    """For a terminal of `width` columns: narrow ones get one space between columns instead of two."""
+    """For a terminal of `width` columns: narrow ones get one space between columns instead of two.
+
+    Every string is a Text, since names of files and cases may hold brackets, which rich would take for markup.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     rich = RichTable(
-        title=f"[bold]{table.title}[/bold]",
-        caption=table.note or None,
+        title=Text(table.title, style="bold"),
+        caption=Text(table.note) if table.note else None,
         box=SIMPLE_HEAD,
         show_header=any(table.columns),
         title_justify="left",
@@ -45,7 +49,7 @@ def to_rich(table: Table, width: int) -> RichTable:
         left = index < table.labels
         rich.add_column(column, justify="left" if left else "right", vertical="top", overflow="fold")
     for row in table.rows:
-        rich.add_row(*row)
+        rich.add_row(*(Text(cell) for cell in row))
     return rich
 
 

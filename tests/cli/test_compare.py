@@ -77,7 +77,7 @@ def test_models_as_json_and_as_a_table(run, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["llama-3.1-8b"], "two or more"),
-        (["base", "llama-3.1-8b"], "compare models or documents, not both"),
+        (["base", "llama-3.1-8b"], "name only documents, or only models"),
         (["base", "same", "--tp", "2"], "--tp is for models"),
         (["base", "same", "--fail-on-regression", "0.05"], "write 5%"),
         (["llama-3.1-8b", "qwen3-8b", "--fail-on-regression", "5%"], "is for bench documents"),

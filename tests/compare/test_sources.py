@@ -3,16 +3,19 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from kvtool.compare.documents import compare_documents
+from kvtool.compare.documents import compare_documents, regressions
 from kvtool.compare.sources import are_documents, read_bench
 from kvtool.errors import KvtoolError
+from kvtool.report.compare import print_compare
 from kvtool.results import CompareDocument, encode
 from tests.compare.example import document
 
@@ -48,6 +51,13 @@ def compare(base: Path, other: Path) -> CompareDocument:
     return compare_documents(first, [second])
 
 
+def show(document: CompareDocument) -> None:
+    """Everything that is done with a comparison, the files apart."""
+    encode(document)
+    print_compare(document, Console(file=StringIO(), width=80))
+    regressions(document.rows, limit=0.05)
+
+
 def refusal(call: Callable[[Any], object], argument: Any) -> str:
     """The message of the KvtoolError that the call raises, empty if it goes well."""
     try:
@@ -66,7 +76,7 @@ def test_a_mutated_document_is_compared_or_refused_in_one_line(
     base.write_bytes(BENCH)
     other.write_bytes(mutate(path, value, delete))
     for order in ((base, other), (other, base)):
-        assert "\n" not in refusal(lambda paths: encode(compare(*paths)), order)
+        assert "\n" not in refusal(lambda paths: show(compare(*paths)), order)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -92,8 +102,10 @@ def test_documents_are_told_from_models_by_their_schema(tmp_path: Path) -> None:
 def test_mixed_or_too_few_arguments_are_refused(tmp_path: Path) -> None:
     bench = tmp_path / "bench.json"
     bench.write_bytes(BENCH)
-    with pytest.raises(KvtoolError, match=r"is a bench document and llama-3\.1-8b is not"):
+    with pytest.raises(KvtoolError, match=r"is a bench document, llama-3\.1-8b is not"):
         are_documents([str(bench), "llama-3.1-8b"])
+    with pytest.raises(KvtoolError, match=r"missing\.json does not exist"):
+        are_documents([str(bench), str(tmp_path / "missing.json")])
     with pytest.raises(KvtoolError, match="two or more"):
         are_documents(["llama-3.1-8b"])
 

@@ -52,6 +52,13 @@ def test_a_long_table_keeps_the_rows_that_differ(compared: CompareDocument) -> N
     assert len(compare_tables(compared, max_lines=100)[0].rows) == 2 + 2 * 8, "two cases of eight metrics, each headed"
 
 
+def test_brackets_in_names_are_no_markup() -> None:
+    odd = NamedDocument("run[1].json", document(noise_seed=2, tpot_factor=1.2))
+    console = Console(file=StringIO(), width=100)
+    print_compare(compare_documents(NamedDocument("[/base]", document()), [odd]), console)
+    assert "run[1].json against [/base]" in console.file.getvalue()
+
+
 def test_findings_count_and_name_the_largest_change(compared: CompareDocument) -> None:
     slow, _ = findings(compared)
     assert slow.startswith("slow.json: 0 metrics better, ")
