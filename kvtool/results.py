@@ -317,7 +317,7 @@ class EnvDocument(Struct, frozen=True, kw_only=True):
 D = TypeVar("D", bound=Struct)
 
 
-def encode(document: Struct) -> bytes:
+def encode(document: Struct | dict[str, Any]) -> bytes:
     """Pretty JSON of a document, ending in a newline. Raises ValueError on NaN or Infinity: they never get in."""
     _refuse_non_finite(msgspec.to_builtins(document), "document")
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"

@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from kvtool.errors import KvtoolError
 
@@ -148,7 +149,7 @@ def _place(path: Path, name: str, entry: object) -> tuple[int, int, TensorHeader
     return start, stop, TensorHeader(name, str(dtype), tuple(shape), stop - start, path)
 
 
-def _whole_numbers(value: object) -> bool:
+def _whole_numbers(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 

@@ -38,12 +38,14 @@ def hub_model(name: str) -> Model:
     config = parse_json(_download(name, huggingface_hub.hf_hub_url(name, "config.json")), source)
     model = model_from_config(config, id=name, source=source)
     params = None if model.quantisation else _count_params(name)
-    return replace(model, params_total=params, params_source=params and "safetensors headers on the Hub")
+    if params is None:
+        return model
+    return replace(model, params_total=params, params_source="safetensors headers on the Hub")
 
 
 def _download(name: str, url: str) -> bytes:
     """The file at `url`: one request with a short timeout, because the Hub client would retry for half a minute."""
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     try:
         with urlopen(Request(url, headers=build_hf_headers()), timeout=_TIMEOUT_S) as response:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import compare, env
+from kvtool.cli import compare, env, gpus, models
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -35,6 +35,8 @@ def kvtool(
 
 app.command(epilog=env.EXAMPLES)(env.env)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=models.EXAMPLES)(models.models)
+app.command(epilog=gpus.EXAMPLES)(gpus.gpus)
 
 
 def main() -> None:

@@ -1,0 +1,110 @@
+"""`kvtool gpus`: the accelerators that --gpu takes, listed and searched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.cli.options import JsonOption
+from kvtool.errors import KvtoolError, did_you_mean
+
+if TYPE_CHECKING:
+    from kvtool.catalog.gpus import Gpu
+    from kvtool.report.tables import Table
+
+EXAMPLES = "Examples:\n\n  kvtool gpus h100\n\n  kvtool gpus nvidia --json"
+
+
+def gpus(
+    query: Annotated[str | None, typer.Argument(help="Words that the name, vendor or architecture holds.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the cards that --gpu knows, with the figures it takes from them."""
+    rows = search(query)
+    if json:
+        import msgspec
+
+        from kvtool.results import encode
+
+        cards = [msgspec.to_builtins(gpu) for gpu in rows]
+        typer.echo(encode({"schema": "kvtool.gpus/1", "gpus": cards}), nl=False)
+        return
+    from rich.console import Console
+
+    from kvtool.report.tables import to_rich
+
+    console = Console()
+    console.print(to_rich(overview(rows), console.width))
+    if len(rows) == 1:
+        console.print(to_rich(details(rows[0]), console.width))
+
+
+def search(query: str | None) -> list[Gpu]:
+    """The cards that hold every word of `query`; `local` is the one here. Raises KvtoolError where none does."""
+    from kvtool.catalog.gpus import load_gpus, local_gpu
+
+    if query is not None and query.strip().lower() == "local":
+        return [local_gpu()]
+    known = load_gpus()
+    words = (query or "").lower().split()
+    rows = [gpu for gpu in known if all(word in _text(gpu) for word in words)]
+    if not rows:
+        names = [name for gpu in known for name in (gpu.name, *gpu.aliases)]
+        raise KvtoolError(f"no gpu matches {query!r}{did_you_mean(str(query), names)}")
+    return rows
+
+
+def _text(gpu: Gpu) -> str:
+    return " ".join([gpu.name, *gpu.aliases, *gpu.driver_names, gpu.vendor, gpu.arch or ""]).lower()
+
+
+def overview(rows: list[Gpu]) -> Table:
+    from kvtool.report.tables import Table
+    from kvtool.units import format_bytes
+
+    cells = [
+        (
+            gpu.name,
+            f"{'~' if gpu.memory_assumed else ''}{format_bytes(gpu.memory_bytes)}",
+            _number(gpu.memory_bandwidth_gbps),
+            _number(gpu.bf16_tflops),
+            _number(gpu.fp8_tflops),
+            _number(gpu.link_gbps),
+        )
+        for gpu in rows
+    ]
+    return Table(
+        title=f"{len(rows)} card{'s' if len(rows) > 1 else ''}",
+        columns=("gpu", "memory", "GB/s", "bf16 TFLOP/s", "fp8 TFLOP/s", "link GB/s"),
+        rows=cells,
+        labels=1,
+        note="Dense rates; links per direction. ~ is the card's decimal figure: no source has its driver's.",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.10g}"
+
+
+def details(gpu: Gpu) -> Table:
+    """One card's other facts, for a search that found just it."""
+    from kvtool.report.tables import Table
+    from kvtool.units import format_bytes
+
+    units = None if gpu.compute_units is None else f"{gpu.compute_units} {gpu.compute_unit_kind}"
+    facts = {
+        "other names": ", ".join(gpu.aliases),
+        "vendor": gpu.vendor,
+        "architecture": gpu.arch,
+        "compute units": units,
+        "L2 cache": gpu.l2_bytes and format_bytes(gpu.l2_bytes),
+        "register file a unit": gpu.register_file_bytes and format_bytes(gpu.register_file_bytes),
+        "PCIe": gpu.pcie_gbps and f"{_number(gpu.pcie_gbps)} GB/s per direction",
+        "source": gpu.source,
+        "confidence": gpu.confidence,
+        "notes": gpu.notes,
+    }
+    return Table(
+        title="Facts", columns=("", ""), rows=[(name, str(value)) for name, value in facts.items() if value], labels=2
+    )
