@@ -79,6 +79,7 @@ def size(
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_models
+    from kvtool.sizing.weights import checkpoint_bytes
 
     chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     options = SizeOptions(
@@ -94,9 +95,10 @@ def size(
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
     )
-    document = size_models(chosen, options=options)
+    held = checkpoint_bytes(model) if model else None
+    document = size_models(chosen, options=options, checkpoint_bytes=held)
     if out is not None:
-        figure = size_figure(size_models(chosen, options=curve(chosen, options)))
+        figure = size_figure(size_models(chosen, options=curve(chosen, options), checkpoint_bytes=held))
         write_result(out, "size", document, rows=list(size_csv_rows(document)), figure=figure)
     if json:
         typer.echo(encode(document), nl=False)
@@ -105,6 +107,6 @@ def size(
     if explain:
         from kvtool.sizing import explain as formulas
 
-        typer.echo("\n".join(formulas.explain(chosen, options=options)), err=json)
+        typer.echo("\n".join(formulas.explain(chosen, options=options, checkpoint_bytes=held)), err=json)
     if document.rows and all(row.fit.fits is False for row in document.rows):
         raise typer.Exit(1)

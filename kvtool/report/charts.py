@@ -72,11 +72,11 @@ def label_ends(figure: Figure, axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 
 def bytes_axis(axes: Axes) -> None:
-    """Powers of four as KiB, MiB, GiB on a logarithmic y axis."""
+    """Round sizes in KiB, MiB, GiB on a logarithmic y axis: powers of two and halfway, fewer over a wide range."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_locator(LogLocator(base=4))
+    axes.yaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5), numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(round(value))))
 

@@ -71,7 +71,7 @@ def _formula(spec: CacheSpec, layers: str) -> str:
             conv = f"{spec.conv_elements:,} convolution elements x {spec.conv_element_bytes} B"
             return f"{layers} x ({conv} + {spec.recurrent_elements:,} recurrent x {spec.recurrent_element_bytes} B)"
         case _:
-            return f"{layers} reuse the K and V of earlier ones"
+            return f"{layers} without K and V of their own"
 
 
 def _heads_formula(spec: HeadsSpec, layers: str) -> str:

@@ -16,7 +16,7 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.decode import decode_floor
-from kvtool.sizing.dtypes import AUTO, CacheFormat, parse_cache_format, parse_float_dtype
+from kvtool.sizing.dtypes import AUTO, CacheFormat, parse_cache_format
 from kvtool.sizing.fit import Budget, budget, fit
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format
 from kvtool.sizing.options import SizeOptions
@@ -120,8 +120,7 @@ def make_plan(
 ) -> SizePlan:
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
-    asked = options.state_dtype
-    state = state_format(model, asked if asked == AUTO else parse_float_dtype(asked, "mamba ssm cache dtype"))
+    state = state_format(model, options.state_dtype)
     weights = weigh(model, options.weight_dtype, checkpoint_bytes=checkpoint_bytes)
     parallel = options.parallel
     memory = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from kvtool.catalog.checkpoint import has_weights, read_header
 from kvtool.catalog.model import Model
 from kvtool.sizing.dtypes import AUTO, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel
@@ -76,6 +78,14 @@ class Weights:
         if self.stored_bytes is None or self.model.moe is not None:
             return None
         return ceil_div(self.stored_bytes, parallel.tp)
+
+
+def checkpoint_bytes(name: str) -> int | None:
+    """Bytes of the weights in the folder or file that MODEL names; None where it names none. Raises KvtoolError."""
+    path = Path(name)
+    if path.suffix in (".gguf", ".safetensors") or (path.is_dir() and has_weights(path)):
+        return read_header(path).weights_bytes
+    return None
 
 
 def weigh(model: Model, dtype: str = AUTO, *, checkpoint_bytes: int | None = None) -> Weights:

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def kvtool(*args: str, columns: int = 80, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from kvtool.cli import main; main()", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def rows(*args: str) -> list[dict[str, dict[str, object]]]:
+    done = kvtool("size", *args, "--json")
+    assert done.stderr == ""
+    document = json.loads(done.stdout)
+    assert document["schema"] == "kvtool.size/1"
+    return document["rows"]  # type: ignore[no-any-return]
+
+
+def test_json_is_one_document_and_nothing_else() -> None:
+    (row,) = rows("llama-3.1-8b", "--context", "8k")
+    assert row["inputs"]["context"] == 8192
+    assert row["kv"]["bytes_per_token"] == 131_072
+    assert row["weights"]["bytes"] == 16_060_522_496
+    assert row["fit"]["fits"] is None
+
+
+def test_lists_make_rows() -> None:
+    found = rows("llama-3.1-8b", "--context", "4k,1m", "--batch-size", "1,8", "--kv-cache-dtype", "bf16,int8")
+    assert len(found) == 8
+    assert {row["inputs"]["context"] for row in found} == {4096, 1 << 20}
+
+
+def test_a_shape_instead_of_a_model() -> None:
+    (row,) = rows("--layers", "96", "--heads", "96", "--kv-heads", "8", "--head-dim", "128", "--context", "8k")
+    assert row["kv"]["bytes_per_token"] == 2 * 96 * 8 * 128 * 2
+    assert row["weights"]["bytes"] is None
+
+
+def test_a_card_gives_a_verdict_and_an_exit_code() -> None:
+    fits = kvtool("size", "llama-3.1-8b", "--context", "8k", "--gpu", "h100")
+    assert fits.returncode == 0
+    assert "yes" in fits.stdout
+    too_large = kvtool("size", "llama-3.1-70b", "--context", "8k", "--gpu", "h100")
+    assert too_large.returncode == 1
+    assert "no" in too_large.stdout.split()
+    some = kvtool("size", "llama-3.1-8b", "--context", "8k", "--batch-size", "1,10000", "--gpu", "h100")
+    assert some.returncode == 0
+
+
+def test_explain_prints_the_formula() -> None:
+    done = kvtool("size", "llama-3.1-8b", "--context", "8k", "--explain")
+    assert "2 x 32 layers x 8 KV heads x 128 x 2 B = 131,072 B/token" in done.stdout
+    with_json = kvtool("size", "llama-3.1-8b", "--context", "8k", "--explain", "--json")
+    json.loads(with_json.stdout)
+    assert "131,072 B/token" in with_json.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("llama-3.1-8b", "--kv-cache-dtype", "bf16,int8_per_token_head", "--gpu", "h100", "--batch-size", "1,256"),
+        ("deepseek-v3.2", "--tp", "8", "--gpu", "h200", "--context", "1m"),
+        ("nemotron-nano-9b-v2", "--context", "100000"),
+    ],
+)
+def test_tables_keep_to_the_width(args: Sequence[str], columns: int) -> None:
+    lines = kvtool("size", *args, columns=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    # A value broken over two lines would leave fragments: every line of the table has all of its cells.
+    title = next(i for i, line in enumerate(lines) if line.startswith("KV cache in"))
+    rule = next(i for i, line in enumerate(lines) if i > title and "──" in line)
+    body = list(takewhile(str.strip, lines[rule + 1 :]))
+    assert body
+    assert len({len(line.split()) for line in body}) == 1
+
+
+def test_out_writes_three_files(tmp_path: Path) -> None:
+    done = kvtool("size", "llama-3.1-8b", "--context", "8k", "--gpu", "h100", "--out", str(tmp_path / "new"))
+    assert done.returncode == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["size.csv", "size.json", "size.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["llama-3.1-9b"], "unknown model 'llama-3.1-9b': did you mean"),
+        (["llama-3.1-8b", "--context", "-5"], "context '-5' is not a number of tokens"),
+        (["llama-3.1-8b", "--context", "0"], "context '0' must be a whole number of tokens from 1"),
+        (["llama-3.1-8b", "--context", "9999999999999"], "must be a whole number of tokens from 1 to"),
+        (["llama-3.1-8b", "--batch-size", "1,x"], "batch size 'x' is not a whole number"),
+        (["llama-3.1-8b", "--batch-size", "0"], "batch size 0 must be from 1"),
+        (["llama-3.1-8b", "--kv-cache-dtype", "fp9"], "unknown KV cache dtype 'fp9': use one of auto, fp32"),
+        (["llama-3.1-8b", "--weight-dtype", "int3"], "unknown weight dtype 'int3'"),
+        (["llama-3.1-8b", "--mamba-ssm-cache-dtype", "fp8"], "unknown mamba ssm cache dtype 'fp8'"),
+        (["llama-3.1-8b", "--block-size", "0"], "block size 0 must be from 1"),
+        (["llama-3.1-8b", "--tp", "3"], "tp 3 does not divide the 32 query heads"),
+        (["llama-3.1-8b", "--pp", "0"], "pp 0 must be at least 1"),
+        (["llama-3.1-8b", "--gpu", "h1000"], "unknown gpu 'h1000': did you mean"),
+        (["llama-3.1-8b", "--gpu-memory-utilization", "nan"], "gpu memory utilization nan must be above 0"),
+        (["llama-3.1-8b", "--layers", "3"], "'llama-3.1-8b' already has a shape: leave out --layers"),
+        ([], "name a MODEL, or give --layers"),
+        (["llama-3.1-8b", "--out", "/dev/null/x"], "--out /dev/null/x: cannot make this folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(args: list[str], message: str) -> None:
+    done = kvtool("size", *args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("kvtool: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; sys.argv = ['kvtool', 'size', 'llama-3.1-8b', '--gpu', 'h100'];"
+        "from kvtool.cli.app import app; app(standalone_mode=False);"
+        "print([m for m in ('torch', 'triton', 'numpy', 'pandas', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", "import kvtool.cli;" + code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.strip() == "[]"

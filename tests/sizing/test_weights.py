@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kvtool.catalog.model import Quantisation
+from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.weights import weigh, weight_format
+from tests.sizing.example import DEEPSEEK_V3, LLAMA_8B
+
+ONE = Parallel()
+
+
+def test_published_parameters_come_before_those_counted() -> None:
+    counted, published = weigh(LLAMA_8B), weigh(replace(LLAMA_8B, params_total=8_000_000_000))
+    assert counted.stored_bytes == 2 * 8_030_261_248
+    assert counted.source == "8,030,261,248 parameters counted from the shape in bf16"
+    assert published.stored_bytes == 16_000_000_000
+    assert published.source == "8,000,000,000 published parameters in bf16"
+
+
+def test_a_checkpoint_is_exact_unless_another_dtype_is_asked_for() -> None:
+    assert weigh(LLAMA_8B, checkpoint_bytes=123).stored_bytes == 123
+    assert weigh(LLAMA_8B, "fp8", checkpoint_bytes=123).stored_bytes == 8_030_261_248
+
+
+@pytest.mark.parametrize(("dtype", "bytes_a_parameter"), [("fp32", 4), ("bfloat16", 2), ("fp8", 1), ("int4", 0.5)])
+def test_weight_dtypes(dtype: str, bytes_a_parameter: float) -> None:
+    assert weigh(LLAMA_8B, dtype).stored_bytes == 8_030_261_248 * bytes_a_parameter
+
+
+def test_a_quantised_checkpoint_keeps_embedding_and_head() -> None:
+    quantised = replace(LLAMA_8B, quantisation=Quantisation(method="gptq", bits_per_weight=4.25))
+    outer = 2 * 128256 * 4096
+    assert weight_format(quantised).name == "gptq"
+    assert weigh(quantised).stored_bytes == 2 * outer + (8_030_261_248 - outer) * 4.25 / 8
+
+
+def test_unknown_weights_say_why() -> None:
+    weights = weigh(replace(LLAMA_8B, architecture="nobody-knows"))
+    assert (weights.stored_bytes, weights.bytes_per_gpu(ONE), weights.read_bytes_per_step(1, ONE)) == (None, None, None)
+    assert weights.source == "unknown: the parameter layout of nobody-knows is not known"
+
+
+def test_a_step_reads_all_but_the_input_embedding() -> None:
+    assert weigh(LLAMA_8B).read_bytes_per_step(1, ONE) == 2 * (8_030_261_248 - 128256 * 4096)
+    assert weigh(LLAMA_8B).read_bytes_per_step(64, Parallel(tp=2)) == 8_030_261_248 - 128256 * 4096
+
+
+def test_a_step_reads_the_experts_it_touches() -> None:
+    weights = weigh(DEEPSEEK_V3, "fp8")
+    assert weights.params is not None
+    one, many = (weights.read_bytes_per_step(batch, ONE) for batch in (1, 100_000))
+    assert one == weights.params.dense_read + weights.params.experts * 8 // 256
+    assert many == weights.params.dense_read + weights.params.experts
+
+
+def test_experts_are_dealt_out_over_replicas() -> None:
+    weights = weigh(DEEPSEEK_V3, "fp8")
+    assert weights.params is not None
+    assert weights.stored_bytes is not None
+    rest = weights.stored_bytes - weights.params.experts
+    by_tp, by_ep = Parallel(tp=8, dp=4), Parallel(tp=8, dp=4, ep=32)
+    assert weights.bytes_per_gpu(by_tp) == pytest.approx((rest + weights.params.experts) / 8, abs=2)
+    assert weights.bytes_per_gpu(by_ep) == pytest.approx(rest / 8 + weights.params.experts / 32, abs=2)
+
+
+def test_dense_weights_without_a_split_are_read_whole_and_experts_are_not_guessed() -> None:
+    dense = replace(LLAMA_8B, architecture=None, params_total=8_000_000_000)
+    assert weigh(dense).read_bytes_per_step(1, ONE) == 16_000_000_000
+    sparse = replace(DEEPSEEK_V3, architecture=None, params_total=671_000_000_000)
+    assert weigh(sparse).read_bytes_per_step(1, ONE) is None
