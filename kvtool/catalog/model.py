@@ -146,7 +146,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """Mixture of experts. `first_dense_layers` keep a dense MLP; then every `layer_step`-th layer is sparse."""
+    """Mixture of experts. `first_dense_layers` keep a dense MLP; then every `layer_step`-th layer is sparse.
+
+    Routed experts work on `hidden_size` elements where they have a latent of their own (Nemotron 3, Kimi K3), else on the
+    model's hidden size.
+    """
 
     num_experts: int
     experts_per_token: int
@@ -154,6 +158,7 @@ class Moe:
     shared_intermediate_size: int = 0
     first_dense_layers: int = 0
     layer_step: int = 1
+    hidden_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
