@@ -7,7 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import compare, env, gpus, models
+from kvtool.cli import compare, env, gpus, models, size
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -33,10 +33,11 @@ def kvtool(
     """What the KV cache of a language model costs, how fast it can go, and what would make it cheaper."""
 
 
-app.command(epilog=env.EXAMPLES)(env.env)
+app.command(epilog=size.EXAMPLES)(size.size)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=gpus.EXAMPLES)(gpus.gpus)
+app.command(epilog=env.EXAMPLES)(env.env)
 
 
 def main() -> None:

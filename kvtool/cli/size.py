@@ -27,7 +27,7 @@ from kvtool.cli.options import (
 )
 from kvtool.units import parse_length, split_list
 
-EPILOG = (
+EXAMPLES = (
     "Examples:\n\n"
     "  kvtool size llama-3.1-8b --context 8k,128k --batch-size 1,16 --kv-cache-dtype bf16,fp8 --gpu h100\n\n"
     "  kvtool size deepseek-v3 --tp 8 --context 32k --explain"

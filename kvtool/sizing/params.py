@@ -62,32 +62,42 @@ class _Family:
 
 
 _LLAMA = _Family()
-_GPT2 = _Family(mlp_matrices=2, all_bias=True)
-FAMILIES = {
-    "llama": _LLAMA, "mistral": _LLAMA, "mistral3": _LLAMA, "ministral3": _LLAMA, "mixtral": _LLAMA, "phi3": _LLAMA,
-    "granite": _LLAMA, "internlm2": _LLAMA, "smollm3": _LLAMA, "deepseek_v2": _LLAMA, "deepseek_v3": _LLAMA,
-    "deepseek_v32": _LLAMA, "kimi_k2": _LLAMA, "kimi_linear": _LLAMA, "glm_moe_dsa": _LLAMA, "jamba": _LLAMA,
-    "minimax": _LLAMA, "llama4_text": _LLAMA, "granitemoehybrid": _LLAMA, "gemma": _LLAMA, "lfm2": _LLAMA,
-    "qwen2": _Family(qkv_bias=True), "qwen2_moe": _Family(qkv_bias=True), "seed_oss": _Family(qkv_bias=True),
-    "chatglm": _Family(qkv_bias=True), "glm": _Family(qkv_bias=True), "mimo": _Family(qkv_bias=True),
-    "glm4": _Family(norms=4), "glm4_moe": _Family(qk_norm="head"), "cohere": _Family(norms=1),
-    "cohere2": _Family(norms=1), "gemma2": _Family(norms=4), "gemma3_text": _Family(norms=4, qk_norm="head"),
-    "qwen3": _Family(qk_norm="head"), "qwen3_moe": _Family(qk_norm="head"),
-    "minimax_m2": _Family(qk_norm="full"), "minimax_m3": _Family(qk_norm="head"),
-    "qwen3_next": _Family(qk_norm="head", gated_output=True),
-    "qwen3_5_text": _Family(qk_norm="head", gated_output=True),
-    "qwen3_5_moe_text": _Family(qk_norm="head", gated_output=True),
-    "olmo2": _Family(qk_norm="full"), "olmo3": _Family(qk_norm="full"),
+_QKV_BIAS = _Family(qkv_bias=True)
+_HEAD_NORM = _Family(qk_norm="head")
+_FULL_NORM = _Family(qk_norm="full")
+_PLAIN_MLP = _Family(mlp_matrices=2, all_bias=True)
+_FALCON = _Family(mlp_matrices=2, norms=1)
+FAMILIES: dict[str, _Family] = {
+    **dict.fromkeys(
+        ("llama", "Yi", "aquila", "cwm", "deepseek", "gemma", "granite", "granitemoe", "granitemoeshared"), _LLAMA
+    ),
+    **dict.fromkeys(
+        ("granitemoehybrid", "internlm2", "internlm3", "lfm2", "llama4_text", "minicpm", "ministral"), _LLAMA
+    ),
+    **dict.fromkeys(("mistral", "mistral3", "ministral3", "mixtral", "olmo", "phi3", "smollm3"), _LLAMA),
+    **dict.fromkeys(("jamba", "minimax", "minimax_text_01"), _LLAMA),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "kimi_linear", "minicpm3"), _LLAMA
+    ),
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QKV_BIAS),
+    **dict.fromkeys(("chatglm", "glm", "mimo", "seed_oss"), _QKV_BIAS),
+    **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_omni_moe_text"), _HEAD_NORM),
+    **dict.fromkeys(("glm4_moe", "glm4v_moe_text", "minimax_m3"), _HEAD_NORM),
+    **dict.fromkeys(("minimax_m2", "olmo2", "olmo3", "olmoe"), _FULL_NORM),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _Family(qk_norm="head", gated_output=True)),
+    **dict.fromkeys(("gemma2", "glm4", "glm4v_text"), _Family(norms=4)),
+    "gemma3_text": _Family(norms=4, qk_norm="head"),
+    **dict.fromkeys(("cohere", "cohere2"), _Family(norms=1)),
     "gpt_oss": _Family(all_bias=True),
-    "gpt2": _Family(mlp_matrices=2, all_bias=True, extra_positions=0),
-    "gpt_bigcode": _Family(mlp_matrices=2, all_bias=True, extra_positions=0),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), _Family(mlp_matrices=2, all_bias=True, extra_positions=0)),
     "opt": _Family(mlp_matrices=2, all_bias=True, extra_positions=2),
     "bloom": _Family(mlp_matrices=2, all_bias=True, embedding_norm=True),
-    "starcoder2": _GPT2, "gpt_neox": _GPT2, "phi": _Family(mlp_matrices=2, all_bias=True, norms=1),
-    "phi-msft": _Family(mlp_matrices=2, all_bias=True, norms=1),
-    "gptj": _Family(mlp_matrices=2, norms=1), "falcon": _Family(mlp_matrices=2, norms=1),
-    "mpt": _Family(mlp_matrices=2), "nemotron_h": _Family(mlp_matrices=2, norms=1, mixer_or_mlp=True),
-}  # fmt: skip
+    **dict.fromkeys(("starcoder2", "gpt_neox"), _PLAIN_MLP),
+    **dict.fromkeys(("phi", "phi-msft"), _Family(mlp_matrices=2, all_bias=True, norms=1)),
+    **dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel", "gptj"), _FALCON),
+    "mpt": _Family(mlp_matrices=2),
+    "nemotron_h": _Family(mlp_matrices=2, norms=1, mixer_or_mlp=True),
+}
 
 
 def count_params(model: Model) -> ParamCount | None:
@@ -95,11 +105,9 @@ def count_params(model: Model) -> ParamCount | None:
     family = FAMILIES.get(model.architecture or "")
     if family is None or model.vocab_size is None or not _has_mlp_sizes(model):
         return None
-    if family.mixer_or_mlp and model.moe is not None:
-        return None  # Nemotron 3's experts may work in a latent of a width that the model does not give
     embedding = model.vocab_size * model.hidden_size
     tied = bool(model.tie_word_embeddings)
-    sparse = [_is_sparse(model, index) for index in range(model.num_layers)]
+    sparse = [_is_sparse(model, index) and _has_mlp(family, layer) for index, layer in enumerate(model.layers)]
     layers = sum(_layer_params(model, family, layer, sparse[index]) for index, layer in enumerate(model.layers))
     return ParamCount(
         embedding=embedding,
@@ -119,7 +127,9 @@ def _has_mlp_sizes(model: Model) -> bool:
 def _is_sparse(model: Model, index: int) -> bool:
     """Whether a layer's MLP is a mixture of experts."""
     moe = model.moe
-    return moe is not None and index >= moe.first_dense_layers and (index + 1) % moe.layer_step == 0
+    if moe is None or index < moe.first_dense_layers:
+        return False
+    return (index - moe.first_dense_layers) % moe.layer_step == 0
 
 
 def _outside_layers(model: Model, family: _Family) -> int:
@@ -134,8 +144,12 @@ def _outside_layers(model: Model, family: _Family) -> int:
 def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> int:
     """One layer without its routed experts."""
     norms = family.norms * model.hidden_size * (2 if family.all_bias else 1)
-    has_mlp = layer.cache is None or not family.mixer_or_mlp
-    return norms + _mixer_params(model, family, layer) + (_mlp_params(model, family, sparse) if has_mlp else 0)
+    mlp = _mlp_params(model, family, sparse) if _has_mlp(family, layer) else 0
+    return norms + _mixer_params(model, family, layer) + mlp
+
+
+def _has_mlp(family: _Family, layer: Layer) -> bool:
+    return layer.cache is None or not family.mixer_or_mlp
 
 
 def _mixer_params(model: Model, family: _Family, layer: Layer) -> int:
@@ -214,8 +228,9 @@ def _mlp_params(model: Model, family: _Family, sparse: bool) -> int:
     """The dense MLP, or the router and shared experts of a sparse one."""
     hidden = model.hidden_size
     if sparse and model.moe is not None:
-        bias = model.moe.num_experts if family.all_bias else 0
-        return hidden * model.moe.num_experts + bias + family.mlp_matrices * hidden * model.moe.shared_intermediate_size
+        router = hidden * model.moe.num_experts + (model.moe.num_experts if family.all_bias else 0)
+        latent = 2 * hidden * (model.moe.hidden_size or 0)  # into the latent of the experts, and back
+        return router + latent + family.mlp_matrices * hidden * model.moe.shared_intermediate_size
     width = model.intermediate_size or 0
     bias = (family.mlp_matrices - 1) * width + hidden if family.all_bias else 0
     return family.mlp_matrices * hidden * width + bias
@@ -225,6 +240,6 @@ def _expert_params(model: Model, family: _Family) -> int:
     """All routed experts of one layer."""
     if model.moe is None:
         return 0
-    width = model.moe.intermediate_size
-    bias = (family.mlp_matrices - 1) * width + model.hidden_size if family.all_bias else 0
-    return model.moe.num_experts * (family.mlp_matrices * model.hidden_size * width + bias)
+    width, hidden = model.moe.intermediate_size, model.moe.hidden_size or model.hidden_size
+    bias = (family.mlp_matrices - 1) * width + hidden if family.all_bias else 0
+    return model.moe.num_experts * (family.mlp_matrices * hidden * width + bias)

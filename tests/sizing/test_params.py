@@ -33,6 +33,7 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
     "deepseek-ai/DeepSeek-V2-Lite": 15_706_484_224,
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": 8_888_227_328,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31_577_937_344,
 }
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kvtool.catalog.model import Quantisation
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.weights import weigh, weight_format
+from kvtool.sizing.weights import checkpoint_bytes, weigh, weight_format
 from tests.sizing.example import DEEPSEEK_V3, LLAMA_8B
 
 ONE = Parallel()
@@ -71,3 +73,16 @@ def test_dense_weights_without_a_split_are_read_whole_and_experts_are_not_guesse
     assert weigh(dense).read_bytes_per_step(1, ONE) == 16_000_000_000
     sparse = replace(DEEPSEEK_V3, architecture=None, params_total=671_000_000_000)
     assert weigh(sparse).read_bytes_per_step(1, ONE) is None
+
+
+def test_weights_in_a_folder_are_counted_from_their_headers(tmp_path: Path) -> None:
+    """A safetensors file by hand: 8 bytes of length, the JSON header, then the tensor's bytes."""
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    assert checkpoint_bytes(str(tmp_path)) == 12
+    assert checkpoint_bytes(str(tmp_path / "model.safetensors")) == 12
+
+
+def test_names_without_weights_have_none(tmp_path: Path) -> None:
+    assert checkpoint_bytes("llama-3.1-8b") is None
+    assert checkpoint_bytes(str(tmp_path)) is None
