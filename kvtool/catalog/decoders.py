@@ -38,7 +38,7 @@ def default_decoder(architecture: str | None) -> Decoder | None:
 def read_decoder(fields: Fields, model_type: str) -> Decoder | None:
     """The decoder a config describes, exactly; None for an architecture, or positions, that the engine does not run."""
     family = _FAMILY_OF_TYPE.get(model_type)
-    rope = _read_rope(fields)
+    rope = _read_rope(fields) if family else None
     if family is None or rope is None:
         return None
     theta, scaling = rope

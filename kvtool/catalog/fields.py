@@ -63,6 +63,17 @@ class Fields:
             raise self.error(f"field {names[0]!r} is {_show(value)}: must be from {low} to {high}")
         return value
 
+    def uniform(self, *names: str, low: int = 1, high: int = _MAX_INTEGER) -> int | None:
+        """A whole number that a config may also write once a layer; layers that differ are refused."""
+        value = self.get(*names)
+        if not isinstance(value, list):
+            return self.optional_integer(*names, low=low, high=high)
+        given = next(name for name in names if self.given(name) is not None)
+        found = set(self.integers(given, low=low, high=high) or [])
+        if len(found) != 1:
+            raise self.error(f"field {given!r} differs between layers, which cannot be counted")
+        return found.pop()
+
     def number(self, *names: str, default: float) -> float:
         value = self.get(*names)
         if value is None:

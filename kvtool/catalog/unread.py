@@ -14,7 +14,7 @@ _SUSPECT = re.compile(
 )
 # Names that match, and that the cache does not depend on.
 _HARMLESS = re.compile(
-    r"output_hidden_states|activation_\w+|attn_res_block_size|chunk_size_feed_forward|encoder_no_repeat_ngram_size|tie_encoder_decoder|.*shared_expert\w*|n_shared_experts"
+    r"rope_\w+|\w+_rope_\w+|dual_chunk_attention_config|(linear|full)_attn_(alpha|beta)_factor|layernorm_\w+|output_hidden_states|activation_\w+|attn_res_block_size|chunk_size_feed_forward|encoder_no_repeat_ngram_size|tie_encoder_decoder|.*shared_expert\w*|n_shared_experts"
     r"|num_shared_experts|moe_num_shared_experts|shared_intermediate_size|num_beam_groups|decoder_sparse_step|decoder_start_token_id"
     r"|.*_token_id|.*_token_index|use_bias|use_linear_bias|linear_bias|add_bias_linear|n_group|topk_group|num_expert_group|state_dict"
     r"|summary_\w+|qk_head_dim|attention_head_dim|parallel_attn|bias_dropout_\w+|apply_residual\w+|num_shared_kv|router_\w+"

@@ -9,7 +9,7 @@ from kvtool.catalog.model import Moe
 _COUNT = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
 _WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size")
-_SHARED_COUNT = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_SHARED_COUNT = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 _SHARED_WIDTH = (
     "shared_expert_intermediate_size",
     "moe_shared_expert_intermediate_size",
@@ -20,24 +20,28 @@ _SHARED_WIDTH = (
 
 def experts(fields: Fields, shape: Shape) -> Moe | None:
     """The experts of any architecture that names them in the usual ways; None for a dense model (0 or 1 expert)."""
-    count = fields.optional_integer(*_COUNT, low=0)
-    if count is None or count <= 1:
+    count = fields.uniform(*_COUNT, low=0)
+    if count is None or count <= 1 or not fields.flag("enable_moe_block", default=True):
         return None
-    width = fields.optional_integer(*_WIDTH) or fields.integer("intermediate_size")
+    width = fields.uniform(*_WIDTH) or fields.integer("intermediate_size")
+    per_token = fields.uniform(*_PER_TOKEN, high=count)
+    if per_token is None:
+        raise fields.error(f"field {_PER_TOKEN[0]!r} is missing")
     first, step = _sparse_layers(fields, shape)
     return Moe(
         num_experts=count,
-        experts_per_token=fields.integer(*_PER_TOKEN, high=count),
+        experts_per_token=per_token,
         intermediate_size=width,
         shared_intermediate_size=_shared_width(fields, width),
         first_dense_layers=first,
         layer_step=step,
+        hidden_size=fields.optional_integer("moe_latent_size", "routed_expert_hidden_size"),
     )
 
 
 def _shared_width(fields: Fields, width: int) -> int:
     """Together, all shared experts of a layer. A width given on its own already counts one expert of that size."""
-    number = fields.optional_integer(*_SHARED_COUNT, low=0)
+    number = fields.uniform(*_SHARED_COUNT, low=0)
     given = fields.optional_integer(*_SHARED_WIDTH, low=0)
     return given if given is not None else (number or 0) * width
 

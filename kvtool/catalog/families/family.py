@@ -24,7 +24,7 @@ def read_shape(fields: Fields) -> Shape:
     """Layers, width and query heads under any of the names in use."""
     return Shape(
         num_layers=fields.integer("num_hidden_layers", "n_layer", "n_layers", "num_layers", high=MAX_LAYERS),
-        hidden_size=fields.integer("hidden_size", "n_embd", "d_model"),
+        hidden_size=fields.integer("hidden_size", "n_embd", "d_model", "n_embed"),
         num_heads=fields.integer("num_attention_heads", "n_head", "n_heads", "num_heads", high=1 << 16),
     )
 
@@ -77,6 +77,18 @@ def read_head_dim(fields: Fields, shape: Shape) -> int:
             f"hidden_size {shape.hidden_size} is not divisible by {shape.num_heads} heads, and no head_dim is given"
         )
     return shape.hidden_size // shape.num_heads
+
+
+def derived_head_dim(fields: Fields, shape: Shape) -> int:
+    """hidden_size / heads, for architectures that have no head_dim of their own: one that differs is refused."""
+    if shape.hidden_size % shape.num_heads:
+        raise fields.error(f"hidden_size {shape.hidden_size} is not divisible by {shape.num_heads} heads")
+    head_dim = shape.hidden_size // shape.num_heads
+    if fields.optional_integer("head_dim") not in {None, head_dim}:
+        raise fields.error(
+            f"field 'head_dim' differs from hidden_size / heads ({head_dim}), which this architecture uses"
+        )
+    return head_dim
 
 
 def every_layer(kind: FullAttention, shape: Shape) -> list[Layer]:

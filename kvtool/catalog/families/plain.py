@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kvtool.catalog.families.family import Shape, check_groups, every_layer, grouped_attention, read_head_dim
+from kvtool.catalog.families.family import Shape, check_groups, derived_head_dim, every_layer, grouped_attention
 from kvtool.catalog.fields import Fields
-from kvtool.catalog.model import FullAttention, Layer
+from kvtool.catalog.model import FullAttention, Layer, SharedAttention
 
 
 def plain(fields: Fields, shape: Shape) -> list[Layer]:
@@ -12,16 +12,40 @@ def plain(fields: Fields, shape: Shape) -> list[Layer]:
     return every_layer(grouped_attention(fields, shape), shape)
 
 
+def derived(fields: Fields, shape: Shape) -> list[Layer]:
+    """As plain, but heads are always hidden_size / heads wide (StableLM)."""
+    head_dim = derived_head_dim(fields, shape)
+    kv_heads = check_groups(fields, shape, fields.optional_integer("num_key_value_heads") or shape.num_heads)
+    return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
+
+
+def cross_layer(fields: Fields, shape: Shape) -> list[Layer]:
+    """Hunyuan: with `use_cla`, each run of `cla_share_factor` layers shares the K and V of its first."""
+    layers = plain(fields, shape)
+    factor = fields.optional_integer("cla_share_factor")
+    if not fields.flag("use_cla", default=False):
+        return layers
+    if factor is None:
+        raise fields.error("'use_cla' is set, but 'cla_share_factor' is missing")
+    first = [layer - layer % factor for layer in range(shape.num_layers)]
+    return [
+        layers[layer] if source == layer else Layer(cache=SharedAttention(source_layer=source))
+        for layer, source in enumerate(first)
+    ]
+
+
 def multi_head(fields: Fields, shape: Shape) -> list[Layer]:
     """As many KV heads as query heads, of hidden_size / heads (GPT-2, GPT-J, GPT-NeoX, OPT, BLOOM, Persimmon)."""
-    head_dim = read_head_dim(fields, shape)
+    head_dim = derived_head_dim(fields, shape)
     return every_layer(FullAttention(kv_heads=shape.num_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
 
 
 def multi_query_flag(fields: Fields, shape: Shape) -> list[Layer]:
     """GPT-BigCode: one KV head when `multi_query`, which is its default."""
     kv_heads = 1 if fields.flag("multi_query", default=True) else shape.num_heads
-    head_dim = read_head_dim(fields, shape)
+    if fields.optional_integer("num_key_value_heads") not in {None, kv_heads}:
+        raise fields.error(f"'num_key_value_heads' differs from the {kv_heads} that 'multi_query' makes")
+    head_dim = derived_head_dim(fields, shape)
     return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
 
 
@@ -32,7 +56,7 @@ def falcon(fields: Fields, shape: Shape) -> list[Layer]:
     else:
         kv_heads = 1 if fields.flag("multi_query", default=True) else shape.num_heads
         fields.read |= {"num_kv_heads", "num_key_value_heads", "n_head_kv"}
-    head_dim = read_head_dim(fields, shape)
+    head_dim = derived_head_dim(fields, shape)
     kv_heads = check_groups(fields, shape, kv_heads)
     return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
 
@@ -42,21 +66,25 @@ def chatglm(fields: Fields, shape: Shape) -> list[Layer]:
     multi_query = fields.flag("multi_query_attention", default=False)
     kv_heads = fields.integer("multi_query_group_num") if multi_query else shape.num_heads
     fields.read.add("multi_query_group_num")
-    head_dim = fields.optional_integer("kv_channels") or read_head_dim(fields, shape)
+    head_dim = fields.optional_integer("kv_channels") or derived_head_dim(fields, shape)
     kv_heads = check_groups(fields, shape, kv_heads)
     return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)
 
 
 def attn_config(fields: Fields, shape: Shape) -> list[Layer]:
     """MPT and DBRX: the KV heads stand in the nested `attn_config`."""
-    nested = fields.nested("attn_config") or Fields({}, where=fields.where)
+    nested = fields.nested("attn_config")
+    if nested is None:
+        raise fields.error("field 'attn_config' is missing")
     kind = nested.text("attn_type", default="multihead_attention")
     if kind not in {"multihead_attention", "grouped_query_attention", "multiquery_attention"}:
         raise fields.error(f"attn_type {kind!r} is not known")
-    given = nested.optional_integer("kv_n_heads")
-    kv_heads = 1 if kind == "multiquery_attention" else given or shape.num_heads
+    given, outer = nested.optional_integer("kv_n_heads"), fields.optional_integer("num_key_value_heads")
+    kv_heads = 1 if kind == "multiquery_attention" else given or outer or shape.num_heads
+    if outer not in {None, kv_heads}:
+        raise fields.error(f"'num_key_value_heads' is {outer}, but 'attn_config' makes it {kv_heads}")
     if nested.optional_integer("sliding_window_size", low=-1) not in {None, -1}:
         raise fields.error("attn_config has a sliding_window_size, which is not known for this architecture")
-    head_dim = read_head_dim(fields, shape)
+    head_dim = derived_head_dim(fields, shape)
     kv_heads = check_groups(fields, shape, kv_heads)
     return every_layer(FullAttention(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim), shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvtool.catalog.families.family import Shape, grouped_attention, read_head_dim
 from kvtool.catalog.families.latent import read_latent
-from kvtool.catalog.families.sliding import FULL, SLIDING, named_layers, read_window, windowed
+from kvtool.catalog.families.sliding import FULL, SLIDING, named_layers, read_layer_types, read_window, windowed
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import (
     CacheKind,
@@ -35,7 +35,7 @@ def gated_delta_net(fields: Fields, shape: Shape) -> list[Layer]:
 
 def _linear_every(fields: Fields, shape: Shape, interval: int, state: CacheKind, full: CacheKind) -> list[Layer]:
     default = [LINEAR if (layer + 1) % interval else FULL for layer in range(shape.num_layers)]
-    types = fields.strings("layer_types", length=shape.num_layers) or default
+    types = read_layer_types(fields, shape) or default
     return named_layers(fields, types, {FULL: Layer(cache=full), LINEAR: Layer(cache=state)})
 
 
@@ -56,7 +56,7 @@ def kimi_linear(fields: Fields, shape: Shape) -> list[Layer]:
     """Kimi Linear: KDA layers and MLA layers, named from 1 in `linear_attn_config` or from 0 by `layer_types`."""
     nested = fields.nested("linear_attn_config")
     if nested is None:
-        raise fields.error("field 'linear_attn_config' is missing")
+        return _kimi_by_type(fields, shape)
     state = KimiDeltaAttention(
         heads=nested.integer("num_heads"),
         head_dim=nested.integer("head_dim"),
@@ -71,6 +71,19 @@ def kimi_linear(fields: Fields, shape: Shape) -> list[Layer]:
         )
     kinds = {True: Layer(cache=read_latent(fields)), False: Layer(cache=state)}
     return [kinds[layer in set(full_layers)] for layer in range(1, shape.num_layers + 1)]
+
+
+def _kimi_by_type(fields: Fields, shape: Shape) -> list[Layer]:
+    """The same model as transformers writes it: `layer_types` and `linear_*` sizes."""
+    state = KimiDeltaAttention(
+        heads=fields.integer("linear_num_heads"),
+        head_dim=fields.integer("linear_head_dim"),
+        conv_kernel=fields.integer("linear_conv_kernel_dim"),
+    )
+    types = read_layer_types(fields, shape)
+    if types is None:
+        raise fields.error("field 'linear_attn_config' (or 'layer_types') is missing")
+    return named_layers(fields, types, {FULL: Layer(cache=read_latent(fields)), LINEAR: Layer(cache=state)})
 
 
 def read_mamba1(fields: Fields, shape: Shape) -> Mamba1:

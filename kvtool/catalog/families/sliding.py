@@ -16,6 +16,10 @@ from kvtool.catalog.model import (
 )
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+_MADE_FROM = {
+    *("sliding_window_pattern", "_sliding_window_pattern", "window_pattern", "global_attn_every_n_layers"),
+    *("full_attention_interval", "layer_group_size", "max_window_layers", "no_rope_layers", "no_rope_layer_interval"),
+}
 
 
 def windowed(kind: FullAttention, window: int) -> SlidingAttention:
@@ -32,9 +36,14 @@ def read_window(fields: Fields) -> int | None:
 
 
 def one_window(fields: Fields, shape: Shape) -> list[Layer]:
-    """Every layer has the same window, or none (Mistral, Phi-3, Starcoder2, Mixtral)."""
+    """Every layer has the same window, or none (Mistral, Phi-3, Starcoder2, Mixtral).
+
+    A window as long as the longest context never cuts anything off (Phi-3.5: 262144 of 131072): it counts as none.
+    """
     full, window = grouped_attention(fields, shape), read_window(fields)
-    return every_layer(windowed(full, window) if window else full, shape)
+    longest = fields.optional_integer("max_position_embeddings")
+    cuts = window is not None and (longest is None or window < longest)
+    return every_layer(windowed(full, window) if window and cuts else full, shape)
 
 
 def upper_layers(fields: Fields, shape: Shape) -> list[Layer]:
@@ -72,11 +81,19 @@ def every_nth_full(nth: int, field: str | None = None) -> Callable[[Fields, Shap
     return read
 
 
+def read_layer_types(fields: Fields, shape: Shape) -> list[str] | None:
+    """`layer_types`, one name a layer. Where it is given, the periods and counts it was made from say nothing more."""
+    types = fields.strings("layer_types", length=shape.num_layers)
+    if types is not None:
+        fields.read |= _MADE_FROM
+    return types
+
+
 def by_layer_type(
     fields: Fields, shape: Shape, default: list[str], *, full: FullAttention, window: int | None
 ) -> list[Layer]:
     """One layer for each name of `layer_types`, or of `default` where the file gives none."""
-    types = fields.strings("layer_types", length=shape.num_layers) or default
+    types = read_layer_types(fields, shape) or default
     if SLIDING in types and window is None:
         raise fields.error("'layer_types' has sliding_attention layers, but no 'sliding_window' is given")
     kinds = {FULL: Layer(cache=full), SLIDING: Layer(cache=windowed(full, window or 1))}
@@ -99,7 +116,7 @@ def llama4(fields: Fields, shape: Shape) -> list[Layer]:
     rope = fields.integers("no_rope_layers", high=1) or [int((i + 1) % interval != 0) for i in range(shape.num_layers)]
     if len(rope) != shape.num_layers:
         raise fields.error(f"'no_rope_layers' has {len(rope)} items, but there are {shape.num_layers} layers")
-    types = fields.strings("layer_types", length=shape.num_layers) or [CHUNKED if local else FULL for local in rope]
+    types = read_layer_types(fields, shape) or [CHUNKED if local else FULL for local in rope]
     chunked = ChunkedAttention(
         kv_heads=full.kv_heads, k_head_dim=full.k_head_dim, v_head_dim=full.v_head_dim, window=chunk or 1
     )  # fmt: skip
@@ -129,24 +146,47 @@ def share_last(fields: Fields, shape: Shape, layers: list[Layer]) -> list[Layer]
 
 
 def gemma4(fields: Fields, shape: Shape) -> list[Layer]:
-    """Gemma 4: full layers have `global_head_dim`, and `num_global_key_value_heads` of them with `attention_k_eq_v`.
+    """Gemma 4: full layers differ from sliding ones in head_dim and KV heads. The last layer is always full.
 
-    K and V are both stored even then. The last layer is always full.
+    `attention_k_eq_v` leaves out a projection, not a part of the cache: K and V are both stored.
     """
     sliding = grouped_attention(fields, shape)
-    kv_heads = fields.optional_integer("num_global_key_value_heads")
-    if not fields.flag("attention_k_eq_v", default=False):
-        kv_heads = None
-    kv_heads = check_groups(fields, shape, kv_heads or sliding.kv_heads)
-    head_dim = fields.optional_integer("global_head_dim") or 512
-    full = replace(sliding, kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim)
     default = [SLIDING if (i + 1) % 6 else FULL for i in range(shape.num_layers)]
-    types = fields.strings("layer_types", length=shape.num_layers) or default
+    types = [*(read_layer_types(fields, shape) or default)[:-1], FULL]
     window = read_window(fields)
     if window is None:
         raise fields.error("field 'sliding_window' is null, but Gemma 4 has sliding layers")
+    full = _gemma4_full(fields, shape, sliding, [layer for layer, name in enumerate(types) if name == FULL])
     kinds = {FULL: Layer(cache=full), SLIDING: Layer(cache=windowed(sliding, window))}
-    return share_last(fields, shape, named_layers(fields, [*types[:-1], FULL], kinds))
+    return share_last(fields, shape, named_layers(fields, types, kinds))
+
+
+def _gemma4_full(fields: Fields, shape: Shape, sliding: FullAttention, at: list[int]) -> FullAttention:
+    """Full layers: from `global_*`, or from `per_layer_config`, which must say the same for each of them."""
+    fields.read |= {"global_head_dim", "num_global_key_value_heads", "attention_k_eq_v"}
+    overrides = fields.nested("per_layer_config")
+    if overrides is None:
+        kv_heads = fields.optional_integer("num_global_key_value_heads")
+        own_heads = kv_heads if fields.flag("attention_k_eq_v", default=False) else None
+        head_dim = fields.optional_integer("global_head_dim") or 512
+        return _resized(fields, shape, sliding, head_dim, own_heads)
+    found = set()
+    for name in overrides.values:
+        layer = overrides.nested(name) or Fields({}, where=overrides.where)
+        found.add((layer.optional_integer("head_dim"), layer.optional_integer("num_key_value_heads")))
+        if set(layer.values) - layer.read:
+            raise overrides.error(
+                f"layer {name!r} overrides {min(set(layer.values) - layer.read)!r}, which is not known"
+            )
+    if len(found) != 1 or sorted(overrides.values) != sorted(str(layer).zfill(len(name)) for layer in at):
+        raise overrides.error("does not override each full layer, and only those, in the same way")
+    width, heads = found.pop()
+    return _resized(fields, shape, sliding, width or sliding.k_head_dim, heads)
+
+
+def _resized(fields: Fields, shape: Shape, kind: FullAttention, head_dim: int, kv_heads: int | None) -> FullAttention:
+    own_heads = check_groups(fields, shape, kv_heads or kind.kv_heads)
+    return replace(kind, kv_heads=own_heads, k_head_dim=head_dim, v_head_dim=head_dim)
 
 
 def listed(fields: Fields, shape: Shape) -> list[Layer]:

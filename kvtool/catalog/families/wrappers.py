@@ -7,7 +7,7 @@ _BY_TEXT_MODEL = {
     "deepseek_vl_hybrid perception_lm glmasr voxtral",
     "mistral": "mistral3 idefics2 pixtral",
     "qwen2": "llava_onevision got_ocr2 internvl ovis2 qwen2_audio fast_vlm video_llama_3 audioflamingo3 "
-    "musicflamingo vibevoice vibevoice_asr pp_chart2table",
+    "musicflamingo pp_chart2table",
     "qwen3": "qwen3_asr lighton_ocr qianfan_ocr fun_asr_nano",
     "cohere2": "aya_vision cohere2_vision",
     "granite": "granite_speech granite_speech_plus",
