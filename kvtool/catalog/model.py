@@ -148,8 +148,8 @@ class Layer:
 class Moe:
     """Mixture of experts. `first_dense_layers` keep a dense MLP; then every `layer_step`-th layer is sparse.
 
-    Routed experts work on `hidden_size` elements where they have a latent of their own (Nemotron 3, Kimi K3), else on the
-    model's hidden size.
+    Routed experts work on `hidden_size` elements where they have a latent of their own (Nemotron 3, Kimi K3), else on
+    the model's hidden size.
     """
 
     num_experts: int

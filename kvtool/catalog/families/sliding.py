@@ -178,7 +178,8 @@ def _gemma4_full(fields: Fields, shape: Shape, sliding: FullAttention, at: list[
             raise overrides.error(
                 f"layer {name!r} overrides {min(set(layer.values) - layer.read)!r}, which is not known"
             )
-    if len(found) != 1 or sorted(overrides.values) != sorted(str(layer).zfill(len(name)) for layer in at):
+    named = sorted(int(name) if name.isdecimal() else -1 for name in overrides.values)
+    if len(found) != 1 or named != at:
         raise overrides.error("does not override each full layer, and only those, in the same way")
     width, heads = found.pop()
     return _resized(fields, shape, sliding, width or sliding.k_head_dim, heads)
