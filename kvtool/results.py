@@ -225,6 +225,22 @@ class Check(Struct, frozen=True, kw_only=True):
     text: str | None = None
 
 
+class Power(Struct, frozen=True, kw_only=True):
+    """Of the card while the case ran, through NVML; all None without it."""
+
+    samples: int = 0
+    power_w: float | None = None
+    power_max_w: float | None = None
+    sm_clock_mhz: int | None = None
+    sm_clock_min_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_max_c: int | None = None
+    memory_used_max_bytes: int | None = None
+    energy_j: float | None = None
+    energy_per_token_j: float | None = None
+    throttle_reasons: list[str] | None = None
+
+
 class Case(Struct, frozen=True, kw_only=True):
     name: str
     part: str
@@ -236,6 +252,7 @@ class Case(Struct, frozen=True, kw_only=True):
     memory: Memory
     prefix: Prefix | None
     check: Check
+    power: Power = Power()
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from itertools import count
 import torch
 
 from kvtool.cache.manager import CacheManager
-from kvtool.catalog.model import Model
+from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.batch import build_batch
 from kvtool.engine.config import (
     EngineConfig,
@@ -21,7 +21,7 @@ from kvtool.engine.config import (
 )
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
 from kvtool.engine.device import device_errors
-from kvtool.engine.pool import KvPool, cache_dtype
+from kvtool.engine.pool import KvPool, cache_dtype, pool_specs
 from kvtool.engine.sampler import sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
@@ -51,18 +51,28 @@ class LoadedModel:
         )
         cache_dtype(self.cache_format.name)
         self.backend = resolve_backend(config.backend, self.device)
-        self.specs = layer_specs(self.model, self.cache_format)
+        self.kernels = load_kernels(self.backend)
+        self.specs = pool_specs(layer_specs(self.model, self.cache_format))
         self.max_positions = max_positions
         self.weights = weight_source(self.model, config, TORCH_DTYPES[self.dtype], self.device)
         with device_errors(f"loading {model.id}"):
             self.transformer = Transformer(
                 self.model,
                 self.weights,
-                load_kernels(self.backend),
                 max_positions=max_positions,
                 dtype=TORCH_DTYPES[self.dtype],
                 device=self.device,
             )
+
+    @property
+    def vocab_size(self) -> int:
+        assert self.model.vocab_size is not None  # runnable_decoder has seen to it
+        return self.model.vocab_size
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that torch computes with on the CPU."""
+        return torch.get_num_threads()
 
     @property
     def page_bytes(self) -> int:
@@ -81,6 +91,8 @@ class LoadedModel:
                 found.append(
                     f"RoPE theta and norm epsilon are the defaults of the {decoder.family} family: no effect on time"
                 )
+        if any(isinstance(layer.cache, SlidingAttention) for layer in self.model.layers):
+            found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
         if self.model.num_layers != self.num_layers_of:
             found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
         return found
@@ -89,8 +101,16 @@ class LoadedModel:
 class Engine:
     """One block pool and the requests that share it. `step` is the whole system; `clock` gives seconds."""
 
-    def __init__(self, loaded: LoadedModel, *, num_pages: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        config = loaded.config
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        num_pages: int,
+        config: EngineConfig | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`config` may differ from the one the model was loaded with in its limits and in prefix caching."""
+        config = config or loaded.config
         needed = num_pages * loaded.page_bytes
         if needed > available_bytes(loaded.device):
             raise DeviceError(
@@ -111,12 +131,12 @@ class Engine:
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
+        self.keep_logits = False
         self._ids = count()
 
     def add(self, prompt_ids: list[int], params: SamplingParams, *, arrival_s: float | None = None) -> Sequence:
         """Queue a request. Raises KvtoolError for a prompt that is empty, out of vocabulary, or too long."""
-        vocab_size = self.loaded.model.vocab_size
-        assert vocab_size is not None
+        vocab_size = self.loaded.vocab_size
         if not prompt_ids:
             raise KvtoolError("the prompt is empty: at least one token is needed")
         for token in (min(prompt_ids), max(prompt_ids)):
@@ -148,8 +168,15 @@ class Engine:
         batch = build_batch(work, self.loaded.device)
         params = [item.sequence.params for item in work if item.completes]
         with device_errors("a step of the engine"):
-            logits = self.loaded.transformer(batch, self.pool)
+            logits = self.loaded.transformer(batch, self.pool.layers, self.loaded.kernels)
+            if self.keep_logits:
+                self._keep(work, logits)
             return sample(logits, params, self.generator).tolist() if params else []
+
+    def _keep(self, work: list[Work], logits: torch.Tensor) -> None:
+        sequences = [item.sequence for item in work if item.completes]
+        for sequence, row in zip(sequences, logits, strict=True):
+            sequence.logits.append(row)
 
     def postprocess(self, work: list[Work], tokens: list[int]) -> list[Sequence]:
         """Append the tokens, let finished sequences go, and make what was computed available to others."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
 from kvtool.errors import KvtoolError
-from kvtool.sizing.specs import CacheSpec, HeadsSpec, LatentSpec
+from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
 
 CACHE_DTYPES = {
     "fp32": torch.float32,
@@ -54,6 +54,21 @@ class KvPool:
                 if tensor is not None:
                     for copy in copies:
                         tensor[copy.target].copy_(tensor[copy.source])
+
+
+def pool_specs(specs: tuple[CacheSpec, ...]) -> tuple[CacheSpec, ...]:
+    """What the pool allocates for them: one block table serves all layers, so a sliding layer keeps every page."""
+    return tuple(
+        FullSpec(
+            kv_heads=spec.kv_heads,
+            k_head_dim=spec.k_head_dim,
+            v_head_dim=spec.v_head_dim,
+            cache_format=spec.cache_format,
+        )
+        if isinstance(spec, SlidingSpec)
+        else spec
+        for spec in specs
+    )
 
 
 def cache_dtype(name: str) -> torch.dtype:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from kvtool.cache.manager import SequenceCache
 from kvtool.errors import KvtoolError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class Sequence:
     """A request in flight. `token_ids` are prompt and output; the first `num_computed` of them have K/V in the cache.
 
     Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
-    sequence that finds its own pages again was not saved anything.
+    sequence that finds its own pages again was not saved anything. `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -53,6 +57,7 @@ class Sequence:
     peak_pages: int = 0
     num_preemptions: int = 0
     token_times_s: list[float] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
 
     @property
     def num_pending(self) -> int:
@@ -67,6 +72,10 @@ class Sequence:
     def is_decoding(self) -> bool:
         """True once a step of it is one token: it has produced output and was not preempted since."""
         return self.num_pending == 1 and len(self.token_ids) > self.prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is Status.FINISHED
 
     @property
     def ttft_s(self) -> float:

@@ -12,7 +12,6 @@ from kvtool.engine.decoder.rope import rotate
 from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels import Kernels
 
 
 class GroupedQueryAttention:
@@ -27,13 +26,11 @@ class GroupedQueryAttention:
         decoder: Decoder,
         weights: WeightSource,
         prefix: str,
-        kernels: Kernels,
     ) -> None:
         self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
         self.window = shape.window if isinstance(shape, SlidingAttention) else 0
         self.scale = self.head_dim**-0.5
         self.norm_eps = decoder.norm_eps
-        self.kernels = kernels
         rows = {"q_proj": num_heads, "k_proj": shape.kv_heads, "v_proj": shape.kv_heads}
         tensors = [
             weights.tensor(f"{prefix}.{name}.weight", heads * self.head_dim, hidden_size)
@@ -65,7 +62,7 @@ class GroupedQueryAttention:
             qk = rms_norm(qk, (self.head_dim,), eps=self.norm_eps) * self.qk_norm
         qk = rotate(qk, step.rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        self.kernels.store_kv(k, v, cache.k, cache.v, step.batch.slots)
+        step.kernels.store_kv(k, v, cache.k, cache.v, step.batch.slots)
         return self.out(self._attend(q, step, cache.k, cache.v).flatten(1), plus)
 
     def _attend(self, q: Tensor, step: StepContext, k_cache: Tensor, v_cache: Tensor) -> Tensor:
@@ -73,7 +70,7 @@ class GroupedQueryAttention:
         num_decodes = decode.num_tokens if decode else 0
         decoded = prefilled = None
         if decode:
-            decoded = self.kernels.paged_decode(
+            decoded = step.kernels.paged_decode(
                 q[:num_decodes],
                 k_cache,
                 v_cache,
@@ -83,7 +80,7 @@ class GroupedQueryAttention:
                 window=self.window,
             )
         if prefill:
-            prefilled = self.kernels.paged_prefill(
+            prefilled = step.kernels.paged_prefill(
                 q[num_decodes:],
                 k_cache,
                 v_cache,

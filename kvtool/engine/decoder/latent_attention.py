@@ -64,13 +64,11 @@ class MultiHeadLatentAttention:
         decoder: Decoder,
         weights: WeightSource,
         prefix: str,
-        kernels: Kernels,
     ) -> None:
         if shape.qk_nope_head_dim is None or shape.v_head_dim is None:
             raise KvtoolError("running MLA needs qk_nope_head_dim and v_head_dim, which this model does not say")
         self.nope, self.rope, self.rank = shape.qk_nope_head_dim, shape.qk_rope_head_dim, shape.kv_lora_rank
         self.num_heads, self.v_head_dim = num_heads, shape.v_head_dim
-        self.kernels = kernels
         self.scale = _softmax_scale(decoder, self.nope + self.rope)
         self.query = LatentQueryProjection(shape, num_heads, self.nope + self.rope, hidden_size, weights, prefix)
         down = weights.tensor(f"{prefix}.kv_a_proj_with_mqa.weight", self.rank + self.rope, hidden_size)
@@ -89,16 +87,18 @@ class MultiHeadLatentAttention:
         latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
         latent = rms_norm(latent, (self.rank,), self.latent_norm, eps=1e-6)
         k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
-        self.kernels.store_latent(torch.cat((latent, k_rope), dim=-1), cache.k, step.batch.slots)
+        step.kernels.store_latent(torch.cat((latent, k_rope), dim=-1), cache.k, step.batch.slots)
         decode, prefill = step.batch.decode, step.batch.prefill
         num_decodes = decode.num_tokens if decode else 0
-        decoded = self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache.k) if decode else None
+        decoded = (
+            self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache.k, step.kernels) if decode else None
+        )
         prefilled = self._prefill(q_nope[num_decodes:], q_rope[num_decodes:], prefill, cache.k) if prefill else None
         return self.out(join(decoded, prefilled).flatten(1), plus)
 
-    def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: Tensor) -> Tensor:
+    def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: Tensor, kernels: Kernels) -> Tensor:
         absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)  # [S, H, R]
-        attended = self.kernels.mla_decode(
+        attended = kernels.mla_decode(
             torch.cat((absorbed, q_rope), dim=-1),
             cache,
             rows.block_tables,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.batch import StepBatch
+from kvtool.kernels import Kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class StepContext:
     """`rotation` is the cos and sin of the step's positions, computed once for all layers."""
 
     batch: StepBatch
+    kernels: Kernels
     rotation: tuple[Tensor, Tensor]
 
 

@@ -14,7 +14,7 @@ from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.mlp import EvenRouter, GatedMlp, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.decoder.step import StepContext
-from kvtool.engine.pool import KvPool, LayerCache
+from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels import Kernels
@@ -25,13 +25,13 @@ _EXPERT_NAMES = {"mixtral": ("block_sparse_moe", ("w1", "w3", "w2"))}
 class DecoderLayer:
     """x + attention(norm x), then + mlp(norm ·)."""
 
-    def __init__(self, model: Model, decoder: Decoder, index: int, weights: WeightSource, kernels: Kernels) -> None:
+    def __init__(self, model: Model, decoder: Decoder, index: int, weights: WeightSource) -> None:
         prefix = f"model.layers.{index}"
         self.hidden_size = model.hidden_size
         self.norm_eps = decoder.norm_eps
         self.input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", model.hidden_size)
         self.mlp_norm = weights.tensor(f"{prefix}.post_attention_layernorm.weight", model.hidden_size)
-        self.attention = _attention(model.layers[index], model, decoder, weights, f"{prefix}.self_attn", kernels)
+        self.attention = _attention(model.layers[index], model, decoder, weights, f"{prefix}.self_attn")
         self.mlp = _mlp(model, decoder, index, weights, prefix)
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
@@ -47,7 +47,6 @@ class Transformer:
         self,
         model: Model,
         weights: WeightSource,
-        kernels: Kernels,
         *,
         max_positions: int,
         dtype: torch.dtype,
@@ -58,7 +57,7 @@ class Transformer:
         self.model = model
         self.norm_eps = decoder.norm_eps
         self.embedding = weights.tensor("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
-        self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
+        self.layers = [DecoderLayer(model, decoder, index, weights) for index in range(model.num_layers)]
         self.norm = weights.tensor("model.norm.weight", model.hidden_size)
         tied = model.tie_word_embeddings
         head = self.embedding if tied else weights.tensor("lm_head.weight", model.vocab_size, model.hidden_size)
@@ -66,11 +65,11 @@ class Transformer:
         self.rope = Rope(decoder, rotary_dim(model), max_positions, dtype=dtype, device=device)
 
     @torch.inference_mode()
-    def __call__(self, batch: StepBatch, pool: KvPool) -> Tensor:
-        """Logits [len(sample_rows), vocab]."""
-        step = StepContext(batch, self.rope.at(batch.positions))
+    def __call__(self, batch: StepBatch, caches: list[LayerCache], kernels: Kernels) -> Tensor:
+        """Logits [len(sample_rows), vocab]. `caches` has one entry a layer."""
+        step = StepContext(batch, kernels, self.rope.at(batch.positions))
         x = embedding(batch.token_ids, self.embedding)
-        for layer, cache in zip(self.layers, pool.layers, strict=True):
+        for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, step, cache)
         sampled = x[batch.sample_rows]
         return self.head(rms_norm(sampled, (self.model.hidden_size,), self.norm, eps=self.norm_eps))
@@ -95,16 +94,14 @@ def rotary_dim(model: Model) -> int:
 
 
 def _attention(
-    layer: Layer, model: Model, decoder: Decoder, weights: WeightSource, prefix: str, kernels: Kernels
+    layer: Layer, model: Model, decoder: Decoder, weights: WeightSource, prefix: str
 ) -> GroupedQueryAttention | MultiHeadLatentAttention:
     shape = layer.cache
     common = {"num_heads": model.num_heads, "hidden_size": model.hidden_size}
     if isinstance(shape, LatentAttention):
-        return MultiHeadLatentAttention(
-            shape, **common, decoder=decoder, weights=weights, prefix=prefix, kernels=kernels
-        )
+        return MultiHeadLatentAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix)
     if isinstance(shape, FullAttention):
-        return GroupedQueryAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix, kernels=kernels)
+        return GroupedQueryAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix)
     raise KvtoolError(f"the engine does not run layers of kind {type(shape).__name__}: `kvtool size` can size them")
 
 

@@ -1,0 +1,107 @@
+"""The whole benchmark: load, measure the device, run every part, measure the device again, write it all down."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from kvtool.bench.accounting import is_impossible, with_roofline
+from kvtool.bench.definitions import DEFINITIONS
+from kvtool.bench.environment import describe_environment
+from kvtool.bench.latency import latency_case
+from kvtool.bench.no_cache import no_cache_cases
+from kvtool.bench.options import BenchOptions
+from kvtool.bench.prefix import prefix_case
+from kvtool.bench.roofline import Ceiling, measure_roofline
+from kvtool.catalog.model import Model
+from kvtool.engine.config import EngineConfig
+from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
+from kvtool.results import BenchDocument, Case
+
+CEILING_SECONDS = 2.0
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A piece of the benchmark: what it is called, and what makes its cases."""
+
+    name: str
+    cases: Callable[[], list[Case]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`errors` name cases whose accounting cannot be right; an interrupted run has the cases that were done."""
+
+    document: BenchDocument
+    interrupted: bool
+    errors: list[str]
+
+
+def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress: Progress) -> Outcome:
+    """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError.
+
+    `progress` is told what is going on and how much of the benchmark is behind it, 0 to 1.
+    """
+    progress(f"loading {model.id}", 0.0)
+    loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1)
+    progress("measuring the device", 0.0)
+    ceiling = _ceiling(loaded)
+    cases, interrupted = _run(list(_steps(loaded, options)), progress)
+    if not cases:
+        raise KeyboardInterrupt
+    progress("measuring the device again", 1.0)
+    # The device may have been busier with others before or after: its limit is the better of the two.
+    ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(loaded))
+    cases = [with_roofline(case, ceiling) for case in cases]
+    document = BenchDocument(
+        environment=describe_environment(str(loaded.device)),
+        definitions=DEFINITIONS,
+        assumptions=[*loaded.assumptions(), *(["interrupted: cases are missing"] if interrupted else [])],
+        cases=cases,
+    )
+    errors = [f"{case.name}: {case.roofline.reason}" for case in cases if is_impossible(case)]
+    return Outcome(document, interrupted, errors)
+
+
+def _run(steps: list[Step], progress: Progress) -> tuple[list[Case], bool]:
+    """The cases of all steps, or of those before Ctrl-C and True."""
+    cases: list[Case] = []
+    try:
+        for done, step in enumerate(steps):
+            progress(step.name, done / len(steps))
+            cases += step.cases()
+            gc.collect()  # the pools of a case go before the next one asks for its own
+    except KeyboardInterrupt:
+        return cases, True
+    return cases, False
+
+
+def _steps(loaded: LoadedModel, options: BenchOptions) -> Iterator[Step]:
+    if "latency" in options.parts:
+        for length in options.input_lens:
+            for batch in options.batch_sizes:
+                yield Step(
+                    f"latency: {length} tokens x {batch}",
+                    partial(_one, latency_case, loaded, options, input_len=length, batch_size=batch),
+                )
+    if "prefix" in options.parts:
+        for rate in options.hit_rates:
+            yield Step(f"prefix hits: {rate:.0%}", partial(_one, prefix_case, loaded, options, hit_rate=rate))
+    if "no-cache" in options.parts:
+        for length in options.no_cache_lens:
+            yield Step(
+                f"with and without a cache: {length} tokens", partial(no_cache_cases, loaded, options, input_len=length)
+            )
+
+
+def _one(make: Callable[..., Case], *arguments: object, **named: object) -> list[Case]:
+    return [make(*arguments, **named)]
+
+
+def _ceiling(loaded: LoadedModel) -> Ceiling:
+    return measure_roofline(str(loaded.device), TORCH_DTYPES[loaded.dtype], seconds=CEILING_SECONDS)
