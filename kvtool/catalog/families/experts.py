@@ -108,7 +108,6 @@ def llama4_experts(fields: Fields, shape: Shape) -> Moe | None:
         shared_intermediate_size=width,
         first_dense_layers=first,
         layer_step=step,
-        hidden_size=fields.optional_integer("moe_latent_size", "routed_expert_hidden_size"),
     )
 
 
