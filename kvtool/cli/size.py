@@ -79,7 +79,7 @@ def size(
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_models
-    from kvtool.sizing.weights import checkpoint_bytes
+    from kvtool.sizing.weights import find_checkpoint
 
     chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     options = SizeOptions(
@@ -94,11 +94,11 @@ def size(
         shared_prefix=parse_length(shared_prefix, "shared prefix") if shared_prefix else 0,
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
+        checkpoint=find_checkpoint(model) if model else None,
     )
-    held = checkpoint_bytes(model) if model else None
-    document = size_models(chosen, options=options, checkpoint_bytes=held)
+    document = size_models(chosen, options=options)
     if out is not None:
-        figure = size_figure(size_models(chosen, options=curve(chosen, options), checkpoint_bytes=held))
+        figure = size_figure(size_models(chosen, options=curve(chosen, options)))
         write_result(out, "size", document, rows=list(size_csv_rows(document)), figure=figure)
     if json:
         typer.echo(encode(document), nl=False)
@@ -107,6 +107,6 @@ def size(
     if explain:
         from kvtool.sizing import explain as formulas
 
-        typer.echo("\n".join(formulas.explain(chosen, options=options, checkpoint_bytes=held)), err=json)
+        typer.echo("\n".join(formulas.explain(chosen, options=options)), err=json)
     if document.rows and all(row.fit.fits is False for row in document.rows):
         raise typer.Exit(1)

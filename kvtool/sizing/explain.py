@@ -22,12 +22,12 @@ from kvtool.sizing.specs import (
 from kvtool.units import ceil_div, format_bytes
 
 
-def explain(*models: Model, options: SizeOptions, checkpoint_bytes: int | None = None) -> list[str]:
+def explain(*models: Model, options: SizeOptions) -> list[str]:
     """The lines for every row that `size` gives for the same arguments."""
     lines: list[str] = []
     for model in models:
         for dtype in options.kv_cache_dtypes:
-            plan = make_plan(model, options, dtype, checkpoint_bytes=checkpoint_bytes)
+            plan = make_plan(model, options, dtype)
             lines += [f"{model.id}, {plan.cache_format.name} cache", *(f"  {line}" for line in _per_token(plan))]
             for context in options.contexts_of(model):
                 for batch_size in options.batch_sizes:

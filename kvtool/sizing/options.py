@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvtool.catalog.checkpoint import CheckpointHeader
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
@@ -18,7 +19,7 @@ MAX_COUNT = 1 << 24
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype.
+    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any.
     """
 
     contexts: tuple[int, ...] = ()
@@ -32,6 +33,7 @@ class SizeOptions:
     shared_prefix: int = 0
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
+    checkpoint: CheckpointHeader | None = None
 
     def __post_init__(self) -> None:
         for context in self.contexts:

@@ -115,13 +115,11 @@ class SizePlan:
         )
 
 
-def make_plan(
-    model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO, *, checkpoint_bytes: int | None = None
-) -> SizePlan:
+def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) -> SizePlan:
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
     state = state_format(model, options.state_dtype)
-    weights = weigh(model, options.weight_dtype, checkpoint_bytes=checkpoint_bytes)
+    weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
     parallel = options.parallel
     memory = None
     if options.gpu is not None:

@@ -13,16 +13,17 @@ from kvtool.sizing.plan import make_plan
 POINTS_PER_OCTAVE = 4
 
 
-def size(*models: Model, options: SizeOptions | None = None, checkpoint_bytes: int | None = None) -> SizeDocument:
-    """A row for every model x cache dtype x context x batch size. `checkpoint_bytes` is what the weight files of the
-    (one) model hold. Raises KvtoolError for a layout that a model cannot take, and for dtypes that are not known.
+def size(*models: Model, options: SizeOptions | None = None) -> SizeDocument:
+    """A row for every model x cache dtype x context x batch size.
+
+    Raises KvtoolError for a layout that a model cannot take, and for dtypes that are not known.
     """
     options = options or SizeOptions()
     rows: list[SizeRow] = []
     said: dict[str, None] = {}
     for model in models:
         for dtype in options.kv_cache_dtypes:
-            plan = make_plan(model, options, dtype, checkpoint_bytes=checkpoint_bytes)
+            plan = make_plan(model, options, dtype)
             rows += [
                 plan.row(context, batch_size)
                 for context in options.contexts_of(model)

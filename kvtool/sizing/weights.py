@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtool.catalog.checkpoint import has_weights, read_header
+from kvtool.catalog.checkpoint import CheckpointHeader, has_weights, read_header
 from kvtool.catalog.model import Model
-from kvtool.sizing.dtypes import AUTO, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.params import ParamCount, count_params
 from kvtool.sizing.traffic import experts_touched
 from kvtool.units import ceil_div
+
+# What safetensors and GGUF files call the dtypes that kvtool names otherwise.
+_FILE_DTYPES = {"f32": "fp32", "f16": "fp16", "f8_e4m3": "fp8", "f8_e5m2": "fp8", "i8": "int8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class Weights:
             sequences = ceil_div(batch_size, parallel.dp) * max(1, parallel.ep // parallel.tp)
             touched = experts_touched(self.model.moe, sequences) / self.model.moe.num_experts
             read += touched * self.params.experts * self.format.bits / 8 / max(parallel.tp, parallel.ep)
-        return math.ceil(read)
+        return round(read)
 
     def _read_without_split(self, parallel: Parallel) -> int | None:
         """Everything stored, for a dense model; None for experts, of which a step reads a part that is not known."""
@@ -80,41 +84,50 @@ class Weights:
         return ceil_div(self.stored_bytes, parallel.tp)
 
 
-def checkpoint_bytes(name: str) -> int | None:
-    """Bytes of the weights in the folder or file that MODEL names; None where it names none. Raises KvtoolError."""
+def find_checkpoint(name: str) -> CheckpointHeader | None:
+    """The headers of the weights in the folder or file MODEL; None where it has none. Raises KvtoolError."""
     path = Path(name)
     if path.suffix in (".gguf", ".safetensors") or (path.is_dir() and has_weights(path)):
-        return read_header(path).weights_bytes
+        return read_header(path)
     return None
 
 
-def weigh(model: Model, dtype: str = AUTO, *, checkpoint_bytes: int | None = None) -> Weights:
+def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | None = None) -> Weights:
     """Exact from a checkpoint's headers, else the published parameter count, else the shape's. Raises KvtoolError."""
-    params, stored = count_params(model), weight_format(model, dtype)
-    if checkpoint_bytes is not None and dtype == AUTO:
+    params = count_params(model)
+    if checkpoint is not None and dtype == AUTO:
         return Weights(
             model=model,
             params=params,
-            format=stored,
-            stored_bytes=checkpoint_bytes,
+            format=_stored_format(checkpoint, params),
+            stored_bytes=checkpoint.weights_bytes,
             source="exact: headers of the checkpoint's weights",
         )
-    outer = params.embedding + params.head if params else 0
+    stored = weight_format(model, dtype)
     total = model.params_total or (params.total if params else None)
     if total is None:
-        known = (
-            "vocabulary size"
-            if model.vocab_size is None
-            else f"parameter layout of {model.architecture or 'its family'}"
-        )
-        return Weights(
-            model=model, params=None, format=stored, stored_bytes=None, source=f"unknown: the {known} is not known"
-        )
+        layout = f"parameter layout of {model.architecture or 'this shape'}"
+        unknown = "vocabulary size" if model.vocab_size is None else layout
+        source = f"unknown: the {unknown} is not known"
+        return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
+    outer = min(total, params.embedding + params.head) if params else 0
     origin = "published parameters" if model.params_total else "parameters counted from the shape"
     return Weights(
         model=model,
         params=params,
         format=stored,
-        stored_bytes=math.ceil((max(total - outer, 0) * stored.bits + min(outer, total) * stored.outer_bits) / 8),
+        stored_bytes=math.ceil(((total - outer) * stored.bits + outer * stored.outer_bits) / 8),
         source=f"{total:,} {origin} in {stored.name}",
     )
+
+
+def _stored_format(checkpoint: CheckpointHeader, params: ParamCount | None) -> WeightFormat:
+    """The dtype that takes most of the bytes; quantised ones have the bits that they average over the parameters."""
+    taken: Counter[str] = Counter()
+    for tensor in checkpoint.tensors:
+        taken[tensor.dtype.lower()] += tensor.size_bytes
+    name = _FILE_DTYPES.get(taken.most_common(1)[0][0], taken.most_common(1)[0][0])
+    bits = float(WEIGHT_BITS.get(name, 16))
+    if name not in FLOAT_BYTES and params is not None:
+        bits = checkpoint.weights_bytes * 8 / params.total
+    return WeightFormat(name=name, bits=bits, outer_bits=bits)

@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from kvtool.catalog.checkpoint import CheckpointHeader, TensorHeader
 from kvtool.catalog.model import Quantisation
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.weights import checkpoint_bytes, weigh, weight_format
+from kvtool.sizing.weights import find_checkpoint, weigh, weight_format
 from tests.sizing.example import DEEPSEEK_V3, LLAMA_8B
 
 ONE = Parallel()
+
+
+def checkpoint(*tensors: tuple[str, int]) -> CheckpointHeader:
+    return CheckpointHeader(
+        tuple(
+            TensorHeader(name=str(i), dtype=dtype, shape=(), size_bytes=size_bytes, file=Path("x"))
+            for i, (dtype, size_bytes) in enumerate(tensors)
+        )
+    )
 
 
 def test_published_parameters_come_before_those_counted() -> None:
@@ -23,8 +33,12 @@ def test_published_parameters_come_before_those_counted() -> None:
 
 
 def test_a_checkpoint_is_exact_unless_another_dtype_is_asked_for() -> None:
-    assert weigh(LLAMA_8B, checkpoint_bytes=123).stored_bytes == 123
-    assert weigh(LLAMA_8B, "fp8", checkpoint_bytes=123).stored_bytes == 8_030_261_248
+    header = checkpoint(("F8_E4M3", 8_000_000_000), ("BF16", 60_522_496))
+    exact = weigh(LLAMA_8B, checkpoint=header)
+    assert (exact.stored_bytes, exact.format.name) == (8_060_522_496, "fp8")
+    assert exact.format.bits == 8_060_522_496 * 8 / 8_030_261_248
+    assert weigh(LLAMA_8B, "fp8", checkpoint=header).stored_bytes == 8_030_261_248
+    assert weigh(LLAMA_8B, checkpoint=checkpoint(("F32", 123))).format.bits == 32
 
 
 @pytest.mark.parametrize(("dtype", "bytes_a_parameter"), [("fp32", 4), ("bfloat16", 2), ("fp8", 1), ("int4", 0.5)])
@@ -77,12 +91,14 @@ def test_dense_weights_without_a_split_are_read_whole_and_experts_are_not_guesse
 
 def test_weights_in_a_folder_are_counted_from_their_headers(tmp_path: Path) -> None:
     """A safetensors file by hand: 8 bytes of length, the JSON header, then the tensor's bytes."""
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
-    assert checkpoint_bytes(str(tmp_path)) == 12
-    assert checkpoint_bytes(str(tmp_path / "model.safetensors")) == 12
+    head = json.dumps({"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(12))
+    for name in (tmp_path, tmp_path / "model.safetensors"):
+        header = find_checkpoint(str(name))
+        assert header is not None
+        assert header.weights_bytes == 12
 
 
 def test_names_without_weights_have_none(tmp_path: Path) -> None:
-    assert checkpoint_bytes("llama-3.1-8b") is None
-    assert checkpoint_bytes(str(tmp_path)) is None
+    assert find_checkpoint("llama-3.1-8b") is None
+    assert find_checkpoint(str(tmp_path)) is None
