@@ -7,7 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import compare, env, gpus, models, size
+from kvtool.cli import bench, compare, env, generate, gpus, models, size
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -34,7 +34,9 @@ def kvtool(
 
 
 app.command(epilog=size.EXAMPLES)(size.size)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=gpus.EXAMPLES)(gpus.gpus)
 app.command(epilog=env.EXAMPLES)(env.env)

@@ -1,0 +1,144 @@
+"""`kvtool generate`: text from a model, with what it took."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.cli.options import BlockSizeOption, JsonOption, ModelsOption
+from kvtool.cli.run_options import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    NumLayersOption,
+    RunKvCacheDtypeOption,
+    SeedOption,
+    ThreadsOption,
+    WeightsOption,
+    engine_config,
+    model_of,
+    weights_of,
+)
+from kvtool.errors import KvtoolError
+from kvtool.units import format_ms, split_list
+
+if TYPE_CHECKING:
+    from kvtool.engine.generate import OnToken
+    from kvtool.engine.text import Tokenizer
+    from kvtool.results import GenerateDocument
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "  kvtool generate smollm2-135m --prompt-ids 1,2,3 --output-len 8\n\n"
+    "  kvtool generate smollm2-135m --num-layers 2 --prompt-ids 5,6 --output-len 4 --json"
+)
+
+
+def generate(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A catalogue name, or a folder or .gguf with weights.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to go on from; may be given again. Needs a tokenizer.json.")
+    ] = None,
+    prompt_ids: Annotated[
+        list[str] | None, typer.Option(metavar="LIST", help="Token ids instead of text, as 1,2,3; may be given again.")
+    ] = None,
+    output_len: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 64,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not stop at an end-of-text token.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0,
+    weights: WeightsOption = None,
+    dtype: DtypeOption = "auto",
+    kv_cache_dtype: RunKvCacheDtypeOption = "auto",
+    block_size: BlockSizeOption = 16,
+    num_layers: NumLayersOption = None,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    models: ModelsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Generate from MODEL with a paged KV cache, and say how long it took and how many pages it held."""
+    if bool(prompt) == bool(prompt_ids):
+        raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
+    ids = [_token_ids(text) for text in prompt_ids or []]
+    chosen_weights = weights_of(model or "", weights)
+    chosen = model_of(model, weights, models)
+
+    from kvtool.bench.environment import describe_environment
+    from kvtool.engine.config import resolve_device
+    from kvtool.engine.generate import generate as run_generate
+    from kvtool.engine.sequence import SamplingParams
+    from kvtool.engine.text import find_tokenizer
+    from kvtool.results import encode
+
+    tokenizer = find_tokenizer(chosen_weights)
+    if prompt and tokenizer is None:
+        raise KvtoolError(f"no tokenizer.json beside the weights ({chosen_weights}): use --prompt-ids 1,2,3")
+    if prompt and tokenizer is not None:
+        ids = [tokenizer.encode(text) for text in prompt]
+    config = engine_config(
+        weights=chosen_weights,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        device=device,
+        backend=backend,
+        block_size=block_size,
+        num_layers=num_layers,
+        threads=threads,
+        seed=seed,
+    )
+    params = SamplingParams(max_tokens=output_len, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos)
+    streams = not json and len(ids) == 1
+    document = run_generate(
+        chosen,
+        config,
+        ids,
+        params,
+        tokenizer=tokenizer,
+        on_token=_printer(tokenizer) if streams else lambda index, token: None,
+        environment=describe_environment(str(resolve_device(device))),
+    )
+    if json:
+        typer.echo(encode(document), nl=False)
+    else:
+        _print_rest(document, streamed=streams)
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(item) for item in split_list(text)]
+    except ValueError:
+        raise KvtoolError(f"--prompt-ids {text[:40]!r} is not a list of token ids: write 1,2,3") from None
+
+
+def _printer(tokenizer: Tokenizer | None) -> OnToken:
+    """Writes each token to standard output as it comes: text, or ids where there is no tokenizer."""
+    from kvtool.engine.text import TextStream
+
+    stream = TextStream(tokenizer) if tokenizer else None
+
+    def show(index: int, token: int) -> None:
+        sys.stdout.write(stream.push(token) if stream else f"{token} ")
+        sys.stdout.flush()
+
+    return show
+
+
+def _print_rest(document: GenerateDocument, *, streamed: bool) -> None:
+    for sequence in document.sequences:
+        if not streamed:
+            typer.echo(sequence.text if sequence.text is not None else " ".join(map(str, sequence.output_ids)))
+        if streamed:
+            typer.echo()
+        typer.echo(
+            f"[{sequence.prompt_tokens} prompt + {len(sequence.output_ids)} output tokens, "
+            f"TTFT {format_ms(sequence.ttft_ms)} ms, TPOT {format_ms(sequence.tpot_ms)} ms, {sequence.pages} pages "
+            f"of {document.inputs['block_size']}]"
+        )
+    for assumption in document.assumptions:
+        typer.echo(f"assumed: {assumption}", err=True)

@@ -1,0 +1,70 @@
+"""Prompts in, a generate document out, tokens told as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kvtool.catalog.model import Model
+from kvtool.engine.config import EngineConfig
+from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.sequence import SamplingParams
+from kvtool.engine.text import Tokenizer
+from kvtool.results import GenerateDocument, GeneratedSequence
+from kvtool.units import ceil_div
+
+OnToken = Callable[[int, int], None]
+"""Told the index of the prompt and its new token id."""
+
+
+def generate(
+    model: Model,
+    config: EngineConfig,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    *,
+    tokenizer: Tokenizer | None = None,
+    on_token: OnToken = lambda index, token: None,
+    environment: dict[str, Any],
+) -> GenerateDocument:
+    """All prompts at once, through one pool that just holds them. Raises KvtoolError or DeviceError."""
+    longest = max((len(prompt) for prompt in prompts), default=0) + params.max_tokens
+    loaded = LoadedModel(model, config, max_positions=longest)
+    pages = sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts)
+    engine = Engine(loaded, num_pages=max(1, pages), config=replace(config, prefill_first=True))
+    sequences = [engine.add(prompt, params) for prompt in prompts]
+    index_of = {sequence.id: index for index, sequence in enumerate(sequences)}
+    for stepped in engine.run_until_idle():
+        for sequence in stepped:
+            on_token(index_of[sequence.id], sequence.token_ids[-1])
+    return GenerateDocument(
+        model=model.id,
+        inputs={
+            "weights": config.weights,
+            "dtype": loaded.dtype,
+            "kv_cache_dtype": loaded.cache_format.name,
+            "block_size": config.block_size,
+            "num_layers": loaded.model.num_layers,
+            "device": str(loaded.device),
+            "backend": loaded.backend,
+            "output_len": params.max_tokens,
+            "ignore_eos": params.ignore_eos,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": config.seed,
+        },
+        environment=environment,
+        assumptions=loaded.assumptions(),
+        sequences=[
+            GeneratedSequence(
+                prompt_tokens=sequence.prompt_tokens,
+                output_ids=sequence.output_ids,
+                text=None if tokenizer is None else tokenizer.decode(sequence.output_ids),
+                ttft_ms=sequence.ttft_s * 1e3,
+                tpot_ms=None if len(sequence.itl_s) == 0 else sum(sequence.itl_s) / len(sequence.itl_s) * 1e3,
+                pages=sequence.peak_pages,
+            )
+            for sequence in sequences
+        ],
+    )
