@@ -1,14 +1,29 @@
-"""Which tile each Triton kernel runs with, by head dimension, dtype and number of rows. The one place to tune."""
+"""The tile each Triton kernel runs with, and the splits decode divides a sequence into. The one place to tune."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-PROGRAMS_PER_SM = 4
+PROGRAMS_PER_SM = 4  # decode programs that share one multiprocessor, by their shared memory
 MAX_SPLITS = 64
-MIN_SPLIT_TOKENS = 128
+MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_BLOCK_DV = 128  # columns of one merge program: MAX_SPLITS x 128 fp32 partials stay in registers
-STORE_BLOCK = 1024
+STORE_BLOCK = 1024  # elements of one store program
+MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
+
+
+@dataclass(frozen=True)
+class Target:
+    """What of a device the choice of tile and grid depends on."""
+
+    multiprocessors: int
+    shared_bytes: int  # that one program may use
+
+    @property
+    def slots(self) -> int:
+        """Decode programs that run at once."""
+        return self.multiprocessors * PROGRAMS_PER_SM
 
 
 @dataclass(frozen=True)
@@ -22,47 +37,43 @@ class Tile:
 
     @property
     def min_tiles(self) -> int:
-        """Tiles of the shortest split: fewer would cost more to merge than they save."""
+        """Tiles of the shortest split."""
         return max(1, MIN_SPLIT_TOKENS // self.block_n)
 
 
-def decode_tile(head_dim: int, group: int, element_bytes: int) -> Tile:
-    """Tile for one query a sequence: the query heads of a group are the rows. `element_bytes` is of the queries."""
-    rows = min(max(padded(group), 16), 64)
-    if element_bytes == 4:
-        return Tile(rows, 16, num_warps=4, num_stages=2)
-    return Tile(rows, 64 if head_dim <= 128 else 32, num_warps=4, num_stages=3)
+def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target) -> Tile:
+    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), its elements this wide.
+
+    `rows` is the group of one KV head in decode, times the longest query in prefill. The accumulator, of block_m x
+    head_dim values, is what fills the registers: up to 4096 suit 4 warps, up to 16384 suit 8.
+    """
+    if element_bytes == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
+        return Tile(16, 16, num_warps=4 if head_dim <= 256 else 8, num_stages=2 if head_dim <= 256 else 1)
+    block_m = next(m for m in _row_blocks(head_dim) if rows <= m or m == _row_blocks(head_dim)[-1])
+    return Tile(
+        block_m,
+        block_n=64 if head_dim <= 128 else 32,
+        num_warps=4 if block_m * head_dim <= 4096 else 8,
+        num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
+    )
 
 
-def prefill_tile(head_dim: int, rows: int, element_bytes: int) -> Tile:
-    """Tile for `rows` = longest query x group: 128 rows of 8 warps run wgmma on Hopper, short chunks waste fewer."""
-    if element_bytes == 4:
-        return Tile(16, 16, num_warps=4, num_stages=2)
-    if rows <= 16:
-        return Tile(16, 64 if head_dim <= 128 else 32, num_warps=4, num_stages=3)
-    if rows <= 64:
-        return Tile(64, 64 if head_dim <= 128 else 32, num_warps=4, num_stages=3)
-    return Tile(128, 64 if head_dim <= 128 else 32, num_warps=8, num_stages=3)
+def _row_blocks(head_dim: int) -> tuple[int, ...]:
+    """Row counts to choose from. From 64 on, Hopper multiplies with wgmma; an MLA accumulator leaves room for 32."""
+    if head_dim <= 128:
+        return (16, 64, 128)
+    return (16, 64) if head_dim <= 256 else (16, 32)
 
 
-def mla_tile(rows: int, element_bytes: int) -> Tile:
-    """Tile over latent rows (512 + 64 wide), for decode (rows = heads) and prefill (rows = longest query x heads)."""
-    if element_bytes == 4:
-        return Tile(16, 16, num_warps=8, num_stages=1)
-    if rows <= 32:
-        return Tile(16, 32, num_warps=4, num_stages=2)
-    return Tile(64, 32, num_warps=8, num_stages=2)
+def num_splits(programs: int, max_context_tokens: int, target: Target) -> int:
+    """Splits of each sequence, so that `programs` x splits fill the device at once.
+
+    Shapes alone decide, never lengths, so that a captured graph stays right; splits left empty exit at once.
+    """
+    by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
+    return max(1, min(target.slots // programs, by_length, MAX_SPLITS))
 
 
 def padded(dim: int) -> int:
     """The power of two that a dimension is padded to."""
     return 1 << (dim - 1).bit_length()
-
-
-def num_splits(programs: int, max_context_tokens: int, slots: int) -> int:
-    """Splits of each sequence so that `programs` x splits fill the `slots` the device runs at once.
-
-    It depends on shapes alone, never on lengths, so that a captured graph stays right; empty splits exit at once.
-    """
-    by_length = -(-max_context_tokens // MIN_SPLIT_TOKENS)
-    return max(1, min(slots // programs, by_length, MAX_SPLITS))

@@ -147,9 +147,10 @@ def _batched_decode(
 ) -> Tensor:
     """q [S, HKV, G, D] over every page of the tables at once; a mask hides what is past the end of a sequence."""
     num_tokens = block_tables.shape[1] * k_cache.shape[1]
+    pages = block_tables.flatten().clamp(0, len(k_cache) - 1)  # entries past a sequence's end may hold anything
 
     def padded(cache: Tensor, factor: float) -> Tensor:
-        rows = cache.index_select(0, block_tables.flatten()).view(len(q), num_tokens, *cache.shape[2:]).to(q.dtype)
+        rows = cache.index_select(0, pages).view(len(q), num_tokens, *cache.shape[2:]).to(q.dtype)
         for row, length in zip(rows, lengths, strict=True):
             row[length:] = 0.0  # unused slots may hold NaN, which a weight of zero does not stop
         return (rows if factor == 1.0 else rows * factor).transpose(1, 2)
@@ -168,10 +169,14 @@ def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: float) -> None:
         rows, slots = rows[slots >= 0], slots[slots >= 0]
     if scale != 1.0:
         rows = rows / scale
-    if cache.dtype.itemsize == 1:
-        finite = torch.finfo(cache.dtype)
-        stored = rows.float().clamp(finite.min, finite.max).to(cache.dtype)
-        # index_copy_ has no fp8: the same bytes as uint8.
-        cache.view(torch.uint8).flatten(0, 1).index_copy_(0, slots, stored.view(torch.uint8))
-    else:
-        cache.flatten(0, 1).index_copy_(0, slots, rows.to(cache.dtype))
+    finite = torch.finfo(cache.dtype)
+    if finite.max < torch.finfo(rows.dtype).max:
+        rows = rows.float().clamp(finite.min, finite.max)
+    stored = rows.to(cache.dtype)
+    if cache.dtype.itemsize == 1:  # index_copy_ has no fp8: the same bytes as uint8
+        cache, stored = cache.view(torch.uint8), stored.view(torch.uint8)
+    page_size = cache.shape[1]
+    if cache.stride(0) == page_size * cache.stride(1):
+        cache.flatten(0, 1).index_copy_(0, slots, stored)
+    else:  # pages lie apart, as in a pool [P, 2, B, ...]: flattening would write to a copy
+        cache[slots // page_size, slots % page_size] = stored

@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from kvtool.kernels import checks, configs
-from kvtool.kernels.configs import Tile, padded
+from kvtool.kernels.configs import Target, Tile, padded
 from kvtool.kernels.triton.decode import decode_kernel, merge_kernel
 from kvtool.kernels.triton.prefill import prefill_kernel
 from kvtool.kernels.triton.store import store_kernel
@@ -56,9 +57,7 @@ def paged_decode(
 ) -> Tensor:
     """q [S,HQ,D] -> [S,HQ,DV]: out = softmax(scale * k_scale * q K^T) V * v_scale, a KV head's query heads together."""
     checks.attention(q, k_cache, v_cache, block_tables, seq_lens, window)
-    keys = _Keys(k_cache, v_cache)
-    tile = configs.decode_tile(keys.head_dim, q.shape[1] // keys.num_heads, q.element_size())
-    return _decode(q, keys, block_tables, seq_lens, tile, scale * k_scale, v_scale, window)
+    return _decode(q, _Keys(k_cache, v_cache), block_tables, seq_lens, scale * k_scale, v_scale, window)
 
 
 def paged_prefill(
@@ -78,10 +77,8 @@ def paged_prefill(
     """q [T,HQ,D] -> [T,HQ,DV]: as `paged_decode`, query i of q_len seeing keys 0 .. seq_len - q_len + i."""
     checks.attention(q, k_cache, v_cache, block_tables, seq_lens, window)
     checks.query_starts(query_starts, seq_lens)
-    keys = _Keys(k_cache, v_cache)
-    rows = _longest(query_starts, max_query_len) * (q.shape[1] // keys.num_heads)
-    tile = configs.prefill_tile(keys.head_dim, rows, q.element_size())
-    return _prefill(q, keys, block_tables, seq_lens, query_starts, rows, tile, scale * k_scale, v_scale, window)
+    keys, longest = _Keys(k_cache, v_cache), _longest(query_starts, max_query_len)
+    return _prefill(q, keys, block_tables, seq_lens, query_starts, longest, scale * k_scale, v_scale, window)
 
 
 def mla_decode(
@@ -97,8 +94,7 @@ def mla_decode(
     """q [S,H,R+E] absorbed -> [S,H,R]: `paged_decode` of H heads on one latent head, V = the first R columns of K."""
     keys = _latent_keys(cache, latent_dim)
     checks.attention(q, keys.k, keys.v, block_tables, seq_lens, window=0)
-    tile = configs.mla_tile(q.shape[1], q.element_size())
-    return _decode(q, keys, block_tables, seq_lens, tile, scale * cache_scale, cache_scale, window=0)
+    return _decode(q, keys, block_tables, seq_lens, scale * cache_scale, cache_scale, window=0)
 
 
 def mla_prefill(
@@ -117,11 +113,8 @@ def mla_prefill(
     keys = _latent_keys(cache, latent_dim)
     checks.attention(q, keys.k, keys.v, block_tables, seq_lens, window=0)
     checks.query_starts(query_starts, seq_lens)
-    rows = _longest(query_starts, max_query_len) * q.shape[1]
-    tile = configs.mla_tile(rows, q.element_size())
-    return _prefill(
-        q, keys, block_tables, seq_lens, query_starts, rows, tile, scale * cache_scale, cache_scale, window=0
-    )
+    longest = _longest(query_starts, max_query_len)
+    return _prefill(q, keys, block_tables, seq_lens, query_starts, longest, scale * cache_scale, cache_scale, window=0)
 
 
 @dataclass(frozen=True)
@@ -142,6 +135,10 @@ class _Keys:
     @property
     def num_heads(self) -> int:
         return self.k.shape[2]
+
+    def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        element_bytes = max(q.element_size(), self.k.element_size())
+        return configs.attention_tile(_dot_dim(self.head_dim), rows, element_bytes, target)
 
     def arguments(self) -> dict[str, object]:
         k, v, v_dim = self.k, self.v, self.v.shape[3]
@@ -201,7 +198,6 @@ def _decode(
     keys: _Keys,
     block_tables: Tensor,
     seq_lens: Tensor,
-    tile: Tile,
     qk_scale: float,
     v_scale: float,
     window: int,
@@ -212,10 +208,11 @@ def _decode(
     out = q.new_empty(num_seqs, num_heads, v_dim)
     if out.numel() == 0:
         return out
-    group = num_heads // keys.num_heads
+    group, target = num_heads // keys.num_heads, _target(q.device)
+    tile = keys.tile(q, rows=group, target=target)
     programs = keys.num_heads * math.ceil(group / tile.block_m)
     max_context = block_tables.shape[1] * keys.k.shape[1]
-    splits = configs.num_splits(num_seqs * programs, max_context, _slots(q.device))
+    splits = configs.num_splits(num_seqs * programs, max_context, target)
     partial = q.new_empty(num_seqs, num_heads, splits, v_dim, dtype=torch.float32) if splits > 1 else out
     lse = q.new_empty(num_seqs, num_heads, splits, dtype=torch.float32)
     decode_kernel[(num_seqs, programs, splits)](
@@ -240,6 +237,7 @@ def _decode(
         **keys.arguments(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=configs.MAX_REGISTERS,
     )
     if splits > 1:
         _merge(partial, lse, seq_lens, out, tile, window)
@@ -273,18 +271,20 @@ def _prefill(
     block_tables: Tensor,
     seq_lens: Tensor,
     query_starts: Tensor,
-    rows: int,
-    tile: Tile,
+    longest: int,
     qk_scale: float,
     v_scale: float,
     window: int,
 ) -> Tensor:
-    """Grid: blocks of the longest sequence's `rows` x S x HKV, the last blocks first."""
+    """Grid: S x HKV x the blocks of the `longest` query, each sequence's last block first."""
     num_tokens, num_heads, _ = q.shape
     num_seqs = len(seq_lens)
     out = q.new_empty(num_tokens, num_heads, keys.v.shape[3])
     if out.numel() == 0:
         return out
+    group = num_heads // keys.num_heads
+    rows = longest * group
+    tile = keys.tile(q, rows, _target(q.device))
     prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
         q_ptr=q,
         table_ptr=block_tables,
@@ -294,7 +294,7 @@ def _prefill(
         qk_scale=qk_scale * math.log2(math.e),
         v_scale=v_scale,
         window=window or NO_WINDOW,
-        group=num_heads // keys.num_heads,
+        group=group,
         num_heads=num_heads,
         num_seqs=num_seqs,
         q_token_stride=q.stride(0),
@@ -305,6 +305,7 @@ def _prefill(
         **keys.arguments(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=configs.MAX_REGISTERS,
     )
     return out
 
@@ -321,8 +322,9 @@ def _dot_dim(dim: int) -> int:
 
 
 @functools.cache
-def _slots(device: torch.device) -> int:
-    """Programs that run at once: several on each multiprocessor of a GPU; a few in the interpreter, to have splits."""
+def _target(device: torch.device) -> Target:
+    """The GPU; for the interpreter a device of a few multiprocessors, so that there are splits."""
     if device.type != "cuda":
-        return 16
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) * configs.PROGRAMS_PER_SM
+        return Target(multiprocessors=4, shared_bytes=227 * 1024)
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return Target(properties["multiprocessor_count"], properties["max_shared_mem"])

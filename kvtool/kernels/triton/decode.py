@@ -62,11 +62,11 @@ def decode_kernel(
     member = (tl.program_id(1) % head_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_head = member < group
     head = kv_head * group + member
-    q_offset = seq * q_seq_stride + head * q_head_stride
-    q = load_rows(q_ptr, q_offset, is_head, HEAD_DIM, BLOCK_D, True)
+    q_ptrs = q_ptr + seq * q_seq_stride + head * q_head_stride
+    q = load_rows(q_ptrs, is_head, HEAD_DIM, BLOCK_D, True)
     q_rope = q
     if ROPE_DIM > 0:
-        q_rope = load_rows(q_ptr + HEAD_DIM, q_offset, is_head, ROPE_DIM, BLOCK_ROPE, True)
+        q_rope = load_rows(q_ptrs + HEAD_DIM, is_head, ROPE_DIM, BLOCK_ROPE, True)
 
     acc, row_max, row_sum = attend(
         tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),

@@ -33,10 +33,10 @@ def load_pages(table_ptr, tile, first_key, end_key, PAGE: tl.constexpr, BLOCK_N:
 
 
 @triton.jit
-def load_rows(ptr, offsets, inside, DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """Rows at `offsets` [N] -> [N, BLOCK]; columns from DIM on are zero, and so are the rows not `inside` if MASKED."""
+def load_rows(row_ptrs, inside, DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """The rows at row_ptrs [N] -> [N, BLOCK]; columns from DIM on are zero, and so are rows not `inside` if MASKED."""
     column = tl.arange(0, BLOCK)
-    ptrs = ptr + offsets[:, None] + column[None, :]
+    ptrs = row_ptrs[:, None] + column[None, :]
     if MASKED and DIM < BLOCK:
         rows = tl.load(ptrs, mask=inside[:, None] & (column < DIM)[None, :], other=0.0)
     elif MASKED:
@@ -90,17 +90,17 @@ def attend(
         next_pages = load_pages(table_ptr, tile + 1, first_key, end_key, PAGE, BLOCK_N)
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = (key >= first_key) & (key < end_key)
-        page = pages.to(tl.int64)
-        k_offset = page * k_page_stride + (key % PAGE) * k_slot_stride
-        k = load_rows(k_ptr, k_offset, inside, HEAD_DIM, BLOCK_D, MASKED).to(q.dtype)
+        page = pages.to(tl.int64)  # page * stride passes 2**31 in a pool of a few GB
+        k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
+        k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED).to(q.dtype)
         scores = dot(q, tl.trans(k))
         if ROPE_DIM > 0:
-            k_rope = load_rows(k_ptr + HEAD_DIM, k_offset, inside, ROPE_DIM, BLOCK_ROPE, MASKED).to(q.dtype)
+            k_rope = load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED).to(q.dtype)
             scores += dot(q_rope, tl.trans(k_rope))
             v = k
         else:
-            v_offset = page * v_page_stride + (key % PAGE) * v_slot_stride
-            v = load_rows(v_ptr, v_offset, inside, V_DIM, BLOCK_DV, MASKED).to(q.dtype)
+            v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
+            v = load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED).to(q.dtype)
         scores *= qk_scale
         if MASKED:
             visible = (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)

@@ -63,11 +63,11 @@ def prefill_kernel(
     is_row = row < num_rows
     token = row // group
     head = kv_head * group + row % group
-    q_offset = (start + token).to(tl.int64) * q_token_stride + head * q_head_stride
-    q = load_rows(q_ptr, q_offset, is_row, HEAD_DIM, BLOCK_D, True)
+    q_ptrs = q_ptr + (start + token).to(tl.int64) * q_token_stride + head * q_head_stride
+    q = load_rows(q_ptrs, is_row, HEAD_DIM, BLOCK_D, True)
     q_rope = q
     if ROPE_DIM > 0:
-        q_rope = load_rows(q_ptr + HEAD_DIM, q_offset, is_row, ROPE_DIM, BLOCK_ROPE, True)
+        q_rope = load_rows(q_ptrs + HEAD_DIM, is_row, ROPE_DIM, BLOCK_ROPE, True)
 
     #   key      first_key ......................... end_key
     #   tiles    | some rows' window | seen by all rows | some rows' diagonal |

@@ -1,0 +1,92 @@
+"""A paged cache as bad as the contract allows: pages in random order, every slot that is not a token's holds NaN, and
+block-table entries that no one may follow point far outside the pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FAR_OUTSIDE = 2**30
+
+# Largest |kernel - fp64 reference| allowed, by the dtype of the queries, for values of order 1.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences of `lens` cached tokens; the last `query_lens` of each are this step's."""
+
+    lens: tuple[int, ...]
+    query_lens: tuple[int, ...]
+    page: int = 16
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    v_dim: int = 64
+    dtype: torch.dtype = torch.float32
+    cache_dtype: torch.dtype = torch.float32
+    window: int = 0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    device: str = "cpu"
+
+    @property
+    def scales(self) -> dict[str, float]:
+        return {"k_scale": self.k_scale, "v_scale": self.v_scale}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A case laid out: caches [P,B,HKV,*], block_tables [S,N], seq_lens [S], query_starts [S+1], queries [T,HQ,D]."""
+
+    k_cache: Tensor
+    v_cache: Tensor
+    block_tables: Tensor
+    seq_lens: Tensor
+    query_starts: Tensor
+    q: Tensor
+
+    def reference_arguments(self) -> tuple[Tensor, ...]:
+        """The same in fp64 (exact for every cache dtype), with the queries in front."""
+        return self.q.double(), self.k_cache.double(), self.v_cache.double(), self.block_tables, self.seq_lens
+
+
+def lay_out(case: Case, seed: int = 0) -> Pool:
+    random = torch.Generator().manual_seed(seed)
+    pages_of = [-(-length // case.page) for length in case.lens]
+    width = max(pages_of) + 1
+    num_pages = sum(pages_of) + 2
+    order = torch.randperm(num_pages, generator=random)
+    shape = (num_pages, case.page, case.kv_heads)
+    k_cache = torch.full((*shape, case.head_dim), float("nan")).to(case.cache_dtype)
+    v_cache = torch.full((*shape, case.v_dim), float("nan")).to(case.cache_dtype)
+    tables = torch.full((len(case.lens), width), FAR_OUTSIDE, dtype=torch.int32)
+    for row, (length, query_len, pages) in enumerate(zip(case.lens, case.query_lens, pages_of, strict=True)):
+        mine, order = order[:pages], order[pages:]
+        tables[row, :pages] = mine
+        lowest = max(0, length - query_len - case.window + 1) if case.window else 0
+        tables[row, : lowest // case.page] = FAR_OUTSIDE  # these pages were given back
+        token = torch.arange(lowest, length)
+        page, slot = mine[token // case.page], token % case.page
+        k_cache[page, slot] = _values(random, len(token), case.kv_heads, case.head_dim).to(case.cache_dtype)
+        v_cache[page, slot] = _values(random, len(token), case.kv_heads, case.v_dim).to(case.cache_dtype)
+    starts = torch.tensor([0, *case.query_lens]).cumsum(0).to(torch.int32)
+    q = _values(random, int(starts[-1]), case.heads, case.head_dim).to(case.dtype)
+    lens = torch.tensor(case.lens, dtype=torch.int32)
+    return Pool(*(tensor.to(case.device) for tensor in (k_cache, v_cache, tables, lens, starts, q)))
+
+
+def one_query_each(lens: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * len(lens)
+
+
+def largest_error(actual: Tensor, expected: Tensor) -> float:
+    """NaN anywhere is an infinite error."""
+    difference = (actual.double() - expected).abs()
+    return float("inf") if difference.isnan().any() else float(difference.max()) if difference.numel() else 0.0
+
+
+def _values(random: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=random)

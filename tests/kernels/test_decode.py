@@ -1,0 +1,109 @@
+"""Decode over pages against the fp64 reference, on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvtool.kernels import reference
+from tests.kernels.conftest import Backend
+from tests.kernels.paged_case import TOLERANCE, Case, largest_error, lay_out, one_query_each
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+RAGGED = (1, 15, 16, 17, 0, 200)
+
+
+def decode(lens: tuple[int, ...] = RAGGED, **shape: object) -> Case:
+    return Case(lens, one_query_each(lens), **shape)
+
+
+CASES = {
+    "mha": decode(heads=2, kv_heads=2),
+    "gqa4": decode(heads=8, kv_heads=2),
+    "gqa7": decode(heads=7, kv_heads=1),
+    "gqa8": decode(heads=8, kv_heads=1),
+    "mqa32": decode((1, 0, 70), heads=32, kv_heads=1),
+    "mqa71": decode((3, 65), heads=71, kv_heads=1, head_dim=16, v_dim=16, dtype=BF16, cache_dtype=BF16),
+    "page 64": decode((1, 63, 64, 65, 130), page=64),
+    "page 48": decode((47, 48, 49, 130), page=48, dtype=F16, cache_dtype=F16),
+    "page 1": decode((1, 2, 37), page=1, dtype=F16, cache_dtype=F16),
+    "splits of 64": decode((300, 5, 129), page=64, dtype=F16, cache_dtype=F16, heads=2, kv_heads=1),
+    "no sequence has tokens": decode((0, 0)),
+    "many sequences": decode(tuple(range(24)), heads=2, kv_heads=1),
+    "head 80": decode((1, 40), head_dim=80, v_dim=80, dtype=BF16, cache_dtype=BF16),
+    "head 96": decode((1, 40), head_dim=96, v_dim=96),
+    "head 112": decode((1, 40), head_dim=112, v_dim=112),
+    "head 192, values 128": decode((1, 40), head_dim=192, v_dim=128, dtype=F16, cache_dtype=F16),
+    "head 256": decode((1, 70), head_dim=256, v_dim=256, dtype=BF16, cache_dtype=BF16),
+    "window within a tile": decode((3, 60, 100), window=5),
+    "window over tiles": decode((3, 60, 200), window=37, dtype=BF16, cache_dtype=BF16),
+    "window of one": decode((1, 60), window=1),
+    "window of pages": decode((64, 65, 200), window=64, page=64, dtype=F16, cache_dtype=F16),
+    "window and splits": decode((300,), window=280, heads=2, kv_heads=1),
+    "bf16": decode(dtype=BF16, cache_dtype=BF16),
+    "fp16": decode(dtype=F16, cache_dtype=F16),
+    "fp8 e4m3": decode(dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=2.0),
+    "fp8 e5m2": decode(dtype=F16, cache_dtype=E5M2, k_scale=2.0, v_scale=0.25),
+    "fp8 e4m3 under fp32": decode((40,), cache_dtype=E4M3, k_scale=0.5, v_scale=2.0),
+    "bf16 under fp32": decode((40,), cache_dtype=BF16),
+    "fp32 under bf16": decode((40,), dtype=BF16),
+}
+
+
+def check(backend: Backend, case: Case, seed: int = 0) -> None:
+    pool = lay_out(replace(case, device=backend.device), seed)
+    arguments = {"scale": case.head_dim**-0.5, "window": case.window, **case.scales}
+    actual = backend.kernels.paged_decode(
+        pool.q, pool.k_cache, pool.v_cache, pool.block_tables, pool.seq_lens, **arguments
+    )
+    expected = reference.paged_decode(*pool.reference_arguments(), **arguments)
+    assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
+    assert largest_error(actual, expected) < TOLERANCE[case.dtype] * max(1.0, case.v_scale)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_equals_the_reference(backend: Backend, case: Case) -> None:
+    check(backend, case)
+
+
+@given(
+    lens=st.lists(st.integers(0, 80), min_size=1, max_size=4).map(tuple),
+    page=st.sampled_from([1, 8, 16, 24, 64]),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 5),
+    head_dim=st.sampled_from([16, 24, 64]),
+    dtypes=st.sampled_from([(F32, F32), (BF16, BF16), (F16, F16), (BF16, E4M3), (F16, E5M2)]),
+    window=st.integers(0, 90),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape(backend, lens, page, kv_heads, group, head_dim, dtypes, window, seed) -> None:
+    case = decode(
+        lens,
+        page=page,
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        v_dim=head_dim,
+        dtype=dtypes[0],
+        cache_dtype=dtypes[1],
+        window=window,
+    )
+    check(backend, case, seed)
+
+
+def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
+    """q as a slice of a fused projection, the caches as one layer of a pool [P, 2, B, HKV, D]."""
+    case = decode((17, 40), dtype=F16, cache_dtype=F16, device=backend.device)
+    pool = lay_out(case)
+    fused = torch.cat([pool.q, pool.q], dim=1)[:, : case.heads]
+    both = torch.stack([pool.k_cache, pool.v_cache], dim=1)
+    arguments = (pool.block_tables, pool.seq_lens)
+    actual = backend.kernels.paged_decode(fused, both[:, 0], both[:, 1], *arguments, scale=0.125)
+    expected = reference.paged_decode(*pool.reference_arguments(), scale=0.125)
+    assert largest_error(actual, expected) < TOLERANCE[F16]

@@ -1,0 +1,110 @@
+"""Multi-head latent attention over pages of latents against the fp64 reference, on every backend."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvtool.kernels import reference
+from tests.kernels.conftest import Backend
+from tests.kernels.paged_case import TOLERANCE, Case, largest_error, lay_out, one_query_each
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+E4M3 = torch.float8_e4m3fn
+
+
+def latent(lens: tuple[int, ...], query_lens: tuple[int, ...] | None = None, **shape: object) -> Case:
+    """head_dim is the stored row, latent and rotary key; v_dim is the latent dimension."""
+    small = {"dtype": F16, "cache_dtype": F16, "head_dim": 80, "v_dim": 64, "kv_heads": 1}
+    return Case(lens, query_lens or one_query_each(lens), **(small | shape))
+
+
+DECODE = {
+    "ragged": latent((1, 15, 16, 17, 0, 200)),
+    "splits": latent((300, 5), page=64, heads=16),
+    "heads past a tile": latent((40, 3), heads=72),
+    "DeepSeek-V3": latent((1, 70), page=64, heads=16, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
+    "a tiny model": latent((33, 5), head_dim=40, v_dim=32, dtype=F32, cache_dtype=F32),
+    "fp8": latent((70,), dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.5),
+}
+PREFILL = {
+    "plain": latent((1, 16, 40), (1, 16, 40)),
+    "chunk": latent((70, 9), (20, 1), page=64),
+    "DeepSeek-V3": latent((20,), (5,), page=64, heads=16, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
+    "a tiny model": latent((33, 0), (33, 0), head_dim=40, v_dim=32, dtype=F32, cache_dtype=F32),
+    "fp8": latent((40,), (30,), dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.5),
+}
+
+
+def latent_arguments(case: Case) -> dict[str, float]:
+    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": case.k_scale}
+
+
+@pytest.mark.parametrize("case", DECODE.values(), ids=DECODE.keys())
+def test_decode_equals_the_reference(backend: Backend, case: Case) -> None:
+    pool = lay_out(replace(case, device=backend.device))
+    cache = pool.k_cache.squeeze(2)
+    where = (pool.block_tables, pool.seq_lens)
+    actual = backend.kernels.mla_decode(pool.q, cache, *where, **latent_arguments(case))
+    expected = reference.mla_decode(pool.q.double(), cache.double(), *where, **latent_arguments(case))
+    assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
+    assert largest_error(actual, expected) < TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("case", PREFILL.values(), ids=PREFILL.keys())
+def test_prefill_equals_the_reference(backend: Backend, case: Case) -> None:
+    pool = lay_out(replace(case, device=backend.device))
+    cache = pool.k_cache.squeeze(2)
+    where = (pool.block_tables, pool.seq_lens, pool.query_starts)
+    actual = backend.kernels.mla_prefill(pool.q, cache, *where, **latent_arguments(case))
+    expected = reference.mla_prefill(pool.q.double(), cache.double(), *where, **latent_arguments(case))
+    assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
+    assert largest_error(actual, expected) < TOLERANCE[case.dtype]
+
+
+@dataclass(frozen=True)
+class Uncompressed:
+    """One sequence of L tokens as the model states MLA: per-head projections of a latent, and a shared rotary key."""
+
+    latents: Tensor  # [L, R]
+    rope_keys: Tensor  # [L, E]
+    q_nope: Tensor  # [H, N]
+    q_rope: Tensor  # [H, E]
+    w_uk: Tensor  # [H, N, R]: key of a head = w_uk @ latent
+    w_uv: Tensor  # [H, V, R]: value of a head = w_uv @ latent
+
+    def attention(self, scale: float) -> Tensor:
+        """[H, V], with keys and values decompressed."""
+        keys = torch.einsum("hnr,lr->hln", self.w_uk, self.latents)
+        scores = torch.einsum("hn,hln->hl", self.q_nope, keys) + self.q_rope @ self.rope_keys.T
+        values = torch.einsum("hvr,lr->hlv", self.w_uv, self.latents)
+        return torch.einsum("hl,hlv->hv", torch.softmax(scores * scale, dim=-1), values)
+
+
+def test_absorbed_weights_give_the_uncompressed_attention(backend: Backend) -> None:
+    """q_nope W_UK on the latents, then W_UV, is attention of dimension N + E: the scale is 1/sqrt(N + E), not R + E."""
+    length, heads, nope, rope, latent_dim, v_dim = 21, 4, 24, 16, 32, 24
+    random = torch.Generator().manual_seed(0)
+    shapes = ((length, latent_dim), (length, rope), (heads, nope), (heads, rope))
+    shapes += ((heads, nope, latent_dim), (heads, v_dim, latent_dim))
+    model = Uncompressed(*(torch.randn(shape, generator=random, dtype=torch.float64) / 2 for shape in shapes))
+    scale = 1 / math.sqrt(nope + rope)
+
+    absorbed = torch.cat([torch.einsum("hn,hnr->hr", model.q_nope, model.w_uk), model.q_rope], dim=1)
+    rows = torch.cat([model.latents, model.rope_keys], dim=1)
+    cache = torch.zeros(2, 16, latent_dim + rope, device=backend.device)
+    backend.kernels.store_latent(rows.float().to(backend.device), cache, torch.arange(length, device=backend.device))
+    attended = backend.kernels.mla_decode(
+        absorbed.float().to(backend.device)[None],
+        cache,
+        torch.tensor([[0, 1]], dtype=torch.int32, device=backend.device),
+        torch.tensor([length], dtype=torch.int32, device=backend.device),
+        latent_dim=latent_dim,
+        scale=scale,
+    )
+    out = torch.einsum("hr,hvr->hv", attended[0].double().cpu(), model.w_uv)
+    assert largest_error(out, model.attention(scale)) < 1e-5

@@ -1,0 +1,103 @@
+"""Storing rows into pages: where they land, what they become, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvtool.kernels import reference
+from tests.kernels.conftest import Backend
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+SLOTS = (
+    37,
+    0,
+    -1,
+    15,
+    16,
+    5,
+    -1,
+)  # in pages of 16: the last of a page, the first of the next, and two that are not stored
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """NaN-proof: equal bits are equal values."""
+    return tensor.cpu().contiguous().view(torch.uint8)
+
+
+def eighths(*shape: int, seed: int = 0) -> Tensor:
+    """Random multiples of 1/8 from -1 to 1: exact in every cache dtype, so that a store must not change them."""
+    return torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(seed)) / 8
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.full(shape, float("nan")).to(dtype).to(device)
+
+
+def slots(device: str) -> Tensor:
+    return torch.tensor(SLOTS, device=device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("kv_heads", "head_dim", "v_dim"), [(1, 64, 64), (3, 80, 16), (8, 192, 128)])
+def test_rows_land_in_their_slots(
+    backend: Backend, dtype: torch.dtype, kv_heads: int, head_dim: int, v_dim: int
+) -> None:
+    k = eighths(len(SLOTS), kv_heads, head_dim).to(backend.device)
+    v = eighths(len(SLOTS), kv_heads, v_dim, seed=1).to(backend.device)
+    caches = [
+        [poisoned(4, 16, kv_heads, dim, dtype=dtype, device=backend.device) for dim in (head_dim, v_dim)]
+        for _ in range(2)
+    ]
+    for kernels, (k_cache, v_cache) in zip((backend.kernels, reference), caches, strict=True):
+        kernels.store_kv(k, v, k_cache, v_cache, slots(backend.device), k_scale=0.5, v_scale=4.0)
+    for actual, expected in zip(*caches, strict=True):
+        assert torch.equal(bits(actual), bits(expected))
+    stored = caches[0][0].flatten(0, 1)
+    assert torch.equal(stored[37].float() * 0.5, k[0])
+    assert stored.float().isnan().all(dim=(1, 2)).sum() == 64 - 5  # the five rows with a slot, and nothing more
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_latent_rows(backend: Backend, dtype: torch.dtype) -> None:
+    latent = eighths(len(SLOTS), 64 + 16).to(backend.device)
+    actual, expected = (poisoned(4, 16, 80, dtype=dtype, device=backend.device) for _ in range(2))
+    backend.kernels.store_latent(latent, actual, slots(backend.device), scale=2.0)
+    reference.store_latent(latent, expected, slots(backend.device), scale=2.0)
+    assert torch.equal(bits(actual), bits(expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_what_the_dtype_cannot_hold_is_clamped(backend: Backend, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    row = torch.tensor([largest * 4, -largest * 4, float("inf"), -float("inf")] * 4, device=backend.device)
+    cache = torch.zeros(1, 1, 1, 16, dtype=dtype, device=backend.device)
+    backend.kernels.store_kv(row.view(1, 1, 16), row.view(1, 1, 16), cache, cache.clone(), slots(backend.device)[1:2])
+    assert cache.float().flatten().tolist() == [largest, -largest, largest, -largest] * 4
+
+
+def test_rows_may_be_slices_of_a_fused_projection(backend: Backend) -> None:
+    fused = eighths(len(SLOTS), 3, 64).to(backend.device)
+    actual, expected = (poisoned(4, 16, 1, 64, dtype=torch.float16, device=backend.device) for _ in range(2))
+    for kernels, cache in ((backend.kernels, actual), (reference, expected)):
+        kernels.store_kv(fused[:, 1:2], fused[:, 2:], cache, cache.clone(), slots(backend.device))
+    assert torch.equal(bits(actual), bits(expected))
+
+
+def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
+    """Three pages 2**30 elements apart; the memory between them is never touched, so it costs nothing."""
+    stride = 2**30
+    memory = torch.empty(2 * stride + 16 * 16, dtype=torch.float8_e5m2, device=backend.device)
+    cache = memory.as_strided((3, 16, 1, 16), (stride, 16, 16, 1))
+    row = eighths(1, 1, 16).to(backend.device)
+    backend.kernels.store_kv(row, row, cache, cache, torch.tensor([2 * 16 + 3], device=backend.device))
+    assert torch.equal(cache[2, 3].float().cpu(), row[0].cpu())
+
+
+def test_nothing_to_store(backend: Backend) -> None:
+    cache = poisoned(1, 16, 2, 16, dtype=torch.float32, device=backend.device)
+    rows = torch.empty(0, 2, 16, device=backend.device)
+    none = torch.empty(0, dtype=torch.int64, device=backend.device)
+    backend.kernels.store_kv(rows, rows, cache, cache.clone(), none)
+    assert cache.isnan().all()
