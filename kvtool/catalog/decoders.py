@@ -71,9 +71,9 @@ def _read_rope(fields: Fields) -> tuple[float | None, RopeScaling | None] | None
     theta = fields.optional_number("rope_theta") if theta is None else theta
     kind = nested.get("rope_type", "type") if nested.values else "default"
     partial = nested.optional_number("partial_rotary_factor") or fields.optional_number("partial_rotary_factor") or 1.0
-    if partial != 1.0 or kind not in {None, "default", "llama3", "yarn", "linear"}:
+    if partial != 1.0 or kind not in (None, "default", "llama3", "yarn", "linear"):
         return None
-    if kind in {None, "default"}:
+    if kind in (None, "default"):
         return theta, None
     return theta, RopeScaling(
         kind=str(kind),

@@ -154,7 +154,7 @@ def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
 def _refuse_encoders(fields: Fields) -> None:
     fields.refuse("is_encoder_decoder", "encoder-decoder models are not known yet")
     fields.refuse("add_cross_attention", "cross attention is not known for this architecture")
-    if fields.given("use_bidirectional_attention") not in {None, False, "vision"}:
+    if fields.given("use_bidirectional_attention") not in (None, False, "vision"):
         raise fields.error("field 'use_bidirectional_attention' is set: a model without a causal cache is not known")
     if fields.given("is_causal") is False:
         raise fields.error("field 'is_causal' is false: a model without a causal cache is not known")

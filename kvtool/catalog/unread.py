@@ -6,37 +6,44 @@ import re
 
 from kvtool.catalog.fields import Fields
 
-_SUSPECT = re.compile(
-    r"(?:^|_)(?:sliding|window|swa|local|global|layer_types?|block_types?|layer_ids|lora_rank|index\w*|mamba\w*|ssm\w*|conv\w*"
-    r"|linear|lru|rwkv|recurrent|retention|state|states|compress\w*|chunk\w*|shared|share|cla|yoco|hybrid\w*|cross|encoder|decoder"
-    r"|sparse\w*|kda|delta|mla|latent|memory|sinks?|head_dim|kv|key_value|heads|groups?|channels|attention_types?|attn_types?"
-    r"|layer_config|block_configs?|multi_query|hc)(?:_|$)"
+# Words of a field's name, between underscores, that speak of what a layer keeps.
+_WORDS = {
+    *("sliding", "window", "swa", "local", "global", "cross", "encoder", "shared", "share", "cla", "yoco"),
+    *("linear", "lru", "rwkv", "recurrent", "retention", "state", "states", "memory", "kda", "delta", "mla", "latent"),
+    *("sink", "sinks", "kv", "key", "head", "heads", "group", "groups", "channels", "hc"),
+}
+_BEGINNINGS = ("index", "mamba", "ssm", "conv", "compress", "chunk", "hybrid", "sparse")
+_PHRASES = re.compile(
+    r"layer_types?|block_types?|layer_ids|layer_(?:period|offset|indices|config)|(?:attn|attention)_(?:layers?|types?)"
+    r"|lora_rank|head_dim|block_configs?|multi_query"
 )
-# Names that match, and that the cache does not depend on.
+# Names that speak of something else after all: positions, experts, biases, kernels, generation, training.
 _HARMLESS = re.compile(
-    r"rope_\w+|\w+_rope_\w+|dual_chunk_attention_config|(linear|full)_attn_(alpha|beta)_factor|layernorm_\w+|output_hidden_states|activation_\w+|attn_res_block_size|chunk_size_feed_forward|encoder_no_repeat_ngram_size|tie_encoder_decoder|.*shared_expert\w*|n_shared_experts"
-    r"|num_shared_experts|moe_num_shared_experts|shared_intermediate_size|num_beam_groups|decoder_sparse_step|decoder_start_token_id"
-    r"|.*_token_id|.*_token_index|use_bias|use_linear_bias|linear_bias|add_bias_linear|n_group|topk_group|num_expert_group|state_dict"
-    r"|summary_\w+|qk_head_dim|attention_head_dim|parallel_attn|bias_dropout_\w+|apply_residual\w+|num_shared_kv|router_\w+"
-    r"|mtp_\w+|num_mtp_\w+|conv_bias|mamba_conv_bias|use_conv_bias|mamba_proj_bias|mamba_chunk_size|mamba_dt_\w+|mamba_hidden_act"
-    r"|mamba_ssm_cache_dtype|mamba_ssm_dtype|use_mamba_kernels|use_mambapy|chunk_size|conv_use_xavier_init|linear_allow_neg_eigval"
-    r"|moe_shared_expert\w*|index_share_for_mtp_iteration|indexer_rope_interleave|moe_latent_size|latent_moe_use_norm"
-    r"|mla_use_nope|mla_use_output_gate|attn_output_gate|query_pre_attn_scalar|multi_query_group_num|hidden_size_per_layer_input"
-    r"|vocab_size_per_layer_input|use_mla_\w+|decoder_layerdrop|init_pos_emb\w*|max_window_layers|window_attn_skip_freq"
-    r"|sparse_block_\w+|pretraining_tp|conv_dim_out|conv_use_\w+|use_double_wide_mlp|num_local_experts|num_logits_to_keep"
-    r"|global_batch_size|local_rank"
+    r"rope_\w+|\w+_rope_\w+|layernorm_\w+|activation_\w+|router_\w+|summary_\w+|mtp_\w+|num_mtp_\w+|num_nextn_\w+|init_\w+"
+    r"|\w*shared_experts?\w*|shared_intermediate_size|num_local_experts|decoder_sparse_step|expert_layer_\w+|n_group"
+    r"|topk_group|num_expert_group|\w*_token_id|\w*_token_index|\w*conv_bias|\w*linear_bias|add_bias_linear"
+    r"|(?:linear|full)_attn_(?:alpha|beta)_factor|mamba_(?:proj_bias|chunk_size|dt_\w+|hidden_act|ssm_cache_dtype|ssm_dtype)"
+    r"|use_mamba_kernels|chunk_size|chunk_size_feed_forward|dual_chunk_attention_config|attn_res_block_size|conv_dim_out"
+    r"|conv_use_\w+|output_hidden_states|encoder_no_repeat_ngram_size|tie_encoder_decoder|num_beam_groups|qk_head_dim"
+    r"|mla_use_nope|mla_use_output_gate|latent_moe_use_norm|moe_latent_size|index_share_for_mtp_iteration|local_rank"
+    r"|indexer_rope_interleave|\w+_per_layer_input|lm_head\w*|untie_\w+|\w*head_bias"
 )
 
 
 def refuse_unread(fields: Fields) -> None:
     """Raise KvtoolError naming the first set field that may change what is stored and that no reader asked for."""
     for name, value in fields.values.items():
-        if name in fields.read or _is_off(value) or _HARMLESS.fullmatch(name):
-            continue
-        if _SUSPECT.search(name):
+        if name not in fields.read and not _is_off(value) and is_suspect(name):
             raise fields.error(
                 f"field {name!r} is not known for this architecture and may change what its cache stores"
             )
+
+
+def is_suspect(name: str) -> bool:
+    """Whether a field's name speaks of what layers keep."""
+    words = name.lower().split("_")
+    speaks = any(word in _WORDS or word.startswith(_BEGINNINGS) for word in words) or _PHRASES.search(name)
+    return bool(speaks) and not _HARMLESS.fullmatch(name)
 
 
 def _is_off(value: object) -> bool:

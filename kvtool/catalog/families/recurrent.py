@@ -136,7 +136,7 @@ def read_mamba2(fields: Fields, shape: Shape) -> Mamba2:
     """The second form as Bamba and Granite 4 name it; `auto` head size is expand x hidden_size / heads."""
     heads = fields.integer("mamba_n_heads")
     inner = fields.integer("mamba_expand") * shape.hidden_size
-    automatic = fields.get("mamba_d_head") in {None, "auto"}
+    automatic = fields.get("mamba_d_head") in (None, "auto")
     head_dim = inner // heads if automatic else fields.integer("mamba_d_head")
     if heads * head_dim != inner:
         raise fields.error(

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kvtool.catalog.model import (
+    ChunkedAttention,
+    FullAttention,
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    LatentAttention,
+    LightningAttention,
+    Mamba1,
+    Mamba2,
+    Model,
+    SharedAttention,
+    SlidingAttention,
+)
+from kvtool.catalog.models_yaml import Catalogue, load_catalogue
+from kvtool.errors import KvtoolError
+from tests.catalog.data import facts
+
+FACTS = facts()
+CATALOGUE = load_catalogue()
+KIND_OF_PLAN = {
+    FullAttention: "full",
+    LatentAttention: "full",
+    SlidingAttention: "sliding",
+    ChunkedAttention: "chunked",
+    GatedDeltaNet: "linear",
+    KimiDeltaAttention: "linear",
+    LightningAttention: "linear",
+    Mamba1: "mamba",
+    Mamba2: "mamba",
+    type(None): "mlp_only",
+}
+ENTRY = """
+schema: kvtool.models/1
+models:
+- id: a/b
+  layers: 2 full
+  full: {kv_heads: 2, k_head_dim: 8, v_head_dim: 8}
+  num_heads: 4
+  hidden_size: 32
+  source: test
+  confidence: high
+"""
+
+
+def test_every_model_of_the_facts_that_its_kinds_can_say_is_there() -> None:
+    assert len(CATALOGUE) == len(FACTS) == 136
+    assert {model.id for model in CATALOGUE} == set(FACTS)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_shape_is_that_of_the_facts(name: str) -> None:
+    model, fact = CATALOGUE.get(name), FACTS[name]
+    assert (model.num_layers, model.hidden_size) == (fact["num_layers"], fact["hidden_size"])
+    assert (model.num_heads, model.vocab_size) == (fact["num_heads"], fact["vocab_size"])
+    assert model.attention == fact["attention"]
+    stored = [layer.cache for layer in model.layers if not isinstance(layer.cache, SharedAttention)]
+    assert Counter(KIND_OF_PLAN[type(cache)] for cache in stored) == fact["layer_plan"]
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_vectors_kept_are_those_of_the_facts(name: str) -> None:
+    """Bytes at 2 a value, the sums of what each layer's own fields say."""
+    model, fact = CATALOGUE.get(name), FACTS[name]
+    kinds = [layer.cache for layer in model.layers]
+    heads = [kind for kind in kinds if isinstance(kind, FullAttention)]
+    windows = [kind for kind in heads if isinstance(kind, SlidingAttention | ChunkedAttention)]
+    full = sum(_head_bytes(kind) for kind in heads if type(kind) is FullAttention)
+    latent = sum(2 * (k.kv_lora_rank + k.qk_rope_head_dim) for k in kinds if isinstance(k, LatentAttention))
+    assert full + latent == fact["kv_bytes_per_token"]
+    assert sum(_head_bytes(kind) for kind in windows) == fact["window_bytes_per_token"]
+    assert sum(_head_bytes(kind) * kind.window for kind in windows) == fact["window_cap_bytes"]
+    indexers = [layer.indexer for layer in model.layers if layer.indexer]
+    assert sum(2 * indexer.head_dim for indexer in indexers) == fact["indexer_bytes_per_token"]
+    assert 2 * sum(map(_state_values, kinds)) == fact["state_bytes"]
+
+
+def _head_bytes(kind: FullAttention) -> int:
+    return 2 * kind.kv_heads * (kind.k_head_dim + kind.v_head_dim)
+
+
+def _state_values(kind: object) -> int:
+    """Convolution inputs (kernel - 1 of them) and the recurrent state."""
+    match kind:
+        case Mamba1():
+            return kind.inner_dim * (kind.conv_kernel - 1 + kind.state_dim)
+        case Mamba2():
+            inner = kind.heads * kind.head_dim
+            return (inner + 2 * kind.groups * kind.state_dim) * (kind.conv_kernel - 1) + inner * kind.state_dim
+        case GatedDeltaNet():
+            keys, values = kind.key_heads * kind.key_head_dim, kind.value_heads * kind.value_head_dim
+            return (2 * keys + values) * (kind.conv_kernel - 1) + values * kind.key_head_dim
+        case KimiDeltaAttention():
+            return kind.heads * kind.head_dim * (3 * (kind.conv_kernel - 1) + kind.head_dim)
+        case LightningAttention():
+            return kind.heads * kind.head_dim**2
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("LLAMA-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("meta-llama/meta-llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B"),
+        ("llama-2-7b", "meta-llama/Llama-2-7b-hf"),
+        ("llama-3-8b", "meta-llama/Meta-Llama-3-8B"),
+        ("llama-3-70b", "meta-llama/Meta-Llama-3-70B"),
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M"),
+        ("gpt2", "openai-community/gpt2"),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.3"),
+        ("mixtral-8x7b", "mistralai/Mixtral-8x7B-v0.1"),
+        ("qwen3-0.6b", "Qwen/Qwen3-0.6B"),
+        ("deepseek-v3", "deepseek-ai/DeepSeek-V3"),
+        ("deepseek-v2-lite", "deepseek-ai/DeepSeek-V2-Lite"),
+        ("gpt-oss-120b", "openai/gpt-oss-120b"),
+        ("gemma-3-27b", "google/gemma-3-27b-it"),
+        ("kimi-k2", "moonshotai/Kimi-K2-Instruct"),
+    ],
+)
+def test_names_that_people_type(typed: str, found: str) -> None:
+    assert CATALOGUE.get(typed).id == found
+
+
+def test_a_typo_gets_the_nearest_names() -> None:
+    with pytest.raises(KvtoolError, match=r"unknown model 'lama-3.1-8b': did you mean llama-3.1-8b"):
+        CATALOGUE.get("lama-3.1-8b")
+
+
+def test_sharing_layers_name_the_last_stored_layer_of_their_kind() -> None:
+    layers = CATALOGUE.get("gemma-3n-e2b").layers
+    sources = [layer.cache.source_layer for layer in layers if isinstance(layer.cache, SharedAttention)]
+    assert sources == [18, 18, 18, 18, 19] * 2
+
+
+def test_indexers_of_glm_5_3_sit_where_its_schedule_puts_them() -> None:
+    """index_topk_freq 4, index_skip_topk_offset 3: layers 0, 1, 2, then every fourth from 6 on."""
+    layers = CATALOGUE.get("glm-5.3").layers
+    assert [index for index, layer in enumerate(layers) if layer.indexer] == [0, 1, 2, *range(6, 78, 4)]
+
+
+def test_families_the_engine_runs_have_a_decoder_that_says_it_is_not_exact() -> None:
+    llama, k2, gemma = (CATALOGUE.get(name) for name in ("llama-3.1-8b", "kimi-k2", "gemma-2-9b"))
+    assert llama.decoder is not None
+    assert (llama.decoder.family, llama.decoder.exact, llama.decoder.rope_theta) == ("llama", False, 500000.0)
+    assert k2.decoder is not None
+    assert k2.decoder.family == "deepseek_v3"
+    assert gemma.decoder is None
+
+
+def test_parameter_counts_that_mislead_were_replaced() -> None:
+    """The published gpt2 holds its causal masks, Qwen3-0.6B its tied embedding twice."""
+    assert CATALOGUE.get("gpt2").params_total == 124_439_808
+    assert CATALOGUE.get("qwen3-0.6b").params_total == 596_049_920
+
+
+def _load(tmp_path: Path, text: str) -> Catalogue:
+    path = tmp_path / "models.yaml"
+    path.write_text(text)
+    return load_catalogue(path)
+
+
+def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
+    model = _load(tmp_path, ENTRY).get("B")
+    assert isinstance(model, Model)
+    assert (model.num_layers, model.attention, model.decoder) == (2, "gqa", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("[]", "is not a catalogue of models"),
+        (ENTRY.replace("models/1", "models/9"), "has schema 'kvtool.models/9'"),
+        (ENTRY.replace("hidden_size", "hiden_size"), "unknown field `hiden_size`"),
+        (ENTRY.replace("v_head_dim: 8", "v_head_dimm: 8"), "block 'full' has unknown keys: v_head_dimm"),
+        (ENTRY.replace("num_heads: 4", "num_heads: four"), "Expected `int`"),
+        (ENTRY.replace("num_heads: 4", "num_heads: 4\n  moe: {num_expert: 2}"), "block 'moe' has unknown keys"),
+        (ENTRY + ENTRY.split("models:")[1], "'a/b' names both"),
+    ],
+)
+def test_a_wrong_catalogue_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(KvtoolError, match=message.replace("[", r"\[")) as refused:
+        _load(tmp_path, text)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("2 ful", "has no block of that name"),
+        ("2 sliding", "has no block of that name"),
+        ("full+indexer", "needs an `indexer` block"),
+        ("full, shared_sliding", "has no block of that name"),
+        ("shared_full", "has no earlier 'full' layer"),
+        ("2 (full", "is not a layer pattern"),
+    ],
+)
+def test_a_wrong_layer_is_refused_when_its_model_is_asked_for(tmp_path: Path, layers: str, message: str) -> None:
+    catalogue = _load(tmp_path, ENTRY.replace("2 full", layers))
+    with pytest.raises(KvtoolError, match=message):
+        catalogue.get("b")
+
+
+def test_a_missing_catalogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KvtoolError, match="cannot read"):
+        load_catalogue(tmp_path / "none.yaml")
+
+
+def test_loading_imports_no_tensor_library() -> None:
+    code = "import sys; import kvtool.catalog.resolve as r; r.resolve_model('gpt2'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
