@@ -160,6 +160,10 @@ class Moe:
     layer_step: int = 1
     hidden_size: int | None = None
 
+    def is_sparse(self, index: int) -> bool:
+        """Whether layer `index` has experts."""
+        return index >= self.first_dense_layers and (index - self.first_dense_layers) % self.layer_step == 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from kvtool.catalog.model import Model
 from kvtool.errors import DeviceError, KvtoolError
+from kvtool.sizing.dtypes import canonical_dtype
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("fp32", "bf16", "fp16")
 DEFAULT_BLOCK_SIZE = 16
+MAX_SEED = 2**32 - 1  # the other half of a generator's 64 bits tells tensors apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class EngineConfig:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
             if getattr(self, name) < 1:
                 raise KvtoolError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise KvtoolError(f"seed {self.seed} must be from 0 to {MAX_SEED}")
         if self.dtype not in ("auto", *DTYPES):
             raise KvtoolError(f"dtype {self.dtype!r} is not one the engine runs: auto, {', '.join(DTYPES)}")
         if self.backend not in ("auto", "triton", "torch"):
@@ -69,14 +73,11 @@ def resolve_backend(name: str, device: torch.device) -> str:
 
 
 def resolve_dtype(name: str, model: Model, device: torch.device) -> str:
-    """`auto` is the model's own dtype, bf16 where it has none that the engine runs."""
+    """`auto` is the model's own dtype; bf16 where the engine does not run it, or it is fp16 on a CPU (slow there)."""
     if name != "auto":
         return name
-    return (
-        model.dtype
-        if model.dtype in ("bf16", "fp16") and not (model.dtype == "fp16" and device.type == "cpu")
-        else "bf16"
-    )
+    own = canonical_dtype(model.dtype or "bf16")
+    return own if own in DTYPES and not (own == "fp16" and device.type == "cpu") else "bf16"
 
 
 def truncated(model: Model, num_layers: int | None) -> Model:

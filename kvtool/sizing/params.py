@@ -126,10 +126,7 @@ def _has_mlp_sizes(model: Model) -> bool:
 
 def _is_sparse(model: Model, index: int) -> bool:
     """Whether a layer's MLP is a mixture of experts."""
-    moe = model.moe
-    if moe is None or index < moe.first_dense_layers:
-        return False
-    return (index - moe.first_dense_layers) % moe.layer_step == 0
+    return model.moe is not None and model.moe.is_sparse(index)
 
 
 def _outside_layers(model: Model, family: _Family) -> int:

@@ -31,6 +31,7 @@ class LatentQueryProjection:
         num_heads: int,
         head_dim: int,
         hidden_size: int,
+        decoder: Decoder,
         weights: WeightSource,
         prefix: str,
     ) -> None:
@@ -40,11 +41,14 @@ class LatentQueryProjection:
         if rank is None:
             last = weights.tensor(f"{prefix}.q_proj.weight", num_heads * head_dim, hidden_size)
         else:
-            self.down = Linear(weights.tensor(f"{prefix}.q_a_proj.weight", rank, hidden_size))
+            bias = weights.tensor(f"{prefix}.q_a_proj.bias", rank) if decoder.qkv_bias else None
+            self.down = Linear(weights.tensor(f"{prefix}.q_a_proj.weight", rank, hidden_size), bias)
             self.norm = weights.tensor(f"{prefix}.q_a_layernorm.weight", rank)
             last = weights.tensor(f"{prefix}.q_b_proj.weight", num_heads * head_dim, rank)
         per_head = last.unflatten(0, (num_heads, head_dim))
-        self.up = Linear(_halves_last(per_head, shape.qk_rope_head_dim).flatten(0, 1))
+        if decoder.rope_interleaved:
+            per_head = _halves_last(per_head, shape.qk_rope_head_dim)
+        self.up = Linear(per_head.flatten(0, 1))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.rank is not None:
@@ -70,16 +74,29 @@ class MultiHeadLatentAttention:
         self.nope, self.rope, self.rank = shape.qk_nope_head_dim, shape.qk_rope_head_dim, shape.kv_lora_rank
         self.num_heads, self.v_head_dim = num_heads, shape.v_head_dim
         self.scale = _softmax_scale(decoder, self.nope + self.rope)
-        self.query = LatentQueryProjection(shape, num_heads, self.nope + self.rope, hidden_size, weights, prefix)
-        down = weights.tensor(f"{prefix}.kv_a_proj_with_mqa.weight", self.rank + self.rope, hidden_size)
-        self.latent = Linear(_halves_last(down[None], self.rope)[0])
+        self.query = LatentQueryProjection(
+            shape, num_heads, self.nope + self.rope, hidden_size, decoder, weights, prefix
+        )
+        self.latent = self._latent_projection(hidden_size, decoder, weights, f"{prefix}.kv_a_proj_with_mqa")
         self.latent_norm = weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank)
         up = weights.tensor(f"{prefix}.kv_b_proj.weight", num_heads * (self.nope + self.v_head_dim), self.rank)
         self.decompress = Linear(up)
         # W_UK [H, nope, R] and W_UV [H, v, R]: the two halves of each head's rows of kv_b_proj.
         self.w_uk, w_uv = up.unflatten(0, (num_heads, -1)).split((self.nope, self.v_head_dim), dim=1)
         self.w_uv = w_uv.transpose(1, 2)
-        self.out = Linear(weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.v_head_dim))
+        self.out = Linear(
+            weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.v_head_dim),
+            weights.tensor(f"{prefix}.o_proj.bias", hidden_size) if decoder.output_bias else None,
+        )
+
+    def _latent_projection(self, hidden_size: int, decoder: Decoder, weights: WeightSource, name: str) -> Linear:
+        width = self.rank + self.rope
+        weight = weights.tensor(f"{name}.weight", width, hidden_size)
+        bias = weights.tensor(f"{name}.bias", width) if decoder.qkv_bias else None
+        if decoder.rope_interleaved:
+            weight = _halves_last(weight[None], self.rope)[0]
+            bias = None if bias is None else _halves_last(bias[None], self.rope)[0]
+        return Linear(weight, bias)
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
         q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
@@ -135,7 +152,7 @@ def _softmax_scale(decoder: Decoder, head_dim: int) -> float:
 
 
 def _halves_last(rows: Tensor, rope_dim: int) -> Tensor:
-    """Reorder the last `rope_dim` output rows of [n, out, in] from pairs to halves, which is how `rotate` turns them.
+    """Reorder the last `rope_dim` output rows of [n, out, ...] from pairs to halves, which is how `rotate` turns them.
 
     The same reordering on Q and K leaves every dot product as it is.
     """

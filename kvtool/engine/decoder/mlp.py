@@ -86,12 +86,12 @@ class LearnedRouter:
         return chosen, shares * self.router.scale
 
     def _inside_best_groups(self, scores: Tensor) -> Tensor:
-        """Scores of experts outside each token's `groups_kept` best groups become zero (DeepSeek)."""
+        """Experts outside each token's `groups_kept` best groups cannot be chosen (DeepSeek)."""
         grouped = scores.unflatten(-1, (self.router.groups, -1))
         best = grouped.topk(2, dim=-1).values.sum(-1) if self.router.group_score == "top2" else grouped.amax(-1)
         kept = torch.zeros_like(best, dtype=torch.bool)
         kept.scatter_(-1, best.topk(self.router.groups_kept, dim=-1).indices, True)
-        masked: Tensor = grouped.masked_fill(~kept.unsqueeze(-1), 0.0)
+        masked: Tensor = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf"))
         return masked.flatten(-2)
 
 

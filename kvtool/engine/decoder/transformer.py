@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, rms_norm
 
-from kvtool.catalog.model import Decoder, FullAttention, LatentAttention, Layer, Model, Moe
+from kvtool.catalog.model import Decoder, FullAttention, LatentAttention, Layer, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
@@ -105,15 +105,10 @@ def _attention(
     raise KvtoolError(f"the engine does not run layers of kind {type(shape).__name__}: `kvtool size` can size them")
 
 
-def is_sparse_layer(moe: Moe, index: int) -> bool:
-    """Whether layer `index` is a mixture of experts."""
-    return index >= moe.first_dense_layers and (index + 1) % moe.layer_step == 0
-
-
 def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, prefix: str) -> GatedMlp | MoeMlp:
     hidden, activation = model.hidden_size, decoder.activation
     moe = model.moe
-    if moe is None or not is_sparse_layer(moe, index):
+    if moe is None or not moe.is_sparse(index):
         if model.intermediate_size is None:
             raise KvtoolError(f"the engine cannot run {model.id}: its intermediate_size is not known")
         return GatedMlp(hidden, model.intermediate_size, activation, weights, f"{prefix}.mlp")
