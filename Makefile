@@ -1,0 +1,36 @@
+# Needs Python >= 3.11 and make, nothing else: the first target that runs makes .venv and installs kvtool into it.
+# `make gpu` alone installs nothing: it uses the PYTHON it is given as it is, since GPU machines are often offline.
+
+PYTHON ?= python3
+GPU_OUT ?= gpu-report
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: bench test lint aot gpu readme
+
+bench: $(INSTALLED)
+	$(BIN)/kvtool bench --out kvtool-report
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not gpu and not aot"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+aot: $(INSTALLED)
+	$(BIN)/python -m pytest -m aot
+
+gpu:
+	$(PYTHON) tools/gpu.py --out "$(GPU_OUT)"
+
+readme: $(INSTALLED)
+	$(BIN)/python tools/readme.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kvtool needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
