@@ -59,6 +59,7 @@ def upper_layers(fields: Fields, shape: Shape) -> list[Layer]:
 def qwen3_moe(fields: Fields, shape: Shape) -> list[Layer]:
     """Qwen3-MoE: with `use_sliding_window`, every layer."""
     full, window = grouped_attention(fields, shape), _switched_window(fields)
+    fields.read.add("max_window_layers")
     return every_layer(windowed(full, window) if window else full, shape)
 
 
