@@ -49,8 +49,8 @@ def size(
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     block_size: BlockSizeOption = 16,
     shared_prefix: Annotated[
-        str | None, typer.Option(metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
-    ] = None,
+        str, typer.Option(metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
+    ] = "0",
     tp: TpOption = 1,
     pp: PpOption = 1,
     dp: DpOption = 1,
@@ -91,7 +91,7 @@ def size(
         gpu=find_gpu(gpu) if gpu else None,
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=optional_length(max_model_len, "max model len"),
-        shared_prefix=parse_length(shared_prefix, "shared prefix") if shared_prefix else 0,
+        shared_prefix=0 if shared_prefix == "0" else parse_length(shared_prefix, "shared prefix"),
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         checkpoint=find_checkpoint(model) if model else None,

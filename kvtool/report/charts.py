@@ -5,6 +5,7 @@ Figures are made without pyplot: nothing global, no display.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,34 +52,75 @@ class EndLabel:
 
 
 def label_ends(figure: Figure, axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Write each label beside its point, pushed apart vertically so that none overlaps. Set the axis limits before."""
+    """Write each label beside its point, pushed apart vertically so that none overlaps, with a thin line to the point
+    where it had to move. Set the axis limits before.
+    """
     figure.draw_without_rendering()
-    line_height = LABEL_POINTS * 1.35 * figure.dpi / 72
-    lowest = float("-inf")
-    for label in sorted(labels, key=lambda item: item.y):
-        y = float(axes.transData.transform((label.x, label.y))[1])
-        placed = max(y, lowest + line_height)
-        lowest = placed
+    points_a_pixel = 72 / figure.dpi
+    ordered = sorted(labels, key=lambda label: label.y)
+    wanted = [float(axes.transData.transform((label.x, label.y))[1]) * points_a_pixel for label in ordered]
+    for label, here, there in zip(ordered, wanted, spread(wanted, LABEL_POINTS * 1.4), strict=True):
         axes.annotate(
             label.text,
             (label.x, label.y),
-            xytext=(6, (placed - y) * 72 / figure.dpi),
+            xytext=(14, there - here),
             textcoords="offset points",
             color=label.colour,
             fontsize=LABEL_POINTS,
             va="center",
             annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": label.colour,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Ascending positions at least `gap` apart, as near to the ascending `wanted` ones as that allows."""
+    clusters: list[list[float]] = []  # each cluster stands `gap` apart around the mean of what its members want
+    for position in wanted:
+        clusters.append([position])
+        while len(clusters) > 1 and _bottom(clusters[-1], gap) < _bottom(clusters[-2], gap) + gap * len(clusters[-2]):
+            crowded = clusters.pop()
+            clusters[-1] += crowded
+    return [_bottom(cluster, gap) + gap * i for cluster in clusters for i in range(len(cluster))]
+
+
+def _bottom(cluster: Sequence[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
+
+
 def bytes_axis(axes: Axes) -> None:
-    """Round sizes in KiB, MiB, GiB on a logarithmic y axis: powers of two and halfway, fewer over a wide range."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    """Round sizes in KiB, MiB, GiB on a logarithmic y axis."""
+    from matplotlib.ticker import FuncFormatter, Locator, NullLocator
+
+    class ByteLocator(Locator):
+        def __call__(self) -> list[float]:
+            return self.tick_values(*axes.get_ylim())
+
+        def tick_values(self, vmin: float, vmax: float) -> list[float]:
+            return byte_ticks(vmin, vmax)
 
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5), numticks=6))
+    axes.yaxis.set_major_locator(ByteLocator())
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(round(value))))
+
+
+def byte_ticks(low: float, high: float) -> list[float]:
+    """Powers of two from `low` to `high`: also halfway between them over a narrow range, every second or fourth over a
+    wide one.
+    """
+    first, last = math.floor(math.log2(max(low, 1))), math.ceil(math.log2(max(high, 2)))
+    stride = 1 + (last - first) // 12
+    powers = [2.0**power for power in range(first - first % stride, last + 1, stride)]
+    halfway = [1.5 * power for power in powers] if last - first < 6 else []
+    return [tick for tick in sorted(powers + halfway) if low <= tick <= high]
 
 
 def tokens_axis(axes: Axes) -> None:

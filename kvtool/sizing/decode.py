@@ -23,7 +23,7 @@ def decode_floor(
     batch_size: int,
 ) -> SizeDecode:
     """What one rank reads and computes in a step (over all pipeline stages: a token passes through each), and the time
-    that takes at the card's figures; no time without a card or where a figure is missing.
+    that takes at the card's figures: the time of reading alone where the FLOPs are not known, none without a card.
     """
     kv_read = cache.read_bytes_per_step(tokens=context, batch_size=batch_size)
     weights_read = weights.read_bytes_per_step(batch_size, parallel)
@@ -34,7 +34,7 @@ def decode_floor(
         kv_read_bytes_per_step=kv_read,
         weights_read_bytes_per_step=weights_read,
         flops_per_step=flops_per_rank,
-        ideal_tpot_ms=None if memory_ms is None or compute_ms is None else max(memory_ms, compute_ms),
+        ideal_tpot_ms=None if memory_ms is None else max(memory_ms, compute_ms or 0.0),
         bound=None if memory_ms is None or compute_ms is None else "memory" if memory_ms >= compute_ms else "compute",
     )
 
@@ -42,12 +42,10 @@ def decode_floor(
 def _times_ms(
     gpu: Gpu | None, kv_read: int, weights_read: int | None, flops: int | None
 ) -> tuple[float | None, float | None]:
-    """Milliseconds to read the bytes, and to do the FLOPs in bf16."""
-    if gpu is None or weights_read is None or flops is None:
-        return None, None
+    """Milliseconds to read the bytes, and to do the FLOPs in bf16; None for what is not known."""
     memory_ms = compute_ms = None
-    if gpu.memory_bandwidth_gbps is not None:
+    if gpu is not None and gpu.memory_bandwidth_gbps is not None and weights_read is not None:
         memory_ms = (kv_read + weights_read) / (gpu.memory_bandwidth_gbps * 1e9) * 1e3
-    if gpu.bf16_tflops is not None:
+    if gpu is not None and gpu.bf16_tflops is not None and flops is not None:
         compute_ms = flops / (gpu.bf16_tflops * 1e12) * 1e3
     return memory_ms, compute_ms

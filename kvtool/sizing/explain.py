@@ -125,7 +125,7 @@ def _decode(plan: SizePlan, row: SizeRow) -> Iterator[str]:
         f"a decode step reads {decode.weights_read_bytes_per_step:,} B of weights"
         f" + {decode.kv_read_bytes_per_step:,} B of cache = {read:,} B"
     )
-    if decode.ideal_tpot_ms is not None and gpu is not None and decode.flops_per_step is not None:
+    if decode.bound is not None and decode.ideal_tpot_ms is not None and gpu is not None:
         yield (
             f"TPOT at least max({read:,} B / {gpu.memory_bandwidth_gbps:,} GB/s, {decode.flops_per_step:,} FLOP / "
             f"{gpu.bf16_tflops:,} TFLOP/s) = {decode.ideal_tpot_ms:.3f} ms: {decode.bound}-bound"

@@ -70,9 +70,16 @@ def budget(gpu: Gpu, model: Model, parallel: Parallel, *, weights_bytes: int | N
 
 
 def fit(
-    memory: Budget, cache: GpuCache, *, context: int, batch_size: int, shared_prefix: int, max_context: int | None
+    memory: Budget,
+    cache: GpuCache,
+    *,
+    context: int,
+    batch_size: int,
+    shared_prefix: int,
+    max_context: int | None,
+    limit_name: str = "max_position_embeddings",
 ) -> SizeFit:
-    """Whether the batch fits, and the largest batch and context that would. `max_context` is the model's own limit."""
+    """Whether the batch fits, and the largest batch and context that would; `limit_name` says what `max_context` is."""
     pool = memory.kv_pool_bytes
     if pool is None:
         return SizeFit(memory_bytes=memory.memory_bytes, usable_bytes=memory.usable_bytes, limited_by="unknown weights")
@@ -97,7 +104,7 @@ def fit(
         missing_bytes=max(0, needed - pool),
         max_batch_size=largest(holds_batch, MAX_BATCH_SIZE),
         max_context=longest,
-        limited_by="weights" if pool <= 0 else "max_position_embeddings" if longest == max_context else "kv cache",
+        limited_by="weights" if pool <= 0 else limit_name if longest == max_context else "kv cache",
     )
 
 

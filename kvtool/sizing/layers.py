@@ -44,9 +44,12 @@ def state_format(model: Model, recurrent: str = AUTO) -> StateFormat:
     """`auto` as vLLM decides it: what a Nemotron-H or Qwen3.5 config asks for (fp32 by default), fp32 for KDA, else the
     model's dtype. Raises KvtoolError.
     """
+    asked = AUTO if recurrent == AUTO else parse_float_dtype(recurrent, "mamba ssm cache dtype")
+    if not any(isinstance(layer.cache, RecurrentLayer) for layer in model.layers):
+        return StateFormat(conv="bf16", recurrent="bf16")  # there is none to store
     conv = parse_float_dtype(model.dtype or "bf16", "model dtype")
-    if recurrent != AUTO:
-        return StateFormat(conv=conv, recurrent=parse_float_dtype(recurrent, "mamba ssm cache dtype"))
+    if asked != AUTO:
+        return StateFormat(conv=conv, recurrent=asked)
     if (model.architecture or "").startswith(("nemotron_h", "qwen3_5")):
         return StateFormat(conv=conv, recurrent=parse_float_dtype(model.recurrent_state_dtype or "fp32", "state dtype"))
     keeps_fp32 = any(isinstance(layer.cache, KimiDeltaAttention) for layer in model.layers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from kvtool.catalog.model import Model
 from kvtool.results import (
     SizeEngine,
@@ -45,7 +47,7 @@ class SizePlan:
         return SizeRow(
             model=_model(self.model),
             inputs=self._inputs(context, batch_size),
-            layers=[_layers(spec, count, context) for spec, count in self.specs],
+            layers=_layer_groups(self.specs, context),
             kv=self._kv(context, batch_size),
             weights=SizeWeights(
                 bytes=self.weights.stored_bytes,
@@ -70,6 +72,7 @@ class SizePlan:
                 batch_size=batch_size,
                 shared_prefix=prefix,
                 max_context=options.max_context(self.model),
+                limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
             engine=SizeEngine(),
         )
@@ -152,8 +155,27 @@ def _model(model: Model) -> SizeModel:
     )
 
 
+def _layer_groups(specs: SpecCounts, context: int) -> list[SizeLayers]:
+    """Layers of one kind and shape together; the bytes are those of the whole group."""
+    groups: dict[tuple[object, ...], SizeLayers] = {}
+    for spec, count in specs:
+        layers = _layers(spec, count, context)
+        shape = (layers.kind, layers.kv_heads, layers.k_head_dim, layers.v_head_dim, layers.window)
+        known = groups.get(shape)
+        groups[shape] = _merged(known, layers) if known else layers
+    return list(groups.values())
+
+
+def _merged(a: SizeLayers, b: SizeLayers) -> SizeLayers:
+    return msgspec.structs.replace(
+        a,
+        count=a.count + b.count,
+        bytes_per_token=a.bytes_per_token + b.bytes_per_token,
+        bytes_per_sequence=a.bytes_per_sequence + b.bytes_per_sequence,
+    )
+
+
 def _layers(spec: CacheSpec, count: int, context: int) -> SizeLayers:
-    """The group of `count` layers with this spec; its bytes are those of all of them."""
     vectors = spec if isinstance(spec, HeadsSpec | LatentSpec | IndexerSpec) else None
     return SizeLayers(
         kind=spec.kind,

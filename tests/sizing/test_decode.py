@@ -55,8 +55,10 @@ def test_tensor_and_data_parallel_share_the_work_and_pipelines_do_not() -> None:
     assert pp == alone
 
 
-def test_no_time_without_the_cards_figures() -> None:
+def test_the_floor_takes_what_is_known_of_the_card() -> None:
     assert floor(gpu=None).ideal_tpot_ms is None
     slow = msgspec.structs.replace(CARD, bf16_tflops=None)
-    assert (floor(gpu=slow).ideal_tpot_ms, floor(gpu=slow).bound) == (None, None)
+    assert (floor(gpu=slow).ideal_tpot_ms, floor(gpu=slow).bound) == (floor().ideal_tpot_ms, None)
+    unmeasured = msgspec.structs.replace(CARD, memory_bandwidth_gbps=None)
+    assert (floor(gpu=unmeasured).ideal_tpot_ms, floor(gpu=unmeasured).bound) == (None, None)
     assert floor(replace(LLAMA_8B, architecture=None)).ideal_tpot_ms is None

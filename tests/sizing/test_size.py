@@ -21,7 +21,17 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import curve, size
 from kvtool.sizing.specs import SharedSpec, StateSpec
-from tests.sizing.example import ALL_KINDS, CARD, DEEPSEEK_V3, DEEPSEEK_V32, LLAMA_8B, NEMOTRON_H, QWEN3_NEXT, SLIDING
+from tests.sizing.example import (
+    ALL_KINDS,
+    CARD,
+    DEEPSEEK_V3,
+    DEEPSEEK_V32,
+    LLAMA_8B,
+    NEMOTRON_H,
+    QWEN3_NEXT,
+    SHARING,
+    SLIDING,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 CATALOGUE = load_catalogue()
@@ -109,6 +119,10 @@ def test_layers_add_up_to_the_sequence() -> None:
         assert sum(group.bytes_per_sequence for group in sized.layers) == sized.kv.bytes_per_sequence
         growing = [g for g in sized.layers if g.kind in ("full", "mla")]
         assert sum(g.bytes_per_token for g in growing) == sized.kv.bytes_per_token
+
+
+def test_layers_of_one_kind_and_shape_are_one_group() -> None:
+    assert [(g.kind, g.count) for g in row(SHARING).layers] == [("sliding", 4), ("full", 4), ("shared", 2)]
 
 
 def test_a_row_for_every_combination() -> None:
