@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.catalog.model import Model, Moe
+from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.sizing.dtypes import CACHE_FORMATS
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.traffic import (
@@ -89,3 +90,26 @@ def test_prefill_in_two_chunks_does_the_attention_of_one(model: Model, cached: i
     chunks = attention_flops(model, new_tokens=first, cached_tokens=cached)
     chunks += attention_flops(model, new_tokens=second, cached_tokens=cached + first)
     assert whole == chunks
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "published"), [("qwen2.5-32b", "fp16", (117, 267)), ("qwen3-235b-a22b", "fp8", (39, 60))]
+)
+def test_cache_bytes_a_flop_as_published(name: str, dtype: str, published: tuple[float, float]) -> None:
+    """DualPath (arXiv 2602.21548), table 1: GB of cached KV for each PFLOP of appending 429 tokens behind 16k and 64k."""
+    qwen_32b = replace(
+        LLAMA_8B,
+        architecture="qwen2",
+        layers=(LLAMA_8B.layers[0],) * 64,
+        hidden_size=5120,
+        num_heads=40,
+        intermediate_size=27648,
+        vocab_size=152064,
+    )
+    model = qwen_32b if name == "qwen2.5-32b" else load_catalogue().get(name)
+    specs = layer_specs(model, CACHE_FORMATS[dtype])
+    for context, expected in zip((16384, 65536), published, strict=True):
+        flops = prefill_flops(model, 429, context)
+        assert flops is not None
+        loaded_gb = sum(spec.stored_bytes(context) for spec in specs) / 1e9
+        assert loaded_gb / (flops / 1e15) == pytest.approx(expected, rel=0.02)
