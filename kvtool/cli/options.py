@@ -40,6 +40,27 @@ EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out 
 MaxModelLenOption = Annotated[
     str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
 ]
+LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
+HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]
+KvHeadsOption = Annotated[
+    int | None, typer.Option("--kv-heads", help="Instead of MODEL: KV heads (default: as heads).")
+]
+HeadDimOption = Annotated[int | None, typer.Option("--head-dim", help="Instead of MODEL: elements of a head.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", help="Does it fit this card? A name of `kvtool gpus`, or local.")
+]
+GpuMemoryUtilizationOption = Annotated[
+    float, typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.")
+]
+SharedPrefixOption = Annotated[
+    str, typer.Option("--shared-prefix", metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
+]
+WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp32, bf16, fp16, fp8, int8 or int4.")]
+MambaSsmCacheDtypeOption = Annotated[
+    str,
+    typer.Option("--mamba-ssm-cache-dtype", help="Of recurrent state: auto (as vLLM chooses), fp32, bf16 or fp16."),
+]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
 
 
 def length_list(text: str, what: str) -> tuple[int, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvtool.catalog.model import Model
 from kvtool.cli.options import (
     BatchSizeOption,
     BlockSizeOption,
@@ -13,13 +15,23 @@ from kvtool.cli.options import (
     DcpOption,
     DpOption,
     EpOption,
+    ExplainOption,
+    GpuMemoryUtilizationOption,
+    GpuOption,
+    HeadDimOption,
+    HeadsOption,
     JsonOption,
     KvCacheDtypeOption,
+    KvHeadsOption,
+    LayersOption,
+    MambaSsmCacheDtypeOption,
     MaxModelLenOption,
     ModelsOption,
     OutOption,
     PpOption,
+    SharedPrefixOption,
     TpOption,
+    WeightDtypeOption,
     chosen_model,
     count_list,
     length_list,
@@ -27,9 +39,12 @@ from kvtool.cli.options import (
 )
 from kvtool.units import parse_length, split_list
 
+if TYPE_CHECKING:
+    from kvtool.sizing.options import SizeOptions
+
 EXAMPLES = (
     "Examples:\n\n"
-    "  kvtool size llama-3.1-8b --context 8k,128k --batch-size 1,16 --kv-cache-dtype bf16,fp8 --gpu h100\n\n"
+    "  kvtool size llama-3.1-8b --context 8k,128k --batch-size 1,16 --gpu h100\n\n"
     "  kvtool size deepseek-v3 --tp 8 --context 32k --explain"
 )
 
@@ -38,47 +53,34 @@ def size(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A catalogue name, a folder, config.json or .gguf file.")
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Instead of MODEL: layers of the shape to size.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Instead of MODEL: query heads.")] = None,
-    kv_heads: Annotated[
-        int | None, typer.Option(help="Instead of MODEL: KV heads (default: as many as heads).")
-    ] = None,
-    head_dim: Annotated[int | None, typer.Option(help="Instead of MODEL: elements of a head.")] = None,
+    layers: LayersOption = None,
+    heads: HeadsOption = None,
+    kv_heads: KvHeadsOption = None,
+    head_dim: HeadDimOption = None,
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     block_size: BlockSizeOption = 16,
-    shared_prefix: Annotated[
-        str, typer.Option(metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
-    ] = "0",
+    shared_prefix: SharedPrefixOption = "0",
     tp: TpOption = 1,
     pp: PpOption = 1,
     dp: DpOption = 1,
     dcp: DcpOption = 1,
     ep: EpOption = 1,
-    gpu: Annotated[str | None, typer.Option(help="Does it fit this card? A name of `kvtool gpus`, or local.")] = None,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the card's memory that may be used.")] = 0.92,
+    gpu: GpuOption = None,
+    gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
-    weight_dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, fp8, int8 or int4.")] = "auto",
-    mamba_ssm_cache_dtype: Annotated[
-        str, typer.Option(help="Of recurrent state: auto (as vLLM chooses), fp32, bf16 or fp16.")
-    ] = "auto",
-    explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
+    weight_dtype: WeightDtypeOption = "auto",
+    mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
+    explain: ExplainOption = False,
     models: ModelsOption = None,
     json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
-    from rich.console import Console
-
     from kvtool.catalog.gpus import find_gpu
-    from kvtool.report.files import write_result
-    from kvtool.report.size import print_size, size_csv_rows, size_figure
-    from kvtool.results import encode
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
-    from kvtool.sizing.size import curve
-    from kvtool.sizing.size import size as size_models
     from kvtool.sizing.weights import find_checkpoint
 
     chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
@@ -96,17 +98,29 @@ def size(
         state_dtype=mamba_ssm_cache_dtype,
         checkpoint=find_checkpoint(model) if model else None,
     )
-    document = size_models(chosen, options=options)
+    answer(chosen, options, explain=explain, json=json, out=out)
+
+
+def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out: Path | None) -> None:
+    """Write the files, print the document; exit 1 where no row fits the card."""
+    from rich.console import Console
+
+    from kvtool.report.files import write_result
+    from kvtool.report.size import print_size, size_csv_rows, size_figure
+    from kvtool.results import encode
+    from kvtool.sizing.explain import explain as explain_rows
+    from kvtool.sizing.size import curve
+    from kvtool.sizing.size import size as size_rows
+
+    document = size_rows(model, options=options)
     if out is not None:
-        figure = size_figure(size_models(chosen, options=curve(chosen, options)))
+        figure = size_figure(size_rows(model, options=curve(model, options)))
         write_result(out, "size", document, rows=list(size_csv_rows(document)), figure=figure)
     if json:
         typer.echo(encode(document), nl=False)
     else:
         print_size(document, Console())
     if explain:
-        from kvtool.sizing import explain as formulas
-
-        typer.echo("\n".join(formulas.explain(chosen, options=options)), err=json)
-    if document.rows and all(row.fit.fits is False for row in document.rows):
+        typer.echo("\n".join(explain_rows(model, options=options)), err=json)
+    if all(row.fit.fits is False for row in document.rows):
         raise typer.Exit(1)

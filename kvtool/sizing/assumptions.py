@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.fit import RESERVE_BYTES, batch_limits
+from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import ChunkedSpec, FullSpec, HeadsSpec, IndexerSpec, LatentSpec, SharedSpec, StateSpec
 from kvtool.units import format_bytes
-
-if TYPE_CHECKING:
-    from kvtool.sizing.plan import SizePlan
 
 
 def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:

@@ -59,7 +59,7 @@ def _check_dcp(model: Model, parallel: Parallel) -> None:
             copies = max(1, parallel.tp // kv_heads)
             if copies % parallel.dcp:
                 raise KvtoolError(
-                    f"dcp {parallel.dcp} must divide the number of copies that tp {parallel.tp} makes of a KV head ({copies})"
+                    f"dcp {parallel.dcp} must divide the copies that tp {parallel.tp} makes of a KV head ({copies})"
                 )
 
 

@@ -34,8 +34,8 @@ def test_degrees_are_checked(degrees: dict[str, int], message: str) -> None:
         (LLAMA_8B, Parallel(pp=33), "pp 33 is more than the 32 layers"),
         (LLAMA_8B, Parallel(tp=2, ep=2), "ep 2 needs at least as many experts: llama-8b has no experts"),
         (DEEPSEEK_V3, Parallel(dp=512, ep=512), "deepseek-v3 has 256 experts"),
-        (LLAMA_8B, Parallel(tp=8, dcp=2), r"dcp 2 must divide the number of copies that tp 8 makes of a KV head \(1\)"),
-        (LLAMA_8B, Parallel(tp=4, dcp=2), "dcp 2 must divide the number of copies"),
+        (LLAMA_8B, Parallel(tp=8, dcp=2), r"dcp 2 must divide the copies that tp 8 makes of a KV head \(1\)"),
+        (LLAMA_8B, Parallel(tp=4, dcp=2), "dcp 2 must divide the copies"),
     ],
 )
 def test_layouts_a_model_cannot_take_are_refused(model: Model, parallel: Parallel, message: str) -> None:

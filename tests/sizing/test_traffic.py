@@ -96,7 +96,7 @@ def test_prefill_in_two_chunks_does_the_attention_of_one(model: Model, cached: i
     ("name", "dtype", "published"), [("qwen2.5-32b", "fp16", (117, 267)), ("qwen3-235b-a22b", "fp8", (39, 60))]
 )
 def test_cache_bytes_a_flop_as_published(name: str, dtype: str, published: tuple[float, float]) -> None:
-    """DualPath (arXiv 2602.21548), table 1: GB of cached KV for each PFLOP of appending 429 tokens behind 16k and 64k."""
+    """DualPath (arXiv 2602.21548), table 1: GB of cached KV a PFLOP of appending 429 tokens to 16k and 64k."""
     qwen_32b = replace(
         LLAMA_8B,
         architecture="qwen2",
