@@ -66,17 +66,22 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The next step, decodes first. Pages for its tokens are reserved; empty only when nothing is left to do."""
-        budget = self.limits.max_num_batched_tokens
-        work = self._continue_running(budget)
-        budget -= sum(item.num_tokens for item in work)
-        work += self._admit_waiting(budget)
-        if self.limits.prefill_first and any(not item.is_decode for item in work):
-            work = [item for item in work if not item.is_decode]
+        if self.limits.prefill_first:
+            prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
+            # A lone sequence that locks the cached twins of its own pages can have to give way to itself, and comes back.
+            return (
+                self._with_admitted(self._continue(prefilling))
+                or self._continue(self.running)
+                or self._with_admitted([])
+            )
+        work = self._with_admitted(self._continue(self.running))
         return sorted(work, key=lambda item: not item.is_decode)
 
-    def _continue_running(self, budget: int) -> list[Work]:
+    def _continue(self, sequences: list[Sequence]) -> list[Work]:
+        """Work on running sequences, as far as the budget of tokens goes."""
+        budget = self.limits.max_num_batched_tokens
         work: list[Work] = []
-        for sequence in list(self.running):
+        for sequence in list(sequences):
             num_tokens = min(sequence.num_pending, budget)
             if num_tokens == 0:
                 break
@@ -106,8 +111,9 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _admit_waiting(self, budget: int) -> list[Work]:
-        work: list[Work] = []
+    def _with_admitted(self, work: list[Work]) -> list[Work]:
+        """`work`, and waiting sequences for what it leaves of the budget."""
+        budget = self.limits.max_num_batched_tokens - sum(item.num_tokens for item in work)
         while self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
             sequence = self.waiting[0]
             pages = self.cache.open(sequence.token_ids)

@@ -1,0 +1,48 @@
+"""Loads a folder as a user would, runs prompts through an engine, and compares every logit with the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kvtool.catalog.resolve import resolve_model
+from kvtool.engine.config import EngineConfig
+from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.sequence import SamplingParams, Sequence
+from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference
+
+
+def load(path: Path, *, dtype: str = "fp32", **config: object) -> LoadedModel:
+    """The model and the weights of a folder or a .gguf file, on the CPU."""
+    settings = EngineConfig(weights=str(path), dtype=dtype, device="cpu", **config)
+    return LoadedModel(resolve_model(str(path)), settings, max_positions=MAX_POSITIONS)
+
+
+def engine_of(loaded: LoadedModel, *, num_pages: int = 64, **config: object) -> Engine:
+    """An engine that keeps its logits; `config` overrides what the model was loaded with."""
+    settings = {name: getattr(loaded.config, name) for name in loaded.config.__slots__} | config
+    engine = Engine(loaded, num_pages=num_pages, config=EngineConfig(**settings))
+    engine.keep_logits = True
+    return engine
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return torch.randint(VOCAB_SIZE, (length,), generator=generator).tolist()
+
+
+def generate(engine: Engine, prompts: list[list[int]], max_tokens: int) -> list[Sequence]:
+    """Greedy tokens after each prompt, all submitted at once; the cache is checked after every step."""
+    sequences = [engine.add(prompt_ids, SamplingParams(max_tokens=max_tokens)) for prompt_ids in prompts]
+    for _ in engine.run_until_idle():
+        engine.cache.check()
+    return sequences
+
+
+def largest_difference(reference: Reference, sequence: Sequence) -> float:
+    """Between the logits of every token that came out and what transformers computes for the same tokens."""
+    expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
+    assert len(sequence.logits) == len(expected) == len(sequence.output_ids)
+    assert torch.stack(sequence.logits).argmax(dim=-1).tolist() == sequence.output_ids
+    return float((torch.stack(sequence.logits) - expected).abs().max())
