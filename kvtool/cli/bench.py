@@ -28,8 +28,8 @@ from kvtool.units import parse_length, split_list
 
 EXAMPLES = (
     "Examples:\n\n"
-    "  kvtool bench smollm2-135m --parts latency --input-len 128 --batch-size 1,4 --output-len 8\n\n"
-    "  kvtool bench smollm2-135m --parts prefix --input-len 256 --hit-rate 0,0.9 --out kvtool-report"
+    "  kvtool bench smollm2-135m --parts latency --input-len 128 --batch-size 1,4\n\n"
+    "  kvtool bench --parts prefix --hit-rate 0,0.9 --out kvtool-report"
 )
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples:\n\n"
-    "  kvtool compare llama-3.1-8b qwen3-8b --context 8k,32k --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
-    "  kvtool compare base/bench.json new/bench.json --fail-on-regression 5%"
+    "  kvtool compare llama-3.1-8b qwen3-8b --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
+    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200"
 )
 DEFAULT_CONTEXTS = "4k,32k"
 FOR_MODELS = (
@@ -46,7 +46,9 @@ def compare(
     call: typer.Context,
     names: Annotated[
         list[str],
-        typer.Argument(metavar="A B...", help="Two or more models, or bench documents (or the folders of --out)."),
+        typer.Argument(
+            metavar="A B...", help="Two or more models, or bench documents: base/bench.json new/bench.json."
+        ),
     ],
     fail_on_regression: Annotated[
         str | None, typer.Option(metavar="PERCENT", help="Documents: exit 1 if a metric is worse by more, as 5%.")

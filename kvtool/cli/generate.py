@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool generate smollm2-135m --prompt-ids 1,2,3 --output-len 8\n\n"
-    "  kvtool generate smollm2-135m --num-layers 2 --prompt-ids 5,6 --output-len 4 --json"
+    "  kvtool generate smollm2-135m --prompt-ids 5,6 --output-len 4 --json"
 )
 
 

@@ -1,0 +1,53 @@
+"""Every command's help: no flag is declared twice, and it ends with two examples that fit a line and work."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from kvtool.cli.app import app
+
+COMMANDS = typer.main.get_group(app).commands
+RUNS_A_MODEL = {"bench", "generate", "kernels"}
+
+
+def examples(name: str) -> list[str]:
+    lines = [line.strip() for line in (COMMANDS[name].epilog or "").splitlines()]
+    return [line for line in lines if line.startswith("kvtool ")]
+
+
+EXAMPLES = [example for name in COMMANDS for example in examples(name)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_flag_is_declared_twice(name: str) -> None:
+    flags = Counter(
+        flag for parameter in COMMANDS[name].params for flag in (*parameter.opts, *parameter.secondary_opts)
+    )
+    assert [flag for flag, times in flags.items() if times > 1] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_ends_with_two_examples_on_a_line_each(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+    assert len(examples(name)) == 2
+    assert [line.strip() for line in shown.splitlines() if line.strip()][-2:] == examples(name)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_parses(example: str) -> None:
+    _, name, *arguments = shlex.split(example)
+    COMMANDS[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize("example", [line for line in EXAMPLES if line.split()[1] not in RUNS_A_MODEL])
+def test_an_example_works(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, shlex.split(example)[1:])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.stdout != ""
