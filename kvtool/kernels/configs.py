@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-PROGRAMS_PER_SM = 4  # decode programs that share one multiprocessor, by their shared memory
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_BLOCK_DV = 128  # columns of one merge program: MAX_SPLITS x 128 fp32 partials stay in registers
 STORE_BLOCK = 1024  # elements of one store program
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
+DECODE_REGISTERS = 168  # of 4 warps: leaves room for three programs on a multiprocessor's 65,536
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,6 @@ class Target:
 
     multiprocessors: int
     shared_bytes: int  # that one program may use
-
-    @property
-    def slots(self) -> int:
-        """Decode programs that run at once."""
-        return self.multiprocessors * PROGRAMS_PER_SM
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,16 @@ class Tile:
         """Tiles of the shortest split."""
         return max(1, MIN_SPLIT_TOKENS // self.block_n)
 
+    @property
+    def decode_registers(self) -> int:
+        return DECODE_REGISTERS if self.num_warps == 4 else MAX_REGISTERS
+
+    def resident_programs(self, bytes_per_key: int, target: Target) -> int:
+        """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
+        pipeline_bytes = max(1, self.num_stages - 1) * self.block_n * bytes_per_key
+        by_registers = 3 if self.num_warps == 4 else 2
+        return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
+
 
 def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target) -> Tile:
     """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), its elements this wide.
@@ -48,12 +53,12 @@ def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target)
     head_dim values, is what fills the registers: up to 4096 suit 4 warps, up to 16384 suit 8.
     """
     if element_bytes == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
-        return Tile(16, 16, num_warps=4 if head_dim <= 256 else 8, num_stages=2 if head_dim <= 256 else 1)
+        return Tile(16, 16, num_warps=4 if head_dim <= 128 else 8, num_stages=2 if head_dim <= 256 else 1)
     block_m = next(m for m in _row_blocks(head_dim) if rows <= m or m == _row_blocks(head_dim)[-1])
     return Tile(
         block_m,
         block_n=64 if head_dim <= 128 else 32,
-        num_warps=4 if block_m * head_dim <= 4096 else 8,
+        num_warps=4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8,
         num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
     )
 
@@ -65,13 +70,13 @@ def _row_blocks(head_dim: int) -> tuple[int, ...]:
     return (16, 64) if head_dim <= 256 else (16, 32)
 
 
-def num_splits(programs: int, max_context_tokens: int, target: Target) -> int:
-    """Splits of each sequence, so that `programs` x splits fill the device at once.
+def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -> int:
+    """Splits of each sequence, so that `programs` x splits are all resident at once.
 
     Shapes alone decide, never lengths, so that a captured graph stays right; splits left empty exit at once.
     """
     by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
-    return max(1, min(target.slots // programs, by_length, MAX_SPLITS))
+    return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
 
 
 def padded(dim: int) -> int:

@@ -136,6 +136,12 @@ class _Keys:
     def num_heads(self) -> int:
         return self.k.shape[2]
 
+    @property
+    def bytes_per_key(self) -> int:
+        """Read for one key of one head; a latent is read once for key and value."""
+        values = 0 if self.rope_dim else self.v.shape[3]
+        return (self.k.shape[3] + values) * self.k.element_size()
+
     def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
         element_bytes = max(q.element_size(), self.k.element_size())
         return configs.attention_tile(_dot_dim(self.head_dim), rows, element_bytes, target)
@@ -212,7 +218,8 @@ def _decode(
     tile = keys.tile(q, rows=group, target=target)
     programs = keys.num_heads * math.ceil(group / tile.block_m)
     max_context = block_tables.shape[1] * keys.k.shape[1]
-    splits = configs.num_splits(num_seqs * programs, max_context, target)
+    resident = tile.resident_programs(keys.bytes_per_key, target)
+    splits = configs.num_splits(num_seqs * programs, max_context, resident)
     partial = q.new_empty(num_seqs, num_heads, splits, v_dim, dtype=torch.float32) if splits > 1 else out
     lse = q.new_empty(num_seqs, num_heads, splits, dtype=torch.float32)
     decode_kernel[(num_seqs, programs, splits)](
@@ -237,7 +244,7 @@ def _decode(
         **keys.arguments(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=configs.MAX_REGISTERS,
+        maxnreg=tile.decode_registers,
     )
     if splits > 1:
         _merge(partial, lse, seq_lens, out, tile, window)

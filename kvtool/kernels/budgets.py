@@ -1,0 +1,14 @@
+"""What a compiled attention kernel may cost, by compute capability. Every variant is checked, without a GPU."""
+
+from __future__ import annotations
+
+# Shared memory that one program may use (CUDA C++ Programming Guide, table of technical specifications).
+SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+SPILLS = 0  # loads and stores of local memory
+
+# Tiles of K and V in flight while one is in use: with fewer, decode waits for each load in turn.
+MIN_DECODE_BUFFERS = 2
+
+# From these rows on, Hopper's matrix instruction (wgmma) must be in the code of a 16-bit prefill.
+WGMMA_ROWS = 64

@@ -1,0 +1,122 @@
+"""Compile what the launchers would launch, for a GPU that need not be here, and read what ptxas made of it.
+
+The launchers run on meta tensors with a recorder in the place of each kernel, so the variants are exactly theirs.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kvtool.kernels import launch
+from kvtool.kernels.configs import Target
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+POINTERS = {
+    "torch.float32": "*fp32",
+    "torch.bfloat16": "*bf16",
+    "torch.float16": "*fp16",
+    "torch.float8_e4m3fn": "*fp8e4nv",
+    "torch.float8_e5m2": "*fp8e5",
+    "torch.int32": "*i32",
+    "torch.int64": "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: what the JIT would have compiled."""
+
+    kernel: triton.JITFunction
+    arguments: dict[str, object]
+    options: dict[str, int]
+
+    def source(self) -> ASTSource:
+        """Specialised as a launch specialises: 1 is a constant, and multiples of 16 (and all pointers) are marked."""
+        signature, constants, attributes = {}, {}, {}
+        for index, parameter in enumerate(self.kernel.params):
+            value = self.arguments[parameter.name]
+            special = isinstance(value, int) and not parameter.do_not_specialize
+            if parameter.is_constexpr or (special and value == 1):
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+                continue
+            signature[parameter.name] = _type(value)
+            if signature[parameter.name].startswith("*") or (special and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        return ASTSource(self.kernel, signature, constants, attributes)
+
+
+@dataclass
+class Recorder:
+    """In the place of a jitted kernel: `recorder[grid](...)` keeps the launch and runs nothing."""
+
+    kernel: triton.JITFunction
+    launches: list[Launch] = field(default_factory=list)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self._record
+
+    def _record(self, *args: object, **kwargs: object) -> None:
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        names = [parameter.name for parameter in self.kernel.params]
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        self.launches.append(Launch(self.kernel, arguments, options))
+
+
+def record(call: Callable[[], object], target: Target) -> list[Launch]:
+    """The launches of one call of a launcher, on a device such as `target`."""
+    names = [name for name in vars(launch) if name.endswith("_kernel")]
+    recorders = {name: Recorder(getattr(launch, name)) for name in names}
+    with patch.multiple(launch, **recorders, _target=lambda device: target):
+        call()
+    return [one for recorder in recorders.values() for one in recorder.launches]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a launch costs on a target."""
+
+    registers: int
+    shared_bytes: int
+    spills: int
+    wgmma: int
+    buffers: int  # tiles of K and V kept in shared memory at once: the least over all loops; 0 without pipelining
+
+
+def compile_launch(one: Launch, capability: int) -> Compiled:
+    binary = triton.compile(one.source(), target=GPUTarget("cuda", capability, 32), options=one.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        sass = _run("cuobjdump", "-sass", file.name)
+    depths = [int(d) for d in re.findall(r"ttg\.local_alloc\s*:.*?memdesc<(\d+)x\d+x\d+x", binary.asm["ttgir"])]
+    return Compiled(
+        registers=int(re.search(r"REG:(\d+)", usage).group(1)),
+        shared_bytes=binary.metadata.shared,
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        wgmma=len(re.findall(r"\bHGMMA\b", sass)),
+        buffers=min(depths, default=0),
+    )
+
+
+def _type(value: object) -> str:
+    if isinstance(value, float):
+        return "fp32"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return POINTERS[str(value.dtype)]
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,43 @@
+"""Tiles and splits as shapes grow."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtool.kernels.configs import MAX_SPLITS, MIN_SPLIT_TOKENS, Target, attention_tile, num_splits, padded
+
+H100 = Target(multiprocessors=132, shared_bytes=227 * 1024)
+L40S = Target(multiprocessors=142, shared_bytes=99 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "rows", "block_m"),
+    [(128, 1, 16), (128, 17, 64), (128, 65, 128), (128, 8192, 128), (256, 8192, 64), (512, 128, 32)],
+)
+def test_more_rows_take_a_taller_tile(head_dim: int, rows: int, block_m: int) -> None:
+    assert attention_tile(head_dim, rows, 2, H100).block_m == block_m
+
+
+def test_a_small_card_keeps_fewer_wide_tiles_in_flight() -> None:
+    assert attention_tile(512, 16, 2, L40S).num_stages < attention_tile(512, 16, 2, H100).num_stages
+
+
+def test_one_long_sequence_fills_the_device() -> None:
+    """Llama-8B at batch 1: 8 KV heads x 49 splits = 392 programs on 132 x 3 places."""
+    tile = attention_tile(128, 4, 2, H100)
+    assert num_splits(8, 32768, tile.resident_programs(512, H100)) == 49
+
+
+@given(st.integers(1, 10_000), st.integers(1, 2**20), st.integers(1, 1000))
+def test_splits_are_useful_and_resident(programs: int, context: int, resident: int) -> None:
+    splits = num_splits(programs, context, resident)
+    assert 1 <= splits <= MAX_SPLITS
+    assert splits == 1 or (programs * splits <= resident and (splits - 1) * MIN_SPLIT_TOKENS < context)
+
+
+@given(st.integers(1, 4096))
+def test_padded_is_the_next_power_of_two(dim: int) -> None:
+    assert padded(dim) & (padded(dim) - 1) == 0
+    assert dim <= padded(dim) < 2 * dim

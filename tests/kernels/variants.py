@@ -1,0 +1,158 @@
+"""Every attention variant the launchers can pick, compiled for one target: `python -m tests.kernels.variants 90`.
+
+Prints one JSON object a line. A compiler that crashes takes its process along, so tests run this in one of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+
+from kvtool.kernels import launch
+from kvtool.kernels.budgets import SHARED_BYTES
+from kvtool.kernels.configs import Target
+from tests.kernels.ahead_of_time import Launch, compile_launch, record
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
+}
+FP8 = ("e4m3", "e5m2")
+LONG = 2048  # rows of a long prefill
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One call of a launcher. `rows` are the query rows that share a KV head; `seqs` decide whether decode splits."""
+
+    operation: str
+    head_dim: int
+    rows: int
+    page: int = 64
+    dtype: str = "bf16"
+    cache_dtype: str = "bf16"
+    seqs: int = 1
+    v_dim: int = 0  # 0: as head_dim; the latent dimension for MLA
+
+    def __str__(self) -> str:
+        return " ".join(str(value) for value in dataclasses.astuple(self))
+
+    def launches(self, target: Target) -> list[Launch]:
+        return record(lambda: getattr(self, f"_{self.operation}")(), target)
+
+    def key(self, target: Target) -> str:
+        """Equal for variants that compile to the same code."""
+        first = self.launches(target)[0]
+        constants = {p.name: first.arguments[p.name] for p in first.kernel.params if p.is_constexpr}
+        return str((first.kernel.__name__, constants, first.options, self.dtype, self.cache_dtype))
+
+    def _decode(self) -> Tensor:
+        return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), scale=0.1)
+
+    def _prefill(self) -> Tensor:
+        starts = _meta(self.seqs + 1, dtype=torch.int32)
+        q = _meta(LONG, 1, self.head_dim, dtype=DTYPES[self.dtype])
+        return launch.paged_prefill(q, *self._caches(), *self._sequences(), starts, scale=0.1, max_query_len=self.rows)
+
+    def _mla_decode(self) -> Tensor:
+        return launch.mla_decode(
+            self._q(self.seqs), self._latents(), *self._sequences(), latent_dim=self.v_dim, scale=0.1
+        )
+
+    def _mla_prefill(self) -> Tensor:
+        starts = _meta(self.seqs + 1, dtype=torch.int32)
+        return launch.mla_prefill(
+            self._q(LONG),
+            self._latents(),
+            *self._sequences(),
+            starts,
+            latent_dim=self.v_dim,
+            scale=0.1,
+            max_query_len=1,
+        )
+
+    def _q(self, tokens: int) -> Tensor:
+        return _meta(tokens, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+
+    def _caches(self) -> tuple[Tensor, Tensor]:
+        dtype = DTYPES[self.cache_dtype]
+        keys = _meta(64, self.page, 1, self.head_dim, dtype=dtype)
+        return keys, _meta(64, self.page, 1, self.v_dim or self.head_dim, dtype=dtype)
+
+    def _latents(self) -> Tensor:
+        return _meta(64, self.page, self.head_dim, dtype=DTYPES[self.cache_dtype])
+
+    def _sequences(self) -> tuple[Tensor, Tensor]:
+        return _meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32)
+
+
+def variants(capability: int) -> Iterator[Variant]:
+    """Each tile with each way to walk pages, for the dtypes that differ in code; then the rest once each."""
+    everything = _all_variants()
+    if capability == 89:  # less shared memory, else as 80: what is short there is the room for wide tiles
+        everything = (v for v in everything if v.head_dim >= 128 and (v.page, v.dtype) == (64, "bf16"))
+    return (v for v in everything if capability > 80 or v.cache_dtype not in FP8)
+
+
+def _all_variants() -> Iterator[Variant]:
+    pairs = [("bf16", "bf16"), ("bf16", "e4m3"), ("fp32", "fp32")]
+    others = [(q, cache) for q in ("fp32", "bf16", "fp16") for cache in DTYPES if (q, cache) not in pairs]
+    for dtype, cache_dtype in pairs:
+        for page in (16, 64):
+            yield from _tiles(page=page, dtype=dtype, cache_dtype=cache_dtype)
+    for dtype, cache_dtype in others:
+        yield Variant("decode", 128, 16, dtype=dtype, cache_dtype=cache_dtype)
+    for head_dim in (16, 32, 80, 96, 112, 192):
+        yield Variant("decode", head_dim, 16, page=16)
+        yield Variant("prefill", head_dim, LONG, page=16)
+    yield Variant("prefill", 192, LONG, v_dim=128)
+    yield Variant("decode", 128, 16, seqs=4096)  # so many that a sequence is not split
+
+
+def _tiles(**shape: object) -> Iterator[Variant]:
+    for head_dim in (64, 128, 256):
+        for rows in (16, 64):
+            yield Variant("decode", head_dim, rows, **shape)
+        for rows in (16, 64, LONG):
+            yield Variant("prefill", head_dim, rows, **shape)
+    for operation in ("mla_decode", "mla_prefill"):
+        for heads in (16, 128):
+            yield Variant(operation, 576, heads, v_dim=512, **shape)
+
+
+def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
+    target = Target(multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
+    first = variant.launches(target)[0]
+    row = dataclasses.asdict(variant) | {"name": str(variant), "block_m": first.arguments["BLOCK_M"]}
+    try:
+        return row | dataclasses.asdict(compile_launch(first, capability)) | {"error": None}
+    except Exception as error:  # whatever the compiler raises is a result to report
+        return row | {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def compile_all(capability: int) -> Iterator[dict[str, object]]:
+    target = Target(multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
+    chosen = {v.key(target): v for v in variants(capability)}.values()  # one of those that compile to the same code
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        yield from pool.map(compile_variant, chosen, [capability] * len(chosen))
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+if __name__ == "__main__":
+    for result in compile_all(int(sys.argv[1])):
+        print(json.dumps(result), flush=True)
