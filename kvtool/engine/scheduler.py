@@ -68,7 +68,7 @@ class Scheduler:
         """The next step, decodes first. Pages for its tokens are reserved; empty only when nothing is left to do."""
         if self.limits.prefill_first:
             prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
-            # A lone sequence that locks the cached twins of its own pages can have to give way to itself, and comes back.
+            # A lone sequence that locks cached twins of its own pages may have to give way to itself: it comes back.
             return (
                 self._with_admitted(self._continue(prefilling))
                 or self._continue(self.running)

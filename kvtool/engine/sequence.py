@@ -12,6 +12,8 @@ from kvtool.errors import KvtoolError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_GREEDY_BELOW = 1e-5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -29,6 +31,11 @@ class SamplingParams:
             raise KvtoolError(f"temperature {self.temperature} must be from 0 (greedy) to 100")
         if not 0.0 < self.top_p <= 1.0:
             raise KvtoolError(f"top-p {self.top_p} must be above 0 and at most 1")
+
+    @property
+    def is_greedy(self) -> bool:
+        """A temperature this low leaves only the maximum, and dividing by it would overflow."""
+        return self.temperature < _GREEDY_BELOW
 
 
 class Status(Enum):

@@ -75,7 +75,7 @@ def test_a_narrow_cache_stays_close_to_the_reference(
 
 @pytest.mark.parametrize("name", ["llama-3-gqa", "llama-biased", "qwen2", "qwen3", "deepseek-v2-biased"])
 def test_bf16_is_as_close_as_bf16_can_be(tiny: SaveTiny, name: str) -> None:
-    """Packed products, biases and gates in bf16: a step's logits differ from fp32's by a few percent of their spread."""
+    """Packed products, biases and gates: logits differ from those of fp32 by a few percent of their spread."""
     reference = tiny(name)
     sequences = generate(engine_of(load(reference.folder, dtype="bf16")), [prompt(20), prompt(70)], max_tokens=4)
     for sequence in sequences:
