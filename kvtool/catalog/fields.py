@@ -143,6 +143,14 @@ class Fields:
             raise self.error(f"field {name!r} is {_show(value)}: an object is needed")
         return Fields(value, where=f"{self.where}: {name}", defaults=defaults)
 
+    def objects(self, name: str, *, length: int) -> list[Fields]:
+        """A required list of objects, one a layer, as fields of their own."""
+        value = self.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self.error(f"field {name!r} is {_show(value)}: a list of objects is needed")
+        self._check_length(name, value, length)
+        return [Fields(item, where=f"{self.where}: {name}[{index}]") for index, item in enumerate(value)]
+
     def refuse(self, name: str, reason: str) -> None:
         """Refuse the config when it gives `name` a value other than null, false, 0 or empty."""
         value = self.given(name)

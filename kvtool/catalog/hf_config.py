@@ -24,8 +24,18 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def read_config(path: Path, *, id: str | None = None) -> Model:
-    """The model that a config.json file describes. Raises KvtoolError in one line."""
-    return model_from_config(read_json(path), id=id or _name_of(path), source=str(path))
+    """The model that a config.json file describes, with the hf_quant_config.json beside it. Raises KvtoolError."""
+    config = read_json(path)
+    beside = path.with_name("hf_quant_config.json")
+    if path.name == "config.json" and "quantization_config" not in config and beside.is_file():
+        config["quantization_config"] = _modelopt_export(read_json(beside))
+    return model_from_config(config, id=id or _name_of(path), source=str(path))
+
+
+def _modelopt_export(content: dict[str, object]) -> dict[str, object]:
+    """ModelOpt's own file in the form of a config's quantization_config."""
+    settings = content.get("quantization")
+    return {"quant_method": "modelopt", **(settings if isinstance(settings, dict) else {})}
 
 
 def _name_of(path: Path) -> str:

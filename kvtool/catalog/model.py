@@ -167,10 +167,13 @@ class Moe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
-    """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method."""
+    """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method.
+
+    `bits_per_weight` counts scales too; None where layers are stored in several ways.
+    """
 
     method: str
-    bits_per_weight: float
+    bits_per_weight: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

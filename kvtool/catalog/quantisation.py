@@ -14,7 +14,7 @@ _NF4_BLOCK = 64
 
 
 def read_quantisation(config: Fields) -> Quantisation | None:
-    """Method and mean bits of a quantised weight, its scales included; None where the weights are not quantised."""
+    """Method and bits of a quantised weight, its scales included; None where the weights are not quantised."""
     fields = config.nested("quantization_config")
     if fields is None or not fields.values:
         return None
@@ -42,8 +42,10 @@ def _groups_of_integers(fields: Fields) -> float:
     return bits + ((_SCALE_BITS + bits) / group if group is not None and group > 0 else 0.0)
 
 
-def _modelopt(fields: Fields) -> float:
+def _modelopt(fields: Fields) -> float | None:
     algorithm = (fields.text("quant_algo") or "").upper()
+    if algorithm == "MIXED_PRECISION":
+        return None
     bits = {
         "NVFP4": _NVFP4_BITS,
         "NVFP4_AWQ": _NVFP4_BITS,
@@ -56,16 +58,13 @@ def _modelopt(fields: Fields) -> float:
     return bits
 
 
-def _compressed_tensors(fields: Fields) -> float:
-    """The bits of the config groups' weights. Groups that differ have no single figure and are refused."""
+def _compressed_tensors(fields: Fields) -> float | None:
+    """The bits of the config groups' weights; None for groups that differ."""
     groups = fields.nested("config_groups")
     if groups is None or not groups.values:
         raise fields.error("field 'config_groups' is missing")
     found = {_one_group(groups, name) for name in groups.values}
-    if len(found) > 1:
-        mixed = ", ".join(f"{bits:g}" for bits in sorted(found))
-        raise fields.error(f"config_groups mix weights of {mixed} bits, which cannot be counted")
-    return found.pop()
+    return found.pop() if len(found) == 1 else None
 
 
 def _one_group(groups: Fields, name: str) -> float:
@@ -93,7 +92,7 @@ def _bitsandbytes(fields: Fields) -> float:
     return 4 + (8 / _NF4_BLOCK + 32 / (_NF4_BLOCK * 256) if double else 32 / _NF4_BLOCK)
 
 
-_READERS: dict[str, Callable[[Fields], float]] = {
+_READERS: dict[str, Callable[[Fields], float | None]] = {
     "fp8": _fp8,
     "fbgemm_fp8": lambda fields: 8.0,
     "mxfp4": lambda fields: _MXFP4_BITS,

@@ -36,7 +36,8 @@ def weight_format(model: Model, dtype: str = AUTO) -> WeightFormat:
     name = canonical_dtype(model.dtype or "bf16")
     bits = float(WEIGHT_BITS.get(name, 16))
     if model.quantisation is not None:
-        return WeightFormat(name=model.quantisation.method, bits=model.quantisation.bits_per_weight, outer_bits=bits)
+        name, own = model.quantisation.method, model.quantisation.bits_per_weight
+        return WeightFormat(name=name, bits=bits if own is None else own, outer_bits=bits)
     return WeightFormat(name=name, bits=bits, outer_bits=bits)
 
 
@@ -104,6 +105,11 @@ def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | Non
             source="exact: headers of the checkpoint's weights",
         )
     stored = weight_format(model, dtype)
+    if dtype == AUTO and model.quantisation is not None and model.quantisation.bits_per_weight is None:
+        source = (
+            f"unknown: {stored.name} stores its layers in several ways; a folder with its weights says how many bytes"
+        )
+        return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
     total = model.params_total or (params.total if params else None)
     if total is None:
         layout = f"parameter layout of {model.architecture or 'this shape'}"

@@ -316,6 +316,18 @@ def test_published_nvfp4_checkpoint() -> None:
     assert model.recurrent_state_dtype == "float32"
 
 
+def test_modelopts_own_file_beside_a_config_counts(tmp_path: Path) -> None:
+    """nvidia/DeepSeek-V3.1-NVFP4 has its quantisation in hf_quant_config.json only."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    quantisation = read_config(tmp_path / "config.json").quantisation
+    assert quantisation is not None
+    assert (quantisation.method, quantisation.bits_per_weight) == ("modelopt", 4.5)
+    (tmp_path / "hf_quant_config.json").write_text("[]")
+    with pytest.raises(KvtoolError, match=r"hf_quant_config\.json is not a config"):
+        read_config(tmp_path / "config.json")
+
+
 def test_windows_of_gpt_oss() -> None:
     model = read(config("gpt-oss-120b"))
     assert isinstance(model.layers[0].cache, SlidingAttention)

@@ -55,15 +55,24 @@ def test_bits_of_a_weight_with_its_scales(config: dict[str, Any] | None, expecte
         ({"quant_method": "bitsandbytes"}, "neither 'load_in_4bit' nor 'load_in_8bit'"),
         ({"quant_method": "compressed-tensors"}, "field 'config_groups' is missing"),
         ({"quant_method": "compressed-tensors", "config_groups": {"a": {}}}, "config group 'a' has no 'weights'"),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}},
-            },
-            "config_groups mix weights of 4, 8 bits",
-        ),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(config: dict[str, Any], message: str) -> None:
     with pytest.raises(KvtoolError, match=message):
         bits(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "FP8"}}},
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}},
+        },
+    ],
+)
+def test_layers_stored_in_several_ways_have_no_one_figure(config: dict[str, Any]) -> None:
+    found = read_quantisation(Fields({"quantization_config": config}, where="config.json"))
+    assert found is not None
+    assert found.bits_per_weight is None

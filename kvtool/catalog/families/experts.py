@@ -15,6 +15,7 @@ _SHARED_WIDTH = (
     "moe_shared_expert_intermediate_size",
     "shared_intermediate_size",
     "shared_experts_intermediate_size",
+    "share_expert_dim",
 )
 
 

@@ -9,6 +9,13 @@ from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import FullAttention, Layer, Moe
 
 MAX_LAYERS = 4096
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+LINEAR, INDEXED = "linear_attention", "indexed_attention"
+_OLDER_NAMES = {"attention": FULL, "mamba": LINEAR, "deepseek_sparse_attention": INDEXED}
+_MADE_FROM = {
+    *("sliding_window_pattern", "_sliding_window_pattern", "window_pattern", "global_attn_every_n_layers"),
+    *("full_attention_interval", "layer_group_size", "max_window_layers", "no_rope_layers", "no_rope_layer_interval"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +84,26 @@ def read_head_dim(fields: Fields, shape: Shape) -> int:
             f"hidden_size {shape.hidden_size} is not divisible by {shape.num_heads} heads, and no head_dim is given"
         )
     return shape.hidden_size // shape.num_heads
+
+
+def read_layer_types(fields: Fields, shape: Shape) -> list[str] | None:
+    """`layer_types`, one name a layer, older names replaced as transformers does.
+
+    Where the list is given, the periods and counts that it was made from say nothing more.
+    """
+    types = fields.strings("layer_types", length=shape.num_layers)
+    if types is None:
+        return None
+    fields.read |= _MADE_FROM
+    return [_OLDER_NAMES.get(name, name) for name in types]
+
+
+def named_layers(fields: Fields, types: list[str], kinds: dict[str, Layer]) -> list[Layer]:
+    """The layers of these type names. A name outside `kinds` is refused."""
+    for name in types:
+        if name not in kinds:
+            raise fields.error(f"layer type {name!r} is not known here (known: {', '.join(kinds)})")
+    return [kinds[name] for name in types]
 
 
 def derived_head_dim(fields: Fields, shape: Shape) -> int:

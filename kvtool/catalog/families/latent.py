@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from kvtool.catalog.families.family import Shape, every_layer, grouped_attention
+from kvtool.catalog.families.family import (
+    FULL,
+    INDEXED,
+    Shape,
+    every_layer,
+    grouped_attention,
+    named_layers,
+    read_layer_types,
+)
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import Indexer, LatentAttention, Layer
 
-INDEXED, FULL_INDEX, SHARED_INDEX = "indexed_attention", "full", "shared"
+FULL_INDEX, SHARED_INDEX = "full", "shared"
 
 
 def read_latent(fields: Fields) -> LatentAttention:
@@ -23,11 +31,8 @@ def read_latent(fields: Fields) -> LatentAttention:
 
 def mla(fields: Fields, shape: Shape) -> list[Layer]:
     """Every layer stores the latent (DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash, MiniCPM3)."""
-    types = fields.strings("layer_types", length=shape.num_layers) or []
-    for name in types:
-        if name != "full_attention":
-            raise fields.error(f"layer type {name!r} is not known here (known: full_attention)")
-    return [Layer(cache=read_latent(fields))] * shape.num_layers
+    types = read_layer_types(fields, shape) or [FULL] * shape.num_layers
+    return named_layers(fields, types, {FULL: Layer(cache=read_latent(fields))})
 
 
 def two_mla(fields: Fields, shape: Shape) -> list[Layer]:
@@ -47,11 +52,9 @@ def read_indexer(fields: Fields) -> Indexer:
 
 def indexed_mla(fields: Fields, shape: Shape) -> list[Layer]:
     """DeepSeek-V3.2 and GLM-5: a latent in every layer, and index keys in the layers that choose for themselves."""
-    for name in fields.strings("layer_types", length=shape.num_layers) or []:
-        if name != INDEXED:
-            raise fields.error(f"layer type {name!r} is not known here (known: {INDEXED})")
     latent, indexer = read_latent(fields), read_indexer(fields)
     own, reuse = Layer(cache=latent, indexer=indexer), Layer(cache=latent)
+    named_layers(fields, read_layer_types(fields, shape) or [], {INDEXED: own})
     return [own if owns else reuse for owns in index_owners(fields, shape.num_layers)]
 
 

@@ -34,6 +34,36 @@ def cross_layer(fields: Fields, shape: Shape) -> list[Layer]:
     ]
 
 
+def softmax_only(fields: Fields, shape: Shape) -> list[Layer]:
+    """MiniMax-M2: `attn_type_list` must mark every layer as softmax attention (1)."""
+    marks = fields.integers("attn_type_list", length=shape.num_layers)
+    if marks is not None and set(marks) != {1}:
+        raise fields.error("'attn_type_list' marks layers that are not softmax attention, which is not known here")
+    return plain(fields, shape)
+
+
+def searched_blocks(fields: Fields, shape: Shape) -> list[Layer]:
+    """Nemotron-NAS: `block_configs` says for each layer how many query heads share a KV head, or that it has none."""
+    blocks = fields.objects("block_configs", length=shape.num_layers)
+    head_dim = derived_head_dim(fields, shape)
+    return [Layer(cache=_searched_attention(block, shape, head_dim)) for block in blocks]
+
+
+def _searched_attention(block: Fields, shape: Shape, head_dim: int) -> FullAttention | None:
+    attention = block.nested("attention")
+    if attention is None:
+        raise block.error("field 'attention' is missing")
+    for name in ("window_length", "num_sink_tokens", "sparsify", "unshifted_sink", "is_mamba", "mamba", "llama4"):
+        attention.refuse(name, "it is not known here")
+    gone = [attention.flag(name, default=False) for name in ("no_op", "replace_with_linear")]
+    if any(gone):
+        return None
+    group = attention.integer("n_heads_in_group")
+    if shape.num_heads % group:
+        raise attention.error(f"{shape.num_heads} attention heads do not divide into groups of {group}")
+    return FullAttention(kv_heads=shape.num_heads // group, k_head_dim=head_dim, v_head_dim=head_dim)
+
+
 def multi_head(fields: Fields, shape: Shape) -> list[Layer]:
     """As many KV heads as query heads, of hidden_size / heads (GPT-2, GPT-J, GPT-NeoX, OPT, BLOOM, Persimmon)."""
     head_dim = derived_head_dim(fields, shape)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from kvtool.catalog.families.family import Shape, grouped_attention, read_head_dim
+from kvtool.catalog.families.family import (
+    FULL,
+    LINEAR,
+    SLIDING,
+    Shape,
+    grouped_attention,
+    named_layers,
+    read_head_dim,
+    read_layer_types,
+)
 from kvtool.catalog.families.latent import read_latent
-from kvtool.catalog.families.sliding import FULL, SLIDING, named_layers, read_layer_types, read_window, windowed
+from kvtool.catalog.families.sliding import read_window, windowed
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import (
     CacheKind,
@@ -16,8 +25,6 @@ from kvtool.catalog.model import (
     Mamba2,
     ShortConvolution,
 )
-
-LINEAR = "linear_attention"
 
 
 def gated_delta_net(fields: Fields, shape: Shape) -> list[Layer]:
@@ -44,7 +51,7 @@ def lightning(fields: Fields, shape: Shape) -> list[Layer]:
     full = grouped_attention(fields, shape)
     state = LightningAttention(heads=shape.num_heads, head_dim=read_head_dim(fields, shape))
     flags = fields.integers("attn_type_list", length=shape.num_layers, high=1)
-    types = fields.strings("layer_types", length=shape.num_layers)
+    types = read_layer_types(fields, shape)
     if types is None and flags is None:
         raise fields.error("neither 'layer_types' nor 'attn_type_list' says which layers are full")
     if types is None:
@@ -160,11 +167,9 @@ def bamba(fields: Fields, shape: Shape) -> list[Layer]:
 
 def granite_hybrid(fields: Fields, shape: Shape) -> list[Layer]:
     """Granite 4: `layer_types` of attention and mamba; a model without the list is Mamba-2 throughout."""
-    types = fields.strings("layer_types", "layers_block_type", length=shape.num_layers)
-    types = types or [LINEAR] * shape.num_layers
-    full = Layer(cache=grouped_attention(fields, shape))
-    kinds = {"attention": full, FULL: full}
-    if set(types) <= set(kinds):
+    types = read_layer_types(fields, shape) or [LINEAR] * shape.num_layers
+    kinds = {FULL: Layer(cache=grouped_attention(fields, shape))}
+    if set(types) == {FULL}:
         fields.read |= {
             "mamba_n_heads",
             "mamba_expand",
@@ -174,8 +179,7 @@ def granite_hybrid(fields: Fields, shape: Shape) -> list[Layer]:
             "mamba_d_conv",
         }
         return named_layers(fields, types, kinds)
-    state = Layer(cache=read_mamba2(fields, shape))
-    return named_layers(fields, types, kinds | {"mamba": state, LINEAR: state})
+    return named_layers(fields, types, kinds | {LINEAR: Layer(cache=read_mamba2(fields, shape))})
 
 
 _NEMOTRON_LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -226,7 +230,7 @@ def short_convolution(fields: Fields, shape: Shape) -> list[Layer]:
     if dim != shape.hidden_size:
         raise fields.error(f"conv_dim {dim} differs from hidden_size {shape.hidden_size}")
     state = ShortConvolution(dim=dim, conv_kernel=fields.integer("conv_L_cache"))
-    types = fields.strings("layer_types", length=shape.num_layers)
+    types = read_layer_types(fields, shape)
     indices = fields.integers("full_attn_idxs", high=shape.num_layers - 1)
     if types is None and indices is None:
         raise fields.error("field 'layer_types' (or 'full_attn_idxs') is missing")

@@ -50,7 +50,7 @@ _PLAIN = Family(layers=plain.plain, experts=experts)
 _FALCON = Family(layers=plain.falcon, tie=True, mlp_factor=4)
 _LATENT = _untied(latent.mla, _MLA, {"first_k_dense_replace": 1, "n_shared_experts": 1})
 _MAMBA1 = Family(layers=recurrent.mamba1, shape=recurrent.pure_shape)
-_LISTED = Family(layers=sliding.listed, experts=experts, required=("layer_types",))
+_LISTED = Family(layers=sliding.listed, experts=experts, required=(*_KV, "layer_types"))
 
 _FULL = {
     "llama": _untied(plain.plain, nested=_nested(32, 4096, 32, None, None, mlp=11008, vocab=32000)),
@@ -58,11 +58,13 @@ _FULL = {
     **_same("granite granitemoe granitemoeshared nanochat", _PLAIN),
     **_same("hunyuan hunyuan_v1_dense hunyuan_v1_moe", replace(_PLAIN, layers=plain.cross_layer)),
     **_same("arcee apertus diffllama olmo olmo2 olmoe flex_olmo nemotron phi", _untied(plain.plain)),
-    **_same("mimo glm4_moe glm4v_text glm4v_moe_text deepseek minicpm", _untied(plain.plain, _KV)),
+    **_same("glm4_moe glm4v_text glm4v_moe_text deepseek minicpm", _untied(plain.plain, _KV)),
     **_same("bitnet ernie4_5_moe grok-1 jais2", replace(_PLAIN, required=_KV)),
-    **_same("glm glm4 internlm3 helium seed_oss minimax_m2", _untied(plain.plain, _KV_DIM)),
+    **_same("glm glm4 internlm3 helium seed_oss", _untied(plain.plain, _KV_DIM)),
     **_same("solar_open hy_v3 iquestcoder", _untied(plain.plain, _KV_DIM)),
     **_same("stablelm stablelm_epoch", _untied(plain.derived, _KV)),
+    "minimax_m2": _untied(plain.softmax_only, _KV_DIM),
+    "nemotron-nas": Family(layers=plain.searched_blocks, tie=False),
     "cohere": replace(_PLAIN, tie=True),
     "ernie4_5": replace(_PLAIN, tie=True, required=_KV_DIM),
     "gemma": Family(
@@ -95,7 +97,7 @@ _SLIDING = {
     **_same("phimoe phi4_multimodal phi4mm", replace(_PLAIN, layers=sliding.one_window, required=_KV)),
     "starcoder2": Family(layers=sliding.one_window, required=_KV, tie=True),
     **_same(
-        "qwen2 qwen2_moe qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text qwen2_5_omni_text",
+        "qwen2 mimo qwen2_moe qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text qwen2_5_omni_text",
         _untied(sliding.upper_layers, _KV, _WINDOW_4K, _QWEN2_SIZES),
     ),
     **_same("qwen3 qwen3_vl_text", _untied(sliding.upper_layers, _KV_DIM, _WINDOW_4K, _QWEN3_SIZES)),
@@ -141,7 +143,8 @@ _SLIDING = {
     "afmoe": _untied(_nth_full(4, "global_attn_every_n_layers"), ("head_dim",), {"sliding_window": 1024}),
     "exaone4": _untied(sliding.lettered, _KV, _WINDOW_4K),
     "smollm3": Family(layers=sliding.smollm3, required=_KV, tie=True),
-    **_same("ministral cwm granite_swa granitemoe_swa vaultgemma exaone_moe", _LISTED),
+    **_same("ministral granite_swa granitemoe_swa exaone_moe", _LISTED),
+    **_same("cwm vaultgemma step3p7", replace(_LISTED, required=(*_KV_DIM, "layer_types"))),
     "llama4_text": Family(
         layers=sliding.llama4,
         experts=llama4_experts,

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from kvtool.catalog.families.family import Shape, check_groups, every_layer, grouped_attention
+from kvtool.catalog.families.family import (
+    CHUNKED,
+    FULL,
+    SLIDING,
+    Shape,
+    check_groups,
+    every_layer,
+    grouped_attention,
+    named_layers,
+    read_layer_types,
+)
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import (
     ChunkedAttention,
@@ -14,12 +24,6 @@ from kvtool.catalog.model import (
     SharedAttention,
     SlidingAttention,
 )
-
-FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-_MADE_FROM = {
-    *("sliding_window_pattern", "_sliding_window_pattern", "window_pattern", "global_attn_every_n_layers"),
-    *("full_attention_interval", "layer_group_size", "max_window_layers", "no_rope_layers", "no_rope_layer_interval"),
-}
 
 
 def windowed(kind: FullAttention, window: int) -> SlidingAttention:
@@ -82,14 +86,6 @@ def every_nth_full(nth: int, field: str | None = None) -> Callable[[Fields, Shap
     return read
 
 
-def read_layer_types(fields: Fields, shape: Shape) -> list[str] | None:
-    """`layer_types`, one name a layer. Where it is given, the periods and counts it was made from say nothing more."""
-    types = fields.strings("layer_types", length=shape.num_layers)
-    if types is not None:
-        fields.read |= _MADE_FROM
-    return types
-
-
 def by_layer_type(
     fields: Fields, shape: Shape, default: list[str], *, full: FullAttention, window: int | None
 ) -> list[Layer]:
@@ -99,14 +95,6 @@ def by_layer_type(
         raise fields.error("'layer_types' has sliding_attention layers, but no 'sliding_window' is given")
     kinds = {FULL: Layer(cache=full), SLIDING: Layer(cache=windowed(full, window or 1))}
     return named_layers(fields, types, kinds)
-
-
-def named_layers(fields: Fields, types: list[str], kinds: dict[str, Layer]) -> list[Layer]:
-    """The layers of these type names. A name outside `kinds` is refused."""
-    for name in types:
-        if name not in kinds:
-            raise fields.error(f"layer type {name!r} is not known here (known: {', '.join(kinds)})")
-    return [kinds[name] for name in types]
 
 
 def llama4(fields: Fields, shape: Shape) -> list[Layer]:

@@ -33,6 +33,7 @@ _BY_TEXT_MODEL = {
     "nemotron_h": "nemotron_h_omni",
     "opt": "blip-2",
     "exaone4": "exaone4_5",
+    "minimax_m3": "minimax_m3_vl",
 }
 _NAMELESS = ("internvl_chat", "deepseek_vl_v2", "multi_modality", "qwen2_5_omni", "qwen3_omni_moe")
 

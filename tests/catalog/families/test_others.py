@@ -90,6 +90,40 @@ def test_contradictions_are_refused(model_type: str, changes: dict[str, object],
     assert message in str(refused.value)
 
 
+def block(**attention: object) -> dict[str, Any]:
+    return {"attention": {"n_heads_in_group": 2, "no_op": False, "replace_with_linear": False, **attention}}
+
+
+def test_searched_blocks_have_heads_of_their_own_or_none() -> None:
+    """nvidia/Llama-3_3-Nemotron-Super-49B-v1: 49 of 80 layers kept their attention."""
+    blocks = [block(), block(n_heads_in_group=4), block(no_op=True), block(replace_with_linear=True)]
+    layers = tiny("nemotron-nas", num_key_value_heads=None, block_configs=blocks).layers
+    caches = [layer.cache for layer in layers]
+    assert [cache and cache.kv_heads for cache in caches] == [2, 1, None, None]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([block()] * 3, "'block_configs' has 3 items, but there are 4 layers"),
+        ([{}] * 4, "block_configs[0]: field 'attention' is missing"),
+        ([block(window_length=8)] * 4, "field 'window_length' is 8: it is not known here"),
+        ([block(n_heads_in_group=3)] * 4, "do not divide into groups of 3"),
+        ([1, 2, 3, 4], "a list of objects is needed"),
+    ],
+)
+def test_searched_blocks_that_are_not_known_are_refused(blocks: list[Any], message: str) -> None:
+    with pytest.raises(KvtoolError) as refused:
+        tiny("nemotron-nas", num_key_value_heads=None, block_configs=blocks)
+    assert message in str(refused.value)
+
+
+def test_minimax_m2_must_be_softmax_throughout() -> None:
+    assert tiny("minimax_m2", head_dim=16, attn_type_list=[1, 1, 1, 1]).attention == "gqa"
+    with pytest.raises(KvtoolError, match="not softmax attention"):
+        tiny("minimax_m2", head_dim=16, attn_type_list=[1, 0, 1, 1])
+
+
 def test_cross_layer_attention_shares_with_the_first_of_each_run() -> None:
     layers = tiny("hunyuan_v1_moe", use_cla=True, cla_share_factor=2).layers
     assert [isinstance(layer.cache, SharedAttention) for layer in layers] == [False, True, False, True]
@@ -122,6 +156,7 @@ INDEX = {**MLA, "index_head_dim": 16, "index_n_heads": 4, "index_topk": 64, "num
         ({}, list(range(10))),
         ({"index_topk_freq": 4, "index_skip_topk_offset": 3}, [0, 1, 2, 6]),
         ({"index_topk_freq": 4}, [0, 1, 5, 9]),
+        ({"layer_types": ["deepseek_sparse_attention"] * 10}, list(range(10))),
         ({"index_topk_pattern": "FSSFSSFSSF"}, [0, 3, 6, 9]),
         ({"indexer_types": ["full", "shared"] * 5, "index_topk_freq": 3}, [0, 2, 4, 6, 8]),
     ],
@@ -138,6 +173,7 @@ def test_layers_that_choose_for_themselves_keep_index_keys(changes: dict[str, ob
         ({"indexer_types": ["odd"] * 10}, "indexer type 'odd' is not known"),
         ({"index_topk_pattern": "FS"}, "'index_topk_pattern' has 2 letters"),
         ({"layer_types": ["full_attention"] * 10}, "layer type 'full_attention' is not known here"),
+        ({"layer_types": ["deepseek_sparse_attention"] * 9}, "'layer_types' has 9 items"),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
