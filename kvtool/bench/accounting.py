@@ -21,6 +21,7 @@ from kvtool.workloads import Request
 ACCOUNTING_LIMIT = 1.03  # more than this share of a measured limit means that bytes or FLOPs were miscounted
 IMPOSSIBLE = "accounting error"
 CACHE_MULTIPLE = 2  # a working set under this many last-level caches may be served from them
+IN_CACHE = f"the working set is under {CACHE_MULTIPLE}x the last-level cache, which may serve it faster than memory"
 
 
 def step_bytes(loaded: LoadedModel, requests: Sequence[Request]) -> StepBytes:
@@ -114,5 +115,5 @@ def _no_mbu_reason(case: Case, step_total: int, llc_bytes: int | None) -> str | 
     if case.inputs.get("arm") == "no_cache":
         return "without a cache a step is a prefill"
     if llc_bytes is not None and step_total < CACHE_MULTIPLE * llc_bytes:
-        return f"the working set is under {CACHE_MULTIPLE}x the last-level cache, which may serve it faster than memory"
+        return IN_CACHE
     return None

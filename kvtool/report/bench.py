@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from kvtool.report import html
 from kvtool.report.bench_charts import bench_panels, chart
 from kvtool.report.bench_findings import findings
 from kvtool.report.bench_tables import SHARED_INPUTS, bench_tables
+from kvtool.report.cases import case_rows, case_title, shared_inputs
 from kvtool.report.environment import environment_table
 from kvtool.report.files import png_bytes, write_result
 from kvtool.report.tables import to_html, to_rich
@@ -49,23 +47,8 @@ def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
 
 
 def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
-    """One row a case under the paths of the document (`metrics.ttft_ms.p50`), samples left out."""
-    rows = [dict(_flat(msgspec.to_builtins(case), "")) for case in document.cases]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    groups = list(dict.fromkeys(column.split(".")[0] for column in columns))
-    columns.sort(key=lambda column: groups.index(column.split(".")[0]))
-    # An object that is null in some rows has no column of its own: its fields stay empty there.
-    parents = {column.rpartition(".")[0] for column in columns}
-    parents |= {parent.rpartition(".")[0] for parent in parents}
-    return [{column: row.get(column) for column in columns if column not in parents} for row in rows]
-
-
-def _flat(value: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f"{path}{key}.")
-        elif not isinstance(item, list):
-            yield f"{path}{key}", item
+    """One row a case, samples left out."""
+    return case_rows(document.cases)
 
 
 def bench_html(document: BenchDocument) -> str:
@@ -86,17 +69,10 @@ def bench_html(document: BenchDocument) -> str:
 
 
 def run_title(document: BenchDocument) -> str:
-    """`kvtool bench: smollm2-135m on Xeon`: every model that ran, and the processor or GPU."""
-    models = sorted({str(case.inputs.get("model")) for case in document.cases if case.inputs.get("model")})
-    device = document.environment.get("gpu") or document.environment.get("cpu") or document.environment.get("device")
-    return f"kvtool bench: {', '.join(models) or 'no case'}" + (f" on {device}" if device else "")
+    """`kvtool bench: smollm2-135m on Xeon`."""
+    return case_title("bench", document.cases, document.environment)
 
 
 def describe_run(document: BenchDocument) -> str:
     """The inputs that all cases share, in one line."""
-    told = []
-    for key in SHARED_INPUTS:
-        values = {case.inputs.get(key) for case in document.cases}
-        if len(values) == 1 and (value := values.pop()) is not None:
-            told.append(f"{key.replace('_', ' ')} {value}")
-    return ", ".join(told)
+    return shared_inputs(document.cases, SHARED_INPUTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from kvtool.report.cases import varying_inputs
 from kvtool.report.tables import Table
 from kvtool.results import BenchDocument, Case, Prefix, Summary
 from kvtool.units import format_bytes, format_length, format_ms
@@ -209,7 +210,7 @@ def arm_memory_table(cases: Sequence[Case]) -> Table:
 
 def varying(cases: Sequence[Case], always: tuple[str, ...]) -> tuple[str, ...]:
     """The inputs that tell these cases apart, `always` included where the cases have them."""
-    told = tuple(key for key in SHARED_INPUTS if len({case.inputs.get(key) for case in cases}) > 1)
+    told = varying_inputs(cases, SHARED_INPUTS)
     return told + tuple(key for key in always if any(case.inputs.get(key) is not None for case in cases))
 
 
