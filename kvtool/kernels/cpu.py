@@ -2,9 +2,15 @@
 
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
+
+Between two layers' weights every operation runs with cold caches, so what depends on the block tables alone is worked
+out once a step and shared by all layers (`_plan`), and small operations are avoided.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +23,32 @@ from kvtool.kernels.dense import causal_attention, tokens_of
 _BATCHED_DECODE_TOKENS = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """What a decode step's block tables and lengths come to. The padded part is for one attention over all sequences:
+    `pages` [S * N], the mask [S, 1, 1, N * B], and the rows [n] of [S * N * B] that lie past the end of a sequence."""
+
+    tables: list[list[int]]
+    lengths: list[int]
+    pages: Tensor
+    mask: Tensor
+    past_end: Tensor
+
+
+@lru_cache(maxsize=2)
+def _plan(block_tables: Tensor, seq_lens: Tensor, block_size: int, dtype: torch.dtype) -> DecodePlan:
+    """Of two tensors that nobody writes to afterwards: they are remembered by identity."""
+    slots = torch.arange(block_tables.shape[1] * block_size, device=seq_lens.device)
+    past_end = slots >= seq_lens[:, None]
+    return DecodePlan(
+        tables=block_tables.tolist(),
+        lengths=seq_lens.tolist(),
+        pages=block_tables.flatten(),
+        mask=torch.zeros(past_end.shape, dtype=dtype).masked_fill_(past_end, float("-inf"))[:, None, None],
+        past_end=past_end.flatten().nonzero().flatten(),
+    )
+
+
 def store_kv(
     k: Tensor,
     v: Tensor,
@@ -27,11 +59,16 @@ def store_kv(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
+    if not _all_written(slots):
+        kept = slots >= 0
+        k, v, slots = k[kept], v[kept], slots[kept]
     _store(k, k_cache, slots, k_scale)
     _store(v, v_cache, slots, v_scale)
 
 
 def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+    if not _all_written(slots):
+        latent, slots = latent[slots >= 0], slots[slots >= 0]
     _store(latent, cache, slots, scale)
 
 
@@ -49,19 +86,22 @@ def paged_decode(
 ) -> Tensor:
     num_heads, kv_heads = q.shape[1], k_cache.shape[2]
     # [S, HKV, G, D]: the queries of one group are rows over the same keys.
-    grouped = q.unflatten(1, (kv_heads, num_heads // kv_heads))
-    lengths = seq_lens.tolist()
-    if window == 0 and len(q) > 1 and min(lengths) > 0 and max(lengths) <= _BATCHED_DECODE_TOKENS:
-        return _batched_decode(grouped, k_cache, v_cache, block_tables, lengths, scale, k_scale, v_scale).flatten(1, 2)
-    out = q.new_zeros(*grouped.shape[:3], v_cache.shape[3])
-    for row, (table, seq_len) in enumerate(zip(block_tables.tolist(), lengths, strict=True)):
+    grouped = q.view(len(q), kv_heads, num_heads // kv_heads, -1)
+    plan = _plan(block_tables, seq_lens, k_cache.shape[1], q.dtype)
+    longest = max(plan.lengths)
+    if window == 0 and len(q) > 1 and min(plan.lengths) > 0 and longest <= _BATCHED_DECODE_TOKENS:
+        k, v = _padded(k_cache, plan, q.dtype, k_scale), _padded(v_cache, plan, q.dtype, v_scale)
+        return scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask, scale=scale).flatten(1, 2)
+    rows = []
+    for query, table, seq_len in zip(grouped, plan.tables, plan.lengths, strict=True):
         if seq_len == 0:
+            rows.append(query.new_zeros(1, *query.shape[:2], v_cache.shape[3]))
             continue
         first = max(0, seq_len - window) if window else 0
         k = tokens_of(k_cache, table, first, seq_len, dtype=q.dtype, scale=k_scale).transpose(0, 1)
         v = tokens_of(v_cache, table, first, seq_len, dtype=q.dtype, scale=v_scale).transpose(0, 1)
-        out[row] = scaled_dot_product_attention(grouped[row][None], k[None], v[None], scale=scale)[0]
-    return out.flatten(1, 2)
+        rows.append(scaled_dot_product_attention(query[None], k[None], v[None], scale=scale))
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).flatten(1, 2)
 
 
 def paged_prefill(
@@ -135,38 +175,26 @@ def mla_prefill(
     )
 
 
-def _batched_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    lengths: list[int],
-    scale: float,
-    k_scale: float,
-    v_scale: float,
-) -> Tensor:
-    """q [S, HKV, G, D] over every page of the tables at once; a mask hides what is past the end of a sequence."""
-    num_tokens = block_tables.shape[1] * k_cache.shape[1]
-    pages = block_tables.flatten().clamp(0, len(k_cache) - 1)  # entries past a sequence's end may hold anything
+def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: float) -> Tensor:
+    """All sequences out of their pages, padded to the longest: [S, heads, N * B, D]."""
+    rows = cache.index_select(0, plan.pages).flatten(0, 1)
+    if rows.dtype != dtype:
+        rows = rows.to(dtype)
+    # Unused slots may hold NaN, which a weight of zero does not stop.
+    rows.index_fill_(0, plan.past_end, 0.0)
+    if scale != 1.0:
+        rows *= scale
+    return rows.view(len(plan.lengths), -1, *rows.shape[1:]).transpose(1, 2)
 
-    def padded(cache: Tensor, factor: float) -> Tensor:
-        rows = cache.index_select(0, pages).view(len(q), num_tokens, *cache.shape[2:]).to(q.dtype)
-        for row, length in zip(rows, lengths, strict=True):
-            row[length:] = 0.0  # unused slots may hold NaN, which a weight of zero does not stop
-        return (rows if factor == 1.0 else rows * factor).transpose(1, 2)
 
-    mask = q.new_zeros(len(q), 1, 1, num_tokens)
-    for row, length in zip(mask, lengths, strict=True):
-        row[..., length:] = float("-inf")
-    return scaled_dot_product_attention(
-        q, padded(k_cache, k_scale), padded(v_cache, v_scale), attn_mask=mask, scale=scale
-    )
+@lru_cache(maxsize=2)
+def _all_written(slots: Tensor) -> bool:
+    """Whether no slot is -1. Remembered by identity, as in `_plan`."""
+    return not bool((slots < 0).any())
 
 
 def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: float) -> None:
-    """rows [T, ...] to the slots [T] of cache [P, B, ...]; slot -1 writes nothing."""
-    if len(slots) and int(slots.min()) < 0:
-        rows, slots = rows[slots >= 0], slots[slots >= 0]
+    """rows [T, ...] to the slots [T] of cache [P, B, ...]."""
     if scale != 1.0:
         rows = rows / scale
     finite = torch.finfo(cache.dtype)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from kvtool.catalog.model import Decoder, FullAttention, SlidingAttention
 from kvtool.engine.decoder.linear import Linear
+from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate
 from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
@@ -30,7 +30,6 @@ class GroupedQueryAttention:
         self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
         self.window = shape.window if isinstance(shape, SlidingAttention) else 0
         self.scale = self.head_dim**-0.5
-        self.norm_eps = decoder.norm_eps
         rows = {"q_proj": num_heads, "k_proj": shape.kv_heads, "v_proj": shape.kv_heads}
         tensors = [
             weights.tensor(f"{prefix}.{name}.weight", heads * self.head_dim, hidden_size)
@@ -46,7 +45,8 @@ class GroupedQueryAttention:
             weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.head_dim),
             weights.tensor(f"{prefix}.o_proj.bias", hidden_size) if decoder.output_bias else None,
         )
-        self.qk_norm = self._stacked_norms(weights, prefix) if decoder.qk_norm else None
+        norms = self._stacked_norms(weights, prefix) if decoder.qk_norm else None
+        self.qk_norm = None if norms is None else RmsNorm(norms, decoder.norm_eps)
 
     def _stacked_norms(self, weights: WeightSource, prefix: str) -> Tensor:
         """[HQ + HKV, D]: one weight row per head, so that Q and K are normalised in one pass."""
@@ -59,7 +59,7 @@ class GroupedQueryAttention:
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)
         qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
         if self.qk_norm is not None:
-            qk = rms_norm(qk, (self.head_dim,), eps=self.norm_eps) * self.qk_norm
+            qk = self.qk_norm(qk)
         qk = rotate(qk, step.rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         step.kernels.store_kv(k, v, cache.k, cache.v, step.batch.slots)

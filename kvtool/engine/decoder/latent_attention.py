@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from kvtool.catalog.model import Decoder, LatentAttention
 from kvtool.engine.batch import Rows
 from kvtool.engine.decoder.linear import Linear
+from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate, yarn_mscale
 from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
@@ -20,6 +20,8 @@ from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels import Kernels
 from kvtool.kernels.dense import causal_attention, tokens_of
+
+_LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
 
 
 class LatentQueryProjection:
@@ -43,7 +45,7 @@ class LatentQueryProjection:
         else:
             bias = weights.tensor(f"{prefix}.q_a_proj.bias", rank) if decoder.qkv_bias else None
             self.down = Linear(weights.tensor(f"{prefix}.q_a_proj.weight", rank, hidden_size), bias)
-            self.norm = weights.tensor(f"{prefix}.q_a_layernorm.weight", rank)
+            self.norm = RmsNorm(weights.tensor(f"{prefix}.q_a_layernorm.weight", rank), _LATENT_NORM_EPS)
             last = weights.tensor(f"{prefix}.q_b_proj.weight", num_heads * head_dim, rank)
         per_head = last.unflatten(0, (num_heads, head_dim))
         if decoder.rope_interleaved:
@@ -52,7 +54,7 @@ class LatentQueryProjection:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.rank is not None:
-            x = rms_norm(self.down(x), (self.rank,), self.norm, eps=1e-6)
+            x = self.norm(self.down(x))
         return self.up(x).view(len(x), self.num_heads, -1)
 
 
@@ -78,7 +80,7 @@ class MultiHeadLatentAttention:
             shape, num_heads, self.nope + self.rope, hidden_size, decoder, weights, prefix
         )
         self.latent = self._latent_projection(hidden_size, decoder, weights, f"{prefix}.kv_a_proj_with_mqa")
-        self.latent_norm = weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank)
+        self.latent_norm = RmsNorm(weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank), _LATENT_NORM_EPS)
         up = weights.tensor(f"{prefix}.kv_b_proj.weight", num_heads * (self.nope + self.v_head_dim), self.rank)
         self.decompress = Linear(up)
         # W_UK [H, nope, R] and W_UV [H, v, R]: the two halves of each head's rows of kv_b_proj.
@@ -102,9 +104,8 @@ class MultiHeadLatentAttention:
         q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
         q_rope = rotate(q_rope, step.rotation)
         latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
-        latent = rms_norm(latent, (self.rank,), self.latent_norm, eps=1e-6)
         k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
-        step.kernels.store_latent(torch.cat((latent, k_rope), dim=-1), cache.k, step.batch.slots)
+        step.kernels.store_latent(torch.cat((self.latent_norm(latent), k_rope), dim=-1), cache.k, step.batch.slots)
         decode, prefill = step.batch.decode, step.batch.prefill
         num_decodes = decode.num_tokens if decode else 0
         decoded = (

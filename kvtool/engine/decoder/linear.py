@@ -1,7 +1,8 @@
 """Matrix products with weights, and what follows them at once.
 
-On a CPU with bf16 the weights are packed once into the layout oneDNN multiplies from, and the operation after the
-product (a residual, an activation, a gate) is done before the result leaves the core.
+On a CPU with bf16 the weights are also packed once into the layout oneDNN reads fastest for few rows, and the operation
+after the product (a residual, an activation, a gate) is done before the result leaves the core. Many rows, a prefill,
+run faster from the plain layout, so both are kept: twice the memory of the weights, on CPUs alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch.nn.functional import gelu, linear, silu
 
 from kvtool.errors import KvtoolError
 
-# oneDNN chooses its packed layout for a number of rows. The one for 64 also serves single rows as fast as any.
-_PACK_FOR_ROWS = 64
+# oneDNN chooses its packed layout for a number of rows; the one for 64 serves single rows as fast as any.
+_PACKED_ROWS = 64
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
@@ -36,37 +37,41 @@ class Linear:
     """x [T, in] -> x W^T + b [T, out] for a weight [out, in]; `plus` [T, out] is added to it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
         self.bias = bias
-        self.packed = packs(weight)
-        self.weight = _pack(weight) if self.packed else weight
+        self.packed = _pack(weight) if packs(weight) else None
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        if not self.packed:
+        if self.packed is None or len(x) > _PACKED_ROWS:
             product = linear(x, self.weight, self.bias)
-            return product if plus is None else product + plus
+            return product if plus is None else product.add_(plus)
         if plus is None:
-            return _product(x, self.weight, self.bias, "none", "")
-        return _product_then(x, plus, self.weight, self.bias, "add")
+            return _product(x, self.packed, self.bias, "none", "")
+        return _product_then(x, plus, self.packed, self.bias, "add")
 
 
 class GatedLinear:
-    """x [T, in] -> activation(x Wg^T) * (x Wu^T) for gate and up weights [out, in]. Raises KvtoolError for an unknown
-    activation."""
+    """x [T, in] -> activation(x Wg^T + bg) * (x Wu^T + bu) for gate and up weights [out, in] and, if any, biases.
 
-    def __init__(self, gate: Tensor, up: Tensor, activation: str) -> None:
+    Raises KvtoolError for an unknown activation.
+    """
+
+    def __init__(self, gate: Tensor, up: Tensor, activation: str, biases: tuple[Tensor, Tensor] | None = None) -> None:
         if activation not in _ACTIVATIONS:
             raise KvtoolError(f"activation {activation!r} is not one the engine runs: {', '.join(_ACTIVATIONS)}")
         self.activation = activation
-        self.packed = packs(gate)
-        self.weights = [_pack(gate), _pack(up)] if self.packed else [torch.cat((gate, up))]
+        self.weight = torch.cat((gate, up))
+        self.bias = torch.cat(biases) if biases else None
+        self.gate_bias, self.up_bias = biases or (None, None)
+        self.packed = (_pack(gate), _pack(up)) if packs(gate) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed:
-            gate, up = self.weights
-            gated = _product(x, gate, None, *_POST_OPS[self.activation])
-            return _product_then(x, gated, up, None, "mul")
-        gate_rows, up_rows = linear(x, self.weights[0]).chunk(2, dim=-1)
-        return _ACTIVATIONS[self.activation](gate_rows) * up_rows
+        if self.packed is None or len(x) > _PACKED_ROWS:
+            gate, up = linear(x, self.weight, self.bias).chunk(2, dim=-1)
+            return _ACTIVATIONS[self.activation](gate).mul_(up)
+        packed_gate, packed_up = self.packed
+        gated = _product(x, packed_gate, self.gate_bias, *_POST_OPS[self.activation])
+        return _product_then(x, gated, packed_up, self.up_bias, "mul")
 
 
 def packs(weight: Tensor) -> bool:
@@ -80,7 +85,7 @@ def packs(weight: Tensor) -> bool:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_FOR_ROWS)
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
     return packed
 
 

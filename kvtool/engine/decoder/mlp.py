@@ -25,14 +25,22 @@ class GatedMlp:
         weights: WeightSource,
         prefix: str,
         names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        biased: bool = False,
     ) -> None:
         gate, up, down = names
+        inner = intermediate_size
         self.gated = GatedLinear(
-            weights.tensor(f"{prefix}.{gate}.weight", intermediate_size, hidden_size),
-            weights.tensor(f"{prefix}.{up}.weight", intermediate_size, hidden_size),
+            weights.tensor(f"{prefix}.{gate}.weight", inner, hidden_size),
+            weights.tensor(f"{prefix}.{up}.weight", inner, hidden_size),
             activation,
+            (weights.tensor(f"{prefix}.{gate}.bias", inner), weights.tensor(f"{prefix}.{up}.bias", inner))
+            if biased
+            else None,
         )
-        self.down = Linear(weights.tensor(f"{prefix}.{down}.weight", hidden_size, intermediate_size))
+        self.down = Linear(
+            weights.tensor(f"{prefix}.{down}.weight", hidden_size, inner),
+            weights.tensor(f"{prefix}.{down}.bias", hidden_size) if biased else None,
+        )
 
     def __call__(self, x: Tensor, batch: StepBatch, plus: Tensor | None = None) -> Tensor:
         return self.down(self.gated(x), plus)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, rms_norm
+from torch.nn.functional import embedding
 
 from kvtool.catalog.model import Decoder, FullAttention, LatentAttention, Layer, Model
 from kvtool.engine.batch import StepBatch
@@ -12,6 +12,7 @@ from kvtool.engine.decoder.attention import GroupedQueryAttention
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.mlp import EvenRouter, GatedMlp, LearnedRouter, MoeMlp
+from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.decoder.step import StepContext
 from kvtool.engine.pool import LayerCache
@@ -27,17 +28,15 @@ class DecoderLayer:
 
     def __init__(self, model: Model, decoder: Decoder, index: int, weights: WeightSource) -> None:
         prefix = f"model.layers.{index}"
-        self.hidden_size = model.hidden_size
-        self.norm_eps = decoder.norm_eps
-        self.input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", model.hidden_size)
-        self.mlp_norm = weights.tensor(f"{prefix}.post_attention_layernorm.weight", model.hidden_size)
+        hidden, eps = model.hidden_size, decoder.norm_eps
+        self.input_norm = RmsNorm(weights.tensor(f"{prefix}.input_layernorm.weight", hidden), eps)
+        self.mlp_norm = RmsNorm(weights.tensor(f"{prefix}.post_attention_layernorm.weight", hidden), eps)
         self.attention = _attention(model.layers[index], model, decoder, weights, f"{prefix}.self_attn")
         self.mlp = _mlp(model, decoder, index, weights, prefix)
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
-        shape = (self.hidden_size,)
-        x = self.attention(rms_norm(x, shape, self.input_norm, eps=self.norm_eps), step, cache, plus=x)
-        return self.mlp(rms_norm(x, shape, self.mlp_norm, eps=self.norm_eps), step.batch, plus=x)
+        x = self.attention(self.input_norm(x), step, cache, plus=x)
+        return self.mlp(self.mlp_norm(x), step.batch, plus=x)
 
 
 class Transformer:
@@ -55,10 +54,9 @@ class Transformer:
         decoder = runnable_decoder(model)
         assert model.vocab_size is not None
         self.model = model
-        self.norm_eps = decoder.norm_eps
         self.embedding = weights.tensor("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
         self.layers = [DecoderLayer(model, decoder, index, weights) for index in range(model.num_layers)]
-        self.norm = weights.tensor("model.norm.weight", model.hidden_size)
+        self.norm = RmsNorm(weights.tensor("model.norm.weight", model.hidden_size), decoder.norm_eps)
         tied = model.tie_word_embeddings
         head = self.embedding if tied else weights.tensor("lm_head.weight", model.vocab_size, model.hidden_size)
         self.head = Linear(head)
@@ -71,8 +69,7 @@ class Transformer:
         x = embedding(batch.token_ids, self.embedding)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, step, cache)
-        sampled = x[batch.sample_rows]
-        return self.head(rms_norm(sampled, (self.model.hidden_size,), self.norm, eps=self.norm_eps))
+        return self.head(self.norm(x[batch.sample_rows]))
 
 
 def runnable_decoder(model: Model) -> Decoder:
@@ -111,7 +108,7 @@ def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, pref
     if moe is None or not moe.is_sparse(index):
         if model.intermediate_size is None:
             raise KvtoolError(f"the engine cannot run {model.id}: its intermediate_size is not known")
-        return GatedMlp(hidden, model.intermediate_size, activation, weights, f"{prefix}.mlp")
+        return GatedMlp(hidden, model.intermediate_size, activation, weights, f"{prefix}.mlp", biased=decoder.mlp_bias)
     block, names = _EXPERT_NAMES.get(decoder.family, ("mlp", ("gate_proj", "up_proj", "down_proj")))
     experts = [
         GatedMlp(hidden, moe.intermediate_size, activation, weights, f"{prefix}.{block}.experts.{expert}", names)
