@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("fp32", "bf16", "fp16")
 DEFAULT_BLOCK_SIZE = 16
-MAX_SEED = 2**32 - 1  # the other half of a generator's 64 bits tells tensors apart
+MAX_SEED = 2**32 - 1  # of a longer one, torch's CPU generator would see the last 32 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,15 +29,15 @@ VOCAB_SIZE = 131
 MAX_POSITIONS = 256
 _PLAIN = {
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 80,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": MAX_POSITIONS,
     "tie_word_embeddings": False,
 }
-_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LATENT = {
     **_PLAIN,
     "num_key_value_heads": 4,
@@ -74,7 +74,7 @@ _LLAMA3 = {
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama-2-mha": LlamaConfig(**_PLAIN | {"num_key_value_heads": 4}),
-    "llama-3-gqa": LlamaConfig(**_PLAIN | {"num_attention_heads": 6}, rope_parameters=_LLAMA3),
+    "llama-3-gqa": LlamaConfig(**_PLAIN | {"num_attention_heads": 8}, rope_parameters=_LLAMA3),
     "llama-mqa-tied": LlamaConfig(**_PLAIN | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "llama-biased": LlamaConfig(**_PLAIN, attention_bias=True, mlp_bias=True),
     "llama-wide-heads": LlamaConfig(**_PLAIN, head_dim=32, hidden_act="gelu_pytorch_tanh"),
@@ -85,11 +85,11 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "mistral-window": MistralConfig(**_PLAIN, sliding_window=13),
     "qwen2": Qwen2Config(**_PLAIN),
     "qwen2-half-sliding": Qwen2Config(**_PLAIN, use_sliding_window=True, sliding_window=13, max_window_layers=1),
-    "qwen3": Qwen3Config(**_PLAIN, head_dim=20),
-    "qwen3-biased": Qwen3Config(**_PLAIN, head_dim=20, attention_bias=True),
+    "qwen3": Qwen3Config(**_PLAIN, head_dim=24),
+    "qwen3-biased": Qwen3Config(**_PLAIN, head_dim=24, attention_bias=True),
     "mixtral": MixtralConfig(**_PLAIN, num_local_experts=5, num_experts_per_tok=2),
-    "qwen3-moe": Qwen3MoeConfig(**_PLAIN, **_EXPERTS, head_dim=20, norm_topk_prob=True),
-    "qwen3-moe-every-second": Qwen3MoeConfig(**_PLAIN, **_EXPERTS, head_dim=20, decoder_sparse_step=2),
+    "qwen3-moe": Qwen3MoeConfig(**_PLAIN, **_EXPERTS, head_dim=24, norm_topk_prob=True),
+    "qwen3-moe-every-second": Qwen3MoeConfig(**_PLAIN, **_EXPERTS, head_dim=24, decoder_sparse_step=2),
     "deepseek-v2-lite": DeepseekV2Config(**_LATENT | {"q_lora_rank": None}, topk_method="greedy"),
     "deepseek-v2-groups": DeepseekV2Config(**_LATENT, topk_method="group_limited_greedy"),
     "deepseek-v2-yarn": DeepseekV2Config(

@@ -28,7 +28,10 @@ _INNER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
 }
+_EXPERT_PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 # llama.cpp rotates pairs (0, 1), (2, 3), … for these architectures, so its converter interleaved their Q and K rows.
 _INTERLEAVED_ARCHITECTURES = ("llama",)
 
@@ -49,13 +52,11 @@ class GgufWeights:
         self._interleaved = architecture is not None and architecture.contents() in _INTERLEAVED_ARCHITECTURES
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        stored = self._tensors.get(_gguf_name(name))
-        if stored is None:
-            raise KvtoolError(f"the GGUF file has no tensor {_gguf_name(name)!r} (for {name!r})")
-        import gguf
-
-        dequantised = gguf.quants.dequantize(stored.data, stored.tensor_type)
-        values = torch.from_numpy(dequantised if dequantised.flags.writeable else dequantised.copy())
+        stored_name, expert = _gguf_name(name)
+        stored = self._tensors.get(stored_name)
+        if stored is None or (expert is not None and expert >= len(stored.data)):
+            raise KvtoolError(f"the GGUF file has no tensor {stored_name!r} (for {name!r})")
+        values = _dequantised(stored, stored.data if expert is None else stored.data[expert])
         if tuple(values.shape) != shape:
             raise KvtoolError(
                 f"tensor {stored.name!r} has shape {list(values.shape)}, but the metadata says {list(shape)}"
@@ -76,12 +77,28 @@ def _open(path: Path) -> Any:
         raise KvtoolError(f"{path} is not a readable GGUF file: {error}") from error
 
 
-def _gguf_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`."""
+def _dequantised(stored: Any, data: Any) -> Tensor:
+    import gguf
+
+    try:
+        values = gguf.quants.dequantize(data, stored.tensor_type)
+    except NotImplementedError as error:
+        kind = stored.tensor_type.name
+        raise KvtoolError(f"tensor {stored.name!r} is {kind}, which the gguf package cannot dequantise") from error
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def _gguf_name(name: str) -> tuple[str, int | None]:
+    """The stored tensor, and the row of it where it holds all experts: `model.layers.3.mlp.experts.7.up_proj.weight`
+    -> `blk.3.ffn_up_exps.weight`, 7."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if match is None:
-        return _OUTER.get(name, name)
-    return f"blk.{match[1]}.{_INNER.get(match[2], match[2])}.{match[3]}"
+        return _OUTER.get(name, name), None
+    layer, module, kind = match.groups()
+    expert = re.fullmatch(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)", module)
+    if expert is None:
+        return f"blk.{layer}.{_INNER.get(module, module)}.{kind}", None
+    return f"blk.{layer}.ffn_{_EXPERT_PARTS[expert[2]]}_exps.{kind}", int(expert[1])
 
 
 def _deinterleave_rows(values: Tensor, head_dim: int) -> Tensor:

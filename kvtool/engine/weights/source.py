@@ -37,6 +37,6 @@ class RandomWeights:
     def tensor(self, name: str, *shape: int) -> Tensor:
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self._dtype, device=self._device)
-        generator = torch.Generator(self._device).manual_seed(self._seed * 2**32 + crc32(name.encode()))
+        generator = torch.Generator(self._device).manual_seed(crc32(f"{self._seed} {name}".encode()))
         drawn = torch.empty(shape, dtype=self._dtype, device=self._device)
         return drawn.normal_(std=shape[-1] ** -0.5, generator=generator)
