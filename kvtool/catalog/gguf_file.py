@@ -85,13 +85,17 @@ class _Reader:
         return value
 
     def string(self) -> str:
-        length = self.scalar("Q")
-        end = self.at + length
-        if end > len(self.data):
-            raise KvtoolError(f"{self.path} is truncated: a string of {length} bytes is not there")
+        end = self._string_end()
         text = self.data[self.at : end].decode()
         self.at = end
         return text
+
+    def _string_end(self) -> int:
+        """Where the string here ends; the cursor stays at its first byte."""
+        length: int = self.scalar("Q")
+        if self.at + length > len(self.data):
+            raise KvtoolError(f"{self.path} is truncated: a string of {length} bytes is not there")
+        return self.at + length
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -106,7 +110,7 @@ class _Reader:
         kind, length = self.scalar("I"), self.count()
         if kind == _STRING:
             for _ in range(length):
-                self.at += 8 + struct.unpack_from("<Q", self.data, self.at)[0]
+                self.at = self._string_end()
             return length
         if kind not in _SCALARS:
             raise KvtoolError(f"{self.path} has an array of type {kind}, which is not known")

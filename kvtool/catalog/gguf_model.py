@@ -70,7 +70,7 @@ def gguf_model(path: Path) -> Model:
         tie_word_embeddings="output.weight" not in tensors,
         max_position_embeddings=fields.optional_integer("context_length"),
         quantisation=_quantisation(file),
-        decoder=_decoder(file, fields, architecture, tensors),
+        decoder=_decoder(file, fields, architecture, tensors, getattr(layers[0].cache, "k_head_dim", None)),
         params_total=sum(tensor.params for tensor in file.tensors),
         params_source="tensors of the GGUF file",
         confidence="read from its GGUF metadata",
@@ -184,11 +184,13 @@ def _quantisation(file: GgufFile) -> Quantisation | None:
     return Quantisation(method="gguf", bits_per_weight=8 * sum(t.size_bytes for t in file.tensors) / params)
 
 
-def _decoder(file: GgufFile, fields: Fields, architecture: str, tensors: set[str]) -> Decoder | None:
+def _decoder(
+    file: GgufFile, fields: Fields, architecture: str, tensors: set[str], head_dim: int | None
+) -> Decoder | None:
     """The decoder, exactly; None for an architecture the engine does not run or positions the file scales."""
     family = _RUNS.get(architecture)
     scaled = fields.text("rope.scaling.type", default="none") != "none" or "rope_freqs.weight" in tensors
-    if family is None or scaled:
+    if family is None or scaled or fields.get("rope.dimension_count") not in (None, head_dim):
         return None
     eos = file.metadata.get("tokenizer.ggml.eos_token_id")
     return Decoder(

@@ -99,9 +99,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
         intermediate_size=_dense_width(fields, shape.hidden_size, family),
         moe=moe,
         tie_word_embeddings=_tied(outer, fields, family),
-        max_position_embeddings=fields.optional_integer(
-            "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
-        ),
+        max_position_embeddings=_longest(fields),
         dtype=_dtype(fields, "dtype", "torch_dtype") or _dtype(outer, "dtype", "torch_dtype"),
         recurrent_state_dtype=_dtype(fields, "mamba_ssm_cache_dtype", "mamba_ssm_dtype"),
         quantisation=quantisation,
@@ -187,6 +185,14 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
         if value is not None:
             return fields.integer(name)
     return family.mlp_factor * hidden_size if family.mlp_factor else None
+
+
+def _longest(fields: Fields) -> int | None:
+    """The longest context, by the first of its names that is given."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if fields.get(name) is not None:
+            return fields.integer(name)
+    return None
 
 
 def _tied(outer: Fields, fields: Fields, family: Family) -> bool | None:

@@ -10,17 +10,17 @@ from kvtool.catalog.fields import Fields
 _WORDS = {
     *("sliding", "window", "swa", "local", "global", "cross", "encoder", "shared", "share", "cla", "yoco"),
     *("linear", "lru", "rwkv", "recurrent", "retention", "state", "states", "memory", "kda", "delta", "mla", "latent"),
-    *("sink", "sinks", "kv", "key", "head", "heads", "group", "groups", "channels", "hc"),
+    *("sink", "sinks", "kv", "head", "heads", "group", "groups", "channels", "hc"),
 }
 _BEGINNINGS = ("index", "mamba", "ssm", "conv", "compress", "chunk", "hybrid", "sparse")
 _PHRASES = re.compile(
-    r"layer_types?|block_types?|layer_ids|layer_(?:period|offset|indices|config)|(?:attn|attention)_(?:layers?|types?)"
+    r"key_value|layer_types?|block_types?|layer_ids|layer_(?:period|offset|indices|config)|(?:attn|attention)_(?:layers?|types?)"
     r"|lora_rank|head_dim|block_configs?|multi_query"
 )
 # Names that speak of something else after all: positions, experts, biases, kernels, generation, training.
 _HARMLESS = re.compile(
     r"rope_\w+|\w+_rope_\w+|layernorm_\w+|activation_\w+|router_\w+|summary_\w+|mtp_\w+|num_mtp_\w+|num_nextn_\w+|init_\w+"
-    r"|\w*shared_experts?\w*|shared_intermediate_size|num_local_experts|decoder_sparse_step|expert_layer_\w+|n_group"
+    r"|\w*shared_experts?\w*|shared_intermediate_size|shared_moe_\w+|num_local_experts|decoder_sparse_step|expert_layer_\w+|n_group"
     r"|topk_group|num_expert_group|\w*_token_id|\w*_token_index|\w*conv_bias|\w*linear_bias|add_bias_linear"
     r"|(?:linear|full)_attn_(?:alpha|beta)_factor|mamba_(?:proj_bias|chunk_size|dt_\w+|hidden_act|ssm_cache_dtype|ssm_dtype)"
     r"|use_mamba_kernels|chunk_size|chunk_size_feed_forward|dual_chunk_attention_config|attn_res_block_size|conv_dim_out"

@@ -75,6 +75,8 @@ def test_tensors_say_what_metadata_does_not(tmp_path: Path) -> None:
 def test_scaled_positions_have_no_decoder(tmp_path: Path) -> None:
     scaled = {"rope_freqs.weight": np.ones(8, np.float32)}
     assert gguf_model(write(tmp_path / "m.gguf", tensors=scaled)).decoder is None
+    assert gguf_model(write(tmp_path / "m.gguf", rope__dimension_count=8)).decoder is None
+    assert gguf_model(write(tmp_path / "m.gguf", rope__dimension_count=16)).decoder is not None
 
 
 def test_quantised_tensors_are_counted_to_the_byte(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def check_groups(fields: Fields, shape: Shape, kv_heads: int) -> int:
 
 
 def read_head_dim(fields: Fields, shape: Shape) -> int:
-    head_dim = fields.optional_integer("head_dim", high=1 << 16)
+    head_dim = fields.optional_integer("head_dim", "attention_head_dim", high=1 << 16)
     if head_dim is not None:
         return head_dim
     if shape.hidden_size % shape.num_heads:

@@ -81,10 +81,11 @@ def multi_query_flag(fields: Fields, shape: Shape) -> list[Layer]:
 
 def falcon(fields: Fields, shape: Shape) -> list[Layer]:
     """Falcon: `num_kv_heads` counts only in the new architecture; the old one is MQA or MHA by `multi_query`."""
+    multi_query = fields.flag("multi_query", default=True)
     if fields.flag("new_decoder_architecture", default=False):
         kv_heads = fields.integer("num_kv_heads", "num_key_value_heads", "n_head_kv")
     else:
-        kv_heads = 1 if fields.flag("multi_query", default=True) else shape.num_heads
+        kv_heads = 1 if multi_query else shape.num_heads
         fields.read |= {"num_kv_heads", "num_key_value_heads", "n_head_kv"}
     head_dim = derived_head_dim(fields, shape)
     kv_heads = check_groups(fields, shape, kv_heads)

@@ -217,7 +217,6 @@ def nemotron_h(fields: Fields, shape: Shape) -> list[Layer]:
         groups=fields.integer("n_groups", "mamba_n_groups"),
         conv_kernel=fields.integer("conv_kernel", "mamba_d_conv"),
     )
-    fields.read.add("attention_head_dim")
     full, none = Layer(cache=grouped_attention(fields, shape)), Layer(cache=None)
     kinds = {"attention": full, FULL: full, "mamba": Layer(cache=state), LINEAR: Layer(cache=state)}
     return named_layers(fields, _nemotron_types(fields), kinds | {"mlp": none, "moe": none})

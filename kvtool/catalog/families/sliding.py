@@ -25,6 +25,8 @@ from kvtool.catalog.model import (
     SlidingAttention,
 )
 
+_ALSO_PERIODS = ("sliding_window_pattern", "_sliding_window_pattern")
+
 
 def windowed(kind: FullAttention, window: int) -> SlidingAttention:
     return SlidingAttention(
@@ -36,7 +38,7 @@ def read_window(fields: Fields) -> int | None:
     """`sliding_window`: null switches it off, an absent one takes the class's default."""
     if fields.has("sliding_window") and fields.given("sliding_window") is None:
         return None
-    return fields.optional_integer("sliding_window")
+    return fields.optional_integer("sliding_window", "sliding_window_size")
 
 
 def one_window(fields: Fields, shape: Shape) -> list[Layer]:
@@ -80,6 +82,7 @@ def every_nth_full(nth: int, field: str | None = None) -> Callable[[Fields, Shap
 
     def read(fields: Fields, shape: Shape) -> list[Layer]:
         period = (fields.optional_integer(field) if field else None) or nth
+        fields.read |= {name for name in _ALSO_PERIODS if fields.values.get(name) == period}
         default = [SLIDING if (i + 1) % period else FULL for i in range(shape.num_layers)]
         return by_layer_type(fields, shape, default, full=grouped_attention(fields, shape), window=read_window(fields))
 

@@ -31,6 +31,13 @@ def tiny(model_type: str, **changes: object) -> Model:
 
 
 OLD = {"num_key_value_heads": "absent"}
+# Published configs that say a thing twice: gemma-2-27b, Hunyuan-A13B, falcon-40b, Qwen-7B.
+TWICE: list[tuple[str, dict[str, object]]] = [
+    ("gemma2", {"head_dim": 16, "sliding_window": 4096, "sliding_window_size": 4096}),
+    ("hunyuan_v1_moe", {"head_dim": 16, "attention_head_dim": 16, "use_cla": False, "cla_share_factor": 2}),
+    ("falcon", {"num_kv_heads": 2, "new_decoder_architecture": True, "multi_query": True}),
+    ("qwen", {"num_key_value_heads": "absent", "kv_channels": 16, "max_position_embeddings": 32, "seq_length": 8}),
+]
 OLD_SIZES = {"n_layer": 2, "n_head": 4}
 MPT = {"n_layers": 2, "d_model": 32, "n_heads": 4}
 GLM = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
@@ -88,6 +95,18 @@ def test_contradictions_are_refused(model_type: str, changes: dict[str, object],
     with pytest.raises(KvtoolError) as refused:
         tiny(model_type, **changes)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("model_type", "changes"), TWICE)
+def test_what_is_said_twice_alike_is_no_contradiction(model_type: str, changes: dict[str, object]) -> None:
+    assert tiny(model_type, **changes).num_layers == 4
+
+
+def test_what_is_said_twice_differently_is() -> None:
+    with pytest.raises(KvtoolError, match="'sliding_window' is 4096 but 'sliding_window_size' is 512"):
+        tiny("gemma2", head_dim=16, sliding_window=4096, sliding_window_size=512)
+    with pytest.raises(KvtoolError, match="'head_dim' is 16 but 'attention_head_dim' is 32"):
+        tiny("hunyuan_v1_moe", head_dim=16, attention_head_dim=32)
 
 
 def block(**attention: object) -> dict[str, Any]:
