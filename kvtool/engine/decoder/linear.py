@@ -62,16 +62,16 @@ class GatedLinear:
         self.activation = activation
         self.weight = torch.cat((gate, up))
         self.bias = torch.cat(biases) if biases else None
-        self.gate_bias, self.up_bias = biases or (None, None)
+        self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
         self.packed = (_pack(gate), _pack(up)) if packs(gate) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None or len(x) > _PACKED_ROWS:
             gate, up = linear(x, self.weight, self.bias).chunk(2, dim=-1)
             return _ACTIVATIONS[self.activation](gate).mul_(up)
-        packed_gate, packed_up = self.packed
-        gated = _product(x, packed_gate, self.gate_bias, *_POST_OPS[self.activation])
-        return _product_then(x, gated, packed_up, self.up_bias, "mul")
+        (packed_gate, packed_up), (gate_bias, up_bias) = self.packed, self.biases
+        gated = _product(x, packed_gate, gate_bias, *_POST_OPS[self.activation])
+        return _product_then(x, gated, packed_up, up_bias, "mul")
 
 
 def packs(weight: Tensor) -> bool:
