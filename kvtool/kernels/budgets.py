@@ -5,7 +5,7 @@ from __future__ import annotations
 # Shared memory that one program may use (CUDA C++ Programming Guide, table of technical specifications).
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
-SPILLS = 0  # loads and stores of local memory
+LOCAL_BYTES = 0  # of a thread's local memory: nothing spills out of the registers
 
 # Tiles of K and V in flight while one is in use: with fewer, decode waits for each load in turn.
 MIN_DECODE_BUFFERS = 2

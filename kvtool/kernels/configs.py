@@ -10,7 +10,7 @@ MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_BLOCK_DV = 128  # columns of one merge program: MAX_SPLITS x 128 fp32 partials stay in registers
 STORE_BLOCK = 1024  # elements of one store program
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
-DECODE_REGISTERS = 168  # of 4 warps: leaves room for three programs on a multiprocessor's 65,536
+DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs in a multiprocessor's 65,536
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,12 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
+    decode_registers: int = MAX_REGISTERS
 
     @property
     def min_tiles(self) -> int:
         """Tiles of the shortest split."""
         return max(1, MIN_SPLIT_TOKENS // self.block_n)
-
-    @property
-    def decode_registers(self) -> int:
-        return DECODE_REGISTERS if self.num_warps == 4 else MAX_REGISTERS
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
@@ -55,11 +52,13 @@ def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target)
     if element_bytes == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
         return Tile(16, 16, num_warps=4 if head_dim <= 128 else 8, num_stages=2 if head_dim <= 256 else 1)
     block_m = next(m for m in _row_blocks(head_dim) if rows <= m or m == _row_blocks(head_dim)[-1])
+    num_warps = 4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8
     return Tile(
         block_m,
         block_n=64 if head_dim <= 128 else 32,
-        num_warps=4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8,
+        num_warps=num_warps,
         num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
+        decode_registers=DECODE_REGISTERS if num_warps == 4 else MAX_REGISTERS,
     )
 
 

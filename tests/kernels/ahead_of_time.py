@@ -41,6 +41,15 @@ class Launch:
     arguments: dict[str, object]
     options: dict[str, int]
 
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+    def key(self) -> str:
+        """Equal for launches that compile to the same code."""
+        source = self.source()
+        return str((self.name, source.signature, source.constants, source.attrs, self.options))
+
     def source(self) -> ASTSource:
         """Specialised as a launch specialises: 1 is a constant, and multiples of 16 (and all pointers) are marked."""
         signature, constants, attributes = {}, {}, {}
@@ -88,7 +97,7 @@ class Compiled:
 
     registers: int
     shared_bytes: int
-    spills: int
+    local_bytes: int  # of a thread's local memory: what does not fit in registers spills there
     wgmma: int
     buffers: int  # tiles of K and V kept in shared memory at once: the least over all loops; 0 without pipelining
 
@@ -99,13 +108,12 @@ def compile_launch(one: Launch, capability: int) -> Compiled:
         file.write(binary.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
-        sass = _run("cuobjdump", "-sass", file.name)
     depths = [int(d) for d in re.findall(r"ttg\.local_alloc\s*:.*?memdesc<(\d+)x\d+x\d+x", binary.asm["ttgir"])]
     return Compiled(
         registers=int(re.search(r"REG:(\d+)", usage).group(1)),
         shared_bytes=binary.metadata.shared,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        wgmma=len(re.findall(r"\bHGMMA\b", sass)),
+        local_bytes=sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
+        wgmma=binary.asm["ptx"].count("wgmma.mma_async"),
         buffers=min(depths, default=0),
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.kernels.budgets import MIN_DECODE_BUFFERS, SHARED_BYTES, SPILLS, WGMMA_ROWS
+from kvtool.kernels.budgets import LOCAL_BYTES, MIN_DECODE_BUFFERS, SHARED_BYTES, WGMMA_ROWS
 
 pytestmark = pytest.mark.aot
 REPOSITORY = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def built(request: pytest.FixtureRequest) -> Built:
 
 
 def test_nothing_spills(built: Built) -> None:
-    assert not built.over("spills", SPILLS)
+    assert not built.over("local_bytes", LOCAL_BYTES)
 
 
 def test_shared_memory_fits(built: Built) -> None:
@@ -49,13 +49,13 @@ def test_shared_memory_fits(built: Built) -> None:
 def test_decode_keeps_loads_in_flight(built: Built) -> None:
     """fp32 has no tensor cores to feed, and a small card's shared memory no room beside a wide head."""
     wide = 128 if built.capability == 89 else 1024
-    rows = [row for row in built.rows if "decode" in row["operation"] and row["head_dim"] <= wide]
+    rows = [row for row in built.rows if row["kernel"] == "decode_kernel" and row["head_dim"] <= wide]
     rows = [row for row in rows if "fp32" not in (row["dtype"], row["cache_dtype"])]
     assert rows
     assert {row["name"]: row["buffers"] for row in rows if row["buffers"] < MIN_DECODE_BUFFERS} == {}
 
 
 def test_long_prefill_multiplies_with_wgmma_on_hopper(built: Built) -> None:
-    rows = [row for row in built.rows if row["operation"] == "prefill" and row["block_m"] >= WGMMA_ROWS]
+    rows = [row for row in built.rows if row["kernel"] == "prefill_kernel" and row["block_m"] >= WGMMA_ROWS]
     assert rows
     assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)

@@ -107,3 +107,18 @@ def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
     actual = backend.kernels.paged_decode(fused, both[:, 0], both[:, 1], *arguments, scale=0.125)
     expected = reference.paged_decode(*pool.reference_arguments(), scale=0.125)
     assert largest_error(actual, expected) < TOLERANCE[F16]
+
+
+def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
+    """Three pages 2**30 elements apart; the memory between them is never touched, so it costs nothing."""
+    stride, shape = 2**30, (3, 16, 1, 16)
+    memory = torch.empty(2 * stride + 16 * 16, dtype=E5M2, device=backend.device)
+    cache = memory.as_strided(shape, (stride, 16, 16, 1))
+    near = lay_out(decode((16,), kv_heads=1, head_dim=16, v_dim=16, cache_dtype=E5M2, device=backend.device))
+    cache[2] = near.k_cache[near.block_tables[0, 0]]
+    where = {"block_tables": torch.tensor([[2]], dtype=torch.int32, device=backend.device), "seq_lens": near.seq_lens}
+    actual = backend.kernels.paged_decode(near.q, cache, cache, **where, scale=0.25)
+    expected = reference.paged_decode(
+        near.q.double(), near.k_cache.double(), near.k_cache.double(), near.block_tables, near.seq_lens, scale=0.25
+    )
+    assert largest_error(actual, expected) < TOLERANCE[F32]

@@ -52,11 +52,10 @@ class Variant:
     def launches(self, target: Target) -> list[Launch]:
         return record(lambda: getattr(self, f"_{self.operation}")(), target)
 
-    def key(self, target: Target) -> str:
-        """Equal for variants that compile to the same code."""
-        first = self.launches(target)[0]
-        constants = {p.name: first.arguments[p.name] for p in first.kernel.params if p.is_constexpr}
-        return str((first.kernel.__name__, constants, first.options, self.dtype, self.cache_dtype))
+    def _store(self) -> None:
+        rows = _meta(16, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
+        launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64))
 
     def _decode(self) -> Tensor:
         return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), scale=0.1)
@@ -114,6 +113,8 @@ def _all_variants() -> Iterator[Variant]:
             yield from _tiles(page=page, dtype=dtype, cache_dtype=cache_dtype)
     for dtype, cache_dtype in others:
         yield Variant("decode", 128, 16, dtype=dtype, cache_dtype=cache_dtype)
+    for dtype, cache_dtype in pairs + others:
+        yield Variant("store", 128, 8, dtype=dtype, cache_dtype=cache_dtype)
     for head_dim in (16, 32, 80, 96, 112, 192):
         yield Variant("decode", head_dim, 16, page=16)
         yield Variant("prefill", head_dim, LONG, page=16)
@@ -132,21 +133,29 @@ def _tiles(**shape: object) -> Iterator[Variant]:
             yield Variant(operation, 576, heads, v_dim=512, **shape)
 
 
-def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
-    target = Target(multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
-    first = variant.launches(target)[0]
-    row = dataclasses.asdict(variant) | {"name": str(variant), "block_m": first.arguments["BLOCK_M"]}
+def compile_one(variant: Variant, index: int, capability: int) -> dict[str, object]:
+    """The index-th launch of a variant, compiled: what it is, what it costs, or the compiler's error."""
+    one = variant.launches(_target(capability))[index]
+    row = dataclasses.asdict(variant) | {"name": f"{one.name} {variant}", "kernel": one.name}
+    row |= {"block_m": one.arguments.get("BLOCK_M", 0)}
     try:
-        return row | dataclasses.asdict(compile_launch(first, capability)) | {"error": None}
+        return row | dataclasses.asdict(compile_launch(one, capability)) | {"error": None}
     except Exception as error:  # whatever the compiler raises is a result to report
         return row | {"error": f"{type(error).__name__}: {error}"[:500]}
 
 
 def compile_all(capability: int) -> Iterator[dict[str, object]]:
-    target = Target(multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
-    chosen = {v.key(target): v for v in variants(capability)}.values()  # one of those that compile to the same code
+    """Each distinct launch once, in parallel."""
+    distinct: dict[str, tuple[Variant, int, int]] = {}
+    for variant in variants(capability):
+        for index, one in enumerate(variant.launches(_target(capability))):
+            distinct.setdefault(one.key(), (variant, index, capability))
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        yield from pool.map(compile_variant, chosen, [capability] * len(chosen))
+        yield from pool.map(compile_one, *zip(*distinct.values(), strict=True))
+
+
+def _target(capability: int) -> Target:
+    return Target(multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
