@@ -113,13 +113,13 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
 def _text_fields(outer: Fields) -> tuple[Fields, str]:
     """The fields of the text model and its type: the config itself, or what a known multimodal config wraps."""
     model_type = _type_of(outer)
-    key = next((key for key in _TEXT_KEYS if isinstance(outer.values.get(key), dict)), None)
-    if key is None:
+    inner = next((outer.nested(key) for key in _TEXT_KEYS if isinstance(outer.values.get(key), dict)), None)
+    if inner is None:
         return _flat(outer, model_type)
+    if model_type in FAMILIES and model_type not in WRAPPERS:
+        raise outer.error(f"model_type {model_type!r} is a text model, yet the config nests another one")
     if model_type not in WRAPPERS:
         raise _unknown_type(outer, model_type)
-    inner = outer.nested(key)
-    assert inner is not None
     inner_type = _type_of(inner) or WRAPPERS[model_type]
     if inner_type in WRAPPERS and any(name in inner.values for name in _TEXT_KEYS):
         return _text_fields(inner)

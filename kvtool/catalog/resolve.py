@@ -33,11 +33,18 @@ def resolve_model(name: str, *, models_path: Path | None = None) -> Model:
     if path.is_absolute() or name.startswith("."):
         raise KvtoolError(f"{name} is neither a folder with config.json, nor a .json or .gguf file")
     if _REPOSITORY.fullmatch(name):
-        from kvtool.catalog.hub import hub_model
-
-        return hub_model(name)
+        return _repository_model(name, catalogue.nearest(name))
     nearest = catalogue.nearest(name) or ": `kvtool models` lists them; a path or an owner/name on the Hub works too"
     raise KvtoolError(f"unknown model {name[:80]!r}{nearest}")
+
+
+def _repository_model(name: str, nearest: str) -> Model:
+    from kvtool.catalog.hub import hub_model
+
+    try:
+        return hub_model(name)
+    except KvtoolError as error:
+        raise KvtoolError(f"{error}{nearest}") from error
 
 
 def _is_folder(path: Path) -> bool:

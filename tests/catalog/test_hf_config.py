@@ -289,6 +289,7 @@ def test_wrappers_may_name_no_type_or_nest_twice() -> None:
     [
         ({"model_type": "mystery_vl", "text_config": LLAMA}, "model_type 'mystery_vl' is not known"),
         ({"model_type": "llava"}, "field 'text_config' is missing"),
+        ({**LLAMA, "text_config": LLAMA}, "model_type 'llama' is a text model, yet the config nests another one"),
         ({"model_type": "llava", "text_config": {"model_type": "bert"}}, "text_config: model_type 'bert' is not known"),
         ({"model_type": "internvl_chat", "llm_config": {}}, "field 'model_type' is missing"),
     ],

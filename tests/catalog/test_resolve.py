@@ -79,6 +79,7 @@ def test_a_folder_with_truncated_weights_is_refused(tmp_path: Path) -> None:
         ("/nowhere/at/all", "is neither a folder"),
         ("./nowhere", "is neither a folder"),
         ("nobody/nothing", "is not in the catalogue, and the Hub cannot be reached"),
+        ("meta-llama/Llama-3.1-8C", "give its config.json: did you mean meta-llama/llama-3.1-8b"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(name: str, message: str) -> None:
