@@ -71,18 +71,23 @@ def _read_rope(fields: Fields) -> tuple[float | None, RopeScaling | None] | None
     theta = fields.optional_number("rope_theta") if theta is None else theta
     kind = nested.get("rope_type", "type") if nested.values else "default"
     partial = nested.optional_number("partial_rotary_factor") or fields.optional_number("partial_rotary_factor") or 1.0
-    if partial != 1.0 or kind not in (None, "default", "llama3", "yarn", "linear"):
+    by_layer_type = any(isinstance(value, dict) for value in nested.values.values())
+    if by_layer_type or partial != 1.0 or kind not in (None, "default", "llama3", "yarn", "linear"):
         return None
     if kind in (None, "default"):
         return theta, None
+    factor = nested.optional_number("factor")
+    if factor is None:
+        return None
     return theta, RopeScaling(
         kind=str(kind),
-        factor=nested.number("factor", default=1.0),
+        factor=factor,
         original_max_position_embeddings=nested.optional_integer("original_max_position_embeddings"),
         low_freq_factor=nested.optional_number("low_freq_factor"),
         high_freq_factor=nested.optional_number("high_freq_factor"),
         beta_fast=nested.optional_number("beta_fast"),
         beta_slow=nested.optional_number("beta_slow"),
+        truncate=nested.flag("truncate", default=True),
         attention_factor=nested.optional_number("attention_factor"),
         mscale=nested.optional_number("mscale"),
         mscale_all_dim=nested.optional_number("mscale_all_dim"),

@@ -187,6 +187,7 @@ class RopeScaling:
     high_freq_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
+    truncate: bool = True  # whether YaRN's range of dimensions is rounded to whole ones
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None

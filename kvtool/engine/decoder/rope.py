@@ -76,8 +76,10 @@ def _yarn(frequencies: Tensor, theta: float, dim: int, scaling: RopeScaling) -> 
     def dimension_turning(times: float) -> float:
         return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(dimension_turning(scaling.beta_fast or 32.0)), 0)
-    high = min(math.ceil(dimension_turning(scaling.beta_slow or 1.0)), dim - 1)
+    low, high = dimension_turning(scaling.beta_fast or 32.0), dimension_turning(scaling.beta_slow or 1.0)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
     kept = 1 - ramp.clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor), _yarn_magnitude(scaling)

@@ -1,0 +1,81 @@
+"""Products through oneDNN's packed layout against plain ones, for few rows and many, with biases and what follows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear, silu
+
+from kvtool.engine.decoder.linear import GatedLinear, Linear, packs
+from kvtool.errors import KvtoolError
+
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_new": lambda x: gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: gelu(x, approximate="tanh"),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ROWS = (1, 2, 8, 63, 64, 65, 200)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
+each_count = pytest.mark.parametrize("rows", ROWS)
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_rounded(found: Tensor, exact: Tensor) -> None:
+    """Equal but for a few roundings of the dtype, on the scale of the largest value."""
+    assert found.dtype != torch.float64
+    allowed = 4 * torch.finfo(found.dtype).eps * float(exact.abs().max()) + 1e-5
+    assert float((found.double() - exact).abs().max()) < allowed
+
+
+@each_dtype
+@each_count
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_a_product_with_its_bias_and_residual(
+    dtype: torch.dtype, rows: int, has_bias: bool, has_residual: bool
+) -> None:
+    x = drawn(rows, 72, dtype=dtype, seed=0)
+    weight = drawn(40, 72, dtype=dtype, seed=1) * 0.1
+    bias = drawn(40, dtype=dtype, seed=2) if has_bias else None
+    plus = drawn(rows, 40, dtype=dtype, seed=3) if has_residual else None
+    before = None if plus is None else plus.clone()
+    exact = linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert_rounded(Linear(weight, bias)(x, plus), exact if plus is None else exact + plus.double())
+    assert plus is None or torch.equal(plus, before), "the residual is read, not written"
+
+
+@each_dtype
+@each_count
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gated_product(dtype: torch.dtype, rows: int, activation: str, biased: bool) -> None:
+    x = drawn(rows, 72, dtype=dtype, seed=0)
+    gate, up = (drawn(40, 72, dtype=dtype, seed=seed) * 0.1 for seed in (1, 2))
+    biases = (drawn(40, dtype=dtype, seed=3), drawn(40, dtype=dtype, seed=4)) if biased else None
+    gate_bias, up_bias = (bias.double() for bias in biases) if biases else (None, None)
+    gated = ACTIVATIONS[activation](linear(x.double(), gate.double(), gate_bias))
+    exact = gated * linear(x.double(), up.double(), up_bias)
+    assert_rounded(GatedLinear(gate, up, activation, biases)(x), exact)
+
+
+def test_rows_of_a_wider_tensor_are_read_where_they_lie() -> None:
+    wide = drawn(9, 100, dtype=torch.bfloat16, seed=0)
+    weight = drawn(40, 72, dtype=torch.bfloat16, seed=1) * 0.1
+    x = wide[:, 28:]
+    assert_rounded(Linear(weight)(x), linear(x.double(), weight.double()))
+
+
+def test_bf16_on_a_cpu_is_packed_and_fp32_is_not() -> None:
+    assert not packs(torch.ones(4, 4))
+    assert packs(torch.ones(4, 4, dtype=torch.bfloat16)) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(KvtoolError, match=r"activation 'relu2' is not one the engine runs: silu, gelu, gelu_new"):
+        GatedLinear(torch.ones(4, 4), torch.ones(4, 4), "relu2")
