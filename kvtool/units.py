@@ -53,6 +53,12 @@ def format_bytes(count: int) -> str:
     return f"{count} B"
 
 
+def format_bytes_short(count: int) -> str:
+    """A byte count in at most four digits, for narrow columns: `12.8 GiB`, `512 MiB`."""
+    value, _, unit = format_bytes(count).partition(" ")
+    return f"{float(value):.3g} {unit}" if float(value) < 1000 else f"{float(value):.0f} {unit}"
+
+
 def format_length(tokens: int) -> str:
     """`131072` -> `128k`, `1048576` -> `1m`, other numbers with thousands separators."""
     if tokens >= 1024**2 and tokens % 1024**2 == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +13,26 @@ from kvtool.report.cases import case_rows, case_title, shared_inputs, varying_in
 from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, new_figure, tokens_axis
 from kvtool.report.files import write_result
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import KernelCase, KernelsDocument
-from kvtool.units import format_bytes, format_length, format_ms
+from kvtool.results import KernelCase, KernelRoofline, KernelsDocument
+from kvtool.units import format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
-# Inputs that become a column where they vary, and are told once above the tables where they do not.
-SHARED_INPUTS = ("model", "layer", "dtype", "kv_cache_dtype", "block_size", "backend", "device", "threads", "num_iters")
-HEADINGS = {"kv_cache_dtype": "cache", "block_size": "page", "batch_size": "batch", "query_len": "new\ntokens"}
-LENGTHS = ("context", "query_len")
+# Inputs that tell one variant of a kernel from another where they vary, and are told once above the tables elsewhere.
+VARIANTS = ("model", "layer", "dtype", "kv_cache_dtype", "block_size")
+SHARED_INPUTS = (*VARIANTS, "backend", "device", "threads", "num_iters")
+HEADINGS = {
+    "kv_cache_dtype": "cache",
+    "block_size": "page",
+    "context": "context",
+    "batch_size": "batch",
+    "query_len": "new\ntokens",
+}
+CHECK_NOTE = "max diff: from the reference kernels."
+SHOW_MS_FROM = 10.0  # a table with a longer time than this is in milliseconds
 
 
 def print_kernels(document: KernelsDocument, console: Console) -> None:
@@ -47,11 +56,11 @@ def write_kernels(document: KernelsDocument, directory: Path) -> list[Path]:
 def kernel_tables(document: KernelsDocument) -> list[Table]:
     """Every table that the document has cases for."""
     tables = (
-        (stream_table, "Decode", ("context", "batch_size"), cases_of(document, "decode")),
-        (prefill_table, "Prefill", ("context", "query_len"), cases_of(document, "prefill")),
-        (stream_table, "Store", ("batch_size", "query_len"), cases_of(document, "store")),
+        (stream_table, ("context", "batch_size"), cases_of(document, "decode")),
+        (prefill_table, ("context", "query_len"), cases_of(document, "prefill")),
+        (stream_table, ("batch_size", "query_len"), cases_of(document, "store")),
     )
-    return [table(title, keys, cases) for table, title, keys, cases in tables if cases]
+    return [table(cases, keys) for table, keys, cases in tables if cases]
 
 
 def cases_of(document: KernelsDocument, part: str) -> list[KernelCase]:
@@ -59,86 +68,104 @@ def cases_of(document: KernelsDocument, part: str) -> list[KernelCase]:
     return [case for case in document.cases if part in case.kernel]
 
 
-def stream_table(title: str, always: tuple[str, ...], cases: Sequence[KernelCase]) -> Table:
+def stream_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
     """Kernels that move bytes: GB/s next to what the device can read."""
-    keys = varying_inputs(cases, SHARED_INPUTS) + always
-    rows = [
+    unit = time_unit(cases)
+    measured = rate(cases[0].roofline.read_gbps_measured or 0.0)
+    figures = [
         (
-            *labels(case, keys),
-            format_bytes(case.bytes.kv_read + case.bytes.kv_written),
-            *times_us(case),
+            format_bytes_short(case.bytes.kv_read + case.bytes.kv_written),
+            *times(case, unit),
             rate(case.metrics.gbps),
             percent(case.roofline.mbu),
-            *agreement(case),
+            agreement(case),
         )
         for case in cases
     ]
-    roofline = cases[0].roofline
-    note = f"% of read: of the {rate(roofline.read_gbps_measured or 0.0)} GB/s that this device read in the same run."
-    return Table(
-        title=f"{title}: {cases[0].kernel}",
-        columns=(*headings(keys), "KV", "µs p50", "µs p90", "GB/s", "% of\nread", "max diff", "equal"),
-        rows=rows,
-        labels=len(keys),
+    note = f"{CHECK_NOTE} % of read: of the {measured} GB/s that this device read in the same run."
+    return labelled(
+        cases,
+        keys,
+        columns=("KV", f"{unit}\np50", f"{unit}\np90", "GB/s", "% of\nread", "max\ndiff"),
+        figures=figures,
         note=" ".join([note, *reasons(cases)]),
     )
 
 
-def prefill_table(title: str, always: tuple[str, ...], cases: Sequence[KernelCase]) -> Table:
+def prefill_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
     """Kernels that compute: TFLOP/s next to a matrix product's."""
-    keys = varying_inputs(cases, SHARED_INPUTS) + always
-    rows = [
+    unit = time_unit(cases)
+    measured = rate(cases[0].roofline.tflops_measured or 0.0)
+    figures = [
         (
-            *labels(case, keys),
-            *times_us(case),
+            *times(case, unit),
             rate(case.metrics.tflops or 0.0),
             percent(case.roofline.mfu),
-            f"{case.roofline.bound or DASH}",
-            *agreement(case),
+            agreement(case),
         )
         for case in cases
     ]
-    note = (
-        "The last tokens of a context, over all of it. % of matmul: of the "
-        f"{rate(cases[0].roofline.tflops_measured or 0.0)} TFLOP/s that a matrix product reached in the same run."
+    return labelled(
+        cases,
+        keys,
+        columns=(f"{unit}\np50", f"{unit}\np90", "TFLOP\n/s", "% of\nmatmul", "max\ndiff"),
+        figures=figures,
+        note=f"{CHECK_NOTE} The last tokens of a context, over all of it. % of matmul: of the {measured} TFLOP/s that "
+        "a matrix product reached in the same run.",
     )
+
+
+def labelled(
+    cases: Sequence[KernelCase],
+    keys: tuple[str, ...],
+    *,
+    columns: tuple[str, ...],
+    figures: Sequence[tuple[str, ...]],
+    note: str,
+) -> Table:
+    """The figures behind what tells their cases apart: the variant, where there are several, then `keys`."""
+    variant = varying_inputs(cases, VARIANTS)
+    names = [" ".join(cells(case, variant)) for case in cases]
+    labels = [((name,) if variant else ()) + cells(case, keys) for name, case in zip(names, cases, strict=True)]
+    heading = (" ".join(HEADINGS.get(key, key) for key in variant),) if variant else ()
     return Table(
-        title=f"{title}: {cases[0].kernel}",
-        columns=(*headings(keys), "µs p50", "µs p90", "TFLOP/s", "% of\nmatmul", "bound", "max diff", "equal"),
-        rows=rows,
-        labels=len(keys),
+        title=" and ".join(sorted({case.kernel for case in cases})),
+        columns=heading + tuple(HEADINGS[key] for key in keys) + columns,
+        rows=[label + row for label, row in zip(labels, figures, strict=True)],
+        labels=len(heading) + len(keys),
         note=note,
     )
 
 
-def headings(keys: Sequence[str]) -> list[str]:
-    return [HEADINGS.get(key, key.replace("_", "\n")) for key in keys]
+def cells(case: KernelCase, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(cell(key, case.inputs[key]) for key in keys)
 
 
-def labels(case: KernelCase, keys: Sequence[str]) -> list[str]:
-    values = ((key, case.inputs[key]) for key in keys)
-    return [
-        format_length(v) if k in LENGTHS and isinstance(v, int) else DASH if v is None else str(v) for k, v in values
-    ]
+def cell(key: str, value: str | int | float | bool | None) -> str:
+    """Lengths as people write them: 32k."""
+    return format_length(value) if key in ("context", "query_len") and isinstance(value, int) else str(value)
 
 
 def rate(per_second: float) -> str:
-    """Three digits, all of those before the point."""
-    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+    """Three digits, all of those before the point, and no more than three behind it."""
+    digits = 0 if per_second >= 100 else 1 if per_second >= 10 else 2 if per_second >= 1 else 3
+    return f"{per_second:,.{digits}f}"
 
 
-def times_us(case: KernelCase) -> tuple[str, str]:
-    time_ms = case.metrics.time_ms
-    return format_ms(1e3 * time_ms.p50), format_ms(1e3 * time_ms.p90)
+def time_unit(cases: Sequence[KernelCase]) -> str:
+    return "ms" if max(case.metrics.time_ms.p50 for case in cases) >= SHOW_MS_FROM else "µs"
 
 
-def agreement(case: KernelCase) -> tuple[str, str]:
-    """The largest difference from the reference kernels, and whether rounding explains it."""
+def times(case: KernelCase, unit: str) -> tuple[str, str]:
+    time_ms, factor = case.metrics.time_ms, 1.0 if unit == "ms" else 1e3
+    return format_ms(factor * time_ms.p50), format_ms(factor * time_ms.p90)
+
+
+def agreement(case: KernelCase) -> str:
+    """The largest difference from the reference kernels; WRONG where rounding does not explain it."""
     check = case.check
-    return (
-        "not finite" if check.max_abs_diff is None else f"{check.max_abs_diff:.1e}",
-        "yes" if check.outputs_equal else "NO",
-    )
+    difference = "not finite" if check.max_abs_diff is None else f"{check.max_abs_diff:.0e}"
+    return difference if check.outputs_equal else f"WRONG {difference}"
 
 
 def reasons(cases: Sequence[KernelCase]) -> list[str]:
@@ -146,62 +173,71 @@ def reasons(cases: Sequence[KernelCase]) -> list[str]:
     return [f"{DASH}: {reason}." for reason in sorted({c.roofline.reason for c in cases if c.roofline.reason})]
 
 
+@dataclass(frozen=True)
+class Panel:
+    """What one axes shows: a value of each case against context, under the device's own `limit`."""
+
+    label: str
+    points: list[tuple[KernelCase, float]]
+    limit: tuple[str, float]
+
+
 def kernels_figure(document: KernelsDocument) -> Figure:
     """Decode's GB/s and prefill's TFLOP/s against context, under what the device reached in the same run."""
-    title = case_title("kernels", document.cases, document.environment)
-    subtitle = shared_inputs(document.cases, ("layer", "dtype", "kv_cache_dtype", "block_size", "backend"))
-    figure, (left, right) = new_figure(title, subtitle=subtitle, panels=2, width_in=11.5)
-    decode, prefill = cases_of(document, "decode"), cases_of(document, "prefill")
-    ceilings = document.cases[0].roofline if document.cases else None
-    read_gbps, tflops = (ceilings.read_gbps_measured, ceilings.tflops_measured) if ceilings else (None, None)
-    draw(
-        figure,
-        left,
-        [(case, case.metrics.gbps) for case in decode],
-        ceiling=read_gbps,
-        label="decode, GB/s",
-        limit="read",
+    panels = [panel for panel in kernel_panels(document) if panel.points]
+    subtitle = shared_inputs(document.cases, (*VARIANTS[1:], "backend"))
+    figure, axes = new_figure(
+        case_title("kernels", document.cases, document.environment),
+        subtitle=subtitle,
+        panels=max(1, len(panels)),
+        width_in=11.5,
     )
-    draw(
-        figure,
-        right,
-        [(case, case.metrics.tflops or 0.0) for case in prefill],
-        ceiling=tflops,
-        label="prefill, TFLOP/s",
-        limit="matrix product",
-    )
+    for axis, panel in zip(axes, panels, strict=False):
+        draw(figure, axis, panel)
     return figure
 
 
-def draw(
-    figure: Figure,
-    axes: Axes,
-    points: Sequence[tuple[KernelCase, float]],
-    *,
-    ceiling: float | None,
-    label: str,
-    limit: str,
-) -> None:
-    """A line for each set of inputs that differ in more than context, and the measured ceiling dashed above."""
-    cases = [case for case, _ in points]
-    keys = varying_inputs(cases, (*SHARED_INPUTS, "batch_size"))
-    lines: dict[tuple[str, ...], list[tuple[int, float]]] = {}
-    for case, value in points:
-        lines.setdefault(tuple(labels(case, keys)), []).append((int(case.inputs["context"] or 0), value))
-    names = [HEADINGS.get(key, key) for key in keys]
+def kernel_panels(document: KernelsDocument) -> list[Panel]:
+    decode, prefill = cases_of(document, "decode"), cases_of(document, "prefill")
+    roofline = document.cases[0].roofline if document.cases else KernelRoofline()
+    return [
+        Panel(
+            "decode, GB/s",
+            [(case, case.metrics.gbps) for case in decode],
+            ("read here", roofline.read_gbps_measured or 0.0),
+        ),
+        Panel(
+            "prefill, TFLOP/s",
+            [(case, case.metrics.tflops or 0.0) for case in prefill],
+            ("matrix product here", roofline.tflops_measured or 0.0),
+        ),
+    ]
+
+
+def lines_of(panel: Panel) -> dict[str, list[tuple[int, float]]]:
+    """Points of growing context under the name of what they share."""
+    variant = varying_inputs([case for case, _ in panel.points], VARIANTS)
+    several_batches = len({case.inputs["batch_size"] for case, _ in panel.points}) > 1
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for case, value in panel.points:
+        names = [*cells(case, variant), *([f"batch {case.inputs['batch_size']}"] if several_batches else [])]
+        lines.setdefault(" ".join(names), []).append((int(case.inputs["context"] or 0), value))
+    return {name: sorted(line) for name, line in lines.items()}
+
+
+def draw(figure: Figure, axes: Axes, panel: Panel) -> None:
+    """A line for each variant and batch size, and the measured limit dashed above them."""
     ends = []
-    for colour, (told, line) in zip(cycle(COLOURS), lines.items(), strict=False):
-        line.sort()
+    for colour, (name, line) in zip(cycle(COLOURS), lines_of(panel).items(), strict=False):
         axes.plot(*zip(*line, strict=True), color=colour, marker="o", markersize=4)
-        name = ", ".join(f"{name} {value}" for name, value in zip(names, told, strict=True))
-        ends.append(EndLabel(*line[-1], name or rate(line[-1][1]), colour))
+        ends.append(EndLabel(*line[-1], ": ".join(filter(None, (name, rate(line[-1][1])))), colour))
+    contexts = sorted({int(case.inputs["context"] or 0) for case, _ in panel.points})
+    name, limit = panel.limit
+    axes.axhline(limit, color=GREY, linestyle="--", linewidth=1)
+    ends.append(EndLabel(contexts[-1], limit, f"{name}: {rate(limit)}", GREY))
     tokens_axis(axes)
-    contexts = sorted({int(case.inputs["context"] or 0) for case in cases})
     axes.set_xticks(contexts)
-    if ceiling is not None:
-        axes.axhline(ceiling, color=GREY, linestyle="--", linewidth=1)
-        ends.append(EndLabel(contexts[-1], ceiling, f"{limit}, {rate(ceiling)}", GREY))
-    axes.set_ylim(0, 1.1 * max([*(value for _, value in points), ceiling or 0.0]))
+    axes.set_ylim(0, 1.1 * max([limit, *(value for _, value in panel.points)]))
     axes.set_xlabel("context, tokens a sequence")
-    axes.set_ylabel(label)
+    axes.set_ylabel(panel.label)
     label_ends(figure, axes, ends)

@@ -12,7 +12,7 @@ from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label
 from kvtool.report.files import CsvValue
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import SizeDocument, SizeLayers, SizeRow
-from kvtool.units import format_bytes, format_length, format_ms
+from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,20 +86,18 @@ def row_table(rows: list[SizeRow]) -> Table:
 def _row_cells(row: SizeRow) -> tuple[str, ...]:
     inputs, kv, fit = row.inputs, row.kv, row.fit
     cells = [format_length(inputs.context), f"{inputs.batch_size:,}"]
-    cells += [_short(kv.allocated_bytes_per_sequence), _short(kv.bytes_per_gpu)]
+    cells += [format_bytes_short(kv.allocated_bytes_per_sequence), format_bytes_short(kv.bytes_per_gpu)]
     if inputs.gpu is None:
-        return (*cells, _short(row.decode.kv_read_bytes_per_step))
+        return (*cells, format_bytes_short(row.decode.kv_read_bytes_per_step))
     tpot = format_ms(row.decode.ideal_tpot_ms)
     if fit.kv_pool_bytes is None or fit.missing_bytes is None or fit.max_context is None:
         return (*cells, "?", "?", "?", "?", tpot)
-    left = f"-{_short(fit.missing_bytes)}" if fit.missing_bytes else _short(fit.kv_pool_bytes - kv.bytes_per_gpu)
+    left = (
+        f"-{format_bytes_short(fit.missing_bytes)}"
+        if fit.missing_bytes
+        else format_bytes_short(fit.kv_pool_bytes - kv.bytes_per_gpu)
+    )
     return (*cells, "yes" if fit.fits else "no", left, f"{fit.max_batch_size:,}", format_length(fit.max_context), tpot)
-
-
-def _short(count: int) -> str:
-    """A byte count in at most four digits: `12.8 GiB`, `512 MiB`."""
-    value, _, unit = format_bytes(count).partition(" ")
-    return f"{float(value):.3g} {unit}" if float(value) < 1000 else f"{float(value):.0f} {unit}"
 
 
 def size_csv_rows(document: SizeDocument) -> Iterator[dict[str, CsvValue]]:
