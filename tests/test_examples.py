@@ -1,0 +1,49 @@
+"""The examples run as they stand, and print what they promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TESTED = {"how_many_users.py", "shared_prompt.py", "transformers_generate.py"}
+NEEDS_THE_NETWORK = {"smollm2_weights.py"}
+
+
+def run(name: str, *arguments: str) -> list[str]:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == TESTED | NEEDS_THE_NETWORK
+
+
+def test_how_many_users_fit() -> None:
+    lines = run("how_many_users.py")
+    users = {tuple(line.split()[:2]): int(line.split()[-2]) for line in lines}
+    assert len(users) == 8
+    for model in {model for model, _ in users}:
+        assert users[model, "fp8"] >= 2 * users[model, "bf16"] > 0
+
+
+def test_shared_prompt_shares_the_two_whole_pages() -> None:
+    first, second, pool, *_ = run("shared_prompt.py")
+    assert first.endswith("in pages [0, 1, 2, 3], 0 found in the cache")
+    assert second.endswith("in pages [0, 1, 4, 5], 32 found in the cache")
+    assert pool.startswith("8 pages, 4 free")
+
+
+def test_transformers_generate_measures_both() -> None:
+    settings = ("--input-len", "16", "--batch-size", "1", "--output-len", "2", "--rounds", "1", "--threads", "1")
+    row = run("transformers_generate.py", *settings)[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["16", "1"]
+    assert all(float(cell.rstrip("x")) >= 0 for cell in cells)
+
+
+def test_smollm2_weights_takes_a_folder() -> None:
+    assert "folder" in run("smollm2_weights.py", "--help")[0]
