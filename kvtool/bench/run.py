@@ -19,6 +19,7 @@ from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
 from kvtool.results import BenchDocument, Case
+from kvtool.units import ceil_div
 
 CEILING_SECONDS = 2.0
 
@@ -49,6 +50,7 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     """
     progress(f"loading {model.id}", 0.0)
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1)
+    _require_room(loaded, options)
     progress("measuring the device", 0.0)
     ceiling = _ceiling(loaded)
     cases, interrupted = _run(list(_steps(loaded, options)), progress)
@@ -66,6 +68,13 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     )
     errors = [f"{case.name}: {case.roofline.reason}" for case in cases if is_impossible(case)]
     return Outcome(document, interrupted, errors)
+
+
+def _require_room(loaded: LoadedModel, options: BenchOptions) -> None:
+    """Before anything is measured, or a prompt made: DeviceError when the largest case cannot be held."""
+    largest = max(options.input_lens) + options.output_len
+    at_once = max(options.batch_sizes) if "latency" in options.parts else 1
+    loaded.require_room(at_once * ceil_div(largest, loaded.config.block_size))
 
 
 def _run(steps: list[Step], progress: Progress) -> tuple[list[Case], bool]:

@@ -30,6 +30,7 @@ from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.sizing.dtypes import parse_cache_format
 from kvtool.sizing.layers import layer_specs
+from kvtool.units import ceil_div, format_bytes
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,6 +55,7 @@ class LoadedModel:
         self.kernels = load_kernels(self.backend)
         self.specs = pool_specs(layer_specs(self.model, self.cache_format))
         self.max_positions = max_positions
+        self.require_room(ceil_div(max_positions, config.block_size))
         self.weights = weight_source(self.model, config, TORCH_DTYPES[self.dtype], self.device)
         with device_errors(f"loading {model.id}"):
             self.transformer = Transformer(
@@ -78,6 +80,15 @@ class LoadedModel:
     def page_bytes(self) -> int:
         """Bytes of one page over all layers, from the specs."""
         return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
+
+    def require_room(self, num_pages: int) -> None:
+        """Raises DeviceError when the device has no memory for a pool of that many pages."""
+        needed, available = num_pages * self.page_bytes, available_bytes(self.device)
+        if needed > available:
+            raise DeviceError(
+                f"a pool of {num_pages:,} pages needs {format_bytes(needed)}, but {self.device} has "
+                f"{format_bytes(available)} free: ask for fewer or shorter requests"
+            )
 
     def assumptions(self) -> list[str]:
         """What was not read or measured, in words."""
@@ -111,12 +122,7 @@ class Engine:
     ) -> None:
         """`config` may differ from the one the model was loaded with in its limits and in prefix caching."""
         config = config or loaded.config
-        needed = num_pages * loaded.page_bytes
-        if needed > available_bytes(loaded.device):
-            raise DeviceError(
-                f"the pool of {num_pages} pages needs {needed / 2**30:.2f} GiB, but {loaded.device} has "
-                f"{available_bytes(loaded.device) / 2**30:.2f} GiB free: ask for less"
-            )
+        loaded.require_room(num_pages)
         self.loaded = loaded
         self.clock = clock
         self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching)

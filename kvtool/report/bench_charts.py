@@ -208,7 +208,9 @@ def draw_memory(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
             ha="center",
             fontsize=LABEL_POINTS,
         )
-    axes.set_xlim(-0.6, max(len(shown), 4) - 0.4)
+    half_width = max(len(shown), 4) / 2 + 0.1
+    middle = (len(shown) - 1) / 2
+    axes.set_xlim(middle - half_width, middle + half_width)
     axes.set_xticks(list(places), [format_length(length) for length, _ in shown])
     axes.set_xlabel("input tokens")
     axes.set_ylabel("MiB a sequence")

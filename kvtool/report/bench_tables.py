@@ -104,14 +104,12 @@ def memory_table(cases: Sequence[Case]) -> Table:
             format_bytes(case.memory.kv_predicted_bytes),
             format_bytes(case.memory.kv_allocated_bytes),
             yes_no(case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes),
-            format_bytes(case.memory.kv_waste_bytes),
             percent(waste_ratio(case), digits=1),
-            optional_bytes(case.memory.kv_pool_bytes),
             optional_bytes(case.memory.peak_bytes),
         )
         for case in cases
     ]
-    columns = ("predicted", "allocated", "equal", "waste", "waste\n%", "pool", "peak")
+    columns = ("predicted", "allocated", "equal", "waste\n%", "peak")
     return Table(
         title="KV cache memory",
         columns=(*(heading(k) for k in keys), *columns),
