@@ -29,12 +29,16 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
-    decode_registers: int = MAX_REGISTERS
 
     @property
     def min_tiles(self) -> int:
         """Tiles of the shortest split."""
         return max(1, MIN_SPLIT_TOKENS // self.block_n)
+
+    def decode_registers(self, page: int) -> int:
+        """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
+        frugal = self.num_warps == 4 and self.block_n == 64 and page % self.block_n == 0
+        return DECODE_REGISTERS if frugal else MAX_REGISTERS
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
@@ -52,13 +56,11 @@ def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target)
     if element_bytes == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
         return Tile(16, 16, num_warps=4 if head_dim <= 128 else 8, num_stages=2 if head_dim <= 256 else 1)
     block_m = next(m for m in _row_blocks(head_dim) if rows <= m or m == _row_blocks(head_dim)[-1])
-    num_warps = 4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8
     return Tile(
         block_m,
         block_n=64 if head_dim <= 128 else 32,
-        num_warps=num_warps,
+        num_warps=4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8,
         num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
-        decode_registers=DECODE_REGISTERS if num_warps == 4 else MAX_REGISTERS,
     )
 
 

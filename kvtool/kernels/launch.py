@@ -217,7 +217,8 @@ def _decode(
     group, target = num_heads // keys.num_heads, _target(q.device)
     tile = keys.tile(q, rows=group, target=target)
     programs = keys.num_heads * math.ceil(group / tile.block_m)
-    max_context = block_tables.shape[1] * keys.k.shape[1]
+    page = keys.k.shape[1]
+    max_context = block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
     splits = configs.num_splits(num_seqs * programs, max_context, resident)
     partial = q.new_empty(num_seqs, num_heads, splits, v_dim, dtype=torch.float32) if splits > 1 else out
@@ -244,7 +245,7 @@ def _decode(
         **keys.arguments(),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers,
+        maxnreg=tile.decode_registers(page),
     )
     if splits > 1:
         _merge(partial, lse, seq_lens, out, tile, window)

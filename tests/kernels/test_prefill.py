@@ -44,6 +44,7 @@ CASES = {
     "head 256": prefill((40,), (40,), head_dim=256, v_dim=256),
     "window within a tile": prefill((100, 9), (100, 9), window=5),
     "window over tiles": prefill((200, 70), (60, 70), window=70),
+    "window over whole tiles": prefill((300,), (60,), window=150),
     "window of one": prefill((40,), (20,), window=1),
     "window of pages": prefill((200,), (70,), window=64, page=64),
     "window longer than everything": prefill((70,), (70,), window=1000),

@@ -11,39 +11,13 @@ from kvtool.kernels.triton.paged import FLOOR, attend, load_rows, normalise, spl
 # What changes from step to step must not compile a new variant.
 @triton.jit(do_not_specialize=["window", "group", "num_heads", "num_splits", "table_stride"])
 def decode_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    table_ptr,
-    lens_ptr,
-    out_ptr,
-    lse_ptr,
-    qk_scale,
-    v_scale,
-    window,
-    group,
-    num_heads,
-    num_splits,
-    q_seq_stride,
-    q_head_stride,
-    k_page_stride,
-    k_slot_stride,
-    k_head_stride,
-    v_page_stride,
-    v_slot_stride,
-    v_head_stride,
-    table_stride,
-    SPLIT: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    V_DIM: tl.constexpr,
-    ROPE_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_ROPE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    MIN_TILES: tl.constexpr,
-    PAGE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, table_ptr, lens_ptr, out_ptr, lse_ptr,
+    qk_scale, v_scale, window, group, num_heads, num_splits,
+    q_seq_stride, q_head_stride, table_stride,
+    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+    SPLIT: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MIN_TILES: tl.constexpr, PAGE: tl.constexpr,
 ):
     """One program: up to BLOCK_M query heads of one KV head, over one split of one sequence.
 
@@ -68,35 +42,18 @@ def decode_kernel(
     if ROPE_DIM > 0:
         q_rope = load_rows(q_ptrs + HEAD_DIM, is_head, ROPE_DIM, BLOCK_ROPE, True)
 
+    position = tl.full([BLOCK_M], 0, tl.int32) + (length - 1)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    row_max = tl.full([BLOCK_M], FLOOR, tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    k_ptr += kv_head.to(tl.int64) * k_head_stride
+    v_ptr += kv_head.to(tl.int64) * v_head_stride
+    table_ptr += seq * table_stride
     acc, row_max, row_sum = attend(
-        tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
-        tl.full([BLOCK_M], FLOOR, tl.float32),
-        tl.zeros([BLOCK_M], tl.float32),
-        q,
-        q_rope,
-        tl.zeros([BLOCK_M], tl.int32) + (length - 1),
-        k_ptr + kv_head.to(tl.int64) * k_head_stride,
-        v_ptr + kv_head.to(tl.int64) * v_head_stride,
-        table_ptr + seq * table_stride,
-        begin,
-        end,
-        tl.maximum(length - window, 0),
-        length,
-        window,
-        qk_scale,
-        k_page_stride,
-        k_slot_stride,
-        v_page_stride,
-        v_slot_stride,
-        True,
-        HEAD_DIM,
-        V_DIM,
-        ROPE_DIM,
-        BLOCK_D,
-        BLOCK_DV,
-        BLOCK_ROPE,
-        BLOCK_N,
-        PAGE,
+        acc, row_max, row_sum, q, q_rope, position,
+        k_ptr, v_ptr, table_ptr, begin, end, tl.maximum(length - window, 0), length, window, qk_scale,
+        k_page_stride, k_slot_stride, v_page_stride, v_slot_stride,
+        True, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
     )
 
     row = (seq * num_heads + head) * num_splits + split
@@ -110,17 +67,8 @@ def decode_kernel(
 
 @triton.jit(do_not_specialize=["window", "num_heads", "num_splits"])
 def merge_kernel(
-    partial_ptr,
-    lse_ptr,
-    lens_ptr,
-    out_ptr,
-    window,
-    num_splits,
-    num_heads,
-    V_DIM: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    partial_ptr, lse_ptr, lens_ptr, out_ptr, window, num_splits, num_heads,
+    V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
     MIN_TILES: tl.constexpr,
 ):
     """out [S, HQ, V_DIM] = mean of partial [S, HQ, splits, V_DIM] by weights exp2(lse); zeros for an empty sequence."""

@@ -8,20 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def store_kernel(
-    x_ptr,
-    cache_ptr,
-    slots_ptr,
-    scale,
-    x_token_stride,
-    x_head_stride,
-    page_stride,
-    slot_stride,
-    head_stride,
-    ROW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    MAX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x_ptr, cache_ptr, slots_ptr, scale,
+    x_token_stride, x_head_stride, page_stride, slot_stride, head_stride,
+    ROW: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """One program writes BLOCK of the ROW = heads * HEAD_DIM values of one token."""
     token = tl.program_id(0).to(tl.int64)
