@@ -19,6 +19,7 @@ from kvtool.engine.config import (
     resolve_dtype,
     truncated,
 )
+from kvtool.engine.decoder.linear import packs_on
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
 from kvtool.engine.device import device_errors
 from kvtool.engine.pool import KvPool, cache_dtype, pool_specs
@@ -28,8 +29,9 @@ from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
-from kvtool.sizing.dtypes import parse_cache_format
+from kvtool.sizing.dtypes import FLOAT_BYTES, parse_cache_format
 from kvtool.sizing.layers import layer_specs
+from kvtool.sizing.params import count_params
 from kvtool.units import ceil_div, format_bytes
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +57,7 @@ class LoadedModel:
         self.kernels = load_kernels(self.backend)
         self.specs = pool_specs(layer_specs(self.model, self.cache_format))
         self.max_positions = max_positions
+        self._require_room_for_weights()
         self.require_room(ceil_div(max_positions, config.block_size))
         self.weights = weight_source(self.model, config, TORCH_DTYPES[self.dtype], self.device)
         with device_errors(f"loading {model.id}"):
@@ -80,6 +83,21 @@ class LoadedModel:
     def page_bytes(self) -> int:
         """Bytes of one page over all layers, from the specs."""
         return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
+
+    def _require_room_for_weights(self) -> None:
+        """Raises DeviceError where loading would exhaust the device's memory; unknown sizes are left to be tried."""
+        params = count_params(self.model)
+        if params is None:
+            return
+        needed = params.total * FLOAT_BYTES[self.dtype] * (2 if packs_on(self.device, TORCH_DTYPES[self.dtype]) else 1)
+        available = available_bytes(self.device)
+        if needed > available:
+            outside = params.embedding + params.head
+            layers = int(self.model.num_layers * max(0.0, available * params.total / needed - outside) / params.total)
+            raise DeviceError(
+                f"{self.model.id} takes {format_bytes(needed)} to run here, but {self.device} has "
+                f"{format_bytes(available)} free: run fewer layers, as --num-layers {max(1, layers)}"
+            )
 
     def require_room(self, num_pages: int) -> None:
         """Raises DeviceError when the device has no memory for a pool of that many pages."""

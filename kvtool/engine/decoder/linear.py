@@ -39,7 +39,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
-        self.packed = _pack(weight) if packs(weight) else None
+        self.packed = _pack(weight) if packs_on(weight.device, weight.dtype) else None
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         if self.packed is None or len(x) > _PACKED_ROWS:
@@ -63,7 +63,7 @@ class GatedLinear:
         self.weight = torch.cat((gate, up))
         self.bias = torch.cat(biases) if biases else None
         self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
-        self.packed = (_pack(gate), _pack(up)) if packs(gate) else None
+        self.packed = (_pack(gate), _pack(up)) if packs_on(gate.device, gate.dtype) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None or len(x) > _PACKED_ROWS:
@@ -74,11 +74,11 @@ class GatedLinear:
         return _product_then(x, gated, packed_up, up_bias, "mul")
 
 
-def packs(weight: Tensor) -> bool:
-    """Whether products with this weight go through oneDNN's packed layout."""
+def packs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights are also kept in oneDNN's packed layout."""
     return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
+        device.type == "cpu"
+        and dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
