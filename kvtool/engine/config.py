@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is None:
         raise KvtoolError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
@@ -99,7 +100,8 @@ def available_bytes(device: torch.device) -> int:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held_for_reuse
     try:
         with open("/proc/meminfo") as meminfo:
             fields = dict(line.split(":") for line in meminfo)

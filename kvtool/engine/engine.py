@@ -100,7 +100,9 @@ class LoadedModel:
             )
 
     def require_room(self, num_pages: int) -> None:
-        """Raises DeviceError when the device has no memory for a pool of that many pages."""
+        """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many."""
+        if num_pages < 1:
+            raise KvtoolError(f"a pool of {num_pages} pages holds nothing: at least 1 is needed")
         needed, available = num_pages * self.page_bytes, available_bytes(self.device)
         if needed > available:
             raise DeviceError(
