@@ -1,0 +1,156 @@
+"""Predicted == allocated, and what copy-on-write does to the tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvtool.cache.manager import PageCopy
+from kvtool.engine.batch import build_batch
+from kvtool.engine.engine import Engine
+from kvtool.engine.pool import CACHE_DTYPES, KvPool, cache_dtype
+from kvtool.engine.scheduler import Work
+from kvtool.engine.sequence import SamplingParams, Sequence
+from kvtool.errors import DeviceError, KvtoolError
+from kvtool.sizing.dtypes import parse_cache_format
+from kvtool.sizing.layers import layer_specs
+from tests.engine.conftest import SaveTiny
+from tests.engine.running import engine_of, generate, largest_difference, load, prompt
+
+CPU = torch.device("cpu")
+
+
+def tensors_of(pool: KvPool) -> list[torch.Tensor]:
+    return [tensor for layer in pool.layers for tensor in (layer.k, layer.v) if tensor is not None]
+
+
+@pytest.mark.parametrize("kv_cache_dtype", CACHE_DTYPES)
+@pytest.mark.parametrize(
+    "name", ["llama-3-gqa", "llama-mqa-tied", "mistral-window", "qwen2-half-sliding", "deepseek-v3"]
+)
+@pytest.mark.parametrize("block_size", [1, 16, 48])
+def test_the_tensors_hold_the_bytes_that_the_specs_predict(
+    tiny: SaveTiny, name: str, kv_cache_dtype: str, block_size: int
+) -> None:
+    loaded = load(tiny(name).folder, kv_cache_dtype=kv_cache_dtype, block_size=block_size)
+    num_pages = 7
+    pool = KvPool(loaded.specs, num_pages, block_size, CPU)
+    held = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(pool))
+    assert held == pool.bytes == num_pages * sum(spec.page_bytes(block_size) for spec in loaded.specs)
+    assert pool.page_bytes == loaded.page_bytes == held // num_pages
+    # While a window has not gone past, what `kvtool size` allocates to a sequence is what it holds here.
+    sized = layer_specs(loaded.model, parse_cache_format(kv_cache_dtype))
+    tokens = 13
+    pages = -(-tokens // block_size)
+    assert sum(spec.allocated_bytes(tokens, block_size) for spec in sized) == pages * pool.page_bytes
+
+
+def test_a_page_of_llama_holds_what_a_page_of_llama_holds(tiny: SaveTiny) -> None:
+    """3 layers x (K + V) x 2 KV heads x 8 elements x 2 bytes x 16 tokens."""
+    loaded = load(tiny("llama-3-gqa").folder, kv_cache_dtype="bf16")
+    assert KvPool(loaded.specs, 1, 16, CPU).bytes == 3 * 2 * 2 * 8 * 2 * 16
+
+
+@pytest.mark.parametrize("name", ["llama-3-gqa", "deepseek-v3"])
+@pytest.mark.parametrize("kv_cache_dtype", ["fp32", "fp8"])
+def test_copying_pages_copies_every_layer_and_nothing_else(tiny: SaveTiny, name: str, kv_cache_dtype: str) -> None:
+    loaded = load(tiny(name).folder, kv_cache_dtype=kv_cache_dtype)
+    pool = KvPool(loaded.specs, 5, 16, CPU)
+    for tensor in tensors_of(pool):
+        tensor.view(torch.uint8).random_(0, 100, generator=torch.Generator().manual_seed(0))
+    before = [tensor.view(torch.uint8).clone() for tensor in tensors_of(pool)]
+    pool.copy_pages([PageCopy(source=1, target=3), PageCopy(source=4, target=0)])
+    for old, tensor in zip(before, tensors_of(pool), strict=True):
+        assert torch.equal(tensor.view(torch.uint8), old[[4, 1, 2, 1, 4]])
+
+
+def compute(engine: Engine, sequence: Sequence) -> None:
+    """One step of one sequence, outside the scheduler: what is pending, and the token that follows."""
+    assert sequence.pages is not None
+    assert engine.cache.reserve(sequence.pages, len(sequence.token_ids))
+    work = [Work(sequence, sequence.num_pending)]
+    logits = engine.loaded.transformer(build_batch(work, CPU), engine.pool.layers, engine.loaded.kernels)
+    engine.cache.commit(sequence.pages, sequence.token_ids)
+    sequence.num_computed = len(sequence.token_ids)
+    sequence.logits.append(logits[0])
+    sequence.token_ids.append(int(logits[0].argmax()))
+
+
+def forked(engine: Engine, parent: Sequence) -> Sequence:
+    assert parent.pages is not None
+    return Sequence(
+        id=1,
+        token_ids=list(parent.token_ids),
+        prompt_tokens=len(parent.token_ids),
+        params=parent.params,
+        arrival_s=0.0,
+        num_computed=parent.num_computed,
+        pages=engine.cache.fork(parent.pages),
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-3-gqa", "mistral-window", "deepseek-v3"])
+@pytest.mark.parametrize("prompt_tokens", [16, 21])
+def test_forked_sequences_part_on_the_page_they_share(tiny: SaveTiny, name: str, prompt_tokens: int) -> None:
+    reference = tiny(name)
+    engine = engine_of(load(reference.folder))
+    parent = Sequence(
+        id=0,
+        token_ids=prompt(prompt_tokens),
+        prompt_tokens=prompt_tokens,
+        params=SamplingParams(max_tokens=1),
+        arrival_s=0.0,
+        pages=engine.cache.open(prompt(prompt_tokens)),
+    )
+    compute(engine, parent)
+    child = forked(engine, parent)
+    child.token_ids[-1] = (parent.token_ids[-1] + 1) % 100
+    assert child.pages is not None
+    assert parent.pages is not None
+    assert child.pages.table.pages == parent.pages.table.pages
+    for step in range(20):
+        for sequence in (parent, child):
+            assert sequence.pages is not None
+            copies = engine.cache.make_writable(sequence.pages)
+            assert copies is not None
+            assert len(copies) == (1 if step == 0 and sequence is parent and prompt_tokens % 16 else 0)
+            engine.pool.copy_pages(copies)
+            compute(engine, sequence)
+            engine.cache.check()
+    whole = prompt_tokens // 16
+    assert child.pages.table.pages[:whole] == parent.pages.table.pages[:whole]
+    assert not set(child.pages.table.pages[whole:]) & set(parent.pages.table.pages[whole:])
+    assert max(largest_difference(reference, sequence) for sequence in (parent, child)) < 1e-4
+
+
+def test_a_pool_larger_than_memory_is_refused_before_it_is_allocated(tiny: SaveTiny) -> None:
+    loaded = load(tiny("llama-3-gqa").folder)
+    with pytest.raises(
+        DeviceError, match=r"pool of 1,000,000,000 pages needs [\d.,]+ .iB, but cpu has .* ask for fewer"
+    ):
+        Engine(loaded, num_pages=10**9)
+
+
+@pytest.mark.parametrize("num_pages", [0, -3])
+def test_a_pool_without_pages_is_refused(tiny: SaveTiny, num_pages: int) -> None:
+    with pytest.raises(KvtoolError, match=f"a pool of {num_pages} pages"):
+        Engine(load(tiny("llama-3-gqa").folder), num_pages=num_pages)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_per_token_head", "fp8_per_token_head"])
+def test_a_format_that_can_be_sized_but_not_run_is_refused_by_name(tiny: SaveTiny, name: str) -> None:
+    with pytest.raises(KvtoolError, match=f"cannot run a '{name}' cache: use one of fp32, bf16, fp16, fp8, fp8_e5m2"):
+        load(tiny("llama-3-gqa").folder, kv_cache_dtype=name)
+    with pytest.raises(KvtoolError):
+        cache_dtype(name)
+
+
+def test_unused_slots_may_hold_nan(tiny: SaveTiny) -> None:
+    """A recycled page holds what another sequence left there; none of it may be seen."""
+    for name in ("llama-3-gqa", "mistral-window", "deepseek-v3"):
+        reference = tiny(name)
+        engine = engine_of(load(reference.folder))
+        for tensor in tensors_of(engine.pool):
+            tensor.fill_(float("nan"))
+        sequences = generate(engine, [prompt(5), prompt(37)], max_tokens=5)
+        assert max(largest_difference(reference, sequence) for sequence in sequences) < 1e-4
