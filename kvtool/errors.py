@@ -1,7 +1,7 @@
 """The errors a user can cause, or a device can: one line each, with the exit code of the command line.
 
-    KvtoolError          exit 2   wrong use or wrong input
-    └── DeviceError      exit 3   the device, or a run on it, failed
+KvtoolError          exit 2   wrong use or wrong input
+└── DeviceError      exit 3   the device, or a run on it, failed
 """
 
 from __future__ import annotations
