@@ -47,15 +47,16 @@ class Tile:
         return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
 
 
-def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target) -> Tile:
-    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), its elements this wide.
+def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target) -> Tile:
+    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), by the bytes of an element.
 
     `rows` is the group of one KV head in decode, times the longest query in prefill. The accumulator, of block_m x
     head_dim values, is what fills the registers: up to 4096 suit 4 warps, up to 16384 suit 8.
     """
-    if element_bytes == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
-        return Tile(16, 16, num_warps=4 if head_dim <= 128 else 8, num_stages=2 if head_dim <= 256 else 1)
-    block_m = next(m for m in _row_blocks(head_dim) if rows <= m or m == _row_blocks(head_dim)[-1])
+    if max(query_bytes, cache_bytes) == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
+        return Tile(16, 16, num_warps=4 if head_dim <= 64 else 8, num_stages=2 if head_dim <= 256 else 1)
+    blocks = _row_blocks(head_dim, cache_bytes)
+    block_m = next((m for m in blocks if rows <= m), blocks[-1])
     return Tile(
         block_m,
         block_n=64 if head_dim <= 128 else 32,
@@ -64,11 +65,14 @@ def attention_tile(head_dim: int, rows: int, element_bytes: int, target: Target)
     )
 
 
-def _row_blocks(head_dim: int) -> tuple[int, ...]:
-    """Row counts to choose from. From 64 on, Hopper multiplies with wgmma; an MLA accumulator leaves room for 32."""
+def _row_blocks(head_dim: int, cache_bytes: int) -> tuple[int, ...]:
+    """Row counts to choose from. From 64 on, Hopper multiplies with wgmma; an MLA accumulator leaves room for 32,
+    or 16 beside the registers that convert fp8."""
     if head_dim <= 128:
         return (16, 64, 128)
-    return (16, 64) if head_dim <= 256 else (16, 32)
+    if head_dim <= 256:
+        return (16, 64)
+    return (16,) if cache_bytes == 1 else (16, 32)
 
 
 def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -> int:

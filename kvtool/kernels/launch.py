@@ -143,8 +143,7 @@ class _Keys:
         return (self.k.shape[3] + values) * self.k.element_size()
 
     def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
-        element_bytes = max(q.element_size(), self.k.element_size())
-        return configs.attention_tile(_dot_dim(self.head_dim), rows, element_bytes, target)
+        return configs.attention_tile(_dot_dim(self.head_dim), rows, q.element_size(), self.k.element_size(), target)
 
     def arguments(self) -> dict[str, object]:
         k, v, v_dim = self.k, self.v, self.v.shape[3]

@@ -17,16 +17,16 @@ L40S = Target(multiprocessors=142, shared_bytes=99 * 1024)
     [(128, 1, 16), (128, 17, 64), (128, 65, 128), (128, 8192, 128), (256, 8192, 64), (512, 128, 32)],
 )
 def test_more_rows_take_a_taller_tile(head_dim: int, rows: int, block_m: int) -> None:
-    assert attention_tile(head_dim, rows, 2, H100).block_m == block_m
+    assert attention_tile(head_dim, rows, 2, 2, H100).block_m == block_m
 
 
 def test_a_small_card_keeps_fewer_wide_tiles_in_flight() -> None:
-    assert attention_tile(512, 16, 2, L40S).num_stages < attention_tile(512, 16, 2, H100).num_stages
+    assert attention_tile(512, 16, 2, 2, L40S).num_stages < attention_tile(512, 16, 2, 2, H100).num_stages
 
 
 def test_one_long_sequence_fills_the_device() -> None:
     """Llama-8B at batch 1: 8 KV heads x 49 splits = 392 programs on 132 x 3 places."""
-    tile = attention_tile(128, 4, 2, H100)
+    tile = attention_tile(128, 4, 2, 2, H100)
     assert num_splits(8, 32768, tile.resident_programs(512, H100)) == 49
 
 
