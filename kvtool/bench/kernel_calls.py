@@ -43,12 +43,12 @@ class Queries:
 def filled_pool(work: KernelWork, num_pages: int, device: torch.device, random: torch.Generator) -> KvPool:
     """A pool of one layer with random values in every slot."""
     pool = KvPool(pool_specs((work.spec,)), num_pages, work.block_size, device)
-    tile = torch.randn(TILE_ELEMENTS, device=device, generator=random)
-    for tensor in (pool.layers[0].k, pool.layers[0].v):
-        if tensor is not None:
-            values, flat = tile.to(tensor.dtype), tensor.view(-1)
-            for start in range(0, flat.numel(), TILE_ELEMENTS):
-                flat[start : start + TILE_ELEMENTS].copy_(values[: flat.numel() - start])
+    flat = [tensor.view(-1) for tensor in (pool.layers[0].k, pool.layers[0].v) if tensor is not None]
+    tile = torch.randn(min(TILE_ELEMENTS, max(map(len, flat))), device=device, generator=random)
+    for tensor in flat:
+        values = tile.to(tensor.dtype)
+        for start in range(0, len(tensor), TILE_ELEMENTS):
+            tensor[start : start + TILE_ELEMENTS].copy_(values[: len(tensor) - start])
     return pool
 
 
@@ -115,7 +115,7 @@ class Measurement:
             ],
             dim=1,
         )
-        what = f"{len(checked)} of {len(ran)} queries, all heads"
+        what = f"{len(checked.unique())} of {len(ran)} queries, all heads"
         return compared(ran[checked].float(), expected.float(), dtype=work.dtype, what=what)
 
     def _check_store(self) -> KernelCheck:

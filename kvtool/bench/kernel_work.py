@@ -160,7 +160,9 @@ def _attention_layers(model: Model, cache_format: CacheFormat) -> list[tuple[Lay
         raise KvtoolError(f"{model.id} has no layer to run: kernels are for full, sliding and MLA without an indexer")
     for spec, layer in found.items():
         if isinstance(layer.cache, FullAttention) and model.num_heads % spec.kv_heads:
-            raise KvtoolError(f"{model.num_heads} query heads of {model.id} do not divide among {spec.kv_heads}")
+            raise KvtoolError(
+                f"{model.num_heads} query heads of {model.id} do not divide among {spec.kv_heads} KV heads"
+            )
     return [(layer, spec) for spec, layer in found.items()]
 
 
