@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvtool.errors import DeviceError
+
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CACHE_DTYPES = (*QUERY_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2)
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES)
+FP8_CAPABILITY = (8, 9)
 
 
 def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, seq_lens: Tensor, window: int) -> None:
@@ -53,6 +57,11 @@ def cache(pool: Tensor, name: str, ndim: int) -> None:
     require(pool.ndim == ndim, f"{name} has {pool.ndim} dimensions, not {ndim}")
     require(pool.dtype in CACHE_DTYPES, f"{name} is {pool.dtype}, not one of {CACHE_DTYPES}")
     require(pool.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
+    if pool.is_cuda and pool.dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
+        card = torch.cuda.get_device_name(pool.device)
+        raise DeviceError(
+            f"an fp8 KV cache needs compute capability 8.9 or newer, which {card} is not: use bf16 or fp16"
+        )
 
 
 def indices(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int) -> None:

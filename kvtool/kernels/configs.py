@@ -17,8 +17,14 @@ DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs in a 
 class Target:
     """What of a device the choice of tile and grid depends on."""
 
+    capability: int  # 80, 90, ...
     multiprocessors: int
     shared_bytes: int  # that one program may use
+
+    @property
+    def multiplies_from_shared_memory(self) -> bool:
+        """wgmma and its successor on data-centre cards; elsewhere both operands sit in registers."""
+        return self.capability in (90, 100, 103)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int,
     """
     if max(query_bytes, cache_bytes) == 4:  # no tensor cores: fp32 is multiplied exactly, in small tiles
         return Tile(16, 16, num_warps=4 if head_dim <= 64 else 8, num_stages=2 if head_dim <= 256 else 1)
-    blocks = _row_blocks(head_dim, cache_bytes)
+    blocks = _row_blocks(head_dim, cache_bytes, target)
     block_m = next((m for m in blocks if rows <= m), blocks[-1])
     return Tile(
         block_m,
@@ -65,14 +71,13 @@ def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int,
     )
 
 
-def _row_blocks(head_dim: int, cache_bytes: int) -> tuple[int, ...]:
-    """Row counts to choose from. From 64 on, Hopper multiplies with wgmma; an MLA accumulator leaves room for 32,
-    or 16 beside the registers that convert fp8."""
-    if head_dim <= 128:
+def _row_blocks(head_dim: int, cache_bytes: int, target: Target) -> tuple[int, ...]:
+    """Row counts to choose from, as many as leave nothing to spill. From 64 on, Hopper multiplies with wgmma."""
+    if head_dim > 256:
+        return (16,) if cache_bytes == 1 else (16, 32)  # to convert fp8 takes registers too
+    if head_dim <= 64 or (head_dim <= 128 and target.multiplies_from_shared_memory):
         return (16, 64, 128)
-    if head_dim <= 256:
-        return (16, 64)
-    return (16,) if cache_bytes == 1 else (16, 32)
+    return (16, 64)
 
 
 def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -> int:

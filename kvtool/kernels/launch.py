@@ -332,6 +332,7 @@ def _dot_dim(dim: int) -> int:
 def _target(device: torch.device) -> Target:
     """The GPU; for the interpreter a device of a few multiprocessors, so that there are splits."""
     if device.type != "cuda":
-        return Target(multiprocessors=4, shared_bytes=227 * 1024)
+        return Target(capability=90, multiprocessors=4, shared_bytes=227 * 1024)
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return Target(properties["multiprocessor_count"], properties["max_shared_mem"])
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target(10 * major + minor, properties["multiprocessor_count"], properties["max_shared_mem"])

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from kvtool.kernels import load_kernels, reference
-from tests.kernels.paged_case import TOLERANCE, Case, Pool, largest_error, lay_out, one_query_each
+from kvtool.kernels.checks import FP8_DTYPES
+from tests.kernels.paged_case import TOLERANCE, Case, Pool, largest_error, lay_out, one_query_each, skip_unless_held
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FP8 = FP8_DTYPES
 DEVICE = "cuda:0"
 
 
@@ -58,8 +59,7 @@ def test_deepseek_decode(heads: int) -> None:
 
 @pytest.mark.parametrize("dtype", [F16, BF16, *FP8], ids=str)
 def test_stored_values_are_rounded_to_the_nearest(dtype: torch.dtype) -> None:
-    if dtype == FP8[0] and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("fp8 e4m3 needs compute capability 8.9")
+    skip_unless_held(dtype, DEVICE)
     rows = torch.randn(512, 8, 128, device=DEVICE) * torch.logspace(-6, 4, 128, device=DEVICE)
     actual, expected = (torch.zeros(32, 16, 8, 128, dtype=dtype, device=DEVICE) for _ in range(2))
     slots = torch.randperm(512, device=DEVICE)
@@ -86,6 +86,7 @@ def test_a_captured_graph_follows_the_lengths() -> None:
 
 def test_a_pool_of_more_than_two_to_the_31_elements() -> None:
     """The last of 20,000 pages begins 2.6e9 elements into the pool."""
+    skip_unless_held(FP8[1], DEVICE)
     heads, head_dim, num_pages = 16, 128, 20_000
     k_cache = torch.zeros(num_pages, 64, heads, head_dim, dtype=torch.float8_e5m2, device=DEVICE)
     v_cache = k_cache.clone()

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
+
+from kvtool.kernels.checks import FP8_CAPABILITY, FP8_DTYPES
 
 FAR_OUTSIDE = 2**30
 
@@ -53,7 +56,14 @@ class Pool:
         return self.q.double(), self.k_cache.double(), self.v_cache.double(), self.block_tables, self.seq_lens
 
 
+def skip_unless_held(dtype: torch.dtype, device: str) -> None:
+    """fp8 is refused by cards that have none."""
+    if dtype in FP8_DTYPES and device != "cpu" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        pytest.skip("this card has no fp8")
+
+
 def lay_out(case: Case, seed: int = 0) -> Pool:
+    skip_unless_held(case.cache_dtype, case.device)
     random = torch.Generator().manual_seed(seed)
     pages_of = [-(-length // case.page) for length in case.lens]
     width = max(pages_of) + 1

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kvtool.kernels.configs import MAX_SPLITS, MIN_SPLIT_TOKENS, Target, attention_tile, num_splits, padded
 
-H100 = Target(multiprocessors=132, shared_bytes=227 * 1024)
-L40S = Target(multiprocessors=142, shared_bytes=99 * 1024)
+H100 = Target(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
+L40S = Target(capability=89, multiprocessors=142, shared_bytes=99 * 1024)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,10 @@ L40S = Target(multiprocessors=142, shared_bytes=99 * 1024)
 )
 def test_more_rows_take_a_taller_tile(head_dim: int, rows: int, block_m: int) -> None:
     assert attention_tile(head_dim, rows, 2, 2, H100).block_m == block_m
+
+
+def test_without_wgmma_a_head_of_128_keeps_to_64_rows() -> None:
+    assert attention_tile(128, 8192, 2, 2, L40S).block_m == 64
 
 
 def test_a_small_card_keeps_fewer_wide_tiles_in_flight() -> None:

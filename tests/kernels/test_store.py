@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvtool.kernels import reference
 from tests.kernels.conftest import Backend
+from tests.kernels.paged_case import skip_unless_held
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 SLOTS = (
@@ -32,6 +33,7 @@ def eighths(*shape: int, seed: int = 0) -> Tensor:
 
 
 def poisoned(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    skip_unless_held(dtype, device)
     return torch.full(shape, float("nan")).to(dtype).to(device)
 
 
@@ -70,6 +72,7 @@ def test_latent_rows(backend: Backend, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_what_the_dtype_cannot_hold_is_clamped(backend: Backend, dtype: torch.dtype) -> None:
+    skip_unless_held(dtype, backend.device)
     largest = torch.finfo(dtype).max
     row = torch.tensor([largest * 4, -largest * 4, float("inf"), -float("inf")] * 4, device=backend.device)
     cache = torch.zeros(1, 1, 1, 16, dtype=dtype, device=backend.device)
@@ -88,6 +91,7 @@ def test_rows_may_be_slices_of_a_fused_projection(backend: Backend) -> None:
 def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
     """Three pages 2**30 elements apart; the memory between them is never touched, so it costs nothing."""
     stride = 2**30
+    skip_unless_held(torch.float8_e5m2, backend.device)
     memory = torch.empty(2 * stride + 16 * 16, dtype=torch.float8_e5m2, device=backend.device)
     cache = memory.as_strided((3, 16, 1, 16), (stride, 16, 16, 1))
     row = eighths(1, 1, 16).to(backend.device)

@@ -155,7 +155,7 @@ def compile_all(capability: int) -> Iterator[dict[str, object]]:
 
 
 def _target(capability: int) -> Target:
-    return Target(multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
+    return Target(capability, multiprocessors=132, shared_bytes=SHARED_BYTES[capability])
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
