@@ -13,7 +13,7 @@ from tests.engine.tiny import Reference, save_tiny
 SaveTiny = Callable[[str], Reference]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Products this small lose more to waiting for each other than threads can win."""
     before = torch.get_num_threads()
