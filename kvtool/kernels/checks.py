@@ -59,9 +59,7 @@ def cache(pool: Tensor, name: str, ndim: int) -> None:
     require(pool.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
     if pool.is_cuda and pool.dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
         card = torch.cuda.get_device_name(pool.device)
-        raise DeviceError(
-            f"an fp8 KV cache needs compute capability 8.9 or newer, which {card} is not: use bf16 or fp16"
-        )
+        raise DeviceError(f"{card} has no fp8 (compute capability 8.9 and newer do): keep the KV cache in bf16 or fp16")
 
 
 def indices(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int) -> None:
