@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,18 @@ def test_without_a_device_it_says_so_in_one_line_and_fails(tmp_path: Path) -> No
 def test_what_the_interpreter_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module", "nor_this_one"))
     assert "cannot import no_such_module, nor_this_one:" in str(gpu.what_is_missing())
+
+
+def test_a_run_that_outlasts_the_deadline_is_stopped_and_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    start = time.monotonic()
+    assert not gpu.succeeds(sleep, deadline=start + 0.5)
+    assert not gpu.succeeds([sys.executable, "-c", ""], deadline=start)
+    assert time.monotonic() - start < 30
+    assert capfd.readouterr().out.count("no time left for this") == 2
+
+
+@pytest.mark.parametrize(("code", "ends_well"), [(0, True), (3, False)])
+def test_a_run_is_as_good_as_its_exit_code(code: int, ends_well: bool) -> None:
+    command = [sys.executable, "-c", f"import sys; import kvtool; sys.exit({code})"]
+    assert gpu.succeeds(command, deadline=time.monotonic() + 60) is ends_well
