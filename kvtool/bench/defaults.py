@@ -10,17 +10,21 @@ from kvtool.engine.config import resolve_device
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 
 CPU_GRID: dict[str, Any] = {
-    "input_lens": (128, 512),
+    "input_lens": (64, 256),
     "batch_sizes": (1, 8),
-    "output_len": 16,
+    "output_len": 8,
+    "prefix_output_len": 2,
+    "no_cache_output_len": 4,
     "num_iters": 3,
     "num_iters_warmup": 1,
-    "no_cache_lens": (64, 128, 256, 512),
+    "no_cache_lens": (64, 128, 256),
 }
 GPU_GRID: dict[str, Any] = {
     "input_lens": (1024, 8192),
     "batch_sizes": (1, 8, 32),
     "output_len": 64,
+    "prefix_output_len": 8,
+    "no_cache_output_len": 8,
     "num_iters": 5,
     "num_iters_warmup": 2,
     "no_cache_lens": (512, 2048, 8192),
@@ -37,6 +41,8 @@ def bench_options(device: str, **given: Any) -> BenchOptions:
     grid = dict(GPU_GRID if _on_gpu(device) else CPU_GRID)
     if given.get("input_lens"):
         grid["no_cache_lens"] = given["input_lens"]
+    if given.get("output_len") is not None:
+        grid["prefix_output_len"] = grid["no_cache_output_len"] = given["output_len"]
     grid.update({name: value for name, value in given.items() if value is not None})
     return BenchOptions(**grid)
 

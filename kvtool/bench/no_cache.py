@@ -20,7 +20,7 @@ MAX_PREALLOCATED_TOKENS = 8192  # of a model that allows more: the point is made
 def no_cache_cases(loaded: LoadedModel, options: BenchOptions, *, input_len: int) -> list[Case]:
     """One case an arm at one length. Arms take turns within each iteration."""
     model_max = loaded.model.max_position_embeddings or MAX_PREALLOCATED_TOKENS
-    total = input_len + options.output_len
+    total = input_len + options.no_cache_output_len
     max_tokens = max(total, min(model_max, MAX_PREALLOCATED_TOKENS))
     runs: dict[str, list[Generated]] = {arm: [] for arm in ARMS}
     peaks: dict[str, int | None] = {}
@@ -29,14 +29,14 @@ def no_cache_cases(loaded: LoadedModel, options: BenchOptions, *, input_len: int
             fixed(
                 batch_size=1,
                 input_len=input_len,
-                output_len=options.output_len,
+                output_len=options.no_cache_output_len,
                 vocab_size=loaded.vocab_size,
                 seed=options.seed + iteration,
             )[0].prompt_ids
         )
         for arm in ARMS if iteration % 2 == 0 else reversed(ARMS):
             peak_bytes = peak_memory(loaded.device)
-            runs[arm].append(generate(loaded, arm, prompt, options.output_len, max_tokens=max_tokens))
+            runs[arm].append(generate(loaded, arm, prompt, options.no_cache_output_len, max_tokens=max_tokens))
             peaks[arm] = peak_bytes()
     return [
         _case(loaded, options, arm, runs, input_len=input_len, max_tokens=max_tokens, peak_bytes=peaks[arm])
@@ -56,9 +56,9 @@ def _case(
 ) -> Case:
     samples = [_sample(run, arm, iteration, input_len) for iteration, run in enumerate(runs[arm])]
     metrics = metrics_of(samples)
-    request = fixed(batch_size=1, input_len=input_len, output_len=options.output_len, vocab_size=2, seed=0)
+    request = fixed(batch_size=1, input_len=input_len, output_len=options.no_cache_output_len, vocab_size=2, seed=0)
     moved = step_bytes(loaded, request)
-    stored_tokens = input_len + options.output_len - 1
+    stored_tokens = input_len + options.no_cache_output_len - 1
     held = runs[arm][-1].kv_bytes
     return Case(
         name=f"no-cache/{arm}/{input_len}",
@@ -67,7 +67,7 @@ def _case(
             loaded,
             arm=arm,
             input_len=input_len,
-            output_len=options.output_len,
+            output_len=options.no_cache_output_len,
             batch_size=1,
             max_tokens=max_tokens if arm == "preallocated" else None,
             num_iters=options.num_iters,

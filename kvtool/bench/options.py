@@ -11,7 +11,7 @@ PARTS = ("latency", "prefix", "no-cache")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The grid and how often it is measured. Lengths are tokens.
+    """The grid and how often it is measured. Lengths are tokens; `output_len` is the latency part's.
 
     `no_cache_lens` are the lengths that the ways of keeping K and V are compared at. `prefix_len` None lets the hit
     rates stand for shares of the longest prompt; otherwise that many tokens are shared and cached, and the prompt is as
@@ -21,6 +21,8 @@ class BenchOptions:
     input_lens: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     output_len: int
+    prefix_output_len: int
+    no_cache_output_len: int
     num_iters: int
     num_iters_warmup: int
     parts: tuple[str, ...] = PARTS
@@ -35,7 +37,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         _require_positive(self.input_lens, "input length")
         _require_positive(self.batch_sizes, "batch size")
-        _require_positive((self.output_len,), "output length")
+        _require_positive((self.output_len, self.prefix_output_len, self.no_cache_output_len), "output length")
         _require_positive((self.num_iters,), "num-iters")
         _require_positive(
             tuple(n for n in (self.concurrency, self.num_prompts, self.prefix_len) if n is not None), "count"
@@ -63,7 +65,7 @@ class BenchOptions:
         lengths += self.no_cache_lens if "no-cache" in self.parts else ()
         if "prefix" in self.parts and self.prefix_len is not None:
             lengths += [prompt_len(self.prefix_len, rate) for rate in self.hit_rates]
-        return max(lengths) + self.output_len
+        return max(lengths) + max(self.output_len, self.prefix_output_len, self.no_cache_output_len)
 
 
 def prompt_len(prefix_len: int, hit_rate: float) -> int:

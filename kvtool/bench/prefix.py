@@ -76,7 +76,7 @@ def prefix_case(loaded: LoadedModel, options: BenchOptions, *, hit_rate: float) 
         inputs=case_inputs(
             loaded,
             input_len=len(requests[0].prompt_ids),
-            output_len=options.output_len,
+            output_len=options.prefix_output_len,
             batch_size=1,
             prefix_len=workloads[0].cached_len,
             hit_rate=hit_rate,
@@ -106,7 +106,7 @@ def _workload(loaded: LoadedModel, options: BenchOptions, hit_rate: float, itera
     return shared_prefix(
         num_requests=NUM_REQUESTS,
         input_len=longest if options.prefix_len is None else prompt_len(options.prefix_len, hit_rate),
-        output_len=options.output_len,
+        output_len=options.prefix_output_len,
         hit_rate=hit_rate,
         block_size=loaded.config.block_size,
         vocab_size=loaded.vocab_size,
