@@ -10,7 +10,7 @@ from kvtool.engine.config import resolve_device
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 
 CPU_GRID: dict[str, Any] = {
-    "input_lens": (64, 256),
+    "input_lens": (64, 320),  # 320: half and nine tenths of it are whole pages
     "batch_sizes": (1, 8),
     "output_len": 8,
     "prefix_output_len": 2,
