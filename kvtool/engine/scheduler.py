@@ -67,15 +67,17 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step, decodes first. Pages for its tokens are reserved; empty only when nothing is left to do."""
         if self.limits.prefill_first:
-            prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
-            # A lone sequence that locks cached twins of its own pages may have to give way to itself: it comes back.
-            return (
-                self._with_admitted(self._continue(prefilling))
-                or self._continue(self.running)
-                or self._with_admitted([])
-            )
-        work = self._with_admitted(self._continue(self.running))
+            work = self._prefills_alone()
+        else:
+            work = self._with_admitted(self._continue(self.running))
         return sorted(work, key=lambda item: not item.is_decode)
+
+    def _prefills_alone(self) -> list[Work]:
+        """Prefills while there are any, then decodes. A preempted sequence comes back as a prefill of what it lost."""
+        prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
+        prefills = self._with_admitted(self._continue(prefilling))
+        # A lone sequence that locks cached twins of its own pages may have to give way to itself, and comes back.
+        return prefills or self._continue(self.running) or self._with_admitted([])
 
     def _continue(self, sequences: list[Sequence]) -> list[Work]:
         """Work on running sequences, as far as the budget of tokens goes."""

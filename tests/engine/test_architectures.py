@@ -62,23 +62,28 @@ def test_a_narrow_cache_reads_the_same_in_prefill_and_decode(tiny: SaveTiny, nam
 
 
 @one_of_each_attention
-@pytest.mark.parametrize(("kv_cache_dtype", "closeness"), [("bf16", 0.9999), ("fp8", 0.98), ("fp8_e5m2", 0.95)])
+@pytest.mark.parametrize(("kv_cache_dtype", "closeness"), [("bf16", 0.9999), ("fp8", 0.99), ("fp8_e5m2", 0.93)])
 def test_a_narrow_cache_stays_close_to_the_reference(
     tiny: SaveTiny, name: str, kv_cache_dtype: str, closeness: float
 ) -> None:
     reference = tiny(name)
     engine = engine_of(load(reference.folder, kv_cache_dtype=kv_cache_dtype))
-    sequence = generate(engine, [prompt(60)], max_tokens=1)[0]
-    expected = reference.logits(sequence.token_ids[:-1])[-1]
-    assert float(torch.cosine_similarity(sequence.logits[0], expected, dim=0)) > closeness
+    found = generate(engine, [prompt(60, seed) for seed in range(6)], max_tokens=1)
+    cosines = [
+        torch.cosine_similarity(sequence.logits[0], reference.logits(sequence.token_ids[:-1])[-1], dim=0)
+        for sequence in found
+    ]
+    assert float(torch.stack(cosines).median()) > closeness  # the median: a rounding may send a token to another expert
 
 
 @pytest.mark.parametrize("name", ["llama-3-gqa", "llama-biased", "qwen2", "qwen3", "deepseek-v2-biased"])
 def test_bf16_is_as_close_as_bf16_can_be(tiny: SaveTiny, name: str) -> None:
     """Packed products, biases and gates: logits differ from those of fp32 by a few percent of their spread."""
     reference = tiny(name)
-    sequences = generate(engine_of(load(reference.folder, dtype="bf16")), [prompt(20), prompt(70)], max_tokens=4)
-    for sequence in sequences:
+    engine = engine_of(load(reference.folder, dtype="bf16"))
+    errors = []
+    for sequence in generate(engine, [prompt(length) for length in (2, 20, 64, 65, 70)], max_tokens=4):
         expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
-        found = torch.stack(sequence.logits).float()
-        assert float((found - expected).square().mean().sqrt()) < 0.05 * float(expected.std())
+        difference = torch.stack(sequence.logits).float() - expected
+        errors.append(difference.square().mean().sqrt() / expected.std())
+    assert float(torch.stack(errors).median()) < 0.04

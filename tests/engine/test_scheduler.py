@@ -269,7 +269,9 @@ def test_any_requests_finish_with_exactly_their_tokens(
         work = engine.step()
         assert 0 < sum(done.num_tokens for done in work) <= max_num_batched_tokens
         assert len({done.id for done in work}) == len(work) <= max_num_seqs
-        assert not prefill_first or len({done.is_decode for done in work}) == 1
+        preempted = any(sequence.num_preemptions for sequence in sequences)
+        assert not prefill_first or preempted or len({done.is_decode for done in work}) == 1
+        assert work == sorted(work, key=lambda done: not done.is_decode), "decodes come first"
         assert step < 5000, "no progress"
     assert [sequence.output_ids for sequence in sequences] == [
         continued(prompt, max_tokens) for prompt, max_tokens, _ in sorted(requests, key=lambda request: request[2])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
-from kvtool.engine.decoder.linear import GatedLinear, Linear, packs
+from kvtool.engine.decoder.linear import GatedLinear, Linear, packs_on
 from kvtool.errors import KvtoolError
 
 ACTIVATIONS = {
@@ -72,8 +72,8 @@ def test_rows_of_a_wider_tensor_are_read_where_they_lie() -> None:
 
 
 def test_bf16_on_a_cpu_is_packed_and_fp32_is_not() -> None:
-    assert not packs(torch.ones(4, 4))
-    assert packs(torch.ones(4, 4, dtype=torch.bfloat16)) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert not packs_on(torch.device("cpu"), torch.float32)
+    assert packs_on(torch.device("cpu"), torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
