@@ -19,7 +19,7 @@ from kvtool.bench.kernel_work import KernelWork, left_out, plan
 from kvtool.bench.metrics import summary_ms
 from kvtool.bench.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
 from kvtool.bench.run import CEILING_SECONDS, Progress
-from kvtool.bench.timers import Call, CallTimer, call_timer, time_samples
+from kvtool.bench.timers import Call, CallTimer, call_timer, is_cuda, time_samples
 from kvtool.catalog.model import Model
 from kvtool.engine.config import available_bytes, resolve_backend, resolve_device, resolve_dtype
 from kvtool.engine.device import device_errors
@@ -31,7 +31,7 @@ from kvtool.results import KernelCase, KernelMemory, KernelMetrics, KernelRoofli
 from kvtool.sizing.dtypes import CacheFormat, parse_cache_format
 from kvtool.units import format_bytes, format_length
 
-PASS_SECONDS = 0.2  # a pass has fewer calls where it would take longer
+PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer
 USABLE_SHARE = 0.9  # of the memory that is free: the rest is for the allocator and the kernels' scratch
 DEFINITIONS = {
     "time_ms": "of one call: the mean over a pass through the working set; percentiles are over passes. Where Triton "
@@ -60,7 +60,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What all cases share, resolved once. A pass streams through `stream_bytes`, as the ceiling does."""
+    """What all cases share, resolved once. A pass goes through `stream_bytes` of cache."""
 
     options: KernelsOptions
     device: torch.device
@@ -88,7 +88,7 @@ def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress
     # The device may have been busier with others before or after: its limit is the better of the two.
     ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(setup))
     cases = [with_roofline(case, ceiling) for case in cases]
-    assumptions = ["K, V and queries are random; every softmax sees all keys, as real ones do, but none stands out"]
+    assumptions = ["K, V and queries are random: the work is that of real ones, the outputs mean nothing"]
     assumptions += left_out(model, setup.formats[0])
     if len(fitting) < len(works):
         assumptions.append(f"{len(works) - len(fitting)} cases of the default grid do not fit the memory: left out")
@@ -122,8 +122,13 @@ def _setup(model: Model, options: KernelsOptions) -> Setup:
         dtype=dtype,
         formats=formats,
         llc_bytes=llc_bytes,
-        stream_bytes=stream_buffer_bytes(str(device), llc_bytes),
+        stream_bytes=_stream_bytes(str(device), llc_bytes),
     )
+
+
+def _stream_bytes(device: str, llc_bytes: int | None) -> int:
+    """Cache that a pass goes through: what the ceiling streams over, or less where that takes a CPU too long."""
+    return stream_buffer_bytes(device, llc_bytes) if is_cuda(device) or not llc_bytes else CACHE_MULTIPLE * llc_bytes
 
 
 def _fitting(works: list[KernelWork], setup: Setup) -> list[KernelWork]:

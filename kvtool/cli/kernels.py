@@ -8,7 +8,7 @@ import typer
 
 from kvtool.cli.bench import progress_bar
 from kvtool.cli.options import JsonOption, ModelsOption, OutOption, count_list, length_list
-from kvtool.cli.run_options import BackendOption, DeviceOption, DtypeOption, SeedOption
+from kvtool.cli.run_options import BackendOption, DeviceOption
 from kvtool.units import parse_length, split_list
 
 EXAMPLES = (
@@ -34,12 +34,12 @@ def kernels(
         str, typer.Option(metavar="LIST", help="auto (as --dtype), fp32, bf16, fp16, fp8 or fp8_e5m2.")
     ] = "auto",
     block_size: Annotated[str, typer.Option(metavar="LIST", help="Tokens a page, as 16,64.")] = "16",
-    dtype: DtypeOption = "auto",
+    dtype: Annotated[str, typer.Option(help="Of queries and outputs: auto, fp32, bf16 or fp16.")] = "auto",
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     num_iters: Annotated[int | None, typer.Option(help="Measured passes a case.")] = None,
     num_iters_warmup: Annotated[int | None, typer.Option(help="Passes before, thrown away.")] = None,
-    seed: SeedOption = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random values and of the order of pages.")] = 0,
     models: ModelsOption = None,
     json: JsonOption = False,
     out: OutOption = None,

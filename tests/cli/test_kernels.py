@@ -21,7 +21,7 @@ QUICK = ("smollm2-135m", "--context", "40,64", "--batch-size", "1,3", "--chunk-l
 @pytest.fixture
 def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvtool:
     monkeypatch.setattr(roofline, "stream_buffer_bytes", lambda device, llc_bytes: MIB)
-    monkeypatch.setattr(kernels, "stream_buffer_bytes", lambda device, llc_bytes: MIB)
+    monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda device: MIB)
     monkeypatch.setattr(kernels, "CEILING_SECONDS", 0.05)
     monkeypatch.setattr(kernels, "PASS_SECONDS", 0.005)
     return lambda *args: run(capsys, monkeypatch, "kernels", *args, "--device", "cpu")
