@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,10 +14,13 @@ from kvtool.engine.sequence import SamplingParams, Sequence
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference
 
 
+resolved = cache(resolve_model)  # parsing the catalogue takes longer than running a tiny model
+
+
 def load(path: Path, *, dtype: str = "fp32", **config: object) -> LoadedModel:
     """The model and the weights of a folder or a .gguf file, on the CPU."""
     settings = EngineConfig(weights=str(path), dtype=dtype, device="cpu", **config)
-    return LoadedModel(resolve_model(str(path)), settings, max_positions=MAX_POSITIONS)
+    return LoadedModel(resolved(str(path)), settings, max_positions=MAX_POSITIONS)
 
 
 def engine_of(loaded: LoadedModel, *, num_pages: int = 64, **config: object) -> Engine:
