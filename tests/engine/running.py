@@ -13,7 +13,6 @@ from kvtool.engine.engine import Engine, LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference
 
-
 resolved = cache(resolve_model)  # parsing the catalogue takes longer than running a tiny model
 
 
