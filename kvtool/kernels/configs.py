@@ -65,7 +65,7 @@ def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int,
     block_m = next((m for m in blocks if rows <= m), blocks[-1])
     return Tile(
         block_m,
-        block_n=64 if head_dim <= 128 else 32,
+        _block_keys(head_dim, block_m),
         num_warps=4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8,
         num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
     )
@@ -78,6 +78,12 @@ def _row_blocks(head_dim: int, cache_bytes: int, target: Target) -> tuple[int, .
     if head_dim <= 64 or (head_dim <= 128 and target.multiplies_from_shared_memory):
         return (16, 64, 128)
     return (16, 64)
+
+
+def _block_keys(head_dim: int, block_m: int) -> int:
+    if head_dim <= 128:
+        return 64
+    return 32 if head_dim <= 256 or block_m == 16 else 16
 
 
 def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -> int:
