@@ -43,7 +43,7 @@ def _plan(block_tables: Tensor, seq_lens: Tensor, block_size: int, dtype: torch.
     return DecodePlan(
         tables=block_tables.tolist(),
         lengths=seq_lens.tolist(),
-        pages=block_tables.flatten(),
+        pages=block_tables.masked_fill(past_end[:, ::block_size], 0).flatten(),  # past the end an entry is anything
         mask=torch.zeros(past_end.shape, dtype=dtype).masked_fill_(past_end, float("-inf"))[:, None, None],
         past_end=past_end.flatten().nonzero().flatten(),
     )
