@@ -1,0 +1,167 @@
+"""`make readme`: puts into README.md what its commands print, and into examples/reports what they measured here.
+
+A block is a fenced `console` block that shows its commands, under a comment that says where its output comes from:
+
+    <!-- run -->                      the command, run again; the same on every machine
+    <!-- report: FILE; TITLE; ... --> the document FILE of examples/reports, printed again (the sections named)
+    <!-- recorded -->                 the command, run once by `make readme` on the machine that the README names
+    <!-- tests -->                    the closing line of the tests, run once like the recorded ones, and last
+
+    python tools/readme.py            measure everything anew (some ten minutes of an idle machine)
+    python tools/readme.py --exact    only what needs no measurement
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from kvtool.report.bench import print_bench
+from kvtool.report.bench_tables import bench_tables
+from kvtool.report.environment import print_environment
+from kvtool.report.kernels import print_kernels
+from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document, write_atomic
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+REPORTS = ROOT / "examples" / "reports"
+COLUMNS = 100
+BLOCK = re.compile(
+    r"<!-- (?P<kind>run|report|recorded|tests)(?:: (?P<what>.+?))? -->\n```console\n(?P<body>.*?)```\n", re.S
+)
+MACHINE = re.compile(r"(?<=<!-- machine -->\n).*\n")
+SMALL = "--parts latency --input-len 512 --batch-size 8 --output-len 16"
+# What is measured into examples/reports; a name with .json is the file for what the command prints.
+MEASUREMENTS = {
+    "cpu/bench": "kvtool bench --out cpu",
+    "cpu-one-thread/bench.json": f"kvtool bench --threads 1 {SMALL} --json",
+    "cpu-two-threads/bench.json": f"kvtool bench --threads 2 {SMALL} --json",
+    "cpu/env.json": "kvtool env --measure --json",
+    "cpu/kernels": "kvtool kernels --out cpu",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exact", action="store_true", help="measure nothing")
+    exact: bool = parser.parse_args().exact
+    if not exact:
+        measure()
+    for kind in ("report", "run") if exact else ("report", "run", "recorded", "tests"):
+        update(kind)
+
+
+def measure() -> None:
+    """Make the documents of examples/reports on this machine."""
+    for name, command in MEASUREMENTS.items():
+        say(command)
+        file = REPORTS / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        printed = run(command, cwd=REPORTS)
+        if file.suffix == ".json":
+            write_atomic(file, printed.encode())
+
+
+def update(kind: str) -> None:
+    """Write the README with every block of this kind made anew; the later kinds see it."""
+
+    def renew(found: re.Match[str]) -> str:
+        if found["kind"] != kind:
+            return found[0]
+        head = found[0][: found.start("body") - found.start()]
+        return f"{head}{body(kind, found['what'], found['body'])}```\n"
+
+    text = README.read_text()
+    text = MACHINE.sub(lambda _: machine() + "\n", BLOCK.sub(renew, text))
+    write_atomic(README, text.encode())
+
+
+def blocks(text: str, kind: str) -> list[tuple[str | None, str]]:
+    """What each block of this kind shows, and its body."""
+    return [(found["what"], found["body"]) for found in BLOCK.finditer(text) if found["kind"] == kind]
+
+
+def body(kind: str, what: str | None, old: str) -> str:
+    """The commands of a block, each with its output."""
+    commands = [line.removeprefix("$ ") for line in old.splitlines() if line.startswith("$ ")]
+    return "".join(f"$ {command}\n{output(kind, what, command)}" for command in commands)
+
+
+def output(kind: str, what: str | None, command: str) -> str:
+    if kind == "report":
+        return printed_again(*str(what).split("; "))
+    say(command)
+    if kind == "tests":
+        text = run("python -m pytest -m 'not gpu and not aot'", cwd=ROOT)
+        return text.splitlines()[-1] + "\n"
+    return tidy(run(command, cwd=ROOT))
+
+
+def run(command: str, cwd: Path) -> str:
+    """Standard output of a command of this interpreter's environment, at the README's width. Exits if it fails."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "COLUMNS": str(COLUMNS),
+        "NO_COLOR": "1",
+    }
+    done = subprocess.run(shlex.split(command), cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"make readme: {command!r} exited {done.returncode}\n{done.stdout[-2000:]}")
+    return done.stdout
+
+
+def say(command: str) -> None:
+    print("$", command, file=sys.stderr, flush=True)
+
+
+def tidy(text: str) -> str:
+    """Without blanks at line ends, and blank lines at both ends."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
+
+
+def printed_again(file: str, *titles: str) -> str:
+    """What the command printed, from the document it left: all of it, or the sections of these titles."""
+    path = REPORTS / file
+    if path.stem == "kernels":
+        return shown(lambda console: print_kernels(read_document(path, KernelsDocument), console))
+    if path.stem == "env":
+        return shown(lambda console: print_environment(read_document(path, EnvDocument), console))
+    document = read_document(path, BenchDocument)
+    text = shown(lambda console: print_bench(document, console))
+    known = [*(table.title for table in bench_tables(document)), "In short", "Assumed"]
+    return sections(text, known, titles) if titles else text
+
+
+def shown(print_document: Callable[[Console], None]) -> str:
+    console = Console(file=io.StringIO(), width=COLUMNS, no_color=True)
+    print_document(console)
+    return tidy(console.file.getvalue())
+
+
+def sections(text: str, known: list[str], wanted: tuple[str, ...]) -> str:
+    """The wanted ones, each up to the next known title, with [...] where others are left out."""
+    parts = re.split(rf"^(?=(?:{'|'.join(map(re.escape, known))})$)", text, flags=re.M)
+    kept = [tidy(part) if part.splitlines()[0] in wanted else "[...]\n" for part in parts]
+    return "\n".join(part for part, before in zip(kept, [None, *kept], strict=False) if part != before)
+
+
+def machine() -> str:
+    """The hardware and software of the committed measurements, in a sentence."""
+    facts = read_document(REPORTS / "cpu" / "bench.json", BenchDocument).environment
+    return (
+        f"Measured on {facts['cpu']}, {facts['physical_cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB, "
+        f"torch {facts['torch']}, Python {facts['python']}, {str(facts['date_utc'])[:10]}."
+    )
+
+
+if __name__ == "__main__":
+    main()
