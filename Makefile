@@ -12,7 +12,7 @@ bench: $(INSTALLED)
 	$(BIN)/kvtool bench --out kvtool-report
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu and not aot"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
