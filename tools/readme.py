@@ -101,7 +101,7 @@ def output(kind: str, what: str | None, command: str) -> str:
         return printed_again(*str(what).split("; "))
     say(command)
     if kind == "tests":
-        text = run("python -m pytest -m 'not gpu and not aot'", cwd=ROOT)
+        text = run("env OMP_NUM_THREADS=1 python -m pytest -n 2 -m 'not gpu and not aot'", cwd=ROOT)
         return text.splitlines()[-1] + "\n"
     return tidy(run(command, cwd=ROOT))
 
