@@ -1,0 +1,86 @@
+"""The result documents, typed and versioned: what `--json` prints, `--out` writes, `compare` and `report` read.
+
+All keys are always present; bytes and tokens are ints; times carry their unit in their name; no NaN, no Infinity.
+"""
+
+from __future__ import annotations
+
+from kvtool.results.bench import (
+    BenchDocument,
+    Case,
+    Check,
+    Memory,
+    Metrics,
+    Power,
+    Prefix,
+    Roofline,
+    Sample,
+    StepBytes,
+    Summary,
+)
+from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument
+from kvtool.results.document import Struct, encode, read_document, write_atomic
+from kvtool.results.env import EnvDocument
+from kvtool.results.generate import GenerateDocument, GeneratedSequence
+from kvtool.results.kernels import (
+    KernelBytes,
+    KernelCase,
+    KernelCheck,
+    KernelMemory,
+    KernelMetrics,
+    KernelRoofline,
+    KernelsDocument,
+)
+from kvtool.results.size import (
+    SizeDecode,
+    SizeDocument,
+    SizeEngine,
+    SizeFit,
+    SizeInputs,
+    SizeKv,
+    SizeLayers,
+    SizeModel,
+    SizeRow,
+    SizeWeights,
+)
+
+__all__ = [
+    "BenchDocument",
+    "Case",
+    "Check",
+    "CompareDocument",
+    "CompareRow",
+    "EnvDocument",
+    "GenerateDocument",
+    "GeneratedSequence",
+    "KernelBytes",
+    "KernelCase",
+    "KernelCheck",
+    "KernelMemory",
+    "KernelMetrics",
+    "KernelRoofline",
+    "KernelsDocument",
+    "MatrixDocument",
+    "Memory",
+    "Metrics",
+    "Power",
+    "Prefix",
+    "Roofline",
+    "Sample",
+    "SizeDecode",
+    "SizeDocument",
+    "SizeEngine",
+    "SizeFit",
+    "SizeInputs",
+    "SizeKv",
+    "SizeLayers",
+    "SizeModel",
+    "SizeRow",
+    "SizeWeights",
+    "StepBytes",
+    "Struct",
+    "Summary",
+    "encode",
+    "read_document",
+    "write_atomic",
+]

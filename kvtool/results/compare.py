@@ -1,0 +1,39 @@
+"""What `kvtool compare` found: metrics of documents side by side, or a matrix of size rows."""
+
+from __future__ import annotations
+
+from kvtool.results.document import Struct
+from kvtool.results.size import SizeRow
+
+
+class CompareRow(Struct, frozen=True, kw_only=True):
+    """`ratio` is b / a; the interval is the bootstrap's for that ratio; `document` names where b came from."""
+
+    case: str
+    metric: str
+    unit: str
+    a: float | None
+    b: float | None
+    ratio: float | None
+    ci_low: float | None
+    ci_high: float | None
+    verdict: str
+    document: str
+
+
+class CompareDocument(Struct, frozen=True, kw_only=True):
+    schema: str = "kvtool.compare/1"
+    baseline: str
+    rows: list[CompareRow]
+    warnings: list[str]
+    assumptions: list[str]
+
+
+class MatrixDocument(Struct, frozen=True, kw_only=True):
+    """`kvtool compare` of models: one size row per model and setting; `baseline` is the first model."""
+
+    schema: str = "kvtool.compare/1"
+    baseline: str
+    rows: list[SizeRow]
+    warnings: list[str]
+    assumptions: list[str]

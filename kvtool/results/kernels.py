@@ -1,0 +1,76 @@
+"""What `kvtool kernels` measured: each attention kernel alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvtool.results.bench import Summary
+from kvtool.results.document import Struct
+
+
+class KernelMetrics(Struct, frozen=True, kw_only=True):
+    """Of one call. `gbps` and `tflops` are at the median time; `tflops` is None for a kernel that computes nothing."""
+
+    time_ms: Summary
+    gbps: float
+    tflops: float | None
+
+
+class KernelBytes(Struct, frozen=True, kw_only=True):
+    """What one call must move at least once: cached tokens, and queries, outputs, rows and block tables as `other`."""
+
+    kv_read: int
+    kv_written: int
+    other: int
+    flops: int
+
+
+class KernelMemory(Struct, frozen=True, kw_only=True):
+    """`working_set_bytes` is the cache that `calls_per_sample` calls go through, each on pages of its own."""
+
+    pool_bytes: int
+    working_set_bytes: int
+    calls_per_sample: int
+
+
+class KernelRoofline(Struct, frozen=True, kw_only=True):
+    """Measured on the device in the same run. `bound`: memory | compute; `reason` says why a share is None."""
+
+    read_gbps_measured: float | None = None
+    copy_gbps_measured: float | None = None
+    tflops_measured: float | None = None
+    ideal_ms: float | None = None
+    mbu: float | None = None
+    mfu: float | None = None
+    bound: str | None = None
+    reason: str | None = None
+
+
+class KernelCheck(Struct, frozen=True, kw_only=True):
+    """Against the reference kernels; `max_abs_diff` is None where an output was not finite."""
+
+    outputs_equal: bool
+    max_abs_diff: float | None
+    text: str
+
+
+class KernelCase(Struct, frozen=True, kw_only=True):
+    """`samples_s`: seconds of a call, each the mean over one pass through the working set."""
+
+    name: str
+    kernel: str
+    inputs: dict[str, str | int | float | bool | None]
+    samples_s: list[float]
+    metrics: KernelMetrics
+    bytes: KernelBytes
+    memory: KernelMemory
+    roofline: KernelRoofline
+    check: KernelCheck
+
+
+class KernelsDocument(Struct, frozen=True, kw_only=True):
+    schema: str = "kvtool.kernels/1"
+    environment: dict[str, Any]
+    definitions: dict[str, str]
+    assumptions: list[str]
+    cases: list[KernelCase]

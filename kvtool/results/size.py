@@ -1,0 +1,120 @@
+"""What `kvtool size` answers: a row for every model, context, batch size and cache dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvtool.results.document import Struct
+
+
+class SizeModel(Struct, frozen=True, kw_only=True):
+    id: str
+    source: str
+    attention: str
+    num_layers: int
+    params_total: int | None
+
+
+class SizeInputs(Struct, frozen=True, kw_only=True):
+    context: int
+    batch_size: int
+    kv_cache_dtype: str
+    weight_dtype: str
+    block_size: int
+    tp: int
+    pp: int
+    dp: int
+    dcp: int
+    ep: int
+    gpu: str | None
+    num_gpus: int
+    shared_prefix: int
+    engine: str | None
+
+
+class SizeLayers(Struct, frozen=True, kw_only=True):
+    """A group of equal layers. `bytes_per_token` is what one more token adds before any cap."""
+
+    kind: str
+    count: int
+    kv_heads: int | None
+    k_head_dim: int | None
+    v_head_dim: int | None
+    window: int | None
+    bytes_per_token: int
+    bytes_per_sequence: int
+
+
+class SizeKv(Struct, frozen=True, kw_only=True):
+    bytes_per_token: int
+    indexer_bytes_per_token: int
+    window_bytes_per_token: int
+    window_cap_bytes_per_sequence: int
+    state_bytes_per_sequence: int
+    bytes_per_sequence: int
+    allocated_bytes_per_sequence: int
+    fixed_bytes_per_sequence: int
+    slope_bytes_per_token: int
+    bytes_total: int
+    bytes_per_gpu: int
+
+
+class SizeWeights(Struct, frozen=True, kw_only=True):
+    bytes: int | None
+    bytes_per_gpu: int | None
+    source: str
+
+
+class SizeDecode(Struct, frozen=True, kw_only=True):
+    kv_read_bytes_per_step: int
+    weights_read_bytes_per_step: int | None
+    flops_per_step: int | None
+    ideal_tpot_ms: float | None
+    bound: str | None
+
+
+class SizeFit(Struct, frozen=True, kw_only=True):
+    memory_bytes: int | None = None
+    usable_bytes: int | None = None
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    reserve_bytes: int | None = None
+    kv_pool_bytes: int | None = None
+    fits: bool | None = None
+    missing_bytes: int | None = None
+    max_batch_size: int | None = None
+    max_context: int | None = None
+    limited_by: str | None = None
+
+
+class SizeEngine(Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    version: str | None = None
+    block_size: int | None = None
+    bytes_per_block: int | list[int] | None = None
+    num_blocks: int | None = None
+    blocks_per_request: int | None = None
+    max_concurrency: float | None = None
+    gpu_kv_cache_tokens: int | None = None
+    log_line: str | None = None
+    groups: list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    ledger: list[dict[str, Any]] | None = None
+    exact_given_pool: bool | None = None
+
+
+class SizeRow(Struct, frozen=True, kw_only=True):
+    model: SizeModel
+    inputs: SizeInputs
+    layers: list[SizeLayers]
+    kv: SizeKv
+    weights: SizeWeights
+    decode: SizeDecode
+    fit: SizeFit
+    engine: SizeEngine
+
+
+class SizeDocument(Struct, frozen=True, kw_only=True):
+    schema: str = "kvtool.size/1"
+    rows: list[SizeRow]
+    assumptions: list[str]
