@@ -1,0 +1,38 @@
+"""What an engine is started with, by the names of its own flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvtool.catalog.gpus import Gpu
+from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.parallel import Parallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Flags of one start of an engine on one layout; None where the engine itself chooses.
+
+    `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1, the
+    longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given rather than
+    estimated. `gpu` decides what depends on the card: block sizes and default batched tokens.
+    """
+
+    name: str
+    version: str | None = None
+    parallel: Parallel = field(default_factory=Parallel)
+    gpu: Gpu | None = None
+    gpu_memory_utilization: float = 0.92
+    kv_cache_dtype: str = AUTO
+    block_size: int | None = None
+    max_model_len: int | None = None
+    auto_fit: bool = False
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    async_scheduling: bool = True
+    enable_prefix_caching: bool = True
+    hybrid_kv_cache_manager: bool = True
+    mamba_ssm_cache_dtype: str = AUTO
+    mamba_cache_mode: str = AUTO
