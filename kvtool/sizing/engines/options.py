@@ -13,8 +13,8 @@ from kvtool.sizing.parallel import Parallel
 class EngineOptions:
     """Flags of one start of an engine on one layout; None where the engine itself chooses.
 
-    `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1, the
-    longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given rather than
+    `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1:
+    the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not
     estimated. `gpu` decides what depends on the card: block sizes and default batched tokens.
     """
 
