@@ -28,7 +28,7 @@ KvCacheDtypeOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         metavar="LIST",
-        help="auto, fp32, bf16, fp16, fp8, int8, nvfp4, mxfp8, fp8_ds_mla, q8_0, kivi_int4 ... (a wrong one lists all).",
+        help="auto, bf16, fp16, fp8, int8, nvfp4, mxfp8, fp8_ds_mla, q8_0, kivi_int4, ... (a wrong one lists all).",
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
@@ -63,6 +63,9 @@ MambaSsmCacheDtypeOption = Annotated[
 IndexDtypeOption = Annotated[
     str,
     typer.Option("--index-dtype", help="Of a sparse indexer's keys: auto (as its engine stores them), fp8, fp4, bf16."),
+]
+SpeculativeTokensOption = Annotated[
+    int, typer.Option("--num-speculative-tokens", help="Tokens drafted a step by the model's own draft layers (MTP).")
 ]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
 

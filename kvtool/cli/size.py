@@ -31,6 +31,7 @@ from kvtool.cli.options import (
     OutOption,
     PpOption,
     SharedPrefixOption,
+    SpeculativeTokensOption,
     TpOption,
     WeightDtypeOption,
     chosen_model,
@@ -74,6 +75,7 @@ def size(
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
     index_dtype: IndexDtypeOption = "auto",
+    num_speculative_tokens: SpeculativeTokensOption = 0,
     explain: ExplainOption = False,
     models: ModelsOption = None,
     json: JsonOption = False,
@@ -99,6 +101,7 @@ def size(
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         index_dtype=index_dtype,
+        num_speculative_tokens=num_speculative_tokens,
         checkpoint=find_checkpoint(model) if model else None,
     )
     answer(chosen, options, explain=explain, json=json, out=out)

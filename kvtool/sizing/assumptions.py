@@ -80,19 +80,26 @@ def _has_tensor_scales(plan: SizePlan) -> bool:
 
 
 def _state(plan: SizePlan) -> Iterator[str]:
+    model = plan.model
     kept = sum(count * spec.state_bytes for spec, count in plan.specs if isinstance(spec, CompressorSpec))
     if kept:
         yield (
             f"compressors keep {kept:,} B a sequence in fp32: in bytes_per_sequence and fixed_bytes_per_sequence, "
             "not in state_bytes_per_sequence, which is recurrent state"
         )
+    drafted = plan.state.speculative_tokens
+    if drafted:
+        yield (
+            f"drafting {drafted} tokens a step: the {len(model.draft_layers)} draft layers (MTP) keep a cache too, "
+            f"recurrent layers {1 + drafted} states a sequence; their weights are those that the checkpoint counts"
+        )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:
         return
     used = plan.state.recurrent
     other = "bf16" if used == "fp32" else "fp32"
-    elements = sum(count * spec.recurrent_elements for spec, count in states)
-    conv_bytes = sum(count * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
+    elements = sum(count * spec.slots * spec.recurrent_elements for spec, count in states)
+    conv_bytes = sum(count * spec.slots * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
     yield (
         f"recurrent state in {used}, convolution state in {plan.state.conv}: "
         f"{conv_bytes + elements * FLOAT_BYTES[used]:,} B a sequence; with --mamba-ssm-cache-dtype {other} it is "
