@@ -37,6 +37,10 @@ PpOption = Annotated[int, typer.Option("--pp", help="Pipeline stages.")]
 DpOption = Annotated[int, typer.Option("--dp", help="Data parallel replicas: each holds its own sequences.")]
 DcpOption = Annotated[int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.")]
 EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.")]
+DpAttentionOption = Annotated[
+    bool,
+    typer.Option("--enable-dp-attention", help="dp divides the tp ranks into replicas of attention, as in SGLang."),
+]
 MaxModelLenOption = Annotated[
     str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
 ]

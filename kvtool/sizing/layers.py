@@ -104,8 +104,8 @@ def specs_by_layer(
 
 
 def speculative(model: Model, state: StateFormat, tokens: int) -> StateFormat:
-    """The state of a model that drafts `tokens` tokens a step with its own draft layers. Raises KvtoolError where it has
-    none, or where it is not known what they keep.
+    """The state of a model that drafts `tokens` tokens a step with its own draft layers. Raises KvtoolError where it
+    has none, or where it is not known what they keep.
     """
     if tokens and not model.draft_layers:
         raise KvtoolError(f"--num-speculative-tokens {tokens}: no draft layers (MTP) of {model.id} are known")

@@ -97,6 +97,7 @@ class SizePlan:
             shared_prefix=options.shared_prefix,
             engine=None,
             num_speculative_tokens=options.num_speculative_tokens,
+            enable_dp_attention=parallel.dp_attention,
         )
 
     def _kv(self, context: int, batch_size: int) -> SizeKv:
