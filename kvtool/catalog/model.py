@@ -263,6 +263,7 @@ class Model:
     vocab_size: int | None
     num_heads: int
     intermediate_size: int | None = None
+    draft_layers: tuple[Layer, ...] = ()  # for multi-token prediction: not run unless asked for
     moe: Moe | None = None
     tie_word_embeddings: bool | None = None
     max_position_embeddings: int | None = None

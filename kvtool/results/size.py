@@ -30,6 +30,8 @@ class SizeInputs(Struct, frozen=True, kw_only=True):
     num_gpus: int
     shared_prefix: int
     engine: str | None
+    num_speculative_tokens: int = 0
+    enable_dp_attention: bool = False
 
 
 class SizeLayers(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.fit import Budget, budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
+from kvtool.sizing.layers import StateFormat, layer_specs, speculative, state_format, with_index_dtype
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
@@ -96,6 +96,8 @@ class SizePlan:
             num_gpus=parallel.num_gpus,
             shared_prefix=options.shared_prefix,
             engine=None,
+            num_speculative_tokens=options.num_speculative_tokens,
+            enable_dp_attention=parallel.dp_attention,
         )
 
     def _kv(self, context: int, batch_size: int) -> SizeKv:
@@ -122,7 +124,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     model = with_index_dtype(model, options.index_dtype)
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
-    state = state_format(model, options.state_dtype)
+    state = speculative(model, state_format(model, options.state_dtype), options.num_speculative_tokens)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
     parallel = options.parallel
     memory = None
