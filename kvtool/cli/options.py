@@ -42,7 +42,11 @@ DpAttentionOption = Annotated[
     typer.Option("--enable-dp-attention", help="dp divides the tp ranks into replicas of attention, as in SGLang."),
 ]
 MaxModelLenOption = Annotated[
-    str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
+    str | None,
+    typer.Option(
+        "--max-model-len",
+        help="The longest sequence served (default: the model's own maximum; -1 with --engine: what fits).",
+    ),
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
 HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]

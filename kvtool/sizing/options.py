@@ -9,6 +9,7 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import MAX_LENGTH_TOKENS
 
@@ -21,7 +22,8 @@ MAX_DRAFTED = 64
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
     --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 runs the model's
-    draft layers; `checkpoint` holds the headers of the (one) model's weight files where there are any.
+    draft layers; `checkpoint` holds the headers of the (one) model's weight files where there are any; `engine` is a
+    start of an engine whose plan each row tells, with the cache dtype of the row.
     """
 
     contexts: tuple[int, ...] = ()
@@ -38,6 +40,7 @@ class SizeOptions:
     index_dtype: str = AUTO
     num_speculative_tokens: int = 0
     checkpoint: CheckpointHeader | None = None
+    engine: EngineOptions | None = None
 
     def __post_init__(self) -> None:
         for context in self.contexts:
