@@ -18,6 +18,7 @@ from kvtool.results.bench import (
     StepBytes,
     Summary,
 )
+from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument
 from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
@@ -46,6 +47,7 @@ from kvtool.results.size import (
 
 __all__ = [
     "BenchDocument",
+    "Calibration",
     "Case",
     "Check",
     "CompareDocument",
@@ -81,6 +83,7 @@ __all__ = [
     "Struct",
     "Summary",
     "encode",
+    "read_calibration",
     "read_document",
     "write_atomic",
 ]
