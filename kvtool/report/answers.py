@@ -93,7 +93,7 @@ def lengths_table(lengths: SizeLengths) -> Table:
     ]
     note = (
         f"{lengths.source}: mean {lengths.mean_tokens:,.0f}, p50 {lengths.p50_tokens:,}, p95 {lengths.p95_tokens:,} "
-        f"tokens, prompt and output. {lengths.method.capitalize()}."
+        f"tokens, prompt and output; {lengths.method}."
     )
     return Table(title="Requests that fit at once", columns=("", "requests"), rows=rows, labels=1, note=note)
 

@@ -34,7 +34,7 @@ FILLS = {
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One part of a GPU's memory. `overfull` marks a cache that does not fit into what is left for it."""
+    """One part of a GPU's memory. `overfull` marks a cache, or weights, that do not fit into what is left for them."""
 
     name: str
     size_bytes: int
@@ -55,7 +55,8 @@ def segments(row: SizeRow) -> list[Segment]:
         FREE: fit.kv_pool_bytes - used,
     }
     sizes[UNUSED] = max(0, fit.memory_bytes - sum(sizes.values()))
-    return [Segment(name, size, name == USED and bool(fit.missing_bytes)) for name, size in sizes.items() if size]
+    overfull = None if not fit.missing_bytes else USED if used else WEIGHTS
+    return [Segment(name, size, name == overfull) for name, size in sizes.items() if size]
 
 
 def columns(parts: Sequence[Segment], width: int) -> list[int]:
@@ -129,7 +130,7 @@ def budget_figure(document: SizeDocument) -> Figure | None:
     figure, (axes,) = new_figure(
         f"{first.model.id}: memory of one GPU",
         subtitle=f"{where}; sequences as context x batch size",
-        height_in=max(4.2, 2.2 + 0.5 * len(rows)),
+        height_in=2.5 + 0.42 * len(rows),
     )
     for place, row in enumerate(rows):
         _draw_bar(axes, place, row)
@@ -167,7 +168,7 @@ def _finish(axes: Axes, rows: Sequence[SizeRow]) -> None:
     names = [f"{_label(row)}{f' {row.inputs.kv_cache_dtype}' if several else ''}" for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, (fit.memory_bytes or 0) / GIB)
+    axes.set_xlim(0, max(sum(part.size_bytes for part in segments(row)) for row in rows) / GIB)
     axes.set_xlabel("GiB")
     axes.grid(False, axis="y")
     limit = (fit.usable_bytes or 0) / GIB
@@ -178,6 +179,6 @@ def _finish(axes: Axes, rows: Sequence[SizeRow]) -> None:
         for name, fill in FILLS.items()
     ]
     if any(row.fit.missing_bytes for row in rows):
-        handles.append(Patch(color=RED, label="KV used, and more is missing"))
+        handles.append(Patch(color=RED, label="does not fit"))
     handles.append(Line2D([], [], color=GREY, linestyle="--", label=f"usable {format_bytes(fit.usable_bytes or 0)}"))
     axes.figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=LABEL_POINTS, frameon=False)

@@ -18,6 +18,7 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_state(plan),
         *_layout(plan),
         *_batch(plan),
+        *_lengths(plan),
         *_weights(plan),
         *_card(plan),
     ]
@@ -91,6 +92,14 @@ def _batch(plan: SizePlan) -> Iterator[str]:
         yield (
             f"shared prefix: its {pages} whole pages are stored once and read by every sequence; "
             "recurrent state is not shared"
+        )
+
+
+def _lengths(plan: SizePlan) -> Iterator[str]:
+    if plan.lengths is not None:
+        yield (
+            "requests of --lengths: each counts with its full length from the start, drawn independently of the others; "
+            "a younger request holds less"
         )
 
 
