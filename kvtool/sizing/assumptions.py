@@ -98,7 +98,7 @@ def _batch(plan: SizePlan) -> Iterator[str]:
 def _lengths(plan: SizePlan) -> Iterator[str]:
     if plan.lengths is not None:
         yield (
-            "requests of --lengths: each counts with its full length from the start, drawn independently of the others; "
+            "requests of --lengths: each counts with its full length from the start, drawn independently of others; "
             "a younger request holds less"
         )
 
