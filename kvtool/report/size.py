@@ -13,7 +13,7 @@ from kvtool.report.budget import print_budget
 from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
 from kvtool.report.files import CsvValue
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow
+from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow, Struct
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -121,8 +121,20 @@ def size_csv_rows(document: SizeDocument) -> Iterator[dict[str, CsvValue]]:
         flat: dict[str, CsvValue] = {"model": row.model.id, "attention": row.model.attention}
         flat |= msgspec.structs.asdict(row.inputs)
         for group in ("kv", "weights", "decode", "fit"):
-            flat |= {f"{group}_{name}": value for name, value in msgspec.structs.asdict(getattr(row, group)).items()}
+            flat |= {f"{group}_{name}": _cell(value) for name, value in _items(getattr(row, group))}
+        if row.sharing is not None:
+            flat |= {f"sharing_{name}": _cell(value) for name, value in _items(row.sharing)}
         yield flat
+
+
+def _items(part: Struct) -> Iterator[tuple[str, object]]:
+    yield from msgspec.structs.asdict(part).items()
+
+
+def _cell(value: object) -> CsvValue:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def size_figure(document: SizeDocument) -> Figure:
