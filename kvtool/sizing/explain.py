@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvtool.catalog.model import Model
 from kvtool.results import SizeRow
+from kvtool.sizing.fit import widest_mlp
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.specs import (
@@ -108,6 +109,7 @@ def _per_row(plan: SizePlan, row: SizeRow) -> Iterator[str]:
     if row.sharing is not None:
         yield f"the prefix once: {row.sharing.words}"
     yield from _decode(plan, row)
+    yield from _activations(plan)
     yield from _fit(row)
 
 
@@ -132,6 +134,18 @@ def _decode(plan: SizePlan, row: SizeRow) -> Iterator[str]:
             f"TPOT at least max({read:,} B / {gpu.memory_bandwidth_gbps:,} GB/s, {decode.flops_per_step:,} FLOP / "
             f"{gpu.bf16_tflops:,} TFLOP/s) = {decode.ideal_tpot_ms:.3f} ms: {decode.bound}-bound"
         )
+
+
+def _activations(plan: SizePlan) -> Iterator[str]:
+    """The largest of the estimated terms, where it is one."""
+    memory, limits, model = plan.memory, plan.limits, plan.model
+    if memory is None or limits is None or {"activation_bytes", "kv_pool_bytes"} & set(memory.measured):
+        return
+    widest = f"3 x ceil({widest_mlp(model):,} / {plan.options.parallel.tp})"
+    yield (
+        f"activations: {limits.tokens:,} batched tokens x (4 x {model.hidden_size:,} + {widest}) x 2 B"
+        f" + {limits.sequences:,} sequences x {model.vocab_size or 0:,} x 4 B = {memory.activation_bytes:,} B"
+    )
 
 
 def _fit(row: SizeRow) -> Iterator[str]:

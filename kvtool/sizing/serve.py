@@ -9,6 +9,7 @@ from kvtool.catalog.model import Model
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan
+from kvtool.units import ceil_div
 
 NODE_GPUS = 8
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
@@ -34,7 +35,8 @@ class Commands:
 
 
 def nodes_of(parallel: Parallel) -> int:
-    return -(-parallel.num_gpus // NODE_GPUS)
+    """How many nodes of eight GPUs the layout spans."""
+    return ceil_div(parallel.num_gpus, NODE_GPUS)
 
 
 def commands(plan: SizePlan, *, served: str | None, context: int) -> Commands:

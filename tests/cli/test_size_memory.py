@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.in_process import Done, run
 
+Size = Callable[..., Done]
 CALIBRATION = '{"schema": "kvtool.calibration/1", "source": "a log of vLLM", "kv_pool_bytes": 54000000000}'
 
 
 @pytest.fixture
-def size(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def size(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Size:
     def call(*args: str) -> Done:
         return run(capsys, monkeypatch, "size", "llama-3.1-8b", *args)
 
@@ -26,7 +28,7 @@ def document(done: Done) -> dict[str, list[dict[str, object]]]:
     return found  # type: ignore[no-any-return]
 
 
-def test_users_and_context_find_gpus_and_dtype(size) -> None:  # type: ignore[no-untyped-def]
+def test_users_and_context_find_gpus_and_dtype(size: Size) -> None:
     done = size("--gpu", "h100-sxm-80gb", "--users", "64", "--context", "32k", "--json")
     assert done.code == 0
     found = document(done)["solutions"]
@@ -35,12 +37,12 @@ def test_users_and_context_find_gpus_and_dtype(size) -> None:  # type: ignore[no
     assert str(found[0]["sglang"]).startswith("python -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B ")
 
 
-def test_what_is_given_is_not_tried(size) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_given_is_not_tried(size: Size) -> None:
     done = size("--gpu", "h100", "--users", "64", "--context", "32k", "--tp", "8", "--kv-cache-dtype", "bf16", "--json")
     assert [(s["num_gpus"], s["kv_cache_dtype"]) for s in document(done)["solutions"]] == [(8, "bf16")]
 
 
-def test_open_users_and_open_context(size) -> None:  # type: ignore[no-untyped-def]
+def test_open_users_and_open_context(size: Size) -> None:
     fixed = ("--tp", "1", "--kv-cache-dtype", "bf16", "--gpu", "h100", "--json")
     (most,) = document(size("--users", "max", "--context", "8k", *fixed))["solutions"]
     assert most["users"] == 51
@@ -48,13 +50,13 @@ def test_open_users_and_open_context(size) -> None:  # type: ignore[no-untyped-d
     assert longest["context"] == 6608
 
 
-def test_nothing_fits_exits_1(size) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_fits_exits_1(size: Size) -> None:
     done = size("--gpu", "h100", "--users", "1000", "--context", "128k")
     assert done.code == 1
     assert done.out.startswith("Nothing that was tried fits")
 
 
-def test_no_users_no_solutions(size) -> None:  # type: ignore[no-untyped-def]
+def test_no_users_no_solutions(size: Size) -> None:
     found = document(size("--context", "8k", "--json"))
     assert found["solutions"] is None
     assert found["rows"][0]["sharing"] is found["rows"][0]["tiers"] is found["rows"][0]["lengths"] is None
@@ -75,7 +77,7 @@ def test_a_shape_has_no_command(
     assert str(first["vllm"]).startswith(f"vllm serve {tmp_path} ")
 
 
-def test_a_calibration_takes_the_place_of_the_estimates(size, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_calibration_takes_the_place_of_the_estimates(size: Size, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(CALIBRATION)
     done = size("--gpu", "h100", "--context", "8k", "--calibration", str(path))
@@ -87,7 +89,7 @@ def test_a_calibration_takes_the_place_of_the_estimates(size, tmp_path: Path) ->
     assert (fit["kv_pool_bytes"], fit["margin_bytes"], fit["measured"]) == (54_000_000_000, 0, ["kv_pool_bytes"])
 
 
-def test_engine_limits_move_the_pool(size) -> None:  # type: ignore[no-untyped-def]
+def test_engine_limits_move_the_pool(size: Size) -> None:
     def pool(*args: str) -> int:
         (row,) = document(size("--gpu", "h100", "--context", "8k", "--json", *args))["rows"]
         return row["fit"]["kv_pool_bytes"]  # type: ignore[index, no-any-return]
@@ -96,7 +98,7 @@ def test_engine_limits_move_the_pool(size) -> None:  # type: ignore[no-untyped-d
     assert pool("--max-num-batched-tokens", "4096") - pool() == 4096 * (4 * 4096 + 3 * 14336) * 2
 
 
-def test_requests_of_a_trace(size, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_requests_of_a_trace(size: Size, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"input_length": 8000, "output_length": 192}\n' * 3)
     (row,) = document(size("--gpu", "h100", "--context", "8k", "--lengths", str(trace), "--json"))["rows"]
@@ -106,7 +108,7 @@ def test_requests_of_a_trace(size, tmp_path: Path) -> None:  # type: ignore[no-u
     assert "Requests that fit at once" in size("--gpu", "h100", "--context", "8k", "--lengths", str(trace)).out
 
 
-def test_tiers_in_json_and_as_a_table(size) -> None:  # type: ignore[no-untyped-def]
+def test_tiers_in_json_and_as_a_table(size: Size) -> None:
     args = ("--gpu", "h100", "--context", "8k", "--dram", "256GiB", "--nvme", "1TB", "--nvme-gbps", "7")
     (row,) = document(size(*args, "--json"))["rows"]
     assert [tier["name"] for tier in row["tiers"]] == ["registers", "l2", "hbm", "dram", "nvme"]  # type: ignore[attr-defined, index]
@@ -114,7 +116,7 @@ def test_tiers_in_json_and_as_a_table(size) -> None:  # type: ignore[no-untyped-
     assert "Where the cache could live" in size("--gpu", "h100", "--context", "8k", "--tiers").out
 
 
-def test_ranking_items_for_a_user(size) -> None:  # type: ignore[no-untyped-def]
+def test_ranking_items_for_a_user(size: Size) -> None:
     args = ("--shared-prefix", "4k", "--context", "4224", "--batch-size", "50")
     assert "shared 1.28 GiB, unshared 25.78 GiB: saved 24.50 GiB (20.1 x)" in size(*args).out
     assert "the prefix once: shared 1.28 GiB" in size(*args, "--explain").out
@@ -144,7 +146,7 @@ def test_ranking_items_for_a_user(size) -> None:  # type: ignore[no-untyped-def]
         (["--gpu", "h100", "--max-num-batched-tokens", "-1"], "--max-num-batched-tokens -1 must be from 1"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(size, args: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+def test_mistakes_are_one_line_and_exit_2(size: Size, args: list[str], message: str) -> None:
     done = size(*args)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
