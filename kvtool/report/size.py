@@ -188,6 +188,8 @@ def _draw_levels(axes: Axes, document: SizeDocument) -> list[EndLabel]:
         levels.append((room, f"limit of {row.inputs.gpu}, {format_bytes(room)}", RED))
         axes.set_ylim(top=max(axes.get_ylim()[1], 1.5 * room))
         axes.axhspan(room, axes.get_ylim()[1], color=RED, alpha=0.06, linewidth=0)
+    if levels:
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.9 * min(level for level, *_ in levels)))
     axes.set_xlim(left, right * 1.02)
     axes.hlines([level for level, *_ in levels], left, right, [colour for *_, colour in levels], linestyles="--")
     return [EndLabel(right, level, text, colour) for level, text, colour in levels]

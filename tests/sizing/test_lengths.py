@@ -95,7 +95,9 @@ def test_layouts_hold_what_their_parts_hold() -> None:
     one = counts(fitting([16, 32], 50))
     assert counts(fitting([16, 32], 25, parallel=Parallel(tp=2))) == one
     assert counts(fitting([16, 32], 25, parallel=Parallel(pp=2))) == one
-    assert counts(fitting([16, 32], 50, parallel=Parallel(dp=3)))[:2] == (3 * one[0], 3 * one[1])
+    replicas = fitting([16, 32], 50, parallel=Parallel(dp=3))
+    assert counts(replicas)[:2] == (3 * one[0], 3 * one[1])
+    assert replicas.method.endswith("of each of 3 replicas")
 
 
 def test_no_room_holds_nothing() -> None:
