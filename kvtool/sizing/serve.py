@@ -14,15 +14,15 @@ from kvtool.units import ceil_div
 NODE_GPUS = 8
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-VLLM_CACHE_DTYPES = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp8": "fp8",
-    "fp8_e5m2": "fp8_e5m2",
-    "fp8_per_token_head": "fp8_per_token_head",
-    "int8_per_token_head": "int8_per_token_head",
+VLLM_CACHE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"} | {
+    name: name
+    for name in (
+        *("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "int4_per_token_head"),
+        *("fp8_ds_mla", "nvfp4_ds_mla", "nvfp4", "ultraquant_4bit"),
+        *("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc"),
+    )
 }
-SGLANG_CACHE_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+SGLANG_CACHE_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.results import Calibration
-from kvtool.sizing.dtypes import CACHE_FORMATS
 from kvtool.sizing.fit import BatchLimits, Budget, activation_bytes, batch_limits, budget, fit, largest
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import gpu_cache

@@ -44,6 +44,8 @@ def test_the_commands_of_llama() -> None:
         ("bf16", "auto", "auto"),
         ("fp16", "float16", None),
         ("int8_per_token_head", "int8_per_token_head", None),
+        ("nvfp4", "nvfp4", "nvfp4"),
+        ("mxfp8", None, "mxfp8"),
         ("int8", None, None),
     ],
 )
