@@ -135,8 +135,8 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
         title="What fits, best first",
         columns=("GPUs", "tp x pp x dp", "cache", "users", "context", "KV a\nGPU", "room\na GPU", "give or\ntake"),
         rows=rows,
-        note="Best: fewest GPUs, then the cache dtypes in the order tried. Rooms are estimates, give or take the last column. Below, "
-        "what starts the first line.",
+        note="Best: fewest GPUs, then the cache dtypes in the order tried. Rooms are estimates, give or take the last "
+        "column. Below, what starts the first line.",
     )
 
 
