@@ -28,7 +28,7 @@ KvCacheDtypeOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         metavar="LIST",
-        help="auto, bf16, fp16, fp8, int8, nvfp4, mxfp8, fp8_ds_mla, q8_0, kivi_int4, ... (a wrong one lists all).",
+        help="auto, fp32, bf16, fp16, fp8, int8, nvfp4, fp8_ds_mla, q8_0, kivi_int4 ... (a wrong one lists all).",
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
@@ -61,7 +61,13 @@ GpuMemoryUtilizationOption = Annotated[
     float, typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.")
 ]
 SharedPrefixOption = Annotated[
-    str, typer.Option("--shared-prefix", metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
+    str,
+    typer.Option(
+        "--shared-prefix",
+        metavar="TOKENS",
+        help="Tokens that all sequences begin with; stored once. To rank N items for one user: the user's tokens, with "
+        "--context of user and item together and --batch-size N.",
+    ),
 ]
 WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp32, bf16, fp16, fp8, int8 or int4.")]
 MambaSsmCacheDtypeOption = Annotated[
