@@ -26,6 +26,7 @@ from kvtool.cli.options import (
     KvCacheDtypeOption,
     KvHeadsOption,
     LayersOption,
+    LayerSpecOption,
     MambaSsmCacheDtypeOption,
     MaxModelLenOption,
     ModelsOption,
@@ -60,6 +61,7 @@ def size(
     heads: HeadsOption = None,
     kv_heads: KvHeadsOption = None,
     head_dim: HeadDimOption = None,
+    layer_spec: LayerSpecOption = None,
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
@@ -89,7 +91,9 @@ def size(
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.weights import find_checkpoint
 
-    chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    chosen = chosen_model(
+        model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
+    )
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),
         batch_sizes=count_list(batch_size, "batch size"),
