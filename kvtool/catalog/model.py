@@ -205,11 +205,14 @@ class Moe:
 class Quantisation:
     """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method.
 
-    `bits_per_weight` counts scales too; None where layers are stored in several ways.
+    `bits_per_weight` counts scales too; None where layers are stored in several ways. Routed experts may have bits of
+    their own, and whole parts (mixers, dense, experts) may stay at the model's dtype.
     """
 
     method: str
     bits_per_weight: float | None
+    expert_bits: float | None = None
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
