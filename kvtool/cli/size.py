@@ -51,6 +51,7 @@ from kvtool.cli.options import (
     KvCacheDtypeOption,
     KvHeadsOption,
     LayersOption,
+    LayerSpecOption,
     MambaSsmCacheDtypeOption,
     MaxModelLenOption,
     ModelsOption,
@@ -87,6 +88,7 @@ def size(
     heads: HeadsOption = None,
     kv_heads: KvHeadsOption = None,
     head_dim: HeadDimOption = None,
+    layer_spec: LayerSpecOption = None,
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
@@ -133,7 +135,9 @@ def size(
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.weights import find_checkpoint
 
-    chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    chosen = chosen_model(
+        model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
+    )
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
     card = find_gpu(gpu) if gpu else None
     auto_fit = max_model_len == "-1"
