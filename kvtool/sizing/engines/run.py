@@ -32,8 +32,8 @@ def run_engine(model: Model, options: EngineOptions, *, estimated_pool_bytes: in
         if options.gpu is None:
             raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
         raise KvtoolError(
-            f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, and so not what is "
-            "left for the cache: give --kv-cache-memory-bytes, as 40GiB"
+            f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is "
+            "what they leave: give --kv-cache-memory-bytes, as 40GiB"
         )
     plan = vllm.plan(model, options, pool_bytes=max(0, pool_bytes))
     return EngineRun(
