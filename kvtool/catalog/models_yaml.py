@@ -74,6 +74,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
 
     id: str
     layers: str
+    draft_layers: str | None = None
     num_heads: int
     hidden_size: int
     source: str
@@ -115,6 +116,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
         layers: list[Layer] = []
         for name in expand_pattern(self.layers):
             layers.append(self._layer(name, layers))
+        drafts = expand_pattern(self.draft_layers) if self.draft_layers else []
         return Model(
             id=self.id,
             source=self.source,
@@ -125,6 +127,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
             vocab_size=self.vocab_size,
             num_heads=self.num_heads,
             intermediate_size=self.intermediate_size,
+            draft_layers=tuple(self._layer(name, layers) for name in drafts),
             moe=self.moe,
             tie_word_embeddings=self.tie_word_embeddings,
             max_position_embeddings=self.max_position_embeddings,

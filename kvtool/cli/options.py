@@ -28,7 +28,7 @@ KvCacheDtypeOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         metavar="LIST",
-        help="auto, fp32, bf16, fp16, fp8, fp8_e5m2, int8, fp8_per_token_head or int8_per_token_head.",
+        help="auto, bf16, fp16, fp8, int8, nvfp4, mxfp8, fp8_ds_mla, q8_0, kivi_int4, ... (a wrong one lists all).",
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
@@ -37,6 +37,10 @@ PpOption = Annotated[int, typer.Option("--pp", help="Pipeline stages.")]
 DpOption = Annotated[int, typer.Option("--dp", help="Data parallel replicas: each holds its own sequences.")]
 DcpOption = Annotated[int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.")]
 EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.")]
+DpAttentionOption = Annotated[
+    bool,
+    typer.Option("--enable-dp-attention", help="dp divides the tp ranks into replicas of attention, as in SGLang."),
+]
 MaxModelLenOption = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +67,13 @@ WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp
 MambaSsmCacheDtypeOption = Annotated[
     str,
     typer.Option("--mamba-ssm-cache-dtype", help="Of recurrent state: auto (as vLLM chooses), fp32, bf16 or fp16."),
+]
+IndexDtypeOption = Annotated[
+    str,
+    typer.Option("--index-dtype", help="Of a sparse indexer's keys: auto (as its engine stores them), fp8, fp4, bf16."),
+]
+SpeculativeTokensOption = Annotated[
+    int, typer.Option("--num-speculative-tokens", help="Tokens drafted a step by the model's own draft layers (MTP).")
 ]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
 

@@ -26,6 +26,7 @@ from kvtool.cli.options import (
     BatchSizeOption,
     ContextOption,
     DcpOption,
+    DpAttentionOption,
     DpOption,
     EpOption,
     ExplainOption,
@@ -33,6 +34,7 @@ from kvtool.cli.options import (
     GpuOption,
     HeadDimOption,
     HeadsOption,
+    IndexDtypeOption,
     JsonOption,
     KvCacheDtypeOption,
     KvHeadsOption,
@@ -43,6 +45,7 @@ from kvtool.cli.options import (
     OutOption,
     PpOption,
     SharedPrefixOption,
+    SpeculativeTokensOption,
     TpOption,
     WeightDtypeOption,
     chosen_model,
@@ -80,11 +83,14 @@ def size(
     dp: DpOption = 1,
     dcp: DcpOption = 1,
     ep: EpOption = 1,
+    enable_dp_attention: DpAttentionOption = False,
     gpu: GpuOption = None,
     gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
+    index_dtype: IndexDtypeOption = "auto",
+    num_speculative_tokens: SpeculativeTokensOption = 0,
     engine: EngineOption = None,
     kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
     max_num_batched_tokens: MaxNumBatchedTokensOption = None,
@@ -106,7 +112,7 @@ def size(
     from kvtool.sizing.weights import find_checkpoint
 
     chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
-    parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep)
+    parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
     card = find_gpu(gpu) if gpu else None
     auto_fit = max_model_len == "-1"
     longest = None if auto_fit else optional_length(max_model_len, "max model len")
@@ -122,6 +128,8 @@ def size(
         shared_prefix=0 if shared_prefix == "0" else parse_length(shared_prefix, "shared prefix"),
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
+        index_dtype=index_dtype,
+        num_speculative_tokens=num_speculative_tokens,
         checkpoint=find_checkpoint(model) if model else None,
         engine=engine_options(
             engine,

@@ -15,13 +15,15 @@ from kvtool.units import MAX_LENGTH_TOKENS
 
 DEFAULT_CONTEXTS = (4096, 32768)
 MAX_COUNT = 1 << 24
+MAX_DRAFTED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any;
-    `engine` is a start of an engine whose plan each row tells, with the cache dtype of the row.
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 runs the model's
+    draft layers; `checkpoint` holds the headers of the (one) model's weight files where there are any; `engine` is a
+    start of an engine whose plan each row tells, with the cache dtype of the row.
     """
 
     contexts: tuple[int, ...] = ()
@@ -35,6 +37,8 @@ class SizeOptions:
     shared_prefix: int = 0
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
+    index_dtype: str = AUTO
+    num_speculative_tokens: int = 0
     checkpoint: CheckpointHeader | None = None
     engine: EngineOptions | None = None
 
@@ -44,6 +48,8 @@ class SizeOptions:
         for batch_size in self.batch_sizes:
             _check_range("batch size", batch_size, MAX_COUNT)
         _check_range("block size", self.block_size, MAX_COUNT)
+        if not 0 <= self.num_speculative_tokens <= MAX_DRAFTED:
+            raise KvtoolError(f"num speculative tokens {self.num_speculative_tokens} must be from 0 to {MAX_DRAFTED}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise KvtoolError(f"gpu memory utilization {self.gpu_memory_utilization} must be above 0 and at most 1")
         if self.shared_prefix < 0:

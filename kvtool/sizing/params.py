@@ -24,6 +24,17 @@ from kvtool.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParams:
+    """One layer's parameters: `mixer` is its attention or recurrence, `rest` its norms, dense MLP, router and shared
+    experts, `experts` all routed ones.
+    """
+
+    mixer: int
+    rest: int
+    experts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParamCount:
     """Parameters by how a decode step reads them: of `embedding` one row a token, of `experts` those chosen, the rest
     whole. `head` is 0 where the output head is the embedding (`tied`), which is then read whole.
@@ -35,6 +46,12 @@ class ParamCount:
     layers: int
     experts: int
     sparse_layers: int = 0
+    by_layer: tuple[LayerParams, ...] = ()
+
+    @property
+    def mixers(self) -> int:
+        """Attention and recurrence of all layers."""
+        return sum(layer.mixer for layer in self.by_layer)
 
     @property
     def total(self) -> int:
@@ -108,14 +125,17 @@ def count_params(model: Model) -> ParamCount | None:
     embedding = model.vocab_size * model.hidden_size
     tied = bool(model.tie_word_embeddings)
     sparse = [_is_sparse(model, index) and _has_mlp(family, layer) for index, layer in enumerate(model.layers)]
-    layers = sum(_layer_params(model, family, layer, sparse[index]) for index, layer in enumerate(model.layers))
+    by_layer = tuple(
+        _layer_params(model, family, layer, is_sparse) for layer, is_sparse in zip(model.layers, sparse, strict=True)
+    )
     return ParamCount(
         embedding=embedding,
         head=0 if tied else embedding,
         tied=tied,
-        layers=layers + _outside_layers(model, family),
-        experts=sum(sparse) * _expert_params(model, family),
+        layers=sum(layer.mixer + layer.rest for layer in by_layer) + _outside_layers(model, family),
+        experts=sum(layer.experts for layer in by_layer),
         sparse_layers=sum(sparse),
+        by_layer=by_layer,
     )
 
 
@@ -138,11 +158,14 @@ def _outside_layers(model: Model, family: _Family) -> int:
     return norm + positions + (norm if family.embedding_norm else 0)
 
 
-def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> int:
-    """One layer without its routed experts."""
+def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> LayerParams:
     norms = family.norms * model.hidden_size * (2 if family.all_bias else 1)
     mlp = _mlp_params(model, family, sparse) if _has_mlp(family, layer) else 0
-    return norms + _mixer_params(model, family, layer) + mlp
+    return LayerParams(
+        mixer=_mixer_params(model, family, layer),
+        rest=norms + mlp,
+        experts=_expert_params(model, family) if sparse else 0,
+    )
 
 
 def _has_mlp(family: _Family, layer: Layer) -> bool:

@@ -31,6 +31,11 @@ class CacheSpec:
         """Bytes that one more token adds before any cap, rounded up; also what a decode step writes."""
         return 0
 
+    @property
+    def bits_per_element(self) -> float | None:
+        """Bits of one stored element, its share of scales and padding included; None where there are no vectors."""
+        return None
+
     def growth_bytes(self, layers: int) -> int:
         """Bytes that one more token adds to `layers` such layers before any cap, rounded up over all of them."""
         return layers * self.bytes_per_token
@@ -90,6 +95,10 @@ class HeadsSpec(CacheSpec):
     @property
     def bytes_per_token(self) -> int:
         return self.kv_heads * self.cache_format.head_bytes(self.k_head_dim, self.v_head_dim)
+
+    @property
+    def bits_per_element(self) -> float:
+        return 8 * self.bytes_per_token / (self.kv_heads * (self.k_head_dim + self.v_head_dim))
 
     @property
     def residual_bytes_per_token(self) -> int:
@@ -181,6 +190,10 @@ class RowSpec(CacheSpec):
     @property
     def bytes_per_token(self) -> int:
         return self.growth_bytes(1)
+
+    @property
+    def bits_per_element(self) -> float:
+        return 8 * self.row_bytes / self.k_head_dim
 
     def growth_bytes(self, layers: int) -> int:
         return ceil_div(layers * self.row_bytes, self.ratio)
@@ -337,16 +350,27 @@ class ConstantSpec(CacheSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSpec(ConstantSpec):
-    """Recurrent and convolution state: every step reads and rewrites it."""
+    """Recurrent and convolution state: every step reads and rewrites it. A sequence has `slots` of them: its own, and
+    one for each drafted token, which may be the last that is accepted.
+    """
 
     conv_elements: int
     recurrent_elements: int
     conv_element_bytes: int
     recurrent_element_bytes: int
+    slots: int = 1
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.conv_elements * self.conv_element_bytes + self.recurrent_elements * self.recurrent_element_bytes
 
     @property
     def state_bytes(self) -> int:
-        return self.conv_elements * self.conv_element_bytes + self.recurrent_elements * self.recurrent_element_bytes
+        return self.slots * self.slot_bytes
+
+    def read_bytes(self, tokens: int) -> int:
+        """One state read, all of them written."""
+        return (1 + self.slots) * self.slot_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Elements of the constant state of recurrent layers on one tensor-parallel rank, as vLLM's mamba_utils shapes them.
 
-The convolution keeps the last kernel - 1 inputs of each of its channels.
+The convolution keeps the last kernel - 1 inputs of each of its channels, and one more for each drafted token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError
 
 
-def conv_elements(layer: RecurrentLayer, tp: int = 1) -> int:
+def conv_elements(layer: RecurrentLayer, tp: int = 1, drafted: int = 0) -> int:
     """Elements of the convolution's state on one rank. Raises KvtoolError where the channels cannot be split."""
     match layer:
         case Mamba1():
@@ -34,7 +34,8 @@ def conv_elements(layer: RecurrentLayer, tp: int = 1) -> int:
             channels = layer.dim
         case LightningAttention():
             return 0
-    return _shard(channels, tp, "convolution channels") * (layer.conv_kernel - 1)
+    inputs = layer.conv_kernel - 1 + (0 if isinstance(layer, Mamba1) else drafted)  # vLLM's Mamba-1 does not draft
+    return _shard(channels, tp, "convolution channels") * inputs
 
 
 def recurrent_elements(layer: RecurrentLayer, tp: int = 1) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvtool.catalog.checkpoint import CheckpointHeader, has_weights, read_header
 from kvtool.catalog.model import Model
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
-from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.parallel import Parallel, pipeline_stages
 from kvtool.sizing.params import ParamCount, count_params
 from kvtool.sizing.traffic import experts_touched
 from kvtool.units import ceil_div
@@ -56,33 +57,61 @@ class Weights:
     source: str
 
     def bytes_per_gpu(self, parallel: Parallel) -> int | None:
-        """One GPU's part: everything over tp x pp, routed experts over max(tp, ep) x pp."""
-        if self.stored_bytes is None:
+        """The part of a GPU of the fullest stage: attention over the ranks of a sequence, routed experts over
+        max(tp, ep), all else over tp. What is stored beyond the counted parameters is taken as spread over all stages.
+        """
+        if self.stored_bytes is None or (self.params is None and parallel.dp_attention):
             return None
-        experts = math.ceil(self.params.experts * self.format.bits / 8) if self.params else 0
-        rest = self.stored_bytes - min(experts, self.stored_bytes)
-        expert_shards = max(parallel.tp, parallel.ep)
-        return ceil_div(rest, parallel.tp * parallel.pp) + ceil_div(experts, expert_shards * parallel.pp)
+        if self.params is None:
+            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp)
+        extra = self.stored_bytes - (self._bits(self.params.layers + self.params.experts) + self._outer_bits()) / 8
+        fullest = max(_stage_bits(self, self.params, parallel))
+        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp))
+
+    def _bits(self, params: int) -> float:
+        return params * self.format.bits
+
+    def _outer_bits(self) -> float:
+        return 0.0 if self.params is None else (self.params.embedding + self.params.head) * self.format.outer_bits
 
     def read_bytes_per_step(self, batch_size: int, parallel: Parallel) -> int | None:
         """What one rank of each pipeline stage reads for a step of `batch_size` sequences, all stages together."""
         if self.params is None:
             return self._read_without_split(parallel)
         head = self.params.embedding if self.params.tied else self.params.head
-        dense_bits = (self.params.dense_read - head) * self.format.bits + head * self.format.outer_bits
-        read = dense_bits / 8 / parallel.tp
+        mixers = self.params.mixers
+        read = self._bits(mixers) / parallel.attention_tp
+        read += (self._bits(self.params.dense_read - head - mixers) + head * self.format.outer_bits) / parallel.tp
         if self.model.moe is not None:
             # Expert parallelism wider than tp brings the tokens of several replicas to the same experts.
-            sequences = ceil_div(batch_size, parallel.dp) * max(1, parallel.ep // parallel.tp)
+            sequences = parallel.sequences_of_ranks(batch_size) * max(1, parallel.ep // parallel.tp)
             touched = experts_touched(self.model.moe, sequences) / self.model.moe.num_experts
-            read += touched * self.params.experts * self.format.bits / 8 / max(parallel.tp, parallel.ep)
-        return round(read)
+            read += self._bits(self.params.experts) * touched / parallel.expert_shards
+        return round(read / 8)
 
     def _read_without_split(self, parallel: Parallel) -> int | None:
         """Everything stored, for a dense model; None for experts, of which a step reads a part that is not known."""
         if self.stored_bytes is None or self.model.moe is not None:
             return None
         return ceil_div(self.stored_bytes, parallel.tp)
+
+
+def _stage_bits(weights: Weights, params: ParamCount, parallel: Parallel) -> Iterator[float]:
+    """Bits that one rank of each pipeline stage holds: the embedding in the first, the output head in the last."""
+    bits, outer_bits = weights.format.bits, weights.format.outer_bits
+    outside = params.layers - sum(layer.mixer + layer.rest for layer in params.by_layer)
+    stages = pipeline_stages(params.by_layer, parallel.pp)
+    for index, stage in enumerate(stages):
+        held = sum(
+            layer.mixer / parallel.attention_tp + layer.rest / parallel.tp + layer.experts / parallel.expert_shards
+            for layer in stage
+        )
+        outer = params.embedding / parallel.attention_tp if index == 0 else 0.0
+        if index == len(stages) - 1:
+            held += outside / parallel.tp
+            # A tied head is the embedding itself, of which a last stage of its own needs another copy.
+            outer += (params.embedding if params.tied and index else params.head) / parallel.tp
+        yield held * bits + outer * outer_bits
 
 
 def find_checkpoint(name: str) -> CheckpointHeader | None:

@@ -138,6 +138,11 @@ def test_what_was_assumed_is_said() -> None:
         return "\n".join(size(model, options=SizeOptions(contexts=(8192,), **options)).assumptions)  # type: ignore[arg-type]
 
     assert "tp 16 is more than the 8 KV heads: each head is on 2 ranks" in said(LLAMA_8B, parallel=Parallel(tp=16))
+    attention = said(DEEPSEEK_V3, parallel=Parallel(tp=8, dp=4, dp_attention=True))
+    assert "dp attention: 4 replicas of attention weights and cache on 8 ranks, 2 each" in attention
+    assert "2 whole copies on 2 ranks" in attention
+    copied = said(DEEPSEEK_V3, parallel=Parallel(tp=8, dp=4, ep=32))
+    assert "each of the 4 replicas has its own copy of the dense weights, experts are split 32 ways" in copied
     assert "8 whole copies on 8 ranks" in said(DEEPSEEK_V32, parallel=Parallel(tp=8))
     assert "recurrent state in fp32" in said(NEMOTRON_H)
     assert "with --mamba-ssm-cache-dtype fp32 it is 77,266,944 B" in said(QWEN3_NEXT)
