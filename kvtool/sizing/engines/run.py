@@ -29,8 +29,12 @@ def run_engine(model: Model, options: EngineOptions, *, estimated_pool_bytes: in
     if pool_bytes is None:
         pool_bytes = estimated_pool_bytes
     if pool_bytes is None:
-        what = "the weights of this model are not known" if options.gpu else "it needs to know the memory"
-        raise KvtoolError(f"--engine {options.name}: {what}: give --kv-cache-memory-bytes, as 40GiB, or --gpu")
+        if options.gpu is None:
+            raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
+        raise KvtoolError(
+            f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is "
+            "what they leave: give --kv-cache-memory-bytes, as 40GiB"
+        )
     plan = vllm.plan(model, options, pool_bytes=max(0, pool_bytes))
     return EngineRun(
         options=options,
