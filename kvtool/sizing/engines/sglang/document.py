@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,23 +152,22 @@ def _sliding_whole(plan: SglangPlan, allocation: Allocation) -> dict[str, Any]:
 
 
 def _window_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
-    """Which of the two pools runs out first at full length, and what is then idle in the other."""
-    cells, tokens, flags = allocation.cells, allocation.tokens, allocation.flags
+    """What one of the two pools cannot use at full length because the other, or the scheduler, is out first."""
+    cells, tokens, context = allocation.cells, allocation.tokens, allocation.flags.context
     assert cells.swa is not None
-    assert cells.window is not None
-    assert tokens.swa is not None
-    at_once = allocation.concurrency(flags.context)
+    at_once = allocation.concurrency(context)
     runs = min(at_once.values())
-    taken = min(round_up(flags.context, flags.page_size), cells.window) + flags.page_size
-    ratio = min(1.0, taken / round_up(flags.context, flags.page_size))
-    if at_once["swa"] > runs:
-        idle = tokens.swa - round(runs * taken)
-        remedy = f"--swa-full-tokens-ratio {ratio:.3f} balances the pools at {flags.context:,} tokens"
-        yield _term(plan, f"idle window tokens at {flags.context:,} tokens", idle * cells.swa.bytes_per_token, remedy)
-    elif at_once.get("full", 0.0) > runs and runs == at_once["swa"]:
-        idle = tokens.full - round(runs * round_up(flags.context, flags.page_size))
-        remedy = f"--swa-full-tokens-ratio {ratio:.3f}: the window pool runs out first"
-        yield _term(plan, f"idle full tokens at {flags.context:,} tokens", idle * cells.full.bytes_per_token, remedy)
+    of_swa, of_full = allocation.swa_tokens_of(context), round_up(context, allocation.flags.page_size)
+    ratio = max(1, math.ceil(1000 * of_swa / of_full)) / 1000
+    remedy = f"--swa-full-tokens-ratio {ratio} balances the pools at {context:,} tokens"
+    idle_swa = tokens.swa - round(runs * of_swa) if tokens.swa is not None else 0
+    idle_full = tokens.full - round(runs * of_full) if cells.full.layers else 0
+    if idle_swa > 0:
+        name = f"window tokens that {context:,}-token sequences leave idle"
+        yield _term(plan, name, idle_swa * cells.swa.bytes_per_token, remedy)
+    if idle_full > 0:
+        name = f"full tokens that {context:,}-token sequences leave idle"
+        yield _term(plan, name, idle_full * cells.full.bytes_per_token, remedy)
 
 
 def _slot_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,15 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import ROCM, Backend, choose_backend, is_hybrid, is_mla, is_sparse_mla
 from kvtool.sizing.engines.sglang.cells import StageCells, has_swa_pool, stage_cells, state_dtype
 from kvtool.sizing.engines.sglang.memory import chunked_prefill_size
-from kvtool.sizing.engines.sglang.pools import PoolTokens, Sharing, limit, max_running_requests, sharing, solve
+from kvtool.sizing.engines.sglang.pools import (
+    PoolTokens,
+    Sharing,
+    limit,
+    max_running_requests,
+    sharing,
+    solve,
+    window_tokens,
+)
 from kvtool.sizing.engines.sglang.refusal import RefusedError
 from kvtool.units import round_up
 
@@ -57,9 +65,13 @@ class Allocation:
         at_once: dict[str, float] = {"max_running_requests": float(self.max_running_requests)}
         if self.cells.full.bytes_per_token:
             at_once["full"] = self.tokens.full * self.dcp / round_up(context, page * self.dcp)
-        if self.tokens.swa is not None and self.cells.window is not None:
-            at_once["swa"] = self.tokens.swa / (min(round_up(context, page), self.cells.window) + page)
+        if self.tokens.swa is not None:
+            at_once["swa"] = self.tokens.swa / self.swa_tokens_of(context)
         return at_once
+
+    def swa_tokens_of(self, context: int) -> int:
+        """Tokens of the SWA pool that a running request of `context` tokens may keep."""
+        return min(round_up(context, self.flags.page_size), window_tokens(self.cells, self.flags.page_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

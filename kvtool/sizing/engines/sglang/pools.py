@@ -134,6 +134,12 @@ def max_running_requests(tokens: PoolTokens, flags: Sharing) -> int:
     return requests
 
 
+def window_tokens(cells: StageCells, page_size: int) -> int:
+    """The most that windows keep of a running request: what has left the window goes in steps, and page by page."""
+    assert cells.window is not None
+    return cells.window + SWA_EVICTION_INTERVAL + 2 * page_size
+
+
 def _state_slots(slot_bytes: int, pool_bytes: int, flags: Sharing) -> tuple[int, int]:
     """(slots, bytes left); one slot more than that is allocated, for padding."""
     rest_gib = pool_bytes / GIB
@@ -196,12 +202,10 @@ def _is_capped(cells: StageCells, flags: Sharing) -> bool:
 def _capped_swa(cells: StageCells, rest: int, flags: Sharing) -> PoolTokens:
     """Windows for all requests and two chunks of prefill in flight; the rest is the full pool's."""
     assert cells.swa is not None
-    assert cells.window is not None
     assert flags.max_running_requests is not None
     page = flags.page_size
-    per_request = cells.window + SWA_EVICTION_INTERVAL + 2 * page
     requests = max(1, flags.max_running_requests // flags.attention_dp)
-    swa = round_up(per_request * requests + 2 * flags.chunked_prefill_size + page, page)
+    swa = round_up(window_tokens(cells, page) * requests + 2 * flags.chunked_prefill_size + page, page)
     full = (rest - swa * cells.swa.bytes_per_token) // cells.full.bytes_per_token // page * page
     if full <= 0:
         raise RefusedError(
