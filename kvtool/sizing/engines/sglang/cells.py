@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from kvtool.catalog.model import (
     ChunkedAttention,
+    CompressedAttention,
     CrossAttention,
     FullAttention,
     LatentAttention,
@@ -25,8 +26,8 @@ from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import SM90, SM100, Backend, is_hybrid, is_sparse_mla
 from kvtool.sizing.engines.sglang.refusal import RefusedError
-from kvtool.sizing.specs import FP8_DS_MLA_GROUP, INDEXER_SCALE_GROUP
 from kvtool.sizing.state import conv_elements, recurrent_elements
+from kvtool.units import ceil_div
 
 # model_type of the text model of those architectures that get a pool of their own for sliding layers
 # (configs/model_config.py: is_hybrid_swa_model); every other model keeps all tokens of all layers.
@@ -43,6 +44,7 @@ EXTRA_BUFFER_ARCHITECTURES = (
 STATE_ARCHITECTURES = (*EXTRA_BUFFER_ARCHITECTURES, "lfm2", "lfm2_moe", "zaya", "mamba", "mamba2", "falcon_mamba")
 # Those whose config's own mamba_ssm_dtype is heard; the rest keep fp32 (configs/mamba_utils.py: mamba2_state_dtype).
 _STATE_DTYPE_OF_CONFIG = ("qwen3_5_text", "qwen3_5_moe_text")
+SCALE_GROUP, SCALE_BYTES = 128, 4  # elements of an fp8 latent or index key to an fp32 scale
 CONV_BYTES = FLOAT_BYTES["bf16"]  # SGLANG_MAMBA_CONV_DTYPE, whatever the model's dtype is
 
 
@@ -127,6 +129,8 @@ def has_swa_pool(model: Model) -> bool:
 def _check(model: Model, options: EngineOptions) -> None:
     if is_hybrid(model) and model.architecture not in STATE_ARCHITECTURES:
         raise RefusedError(f"SGLang 0.5.23 has no model with recurrent state of architecture {model.architecture}")
+    if any(isinstance(layer.cache, CompressedAttention) for layer in model.layers):
+        raise RefusedError("SGLang's pools of compressed layers (DeepSeek-V4) are not planned")
     if any(isinstance(layer.cache, CrossAttention) for layer in model.layers):
         raise RefusedError("encoder tokens share SGLang's token pool: cross attention is not planned")
     if any(isinstance(layer.cache, SharedAttention) and layer.cache.source_layer is None for layer in model.layers):
@@ -140,7 +144,7 @@ def _stored(model: Model, layer: Layer) -> FullAttention | LatentAttention | Rec
     if isinstance(layer.cache, SharedAttention):
         source = layer.cache.source_layer
         return None if source is None else _stored(model, model.layers[source])
-    return layer.cache
+    return None if isinstance(layer.cache, CompressedAttention) else layer.cache
 
 
 def _is_sliding(model: Model, layer: Layer) -> bool:
@@ -197,7 +201,7 @@ def _row_bytes(
     """K and V bytes of one token in one layer."""
     if isinstance(cache, LatentAttention):
         if backend.scaled_rows:
-            scales = cache.kv_lora_rank // FP8_DS_MLA_GROUP * 4
+            scales = cache.kv_lora_rank // SCALE_GROUP * SCALE_BYTES
             return cache.kv_lora_rank + scales + 2 * cache.qk_rope_head_dim, 0
         return (cache.kv_lora_rank + cache.qk_rope_head_dim) * backend.element_bytes, 0
     if not isinstance(cache, FullAttention):
@@ -211,7 +215,7 @@ def _index_bytes(model: Model, layer: Layer, backend: Backend) -> int:
     assert layer.indexer is not None
     head_dim = layer.indexer.head_dim
     if is_sparse_mla(model):
-        return head_dim + head_dim // INDEXER_SCALE_GROUP * 4
+        return ceil_div(head_dim + head_dim // SCALE_GROUP * SCALE_BYTES, layer.indexer.ratio)
     in_fp8 = backend.cache_dtype == "fp8" and backend.platform in (SM90, SM100)
     return head_dim * (1 if in_fp8 else 2)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvtool.catalog.model import FullAttention, SharedAttention, SlidingAttention
 from kvtool.results import SizeEngine
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import is_mla
 from kvtool.sizing.engines.sglang.cells import StateCell, TokenCell
 from kvtool.sizing.engines.sglang.log import log_lines, rows_bytes
@@ -17,12 +18,14 @@ from kvtool.units import ceil_div, round_up
 NAME = "sglang"
 
 
-def size_engine(plan: SglangPlan) -> SizeEngine:
-    """The plan in the words that all engines share; a block is a page of the full pool."""
+def size_engine(plan: SglangPlan, *, context: int | None = None) -> SizeEngine:
+    """The plan in the words that all engines share; a block is a page of the full pool. What is idle, and the page
+    tail, are those of sequences of `context` tokens, at most the longest; without one, of the longest.
+    """
     allocation, backend = plan.allocation, plan.backend
     if allocation is None or backend is None:
         return SizeEngine(name=NAME, version=VERSION, refusal=plan.refusal, exact_given_pool=False)
-    page, context = allocation.flags.page_size, allocation.flags.context
+    page, longest = allocation.flags.page_size, allocation.flags.context
     cell = (allocation.cells.full if allocation.tokens.full else allocation.cells.swa) or allocation.cells.full
     return SizeEngine(
         name=NAME,
@@ -30,19 +33,32 @@ def size_engine(plan: SglangPlan) -> SizeEngine:
         block_size=page,
         bytes_per_block=page * cell.bytes_per_token,
         num_blocks=allocation.max_total_num_tokens // page,
-        blocks_per_request=ceil_div(context, page * allocation.dcp),
-        max_concurrency=min(allocation.concurrency(context).values()),
+        blocks_per_request=ceil_div(longest, page * allocation.dcp),
+        max_concurrency=min(allocation.concurrency(longest).values()),
         gpu_kv_cache_tokens=allocation.cached_tokens,
         log_line="\n".join(log_lines(allocation, backend)),
-        groups=list(_groups(allocation)),
-        ledger=[*_shares(plan, allocation), *_costs(plan, allocation)],
+        groups=list(_groups(allocation, longest)),
+        ledger=[*_shares(plan, allocation), *_costs(plan, allocation, min(context or longest, longest))],
         exact_given_pool=not plan.inexact,
     )
 
 
-def _groups(allocation: Allocation) -> Iterator[dict[str, Any]]:
+def assumptions(plan: SglangPlan, options: EngineOptions) -> Iterator[str]:
+    """What the plan takes for given, and why it may not be what SGLang does."""
+    if options.version not in (None, VERSION):
+        yield f"SGLang {VERSION} is modelled, not {options.version}: another release may plan otherwise"
+    yield from (f"SGLang: {remark}" for remark in plan.remarks)
+    yield from (f"the SGLang plan is approximate: {reason}" for reason in plan.inexact)
+    if options.kv_cache_memory_bytes is None:
+        yield (
+            "SGLang measures its pool at the start; here it is an estimate (--kv-cache-memory-bytes gives the real one)"
+        )
+
+
+def _groups(allocation: Allocation, context: int) -> Iterator[dict[str, Any]]:
+    """The pools; `sequences` of `context` tokens is how many each can hold at once."""
     tokens, cells, page = allocation.tokens, allocation.cells, allocation.flags.page_size
-    at_once = allocation.concurrency(allocation.flags.context)
+    at_once = allocation.concurrency(context)
     if cells.full.layers:
         yield _token_group("full", cells.full, tokens.full, page) | {"sequences": at_once.get("full")}
     if cells.swa is not None and tokens.swa is not None:
@@ -93,13 +109,13 @@ def _shares(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]
     yield _term(plan, f"left over{limited}", plan.pool_bytes - allocation.charged_bytes)
 
 
-def _costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+def _costs(plan: SglangPlan, allocation: Allocation, context: int) -> Iterator[dict[str, Any]]:
     """What a part of those bytes is spent on, and what is allocated beside them; each with what would save it."""
-    yield from _layout_costs(plan, allocation)
+    yield from _layout_costs(plan, allocation, context)
     if allocation.cells.swa is not None:
-        yield from _window_costs(plan, allocation)
+        yield from _window_costs(plan, allocation, context)
     yield from _slot_costs(plan, allocation)
-    page, context = allocation.flags.page_size, allocation.flags.context
+    page = allocation.flags.page_size
     tail = round_up(context, page) - context
     if tail:
         yield _term(
@@ -118,7 +134,7 @@ def _costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]
     )
 
 
-def _layout_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+def _layout_costs(plan: SglangPlan, allocation: Allocation, context: int) -> Iterator[dict[str, Any]]:
     model, parallel = plan.model, plan.options.parallel
     copies = parallel.tp // parallel.dcp if is_mla(model) else _head_copies(plan)
     if copies > 1:
@@ -134,7 +150,7 @@ def _layout_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str
         stored = allocation.charged_bytes * shared // model.num_layers
         yield _term(plan, f"about what the {shared} KV-sharing layers take, which store nothing of their own", stored)
     if sliding_kept_whole(model):
-        yield _sliding_whole(plan, allocation)
+        yield _sliding_whole(plan, allocation, context)
 
 
 def _head_copies(plan: SglangPlan) -> int:
@@ -143,17 +159,17 @@ def _head_copies(plan: SglangPlan) -> int:
     return max(1, parallel.tp // parallel.dcp // max(heads)) if heads else 1
 
 
-def _sliding_whole(plan: SglangPlan, allocation: Allocation) -> dict[str, Any]:
-    """Bytes of a full-length sequence that no sliding layer will read again."""
-    context, cell = allocation.flags.context, allocation.cells.full
+def _sliding_whole(plan: SglangPlan, allocation: Allocation, context: int) -> dict[str, Any]:
+    """Bytes of a sequence that no sliding layer will read again."""
+    cell = allocation.cells.full
     windows = [layer.cache.window for layer in plan.model.layers if isinstance(layer.cache, SlidingAttention)]
     beyond = sum(max(0, context - window) for window in windows) * (cell.k_bytes + cell.v_bytes)
     return _term(plan, f"of a sequence of {context:,} tokens, what is past the window of its sliding layers", beyond)
 
 
-def _window_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+def _window_costs(plan: SglangPlan, allocation: Allocation, context: int) -> Iterator[dict[str, Any]]:
     """What one of the two pools cannot use at full length because the other, or the scheduler, is out first."""
-    cells, tokens, context = allocation.cells, allocation.tokens, allocation.flags.context
+    cells, tokens = allocation.cells, allocation.tokens
     assert cells.swa is not None
     at_once = allocation.concurrency(context)
     runs = min(at_once.values())

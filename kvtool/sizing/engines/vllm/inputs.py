@@ -1,4 +1,4 @@
-"""What vLLM settles before it plans a cache: lengths, batches in flight, cache mode, and what the card's kernels ask for.
+"""What vLLM settles before it plans a cache: lengths, batches in flight, the cache's format and mode.
 
 The defaults are those of `vllm serve` 0.33.0 (EngineArgs.get_batch_defaults, VllmConfig.max_in_flight_tokens).
 """
