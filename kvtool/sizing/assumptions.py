@@ -33,6 +33,7 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_batch(plan),
         *_weights(plan),
         *_card(plan),
+        *(plan.engine.assumptions if plan.engine else ()),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -19,6 +19,7 @@ from kvtool.results import (
 )
 from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import Budget, budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format
@@ -40,6 +41,7 @@ class SizePlan:
     cache: GpuCache
     weights: Weights
     memory: Budget | None
+    engine: EngineRun | None
 
     def row(self, context: int, batch_size: int) -> SizeRow:
         """The row of `batch_size` sequences of `context` tokens."""
@@ -75,7 +77,7 @@ class SizePlan:
                 max_context=options.max_context(self.model),
                 limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
-            engine=SizeEngine(),
+            engine=self.engine.at(context) if self.engine else SizeEngine(),
         )
 
     def _inputs(self, context: int, batch_size: int) -> SizeInputs:
@@ -95,7 +97,7 @@ class SizePlan:
             gpu=options.gpu.name if options.gpu else None,
             num_gpus=parallel.num_gpus,
             shared_prefix=options.shared_prefix,
-            engine=None,
+            engine=self.engine.options.name if self.engine else None,
         )
 
     def _kv(self, context: int, batch_size: int) -> SizeKv:
@@ -142,6 +144,13 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         cache=gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state),
         weights=weights,
         memory=memory,
+        engine=None
+        if options.engine is None
+        else run_engine(
+            model,
+            replace(options.engine, kv_cache_dtype=kv_cache_dtype),
+            estimated_pool_bytes=memory.kv_pool_bytes if memory else None,
+        ),
     )
 
 
