@@ -24,7 +24,9 @@ def size_engine(plan: SglangPlan, *, context: int | None = None) -> SizeEngine:
     """
     allocation, backend = plan.allocation, plan.backend
     if allocation is None or backend is None:
-        return SizeEngine(name=NAME, version=VERSION, refusal=plan.refusal, exact_given_pool=False)
+        return SizeEngine(
+            name=NAME, version=VERSION, refusal=plan.refusal, exact_given_pool=False, pool_bytes=plan.pool_bytes
+        )
     page, longest = allocation.flags.page_size, allocation.flags.context
     cell = (allocation.cells.full if allocation.tokens.full else allocation.cells.swa) or allocation.cells.full
     return SizeEngine(
@@ -40,7 +42,21 @@ def size_engine(plan: SglangPlan, *, context: int | None = None) -> SizeEngine:
         groups=list(_groups(allocation, longest)),
         ledger=[*_shares(plan, allocation), *_costs(plan, allocation, min(context or longest, longest))],
         exact_given_pool=not plan.inexact,
+        max_model_len=longest,
+        max_num_batched_tokens=allocation.flags.chunked_prefill_size,
+        max_num_seqs=allocation.max_running_requests,
+        kv_tp_replicas=_copies(plan),
+        pool_bytes=plan.pool_bytes,
+        fixed_bytes_per_request=_fixed_bytes(allocation),
+        slope_bytes_per_token=ceil_div(allocation.cells.full.bytes_per_token, allocation.dcp),
     )
+
+
+def _fixed_bytes(allocation: Allocation) -> int:
+    """What a long request keeps of windows and states on a GPU."""
+    cells, flags = allocation.cells, allocation.flags
+    windows = 0 if cells.swa is None else allocation.swa_tokens_of(flags.context) * cells.swa.bytes_per_token
+    return windows + (flags.slots_per_request * cells.charged_state_bytes if cells.state else 0)
 
 
 def assumptions(plan: SglangPlan, options: EngineOptions) -> Iterator[str]:
@@ -135,8 +151,7 @@ def _costs(plan: SglangPlan, allocation: Allocation, context: int) -> Iterator[d
 
 
 def _layout_costs(plan: SglangPlan, allocation: Allocation, context: int) -> Iterator[dict[str, Any]]:
-    model, parallel = plan.model, plan.options.parallel
-    copies = parallel.tp // parallel.dcp if is_mla(model) else _head_copies(plan)
+    model, copies = plan.model, _copies(plan)
     if copies > 1:
         stored = allocation.max_total_num_tokens * allocation.cells.full.bytes_per_token
         yield _term(
@@ -153,10 +168,11 @@ def _layout_costs(plan: SglangPlan, allocation: Allocation, context: int) -> Ite
         yield _sliding_whole(plan, allocation, context)
 
 
-def _head_copies(plan: SglangPlan) -> int:
+def _copies(plan: SglangPlan) -> int:
+    """Ranks that keep the same tokens: all of those that tp would split, for MLA; tp over KV heads for the rest."""
+    ranks = plan.options.parallel.tp // plan.options.parallel.dcp
     heads = [layer.cache.kv_heads for layer in plan.model.layers if isinstance(layer.cache, FullAttention)]
-    parallel = plan.options.parallel
-    return max(1, parallel.tp // parallel.dcp // max(heads)) if heads else 1
+    return ranks if is_mla(plan.model) else max(1, ranks // max(heads)) if heads else 1
 
 
 def _sliding_whole(plan: SglangPlan, allocation: Allocation, context: int) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 
 from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.model import Model
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.sglang.backend import is_mla
+from kvtool.sizing.fit import Budget
 from kvtool.units import MIB
 
 # Up to this many MiB of memory: (chunked prefill size, largest decode graph with tp below 4, with more).
@@ -42,13 +45,16 @@ def mem_fraction_static(options: EngineOptions, gpu: Gpu, *, mla: bool) -> float
     return round((memory_mib - _reserved_mib(options, gpu, memory_mib, mla=mla)) / memory_mib, 3)
 
 
-def estimate_pool_bytes(options: EngineOptions, gpu: Gpu, *, weights_bytes: int, runtime_bytes: int, mla: bool) -> int:
-    """What one GPU has for all caches: its memory after start (less `runtime_bytes`: context, communication) and
-    weights, less the part that --mem-fraction-static leaves to activations and graphs. Negative where it does not fit.
+def estimate_pool_bytes(model: Model, options: EngineOptions, memory: Budget) -> int | None:
+    """What one GPU has for all caches: its memory after start (less what the runtime takes) and weights, less the part
+    that --mem-fraction-static leaves to activations and graphs. Negative where it does not fit, None where the weights
+    are not known.
     """
-    before_load = gpu.memory_bytes - runtime_bytes
-    slack = before_load * (1 - mem_fraction_static(options, gpu, mla=mla))
-    return math.floor(before_load - weights_bytes - slack)
+    if options.gpu is None or memory.weights_bytes is None:
+        return None
+    before_load = memory.memory_bytes - memory.reserve_bytes
+    slack = before_load * (1 - mem_fraction_static(options, options.gpu, mla=is_mla(model)))
+    return math.floor(before_load - memory.weights_bytes - slack)
 
 
 def _defaults(options: EngineOptions) -> tuple[int, int]:

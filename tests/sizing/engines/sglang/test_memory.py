@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from kvtool.catalog.gpus import find_gpu
+from kvtool.catalog.resolve import resolve_model
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.memory import chunked_prefill_size, estimate_pool_bytes, mem_fraction_static
+from kvtool.sizing.fit import budget
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import GIB, MIB
 
@@ -46,5 +48,8 @@ def test_chunks_by_card(card: str, chunk: int) -> None:
 def test_the_flag_wins_and_the_pool_is_what_weights_leave() -> None:
     """kv_cache_configurator.py, _profile_available_bytes: free after load less (1 - fraction) of free before it."""
     options = replace(OPTIONS, mem_fraction_static=0.75)
-    pool = estimate_pool_bytes(options, H100, weights_bytes=16 * GIB, runtime_bytes=GIB, mla=False)
+    llama = resolve_model("llama-3.1-8b")
+    memory = budget(H100, llama, Parallel(), weights_bytes=16 * GIB, utilization=0.92)
+    pool = estimate_pool_bytes(llama, options, memory)
     assert pool == pytest.approx((H100.memory_bytes - GIB) * 0.75 - 16 * GIB, abs=1)
+    assert estimate_pool_bytes(llama, options, replace(memory, weights_bytes=None)) is None
