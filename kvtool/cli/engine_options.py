@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", metavar="NAME[==VERSION]", help="What would this engine allocate? vllm (0.33)."),
+    typer.Option("--engine", metavar="NAME[==VERSION]", help="What would this engine allocate? vllm, sglang."),
 ]
 EngineBlockSizeOption = Annotated[
     int | None,
@@ -39,6 +39,27 @@ DisableHybridOption = Annotated[
 MambaCacheModeOption = Annotated[
     str, typer.Option("--mamba-cache-mode", help="Which recurrent states are kept: auto, none, align or all.")
 ]
+MemFractionStaticOption = Annotated[
+    float | None, typer.Option("--mem-fraction-static", help="SGLang: part of a GPU for weights and caches.")
+]
+ChunkedPrefillSizeOption = Annotated[
+    int | None, typer.Option("--chunked-prefill-size", help="SGLang: tokens of a prefill that run at a time.")
+]
+MaxTotalTokensOption = Annotated[
+    int | None, typer.Option("--max-total-tokens", help="SGLang: tokens of its pool, whatever its memory.")
+]
+MaxRunningRequestsOption = Annotated[
+    int | None, typer.Option("--max-running-requests", help="SGLang: requests that run at a time.")
+]
+SwaFullTokensRatioOption = Annotated[
+    float | None, typer.Option("--swa-full-tokens-ratio", help="SGLang: tokens of windows to a token of full layers.")
+]
+MambaFullMemoryRatioOption = Annotated[
+    float | None, typer.Option("--mamba-full-memory-ratio", help="SGLang: bytes of states to a byte of tokens.")
+]
+MaxMambaCacheSizeOption = Annotated[
+    int | None, typer.Option("--max-mamba-cache-size", help="SGLang: slots of recurrent state.")
+]
 
 
 def engine_options(engine: str | None, **flags: Any) -> EngineOptions | None:
@@ -48,22 +69,29 @@ def engine_options(engine: str | None, **flags: Any) -> EngineOptions | None:
     from kvtool.sizing.engines.options import EngineOptions
     from kvtool.sizing.engines.run import parse_engine
 
+    name, version = (None, None) if engine is None else parse_engine(engine)
     defaults = {field.name: field.default for field in fields(EngineOptions)}
-    if engine is None:
-        for name in _ONLY_WITH_ENGINE:
-            if flags.get(name) != defaults[name]:
-                raise KvtoolError(f"{_ONLY_WITH_ENGINE[name]} needs --engine vllm")
-        return None
-    name, version = parse_engine(engine)
-    return EngineOptions(name=name, version=version, **flags)
+    for field, (flag, engines) in _FLAGS.items():
+        if flags.get(field, defaults[field]) != defaults[field] and name not in engines:
+            raise KvtoolError(f"{flag} needs --engine {' or '.join(engines)}")
+    return None if name is None else EngineOptions(name=name, version=version, **flags)
 
 
-_ONLY_WITH_ENGINE = {
-    "auto_fit": "--max-model-len -1",
-    "kv_cache_memory_bytes": "--kv-cache-memory-bytes",
-    "num_gpu_blocks_override": "--num-gpu-blocks-override",
-    "async_scheduling": "--no-async-scheduling",
-    "enable_prefix_caching": "--no-enable-prefix-caching",
-    "hybrid_kv_cache_manager": "--disable-hybrid-kv-cache-manager",
-    "mamba_cache_mode": "--mamba-cache-mode",
+_VLLM, _SGLANG = ("vllm",), ("sglang",)
+# Field of EngineOptions -> (how it is given, the engines that have it).
+_FLAGS = {
+    "auto_fit": ("--max-model-len -1", _VLLM),
+    "kv_cache_memory_bytes": ("--kv-cache-memory-bytes", _VLLM + _SGLANG),
+    "enable_prefix_caching": ("--no-enable-prefix-caching", _VLLM + _SGLANG),
+    "num_gpu_blocks_override": ("--num-gpu-blocks-override", _VLLM),
+    "async_scheduling": ("--no-async-scheduling", _VLLM),
+    "hybrid_kv_cache_manager": ("--disable-hybrid-kv-cache-manager", _VLLM),
+    "mamba_cache_mode": ("--mamba-cache-mode", _VLLM),
+    "mem_fraction_static": ("--mem-fraction-static", _SGLANG),
+    "chunked_prefill_size": ("--chunked-prefill-size", _SGLANG),
+    "max_total_tokens": ("--max-total-tokens", _SGLANG),
+    "max_running_requests": ("--max-running-requests", _SGLANG),
+    "swa_full_tokens_ratio": ("--swa-full-tokens-ratio", _SGLANG),
+    "mamba_full_memory_ratio": ("--mamba-full-memory-ratio", _SGLANG),
+    "max_mamba_cache_size": ("--max-mamba-cache-size", _SGLANG),
 }

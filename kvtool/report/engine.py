@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
+_POOLS = {"full": "tokens", "swa": "tokens of windows", "state": "states"}
 # vLLM's names of its specs, as the layer table calls such layers.
 _WORDS = {
     "FullAttentionSpec": "full",
@@ -38,7 +39,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
         if engine.refusal:
             console.print(f"would not start: {engine.refusal}", style="red", highlight=False)
         if engine.groups:
-            console.print(to_rich(group_table(engine), console.width))
+            console.print(to_rich(_groups_of(engine), console.width))
             console.print(_request(engine), style="dim", highlight=False)
 
 
@@ -54,6 +55,26 @@ def _blocks(engine: SizeEngine) -> str:
     each = " and ".join(f"{size:,}" for size in sizes)
     approximate = "" if engine.exact_given_pool else ", approximate"
     return f"{engine.num_blocks:,} blocks of {each} B in {format_bytes(engine.pool_bytes or 0)}{approximate}"
+
+
+def _groups_of(engine: SizeEngine) -> Table:
+    return pool_table(engine) if "pool" in (engine.groups or [{}])[0] else group_table(engine)
+
+
+def pool_table(engine: SizeEngine) -> Table:
+    """Pools of SGLang's: of tokens for full layers and for windows, and of slots for states."""
+    lines = []
+    for pool in engine.groups or []:
+        each, count = ("bytes_per_slot", "slots") if pool["pool"] == "state" else ("bytes_per_token", "tokens")
+        sequences = "-" if pool["sequences"] is None else f"{pool['sequences']:,.2f}"
+        cells = (f"{pool['layers']}", f"{pool[each]:,}", f"{pool[count]:,}", format_bytes(pool["bytes"]), sequences)
+        lines.append((_POOLS[pool["pool"]], *cells))
+    return Table(
+        title=f"Pools of {engine_name(engine)}",
+        columns=("", "layers", "B each", "count", "bytes", f"seqs of {format_length(engine.max_model_len or 0)}"),
+        rows=lines,
+        labels=1,
+    )
 
 
 def group_table(engine: SizeEngine) -> Table:
@@ -109,8 +130,11 @@ def ledger_table(row: SizeRow) -> Table:
     ]
     tokens = format_length(min(row.inputs.context, row.engine.max_model_len or row.inputs.context))
     where = " on all GPUs" if row.inputs.num_gpus > 1 else ""
+    what = f"reserves for {tokens} tokens{where}"
+    if row.engine.groups and "pool" in row.engine.groups[0]:
+        what = f"has for caches on a GPU, under sequences of {tokens} tokens"
     return Table(
-        title=f"{engine_name(row.engine)} reserves for {tokens} tokens{where} ({row.inputs.kv_cache_dtype} cache)",
+        title=f"{engine_name(row.engine)} {what} ({row.inputs.kv_cache_dtype} cache)",
         columns=("of which", "less of it with", "bytes", "share"),
         rows=lines,
         labels=2,

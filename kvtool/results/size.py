@@ -99,7 +99,8 @@ class SizeFit(Struct, frozen=True, kw_only=True):
 
 class SizeEngine(Struct, frozen=True, kw_only=True):
     """What an engine would allocate on every GPU. `fixed_bytes_per_request`, `slope_bytes_per_token`: what a request is
-    charged on one GPU in the long run. Terms of the `ledger` are bytes of one request on all GPUs of a replica.
+    charged on one GPU in the long run. Terms of the `ledger` are bytes of one request on all GPUs of a replica for
+    vLLM; for SGLang, whose pools are apart, they are those of a GPU's memory for caches.
     """
 
     name: str | None = None

@@ -169,7 +169,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         else run_engine(
             model,
             replace(options.engine, kv_cache_dtype=kv_cache_dtype),
-            estimated_pool_bytes=memory.kv_pool_bytes if memory else None,
+            memory=memory,
         ),
         lengths=None
         if options.lengths is None or memory is None

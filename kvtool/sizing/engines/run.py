@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.results import SizeEngine
-from kvtool.sizing.engines import vllm
+from kvtool.sizing.engines import sglang, vllm
 from kvtool.sizing.engines.options import EngineOptions
-
-ENGINES = ("vllm",)
+from kvtool.sizing.fit import Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +22,14 @@ class EngineRun:
     assumptions: tuple[str, ...]
 
 
-def run_engine(model: Model, options: EngineOptions, *, estimated_pool_bytes: int | None) -> EngineRun:
+def run_engine(model: Model, options: EngineOptions, *, memory: Budget | None) -> EngineRun:
     """The plan for what was given of memory, else for the estimate. Raises KvtoolError where there is neither."""
-    pool_bytes = options.kv_cache_memory_bytes
-    if pool_bytes is None:
-        pool_bytes = estimated_pool_bytes
-    if pool_bytes is None:
-        if options.gpu is None:
-            raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
-        raise KvtoolError(
-            f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is "
-            "what they leave: give --kv-cache-memory-bytes, as 40GiB"
-        )
-    plan = vllm.plan(model, options, pool_bytes=max(0, pool_bytes))
+    return ENGINES[options.name](model, options, memory)
+
+
+def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    pool_bytes = _pool_bytes(model, options, memory.kv_pool_bytes if memory else None)
+    plan = vllm.plan(model, options, pool_bytes=pool_bytes)
     return EngineRun(
         options=options,
         at=lambda context: vllm.size_engine(plan, context=context),
@@ -43,8 +37,37 @@ def run_engine(model: Model, options: EngineOptions, *, estimated_pool_bytes: in
     )
 
 
+def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    pool_bytes = _pool_bytes(model, options, sglang.estimate_pool_bytes(model, options, memory) if memory else None)
+    plan = sglang.plan(model, options, pool_bytes=pool_bytes)
+    return EngineRun(
+        options=options,
+        at=lambda context: sglang.size_engine(plan, context=context),
+        assumptions=tuple(sglang.assumptions(plan, options)),
+    )
+
+
+ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]] = {
+    "vllm": _run_vllm,
+    "sglang": _run_sglang,
+}
+
+
+def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | None) -> int:
+    """What one GPU has for caches: given, else estimated."""
+    pool_bytes = estimated_bytes if options.kv_cache_memory_bytes is None else options.kv_cache_memory_bytes
+    if pool_bytes is not None:
+        return max(0, pool_bytes)
+    if options.gpu is None:
+        raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
+    raise KvtoolError(
+        f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is what"
+        " they leave: give --kv-cache-memory-bytes, as 40GiB"
+    )
+
+
 def parse_engine(text: str) -> tuple[str, str | None]:
-    """(name, version) of `vllm` or `vllm==0.34`. Raises KvtoolError."""
+    """(name, version) of `vllm` or `sglang==0.6`. Raises KvtoolError."""
     name, _, version = text.strip().lower().partition("==")
     if name not in ENGINES:
         near = did_you_mean(name, ENGINES) or f": use one of {', '.join(ENGINES)}"
