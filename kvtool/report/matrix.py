@@ -1,4 +1,4 @@
-"""Models compared: a line per model and setting, a column per context; as a table, a heat map, CSV and a page of HTML."""
+"""Models compared: a line per model and setting, a column per context; as a table, heat map, CSV and page of HTML."""
 
 from __future__ import annotations
 
