@@ -38,7 +38,11 @@ DpOption = Annotated[int, typer.Option("--dp", help="Data parallel replicas: eac
 DcpOption = Annotated[int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.")]
 EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.")]
 MaxModelLenOption = Annotated[
-    str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
+    str | None,
+    typer.Option(
+        "--max-model-len",
+        help="The longest sequence served (default: the model's own maximum; -1 with --engine: what fits).",
+    ),
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
 HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]

@@ -8,9 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.catalog.model import Model
+from kvtool.cli.engine_options import (
+    AsyncSchedulingOption,
+    ChunkedPrefillSizeOption,
+    DisableHybridOption,
+    EnableDpAttentionOption,
+    EngineBlockSizeOption,
+    EngineOption,
+    KvCacheMemoryBytesOption,
+    MambaCacheModeOption,
+    MambaFullMemoryRatioOption,
+    MaxMambaCacheSizeOption,
+    MaxNumBatchedTokensOption,
+    MaxNumSeqsOption,
+    MaxRunningRequestsOption,
+    MaxTotalTokensOption,
+    MemFractionStaticOption,
+    NumGpuBlocksOverrideOption,
+    PrefixCachingOption,
+    SwaFullTokensRatioOption,
+    engine_options,
+    memory_bytes,
+)
 from kvtool.cli.options import (
     BatchSizeOption,
-    BlockSizeOption,
     ContextOption,
     DcpOption,
     DpOption,
@@ -60,7 +81,7 @@ def size(
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
-    block_size: BlockSizeOption = 16,
+    block_size: EngineBlockSizeOption = None,
     shared_prefix: SharedPrefixOption = "0",
     tp: TpOption = 1,
     pp: PpOption = 1,
@@ -72,6 +93,23 @@ def size(
     max_model_len: MaxModelLenOption = None,
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
+    engine: EngineOption = None,
+    kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
+    max_num_batched_tokens: MaxNumBatchedTokensOption = None,
+    max_num_seqs: MaxNumSeqsOption = None,
+    num_gpu_blocks_override: NumGpuBlocksOverrideOption = None,
+    async_scheduling: AsyncSchedulingOption = True,
+    enable_prefix_caching: PrefixCachingOption = True,
+    disable_hybrid_kv_cache_manager: DisableHybridOption = False,
+    mamba_cache_mode: MambaCacheModeOption = "auto",
+    mem_fraction_static: MemFractionStaticOption = None,
+    chunked_prefill_size: ChunkedPrefillSizeOption = None,
+    max_total_tokens: MaxTotalTokensOption = None,
+    max_running_requests: MaxRunningRequestsOption = None,
+    swa_full_tokens_ratio: SwaFullTokensRatioOption = None,
+    mamba_full_memory_ratio: MambaFullMemoryRatioOption = None,
+    max_mamba_cache_size: MaxMambaCacheSizeOption = None,
+    enable_dp_attention: EnableDpAttentionOption = False,
     explain: ExplainOption = False,
     models: ModelsOption = None,
     json: JsonOption = False,
@@ -84,27 +122,58 @@ def size(
     from kvtool.sizing.weights import find_checkpoint
 
     chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep)
+    card = find_gpu(gpu) if gpu else None
+    auto_fit = max_model_len == "-1"
+    longest = None if auto_fit else optional_length(max_model_len, "max model len")
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),
         batch_sizes=count_list(batch_size, "batch size"),
         kv_cache_dtypes=tuple(split_list(kv_cache_dtype)),
-        block_size=block_size,
-        parallel=Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep),
-        gpu=find_gpu(gpu) if gpu else None,
+        block_size=16 if block_size is None else block_size,
+        parallel=parallel,
+        gpu=card,
         gpu_memory_utilization=gpu_memory_utilization,
-        max_model_len=optional_length(max_model_len, "max model len"),
+        max_model_len=longest,
         shared_prefix=0 if shared_prefix == "0" else parse_length(shared_prefix, "shared prefix"),
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         checkpoint=find_checkpoint(model) if model else None,
+        engine=engine_options(
+            engine,
+            parallel=parallel,
+            gpu=card,
+            gpu_memory_utilization=gpu_memory_utilization,
+            block_size=block_size,
+            max_model_len=longest,
+            auto_fit=auto_fit,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            kv_cache_memory_bytes=memory_bytes(kv_cache_memory_bytes),
+            num_gpu_blocks_override=num_gpu_blocks_override,
+            async_scheduling=async_scheduling,
+            enable_prefix_caching=enable_prefix_caching,
+            hybrid_kv_cache_manager=not disable_hybrid_kv_cache_manager,
+            mamba_ssm_cache_dtype=mamba_ssm_cache_dtype,
+            mamba_cache_mode=mamba_cache_mode,
+            mem_fraction_static=mem_fraction_static,
+            chunked_prefill_size=chunked_prefill_size,
+            max_total_tokens=max_total_tokens,
+            max_running_requests=max_running_requests,
+            swa_full_tokens_ratio=swa_full_tokens_ratio,
+            mamba_full_memory_ratio=mamba_full_memory_ratio,
+            max_mamba_cache_size=max_mamba_cache_size,
+            enable_dp_attention=enable_dp_attention,
+        ),
     )
     answer(chosen, options, explain=explain, json=json, out=out)
 
 
 def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out: Path | None) -> None:
-    """Write the files, print the document; exit 1 where no row fits the card."""
+    """Write the files, print the document; exit 1 where no row fits the card, or the engine would not start."""
     from rich.console import Console
 
+    from kvtool.report.engine import print_ledgers
     from kvtool.report.files import write_result
     from kvtool.report.size import print_size, size_csv_rows, size_figure
     from kvtool.results import encode
@@ -121,6 +190,8 @@ def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out
     else:
         print_size(document, Console())
     if explain:
+        if not json:
+            print_ledgers(document, Console())
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
-    if all(row.fit.fits is False for row in document.rows):
+    if all(row.fit.fits is False or row.engine.refusal for row in document.rows):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
+from kvtool.report.engine import print_engine
 from kvtool.report.files import CsvValue
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import SizeDocument, SizeLayers, SizeRow
@@ -34,6 +35,7 @@ def _print_model(rows: list[SizeRow], console: Console) -> None:
     console.print(f"[bold]{model.id}[/bold]: {model.attention}, {model.num_layers} layers; {known}", highlight=False)
     for table in (layer_table(rows), *(row_table(list(same)) for _, same in groupby(rows, key=_dtype))):
         console.print(to_rich(table, console.width))
+    print_engine(rows, console)
 
 
 def _dtype(row: SizeRow) -> str:

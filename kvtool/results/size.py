@@ -88,6 +88,11 @@ class SizeFit(Struct, frozen=True, kw_only=True):
 
 
 class SizeEngine(Struct, frozen=True, kw_only=True):
+    """What an engine would allocate on every GPU. `fixed_bytes_per_request`, `slope_bytes_per_token`: what a request is
+    charged on one GPU in the long run. Terms of the `ledger` are bytes of one request on all GPUs of a replica for
+    vLLM; for SGLang, whose pools are apart, they are those of a GPU's memory for caches.
+    """
+
     name: str | None = None
     version: str | None = None
     block_size: int | None = None
@@ -101,6 +106,16 @@ class SizeEngine(Struct, frozen=True, kw_only=True):
     refusal: str | None = None
     ledger: list[dict[str, Any]] | None = None
     exact_given_pool: bool | None = None
+    scheduler_block_size: int | None = None
+    max_model_len: int | None = None
+    estimated_max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    kv_tp_replicas: int | None = None
+    pool_bytes: int | None = None
+    bytes_needed: int | list[int] | None = None
+    fixed_bytes_per_request: int | None = None
+    slope_bytes_per_token: int | None = None
 
 
 class SizeRow(Struct, frozen=True, kw_only=True):

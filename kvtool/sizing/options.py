@@ -9,6 +9,7 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import MAX_LENGTH_TOKENS
 
@@ -19,7 +20,8 @@ MAX_COUNT = 1 << 24
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any.
+    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any;
+    `engine` is a start of an engine whose plan each row tells, with the cache dtype of the row.
     """
 
     contexts: tuple[int, ...] = ()
@@ -34,6 +36,7 @@ class SizeOptions:
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
     checkpoint: CheckpointHeader | None = None
+    engine: EngineOptions | None = None
 
     def __post_init__(self) -> None:
         for context in self.contexts:

@@ -1,0 +1,71 @@
+"""One start of the engine that was asked for, as the rows of a size need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.results import SizeEngine
+from kvtool.sizing.engines import sglang, vllm
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.fit import Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRun:
+    """`at(context)` describes the engine's plan, with the ledger of a request of `context` tokens."""
+
+    options: EngineOptions
+    at: Callable[[int], SizeEngine]
+    assumptions: tuple[str, ...]
+
+
+def run_engine(model: Model, options: EngineOptions, *, memory: Budget | None) -> EngineRun:
+    """The plan for what was given of memory, else for the estimate. Raises KvtoolError where there is neither."""
+    return ENGINES[options.name](model, options, memory)
+
+
+def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    pool_bytes = _pool_bytes(options, memory.kv_pool_bytes if memory else None)
+    plan = vllm.plan(model, options, pool_bytes=pool_bytes)
+    return EngineRun(
+        options=options,
+        at=lambda context: vllm.size_engine(plan, context=context),
+        assumptions=tuple(vllm.assumptions(plan, options)),
+    )
+
+
+def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    pool_bytes = _pool_bytes(options, sglang.estimate_pool_bytes(model, options, memory) if memory else None)
+    plan = sglang.plan(model, options, pool_bytes=pool_bytes)
+    return EngineRun(
+        options=options,
+        at=lambda context: sglang.size_engine(plan, context=context),
+        assumptions=tuple(sglang.assumptions(plan, options)),
+    )
+
+
+ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]] = {
+    "vllm": _run_vllm,
+    "sglang": _run_sglang,
+}
+
+
+def _pool_bytes(options: EngineOptions, estimated_bytes: int | None) -> int:
+    """What one GPU has for caches: given, else estimated."""
+    pool_bytes = estimated_bytes if options.kv_cache_memory_bytes is None else options.kv_cache_memory_bytes
+    if pool_bytes is None:
+        what = "the weights of this model are not known" if options.gpu else "it needs to know the memory"
+        raise KvtoolError(f"--engine {options.name}: {what}: give --kv-cache-memory-bytes, as 40GiB, or --gpu")
+    return max(0, pool_bytes)
+
+
+def parse_engine(text: str) -> tuple[str, str | None]:
+    """(name, version) of `vllm` or `sglang==0.6`. Raises KvtoolError."""
+    name, _, version = text.strip().lower().partition("==")
+    if name not in ENGINES:
+        near = did_you_mean(name, ENGINES) or f": use one of {', '.join(ENGINES)}"
+        raise KvtoolError(f"unknown engine {text!r}{near}")
+    return name, version or None

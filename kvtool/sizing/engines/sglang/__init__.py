@@ -1,0 +1,7 @@
+"""SGLang's pools: what it would allocate of the memory it is given, from its own rules."""
+
+from kvtool.sizing.engines.sglang.document import assumptions, size_engine
+from kvtool.sizing.engines.sglang.memory import estimate_pool_bytes
+from kvtool.sizing.engines.sglang.plan import VERSION, SglangPlan, plan
+
+__all__ = ["VERSION", "SglangPlan", "assumptions", "estimate_pool_bytes", "plan", "size_engine"]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from kvtool.catalog.gpus import find_gpu
+from kvtool.catalog.resolve import resolve_model
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.sglang.memory import chunked_prefill_size, estimate_pool_bytes, mem_fraction_static
+from kvtool.sizing.fit import budget
+from kvtool.sizing.parallel import Parallel
+from kvtool.units import GIB, MIB
+
+H100 = msgspec.structs.replace(find_gpu("h100"), memory_bytes=81559 * MIB)  # what nvidia-smi says of it
+OPTIONS = EngineOptions(name="sglang", gpu=H100)
+
+
+def test_default_fraction_by_hand() -> None:
+    """memory_hook.py, handle_gpu_memory_settings: 512 + 1.5 x 8192 + 1024 / 8 for tp 1 + 2 x 256 for decode graphs + 8
+    for each of 58 prefill graphs = 13904 MiB of 81559.
+    """
+    assert mem_fraction_static(OPTIONS, H100, mla=False) == round((81559 - 13904) / 81559, 3) == 0.83
+
+
+def test_mla_has_larger_prefill_graphs_and_dp_attention_larger_decode_graphs() -> None:
+    tp8 = replace(OPTIONS, parallel=Parallel(tp=8))
+    assert mem_fraction_static(tp8, H100, mla=True) == round((81559 - (512 + 12288 + 1024 + 1024 + 1536)) / 81559, 3)
+    dp8 = replace(OPTIONS, parallel=Parallel(dp=8, ep=8), enable_dp_attention=True)
+    reserved = 512 + 12288 + 1024 + 1024 + 512 * 8 * 4.5 + 1536
+    assert mem_fraction_static(dp8, H100, mla=True) == round((81559 - reserved) / 81559, 3)
+
+
+def test_a_small_decode_graph_still_leaves_10_gib_on_a_large_card() -> None:
+    small = replace(OPTIONS, chunked_prefill_size=2048, max_running_requests=8)
+    assert mem_fraction_static(small, H100, mla=False) == round((81559 - 10240) / 81559, 3)
+
+
+@pytest.mark.parametrize(
+    ("card", "chunk"), [("t4", 2048), ("rtx-4090", 4096), ("l40s", 4096), ("h200", 8192), ("b200", 16384)]
+)
+def test_chunks_by_card(card: str, chunk: int) -> None:
+    assert chunked_prefill_size(replace(OPTIONS, gpu=find_gpu(card))) == chunk
+    assert chunked_prefill_size(replace(OPTIONS, gpu=find_gpu(card), chunked_prefill_size=512)) == 512
+
+
+def test_the_flag_wins_and_the_pool_is_what_weights_leave() -> None:
+    """kv_cache_configurator.py, _profile_available_bytes: free after load less (1 - fraction) of free before it."""
+    options = replace(OPTIONS, mem_fraction_static=0.75)
+    llama = resolve_model("llama-3.1-8b")
+    memory = budget(H100, llama, Parallel(), weights_bytes=16 * GIB, utilization=0.92)
+    pool = estimate_pool_bytes(llama, options, memory)
+    assert pool == pytest.approx((H100.memory_bytes - GIB) * 0.75 - 16 * GIB, abs=1)
+    assert estimate_pool_bytes(llama, options, replace(memory, weights_bytes=None)) is None
