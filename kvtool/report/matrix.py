@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.report import html
 from kvtool.report.compare import print_assumptions, print_warnings
+from kvtool.report.engine import engine_name
 from kvtool.report.files import CsvValue, png_bytes, write_result
 from kvtool.report.heatmap import Cell, Group, heat_map
 from kvtool.report.size import size_csv_rows
@@ -28,6 +29,8 @@ def print_matrix(document: MatrixDocument, console: Console) -> None:
     print_warnings(document.warnings, console)
     for table in _tables_within(document, console.width):
         console.print(to_rich(table, console.width))
+    if (engine := engine_table(document)) is not None:
+        console.print(to_rich(engine, console.width))
     print_assumptions(document.assumptions, console)
 
 
@@ -40,7 +43,7 @@ def write_matrix(directory: Path, document: MatrixDocument) -> list[Path]:
         [
             html.key_points(document.warnings),
             html.section("Chart", [html.charts({"KV cache bytes on one GPU": png_bytes(figure)})]),
-            html.section("Table", [to_html(matrix_table(document))]),
+            html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),
         ],
     )
@@ -109,6 +112,42 @@ def _cells(document: MatrixDocument, rows: Sequence[SizeRow], last: SizeRow, *, 
         return cells
     fits = "?" if last.fit.fits is None else "yes" if last.fit.fits else "no"
     return (*cells, fits, "?" if last.fit.max_batch_size is None else f"{last.fit.max_batch_size:,}")
+
+
+def engine_table(document: MatrixDocument) -> Table | None:
+    """What the engine would cache of each model and setting, on the GPUs of one replica; None without an engine."""
+    engine = document.rows[0].engine
+    if engine.name is None:
+        return None
+    lines: list[tuple[str, ...]] = []
+    model = None
+    for rows in _groups(document):
+        row = next(iter(rows.values()))
+        if row.model.id != model:
+            model = row.model.id
+            lines.append((model.rsplit("/")[-1], "", "", "", ""))
+        lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
+    return Table(
+        title=f"What {engine_name(engine)} {engine.version} would cache",
+        columns=("cache", "memory", "tokens", "longest", "at once"),
+        rows=lines,
+        labels=1,
+        note="at once: sequences as long as the longest that it is started for; no: it would not start.",
+    )
+
+
+def _engine_cells(row: SizeRow) -> tuple[str, ...]:
+    engine = row.engine
+    memory = "-" if engine.pool_bytes is None else format_bytes(engine.pool_bytes)
+    longest = "-" if engine.max_model_len is None else format_length(engine.max_model_len)
+    if engine.refusal or engine.gpu_kv_cache_tokens is None or engine.max_concurrency is None:
+        return memory, "no", longest, "-"
+    return memory, f"{engine.gpu_kv_cache_tokens:,}", longest, f"{engine.max_concurrency:,.2f}"
+
+
+def _tables(document: MatrixDocument) -> list[Table]:
+    engine = engine_table(document)
+    return [matrix_table(document)] if engine is None else [matrix_table(document), engine]
 
 
 def _models(document: MatrixDocument) -> list[str]:

@@ -10,8 +10,9 @@ from rich.console import Console
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.compare.models import compare_models
-from kvtool.report.matrix import matrix_figure, matrix_table, print_matrix, write_matrix
+from kvtool.report.matrix import engine_table, matrix_figure, matrix_table, print_matrix, write_matrix
 from kvtool.results import MatrixDocument
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import format_length
@@ -118,6 +119,24 @@ def test_no_words_of_the_chart_overlap_or_leave_it(models: int) -> None:
     assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+@pytest.mark.parametrize(("engine", "tokens"), [("vllm", "327,664"), ("sglang", "327,680")])
+def test_an_engine_adds_what_it_would_cache(engine: str, tokens: str) -> None:
+    """40 GiB at 128 KiB a token: 327,680 tokens, and vLLM keeps a block of 16 for itself."""
+    start = EngineOptions(name=engine, kv_cache_memory_bytes=40 << 30)
+    options = SizeOptions(contexts=(8192, 32768), kv_cache_dtypes=("bf16", "fp8"), engine=start)
+    models = [resolve_model(name) for name in ("llama-3.1-8b", "jamba-v0.1")]
+    document = compare_models(models, options, [Parallel(tp=1), Parallel(tp=8)])
+    table = engine_table(document)
+    assert table is not None
+    assert table.rows[1][:2] == ("  bf16", "40 GiB")
+    assert table.rows[1][3:] == ("128k", "2.50")
+    assert abs(int(table.rows[1][2].replace(",", "")) - int(tokens.replace(",", ""))) <= 16
+    assert table.rows[3][4] == "20.00"
+    assert (table.rows[6][2] == "no") == (engine == "sglang")
+    assert engine_table(matrix()) is None
+    assert max(map(len, printed(document, 80))) <= 80
 
 
 def test_the_files(tmp_path: Path) -> None:
