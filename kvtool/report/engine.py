@@ -125,16 +125,17 @@ def print_ledgers(document: SizeDocument, console: Console) -> None:
 def ledger_table(row: SizeRow) -> Table:
     """The terms of one row's engine, and what would make them fewer."""
     lines = [
-        (term["term"], format_bytes(term["bytes"]), f"{100 * (term['ratio'] or 0):.1f} %", term["remedy"] or "")
+        (term["term"], term["remedy"] or "", format_bytes(term["bytes"]), f"{100 * (term['ratio'] or 0):.1f} %")
         for term in row.engine.ledger or []
     ]
-    length = format_length(min(row.inputs.context, row.engine.max_model_len or row.inputs.context))
-    what = f"reserves for {length} tokens"
+    tokens = format_length(min(row.inputs.context, row.engine.max_model_len or row.inputs.context))
+    where = " on all GPUs" if row.inputs.num_gpus > 1 else ""
+    what = f"reserves for {tokens} tokens{where}"
     if row.engine.groups and "pool" in row.engine.groups[0]:
-        what = f"has for caches on a GPU, under sequences of {length} tokens"
+        what = f"has for caches on a GPU, under sequences of {tokens} tokens"
     return Table(
-        title=f"What {engine_name(row.engine)} {what}, {row.inputs.kv_cache_dtype} cache",
-        columns=("of which", "bytes", "share", "less of it"),
+        title=f"{engine_name(row.engine)} {what} ({row.inputs.kv_cache_dtype} cache)",
+        columns=("of which", "less of it with", "bytes", "share"),
         rows=lines,
-        labels=1,
+        labels=2,
     )

@@ -83,7 +83,7 @@ def test_the_terminal_shows_log_pools_and_where_the_bytes_go(run: Run) -> None:
     assert "Use sliding window memory pool. full_layer_tokens=647269, swa_layer_tokens=517815" in result.out
     assert "Pools of SGLang" in result.out
     assert "tokens of windows" in result.out
-    assert "What SGLang has for caches on a GPU, under sequences of 8k tokens, bf16 cache" in result.out
+    assert "SGLang has for caches on a GPU, under sequences of 8k tokens (bf16 cache)" in result.out
 
 
 def test_another_version_is_warned_of_and_an_unknown_engine_refused(run: Run) -> None:
@@ -106,7 +106,7 @@ def test_a_start_that_sglang_refuses_is_a_no(run: Run) -> None:
         (("--swa-full-tokens-ratio", "0.1"), "--swa-full-tokens-ratio needs --engine sglang"),
         (("--engine", "vllm", "--mem-fraction-static", "0.8"), "--mem-fraction-static needs --engine sglang"),
         (("--engine", "sglang", "--max-num-seqs", "8"), "--max-num-seqs needs --engine vllm"),
-        (("--engine", "sglang"), "give --kv-cache-memory-bytes, as 40GiB, or --gpu"),
+        (("--engine", "sglang"), "--engine sglang needs --kv-cache-memory-bytes, as 40GiB, or --gpu"),
         (("--kv-cache-memory-bytes", "1GiB"), "--kv-cache-memory-bytes needs --engine vllm or sglang"),
     ],
 )

@@ -28,7 +28,7 @@ def run_engine(model: Model, options: EngineOptions, *, memory: Budget | None) -
 
 
 def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
-    pool_bytes = _pool_bytes(options, memory.kv_pool_bytes if memory else None)
+    pool_bytes = _pool_bytes(model, options, memory.kv_pool_bytes if memory else None)
     plan = vllm.plan(model, options, pool_bytes=pool_bytes)
     return EngineRun(
         options=options,
@@ -38,7 +38,7 @@ def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> En
 
 
 def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
-    pool_bytes = _pool_bytes(options, sglang.estimate_pool_bytes(model, options, memory) if memory else None)
+    pool_bytes = _pool_bytes(model, options, sglang.estimate_pool_bytes(model, options, memory) if memory else None)
     plan = sglang.plan(model, options, pool_bytes=pool_bytes)
     return EngineRun(
         options=options,
@@ -53,13 +53,17 @@ ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]
 }
 
 
-def _pool_bytes(options: EngineOptions, estimated_bytes: int | None) -> int:
+def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | None) -> int:
     """What one GPU has for caches: given, else estimated."""
     pool_bytes = estimated_bytes if options.kv_cache_memory_bytes is None else options.kv_cache_memory_bytes
-    if pool_bytes is None:
-        what = "the weights of this model are not known" if options.gpu else "it needs to know the memory"
-        raise KvtoolError(f"--engine {options.name}: {what}: give --kv-cache-memory-bytes, as 40GiB, or --gpu")
-    return max(0, pool_bytes)
+    if pool_bytes is not None:
+        return max(0, pool_bytes)
+    if options.gpu is None:
+        raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
+    raise KvtoolError(
+        f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is what"
+        " they leave: give --kv-cache-memory-bytes, as 40GiB"
+    )
 
 
 def parse_engine(text: str) -> tuple[str, str | None]:

@@ -113,18 +113,17 @@ def _copies(plan: VllmPlan, tokens: int) -> int:
 def _remedy(term: str, inputs: Inputs) -> str | None:
     match term:
         case "copies on tp ranks":
-            return "--decode-context-parallel-size where vLLM takes it, or data parallelism instead of tp"
+            return "--dcp, or dp instead of tp"
         case "in flight beside windows":
-            less = " or --no-async-scheduling" if inputs.in_flight_tokens > inputs.max_num_batched_tokens else ""
-            return f"a smaller --max-num-batched-tokens (now {inputs.max_num_batched_tokens:,}){less}"
+            less = ", --no-async-scheduling" if inputs.in_flight_tokens > inputs.max_num_batched_tokens else ""
+            return f"--max-num-batched-tokens below {inputs.max_num_batched_tokens}{less}"
         case "windows kept as full":
-            return "leave out --disable-hybrid-kv-cache-manager"
+            return "no --disable-hybrid-kv-cache-manager"
         case "states for prefix caching":
             return "--no-enable-prefix-caching"
         case "encoder reserve":
-            return f"a smaller --max-num-batched-tokens (now {inputs.max_num_batched_tokens:,})"
+            return f"--max-num-batched-tokens below {inputs.max_num_batched_tokens}"
         case "page tails" | "padding of state pages" if has_state(inputs.model):
-            smaller = "--mamba-ssm-cache-dtype bfloat16 makes states, and so blocks, smaller"
-            return smaller if inputs.state.recurrent == "fp32" else None
+            return "--mamba-ssm-cache-dtype bf16" if inputs.state.recurrent == "fp32" else None
         case _:
             return None
