@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvtool.cli.engine_options import (
+    EngineBlockSizeOption,
+    EngineOption,
+    KvCacheMemoryBytesOption,
+    engine_options,
+    memory_bytes,
+)
 from kvtool.cli.options import (
     BatchSizeOption,
-    BlockSizeOption,
     ContextOption,
     DcpOption,
     DpOption,
@@ -38,7 +44,7 @@ EXAMPLES = (
 DEFAULT_CONTEXTS = "4k,32k"
 FOR_MODELS = (
     *("context", "batch_size", "kv_cache_dtype", "block_size", "tp", "pp", "dp", "dcp", "ep", "gpu"),
-    *("gpu_memory_utilization", "models"),
+    *("gpu_memory_utilization", "engine", "kv_cache_memory_bytes", "models"),
 )
 
 
@@ -56,7 +62,7 @@ def compare(
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
-    block_size: BlockSizeOption = 16,
+    block_size: EngineBlockSizeOption = None,
     tp: Annotated[str, typer.Option("--tp", metavar="LIST", help="Tensor parallel ranks, as 1,8.")] = "1",
     pp: PpOption = 1,
     dp: DpOption = 1,
@@ -64,6 +70,8 @@ def compare(
     ep: EpOption = 1,
     gpu: Annotated[str | None, typer.Option(help="Does it fit this card? A name of `kvtool gpus`, or local.")] = None,
     gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the card's memory that may be used.")] = 0.92,
+    engine: EngineOption = None,
+    kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
     models: ModelsOption = None,
     json: JsonOption = False,
     out: OutOption = None,
@@ -83,13 +91,21 @@ def compare(
         return
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
+    card = find_gpu(gpu) if gpu else None
     options = SizeOptions(
         contexts=length_list(context or DEFAULT_CONTEXTS, "context"),
         batch_sizes=count_list(batch_size, "batch size"),
         kv_cache_dtypes=tuple(split_list(kv_cache_dtype)),
-        block_size=block_size,
-        gpu=find_gpu(gpu) if gpu else None,
+        block_size=16 if block_size is None else block_size,
+        gpu=card,
         gpu_memory_utilization=gpu_memory_utilization,
+        engine=engine_options(
+            engine,
+            gpu=card,
+            gpu_memory_utilization=gpu_memory_utilization,
+            block_size=block_size,
+            kv_cache_memory_bytes=memory_bytes(kv_cache_memory_bytes),
+        ),
     )
     layouts = [Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep) for ranks in count_list(tp, "tp")]
     compare_models(names, options, layouts, models_path=models, json=json, out=out)

@@ -25,7 +25,8 @@ def compare_models(models: Sequence[Model], options: SizeOptions, layouts: Seque
     assumptions: dict[str, None] = {}
     for model in models:
         for layout in layouts:
-            sized = size(model, options=replace(options, parallel=layout))
+            engine = None if options.engine is None else replace(options.engine, parallel=layout)
+            sized = size(model, options=replace(options, parallel=layout, engine=engine))
             rows += sized.rows
             assumptions.update(dict.fromkeys(sized.assumptions))
     return MatrixDocument(

@@ -28,6 +28,7 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: pre; border-bottom-width: 2px; }
 th.label, td.label { text-align: left; }
+td.label { white-space: pre; }
 th:first-child, td:first-child { padding-left: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 .charts img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);

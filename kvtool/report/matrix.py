@@ -1,33 +1,36 @@
-"""Models compared: a line per model and setting with a column per context, the same as bars, CSV and a page of HTML."""
+"""Models compared: a line per model and setting, a column per context; as a table, heat map, CSV and page of HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from kvtool.report import html
-from kvtool.report.charts import COLOURS, LABEL_POINTS, new_figure
 from kvtool.report.compare import print_assumptions, print_warnings
+from kvtool.report.engine import engine_name
 from kvtool.report.files import CsvValue, png_bytes, write_result
+from kvtool.report.heatmap import Cell, Group, heat_map
 from kvtool.report.size import size_csv_rows
-from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.report.tables import WIDE, Table, to_html, to_rich
 from kvtool.results import MatrixDocument, SizeDocument, SizeRow
-from kvtool.units import format_bytes, format_length
+from kvtool.units import format_bytes, format_bytes_short, format_length
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
-MAX_PANELS = 3
-ROW_HEIGHT_IN = 0.3
 Setting = tuple[str, int, int]  # cache dtype, GPUs, batch size
 
 
 def print_matrix(document: MatrixDocument, console: Console) -> None:
     print_warnings(document.warnings, console)
-    console.print(to_rich(matrix_table(document), console.width))
+    for table in _tables_within(document, console.width):
+        console.print(to_rich(table, console.width))
+    if (engine := engine_table(document)) is not None:
+        console.print(to_rich(engine, console.width))
     print_assumptions(document.assumptions, console)
 
 
@@ -40,47 +43,111 @@ def write_matrix(directory: Path, document: MatrixDocument) -> list[Path]:
         [
             html.key_points(document.warnings),
             html.section("Chart", [html.charts({"KV cache bytes on one GPU": png_bytes(figure)})]),
-            html.section("Table", [to_html(matrix_table(document))]),
+            html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),
         ],
     )
     return write_result(directory, "compare", document, rows=matrix_csv_rows(document), figure=figure, html=page)
 
 
-def matrix_table(document: MatrixDocument) -> Table:
-    """KV bytes on a GPU: a line per model and setting, a column per context, and the ratio to the baseline model."""
-    contexts = _contexts(document)
-    first = document.rows[0].inputs
-    longest = format_length(contexts[-1])
-    columns = ("cache", "a token", *(format_length(context) for context in contexts), "ratio")
-    note = f"KV cache bytes on one GPU for the whole batch at each context; ratio: to {document.baseline} at {longest}."
-    if first.gpu is not None:
-        columns += ("fits", "most seqs")
-        note += f" fits, most seqs: at {longest} on {first.gpu}."
+def matrix_table(document: MatrixDocument, contexts: Sequence[int] = (), *, short: bool = False) -> Table:
+    """KV bytes on a GPU: a line per model and setting, a column for each of `contexts` (all by default), and beside the
+    longest of the document the ratio to the baseline model; `short` byte counts have at most four digits.
+    """
+    every = _contexts(document)
+    contexts = contexts or every
+    first, longest = document.rows[0].inputs, format_length(every[-1])
+    columns = ("cache", "a token", *(format_length(context) for context in contexts))
+    note = "KV cache bytes on one GPU for the whole batch at each context"
+    if contexts[-1] == every[-1]:
+        columns += ("ratio",) if first.gpu is None else ("ratio", "fits", "most seqs")
+        note += f"; ratio: to {document.baseline} at {longest}"
+        note += f". fits, most seqs: at {longest} on {first.gpu}" if first.gpu is not None else ""
     lines: list[tuple[str, ...]] = []
     model = None
     for rows in _groups(document):
-        last = rows[contexts[-1]]
+        last = rows[every[-1]]
         if last.model.id != model:
             model = last.model.id
             lines.append((model.rsplit("/")[-1], *[""] * (len(columns) - 1)))
-        lines.append((f"  {_setting_name(last)}", *_cells(document, [rows[context] for context in contexts])))
-    return Table(title=f"KV cache against {document.baseline}", columns=columns, rows=lines, labels=1, note=note)
+        cells = _cells(document, [rows[context] for context in contexts], last, short=short)
+        lines.append((f"  {_setting_name(last)}", *cells))
+    return Table(title=f"KV cache against {document.baseline}", columns=columns, rows=lines, labels=1, note=f"{note}.")
 
 
-def _cells(document: MatrixDocument, rows: Sequence[SizeRow]) -> tuple[str, ...]:
-    """The numbers of one model and setting, whose `rows` go up in context."""
-    last = rows[-1]
+def _tables_within(document: MatrixDocument, width: int) -> list[Table]:
+    """For a terminal of `width` columns: as many contexts side by side as fit, the others in tables below; models'
+    names that are longer than there is room for go over several lines.
+    """
+    contexts, short = _contexts(document), width < WIDE
+    for most in range(len(contexts), 0, -1):
+        parts = [contexts[start : start + most] for start in range(0, len(contexts), most)]
+        tables = [matrix_table(document, part, short=short) for part in parts]
+        rooms = [width - _numbers_width(table, gap=2 if short else 3) for table in tables]
+        if min(rooms) >= max(len(_setting_name(row)) for row in document.rows) + 2:
+            break
+    return [_folded(table, max(room, 1)) for table, room in zip(tables, rooms, strict=True)]
+
+
+def _numbers_width(table: Table, *, gap: int) -> int:
+    """Columns that all but the first take when printed, with the gaps between all of them."""
+    columns = zip(table.columns, *table.rows, strict=True)
+    return sum(max(map(len, column)) + gap for column in list(columns)[1:]) + 2
+
+
+def _folded(table: Table, room: int) -> Table:
+    rows = [("\n".join(wrap(row[0], room)) if len(row[0]) > room else row[0], *row[1:]) for row in table.rows]
+    return replace(table, rows=rows)
+
+
+def _cells(document: MatrixDocument, rows: Sequence[SizeRow], last: SizeRow, *, short: bool) -> tuple[str, ...]:
+    """The numbers of one model and setting at some contexts, in `rows`; `last` is that of the longest of all."""
+    count = format_bytes_short if short else format_bytes
+    cells = (count(last.kv.bytes_per_token), *(count(row.kv.bytes_per_gpu) for row in rows))
+    if rows[-1] is not last:
+        return cells
     ratio = _ratio_to_baseline(document, last)
-    cells = (
-        format_bytes(last.kv.bytes_per_token),
-        *(format_bytes(row.kv.bytes_per_gpu) for row in rows),
-        "-" if ratio is None else f"{ratio:.3f}",
-    )
+    cells += ("-" if ratio is None else f"{ratio:.3f}",)
     if last.inputs.gpu is None:
         return cells
     fits = "?" if last.fit.fits is None else "yes" if last.fit.fits else "no"
     return (*cells, fits, "?" if last.fit.max_batch_size is None else f"{last.fit.max_batch_size:,}")
+
+
+def engine_table(document: MatrixDocument) -> Table | None:
+    """What the engine would cache of each model and setting, on the GPUs of one replica; None without an engine."""
+    engine = document.rows[0].engine
+    if engine.name is None:
+        return None
+    lines: list[tuple[str, ...]] = []
+    model = None
+    for rows in _groups(document):
+        row = next(iter(rows.values()))
+        if row.model.id != model:
+            model = row.model.id
+            lines.append((model.rsplit("/")[-1], "", "", "", ""))
+        lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
+    return Table(
+        title=f"What {engine_name(engine)} {engine.version} would cache",
+        columns=("cache", "memory", "tokens", "longest", "at once"),
+        rows=lines,
+        labels=1,
+        note="at once: sequences as long as the longest that it is started for; no: it would not start.",
+    )
+
+
+def _engine_cells(row: SizeRow) -> tuple[str, ...]:
+    engine = row.engine
+    memory = "-" if engine.pool_bytes is None else format_bytes(engine.pool_bytes)
+    longest = "-" if engine.max_model_len is None else format_length(engine.max_model_len)
+    if engine.refusal or engine.gpu_kv_cache_tokens is None or engine.max_concurrency is None:
+        return memory, "no", longest, "-"
+    return memory, f"{engine.gpu_kv_cache_tokens:,}", longest, f"{engine.max_concurrency:,.2f}"
+
+
+def _tables(document: MatrixDocument) -> list[Table]:
+    engine = engine_table(document)
+    return [matrix_table(document)] if engine is None else [matrix_table(document), engine]
 
 
 def _models(document: MatrixDocument) -> list[str]:
@@ -104,12 +171,15 @@ def _groups(document: MatrixDocument) -> list[dict[int, SizeRow]]:
 
 
 def _ratio_to_baseline(document: MatrixDocument, row: SizeRow) -> float | None:
-    """KV bytes on a GPU over those of the baseline model under the same setting."""
-    for other in document.rows:
-        same = _setting(other) == _setting(row) and other.inputs.context == row.inputs.context
-        if same and other.model.id == document.baseline and other.kv.bytes_per_gpu:
-            return row.kv.bytes_per_gpu / other.kv.bytes_per_gpu
-    return None
+    """KV bytes on a GPU over those of the baseline model at the same place of its own rows: the same options, though
+    `auto` may have become another dtype.
+    """
+    own = [other for other in document.rows if other.model.id == row.model.id]
+    base = [other for other in document.rows if other.model.id == document.baseline]
+    place = next(place for place, other in enumerate(own) if other is row)
+    if len(base) != len(own) or not base[place].kv.bytes_per_gpu:
+        return None
+    return row.kv.bytes_per_gpu / base[place].kv.bytes_per_gpu
 
 
 def matrix_csv_rows(document: MatrixDocument) -> list[dict[str, CsvValue]]:
@@ -118,38 +188,21 @@ def matrix_csv_rows(document: MatrixDocument) -> list[dict[str, CsvValue]]:
 
 
 def matrix_figure(document: MatrixDocument) -> Figure:
-    """KV bytes on a GPU as bars: a panel for each of the longest contexts, a bar per model and setting."""
-    contexts = _contexts(document)[-MAX_PANELS:]
-    groups = _groups(document)
-    colours = {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(_models(document))}
-    figure, panels = new_figure(
-        "KV cache on one GPU", panels=len(contexts), width_in=11, height_in=1.4 + ROW_HEIGHT_IN * max(4, len(groups))
+    """KV bytes on a GPU as a heat map: a line per model and setting, a column per context; hatched where the card
+    cannot hold it.
+    """
+    contexts = _contexts(document)
+    groups: dict[str, list[tuple[str, list[Cell]]]] = {}
+    for rows in _groups(document):
+        cells = [Cell(count=rows[c].kv.bytes_per_gpu, crossed=rows[c].fit.fits is False) for c in contexts]
+        groups.setdefault(rows[contexts[0]].model.id, []).append((_setting_name(rows[contexts[0]]), cells))
+    gpu = document.rows[0].inputs.gpu
+    return heat_map(
+        "KV cache on one GPU, in GiB",
+        "by tokens of context" + (f"; hatched: does not fit {gpu}" if gpu else ""),
+        [format_length(context) for context in contexts],
+        [Group(heading=model.rsplit("/")[-1], rows=rows) for model, rows in groups.items()],
     )
-    for axes, context in zip(panels, contexts, strict=True):
-        rows = [group[context] for group in groups]
-        _draw_bars(axes, rows, colours, labelled=axes is panels[0])
-        axes.set_title(f"at {format_length(context)} tokens", fontsize=10, loc="left")
-    return figure
-
-
-def _draw_bars(axes: Axes, rows: Sequence[SizeRow], colours: dict[str, str], *, labelled: bool) -> None:
-    values = [row.kv.bytes_per_gpu for row in rows]
-    places = range(len(rows))
-    axes.barh(places, values, color=[colours[row.model.id] for row in rows], height=0.7)
-    for place, value in zip(places, values, strict=True):
-        axes.annotate(
-            format_bytes(value),
-            (value, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=LABEL_POINTS,
-        )
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, max(1, *values) * 1.3)
-    axes.set_xticks([])
-    axes.set_yticks(places, [f"{row.model.id} {_setting_name(row)}" for row in rows] if labelled else [""] * len(rows))
-    axes.grid(False)
 
 
 def _setting_name(row: SizeRow) -> str:
