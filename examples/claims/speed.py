@@ -98,9 +98,7 @@ def quadratic_memory() -> Claim:
     command = "kvtool size llama-2-7b --context 16k,32k"
     short, long = sizes(command)
     model = resolve_model("llama-2-7b")
-    work = [
-        attention_flops(model, new_tokens=row.inputs.context, cached_tokens=0) for row in (short, long)
-    ]
+    work = [attention_flops(model, new_tokens=row.inputs.context, cached_tokens=0) for row in (short, long)]
     memory = long.kv.bytes_per_sequence / short.kv.bytes_per_sequence
     kept = {case.memory.kv_allocated_bytes for case in recorded("no-cache.json").cases if "no_cache" in case.name}
     return Claim(
