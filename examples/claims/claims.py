@@ -51,8 +51,8 @@ def page() -> Iterator[str]:
     yield "\n## How many tokens a memory holds\n"
     yield from capacity_table()
     yield (
-        "\nIn pages of 16 tokens, bf16. A card holds weights, activations and the runtime first, and 8 % of its memory is\n"
-        "left alone; DRAM and SSD hold nothing but cache."
+        "\nIn pages of 16 tokens, bf16. A card holds weights, activations and the runtime first, and keeps 8 % of its\n"
+        "memory back; DRAM and SSD hold nothing but cache."
     )
 
 
