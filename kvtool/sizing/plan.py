@@ -18,12 +18,13 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.decode import decode_floor
-from kvtool.sizing.dtypes import AUTO, CacheFormat, parse_cache_format
+from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.fit import Budget, budget, fit
+from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format
 from kvtool.sizing.options import SizeOptions
-from kvtool.sizing.specs import CacheSpec, HeadsSpec, IndexerSpec, LatentSpec, StateSpec, WindowSpec
-from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache
+from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
+from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 
 
@@ -99,18 +100,17 @@ class SizePlan:
 
     def _kv(self, context: int, batch_size: int) -> SizeKv:
         block_size, prefix = self.options.block_size, self.options.shared_prefix
+        windows = [(spec, count) for spec, count in self.specs if isinstance(spec, WindowSpec | SlidingRowSpec)]
         return SizeKv(
-            bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.grows and s.kind != "indexer"),
-            indexer_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.kind == "indexer"),
-            window_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if isinstance(s, WindowSpec)),
-            window_cap_bytes_per_sequence=sum(
-                n * s.stored_bytes(s.window) for s, n in self.specs if isinstance(s, WindowSpec)
-            ),
+            bytes_per_token=growth_bytes(self.specs, indexer=False),
+            indexer_bytes_per_token=growth_bytes(self.specs, indexer=True),
+            window_bytes_per_token=sum(n * s.bytes_per_token for s, n in windows),
+            window_cap_bytes_per_sequence=sum(n * s.stored_bytes(s.window) for s, n in windows),
             state_bytes_per_sequence=sum(n * s.state_bytes for s, n in self.specs if isinstance(s, StateSpec)),
             bytes_per_sequence=sum(n * s.stored_bytes(context) for s, n in self.specs),
             allocated_bytes_per_sequence=sum(n * s.allocated_bytes(context, block_size) for s, n in self.specs),
             fixed_bytes_per_sequence=sum(n * s.fixed_bytes(block_size) for s, n in self.specs),
-            slope_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.grows),
+            slope_bytes_per_token=sum(growth_bytes(self.specs, indexer=indexer) for indexer in (False, True)),
             bytes_total=allocated_bytes(
                 self.specs, tokens=context, batch_size=batch_size, block_size=block_size, shared_prefix=prefix
             ),
@@ -176,14 +176,14 @@ def _merged(a: SizeLayers, b: SizeLayers) -> SizeLayers:
 
 
 def _layers(spec: CacheSpec, count: int, context: int) -> SizeLayers:
-    vectors = spec if isinstance(spec, HeadsSpec | LatentSpec | IndexerSpec) else None
+    vectors = spec if isinstance(spec, HeadsSpec | RowSpec) else None
     return SizeLayers(
         kind=spec.kind,
         count=count,
         kv_heads=vectors.kv_heads if vectors else None,
         k_head_dim=vectors.k_head_dim if vectors else None,
         v_head_dim=vectors.v_head_dim if vectors else None,
-        window=spec.window if isinstance(spec, WindowSpec) else None,
-        bytes_per_token=count * spec.bytes_per_token,
+        window=spec.window if isinstance(spec, WindowSpec | SlidingRowSpec | CompressorSpec) else None,
+        bytes_per_token=spec.growth_bytes(count),
         bytes_per_sequence=count * spec.stored_bytes(context),
     )

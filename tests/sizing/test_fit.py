@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.sizing.dtypes import CACHE_FORMATS
 from kvtool.sizing.fit import Budget, activation_bytes, fit, largest
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import gpu_cache
