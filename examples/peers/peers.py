@@ -12,34 +12,39 @@ import json
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvtool.catalog.hf_config import read_config
+from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import write_atomic
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.vllm.plan import plan
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
-from kvtool.units import format_bytes_short, format_length
+from kvtool.units import GIB, format_bytes_short, format_length
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "tests" / "data" / "vllm_configs"
 CASES, ANSWERS = HERE / "cases.json", HERE / "answers.json"
 PEERS = {"hf-mem": "0.5.6", "kvfit": "0.3.0", "vramscout": "0.7.0"}
-LOGICAL = "kvtool, logical"
+ENGINE, LOGICAL = "kvtool, as vLLM", "kvtool, logical"
+POOL_BYTES = 40 * GIB  # what vLLM had for the cache in every case
 WITHIN = 0.01
 
 INTRODUCTION = """\
 # Calculators from PyPI beside kvtool
 
-What one request of the longest length takes, in the cache dtype named, on one H100: as vLLM 0.33.0 allocates it, as
-kvtool says, and as other calculators say. In brackets: a number over what vLLM allocates. The models are all of
-`tests/data/vllm_configs`.
+What one request of that many tokens takes on one H100, in the cache dtype named: as vLLM 0.33.0 allocates it, as kvtool
+says, and as other calculators say. In brackets: a number over what vLLM allocates. The models are all of
+`tests/data/vllm_configs`; vLLM's bytes are those of its own planning code, see [cases.json](cases.json).
 
-Logical bytes are what the tokens take; an engine allocates more for sliding windows and recurrent state, which a
-calculator may leave out on purpose. Each peer's own code ran on the model's own config.json; see [ask.py](ask.py)."""
+Logical bytes are what the tokens take. An engine allocates more for sliding windows and recurrent state, which a
+calculator may leave out on purpose. Each peer's own code ran on the model's own config.json: see [ask.py](ask.py).
+`python examples/peers/peers.py` prints this page, and `--install` asks the peers again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +93,27 @@ def cases() -> list[Case]:
 def says(case: Case, answers: dict[str, Any]) -> dict[str, int | None]:
     """Bytes by column; None where it refuses the model."""
     peers = {f"{name} {version}": answers[case.case][name]["bytes"] for name, version in PEERS.items()}
-    return {LOGICAL: logical_bytes(case)} | peers
+    return {ENGINE: _asked(engine_bytes, case), LOGICAL: _asked(logical_bytes, case)} | peers
 
 
-def logical_bytes(case: Case) -> int | None:
-    """`kvtool size config.json --context max_model_len`: the bytes of a sequence; None where kvtool refuses."""
-    options = SizeOptions(contexts=(case.max_model_len,), kv_cache_dtypes=(case.kv_cache_dtype,))
+def _asked(count: Callable[[Model, Case], int | None], case: Case) -> int | None:
     try:
-        return size(read_config(CONFIGS / case.config), options=options).rows[0].kv.bytes_per_sequence
+        return count(read_config(CONFIGS / case.config), case)
     except KvtoolError:
         return None
+
+
+def engine_bytes(model: Model, case: Case) -> int | None:
+    """One request's bytes in the plan that vLLM makes at its start; None where it would not start."""
+    options = EngineOptions(name="vllm", max_model_len=case.max_model_len)
+    found = plan(model, options, pool_bytes=POOL_BYTES)
+    return None if found.refusal or not found.bytes_needed else max(found.bytes_needed)
+
+
+def logical_bytes(model: Model, case: Case) -> int:
+    """The bytes of a sequence by `kvtool size config.json --context max_model_len`."""
+    options = SizeOptions(contexts=(case.max_model_len,), kv_cache_dtypes=(case.kv_cache_dtype,))
+    return size(model, options=options).rows[0].kv.bytes_per_sequence
 
 
 def page() -> Iterator[str]:
@@ -123,7 +139,8 @@ def page() -> Iterator[str]:
 def cell(number: int | None, allocated_bytes: int) -> str:
     if number is None:
         return "refuses"
-    return f"{format_bytes_short(number)} ({ratio(number / allocated_bytes)})"
+    share = "exact" if number == allocated_bytes else ratio(number / allocated_bytes)
+    return f"{format_bytes_short(number)} ({share})"
 
 
 def ratio(value: float) -> str:
@@ -138,6 +155,7 @@ def summary(said: dict[Case, dict[str, int | None]], columns: list[str]) -> Iter
     yield f"|---|{'---|' * len(columns)}"
     rows: dict[str, list[str]] = {
         "refused": [],
+        "exactly what vLLM allocates": [],
         "within 1 % of what vLLM allocates": [],
         "within 1 % of the logical bytes": [],
         "most above vLLM": [],
@@ -149,8 +167,9 @@ def summary(said: dict[Case, dict[str, int | None]], columns: list[str]) -> Iter
         logical = [number / known for number, _, known in pairs if known is not None]
         cells = (
             str(len(said) - len(pairs)),
+            str(ratios.count(1.0)),
             str(sum(map(near, ratios))),
-            "-" if column == LOGICAL else str(sum(map(near, logical))),
+            "-" if column == ENGINE else str(sum(map(near, logical))),
             ratio(max(1.0, *ratios)),
             ratio(min(1.0, *ratios)),
         )

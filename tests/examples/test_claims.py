@@ -31,7 +31,7 @@ EXPECTED = {
     "Requests of 500, 300 and 200": ("wrong", ["1-32, 33-51 and 52-64"]),
     "A radix tree": ("wrong", ["17 for 16, 65 for 64 and 257 for 256"]),
     "With a cache every step": ("wrong", ["at 100 / 1,000 / 10,000 tokens"]),
-    "Without a cache memory": ("wrong", ["grow 2x", "4.0x"]),
+    "Without a cache memory": ("wrong", ["grow 2x", "work 4.0x"]),
     "Caching only the first layer": ("wrong", ["31 layers"]),
 }
 
@@ -119,6 +119,13 @@ def test_constant_steps_as_fast_as_said_would_be_right(monkeypatch: pytest.Monke
     assert speed.constant_step_verdict(growing) == "wrong"
     slower = [replace(step, without_cache_ms=step.without_cache_ms / 3) for step in said]
     assert speed.constant_step_verdict(slower) == "wrong"
+
+
+def test_memory_that_grows_as_the_square_would_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = module("speed", monkeypatch)
+    lengths = (100, 1000, 4000)
+    assert speed.memory_verdict({tokens: 10**9 + 64 * tokens**2 for tokens in lengths}) == "right"
+    assert speed.memory_verdict({tokens: 10**9 + 64_000 * tokens for tokens in lengths}) == "wrong"
 
 
 def test_a_match_compares_each_page_of_the_prefix_whatever_else_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "peers"
 PAGE = (FOLDER / "README.md").read_text()
 CASES = json.loads((FOLDER / "cases.json").read_text())
 ANSWERS = json.loads((FOLDER / "answers.json").read_text())
-CELL = re.compile(r"refuses|(?P<size>[\d.]+ [KMGT]?i?B) \((?P<ratio>[\d.]+)x\)")
+CELL = re.compile(r"refuses|(?P<size>[\d.]+ [KMGT]?i?B) \((?:exact|(?P<ratio>[\d.]+)x)\)")
 CONFIGS = FOLDER.parents[1] / "tests" / "data" / "vllm_configs"
 
 
@@ -61,10 +61,17 @@ def test_the_table_gives_each_number_over_what_vllm_allocates() -> None:
             assert found
             if answer["bytes"] is None:
                 assert found[0] == "refuses"
+            elif answer["bytes"] == case["allocated_bytes"]:
+                assert found[0].endswith("(exact)")
             else:
-                assert float(found["ratio"]) == pytest.approx(
-                    answer["bytes"] / case["allocated_bytes"], rel=6e-3, abs=6e-4
-                )
+                share = answer["bytes"] / case["allocated_bytes"]
+                assert float(found["ratio"]) == pytest.approx(share, rel=6e-3, abs=6e-4)
+
+
+def test_kvtool_plans_every_model_exactly_as_vllm_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = peers(monkeypatch)
+    for case in script.cases():
+        assert script.says(case, ANSWERS)[script.ENGINE] == case.allocated_bytes, case.model
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,7 @@ def test_logical_bytes_are_those_worked_out_by_hand(
 ) -> None:
     script = peers(monkeypatch)
     (case,) = [case for case in script.cases() if case.model == model]
-    assert script.logical_bytes(case) == logical_bytes
+    assert script.says(case, ANSWERS)[script.LOGICAL] == logical_bytes
 
 
 def test_peers_are_wrong_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
