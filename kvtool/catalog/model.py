@@ -143,14 +143,15 @@ CacheKind = FullAttention | LatentAttention | CompressedAttention | SharedAttent
 class Indexer:
     """Keys of a sparse-attention indexer: one vector of `head_dim` for every `ratio` tokens, replicated under TP.
 
-    `quantised` indexers (DeepSeek-V3.2, GLM-5) store fp8 with a 4-byte scale per 128 elements whatever the KV dtype is;
-    others (MiniMax-M3) store bf16. `top_k_tokens` bounds what the main attention reads: tokens, or compressed rows.
+    `dtype` is how they are stored whatever the KV dtype is: fp8 with a 4-byte scale per 128 elements (DeepSeek-V3.2,
+    GLM-5), fp4 with a scale byte per 32, or bf16 (MiniMax-M3). `top_k_tokens` bounds what the main attention reads:
+    tokens, or compressed rows.
     """
 
     head_dim: int
     heads: int
     top_k_tokens: int | None
-    quantised: bool
+    dtype: str
     ratio: int = 1
 
 

@@ -20,6 +20,7 @@ from kvtool.cli.options import (
     GpuOption,
     HeadDimOption,
     HeadsOption,
+    IndexDtypeOption,
     JsonOption,
     KvCacheDtypeOption,
     KvHeadsOption,
@@ -72,6 +73,7 @@ def size(
     max_model_len: MaxModelLenOption = None,
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
+    index_dtype: IndexDtypeOption = "auto",
     explain: ExplainOption = False,
     models: ModelsOption = None,
     json: JsonOption = False,
@@ -96,6 +98,7 @@ def size(
         shared_prefix=0 if shared_prefix == "0" else parse_length(shared_prefix, "shared prefix"),
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
+        index_dtype=index_dtype,
         checkpoint=find_checkpoint(model) if model else None,
     )
     answer(chosen, options, explain=explain, json=json, out=out)

@@ -42,14 +42,17 @@ def _dtype(row: SizeRow) -> str:
 
 def layer_table(rows: list[SizeRow]) -> Table:
     """What the layers of one model keep, under each cache dtype of its rows."""
+    shown = [(_dtype(row), layers) for row in {_dtype(row): row for row in rows}.values() for layers in row.layers]
+    odd = any(layers.bits_per_element is not None and layers.bits_per_element % 8 for _, layers in shown)
+    bits = [(f"{layers.bits_per_element or 0:.4g}" if odd and layers.bits_per_element else "",) for _, layers in shown]
     lines = [
-        (_dtype(row), *_layer_cells(layers))
-        for row in {_dtype(row): row for row in rows}.values()
-        for layers in row.layers
+        (dtype, *_layer_cells(layers)[:2], *(cell if odd else ()), *_layer_cells(layers)[2:])
+        for (dtype, layers), cell in zip(shown, bits, strict=True)
     ]
+    element = ("bits an\nelement",) if odd else ()
     return Table(
         title="What the layers keep",
-        columns=("cache", "layers", "heads x dims", "bytes a token", "bounded by"),
+        columns=("cache", "layers", "heads x dims", *element, "bytes a token", "bounded by"),
         rows=lines,
         labels=3,
     )

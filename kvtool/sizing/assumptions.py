@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.fit import RESERVE_BYTES, batch_limits
+from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
     ChunkedSpec,
@@ -44,6 +45,11 @@ def _cache(plan: SizePlan, *, automatic: bool) -> Iterator[str]:
         yield f"{model.id}: the cache is fp32 like the checkpoint; engines serve it in 16 bits (--kv-cache-dtype bf16)"
     if _has_tensor_scales(plan):
         yield f"{name} cache: one scale per tensor, which takes no bytes per token"
+    if plan.cache_format.residual_tokens:
+        yield f"{name} cache: the newest {plan.cache_format.residual_tokens} tokens of a sequence are kept in 16 bits"
+    whole = sum(fmt is not plan.cache_format for fmt in format_by_layer(model, plan.cache_format))
+    if whole:
+        yield f"{name} cache: the outermost {whole} layers keep the model's dtype, as vLLM leaves them"
     for spec, _ in plan.specs:
         if isinstance(spec, LatentSpec | SharedRowSpec) and name == "fp8" and spec.row != plan.cache_format.mla:
             yield f"fp8 cache of sparse MLA: vLLM's fp8_ds_mla layout, {spec.row_bytes} B a row (fp8_plain has none)"

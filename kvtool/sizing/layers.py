@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import (
     ChunkedAttention,
@@ -20,7 +20,7 @@ from kvtool.catalog.model import (
 )
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
-from kvtool.sizing.formats import CacheFormat, parse_cache_format
+from kvtool.sizing.formats import INDEX_KEYS, CacheFormat, parse_cache_format
 from kvtool.sizing.specs import (
     CacheSpec,
     ChunkedSpec,
@@ -93,6 +93,23 @@ def specs_by_layer(
     return layers
 
 
+def with_index_dtype(model: Model, dtype: str) -> Model:
+    """The model with its index keys stored in `dtype`; `auto` leaves them as its engine stores them. Raises KvtoolError
+    where they cannot be.
+    """
+    if dtype == AUTO:
+        return model
+    if dtype not in INDEX_KEYS:
+        raise KvtoolError(f"unknown index dtype {dtype[:40]!r}: use one of {', '.join([AUTO, *INDEX_KEYS])}")
+    if not any(layer.indexer for layer in model.layers):
+        raise KvtoolError(f"--index-dtype {dtype} means nothing for {model.id}: it has no sparse-attention indexer")
+    layers = [
+        replace(layer, indexer=replace(layer.indexer, dtype=dtype)) if layer.indexer else layer
+        for layer in model.layers
+    ]
+    return replace(model, layers=tuple(layers))
+
+
 def format_by_layer(model: Model, cache_format: CacheFormat) -> list[CacheFormat]:
     """The format of each layer's cache: TurboQuant leaves the outermost layers at the model's dtype, as vLLM does, but
     not those of a model with recurrent layers.
@@ -109,8 +126,7 @@ def _index_specs(layer: Layer) -> Iterator[CacheSpec]:
     indexer = layer.indexer
     if indexer is None:
         return
-    dtype = "fp8" if indexer.quantised else "bf16"
-    yield IndexerSpec(head_dim=indexer.head_dim, dtype=dtype, ratio=indexer.ratio)
+    yield IndexerSpec(head_dim=indexer.head_dim, dtype=indexer.dtype, ratio=indexer.ratio)
     if isinstance(layer.cache, CompressedAttention):
         yield _compressor(layer.cache, indexer.head_dim)
 

@@ -19,7 +19,8 @@ MAX_COUNT = 1 << 24
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any.
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `checkpoint` holds the headers of the (one)
+    model's weight files where there are any.
     """
 
     contexts: tuple[int, ...] = ()
@@ -33,6 +34,7 @@ class SizeOptions:
     shared_prefix: int = 0
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
+    index_dtype: str = AUTO
     checkpoint: CheckpointHeader | None = None
 
     def __post_init__(self) -> None:

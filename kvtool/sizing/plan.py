@@ -21,7 +21,7 @@ from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.fit import Budget, budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import StateFormat, layer_specs, state_format
+from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
@@ -120,6 +120,7 @@ class SizePlan:
 
 def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) -> SizePlan:
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
+    model = with_index_dtype(model, options.index_dtype)
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
     state = state_format(model, options.state_dtype)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
@@ -160,7 +161,8 @@ def _layer_groups(specs: SpecCounts, context: int) -> list[SizeLayers]:
     groups: dict[tuple[object, ...], SizeLayers] = {}
     for spec, count in specs:
         layers = _layers(spec, count, context)
-        shape = (layers.kind, layers.kv_heads, layers.k_head_dim, layers.v_head_dim, layers.window)
+        dims = (layers.kv_heads, layers.k_head_dim, layers.v_head_dim)
+        shape = (layers.kind, *dims, layers.window, layers.bits_per_element)
         known = groups.get(shape)
         groups[shape] = _merged(known, layers) if known else layers
     return list(groups.values())
@@ -186,4 +188,5 @@ def _layers(spec: CacheSpec, count: int, context: int) -> SizeLayers:
         window=spec.window if isinstance(spec, WindowSpec | SlidingRowSpec | CompressorSpec) else None,
         bytes_per_token=spec.growth_bytes(count),
         bytes_per_sequence=count * spec.stored_bytes(context),
+        bits_per_element=spec.bits_per_element,
     )

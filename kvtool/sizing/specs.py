@@ -31,6 +31,11 @@ class CacheSpec:
         """Bytes that one more token adds before any cap, rounded up; also what a decode step writes."""
         return 0
 
+    @property
+    def bits_per_element(self) -> float | None:
+        """Bits of one stored element, its share of scales and padding included; None where there are no vectors."""
+        return None
+
     def growth_bytes(self, layers: int) -> int:
         """Bytes that one more token adds to `layers` such layers before any cap, rounded up over all of them."""
         return layers * self.bytes_per_token
@@ -90,6 +95,10 @@ class HeadsSpec(CacheSpec):
     @property
     def bytes_per_token(self) -> int:
         return self.kv_heads * self.cache_format.head_bytes(self.k_head_dim, self.v_head_dim)
+
+    @property
+    def bits_per_element(self) -> float:
+        return 8 * self.bytes_per_token / (self.kv_heads * (self.k_head_dim + self.v_head_dim))
 
     @property
     def residual_bytes_per_token(self) -> int:
@@ -181,6 +190,10 @@ class RowSpec(CacheSpec):
     @property
     def bytes_per_token(self) -> int:
         return self.growth_bytes(1)
+
+    @property
+    def bits_per_element(self) -> float:
+        return 8 * self.row_bytes / self.k_head_dim
 
     def growth_bytes(self, layers: int) -> int:
         return ceil_div(layers * self.row_bytes, self.ratio)

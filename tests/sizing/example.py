@@ -81,7 +81,7 @@ DEEPSEEK_V32 = replace(
     DEEPSEEK_V3,
     id="deepseek-v3.2",
     architecture="deepseek_v32",
-    layers=(replace(DEEPSEEK_V3.layers[0], indexer=Indexer(head_dim=128, heads=64, top_k_tokens=2048, quantised=True)),)
+    layers=(replace(DEEPSEEK_V3.layers[0], indexer=Indexer(head_dim=128, heads=64, top_k_tokens=2048, dtype="fp8")),)
     * 61,
 )
 QWEN3_NEXT = replace(
@@ -149,7 +149,7 @@ DEEPSEEK_V4 = replace(
         Layer(cache=_V4),
         Layer(
             cache=replace(_V4, ratio=4),
-            indexer=Indexer(head_dim=128, heads=64, top_k_tokens=512, quantised=True, ratio=4),
+            indexer=Indexer(head_dim=128, heads=64, top_k_tokens=512, dtype="fp8", ratio=4),
         ),
         Layer(cache=replace(_V4, ratio=128)),
     ),

@@ -8,6 +8,8 @@ from kvtool.catalog.model import FullAttention, GatedDeltaNet, Layer, Model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.formats import CACHE_FORMATS, parse_cache_format
 from kvtool.sizing.layers import layer_specs
+from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.size import size
 from kvtool.sizing.specs import FullSpec, LatentSpec
 from tests.sizing.example import DEEPSEEK_V3, DEEPSEEK_V4, DEEPSEEK_V32, LLAMA_8B, QWEN3_NEXT
 
@@ -149,3 +151,41 @@ def test_sparse_mla_reads_its_top_k() -> None:
         kv_lora_rank=512, qk_rope_head_dim=64, cache_format=CACHE_FORMATS["fp8"], sparse=True, top_k_tokens=2048
     )
     assert spec.read_bytes(100_000) == 2048 * 656
+
+
+@pytest.mark.parametrize(("dtype", "key_bytes"), [("auto", 132), ("fp8", 132), ("fp4", 68), ("bf16", 256)])
+def test_index_keys_have_a_dtype_of_their_own(dtype: str, key_bytes: int) -> None:
+    """vLLM's DeepseekV32IndexerCache: 128 + 4; DeepSeek-V4's fp4 cache: 64 + 128 / 32."""
+    options = SizeOptions(contexts=(8192,), kv_cache_dtypes=("fp8",), index_dtype=dtype)
+    assert size(DEEPSEEK_V32, options=options).rows[0].kv.indexer_bytes_per_token == 61 * key_bytes
+
+
+def test_an_index_dtype_needs_an_indexer_and_a_name() -> None:
+    with pytest.raises(KvtoolError, match="--index-dtype fp4 means nothing for llama-8b"):
+        size(LLAMA_8B, options=SizeOptions(index_dtype="fp4"))
+    with pytest.raises(KvtoolError, match="unknown index dtype 'int4': use one of auto, bf16, fp8, fp4"):
+        size(DEEPSEEK_V32, options=SizeOptions(index_dtype="int4"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "bits"),
+    [
+        (LLAMA_8B, "bf16", 16),
+        (LLAMA_8B, "nvfp4", 4.5),
+        (LLAMA_8B, "fp8_per_token_head", 8.25),
+        (LLAMA_8B, "q8_0", 8.5),
+        (DEEPSEEK_V32, "fp8", 656 * 8 / 576),
+        (DEEPSEEK_V32, "nvfp4_ds_mla", 352 * 8 / 576),
+    ],
+)
+def test_bits_an_element_count_scales(model: Model, name: str, bits: float) -> None:
+    row = size(model, options=SizeOptions(contexts=(8192,), kv_cache_dtypes=(name,))).rows[0]
+    assert row.layers[0].bits_per_element == bits
+
+
+def test_what_stays_whole_is_said() -> None:
+    def said(name: str) -> str:
+        return "\n".join(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), kv_cache_dtypes=(name,))).assumptions)
+
+    assert "the newest 128 tokens of a sequence are kept in 16 bits" in said("kivi_int4")
+    assert "the outermost 4 layers keep the model's dtype" in said("turboquant_k8v4")

@@ -28,7 +28,7 @@ def deepseek_v4(fields: Fields, shape: Shape) -> list[Layer]:
         head_dim=fields.integer("index_head_dim"),
         heads=fields.integer("index_n_heads"),
         top_k_tokens=fields.integer("index_topk"),
-        quantised=True,
+        dtype="fp8",
         ratio=INDEXED_RATIO,
     )
     kinds = {
