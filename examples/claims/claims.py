@@ -44,10 +44,6 @@ def page() -> Iterator[str]:
     yield from map(line, chain(size_claims(), page_claims(), speed_claims()))
     yield "\n## Time a step, with a cache and without\n"
     yield from report()
-    yield (
-        "\nWithout a cache a step computes every token again, which is what the prefill of as many tokens takes.\n"
-        "`no-cache.json` has runs that do so, and keep nothing, at 100, 1,000 and 4,000 tokens."
-    )
     yield "\n## How many tokens a memory holds\n"
     yield from capacity_table()
     yield (

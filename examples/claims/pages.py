@@ -69,7 +69,7 @@ def radix_match() -> Claim:
         said="A radix tree finds a cached prefix in O(1)",
         found=f"comparisons of pages: {shown} pages of prefix",
         verdict=RIGHT if len(set(counts)) == 1 else WRONG,
-        why="Every page of the prefix is compared once: linear in the prefix, whatever else the tree holds.",
+        why="Every page of the prefix is compared, the first one twice: linear in the prefix, whatever else is cached.",
         shown_by=SHOWN_BY,
     )
 

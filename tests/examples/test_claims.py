@@ -54,6 +54,14 @@ def test_the_page_is_what_the_script_prints() -> None:
     assert done.stdout == PAGE
 
 
+@pytest.mark.parametrize("name", ["pages.py", "speed.py"])
+def test_a_script_that_the_page_names_runs_alone(name: str) -> None:
+    assert f"`python examples/claims/{name}`" in PAGE
+    done = subprocess.run([sys.executable, str(FOLDER / name)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 3
+
+
 def test_every_claim_is_expected() -> None:
     assert [next(start for start in EXPECTED if row[0].startswith(start)) for row in rows()] == list(EXPECTED)
 
