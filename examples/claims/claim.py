@@ -50,8 +50,8 @@ def kvtool(command: str) -> str:
     name, *arguments = shlex.split(command)
     assert name == "kvtool", command
     done = CliRunner().invoke(app, arguments)
-    if done.exit_code not in (0, 1):  # 1: the answer is no
-        raise SystemExit(f"{command!r} exited {done.exit_code}: {done.exception or done.output}")
+    if isinstance(done.exception, Exception) or done.exit_code not in (0, 1):  # 1: the answer is no
+        raise SystemExit(f"{command!r}: {done.exception or done.output}")
     return done.stdout
 
 

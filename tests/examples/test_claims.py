@@ -96,6 +96,14 @@ def test_a_size_is_judged_by_the_digits_said(
     assert claim.judge(said, found_bytes) == verdict
 
 
+def test_a_command_that_is_wrong_stops_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = module("claim", monkeypatch)
+    with pytest.raises(SystemExit, match="unknown model 'lama-2'"):
+        claim.sizes("kvtool size lama-2")
+    with pytest.raises(SystemExit, match="--contxt"):
+        claim.sizes("kvtool size llama-2-7b --contxt 8k")
+
+
 def test_the_worst_verdict_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = module("claim", monkeypatch)
     assert claim.worst("right", "close") == "close"
