@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import read_decoder
+from kvtool.catalog.families.drafts import draft_layers
 from kvtool.catalog.families.family import Family
 from kvtool.catalog.families.lengths import DEFAULT_LENGTHS
 from kvtool.catalog.families.registry import FAMILIES
@@ -92,7 +93,8 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
     shape = family.shape(fields)
     layers = family.layers(fields, shape)
     moe = family.experts(fields, shape)
-    quantisation = read_quantisation(fields) or read_quantisation(outer)
+    about = (len(layers), moe)
+    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
     model = Model(
         id=id,
         source=source,
@@ -103,6 +105,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
         vocab_size=fields.optional_integer("padded_vocab_size") or fields.optional_integer("vocab_size"),
         num_heads=shape.num_heads,
         intermediate_size=_dense_width(fields, shape.hidden_size, family),
+        draft_layers=draft_layers(fields, model_type, layers),
         moe=moe,
         tie_word_embeddings=_tied(outer, fields, family),
         max_position_embeddings=_longest(fields, model_type),

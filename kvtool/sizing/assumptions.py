@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import RESERVE_BYTES, batch_limits
+from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -32,8 +32,10 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_state(plan),
         *_layout(plan),
         *_batch(plan),
+        *_lengths(plan),
         *_weights(plan),
         *_card(plan),
+        *(plan.engine.assumptions if plan.engine else ()),
     ]
 
 
@@ -80,19 +82,26 @@ def _has_tensor_scales(plan: SizePlan) -> bool:
 
 
 def _state(plan: SizePlan) -> Iterator[str]:
+    model = plan.model
     kept = sum(count * spec.state_bytes for spec, count in plan.specs if isinstance(spec, CompressorSpec))
     if kept:
         yield (
             f"compressors keep {kept:,} B a sequence in fp32: in bytes_per_sequence and fixed_bytes_per_sequence, "
             "not in state_bytes_per_sequence, which is recurrent state"
         )
+    drafted = plan.state.speculative_tokens
+    if drafted:
+        yield (
+            f"drafting {drafted} tokens a step: the {len(model.draft_layers)} draft layers (MTP) keep a cache too, "
+            f"recurrent layers {1 + drafted} states a sequence; their weights are those that the checkpoint counts"
+        )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:
         return
     used = plan.state.recurrent
     other = "bf16" if used == "fp32" else "fp32"
-    elements = sum(count * spec.recurrent_elements for spec, count in states)
-    conv_bytes = sum(count * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
+    elements = sum(count * spec.slots * spec.recurrent_elements for spec, count in states)
+    conv_bytes = sum(count * spec.slots * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
     yield (
         f"recurrent state in {used}, convolution state in {plan.state.conv}: "
         f"{conv_bytes + elements * FLOAT_BYTES[used]:,} B a sequence; with --mamba-ssm-cache-dtype {other} it is "
@@ -102,7 +111,7 @@ def _state(plan: SizePlan) -> Iterator[str]:
 
 def _layout(plan: SizePlan) -> Iterator[str]:
     parallel, specs = plan.options.parallel, [spec for spec, _ in plan.specs]
-    tp, dcp = parallel.tp, parallel.dcp
+    tp, dcp = parallel.attention_tp, parallel.dcp
     for heads in sorted({spec.kv_heads for spec in specs if isinstance(spec, HeadsSpec)}):
         if heads < tp:
             split = f", {dcp} ways split by dcp" if dcp > 1 else ""
@@ -113,10 +122,18 @@ def _layout(plan: SizePlan) -> Iterator[str]:
         yield f"neither tp nor dcp splits index keys: {tp} whole copies on {tp} ranks"
     if dcp > 1:
         yield f"dcp {dcp} splits the tokens of full and MLA layers; windows, states and index keys stay whole"
+    if parallel.dp_attention and parallel.dp > 1:
+        yield (
+            f"dp attention: {parallel.dp} replicas of attention weights and cache on {parallel.tp} ranks, {tp} each; "
+            f"a sequence is in one of them; all else is split {parallel.tp} ways, experts {parallel.expert_shards}"
+        )
     if parallel.pp > 1:
         yield f"pp {parallel.pp}: the fullest stage decides bytes per GPU; a decode step passes through all stages"
     if parallel.dp > 1:
         yield f"dp {parallel.dp}: each replica has its share of the batch, rounded up, and its own shared prefix"
+    if parallel.dp > 1 and not parallel.dp_attention and plan.weights.stored_bytes is not None:
+        dealt = f", experts are split {parallel.expert_shards} ways" if plan.model.moe else ""
+        yield f"each of the {parallel.dp} replicas has its own copy of the dense weights{dealt}"
     if parallel.num_gpus > 1:
         yield "norms and other small weights are taken as split like the rest; decode figures are those of one GPU"
 
@@ -131,6 +148,14 @@ def _batch(plan: SizePlan) -> Iterator[str]:
         yield (
             f"shared prefix: its {pages} whole pages are stored once and read by every sequence; "
             "recurrent state is not shared"
+        )
+
+
+def _lengths(plan: SizePlan) -> Iterator[str]:
+    if plan.lengths is not None:
+        yield (
+            "requests of --lengths: each counts with its full length from the start, drawn independently of others; "
+            "a younger request holds less"
         )
 
 
@@ -156,13 +181,30 @@ def _card(plan: SizePlan) -> Iterator[str]:
         return
     if gpu.memory_assumed:
         yield f"{gpu.name}: memory is the card's decimal figure, {gpu.memory_bytes:,} B; a driver reports a little less"
-    tokens, sequences = batch_limits(gpu)
-    yield (
-        f"activations are an estimate: {tokens:,} batched tokens x (4 x hidden + 3 x widest MLP / tp) x 2 B"
-        f" + {sequences:,} sequences x vocabulary x 4 B"
-    )
-    yield f"{format_bytes(RESERVE_BYTES)} a GPU is set aside for the runtime: context, communication buffers, graphs"
+    yield from _memory(plan)
     yield (
         "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"
         " at its dense bf16 rate; recurrent state counts as read and written"
     )
+
+
+def _memory(plan: SizePlan) -> Iterator[str]:
+    """Which terms of the card's memory were measured, and how the others were estimated."""
+    memory, limits, calibration = plan.memory, plan.limits, plan.options.calibration
+    if memory is None or limits is None:
+        return
+    if calibration is not None:
+        terms = ", ".join(f"{name} {format_bytes(value)}" for name, value in calibration.measured.items())
+        yield f"measured, not estimated: {terms} a GPU ({calibration.source})"
+    if memory.measured_pool_bytes is not None:
+        return
+    if "activation_bytes" not in memory.measured:
+        yield (
+            f"activations are an estimate, good to {ACTIVATION_MARGIN:.0%}: {limits.tokens:,} batched tokens x "
+            f"(4 x hidden + 3 x widest MLP / tp) x 2 B + {limits.sequences:,} sequences x vocabulary x 4 B"
+        )
+    if "reserve_bytes" not in memory.measured:
+        yield (
+            f"{format_bytes(RUNTIME_BYTES + GRAPH_BYTES)} a GPU is set aside, good to half of it: "
+            f"{format_bytes(RUNTIME_BYTES)} for the runtime and {format_bytes(GRAPH_BYTES)} for CUDA graphs"
+        )

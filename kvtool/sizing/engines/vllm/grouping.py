@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvtool.sizing.engines.vllm.inputs import Inputs
 from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
-from kvtool.sizing.engines.vllm.refusal import Refused
+from kvtool.sizing.engines.vllm.refusal import RefusedError
 from kvtool.units import ceil_div
 
 UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
@@ -66,7 +66,7 @@ def _mergeable(caches: Sequence[LayerCache]) -> bool:
     if all(cache.kind == FULL for cache in caches):
         windows = {cache.window for cache in caches if cache.window is not None}
         if len(windows) > 1:
-            raise Refused("All attention layers in the same KV cache group must have the same window size.")
+            raise RefusedError("All attention layers in the same KV cache group must have the same window size.")
         return len({_layout(cache) for cache in caches}) == 1
     return len(set(caches)) == 1
 
@@ -86,7 +86,7 @@ def promoted(caches: Sequence[LayerCache]) -> list[LayerCache]:
     if full:
         found = [_as_full(cache, full) if cache.kind in (SLIDING, CHUNKED) else cache for cache in caches]
     if not _mergeable(found) and not same_type(found):
-        raise Refused("Failed to promote local KV cache specs to one unified type.")
+        raise RefusedError("Failed to promote local KV cache specs to one unified type.")
     return found
 
 
@@ -109,7 +109,7 @@ def _enlarged(cache: LayerCache, page_bytes: int) -> LayerCache:
     if page_bytes % cache.page_bytes == 0:
         return replace(cache, block_size=cache.block_size * (page_bytes // cache.page_bytes))
     if cache.kind == MLA:
-        raise Refused(
+        raise RefusedError(
             f"page size of layer {cache.layer} ({cache.page_bytes} B) is not divisible by the maximum page size "
             f"({page_bytes} B) and cannot be padded. Padding is only supported for non-MLA attention layers."
         )

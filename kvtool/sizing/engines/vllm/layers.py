@@ -47,7 +47,7 @@ _COMPRESSED_PAGE_ALIGNMENT = 576
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCache:
-    """One cache of layer `layer` on one rank; equal ones may share a group.
+    """The cache number `position` of layer `layer` on one rank; equal ones may share a group.
 
     `spec` says what a token or a sequence takes. A block holds `block_size` tokens, or one state, in a page of
     `page_bytes`: its content, or `padded_bytes` where it is padded to the pages of other layers. `state_blocks` is how
@@ -60,6 +60,7 @@ class LayerCache:
     padded_bytes: int | None = None
     state_blocks: int = 0
     layer: int = field(default=0, compare=False)
+    position: int = field(default=0, compare=False)
 
     @property
     def content_bytes(self) -> int:
@@ -113,7 +114,11 @@ def layer_caches(inputs: Inputs, *, block_size: int, state_page_bytes: int | Non
         aligned_pages=has_compressed(inputs.model),
     )
     return [
-        [builder.cache(spec, layer) for spec in specs if not isinstance(spec, SharedSpec)]
+        [
+            builder.cache(spec, layer, position)
+            for position, spec in enumerate(specs)
+            if not isinstance(spec, SharedSpec)
+        ]
         for layer, specs in enumerate(by_layer)
     ]
 
@@ -128,7 +133,7 @@ class _Builder:
     state_page_bytes: int | None
     aligned_pages: bool
 
-    def cache(self, spec: CacheSpec, layer: int) -> LayerCache:
+    def cache(self, spec: CacheSpec, layer: int, position: int) -> LayerCache:
         if isinstance(spec, StateSpec):
             return LayerCache(
                 kind=STATE,
@@ -137,8 +142,15 @@ class _Builder:
                 padded_bytes=self.state_page_bytes,
                 state_blocks=self.state_blocks,
                 layer=layer,
+                position=position,
             )
-        cache = LayerCache(kind=_KINDS[type(spec)], spec=_layout(spec), block_size=self._tokens(spec), layer=layer)
+        cache = LayerCache(
+            kind=_KINDS[type(spec)],
+            spec=_layout(spec),
+            block_size=self._tokens(spec),
+            layer=layer,
+            position=position,
+        )
         if not self.aligned_pages:
             return cache
         return replace(cache, padded_bytes=round_up(cache.content_bytes, _COMPRESSED_PAGE_ALIGNMENT))

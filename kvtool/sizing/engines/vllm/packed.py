@@ -1,4 +1,4 @@
-"""How vLLM packs pages of several sizes side by side into a block: DeepSeek-V4's compressed rows, windows, compressors."""
+"""How vLLM packs pages of several sizes side by side into a block, for DeepSeek-V4's rows, windows and compressors."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from kvtool.sizing.engines.vllm.hybrid import paged_layers
 from kvtool.sizing.engines.vllm.inputs import Inputs, resolve
 from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.packed import pack_layers
-from kvtool.sizing.engines.vllm.refusal import Refused, check_supported
+from kvtool.sizing.engines.vllm.refusal import RefusedError, check_supported
 from kvtool.sizing.fit import largest
 from kvtool.sizing.parallel import pipeline_stages
 from kvtool.units import GIB
@@ -26,8 +26,8 @@ Stage = tuple[Group, ...]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPlan:
     """What one start would allocate. `groups` are those of the whole model, `stages` each pipeline stage's part of
-    them; `bytes_per_block` and `bytes_needed` (by one request) have one number a stage. Where `refusal` says why vLLM would not start, what it had not
-    worked out by then is None or empty.
+    them; `bytes_per_block` and `bytes_needed` (by one request) have one number a stage. Where `refusal` says why vLLM
+    would not start, what it had not worked out by then is None or empty.
 
     `max_concurrency` counts the null block, which no request can have, as vLLM's own line does.
     """
@@ -103,7 +103,7 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
         by_layer = paged_layers(inputs, choose_backend(inputs))
         groups = _groups([cache for layer in by_layer for cache in layer], inputs)
         _check_windows(groups, inputs)
-    except Refused as refused:
+    except RefusedError as refused:
         return replace(empty, refusal=str(refused))
     if not groups:
         return replace(empty, refusal=f"{model.id} keeps nothing in a cache: there is nothing to plan")
@@ -111,7 +111,7 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
 
 
 def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
-    """The groups of all layers of all stages. Raises Refused where their pages cannot be made to agree."""
+    """The groups of all layers of all stages. Raises RefusedError where their pages cannot be made to agree."""
     if not inputs.hybrid_manager:
         caches = promoted(caches)
     if not caches:
@@ -125,17 +125,19 @@ def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
 
 
 def _check_windows(groups: Stage, inputs: Inputs) -> None:
-    if inputs.parallel.dcp > 1 and any(cache.kind in (SLIDING, SLIDING_MLA) for group in groups for cache in group.layers):
-        raise Refused("DCP not support sliding window.")
+    if inputs.parallel.dcp > 1 and any(
+        cache.kind in (SLIDING, SLIDING_MLA) for group in groups for cache in group.layers
+    ):
+        raise RefusedError("DCP not support sliding window.")
 
 
 def _stages(groups: Stage, by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> tuple[Stage, ...]:
-    """Every group's layers on each pipeline stage; stages that keep nothing take no part."""
+    """Every group's layers on each pipeline stage, maybe none; stages that keep nothing at all take no part."""
     stages = []
     for layers in pipeline_stages(range(len(by_layer)), inputs.parallel.pp):
         here = [replace(group, layers=tuple(c for c in group.layers if c.layer in layers)) for group in groups]
-        stages.append(tuple(group for group in here if group.layers))
-    return tuple(stage for stage in stages if stage)
+        stages.append(tuple(here))
+    return tuple(stage for stage in stages if any(group.layers for group in stage))
 
 
 def _fill(plan: VllmPlan) -> VllmPlan:
