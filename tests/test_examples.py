@@ -22,6 +22,13 @@ def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == TESTED | NEEDS_THE_NETWORK
 
 
+def test_every_folder_of_scripts_has_its_tests() -> None:
+    folders = {path.parent.name for path in EXAMPLES.glob("*/*.py")}
+    assert folders == {
+        path.stem.removeprefix("test_") for path in Path(__file__).with_name("examples").glob("test_*.py")
+    }
+
+
 def test_how_many_users_fit() -> None:
     lines = run("how_many_users.py")
     users = {tuple(line.split()[:2]): int(line.split()[-2]) for line in lines}
