@@ -10,6 +10,7 @@ from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import read_decoder
 from kvtool.catalog.families.drafts import draft_layers
 from kvtool.catalog.families.family import Family
+from kvtool.catalog.families.lengths import DEFAULT_LENGTHS
 from kvtool.catalog.families.registry import FAMILIES
 from kvtool.catalog.families.wrappers import WRAPPERS
 from kvtool.catalog.fields import Fields
@@ -107,7 +108,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
         draft_layers=draft_layers(fields, model_type, layers),
         moe=moe,
         tie_word_embeddings=_tied(outer, fields, family),
-        max_position_embeddings=_longest(fields),
+        max_position_embeddings=_longest(fields, model_type),
         dtype=_dtype(fields, "dtype", "torch_dtype") or _dtype(outer, "dtype", "torch_dtype"),
         recurrent_state_dtype=_dtype(fields, "mamba_ssm_cache_dtype", "mamba_ssm_dtype"),
         quantisation=quantisation,
@@ -202,12 +203,12 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
     return family.mlp_factor * hidden_size if family.mlp_factor else None
 
 
-def _longest(fields: Fields) -> int | None:
-    """The longest context, by the first of its names that is given."""
+def _longest(fields: Fields, model_type: str) -> int | None:
+    """The longest context, by the first of its names that is given, else what transformers takes for this model."""
     for name in ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if fields.get(name) is not None:
             return fields.integer(name)
-    return None
+    return DEFAULT_LENGTHS.get(model_type)
 
 
 def _tied(outer: Fields, fields: Fields, family: Family) -> bool | None:

@@ -28,7 +28,7 @@ KvCacheDtypeOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         metavar="LIST",
-        help="auto, bf16, fp16, fp8, int8, nvfp4, mxfp8, fp8_ds_mla, q8_0, kivi_int4, ... (a wrong one lists all).",
+        help="auto, fp32, bf16, fp16, fp8, int8, nvfp4, fp8_ds_mla, q8_0, kivi_int4 ... (a wrong one lists all).",
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
@@ -42,7 +42,11 @@ DpAttentionOption = Annotated[
     typer.Option("--enable-dp-attention", help="dp divides the tp ranks into replicas of attention, as in SGLang."),
 ]
 MaxModelLenOption = Annotated[
-    str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
+    str | None,
+    typer.Option(
+        "--max-model-len",
+        help="The longest sequence served (default: the model's own maximum; -1 with --engine: what fits).",
+    ),
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
 HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]
@@ -61,7 +65,13 @@ GpuMemoryUtilizationOption = Annotated[
     float, typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.")
 ]
 SharedPrefixOption = Annotated[
-    str, typer.Option("--shared-prefix", metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
+    str,
+    typer.Option(
+        "--shared-prefix",
+        metavar="TOKENS",
+        help="Tokens that all sequences begin with; stored once. To rank N items for one user: the user's tokens, with "
+        "--context of user and item together and --batch-size N.",
+    ),
 ]
 WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp32, bf16, fp16, fp8, int8 or int4.")]
 MambaSsmCacheDtypeOption = Annotated[

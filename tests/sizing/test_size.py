@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow, encode
-from kvtool.sizing.formats import parse_cache_format
-from kvtool.sizing.layers import layer_specs, state_format
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import curve, size
-from kvtool.sizing.specs import SharedSpec, StateSpec
 from tests.sizing.example import (
     ALL_KINDS,
     CARD,
@@ -62,24 +58,6 @@ def test_catalogued_models_to_the_byte(line: dict[str, str]) -> None:
         model = replace(CATALOGUE.get(line["id"]), dtype="bfloat16")
         state = row(model, kv_cache_dtypes=("bf16",), state_dtype=dtype).kv.state_bytes_per_sequence
         assert state == int(line[column])
-
-
-@pytest.mark.parametrize(
-    "line",
-    golden("vllm_layer_bytes.csv"),
-    ids=lambda line: f"{line['model']}-tp{line['tp']}-{line['kv_cache_dtype']}-{line['mamba_ssm_cache_dtype']}",
-)
-def test_each_rank_stores_what_vllm_allocates(line: dict[str, str]) -> None:
-    model = CATALOGUE.get(line["model"])
-    state = state_format(model, line["mamba_ssm_cache_dtype"])
-    stored: Counter[int] = Counter()
-    for spec in layer_specs(
-        model, parse_cache_format(line["kv_cache_dtype"], model.dtype), tp=int(line["tp"]), state=state
-    ):
-        if not isinstance(spec, SharedSpec):
-            stored[spec.state_bytes if isinstance(spec, StateSpec) else spec.bytes_per_token] += 1
-    expected = (item.split("x") for item in line["layers_x_bytes"].split())
-    assert stored == {int(size_bytes): int(layers) for layers, size_bytes in expected}
 
 
 @pytest.mark.parametrize(
