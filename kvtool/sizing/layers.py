@@ -123,11 +123,13 @@ def with_index_dtype(model: Model, dtype: str) -> Model:
         raise KvtoolError(f"unknown index dtype {dtype[:40]!r}: use one of {', '.join([AUTO, *INDEX_KEYS])}")
     if not any(layer.indexer for layer in model.layers):
         raise KvtoolError(f"--index-dtype {dtype} means nothing for {model.id}: it has no sparse-attention indexer")
-    layers = [
-        replace(layer, indexer=replace(layer.indexer, dtype=stored)) if layer.indexer else layer
-        for layer in model.layers
-    ]
-    return replace(model, layers=tuple(layers))
+    layers, drafts = (
+        tuple(
+            replace(layer, indexer=replace(layer.indexer, dtype=stored)) if layer.indexer else layer for layer in group
+        )
+        for group in (model.layers, model.draft_layers)
+    )
+    return replace(model, layers=layers, draft_layers=drafts)
 
 
 def format_by_layer(model: Model, cache_format: CacheFormat) -> list[CacheFormat]:

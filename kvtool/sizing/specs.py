@@ -129,6 +129,10 @@ class HeadsSpec(CacheSpec):
         whole = self.residual_tokens(tokens) * self.residual_bytes_per_token
         return self.pages(tokens, block_size) * self.page_bytes(block_size) + whole
 
+    def shared_pages(self, prefix_tokens: int, tokens: int, block_size: int) -> int:
+        shared = super(HeadsSpec, self).shared_pages(prefix_tokens, tokens, block_size)
+        return min(shared, self.pages(tokens, block_size))  # what is not quantised yet is each sequence's own
+
     def fixed_bytes(self, block_size: int) -> int:
         if self.grows:
             return self._extra_bytes(MAX_LENGTH_TOKENS)

@@ -100,6 +100,30 @@ def test_out_writes_its_files(tmp_path: Path) -> None:
     assert names == ["size.csv", "size.json", "size.png"]
 
 
+def test_flags_of_formats_drafts_and_layouts_reach_the_document(tmp_path: Path) -> None:
+    flags = ["--kv-cache-dtype", "fp8", "--index-dtype", "fp4", "--num-speculative-tokens", "1", "--context", "8k"]
+    layout = ["--tp", "8", "--dp", "8", "--enable-dp-attention", "--batch-size", "16", "--json"]
+    done = kvtool("size", "deepseek-v3.2", *flags, *layout)
+    assert done.returncode == 0
+    row = json.loads(done.stdout)["rows"][0]
+    assert (row["inputs"]["num_speculative_tokens"], row["inputs"]["enable_dp_attention"]) == (1, True)
+    assert row["inputs"]["num_gpus"] == 8
+    assert row["kv"]["indexer_bytes_per_token"] == 62 * 68
+    assert row["kv"]["bytes_per_gpu"] == 2 * 62 * (656 + 68) * 8192
+    assert row["layers"][0]["bits_per_element"] == 656 * 8 / 576
+
+
+def test_a_layer_spec_is_a_model(tmp_path: Path) -> None:
+    spec = tmp_path / "mine.yaml"
+    spec.write_text(
+        "{num_heads: 32, hidden_size: 4096, layers: "
+        "[{count: 32, kind: full, kv_heads: 8, k_head_dim: 128, v_head_dim: 128}]}"
+    )
+    done = kvtool("size", "--layer-spec", str(spec), "--context", "8k", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["rows"][0]["kv"]["bytes_per_token"] == 131_072
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -118,6 +142,12 @@ def test_out_writes_its_files(tmp_path: Path) -> None:
         (["llama-3.1-8b", "--gpu", "h1000"], "unknown gpu 'h1000': did you mean"),
         (["llama-3.1-8b", "--gpu-memory-utilization", "nan"], "gpu memory utilization nan must be above 0"),
         (["llama-3.1-8b", "--layers", "3"], "'llama-3.1-8b' already has a shape: leave out --layers"),
+        (["llama-3.1-8b", "--kv-cache-dtype", "fp8_ds_mla"], "a fp8_ds_mla cache holds rows of MLA"),
+        (["llama-3.1-8b", "--index-dtype", "fp4"], "--index-dtype fp4 means nothing for meta-llama/Llama-3.1-8B"),
+        (["llama-3.1-8b", "--num-speculative-tokens", "1"], "no draft layers (MTP) of meta-llama/Llama-3.1-8B"),
+        (["llama-3.1-8b", "--tp", "8", "--dp", "3", "--enable-dp-attention"], "dp 3 does not divide tp 8"),
+        (["llama-3.1-8b", "--layer-spec", "x.yaml"], "--layer-spec x.yaml is a model of its own: leave out MODEL"),
+        (["--layer-spec", "/nowhere/x.yaml"], "cannot read /nowhere/x.yaml"),
         ([], "name a MODEL, or give --layers"),
         (["llama-3.1-8b", "--out", "/dev/null/x"], "--out /dev/null/x: cannot make this folder"),
     ],

@@ -118,6 +118,7 @@ def test_kivi_keeps_the_newest_128_tokens_whole() -> None:
     assert spec.allocated_bytes(1000, 16) == 55 * 16 * 1152 + 128 * 4096
     assert spec.fixed_bytes(16) == 128 * (4096 - 1152)
     assert spec.read_bytes(1000) == spec.stored_bytes(1000)
+    assert (spec.shared_pages(128, 128, 16), spec.shared_pages(128, 1000, 16)) == (0, 8)
 
 
 def test_turboquant_leaves_two_layers_at_each_end_whole() -> None:
