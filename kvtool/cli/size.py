@@ -148,6 +148,7 @@ def size(
             hybrid_kv_cache_manager=not disable_hybrid_kv_cache_manager,
             mamba_ssm_cache_dtype=mamba_ssm_cache_dtype,
             mamba_cache_mode=mamba_cache_mode,
+            num_speculative_tokens=num_speculative_tokens,
         ),
     )
     answer(chosen, options, explain=explain, json=json, out=out)

@@ -36,3 +36,4 @@ class EngineOptions:
     hybrid_kv_cache_manager: bool = True
     mamba_ssm_cache_dtype: str = AUTO
     mamba_cache_mode: str = AUTO
+    num_speculative_tokens: int = 0
