@@ -93,7 +93,8 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
     shape = family.shape(fields)
     layers = family.layers(fields, shape)
     moe = family.experts(fields, shape)
-    quantisation = read_quantisation(fields) or read_quantisation(outer)
+    about = (len(layers), moe)
+    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
     model = Model(
         id=id,
         source=source,

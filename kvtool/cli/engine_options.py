@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.errors import KvtoolError
-from kvtool.units import parse_size
 
 if TYPE_CHECKING:
     from kvtool.sizing.engines.options import EngineOptions
@@ -24,12 +23,6 @@ EngineBlockSizeOption = Annotated[
 KvCacheMemoryBytesOption = Annotated[
     str | None,
     typer.Option("--kv-cache-memory-bytes", metavar="SIZE", help="What a GPU has for the cache, as 40GiB."),
-]
-MaxNumBatchedTokensOption = Annotated[
-    int | None, typer.Option("--max-num-batched-tokens", help="Tokens that the engine runs in a step.")
-]
-MaxNumSeqsOption = Annotated[
-    int | None, typer.Option("--max-num-seqs", help="Sequences that the engine runs at a time.")
 ]
 NumGpuBlocksOverrideOption = Annotated[
     int | None, typer.Option("--num-gpu-blocks-override", help="Blocks of the engine's pool, whatever its memory.")
@@ -68,19 +61,9 @@ def engine_options(engine: str | None, **flags: Any) -> EngineOptions | None:
 _ONLY_WITH_ENGINE = {
     "auto_fit": "--max-model-len -1",
     "kv_cache_memory_bytes": "--kv-cache-memory-bytes",
-    "max_num_batched_tokens": "--max-num-batched-tokens",
-    "max_num_seqs": "--max-num-seqs",
     "num_gpu_blocks_override": "--num-gpu-blocks-override",
     "async_scheduling": "--no-async-scheduling",
     "enable_prefix_caching": "--no-enable-prefix-caching",
     "hybrid_kv_cache_manager": "--disable-hybrid-kv-cache-manager",
     "mamba_cache_mode": "--mamba-cache-mode",
 }
-
-
-def memory_bytes(text: str | None) -> int | None:
-    """Bytes of --kv-cache-memory-bytes, None where it was not given. Raises KvtoolError, for nothing at all too."""
-    size = None if text is None else parse_size(text, "kv cache memory bytes")
-    if size == 0:
-        raise KvtoolError(f"--kv-cache-memory-bytes {text!r} is no memory: write a size as 40GiB")
-    return size

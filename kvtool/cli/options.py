@@ -28,7 +28,7 @@ KvCacheDtypeOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         metavar="LIST",
-        help="auto, bf16, fp16, fp8, int8, nvfp4, mxfp8, fp8_ds_mla, q8_0, kivi_int4, ... (a wrong one lists all).",
+        help="auto, fp32, bf16, fp16, fp8, int8, nvfp4, fp8_ds_mla, q8_0, kivi_int4 ... (a wrong one lists all).",
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
@@ -50,6 +50,10 @@ MaxModelLenOption = Annotated[
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
 HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]
+LayerSpecOption = Annotated[
+    Path | None,
+    typer.Option("--layer-spec", metavar="FILE", help="Instead of MODEL: layers written out, in YAML or JSON."),
+]
 KvHeadsOption = Annotated[
     int | None, typer.Option("--kv-heads", help="Instead of MODEL: KV heads (default: as heads).")
 ]
@@ -61,7 +65,13 @@ GpuMemoryUtilizationOption = Annotated[
     float, typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.")
 ]
 SharedPrefixOption = Annotated[
-    str, typer.Option("--shared-prefix", metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
+    str,
+    typer.Option(
+        "--shared-prefix",
+        metavar="TOKENS",
+        help="Tokens that all sequences begin with; stored once. To rank N items for one user: the user's tokens, with "
+        "--context of user and item together and --batch-size N.",
+    ),
 ]
 WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp32, bf16, fp16, fp8, int8 or int4.")]
 MambaSsmCacheDtypeOption = Annotated[
@@ -109,16 +119,25 @@ def chosen_model(
     heads: int | None,
     kv_heads: int | None,
     head_dim: int | None,
+    layer_spec: Path | None = None,
 ) -> Model:
-    """MODEL, or the shape given instead of it (`kv_heads` defaults to `heads`). Raises KvtoolError."""
+    """MODEL, or the shape or layer spec given instead of it (`kv_heads` defaults to `heads`). Raises KvtoolError."""
     from kvtool.catalog.resolve import inline_model, resolve_model
 
     shape = {"--layers": layers, "--heads": heads, "--kv-heads": kv_heads, "--head-dim": head_dim}
     given = [flag for flag, value in shape.items() if value is not None]
+    if layer_spec is not None:
+        from kvtool.catalog.layer_spec import read_layer_spec
+
+        if name is not None or given:
+            raise KvtoolError(
+                f"--layer-spec {layer_spec} is a model of its own: leave out {', '.join(given) or 'MODEL'}"
+            )
+        return read_layer_spec(layer_spec)
     if name is not None and given:
         raise KvtoolError(f"{name!r} already has a shape: leave out {', '.join(given)}, or MODEL")
     if name is not None:
         return resolve_model(name, models_path=models_path)
     if layers is None or heads is None or head_dim is None:
-        raise KvtoolError("name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads)")
+        raise KvtoolError("name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads), or --layer-spec FILE")
     return inline_model(layers=layers, heads=heads, kv_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim)

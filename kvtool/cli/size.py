@@ -15,12 +15,24 @@ from kvtool.cli.engine_options import (
     EngineOption,
     KvCacheMemoryBytesOption,
     MambaCacheModeOption,
-    MaxNumBatchedTokensOption,
-    MaxNumSeqsOption,
     NumGpuBlocksOverrideOption,
     PrefixCachingOption,
     engine_options,
-    memory_bytes,
+)
+from kvtool.cli.memory_options import (
+    CalibrationOption,
+    DramOption,
+    LengthsOption,
+    MaxNumBatchedTokensOption,
+    MaxNumSeqsOption,
+    NvmeGbpsOption,
+    NvmeOption,
+    TiersOption,
+    UsersOption,
+    lengths_of,
+    optional_size,
+    places,
+    question,
 )
 from kvtool.cli.options import (
     BatchSizeOption,
@@ -39,6 +51,7 @@ from kvtool.cli.options import (
     KvCacheDtypeOption,
     KvHeadsOption,
     LayersOption,
+    LayerSpecOption,
     MambaSsmCacheDtypeOption,
     MaxModelLenOption,
     ModelsOption,
@@ -57,6 +70,7 @@ from kvtool.units import parse_length, split_list
 
 if TYPE_CHECKING:
     from kvtool.sizing.options import SizeOptions
+    from kvtool.sizing.solve import Question
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -66,6 +80,7 @@ EXAMPLES = (
 
 
 def size(
+    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A catalogue name, a folder, config.json or .gguf file.")
     ] = None,
@@ -73,6 +88,7 @@ def size(
     heads: HeadsOption = None,
     kv_heads: KvHeadsOption = None,
     head_dim: HeadDimOption = None,
+    layer_spec: LayerSpecOption = None,
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
@@ -87,14 +103,21 @@ def size(
     gpu: GpuOption = None,
     gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
+    max_num_batched_tokens: MaxNumBatchedTokensOption = None,
+    max_num_seqs: MaxNumSeqsOption = None,
+    calibration: CalibrationOption = None,
+    users: UsersOption = None,
+    lengths: LengthsOption = None,
+    tiers: TiersOption = False,
+    dram: DramOption = None,
+    nvme: NvmeOption = None,
+    nvme_gbps: NvmeGbpsOption = None,
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
     index_dtype: IndexDtypeOption = "auto",
     num_speculative_tokens: SpeculativeTokensOption = 0,
     engine: EngineOption = None,
     kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
-    max_num_batched_tokens: MaxNumBatchedTokensOption = None,
-    max_num_seqs: MaxNumSeqsOption = None,
     num_gpu_blocks_override: NumGpuBlocksOverrideOption = None,
     async_scheduling: AsyncSchedulingOption = True,
     enable_prefix_caching: PrefixCachingOption = True,
@@ -107,11 +130,14 @@ def size(
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
     from kvtool.catalog.gpus import find_gpu
+    from kvtool.results import read_calibration
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.weights import find_checkpoint
 
-    chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    chosen = chosen_model(
+        model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
+    )
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
     card = find_gpu(gpu) if gpu else None
     auto_fit = max_model_len == "-1"
@@ -141,7 +167,7 @@ def size(
             auto_fit=auto_fit,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
-            kv_cache_memory_bytes=memory_bytes(kv_cache_memory_bytes),
+            kv_cache_memory_bytes=optional_size(kv_cache_memory_bytes, "kv cache memory bytes"),
             num_gpu_blocks_override=num_gpu_blocks_override,
             async_scheduling=async_scheduling,
             enable_prefix_caching=enable_prefix_caching,
@@ -150,14 +176,25 @@ def size(
             mamba_cache_mode=mamba_cache_mode,
             num_speculative_tokens=num_speculative_tokens,
         ),
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        calibration=read_calibration(calibration) if calibration else None,
+        places=places(tiers, dram, nvme, nvme_gbps),
+        lengths=lengths_of(lengths),
     )
-    answer(chosen, options, explain=explain, json=json, out=out)
+    asked = question(ctx, users, model=model, model_id=chosen.id) if users is not None else None
+    answer(chosen, options, asked, explain=explain, json=json, out=out)
 
 
-def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out: Path | None) -> None:
-    """Write the files, print the document; exit 1 where no row fits the card, or the engine would not start."""
+def answer(
+    model: Model, options: SizeOptions, asked: Question | None, *, explain: bool, json: bool, out: Path | None
+) -> None:
+    """Write the files, print the document; exit 1 where no row fits, nothing is found that would, or the engine
+    would not start.
+    """
     from rich.console import Console
 
+    from kvtool.report.budget import budget_figure
     from kvtool.report.engine import print_ledgers
     from kvtool.report.files import write_result
     from kvtool.report.size import print_size, size_csv_rows, size_figure
@@ -165,11 +202,22 @@ def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out
     from kvtool.sizing.explain import explain as explain_rows
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_rows
+    from kvtool.sizing.solve import solve
 
-    document = size_rows(model, options=options)
+    if asked is None:
+        document = size_rows(model, options=options)
+    else:
+        document, options = solve(model, options, asked)
     if out is not None:
-        figure = size_figure(size_rows(model, options=curve(model, options)))
-        write_result(out, "size", document, rows=list(size_csv_rows(document)), figure=figure)
+        chart = size_figure(size_rows(model, options=curve(model, options)))
+        write_result(
+            out,
+            "size",
+            document,
+            rows=list(size_csv_rows(document)),
+            figure=chart,
+            more={"size-budget": figure} if (figure := budget_figure(document)) else None,
+        )
     if json:
         typer.echo(encode(document), nl=False)
     else:
@@ -178,5 +226,5 @@ def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out
         if not json:
             print_ledgers(document, Console())
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
-    if all(row.fit.fits is False or row.engine.refusal for row in document.rows):
+    if document.solutions == [] or all(row.fit.fits is False or row.engine.refusal for row in document.rows):
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ from kvtool.results.bench import (
     StepBytes,
     Summary,
 )
+from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument
 from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
@@ -39,13 +40,18 @@ from kvtool.results.size import (
     SizeInputs,
     SizeKv,
     SizeLayers,
+    SizeLengths,
     SizeModel,
     SizeRow,
+    SizeSharing,
+    SizeSolution,
+    SizeTier,
     SizeWeights,
 )
 
 __all__ = [
     "BenchDocument",
+    "Calibration",
     "Case",
     "Check",
     "CompareDocument",
@@ -74,13 +80,18 @@ __all__ = [
     "SizeInputs",
     "SizeKv",
     "SizeLayers",
+    "SizeLengths",
     "SizeModel",
     "SizeRow",
+    "SizeSharing",
+    "SizeSolution",
+    "SizeTier",
     "SizeWeights",
     "StepBytes",
     "Struct",
     "Summary",
     "encode",
+    "read_calibration",
     "read_document",
     "write_atomic",
 ]

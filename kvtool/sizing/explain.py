@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvtool.catalog.model import Model
 from kvtool.results import SizeRow
+from kvtool.sizing.fit import widest_mlp
 from kvtool.sizing.formats import INDEX_KEYS, Row, Vector
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
@@ -133,7 +134,10 @@ def _per_row(plan: SizePlan, row: SizeRow) -> Iterator[str]:
     yield f"the batch: {row.inputs.batch_size} x {allocated:,} B{shared} = {total:,} B"
     if row.inputs.num_gpus > 1:
         yield f"the fullest of {row.inputs.num_gpus} GPUs: {row.kv.bytes_per_gpu:,} B"
+    if row.sharing is not None:
+        yield f"the prefix once: {row.sharing.words}"
     yield from _decode(plan, row)
+    yield from _activations(plan)
     yield from _fit(row)
 
 
@@ -160,6 +164,18 @@ def _decode(plan: SizePlan, row: SizeRow) -> Iterator[str]:
         )
 
 
+def _activations(plan: SizePlan) -> Iterator[str]:
+    """The largest of the estimated terms, where it is one."""
+    memory, limits, model = plan.memory, plan.limits, plan.model
+    if memory is None or limits is None or {"activation_bytes", "kv_pool_bytes"} & set(memory.measured):
+        return
+    widest = f"3 x ceil({widest_mlp(model):,} / {plan.options.parallel.tp})"
+    yield (
+        f"activations: {limits.tokens:,} batched tokens x (4 x {model.hidden_size:,} + {widest}) x 2 B"
+        f" + {limits.sequences:,} sequences x {model.vocab_size or 0:,} x 4 B = {memory.activation_bytes:,} B"
+    )
+
+
 def _fit(row: SizeRow) -> Iterator[str]:
     fit = row.fit
     if fit.kv_pool_bytes is None or fit.usable_bytes is None:
@@ -167,7 +183,10 @@ def _fit(row: SizeRow) -> Iterator[str]:
     parts = (fit.usable_bytes, fit.weights_bytes, fit.activation_bytes, fit.reserve_bytes)
     usable, weights, activations, reserve = (format_bytes(part or 0) for part in parts)
     verdict = "fits" if fit.fits else f"{fit.missing_bytes:,} B missing"
+    if "kv_pool_bytes" in (fit.measured or ()):
+        yield f"room for cache, measured: {fit.kv_pool_bytes:,} B: {verdict}"
+        return
     yield (
         f"room for cache: {usable} usable - {weights} weights - {activations} activations - {reserve} reserve"
-        f" = {fit.kv_pool_bytes:,} B: {verdict}"
+        f" = {fit.kv_pool_bytes:,} B, give or take {format_bytes(fit.margin_bytes or 0)}: {verdict}"
     )

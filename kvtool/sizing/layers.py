@@ -118,12 +118,13 @@ def with_index_dtype(model: Model, dtype: str) -> Model:
     """
     if dtype == AUTO:
         return model
-    if dtype not in INDEX_KEYS:
+    stored = next((name for name in INDEX_KEYS if name == dtype), None)
+    if stored is None:
         raise KvtoolError(f"unknown index dtype {dtype[:40]!r}: use one of {', '.join([AUTO, *INDEX_KEYS])}")
     if not any(layer.indexer for layer in model.layers):
         raise KvtoolError(f"--index-dtype {dtype} means nothing for {model.id}: it has no sparse-attention indexer")
     layers = [
-        replace(layer, indexer=replace(layer.indexer, dtype=dtype)) if layer.indexer else layer
+        replace(layer, indexer=replace(layer.indexer, dtype=stored)) if layer.indexer else layer
         for layer in model.layers
     ]
     return replace(model, layers=tuple(layers))

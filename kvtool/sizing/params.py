@@ -17,6 +17,7 @@ from kvtool.catalog.model import (
     Mamba1,
     Mamba2,
     Model,
+    OtherState,
     RecurrentLayer,
     ShortConvolution,
 )
@@ -242,6 +243,8 @@ def _recurrent_params(hidden: int, cache: RecurrentLayer) -> int:
             return 5 * hidden * width + width
         case ShortConvolution():
             return 4 * hidden * cache.dim + cache.dim * cache.conv_kernel
+        case OtherState():
+            raise ValueError("a state without a name has no parameters that are known")
 
 
 def _mlp_params(model: Model, family: _Family, sparse: bool) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kvtool.catalog.model import IndexDtype
 from kvtool.sizing.formats import INDEX_KEYS, WHOLE, CacheFormat, Row
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div, round_up
 
@@ -308,7 +309,7 @@ class IndexerSpec(RowSpec):
     kind = "indexer"
     grows = True
     head_dim: int
-    dtype: str
+    dtype: IndexDtype
 
     @property
     def k_head_dim(self) -> int:

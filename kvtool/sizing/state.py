@@ -11,6 +11,7 @@ from kvtool.catalog.model import (
     LightningAttention,
     Mamba1,
     Mamba2,
+    OtherState,
     RecurrentLayer,
     ShortConvolution,
 )
@@ -34,6 +35,8 @@ def conv_elements(layer: RecurrentLayer, tp: int = 1, drafted: int = 0) -> int:
             channels = layer.dim
         case LightningAttention():
             return 0
+        case OtherState():
+            return _shard(layer.conv_elements, tp, "convolution elements")
     inputs = layer.conv_kernel - 1 + (0 if isinstance(layer, Mamba1) else drafted)  # vLLM's Mamba-1 does not draft
     return _shard(channels, tp, "convolution channels") * inputs
 
@@ -51,6 +54,8 @@ def recurrent_elements(layer: RecurrentLayer, tp: int = 1) -> int:
             return _shard(layer.heads, tp, "state heads") * layer.head_dim * layer.head_dim
         case ShortConvolution():
             return 0
+        case OtherState():
+            return _shard(layer.recurrent_elements, tp, "state elements")
 
 
 def _shard(count: int, tp: int, what: str) -> int:

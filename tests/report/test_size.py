@@ -100,3 +100,10 @@ def test_labels_do_not_overlap() -> None:
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to the points
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_weights_far_below_the_lines_stay_on_the_chart() -> None:
+    options = SizeOptions(contexts=(32768,), batch_sizes=(64,), parallel=Parallel(tp=4), gpu=CARD)
+    document = size(LLAMA_8B, options=curve(LLAMA_8B, options))
+    (axes,) = size_figure(document).axes
+    assert axes.get_ylim()[0] < (document.rows[0].weights.bytes_per_gpu or 0)

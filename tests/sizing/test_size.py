@@ -67,14 +67,26 @@ def test_catalogued_models_to_the_byte(line: dict[str, str]) -> None:
         (DEEPSEEK_V3, "bf16", 70_272, 0),
         (DEEPSEEK_V3, "fp8", 35_136, 0),
         (DEEPSEEK_V32, "fp8", 40_016, 8_052),
+        (DEEPSEEK_V32, "nvfp4_ds_mla", 21_472, 8_052),
         (QWEN3_NEXT, "bf16", 24_576, 0),
+        (CATALOGUE.get("llama-3-70b"), "bf16", 327_680, 0),
+        (CATALOGUE.get("gpt-oss-120b"), "bf16", 36_864, 0),
     ],
 )
 def test_vectors_worked_out_by_hand(model: Model, dtype: str, bytes_per_token: int, indexer: int) -> None:
-    """2 x 32 x 8 x 128 x 2; 61 x 576 x 2 and x 1; 61 x 656 (fp8_ds_mla) and 61 x 132; 2 x 12 x 2 x 256 x 2."""
+    """2 x 32 x 8 x 128 x 2; 61 x 576 x 2 and x 1; 61 x 656 (vLLM's fp8_ds_mla), 352 (nvfp4_ds_mla), 61 x 132 of its
+    DeepseekV32IndexerCache; 2 x 12 x 2 x 256 x 2; 2 x 80 x 8 x 128 x 2; 2 x 18 x 8 x 64 x 2 of the full layers.
+    """
     kv = row(model, kv_cache_dtypes=(dtype,)).kv
     assert (kv.bytes_per_token, kv.indexer_bytes_per_token) == (bytes_per_token, indexer)
     assert kv.slope_bytes_per_token == bytes_per_token + indexer
+
+
+def test_gpt_oss_between_its_windows_and_full_context() -> None:
+    """18 full and 18 sliding layers of 8 x (64 + 64) x 2 B, the sliding ones for 128 tokens (reference: hf-mem#60)."""
+    kv = row(CATALOGUE.get("gpt-oss-120b"), 73_728).kv
+    assert (kv.bytes_per_token, kv.window_bytes_per_token) == (36_864, 36_864)
+    assert kv.window_cap_bytes_per_sequence == 128 * 36_864
 
 
 def test_hybrid_state_is_the_fixed_part() -> None:

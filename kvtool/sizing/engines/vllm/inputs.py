@@ -19,10 +19,10 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.fit import usual_limits
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, state_format
 from kvtool.sizing.parallel import Parallel
-from kvtool.units import GIB
 
 ASSUMED_GPU = "H100-SXM-80GB"
 # Formats of kvtool's that vLLM has too, by kvtool's names; of the latter the exact layout in a block is not modelled.
@@ -34,8 +34,6 @@ OTHER_DTYPES = (
 # Architectures whose layers are made without the cache's configuration: they ignore --kv-cache-dtype.
 _IGNORES_DTYPE = ("falcon", "RefinedWeb", "RefinedWebModel")
 MAMBA_CACHE_MODES = (AUTO, "none", "align", "all")
-# max_num_batched_tokens and max_num_seqs by the card's memory; A100 and GB10 count as small whatever they have.
-_HUGE, _LARGE, _SMALL = (16384, 1024), (8192, 1024), (2048, 256)
 _CAPABILITIES = {
     "Volta": 70,
     "Turing": 75,
@@ -171,21 +169,14 @@ def _max_model_len(model: Model, options: EngineOptions) -> int:
 
 def _batch(model: Model, options: EngineOptions, gpu: Gpu, max_model_len: int) -> tuple[int, int]:
     """(tokens, sequences) of a step at most; only what was not asked for is bounded by the other."""
-    usual_tokens, usual_sequences = _usual_batch(gpu)
-    sequences = options.max_num_seqs or usual_sequences
+    usual = usual_limits(gpu)
+    usual_tokens, sequences = usual.tokens, options.max_num_seqs or usual.sequences
     tokens = options.max_num_batched_tokens
     if tokens is None:
         if is_encoder_decoder(model):  # no chunked prefill: a whole sequence in a step
             usual_tokens = max(usual_tokens, max_model_len)
         tokens = min(usual_tokens, sequences * max_model_len)
     return tokens, sequences if options.max_num_seqs else min(sequences, tokens)
-
-
-def _usual_batch(gpu: Gpu) -> tuple[int, int]:
-    if gpu.memory_bytes >= 160 * GIB:
-        return _HUGE
-    small = gpu.memory_bytes < 70 * GIB or any(name in gpu.name.lower() for name in ("a100", "gb10"))
-    return _SMALL if small else _LARGE
 
 
 def _check(options: EngineOptions) -> None:
