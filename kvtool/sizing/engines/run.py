@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvtool.catalog.model import Model
@@ -10,6 +10,8 @@ from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.results import SizeEngine
 from kvtool.sizing.engines import vllm
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.fit import Budget
+from kvtool.units import format_bytes
 
 ENGINES = ("vllm",)
 
@@ -23,23 +25,38 @@ class EngineRun:
     assumptions: tuple[str, ...]
 
 
-def run_engine(model: Model, options: EngineOptions, *, estimated_pool_bytes: int | None) -> EngineRun:
-    """The plan for what was given of memory, else for the estimate. Raises KvtoolError where there is neither."""
-    pool_bytes = options.kv_cache_memory_bytes
-    if pool_bytes is None:
-        pool_bytes = estimated_pool_bytes
-    if pool_bytes is None:
-        if options.gpu is None:
-            raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
-        raise KvtoolError(
-            f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is "
-            "what they leave: give --kv-cache-memory-bytes, as 40GiB"
-        )
-    plan = vllm.plan(model, options, pool_bytes=max(0, pool_bytes))
+def run_engine(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    """The plan for what was given of memory, else for what the card's budget leaves. Raises KvtoolError where there is
+    neither.
+    """
+    plan = vllm.plan(model, options, pool_bytes=max(0, _pool_bytes(model, options, memory)))
     return EngineRun(
         options=options,
         at=lambda context: vllm.size_engine(plan, context=context),
-        assumptions=tuple(vllm.assumptions(plan, options)),
+        assumptions=(*vllm.assumptions(plan, options), *_about_pool(options, memory)),
+    )
+
+
+def _pool_bytes(model: Model, options: EngineOptions, memory: Budget | None) -> int:
+    if options.kv_cache_memory_bytes is not None:
+        return options.kv_cache_memory_bytes
+    if memory is None:
+        raise KvtoolError(f"--engine {options.name} needs --kv-cache-memory-bytes, as 40GiB, or --gpu")
+    if memory.kv_pool_bytes is None:
+        raise KvtoolError(
+            f"--engine {options.name}: the weights of {model.id} are not known, so neither is what they leave: "
+            "give --kv-cache-memory-bytes, as 40GiB"
+        )
+    return memory.kv_pool_bytes
+
+
+def _about_pool(options: EngineOptions, memory: Budget | None) -> Iterator[str]:
+    """That the pool is no measurement, where it is none, and how far off it may be."""
+    if options.kv_cache_memory_bytes is not None or memory is None or "kv_pool_bytes" in memory.measured:
+        return
+    yield (
+        f"the engine's pool is an estimate that may be off by {format_bytes(memory.margin_bytes)}, and its plan by as "
+        "much; an engine measures it at its start (--kv-cache-memory-bytes gives what it found)"
     )
 
 

@@ -140,8 +140,6 @@ def assumptions(plan: VllmPlan, options: EngineOptions) -> Iterator[str]:
     if options.gpu is None:
         yield f"vLLM's defaults and block sizes are those on one {ASSUMED_GPU}: --gpu names another card"
     yield from (f"the vLLM plan is approximate: {reason}" for reason in inexact(plan))
-    if options.kv_cache_memory_bytes is None:
-        yield "vLLM measures its pool at the start; here it is an estimate (--kv-cache-memory-bytes gives the real one)"
     if ignores_cache_dtype(inputs.model):
         yield f"vLLM keeps the cache of {inputs.model.architecture} in the model's dtype whatever --kv-cache-dtype says"
     yield from _about_length(inputs)
