@@ -13,8 +13,8 @@ from kvtool.cli.engine_options import (
     EngineOption,
     KvCacheMemoryBytesOption,
     engine_options,
-    memory_bytes,
 )
+from kvtool.cli.memory_options import optional_size
 from kvtool.cli.options import (
     BatchSizeOption,
     ContextOption,
@@ -104,7 +104,7 @@ def compare(
             gpu=card,
             gpu_memory_utilization=gpu_memory_utilization,
             block_size=block_size,
-            kv_cache_memory_bytes=memory_bytes(kv_cache_memory_bytes),
+            kv_cache_memory_bytes=optional_size(kv_cache_memory_bytes, "kv cache memory bytes"),
         ),
     )
     layouts = [Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep) for ranks in count_list(tp, "tp")]

@@ -195,6 +195,7 @@ def size(
             swa_full_tokens_ratio=swa_full_tokens_ratio,
             mamba_full_memory_ratio=mamba_full_memory_ratio,
             max_mamba_cache_size=max_mamba_cache_size,
+            num_speculative_tokens=num_speculative_tokens,
         ),
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,

@@ -21,6 +21,7 @@ from kvtool.results import (
 )
 from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
@@ -166,11 +167,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         memory=memory,
         engine=None
         if options.engine is None
-        else run_engine(
-            model,
-            replace(options.engine, kv_cache_dtype=kv_cache_dtype),
-            memory=memory,
-        ),
+        else run_engine(model, engine_start(options.engine, options, kv_cache_dtype), memory),
         lengths=None
         if options.lengths is None or memory is None
         else fitting_requests(
@@ -180,6 +177,17 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
             shared_prefix=options.shared_prefix,
             longest=options.max_context(model),
         ),
+    )
+
+
+def engine_start(engine: EngineOptions, options: SizeOptions, kv_cache_dtype: str) -> EngineOptions:
+    """The engine's start for one plan: on its layout, with its cache dtype and its batch where it has one."""
+    return replace(
+        engine,
+        kv_cache_dtype=kv_cache_dtype,
+        parallel=options.parallel,
+        max_num_batched_tokens=options.max_num_batched_tokens or engine.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs or engine.max_num_seqs,
     )
 
 

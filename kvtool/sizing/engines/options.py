@@ -38,6 +38,7 @@ class EngineOptions:
     hybrid_kv_cache_manager: bool = True
     mamba_ssm_cache_dtype: str = AUTO
     mamba_cache_mode: str = AUTO
+    num_speculative_tokens: int = 0
     mem_fraction_static: float | None = None
     chunked_prefill_size: int | None = None
     max_total_tokens: int | None = None

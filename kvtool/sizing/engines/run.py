@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kvtool.catalog.model import Model
@@ -11,6 +11,7 @@ from kvtool.results import SizeEngine
 from kvtool.sizing.engines import sglang, vllm
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.fit import Budget
+from kvtool.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class EngineRun:
     assumptions: tuple[str, ...]
 
 
-def run_engine(model: Model, options: EngineOptions, *, memory: Budget | None) -> EngineRun:
+def run_engine(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
     """The plan for what was given of memory, else for the estimate. Raises KvtoolError where there is neither."""
     return ENGINES[options.name](model, options, memory)
 
@@ -33,7 +34,7 @@ def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> En
     return EngineRun(
         options=options,
         at=lambda context: vllm.size_engine(plan, context=context),
-        assumptions=tuple(vllm.assumptions(plan, options)),
+        assumptions=(*vllm.assumptions(plan, options), *_about_pool(options, memory)),
     )
 
 
@@ -43,7 +44,7 @@ def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> 
     return EngineRun(
         options=options,
         at=lambda context: sglang.size_engine(plan, context=context),
-        assumptions=tuple(sglang.assumptions(plan, options)),
+        assumptions=(*sglang.assumptions(plan, options), *_about_pool(options, memory)),
     )
 
 
@@ -63,6 +64,16 @@ def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | Non
     raise KvtoolError(
         f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is what"
         " they leave: give --kv-cache-memory-bytes, as 40GiB"
+    )
+
+
+def _about_pool(options: EngineOptions, memory: Budget | None) -> Iterator[str]:
+    """That the pool is no measurement, where it is none, and how far off it may be."""
+    if options.kv_cache_memory_bytes is not None or memory is None or "kv_pool_bytes" in memory.measured:
+        return
+    yield (
+        f"the engine's pool is an estimate that may be off by {format_bytes(memory.margin_bytes)}, and its plan by as "
+        "much; an engine measures it at its start (--kv-cache-memory-bytes gives what it found)"
     )
 
 

@@ -125,6 +125,8 @@ def inexact(plan: VllmPlan) -> Iterator[str]:
         yield f"how vLLM lays out a {name} cache in blocks is not modelled exactly"
     if has_compressed(inputs.model) and inputs.block_size not in (None, 128, 256):
         yield f"--block-size {inputs.block_size}: how vLLM aligns such blocks of DeepSeek-V4 is not modelled"
+    if inputs.speculative_tokens:
+        yield "what vLLM keeps for speculative decoding is not modelled: this is its plan without"
     shared = [layer.cache for layer in inputs.model.layers if isinstance(layer.cache, SharedAttention)]
     if inputs.parallel.pp > 1 and any(cache.source_layer is None for cache in shared):
         yield "which layers share a cache is not known: vLLM refuses pipeline stages that come between them"
@@ -138,8 +140,6 @@ def assumptions(plan: VllmPlan, options: EngineOptions) -> Iterator[str]:
     if options.gpu is None:
         yield f"vLLM's defaults and block sizes are those on one {ASSUMED_GPU}: --gpu names another card"
     yield from (f"the vLLM plan is approximate: {reason}" for reason in inexact(plan))
-    if options.kv_cache_memory_bytes is None:
-        yield "vLLM measures its pool at the start; here it is an estimate (--kv-cache-memory-bytes gives the real one)"
     if ignores_cache_dtype(inputs.model):
         yield f"vLLM keeps the cache of {inputs.model.architecture} in the model's dtype whatever --kv-cache-dtype says"
     yield from _about_length(inputs)

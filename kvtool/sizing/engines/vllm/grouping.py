@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kvtool.sizing.engines.vllm.inputs import Inputs
 from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.refusal import RefusedError
+from kvtool.sizing.specs import ChunkedSpec, SlidingSpec
 from kvtool.units import ceil_div
 
 UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
@@ -64,10 +65,11 @@ def same_type(caches: Sequence[LayerCache]) -> bool:
 def _mergeable(caches: Sequence[LayerCache]) -> bool:
     """Whether one spec describes all layers. Windows that are kept as full attention are but a note on it."""
     if all(cache.kind == FULL for cache in caches):
-        windows = {cache.window for cache in caches if cache.window is not None}
-        if len(windows) > 1:
+        windows = {cache.window for cache in caches if isinstance(cache.spec, SlidingSpec)}
+        chunks = {cache.window for cache in caches if isinstance(cache.spec, ChunkedSpec)}
+        if max(len(windows), len(chunks)) > 1:
             raise RefusedError("All attention layers in the same KV cache group must have the same window size.")
-        return len({_layout(cache) for cache in caches}) == 1
+        return not (windows and chunks) and len({_layout(cache) for cache in caches}) == 1
     return len(set(caches)) == 1
 
 
@@ -95,7 +97,23 @@ def _as_full(cache: LayerCache, block_sizes: set[int]) -> LayerCache:
     return replace(cache, kind=FULL, block_size=block_size)
 
 
-def equal_pages(caches: Sequence[LayerCache]) -> list[LayerCache]:
+def several_groups(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
+    """Groups with pages of one size; where MLA has none in common with windows, one group that keeps these whole.
+    Raises RefusedError where that does not help either.
+    """
+    try:
+        return _split_evenly(_equal_pages(caches))
+    except RefusedError:
+        kinds = {cache.kind for cache in caches}
+        if not {MLA, SLIDING} <= kinds or CHUNKED in kinds:
+            raise
+        whole = promoted(caches)
+        if not same_type(whole):
+            raise
+        return (Group(layers=tuple(whole), mixed=True),)
+
+
+def _equal_pages(caches: Sequence[LayerCache]) -> list[LayerCache]:
     """All pages as large as the largest: with more tokens where it is a multiple, else with padding."""
     largest = max(cache.page_bytes for cache in caches)
     return [_enlarged(cache, largest) for cache in caches]
@@ -116,7 +134,7 @@ def _enlarged(cache: LayerCache, page_bytes: int) -> LayerCache:
     return replace(cache, padded_bytes=page_bytes)
 
 
-def split_evenly(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
+def _split_evenly(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
     """Equal layers in groups of about as many as the rarest kind has; each n-th layer, so that pipeline stages get
     their part of every group.
     """

@@ -71,6 +71,7 @@ class Inputs:
     aligned_state: bool
     hybrid_manager: bool
     num_blocks: int | None
+    speculative_tokens: int
 
     @property
     def encoder_tokens(self) -> int:
@@ -103,6 +104,7 @@ def resolve(model: Model, options: EngineOptions) -> Inputs:
         aligned_state=prefix_caching and has_state(served),
         hybrid_manager=options.hybrid_kv_cache_manager,
         num_blocks=options.num_gpu_blocks_override,
+        speculative_tokens=options.num_speculative_tokens,
     )
 
 
@@ -188,6 +190,8 @@ def _check(options: EngineOptions) -> None:
     for flag, value in counts.items():
         if value is not None and value < 1:
             raise KvtoolError(f"{flag} {value} must be at least 1")
+    if options.parallel.dp_attention:
+        raise KvtoolError("--enable-dp-attention is SGLang's: vLLM has a cache for each replica of --dp")
     if options.mamba_cache_mode not in MAMBA_CACHE_MODES:
         modes = ", ".join(MAMBA_CACHE_MODES)
         raise KvtoolError(f"unknown --mamba-cache-mode {options.mamba_cache_mode!r}: use one of {modes}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from kvtool.catalog.model import Model
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.backend import choose_backend
-from kvtool.sizing.engines.vllm.grouping import Group, equal_pages, one_group, promoted, split_evenly
+from kvtool.sizing.engines.vllm.grouping import Group, one_group, promoted, several_groups
 from kvtool.sizing.engines.vllm.hybrid import paged_layers
 from kvtool.sizing.engines.vllm.inputs import Inputs, resolve
 from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
@@ -84,9 +84,12 @@ class VllmPlan:
 
     @property
     def kv_tp_replicas(self) -> int:
-        """Consecutive tensor-parallel ranks that hold the same bytes: all of them where every layer is MLA."""
-        parallel = self.inputs.parallel
-        kinds = {cache.kind for group in self.groups for cache in group.layers}
+        """Consecutive tensor-parallel ranks that hold the same bytes: all of them where every layer is MLA. vLLM tells
+        those of its first pipeline stage.
+        """
+        parallel, kinds = self.inputs.parallel, set()
+        for group, here in zip(self.groups, self.stages[0] if self.stages else (), strict=True):
+            kinds |= {cache.kind for cache in (here.layers if group.mixed and here.layers else group.layers)}
         return parallel.tp if kinds and kinds <= {MLA, SLIDING_MLA} and parallel.dcp == 1 else 1
 
 
@@ -121,7 +124,7 @@ def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
         return (single,)
     if any(cache.kind == SLIDING_MLA for cache in caches):
         return pack_layers(caches)
-    return split_evenly(equal_pages(caches))
+    return several_groups(caches)
 
 
 def _check_windows(groups: Stage, inputs: Inputs) -> None:

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.catalog.gpus import find_gpu
-from kvtool.catalog.model import Model
+from kvtool.catalog.model import (
+    CacheKind,
+    ChunkedAttention,
+    FullAttention,
+    LatentAttention,
+    Layer,
+    Mamba2,
+    Model,
+    SlidingAttention,
+)
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import inline_model
 from kvtool.errors import KvtoolError
@@ -180,6 +189,7 @@ def test_what_was_not_checked_is_approximate_with_its_reason() -> None:
         ({"gpu": find_gpu("MI300X-192GB")}, "not modelled"),
         ({"gpu": find_gpu("A100-SXM-80GB"), "kv_cache_dtype": "fp8"}, "fp8"),
         ({"kv_cache_dtype": "nvfp4"}, "nvfp4"),
+        ({"num_speculative_tokens": 2}, "speculative"),
     ):
         found = vllm("llama-3.1-8b", **flags)  # type: ignore[arg-type]
         assert reason in " ".join(inexact(found))
@@ -202,6 +212,7 @@ def test_another_release_is_warned_of() -> None:
         ({"mamba_cache_mode": "some"}, "--mamba-cache-mode 'some'"),
         ({"kv_cache_dtype": "q4_0"}, "vLLM has none such"),
         ({"kv_cache_dtype": "fp7"}, "fp7"),
+        ({"parallel": Parallel(tp=2, dp=2, dp_attention=True)}, "SGLang's"),
         ({"mamba_ssm_cache_dtype": "int3"}, "int3"),
     ],
 )
@@ -209,3 +220,42 @@ def test_wrong_values_are_one_line(flags: dict[str, object], message: str) -> No
     with pytest.raises(KvtoolError, match=message) as raised:
         vllm("llama-3.1-8b", **flags)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
+
+
+def layers(*caches: CacheKind) -> tuple[Layer, ...]:
+    return tuple(Layer(cache=cache) for cache in caches)
+
+
+def test_windows_beside_mla_are_kept_whole_where_no_page_size_suits_both() -> None:
+    """MLA pages of 18,432 B and windows of 65,536 B: neither divides the other, and MLA pages cannot be padded."""
+    latent = LatentAttention(kv_lora_rank=512, qk_rope_head_dim=64)
+    window = SlidingAttention(kv_heads=8, k_head_dim=128, v_head_dim=128, window=512)
+    found = vllm(replace(CATALOGUE.get("llama-3.1-8b"), layers=layers(latent, window, latent)))
+    (group,) = found.groups
+    assert (group.kind, group.page_bytes) == ("UniformTypeKVCacheSpecs", 2 * 18_432 + 65_536)
+    assert found.blocks_per_request == 2048
+
+
+def test_pages_that_no_multiple_makes_equal_are_padded() -> None:
+    """K of 96: pages of 49,152 B beside 65,536 B keep 16 tokens and are padded."""
+    full = FullAttention(kv_heads=8, k_head_dim=128, v_head_dim=128)
+    window = SlidingAttention(kv_heads=8, k_head_dim=96, v_head_dim=96, window=512)
+    found = vllm(replace(CATALOGUE.get("llama-3.1-8b"), layers=layers(full, window)))
+    assert [(group.block_size, group.page_bytes) for group in found.groups] == [(16, 65_536), (16, 65_536)]
+
+
+def test_windows_of_two_lengths_cannot_be_one_full_group() -> None:
+    full = FullAttention(kv_heads=8, k_head_dim=128, v_head_dim=128)
+    windows = [SlidingAttention(kv_heads=8, k_head_dim=128, v_head_dim=128, window=size) for size in (512, 1024)]
+    model = replace(CATALOGUE.get("llama-3.1-8b"), layers=layers(full, *windows))
+    assert "must have the same window size" in refusal(model, hybrid_kv_cache_manager=False)
+    chunk = ChunkedAttention(kv_heads=8, k_head_dim=128, v_head_dim=128, window=8192)
+    mixed = vllm(replace(model, layers=layers(full, windows[0], chunk)), hybrid_kv_cache_manager=False)
+    assert [group.kind for group in mixed.groups] == ["UniformTypeKVCacheSpecs"]
+
+
+def test_a_model_of_states_alone_keeps_one_a_request() -> None:
+    state = Mamba2(heads=80, head_dim=64, state_dim=128, groups=1, conv_kernel=4)
+    found = vllm(replace(CATALOGUE.get("llama-3.1-8b"), layers=layers(state, state)))
+    assert found.blocks_per_request == 1
+    assert found.inputs.aligned_state is False
