@@ -44,6 +44,7 @@ from kvtool.results.size import (
     SizeRow,
     SizeWeights,
 )
+from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
     "BenchDocument",
@@ -82,6 +83,10 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "VerifyDocument",
+    "VerifyEngine",
+    "VerifyRefusal",
+    "VerifyRow",
     "encode",
     "read_calibration",
     "read_document",

@@ -1,0 +1,188 @@
+"""What was started, as kvtool names it: the model and flags of a log, with what the user says put over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.model import Model
+from kvtool.catalog.models_yaml import load_catalogue
+from kvtool.catalog.resolve import resolve_model
+from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO, CACHE_FORMATS, FLOAT_BYTES, canonical_dtype
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.parallel import Parallel
+from kvtool.verify.facts import LogFacts
+
+# kvtool's name of each engine flag that changes the cache: the log's spelling -> an option of EngineOptions or Parallel.
+_NAMES = {
+    "vllm": {
+        "tensor_parallel_size": "tp",
+        "pipeline_parallel_size": "pp",
+        "data_parallel_size": "dp",
+        "decode_context_parallel_size": "dcp",
+        "max_seq_len": "max_model_len",
+        "max_model_len": "max_model_len",
+        "kv_cache_dtype": "kv_cache_dtype",
+        "block_size": "block_size",
+        "gpu_memory_utilization": "gpu_memory_utilization",
+        "max_num_batched_tokens": "max_num_batched_tokens",
+        "max_num_seqs": "max_num_seqs",
+        "kv_cache_memory_bytes": "kv_cache_memory_bytes",
+        "num_gpu_blocks_override": "num_gpu_blocks_override",
+        "async_scheduling": "async_scheduling",
+        "enable_prefix_caching": "enable_prefix_caching",
+        "mamba_ssm_cache_dtype": "mamba_ssm_cache_dtype",
+        "mamba_cache_mode": "mamba_cache_mode",
+    },
+    "sglang": {
+        "tp_size": "tp",
+        "pp_size": "pp",
+        "dp_size": "dp",
+        "ep_size": "ep",
+        "dcp_size": "dcp",
+        "context_length": "max_model_len",
+        "kv_cache_dtype": "kv_cache_dtype",
+        "page_size": "block_size",
+        "mem_fraction_static": "gpu_memory_utilization",
+        "max_running_requests": "max_num_seqs",
+        "mamba_ssm_dtype": "mamba_ssm_cache_dtype",
+    },
+}
+# Flags that change what is allocated, and that no plan follows.
+_UNPLANNED = {
+    "vllm": {
+        "speculative_config": "the draft model of speculative_config adds layers to the cache",
+        "kv_transfer_config": "a KV connector (kv_transfer_config) may keep windows as full attention",
+        "mamba_block_size": "mamba_block_size changes how often states are kept",
+        "cpu_offload_gb": "cpu_offload_gb keeps weights off the GPU",
+        "lora_modules": "LoRA adapters take memory of their own",
+    },
+    "sglang": {
+        "speculative_algorithm": "the draft model of speculative_algorithm takes a pool of its own",
+        "max_total_tokens": "max_total_tokens caps the pool",
+        "enable_dp_attention": "enable_dp_attention divides attention over dp, not tp",
+    },
+}
+_NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
+_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
+_CARD_WITHOUT_NAME = "the log's card"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """One start of an engine. `inputs` are the flags in force by kvtool's names; `unplanned` are those that the plan
+    does not follow, each with why it matters; `weight_dtype` is what the engine itself quantised the weights to.
+    """
+
+    model: Model
+    name: str
+    options: EngineOptions
+    inputs: Mapping[str, str]
+    unplanned: tuple[str, ...]
+    weight_dtype: str
+
+
+def started(facts: LogFacts, *, model: str | None, gpu: Gpu | None, given: Mapping[str, str], models_path: Path | None) -> Started:
+    """The start that a log tells of, `given` flags and `model` first. Raises KvtoolError where no model is known."""
+    inputs = {**_logged_inputs(facts), **given}
+    found, name = _model(facts, model, models_path)
+    options = _options(facts, inputs, gpu)
+    unplanned = tuple(
+        why for flag, why in _UNPLANNED[facts.engine].items() if facts.flags.get(flag, "") not in _NOTHING
+    )
+    quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
+    weight_dtype = "fp8" if quantised == "fp8" and found.quantisation is None else AUTO
+    return Started(
+        model=found, name=name, options=options, inputs=inputs, unplanned=unplanned, weight_dtype=weight_dtype
+    )
+
+
+def _logged_inputs(facts: LogFacts) -> dict[str, str]:
+    """Flags by kvtool's names; the length that the engine settled on counts before the one it was asked for."""
+    names = _NAMES[facts.engine]
+    inputs = {names[flag]: value for flag, value in facts.flags.items() if flag in names and value not in ("", "None")}
+    if facts.engine == "vllm" and facts.flags.get("disable_hybrid_kv_cache_manager") == "True":
+        inputs["hybrid_kv_cache_manager"] = "False"
+    if facts.flags.get("enable_expert_parallel") == "True":
+        inputs["ep"] = str(int(inputs.get("tp", "1")) * int(inputs.get("dp", "1")))
+    if (length := facts.last("max_model_len")) is not None:
+        inputs["max_model_len"] = str(int(length.value))
+    if inputs.get("block_size") and facts.engine == "vllm" and facts.flags.get("user_specified_block_size") == "False":
+        del inputs["block_size"]
+    return inputs
+
+
+def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
+    """Raises KvtoolError where a value is none that the flag can have."""
+    counts = {
+        name: _count(name, value)
+        for name, value in inputs.items()
+        if name in ("max_model_len", "block_size", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes",
+                    "num_gpu_blocks_override")
+    }  # fmt: skip
+    degrees = {name: _count(name, inputs[name]) for name in ("tp", "pp", "dp", "dcp", "ep") if name in inputs}
+    switches = {
+        name: inputs[name] in ("True", "true", "enabled")
+        for name in ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager")
+        if name in inputs
+    }
+    options = EngineOptions(name=facts.engine, parallel=Parallel(**degrees), gpu=gpu)
+    if "gpu_memory_utilization" in inputs:
+        options = replace(options, gpu_memory_utilization=_fraction(inputs["gpu_memory_utilization"]))
+    return replace(
+        options,
+        kv_cache_dtype=_dtype(inputs.get("kv_cache_dtype", AUTO), CACHE_FORMATS),
+        mamba_ssm_cache_dtype=_dtype(inputs.get("mamba_ssm_cache_dtype", AUTO), FLOAT_BYTES),
+        mamba_cache_mode=inputs.get("mamba_cache_mode", AUTO),
+        **counts,  # type: ignore[arg-type]
+        **switches,  # type: ignore[arg-type]
+    )
+
+
+def _count(name: str, text: str) -> int:
+    try:
+        return int(float(text)) if "e" in text or "." in text else int(text.replace(",", ""))
+    except (ValueError, OverflowError):
+        raise KvtoolError(f"{name} {text!r} is not a whole number") from None
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise KvtoolError(f"gpu_memory_utilization {text!r} is not a number") from None
+
+
+def _dtype(text: str, known: Mapping[str, object]) -> str:
+    """kvtool's name of a dtype; what it does not know stays, for the planner to refuse by name."""
+    name = canonical_dtype(text)
+    return name if name in known else AUTO if name == AUTO else text
+
+
+def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tuple[Model, str]:
+    """The model asked for, else the log's: its own name, its name in a Hub cache, or the last folder of its path."""
+    if asked is not None:
+        return resolve_model(asked, models_path=models_path), asked
+    if facts.model is None:
+        raise KvtoolError("the log does not say which model was served: name MODEL after it")
+    catalogue = load_catalogue(models_path)
+    for name in _spellings(facts.model):
+        if (found := catalogue.find(name)) is not None:
+            return found, name
+    try:
+        return resolve_model(facts.model, models_path=models_path), facts.model
+    except KvtoolError as error:
+        raise KvtoolError(f"the log's model {facts.model} is not known: name MODEL after the log ({error})") from error
+
+
+def _spellings(name: str) -> list[str]:
+    """`/models/meta-llama/Llama-3.1-8B/` -> itself, meta-llama/Llama-3.1-8B, Llama-3.1-8B."""
+    cached = _HUB_CACHE.search(name)
+    if cached is not None:
+        return [f"{cached[1]}/{cached[2]}", cached[2]]
+    parts = [part for part in name.split("/") if part]
+    return [name, "/".join(parts[-2:]), *parts[-1:]]
