@@ -53,7 +53,13 @@ GpuMemoryUtilizationOption = Annotated[
     float, typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.")
 ]
 SharedPrefixOption = Annotated[
-    str, typer.Option("--shared-prefix", metavar="TOKENS", help="Tokens that all sequences begin with; stored once.")
+    str,
+    typer.Option(
+        "--shared-prefix",
+        metavar="TOKENS",
+        help="Tokens that all sequences begin with; stored once. To rank N items for one user: the user's tokens, with "
+        "--context of user and item together and --batch-size N.",
+    ),
 ]
 WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp32, bf16, fp16, fp8, int8 or int4.")]
 MambaSsmCacheDtypeOption = Annotated[

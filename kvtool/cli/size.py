@@ -8,6 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.catalog.model import Model
+from kvtool.cli.memory_options import (
+    CalibrationOption,
+    DramOption,
+    LengthsOption,
+    MaxNumBatchedTokensOption,
+    MaxNumSeqsOption,
+    NvmeGbpsOption,
+    NvmeOption,
+    TiersOption,
+    UsersOption,
+    lengths_of,
+    places,
+    question,
+)
 from kvtool.cli.options import (
     BatchSizeOption,
     BlockSizeOption,
@@ -41,6 +55,7 @@ from kvtool.units import parse_length, split_list
 
 if TYPE_CHECKING:
     from kvtool.sizing.options import SizeOptions
+    from kvtool.sizing.solve import Question
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -50,6 +65,7 @@ EXAMPLES = (
 
 
 def size(
+    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A catalogue name, a folder, config.json or .gguf file.")
     ] = None,
@@ -70,6 +86,15 @@ def size(
     gpu: GpuOption = None,
     gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
+    max_num_batched_tokens: MaxNumBatchedTokensOption = None,
+    max_num_seqs: MaxNumSeqsOption = None,
+    calibration: CalibrationOption = None,
+    users: UsersOption = None,
+    lengths: LengthsOption = None,
+    tiers: TiersOption = False,
+    dram: DramOption = None,
+    nvme: NvmeOption = None,
+    nvme_gbps: NvmeGbpsOption = None,
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
     explain: ExplainOption = False,
@@ -79,6 +104,7 @@ def size(
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
     from kvtool.catalog.gpus import find_gpu
+    from kvtool.results import read_calibration
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.weights import find_checkpoint
@@ -97,30 +123,50 @@ def size(
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         checkpoint=find_checkpoint(model) if model else None,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        calibration=read_calibration(calibration) if calibration else None,
+        places=places(tiers, dram, nvme, nvme_gbps),
+        lengths=lengths_of(lengths),
     )
-    answer(chosen, options, explain=explain, json=json, out=out)
+    asked = question(ctx, users, model=model, model_id=chosen.id) if users is not None else None
+    answer(chosen, options, asked, explain=explain, json=json, out=out)
 
 
-def answer(model: Model, options: SizeOptions, *, explain: bool, json: bool, out: Path | None) -> None:
-    """Write the files, print the document; exit 1 where no row fits the card."""
+def answer(
+    model: Model, options: SizeOptions, asked: Question | None, *, explain: bool, json: bool, out: Path | None
+) -> None:
+    """Write the files, print the document; exit 1 where no row fits the card, or nothing is found that would."""
     from rich.console import Console
 
+    from kvtool.report.budget import budget_figure
     from kvtool.report.files import write_result
     from kvtool.report.size import print_size, size_csv_rows, size_figure
     from kvtool.results import encode
     from kvtool.sizing.explain import explain as explain_rows
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_rows
+    from kvtool.sizing.solve import solve
 
-    document = size_rows(model, options=options)
+    if asked is None:
+        document = size_rows(model, options=options)
+    else:
+        document, options = solve(model, options, asked)
     if out is not None:
-        figure = size_figure(size_rows(model, options=curve(model, options)))
-        write_result(out, "size", document, rows=list(size_csv_rows(document)), figure=figure)
+        chart = size_figure(size_rows(model, options=curve(model, options)))
+        write_result(
+            out,
+            "size",
+            document,
+            rows=list(size_csv_rows(document)),
+            figure=chart,
+            more={"size-budget": figure} if (figure := budget_figure(document)) else None,
+        )
     if json:
         typer.echo(encode(document), nl=False)
     else:
         print_size(document, Console())
     if explain:
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
-    if all(row.fit.fits is False for row in document.rows):
+    if document.solutions == [] or all(row.fit.fits is False for row in document.rows):
         raise typer.Exit(1)

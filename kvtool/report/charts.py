@@ -21,6 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4
 GREY = "#8c8c8c"
 RED = "#b2182b"
 LABEL_POINTS = 9
+SUBTITLE_IN = 0.405  # below the top edge, whatever the height of the figure
 
 
 def new_figure(
@@ -32,7 +33,7 @@ def new_figure(
     figure = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
     figure.suptitle(f"{title}\n" if subtitle else title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     if subtitle:
-        figure.text(0.01, 0.925, subtitle, ha="left", va="top", fontsize=10, color="#555555")
+        figure.text(0.01, 1 - SUBTITLE_IN / height_in, subtitle, ha="left", va="top", fontsize=10, color="#555555")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -35,9 +35,13 @@ def write_result(
     rows: Sequence[Mapping[str, CsvValue]],
     figure: Figure,
     html: str | None = None,
+    more: Mapping[str, Figure] | None = None,
 ) -> list[Path]:
-    """Write `name`.json, .csv and .png, and report.html where there is one; the paths written. Raises KvtoolError."""
+    """Write `name`.json, .csv and .png, report.html where there is one, a .png of each figure in `more`; the paths
+    written. Raises KvtoolError.
+    """
     files = {f"{name}.json": encode(document), f"{name}.csv": csv_bytes(rows), f"{name}.png": png_bytes(figure)}
+    files |= {f"{other}.png": png_bytes(another) for other, another in (more or {}).items()}
     if html is not None:
         files["report.html"] = html.encode()
     check_writable(directory)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kvtool.report.answers import print_answers, print_solutions
+from kvtool.report.budget import print_budget
 from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
 from kvtool.report.files import CsvValue
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeDocument, SizeLayers, SizeRow
+from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def print_size(document: SizeDocument, console: Console) -> None:
-    """For each model: what its layers keep, then a row for each batch; the assumptions last."""
+    """What was found, then for each model what its layers keep and a row for each batch; the assumptions last."""
+    if document.solutions is not None:
+        print_solutions(document.solutions, console)
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         _print_model(list(rows), console)
     for assumption in document.assumptions:
@@ -32,8 +36,11 @@ def _print_model(rows: list[SizeRow], console: Console) -> None:
     model, weights = rows[0].model, rows[0].weights
     known = f"weights {format_bytes(weights.bytes)}, {weights.source}" if weights.bytes else f"weights {weights.source}"
     console.print(f"[bold]{model.id}[/bold]: {model.attention}, {model.num_layers} layers; {known}", highlight=False)
-    for table in (layer_table(rows), *(row_table(list(same)) for _, same in groupby(rows, key=_dtype))):
-        console.print(to_rich(table, console.width))
+    console.print(to_rich(layer_table(rows), console.width))
+    for same in (list(group) for _, group in groupby(rows, key=_dtype)):
+        console.print(to_rich(row_table(same), console.width))
+        print_budget(same, console)
+        print_answers(same, console)
 
 
 def _dtype(row: SizeRow) -> str:
@@ -73,14 +80,22 @@ def row_table(rows: list[SizeRow]) -> Table:
     columns += ["fits", "room\nleft", "most\nseqs", "longest", "least\nTPOT ms"] if inputs.gpu else ["read\na step"]
     where = f" on {inputs.num_gpus} x {inputs.gpu}" if inputs.gpu else ""
     note = f"In pages of {inputs.block_size} tokens. "
-    if fit.kv_pool_bytes is not None and fit.usable_bytes is not None:
-        note += (
-            f"A GPU: {format_bytes(fit.usable_bytes)} usable - {format_bytes(fit.weights_bytes or 0)} weights - "
-            f"{format_bytes(fit.activation_bytes or 0)} activations - {format_bytes(fit.reserve_bytes or 0)} runtime = "
-            f"{format_bytes(fit.kv_pool_bytes)} for cache."
-        )
+    note += _room(fit)
     title = f"KV cache in {inputs.kv_cache_dtype}{where}"
     return Table(title=title, columns=tuple(columns), rows=[_row_cells(row) for row in rows], note=note)
+
+
+def _room(fit: SizeFit) -> str:
+    """Where the room for cache comes from."""
+    if fit.kv_pool_bytes is None or fit.usable_bytes is None:
+        return ""
+    if "kv_pool_bytes" in (fit.measured or ()):
+        return f"A GPU: {format_bytes(fit.kv_pool_bytes)} for cache, as measured."
+    return (
+        f"A GPU: {format_bytes(fit.usable_bytes)} usable - {format_bytes(fit.weights_bytes or 0)} weights - "
+        f"{format_bytes(fit.activation_bytes or 0)} activations - {format_bytes(fit.reserve_bytes or 0)} runtime = "
+        f"{format_bytes(fit.kv_pool_bytes)} for cache, give or take {format_bytes(fit.margin_bytes or 0)}."
+    )
 
 
 def _row_cells(row: SizeRow) -> tuple[str, ...]:

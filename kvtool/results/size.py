@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvtool.results.document import Struct
+from kvtool.units import format_bytes
 
 
 class SizeModel(Struct, frozen=True, kw_only=True):
@@ -74,17 +75,21 @@ class SizeDecode(Struct, frozen=True, kw_only=True):
 
 
 class SizeFit(Struct, frozen=True, kw_only=True):
+    """`margin_bytes`: by how much the estimates among the terms may be off; `measured`: the terms that are none."""
+
     memory_bytes: int | None = None
     usable_bytes: int | None = None
     weights_bytes: int | None = None
     activation_bytes: int | None = None
     reserve_bytes: int | None = None
     kv_pool_bytes: int | None = None
+    margin_bytes: int | None = None
     fits: bool | None = None
     missing_bytes: int | None = None
     max_batch_size: int | None = None
     max_context: int | None = None
     limited_by: str | None = None
+    measured: list[str] | None = None
 
 
 class SizeEngine(Struct, frozen=True, kw_only=True):
@@ -103,6 +108,75 @@ class SizeEngine(Struct, frozen=True, kw_only=True):
     exact_given_pool: bool | None = None
 
 
+class SizeSharing(Struct, frozen=True, kw_only=True):
+    """What storing a common prefix once saves, over one copy of the model: `ratio` is without / with sharing."""
+
+    shared_bytes: int
+    unshared_bytes: int
+    saved_bytes: int
+    ratio: float
+
+    @property
+    def words(self) -> str:
+        """`shared 1.28 GiB, unshared 25.8 GiB: saved 24.5 GiB (20.1 x)`."""
+        shared, unshared, saved = map(format_bytes, (self.shared_bytes, self.unshared_bytes, self.saved_bytes))
+        return f"shared {shared}, unshared {unshared}: saved {saved} ({self.ratio:.1f} x)"
+
+
+class SizeTier(Struct, frozen=True, kw_only=True):
+    """One place where the cache could live. `scope`: gpu (one GPU and its part of the cache) or node (the whole cache,
+    once). `tokens`: of one sequence, None where it stops growing; `sequences`: at the row's context. `reload_ms` brings
+    one sequence back into HBM at `reload_gbps`.
+    """
+
+    name: str
+    scope: str
+    capacity_bytes: int | None
+    batch_bytes: int
+    batch_share: float | None
+    tokens: int | None
+    sequences: int | None
+    reload_gbps: float | None
+    reload_ms: float | None
+
+
+class SizeLengths(Struct, frozen=True, kw_only=True):
+    """How many requests of a length distribution fit at once, on all GPUs: on average, with `probability`, and if every
+    one were as long as the longest.
+    """
+
+    source: str
+    requests: int | None
+    mean_tokens: float
+    p50_tokens: int
+    p95_tokens: int
+    max_tokens: int
+    probability: float
+    expected_requests: int
+    likely_requests: int
+    worst_case_requests: int
+    method: str
+
+
+class SizeSolution(Struct, frozen=True, kw_only=True):
+    """A way to serve `users` sequences of `context` tokens; commands are None with the reason where none would do."""
+
+    num_gpus: int
+    nodes: int
+    tp: int
+    pp: int
+    dp: int
+    kv_cache_dtype: str
+    users: int
+    context: int
+    kv_bytes_per_gpu: int
+    kv_pool_bytes: int
+    margin_bytes: int
+    vllm: str | None
+    sglang: str | None
+    reason: str | None
+
+
 class SizeRow(Struct, frozen=True, kw_only=True):
     model: SizeModel
     inputs: SizeInputs
@@ -112,9 +186,13 @@ class SizeRow(Struct, frozen=True, kw_only=True):
     decode: SizeDecode
     fit: SizeFit
     engine: SizeEngine
+    sharing: SizeSharing | None = None
+    tiers: list[SizeTier] | None = None
+    lengths: SizeLengths | None = None
 
 
 class SizeDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.size/1"
     rows: list[SizeRow]
+    solutions: list[SizeSolution] | None = None
     assumptions: list[str]

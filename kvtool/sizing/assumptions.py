@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import RESERVE_BYTES, batch_limits
+from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import ChunkedSpec, FullSpec, HeadsSpec, IndexerSpec, LatentSpec, SharedSpec, StateSpec
 from kvtool.units import format_bytes
@@ -18,6 +18,7 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_state(plan),
         *_layout(plan),
         *_batch(plan),
+        *_lengths(plan),
         *_weights(plan),
         *_card(plan),
     ]
@@ -94,6 +95,14 @@ def _batch(plan: SizePlan) -> Iterator[str]:
         )
 
 
+def _lengths(plan: SizePlan) -> Iterator[str]:
+    if plan.lengths is not None:
+        yield (
+            "requests of --lengths: each counts with its full length from the start, drawn independently of the others; "
+            "a younger request holds less"
+        )
+
+
 def _weights(plan: SizePlan) -> Iterator[str]:
     model, weights = plan.model, plan.weights
     if weights.stored_bytes is None:
@@ -116,13 +125,30 @@ def _card(plan: SizePlan) -> Iterator[str]:
         return
     if gpu.memory_assumed:
         yield f"{gpu.name}: memory is the card's decimal figure, {gpu.memory_bytes:,} B; a driver reports a little less"
-    tokens, sequences = batch_limits(gpu)
-    yield (
-        f"activations are an estimate: {tokens:,} batched tokens x (4 x hidden + 3 x widest MLP / tp) x 2 B"
-        f" + {sequences:,} sequences x vocabulary x 4 B"
-    )
-    yield f"{format_bytes(RESERVE_BYTES)} a GPU is set aside for the runtime: context, communication buffers, graphs"
+    yield from _memory(plan)
     yield (
         "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"
         " at its dense bf16 rate; recurrent state counts as read and written"
     )
+
+
+def _memory(plan: SizePlan) -> Iterator[str]:
+    """Which terms of the card's memory were measured, and how the others were estimated."""
+    memory, limits, calibration = plan.memory, plan.limits, plan.options.calibration
+    if memory is None or limits is None:
+        return
+    if calibration is not None:
+        terms = ", ".join(f"{name} {format_bytes(value)}" for name, value in calibration.measured.items())
+        yield f"measured, not estimated: {terms} a GPU ({calibration.source})"
+    if memory.measured_pool_bytes is not None:
+        return
+    if "activation_bytes" not in memory.measured:
+        yield (
+            f"activations are an estimate, good to {ACTIVATION_MARGIN:.0%}: {limits.tokens:,} batched tokens x "
+            f"(4 x hidden + 3 x widest MLP / tp) x 2 B + {limits.sequences:,} sequences x vocabulary x 4 B"
+        )
+    if "reserve_bytes" not in memory.measured:
+        yield (
+            f"{format_bytes(RUNTIME_BYTES + GRAPH_BYTES)} a GPU is set aside, good to half of it: "
+            f"{format_bytes(RUNTIME_BYTES)} for the runtime and {format_bytes(GRAPH_BYTES)} for CUDA graphs"
+        )

@@ -105,6 +105,8 @@ def _per_row(plan: SizePlan, row: SizeRow) -> Iterator[str]:
     yield f"the batch: {row.inputs.batch_size} x {allocated:,} B{shared} = {total:,} B"
     if row.inputs.num_gpus > 1:
         yield f"the fullest of {row.inputs.num_gpus} GPUs: {row.kv.bytes_per_gpu:,} B"
+    if row.sharing is not None:
+        yield f"the prefix once: {row.sharing.words}"
     yield from _decode(plan, row)
     yield from _fit(row)
 
@@ -139,7 +141,10 @@ def _fit(row: SizeRow) -> Iterator[str]:
     parts = (fit.usable_bytes, fit.weights_bytes, fit.activation_bytes, fit.reserve_bytes)
     usable, weights, activations, reserve = (format_bytes(part or 0) for part in parts)
     verdict = "fits" if fit.fits else f"{fit.missing_bytes:,} B missing"
+    if "kv_pool_bytes" in (fit.measured or ()):
+        yield f"room for cache, measured: {fit.kv_pool_bytes:,} B: {verdict}"
+        return
     yield (
         f"room for cache: {usable} usable - {weights} weights - {activations} activations - {reserve} reserve"
-        f" = {fit.kv_pool_bytes:,} B: {verdict}"
+        f" = {fit.kv_pool_bytes:,} B, give or take {format_bytes(fit.margin_bytes or 0)}: {verdict}"
     )

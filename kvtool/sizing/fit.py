@@ -8,64 +8,112 @@ from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.results import SizeFit
+from kvtool.results import Calibration, SizeFit
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import GpuCache
-from kvtool.units import GIB, MAX_LENGTH_TOKENS, ceil_div
+from kvtool.units import GIB, MAX_LENGTH_TOKENS, MIB, ceil_div
 
-# vLLM's defaults of max_num_batched_tokens and max_num_seqs, on cards of 70 GiB and more and on smaller ones.
-LARGE_CARD_BYTES = 70 * GIB
-LARGE_CARD_TOKENS, LARGE_CARD_SEQUENCES = 8192, 1024
-SMALL_CARD_TOKENS, SMALL_CARD_SEQUENCES = 2048, 256
-RESERVE_BYTES = GIB  # CUDA context, NCCL buffers, CUDA graphs: what engines typically lose to them
+# What `vllm serve` takes for max_num_batched_tokens and max_num_seqs, by the memory of the card.
+HUGE_CARD_BYTES, LARGE_CARD_BYTES = 160 * GIB, 70 * GIB
+HUGE_CARD_LIMITS, LARGE_CARD_LIMITS, SMALL_CARD_LIMITS = (16384, 1024), (8192, 1024), (2048, 256)
+CAUTIOUS_CARDS = ("a100", "gb10")  # as small cards, whatever their memory
+# What logs of vLLM show on a GPU: 0.16 to 0.20 GiB outside torch (pull requests 12126, 14447) and 0.36 to 0.73 GiB of
+# CUDA graphs (39559; gpustack/runner 251).
+RUNTIME_BYTES, GRAPH_BYTES = 256 * MIB, 768 * MIB
+RESERVE_BYTES = RUNTIME_BYTES + GRAPH_BYTES
+# How far off an estimate may be: a log of Llama-3-8B has 1.26 GiB of activations (vLLM pull request 10511) where the
+# formula gives 1.03; the reserve is taken as good to half of itself.
+ACTIVATION_MARGIN, RESERVE_MARGIN = 0.25, 0.5
 MAX_BATCH_SIZE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """One card's memory, and what is spoken for before the cache. `weights_bytes` is None where it is not known."""
+    """One card's memory, and what is spoken for before the cache. `weights_bytes` is None where it is not known.
+
+    `measured_pool_bytes` is the cache's part where an engine told it: then nothing is subtracted. `margin_bytes` is by
+    how much the estimates among the terms may be off; `measured` names the terms that are none.
+    """
 
     memory_bytes: int
     usable_bytes: int
     weights_bytes: int | None
     activation_bytes: int
     reserve_bytes: int
+    measured_pool_bytes: int | None = None
+    margin_bytes: int = 0
+    measured: tuple[str, ...] = ()
 
     @property
     def kv_pool_bytes(self) -> int | None:
         """What is left for the cache; negative where not even the rest fits."""
+        if self.measured_pool_bytes is not None:
+            return self.measured_pool_bytes
         if self.weights_bytes is None:
             return None
         return self.usable_bytes - self.weights_bytes - self.activation_bytes - self.reserve_bytes
 
 
-def batch_limits(gpu: Gpu) -> tuple[int, int]:
-    """(tokens, sequences) that an engine with default settings runs at once on this card."""
-    if gpu.memory_bytes >= LARGE_CARD_BYTES:
-        return LARGE_CARD_TOKENS, LARGE_CARD_SEQUENCES
-    return SMALL_CARD_TOKENS, SMALL_CARD_SEQUENCES
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """What an engine runs in one step at most: its --max-num-batched-tokens and --max-num-seqs."""
+
+    tokens: int
+    sequences: int
 
 
-def activation_bytes(gpu: Gpu, model: Model, parallel: Parallel) -> int:
+def batch_limits(
+    gpu: Gpu, *, tokens: int | None = None, sequences: int | None = None, max_model_len: int | None = None
+) -> BatchLimits:
+    """What is asked for, else what `vllm serve` takes by default on this card: tokens for all sequences to decode at
+    once at least, and no more than they can have in all.
+    """
+    if gpu.memory_bytes < LARGE_CARD_BYTES or any(name in gpu.name.lower() for name in CAUTIOUS_CARDS):
+        usual = SMALL_CARD_LIMITS
+    else:
+        usual = HUGE_CARD_LIMITS if gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
+    sequences = sequences or usual[1]
+    return BatchLimits(
+        tokens=tokens or max(sequences, min(usual[0], sequences * (max_model_len or usual[0]))),
+        sequences=sequences,
+    )
+
+
+def activation_bytes(model: Model, parallel: Parallel, limits: BatchLimits) -> int:
     """An estimate of the peak of one forward pass: in 16 bits, for each batched token, four rows of the hidden size
     (residual, norm, attention in and out) and three of the widest MLP (gate, up, product); fp32 logits a sequence.
     """
     widest = model.intermediate_size or 4 * model.hidden_size
     if model.moe is not None:
         widest = max(widest, model.moe.intermediate_size * model.moe.experts_per_token)
-    tokens, sequences = batch_limits(gpu)
-    rows = tokens * (4 * model.hidden_size + 3 * ceil_div(widest, parallel.tp)) * 2
-    return rows + sequences * (model.vocab_size or 0) * 4
+    rows = limits.tokens * (4 * model.hidden_size + 3 * ceil_div(widest, parallel.tp)) * 2
+    return rows + limits.sequences * (model.vocab_size or 0) * 4
 
 
-def budget(gpu: Gpu, model: Model, parallel: Parallel, *, weights_bytes: int | None, utilization: float) -> Budget:
-    """How the memory of one GPU of the layout is spoken for."""
+def budget(
+    gpu: Gpu,
+    model: Model,
+    parallel: Parallel,
+    *,
+    weights_bytes: int | None,
+    utilization: float,
+    limits: BatchLimits | None = None,
+    calibration: Calibration | None = None,
+) -> Budget:
+    """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated."""
+    measured = calibration.measured if calibration else {}
+    activations = activation_bytes(model, parallel, limits or batch_limits(gpu))
+    margins = {"activation_bytes": ACTIVATION_MARGIN * activations, "reserve_bytes": RESERVE_MARGIN * RESERVE_BYTES}
+    estimated = [margin for name, margin in margins.items() if name not in measured]
     return Budget(
         memory_bytes=gpu.memory_bytes,
-        usable_bytes=math.floor(gpu.memory_bytes * utilization),
-        weights_bytes=weights_bytes,
-        activation_bytes=activation_bytes(gpu, model, parallel),
-        reserve_bytes=RESERVE_BYTES,
+        usable_bytes=math.ceil(gpu.memory_bytes * utilization),
+        weights_bytes=measured.get("weights_bytes", weights_bytes),
+        activation_bytes=measured.get("activation_bytes", activations),
+        reserve_bytes=measured.get("reserve_bytes", RESERVE_BYTES),
+        measured_pool_bytes=measured.get("kv_pool_bytes"),
+        margin_bytes=0 if "kv_pool_bytes" in measured else round(sum(estimated)),
+        measured=tuple(measured),
     )
 
 
@@ -100,11 +148,13 @@ def fit(
         activation_bytes=memory.activation_bytes,
         reserve_bytes=memory.reserve_bytes,
         kv_pool_bytes=max(pool, 0),
+        margin_bytes=memory.margin_bytes,
         fits=needed <= pool,
         missing_bytes=max(0, needed - pool),
         max_batch_size=largest(holds_batch, MAX_BATCH_SIZE),
         max_context=longest,
         limited_by="weights" if pool <= 0 else limit_name if longest == max_context else "kv cache",
+        measured=list(memory.measured),
     )
 
 

@@ -8,8 +8,11 @@ from kvtool.catalog.checkpoint import CheckpointHeader
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
+from kvtool.results import Calibration
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.lengths import Lengths
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.tiers import Places
 from kvtool.units import MAX_LENGTH_TOKENS
 
 DEFAULT_CONTEXTS = (4096, 32768)
@@ -19,7 +22,8 @@ MAX_COUNT = 1 << 24
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any.
+    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any;
+    `places` are where else the cache could live, `lengths` how long requests are.
     """
 
     contexts: tuple[int, ...] = ()
@@ -34,6 +38,11 @@ class SizeOptions:
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
     checkpoint: CheckpointHeader | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    calibration: Calibration | None = None
+    places: Places | None = None
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         for context in self.contexts:
@@ -41,6 +50,10 @@ class SizeOptions:
         for batch_size in self.batch_sizes:
             _check_range("batch size", batch_size, MAX_COUNT)
         _check_range("block size", self.block_size, MAX_COUNT)
+        for flag in ("max_num_batched_tokens", "max_num_seqs"):
+            if (value := getattr(self, flag)) is not None:
+                _check_range(f"--{flag.replace('_', '-')}", value, MAX_COUNT)
+        self._check_card()
         if not 0 < self.gpu_memory_utilization <= 1:
             raise KvtoolError(f"gpu memory utilization {self.gpu_memory_utilization} must be above 0 and at most 1")
         if self.shared_prefix < 0:
@@ -50,6 +63,15 @@ class SizeOptions:
         if self.max_model_len is not None and self.max_model_len < max(self.contexts, default=self.shared_prefix):
             longest = max(self.contexts, default=self.shared_prefix)
             raise KvtoolError(f"--max-model-len {self.max_model_len} is shorter than {longest} tokens asked for")
+
+    def _check_card(self) -> None:
+        """What only a card's memory can answer needs a card."""
+        asked = {"--calibration": self.calibration, "--lengths": self.lengths}
+        missing = [flag for flag, value in asked.items() if value is not None and self.gpu is None]
+        if missing:
+            raise KvtoolError(f"{missing[0]} is about the memory of a card: name it with --gpu")
+        if self.places is not None and self.gpu is None and not self.places.given:
+            raise KvtoolError("--tiers compares with a card's memory: name it with --gpu, or give --dram or --nvme")
 
     def max_context(self, model: Model) -> int | None:
         """The longest sequence that may be: --max-model-len, else what the model was made for, else no limit known."""

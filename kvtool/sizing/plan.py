@@ -13,16 +13,21 @@ from kvtool.results import (
     SizeInputs,
     SizeKv,
     SizeLayers,
+    SizeLengths,
     SizeModel,
     SizeRow,
+    SizeTier,
     SizeWeights,
 )
 from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO, CacheFormat, parse_cache_format
-from kvtool.sizing.fit import Budget, budget, fit
+from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format
+from kvtool.sizing.lengths import fitting_requests
 from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.sharing import sharing
 from kvtool.sizing.specs import CacheSpec, HeadsSpec, IndexerSpec, LatentSpec, StateSpec, WindowSpec
+from kvtool.sizing.tiers import Places, tiers
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache
 from kvtool.sizing.weights import Weights, weigh
 
@@ -38,7 +43,9 @@ class SizePlan:
     specs: SpecCounts
     cache: GpuCache
     weights: Weights
+    limits: BatchLimits | None
     memory: Budget | None
+    lengths: SizeLengths | None
 
     def row(self, context: int, batch_size: int) -> SizeRow:
         """The row of `batch_size` sequences of `context` tokens."""
@@ -75,6 +82,22 @@ class SizePlan:
                 limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
             engine=SizeEngine(),
+            sharing=sharing(self.specs, context=context, batch_size=batch_size, options=options),
+            tiers=None if options.places is None else self._tiers(context, batch_size),
+            lengths=self.lengths,
+        )
+
+    def _tiers(self, context: int, batch_size: int) -> list[SizeTier]:
+        options = self.options
+        return tiers(
+            options.places or Places(),
+            options.gpu,
+            self.memory,
+            gpu_cache=self.cache,
+            whole_cache=GpuCache(stages=(self.specs,), block_size=options.block_size, dp=1, dcp=1),
+            context=context,
+            batch_size=batch_size,
+            shared_prefix=options.shared_prefix,
         )
 
     def _inputs(self, context: int, batch_size: int) -> SizeInputs:
@@ -124,25 +147,50 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     state = state_format(model, options.state_dtype)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
     parallel = options.parallel
-    memory = None
-    if options.gpu is not None:
-        memory = budget(
-            options.gpu,
-            model,
-            parallel,
-            weights_bytes=weights.bytes_per_gpu(parallel),
-            utilization=options.gpu_memory_utilization,
-        )
+    cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
+    limits, memory = card_memory(model, options, weights)
     return SizePlan(
         model=model,
         options=options,
         cache_format=cache_format,
         state=state,
         specs=count_specs(layer_specs(model, cache_format, state=state)),
-        cache=gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state),
+        cache=cache,
         weights=weights,
+        limits=limits,
         memory=memory,
+        lengths=None
+        if options.lengths is None or memory is None
+        else fitting_requests(
+            options.lengths,
+            memory,
+            cache,
+            shared_prefix=options.shared_prefix,
+            longest=options.max_context(model),
+        ),
     )
+
+
+def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[BatchLimits | None, Budget | None]:
+    """What the engine runs in a step, and how one GPU's memory is spoken for; None without a card."""
+    if options.gpu is None:
+        return None, None
+    limits = batch_limits(
+        options.gpu,
+        tokens=options.max_num_batched_tokens,
+        sequences=options.max_num_seqs,
+        max_model_len=options.max_context(model),
+    )
+    memory = budget(
+        options.gpu,
+        model,
+        options.parallel,
+        weights_bytes=weights.bytes_per_gpu(options.parallel),
+        utilization=options.gpu_memory_utilization,
+        limits=limits,
+        calibration=options.calibration,
+    )
+    return limits, memory
 
 
 def _model(model: Model) -> SizeModel:

@@ -1,0 +1,155 @@
+"""What `kvtool size` answers beside its rows: what a shared prefix saves, tiers, requests at once, and solutions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvtool.report.tables import Table, to_rich
+from kvtool.results import SizeLengths, SizeRow, SizeSolution, SizeTier
+from kvtool.units import format_bytes_short, format_length, format_ms
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TIER_NAMES = {"registers": "registers", "l2": "L2", "hbm": "HBM pool", "dram": "DRAM", "nvme": "NVMe"}
+COMMAND_WIDTH = 78  # of a printed command, its continuation mark included
+
+
+def print_answers(rows: Sequence[SizeRow], console: Console) -> None:
+    """What the rows of one model and cache dtype were asked for with --shared-prefix, --tiers and --lengths."""
+    for row in rows:
+        if row.sharing is not None:
+            what = f"{format_length(row.inputs.context)} x {row.inputs.batch_size:,}"
+            console.print(f"Prefix of {format_length(row.inputs.shared_prefix)} tokens, {what}: {row.sharing.words}")
+    if any(row.sharing for row in rows):
+        console.print()
+    if any(row.tiers for row in rows):
+        console.print(to_rich(tier_table(rows), console.width))
+    if rows and rows[0].lengths is not None:
+        console.print(to_rich(lengths_table(rows[0].lengths), console.width))
+
+
+def tier_table(rows: Sequence[SizeRow]) -> Table:
+    """A block of lines a row: what each tier holds, and how long it takes to bring one sequence back into HBM."""
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        what = f"{format_length(row.inputs.context)} x {row.inputs.batch_size:,}"
+        for tier in row.tiers or ():
+            lines.append((what, *_tier_cells(tier)))
+            what = ""
+    note = "Registers, L2 and HBM hold one GPU's part of the cache; DRAM and NVMe all of it, once."
+    if any(tier.reload_ms is not None for row in rows for tier in row.tiers or ()):
+        note += " reload: one sequence back into HBM at the link's listed rate."
+    return Table(
+        title="Where the cache could live",
+        columns=(
+            "context\nx batch",
+            "tier",
+            "holds",
+            "the batch\ntakes",
+            "of it",
+            "tokens",
+            "most\nseqs",
+            "reload\nms",
+        ),
+        rows=lines,
+        labels=2,
+        note=note,
+    )
+
+
+def _tier_cells(tier: SizeTier) -> tuple[str, ...]:
+    name, taken = TIER_NAMES[tier.name], format_bytes_short(tier.batch_bytes)
+    if tier.capacity_bytes is None:
+        return (name, "?", taken, "?", "?", "?", format_ms(tier.reload_ms))
+    share = "-" if tier.batch_share is None else _percent(tier.batch_share)
+    tokens = "no end" if tier.tokens is None else f"{tier.tokens:,}"
+    return (
+        name,
+        format_bytes_short(tier.capacity_bytes),
+        taken,
+        share,
+        tokens,
+        f"{tier.sequences:,}",
+        format_ms(tier.reload_ms),
+    )
+
+
+def _percent(share: float) -> str:
+    """`0.4 %`, `37 %`, and `12 x` once it is many times over."""
+    if share >= 10:
+        return f"{share:,.0f} x"
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+
+
+def lengths_table(lengths: SizeLengths) -> Table:
+    """How many requests fit at once: on average, nearly always, and if all were the longest."""
+    rows = [
+        ("on average", f"{lengths.expected_requests:,}"),
+        (f"with {lengths.probability:.0%} probability", f"{lengths.likely_requests:,}"),
+        (f"all as long as the longest ({lengths.max_tokens:,} tokens)", f"{lengths.worst_case_requests:,}"),
+    ]
+    note = (
+        f"{lengths.source}: mean {lengths.mean_tokens:,.0f}, p50 {lengths.p50_tokens:,}, p95 {lengths.p95_tokens:,} "
+        f"tokens, prompt and output; {lengths.method}."
+    )
+    return Table(title="Requests that fit at once", columns=("", "requests"), rows=rows, labels=1, note=note)
+
+
+def print_solutions(solutions: Sequence[SizeSolution], console: Console) -> None:
+    """The settings that fit, best first, and the commands of the best; a line where there are none."""
+    if not solutions:
+        console.print("[bold]Nothing that was tried fits[/bold]: the sizes below are those of the last try.\n")
+        return
+    console.print(to_rich(solution_table(solutions), console.width))
+    best = solutions[0]
+    for command in (best.vllm, best.sglang):
+        if command is not None:
+            for line in wrapped_command(command):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print()
+    if best.reason is not None:
+        console.print(f"{best.reason}\n", markup=False, highlight=False)
+
+
+def solution_table(solutions: Sequence[SizeSolution]) -> Table:
+    """One line a setting that fits."""
+    rows = [
+        (
+            f"{one.num_gpus}",
+            f"{one.tp} x {one.pp} x {one.dp}",
+            one.kv_cache_dtype,
+            f"{one.users:,}",
+            format_length(one.context),
+            format_bytes_short(one.kv_bytes_per_gpu),
+            format_bytes_short(one.kv_pool_bytes),
+            format_bytes_short(one.margin_bytes),
+        )
+        for one in solutions
+    ]
+    return Table(
+        title="What fits, best first",
+        columns=("GPUs", "tp x pp x dp", "cache", "users", "context", "KV a\nGPU", "room\na GPU", "give or\ntake"),
+        rows=rows,
+        note="Best: fewest GPUs, then the least lossy cache. Below, what starts the first line.",
+    )
+
+
+def wrapped_command(command: str) -> list[str]:
+    """The command over lines that a shell takes as one: no flag is parted from its value."""
+    words = shlex.split(command)
+    pieces: list[str] = []
+    for word in words:
+        if pieces and pieces[-1].startswith("--") and not word.startswith("--") and " " not in pieces[-1]:
+            pieces[-1] += f" {shlex.quote(word)}"
+        else:
+            pieces.append(shlex.quote(word))
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + len(piece) + 3 > COMMAND_WIDTH:
+            lines.append(f"    {piece}")
+        else:
+            lines[-1] += f" {piece}"
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]

@@ -1,0 +1,184 @@
+"""How the memory of one GPU is spoken for: a bar for each row of a size document, in a terminal and as a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, new_figure
+from kvtool.report.tables import WIDE
+from kvtool.results import SizeDocument, SizeFit, SizeRow
+from kvtool.units import GIB, format_bytes, format_bytes_short, format_length
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+MAX_BARS = 12  # of a chart
+NARROWEST_BAR = 20
+WEIGHTS, ACTIVATIONS, RESERVE, USED, FREE = "weights", "activations", "reserve", "KV used", "KV free"
+UNUSED = "beyond the budget"
+GLYPHS = {WEIGHTS: "█", ACTIVATIONS: "▓", RESERVE: "▒", USED: "■", FREE: "·", UNUSED: " "}
+STYLES = {WEIGHTS: "blue", ACTIVATIONS: "magenta", RESERVE: "yellow", USED: "green", FREE: "dim", UNUSED: "dim"}
+FILLS = {
+    WEIGHTS: COLOURS[0],
+    ACTIVATIONS: COLOURS[3],
+    RESERVE: COLOURS[4],
+    USED: COLOURS[2],
+    FREE: "#dcefe8",
+    UNUSED: "#ededed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One part of a GPU's memory. `overfull` marks a cache, or weights, that do not fit into what is left for them."""
+
+    name: str
+    size_bytes: int
+    overfull: bool = False
+
+
+def segments(row: SizeRow) -> list[Segment]:
+    """The parts of one GPU's memory in order, empty ones left out; none where the pool is not known."""
+    fit = row.fit
+    if fit.kv_pool_bytes is None or fit.memory_bytes is None:
+        return []
+    used = min(row.kv.bytes_per_gpu, fit.kv_pool_bytes)
+    sizes = {
+        WEIGHTS: fit.weights_bytes or 0,
+        ACTIVATIONS: fit.activation_bytes or 0,
+        RESERVE: fit.reserve_bytes or 0,
+        USED: used,
+        FREE: fit.kv_pool_bytes - used,
+    }
+    sizes[UNUSED] = max(0, fit.memory_bytes - sum(sizes.values()))
+    overfull = None if not fit.missing_bytes else USED if used else WEIGHTS
+    return [Segment(name, size, name == overfull) for name, size in sizes.items() if size]
+
+
+def columns(parts: Sequence[Segment], width: int) -> list[int]:
+    """Columns of each part, in all `width`: in proportion, but at least one each."""
+    total = sum(part.size_bytes for part in parts)
+    counts = [max(1, round(part.size_bytes * width / total)) for part in parts]
+    while (extra := sum(counts) - width) != 0:
+        widest = counts.index(max(counts))
+        counts[widest] -= 1 if extra > 0 else -1
+    return counts
+
+
+def outcome(row: SizeRow) -> str:
+    """`free 50.2 GiB` or `missing 205 GiB`."""
+    fit = row.fit
+    if fit.missing_bytes:
+        return f"missing {format_bytes_short(fit.missing_bytes)}"
+    return f"free {format_bytes_short((fit.kv_pool_bytes or 0) - row.kv.bytes_per_gpu)}"
+
+
+def _memory(row: SizeRow) -> int:
+    return row.fit.memory_bytes or 0
+
+
+def _label(row: SizeRow) -> str:
+    return f"{format_length(row.inputs.context)} x {row.inputs.batch_size:,}"
+
+
+def print_budget(rows: Sequence[SizeRow], console: Console) -> None:
+    """A line for each row of one model and cache dtype, and what its marks mean; nothing without a card."""
+    from rich.text import Text
+
+    rows = [row for row in rows if segments(row)]
+    if not rows:
+        return
+    labels = [_label(row) for row in rows]
+    ends = [f"KV {format_bytes_short(row.kv.bytes_per_gpu)}, {outcome(row)}" for row in rows]
+    width = min(console.width, WIDE) - max(map(len, labels)) - max(map(len, ends)) - 6
+    console.print(Text(f"Memory of one {rows[0].inputs.gpu}, {format_bytes_short(_memory(rows[0]))}", style="bold"))
+    for row, label, end in zip(rows, labels, ends, strict=True):
+        line = Text(f" {label:>{max(map(len, labels))}} ", no_wrap=True)
+        parts = segments(row)
+        for part, count in zip(parts, columns(parts, max(width, NARROWEST_BAR)), strict=True):
+            line.append(GLYPHS[part.name] * count, style="red" if part.overfull else STYLES[part.name])
+        console.print(line.append(f"| {end}", style="red" if row.fit.missing_bytes else ""))
+    console.print(Text("  ".join(_legend(rows[0].fit)), style="dim"))
+    console.print()
+
+
+def _legend(fit: SizeFit) -> Iterator[str]:
+    """The terms that all rows have in common with their bytes, and the marks of the others."""
+    terms = {WEIGHTS: fit.weights_bytes, ACTIVATIONS: fit.activation_bytes, RESERVE: fit.reserve_bytes}
+    for name, size in terms.items():
+        if size:
+            measured = " measured" if f"{_TERM_OF[name]}_bytes" in (fit.measured or ()) else ""
+            yield f"{GLYPHS[name]} {name} {format_bytes_short(size)}{measured}"
+    yield f"{GLYPHS[USED]} {USED}"
+    yield f"{GLYPHS[FREE]} {FREE}"
+
+
+_TERM_OF = {WEIGHTS: "weights", ACTIVATIONS: "activation", RESERVE: "reserve"}
+
+
+def budget_figure(document: SizeDocument) -> Figure | None:
+    """One stacked bar for each of the first rows; None where no row has a budget."""
+    rows = [row for row in document.rows if segments(row)][:MAX_BARS]
+    if not rows:
+        return None
+    first = rows[0]
+    where = f"one of {first.inputs.num_gpus} x {first.inputs.gpu}" if first.inputs.num_gpus > 1 else first.inputs.gpu
+    figure, (axes,) = new_figure(
+        f"{first.model.id}: memory of one GPU",
+        subtitle=f"{where}; sequences as context x batch size",
+        height_in=2.5 + 0.42 * len(rows),
+    )
+    for place, row in enumerate(rows):
+        _draw_bar(axes, place, row)
+    _finish(axes, rows)
+    return figure
+
+
+def _draw_bar(axes: Axes, place: int, row: SizeRow) -> None:
+    start = 0.0
+    for part in segments(row):
+        size = part.size_bytes / GIB
+        fill = RED if part.overfull else FILLS[part.name]
+        axes.barh(place, size, left=start, height=0.6, color=fill, edgecolor="white", linewidth=0.8)
+        start += size
+    colour = RED if row.fit.missing_bytes else "#333333"
+    axes.annotate(
+        outcome(row),
+        (start, place),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontsize=LABEL_POINTS,
+        annotation_clip=False,
+    )
+
+
+def _finish(axes: Axes, rows: Sequence[SizeRow]) -> None:
+    """Names of the bars, the limit that may be used, and a legend below that no bar can touch."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    fit = rows[0].fit
+    several = len({row.inputs.kv_cache_dtype for row in rows}) > 1
+    names = [f"{_label(row)}{f' {row.inputs.kv_cache_dtype}' if several else ''}" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(sum(part.size_bytes for part in segments(row)) for row in rows) / GIB)
+    axes.set_xlabel("GiB")
+    axes.grid(False, axis="y")
+    limit = (fit.usable_bytes or 0) / GIB
+    axes.axvline(limit, color=GREY, linestyle="--", linewidth=1.2)
+    terms = {WEIGHTS: fit.weights_bytes, ACTIVATIONS: fit.activation_bytes, RESERVE: fit.reserve_bytes}
+    handles: list[Patch | Line2D] = [
+        Patch(color=fill, label=f"{name} {format_bytes(terms[name] or 0)}" if terms.get(name) else name)
+        for name, fill in FILLS.items()
+    ]
+    if any(row.fit.missing_bytes for row in rows):
+        handles.append(Patch(color=RED, label="does not fit"))
+    handles.append(Line2D([], [], color=GREY, linestyle="--", label=f"usable {format_bytes(fit.usable_bytes or 0)}"))
+    axes.figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=LABEL_POINTS, frameon=False)
