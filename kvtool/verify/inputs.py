@@ -111,8 +111,6 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
         inputs["ep"] = str(int(inputs.get("tp", "1")) * int(inputs.get("dp", "1")))
     if (length := facts.last("max_model_len")) is not None:
         inputs["max_model_len"] = str(int(length.value))
-    if inputs.get("block_size") and facts.engine == "vllm" and facts.flags.get("user_specified_block_size") == "False":
-        del inputs["block_size"]
     return inputs
 
 

@@ -27,7 +27,6 @@ def _model(engine: str) -> Pattern:
 VLLM = (
     _model("vllm"),
     _label("num_gpu_blocks", "num_blocks_count", r"\d+"),
-    _label("block_size", "block_size_flag", r"\d+"),
     _label("kv_cache_size_tokens", "tokens_count", r"\d+"),
     _label("kv_cache_max_concurrency", "max_concurrency_ratio", r"[\d.]*\d"),
     _label("cache_dtype", "kv_cache_dtype_flag", r"\w+"),

@@ -125,7 +125,7 @@ def test_metrics_of_both_engines() -> None:
     vllm = read("vllm_metrics_qwen3_32b.txt")
     assert (vllm.engine, vllm.model) == ("vllm", "qwen3-32b")
     assert [figure.value for figure in vllm.of("num_blocks")] == [573]
-    assert vllm.flags["block_size"] == "16"
+    assert vllm.flags["gpu_memory_utilization"] == "0.82"
     assert "num_gpu_blocks_override" not in vllm.flags
     sglang = read("sglang_metrics.txt")
     assert [figure.value for figure in sglang.of("tokens")] == [570_979]
