@@ -15,7 +15,9 @@ class EngineOptions:
 
     `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1:
     the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not
-    estimated. `gpu` decides what depends on the card: block sizes and default batched tokens.
+    estimated. `gpu` decides what depends on the card: block sizes and default batched tokens. The last fields are
+    SGLang's own; it calls `block_size` --page-size, `max_model_len` --context-length, `mamba_ssm_cache_dtype`
+    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache.
     """
 
     name: str
@@ -36,3 +38,11 @@ class EngineOptions:
     hybrid_kv_cache_manager: bool = True
     mamba_ssm_cache_dtype: str = AUTO
     mamba_cache_mode: str = AUTO
+    mem_fraction_static: float | None = None
+    chunked_prefill_size: int | None = None
+    max_total_tokens: int | None = None
+    max_running_requests: int | None = None
+    swa_full_tokens_ratio: float | None = None
+    mamba_full_memory_ratio: float | None = None
+    max_mamba_cache_size: int | None = None
+    enable_dp_attention: bool = False

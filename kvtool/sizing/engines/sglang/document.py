@@ -1,0 +1,197 @@
+"""A plan of SGLang's as the `engine` part of a size row: pools, log lines, and where the bytes go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kvtool.catalog.model import FullAttention, SharedAttention, SlidingAttention
+from kvtool.results import SizeEngine
+from kvtool.sizing.engines.sglang.backend import is_mla
+from kvtool.sizing.engines.sglang.cells import StateCell, TokenCell
+from kvtool.sizing.engines.sglang.log import log_lines, rows_bytes
+from kvtool.sizing.engines.sglang.plan import VERSION, Allocation, SglangPlan, sliding_kept_whole
+from kvtool.units import ceil_div, round_up
+
+NAME = "sglang"
+
+
+def size_engine(plan: SglangPlan) -> SizeEngine:
+    """The plan in the words that all engines share; a block is a page of the full pool."""
+    allocation, backend = plan.allocation, plan.backend
+    if allocation is None or backend is None:
+        return SizeEngine(name=NAME, version=VERSION, refusal=plan.refusal, exact_given_pool=False)
+    page, context = allocation.flags.page_size, allocation.flags.context
+    cell = (allocation.cells.full if allocation.tokens.full else allocation.cells.swa) or allocation.cells.full
+    return SizeEngine(
+        name=NAME,
+        version=VERSION,
+        block_size=page,
+        bytes_per_block=page * cell.bytes_per_token,
+        num_blocks=allocation.max_total_num_tokens // page,
+        blocks_per_request=ceil_div(context, page * allocation.dcp),
+        max_concurrency=min(allocation.concurrency(context).values()),
+        gpu_kv_cache_tokens=allocation.cached_tokens,
+        log_line="\n".join(log_lines(allocation, backend)),
+        groups=list(_groups(allocation)),
+        ledger=[*_shares(plan, allocation), *_costs(plan, allocation)],
+        exact_given_pool=not plan.inexact,
+    )
+
+
+def _groups(allocation: Allocation) -> Iterator[dict[str, Any]]:
+    tokens, cells, page = allocation.tokens, allocation.cells, allocation.flags.page_size
+    at_once = allocation.concurrency(allocation.flags.context)
+    if cells.full.layers:
+        yield _token_group("full", cells.full, tokens.full, page) | {"sequences": at_once.get("full")}
+    if cells.swa is not None and tokens.swa is not None:
+        yield _token_group("swa", cells.swa, tokens.swa, page) | {
+            "window": cells.window,
+            "sequences": at_once.get("swa"),
+        }
+    if cells.state is not None and tokens.state_slots is not None:
+        yield _state_group(cells.state, tokens.state_slots) | {
+            "slots_per_request": allocation.flags.slots_per_request,
+            "sequences": tokens.state_slots // allocation.flags.slots_per_request,
+        }
+
+
+def _token_group(pool: str, cell: TokenCell, tokens: int, page: int) -> dict[str, Any]:
+    return {
+        "pool": pool,
+        "layers": cell.layers,
+        "bytes_per_token": cell.bytes_per_token,
+        "index_bytes_per_token": cell.index_layers * cell.index_bytes,
+        "tokens": tokens,
+        "bytes": rows_bytes(cell, tokens, page),
+    }
+
+
+def _state_group(cell: StateCell, slots: int) -> dict[str, Any]:
+    return {
+        "pool": "state",
+        "layers": cell.layers,
+        "bytes_per_slot": cell.bytes_per_slot,
+        "slots": slots,
+        "bytes": (slots + 1) * cell.bytes_per_slot,
+    }
+
+
+def _shares(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+    """What the bytes of a GPU are given to; these terms add up to all of them."""
+    tokens, cells = allocation.tokens, allocation.cells
+    index_bytes = cells.full.index_layers * cells.full.index_bytes
+    yield _term(plan, "tokens of full attention", tokens.full * cells.full.kv_bytes)
+    if index_bytes:
+        yield _term(plan, "index keys", tokens.full * index_bytes)
+    if cells.swa is not None and tokens.swa is not None:
+        yield _term(plan, "tokens of windows", tokens.swa * cells.swa.bytes_per_token)
+    if tokens.state_slots is not None:
+        yield _term(plan, "state slots", (tokens.state_slots + 1) * allocation.cells.charged_state_bytes)
+    limited = " (--max-total-tokens)" if plan.options.max_total_tokens else ""
+    yield _term(plan, f"left over{limited}", plan.pool_bytes - allocation.charged_bytes)
+
+
+def _costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+    """What a part of those bytes is spent on, and what is allocated beside them; each with what would save it."""
+    yield from _layout_costs(plan, allocation)
+    if allocation.cells.swa is not None:
+        yield from _window_costs(plan, allocation)
+    yield from _slot_costs(plan, allocation)
+    page, context = allocation.flags.page_size, allocation.flags.context
+    tail = round_up(context, page) - context
+    if tail:
+        yield _term(
+            plan,
+            f"page tail of a sequence of {context:,} tokens",
+            tail * allocation.cells.full.bytes_per_token,
+            "a smaller --page-size where the backend takes one",
+        )
+    padding = page * (allocation.cells.full.bytes_per_token + _swa_bytes_per_token(allocation))
+    yield _term(plan, "padding page, allocated beside the pools", padding)
+    yield _term(
+        plan,
+        "request table, allocated beside the pools",
+        allocation.request_table_bytes,
+        "a smaller --context-length or --max-running-requests",
+    )
+
+
+def _layout_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+    model, parallel = plan.model, plan.options.parallel
+    copies = parallel.tp // parallel.dcp if is_mla(model) else _head_copies(plan)
+    if copies > 1:
+        stored = allocation.max_total_num_tokens * allocation.cells.full.bytes_per_token
+        yield _term(
+            plan,
+            f"the same tokens on {copies} ranks: what a rank would save if they were split",
+            stored - stored // copies,
+            "--enable-dp-attention, or --dcp-size",
+        )
+    shared = sum(isinstance(layer.cache, SharedAttention) for layer in model.layers)
+    if shared:
+        stored = allocation.charged_bytes * shared // model.num_layers
+        yield _term(plan, f"about what the {shared} KV-sharing layers take, which store nothing of their own", stored)
+    if sliding_kept_whole(model):
+        yield _sliding_whole(plan, allocation)
+
+
+def _head_copies(plan: SglangPlan) -> int:
+    heads = [layer.cache.kv_heads for layer in plan.model.layers if isinstance(layer.cache, FullAttention)]
+    parallel = plan.options.parallel
+    return max(1, parallel.tp // parallel.dcp // max(heads)) if heads else 1
+
+
+def _sliding_whole(plan: SglangPlan, allocation: Allocation) -> dict[str, Any]:
+    """Bytes of a full-length sequence that no sliding layer will read again."""
+    context, cell = allocation.flags.context, allocation.cells.full
+    windows = [layer.cache.window for layer in plan.model.layers if isinstance(layer.cache, SlidingAttention)]
+    beyond = sum(max(0, context - window) for window in windows) * (cell.k_bytes + cell.v_bytes)
+    return _term(plan, f"of a sequence of {context:,} tokens, what is past the window of its sliding layers", beyond)
+
+
+def _window_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+    """Which of the two pools runs out first at full length, and what is then idle in the other."""
+    cells, tokens, flags = allocation.cells, allocation.tokens, allocation.flags
+    assert cells.swa is not None
+    assert cells.window is not None
+    assert tokens.swa is not None
+    at_once = allocation.concurrency(flags.context)
+    runs = min(at_once.values())
+    taken = min(round_up(flags.context, flags.page_size), cells.window) + flags.page_size
+    ratio = min(1.0, taken / round_up(flags.context, flags.page_size))
+    if at_once["swa"] > runs:
+        idle = tokens.swa - round(runs * taken)
+        remedy = f"--swa-full-tokens-ratio {ratio:.3f} balances the pools at {flags.context:,} tokens"
+        yield _term(plan, f"idle window tokens at {flags.context:,} tokens", idle * cells.swa.bytes_per_token, remedy)
+    elif at_once.get("full", 0.0) > runs and runs == at_once["swa"]:
+        idle = tokens.full - round(runs * round_up(flags.context, flags.page_size))
+        remedy = f"--swa-full-tokens-ratio {ratio:.3f}: the window pool runs out first"
+        yield _term(plan, f"idle full tokens at {flags.context:,} tokens", idle * cells.full.bytes_per_token, remedy)
+
+
+def _slot_costs(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]]:
+    slots = allocation.tokens.state_slots
+    if slots is None:
+        return
+    spare = slots - allocation.max_running_requests
+    yield _term(
+        plan,
+        f"state slots beyond one for each of {allocation.max_running_requests:,} requests: cached prefixes, overlap",
+        spare * allocation.cells.charged_state_bytes,
+        "--disable-radix-cache takes one slot a request; --mamba-full-memory-ratio sets the share",
+    )
+
+
+def _swa_bytes_per_token(allocation: Allocation) -> int:
+    return 0 if allocation.cells.swa is None else allocation.cells.swa.bytes_per_token
+
+
+def _term(plan: SglangPlan, term: str, count: int, remedy: str | None = None) -> dict[str, Any]:
+    """`ratio` is to the bytes that a GPU has for caches."""
+    return {
+        "term": term,
+        "bytes": count,
+        "ratio": round(count / plan.pool_bytes, 6) if plan.pool_bytes > 0 else None,
+        "remedy": remedy,
+    }
