@@ -52,9 +52,7 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
             limits=limits,
         )
     eager = facts.flags.get("enforce_eager") == "True"
-    return Estimate(
-        weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs=not eager
-    )
+    return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs=not eager)
 
 
 def logged_card(facts: LogFacts) -> Gpu | None:

@@ -21,16 +21,17 @@ def calibration(facts: LogFacts, log: str) -> Calibration:
     weights = facts.first("weights") if facts.engine == "sglang" else facts.largest("weights")
     activation, pool, rest = facts.largest("activation"), kv_pool(facts), _rest(facts)
     whole = weights is not None and activation is not None and rest is not None
-    measured = {
-        "weights_bytes": _whole_bytes(weights),
-        "activation_bytes": _whole_bytes(activation),
-        "reserve_bytes": rest,
-        "kv_pool_bytes": None if whole else _whole_bytes(pool),
-    }
-    if not any(measured.values()):
-        raise KvtoolError(f"{log} measures nothing to save: none of {_TERMS}")
     version = f" {facts.version}" if facts.version else ""
-    return Calibration(**measured, source=f"{facts.engine}{version}, {log}")
+    measured = Calibration(
+        weights_bytes=_whole_bytes(weights),
+        activation_bytes=_whole_bytes(activation),
+        reserve_bytes=rest,
+        kv_pool_bytes=None if whole else _whole_bytes(pool),
+        source=f"{facts.engine}{version}, {log}",
+    )
+    if not measured.measured:
+        raise KvtoolError(f"{log} measures nothing to save: none of {_TERMS}")
+    return measured
 
 
 def save_calibration(facts: LogFacts, log: str, path: Path) -> Calibration:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
@@ -47,9 +48,15 @@ _NAMES = {
         "context_length": "max_model_len",
         "kv_cache_dtype": "kv_cache_dtype",
         "page_size": "block_size",
-        "mem_fraction_static": "gpu_memory_utilization",
-        "max_running_requests": "max_num_seqs",
         "mamba_ssm_dtype": "mamba_ssm_cache_dtype",
+        "mem_fraction_static": "mem_fraction_static",
+        "chunked_prefill_size": "chunked_prefill_size",
+        "max_total_tokens": "max_total_tokens",
+        "max_running_requests": "max_running_requests",
+        "swa_full_tokens_ratio": "swa_full_tokens_ratio",
+        "mamba_full_memory_ratio": "mamba_full_memory_ratio",
+        "max_mamba_cache_size": "max_mamba_cache_size",
+        "enable_dp_attention": "enable_dp_attention",
     },
 }
 # Flags that change what is allocated, and that no plan follows.
@@ -63,13 +70,18 @@ _UNPLANNED = {
     },
     "sglang": {
         "speculative_algorithm": "the draft model of speculative_algorithm takes a pool of its own",
-        "max_total_tokens": "max_total_tokens caps the pool",
-        "enable_dp_attention": "enable_dp_attention divides attention over dp, not tp",
     },
 }
+_DEGREES = ("tp", "pp", "dp", "dcp", "ep")
+_COUNTS = (
+    *("max_model_len", "block_size", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"),
+    *("num_gpu_blocks_override", "chunked_prefill_size", "max_total_tokens", "max_running_requests"),
+    "max_mamba_cache_size",
+)
+_FRACTIONS = ("gpu_memory_utilization", "mem_fraction_static", "swa_full_tokens_ratio", "mamba_full_memory_ratio")
+_SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager", "enable_dp_attention")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
-_CARD_WITHOUT_NAME = "the log's card"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +98,9 @@ class Started:
     weight_dtype: str
 
 
-def started(facts: LogFacts, *, model: str | None, gpu: Gpu | None, given: Mapping[str, str], models_path: Path | None) -> Started:
+def started(
+    facts: LogFacts, *, model: str | None, gpu: Gpu | None, given: Mapping[str, str], models_path: Path | None
+) -> Started:
     """The start that a log tells of, `given` flags and `model` first. Raises KvtoolError where no model is known."""
     inputs = {**_logged_inputs(facts), **given}
     found, name = _model(facts, model, models_path)
@@ -109,6 +123,8 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
         inputs["hybrid_kv_cache_manager"] = "False"
     if facts.flags.get("enable_expert_parallel") == "True":
         inputs["ep"] = str(int(inputs.get("tp", "1")) * int(inputs.get("dp", "1")))
+    if facts.engine == "sglang" and facts.flags.get("disable_radix_cache") == "True":
+        inputs["enable_prefix_caching"] = "False"
     if (length := facts.last("max_model_len")) is not None:
         inputs["max_model_len"] = str(int(length.value))
     return inputs
@@ -116,28 +132,20 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
 
 def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
     """Raises KvtoolError where a value is none that the flag can have."""
-    counts = {
-        name: _count(name, value)
-        for name, value in inputs.items()
-        if name in ("max_model_len", "block_size", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes",
-                    "num_gpu_blocks_override")
-    }  # fmt: skip
-    degrees = {name: _count(name, inputs[name]) for name in ("tp", "pp", "dp", "dcp", "ep") if name in inputs}
-    switches = {
-        name: inputs[name] in ("True", "true", "enabled")
-        for name in ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager")
-        if name in inputs
-    }
-    options = EngineOptions(name=facts.engine, parallel=Parallel(**degrees), gpu=gpu)
-    if "gpu_memory_utilization" in inputs:
-        options = replace(options, gpu_memory_utilization=_fraction(inputs["gpu_memory_utilization"]))
-    return replace(
-        options,
+    degrees = {name: _count(name, inputs[name]) for name in _DEGREES if name in inputs}
+    if facts.engine == "sglang" and inputs.get("enable_dp_attention") == "True":
+        degrees["tp"] = max(1, degrees.get("tp", 1) // degrees.get("dp", 1))  # --tp-size counts all of its GPUs
+    values: dict[str, Any] = {name: _count(name, inputs[name]) for name in _COUNTS if name in inputs}
+    values |= {name: _fraction(name, inputs[name]) for name in _FRACTIONS if name in inputs}
+    values |= {name: inputs[name] in ("True", "true", "enabled") for name in _SWITCHES if name in inputs}
+    return EngineOptions(
+        name=facts.engine,
+        parallel=Parallel(**degrees),
+        gpu=gpu,
         kv_cache_dtype=_dtype(inputs.get("kv_cache_dtype", AUTO), CACHE_FORMATS),
         mamba_ssm_cache_dtype=_dtype(inputs.get("mamba_ssm_cache_dtype", AUTO), FLOAT_BYTES),
         mamba_cache_mode=inputs.get("mamba_cache_mode", AUTO),
-        **counts,  # type: ignore[arg-type]
-        **switches,  # type: ignore[arg-type]
+        **values,
     )
 
 
@@ -148,11 +156,11 @@ def _count(name: str, text: str) -> int:
         raise KvtoolError(f"{name} {text!r} is not a whole number") from None
 
 
-def _fraction(text: str) -> float:
+def _fraction(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise KvtoolError(f"gpu_memory_utilization {text!r} is not a number") from None
+        raise KvtoolError(f"{name} {text!r} is not a number") from None
 
 
 def _dtype(text: str, known: Mapping[str, object]) -> str:

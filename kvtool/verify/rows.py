@@ -24,7 +24,9 @@ def exact(value: float) -> Predicted:
     return Predicted(value=value, low=value, high=value)
 
 
-def exact_row(term: str, unit: str, logged: Figure | None, predicted: Predicted | None, explanation: str = "") -> VerifyRow:
+def exact_row(
+    term: str, unit: str, logged: Figure | None, predicted: Predicted | None, explanation: str = ""
+) -> VerifyRow:
     """A row of a term that must agree: `equal` where the two ranges meet."""
     verdict = "unlogged" if logged is None else "unpredicted"
     if logged is not None and predicted is not None:
@@ -32,7 +34,9 @@ def exact_row(term: str, unit: str, logged: Figure | None, predicted: Predicted 
     return _row(term, unit, logged, predicted, verdict, explanation)
 
 
-def estimate_row(term: str, unit: str, logged: Figure | None, predicted: float | None, explanation: str = "") -> VerifyRow:
+def estimate_row(
+    term: str, unit: str, logged: Figure | None, predicted: float | None, explanation: str = ""
+) -> VerifyRow:
     """A row of a term that kvtool only estimates: never wrong, only near or far."""
     verdict = "unlogged" if logged is None else "unpredicted" if predicted is None else "estimate"
     return _row(term, unit, logged, None if predicted is None else exact(predicted), verdict, explanation)
@@ -45,12 +49,12 @@ def _row(
     return VerifyRow(
         term=term,
         unit=unit,
-        logged=_number(unit, logged and logged.value),
-        logged_low=_number(unit, logged and logged.low),
-        logged_high=_number(unit, logged and logged.high),
-        predicted=_number(unit, predicted and predicted.value),
-        predicted_low=_number(unit, predicted and predicted.low),
-        predicted_high=_number(unit, predicted and predicted.high),
+        logged=_number(unit, logged.value if logged else None),
+        logged_low=_number(unit, logged.low if logged else None),
+        logged_high=_number(unit, logged.high if logged else None),
+        predicted=_number(unit, predicted.value if predicted else None),
+        predicted_low=_number(unit, predicted.low if predicted else None),
+        predicted_high=_number(unit, predicted.high if predicted else None),
         difference=_number(unit, difference),
         verdict="equal" if verdict == "estimate" and difference == 0 else verdict,
         explanation=explanation,
