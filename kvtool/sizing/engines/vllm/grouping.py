@@ -1,0 +1,138 @@
+"""How vLLM puts layers into groups that share a block table, so that every group fits the same block of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvtool.sizing.engines.vllm.inputs import Inputs
+from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, STATE, LayerCache
+from kvtool.sizing.engines.vllm.refusal import Refused
+from kvtool.units import ceil_div
+
+UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
+_FAMILIES = {MLA: FULL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Layers behind one block table. `mixed`: of one type, but maybe with pages of different sizes."""
+
+    layers: tuple[LayerCache, ...]
+    mixed: bool = False
+
+    @property
+    def kind(self) -> str:
+        return UNIFORM_TYPE if self.mixed else self.layers[0].kind
+
+    @property
+    def block_size(self) -> int:
+        return self.layers[0].block_size
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a block that this group's layers use."""
+        return sum(cache.page_bytes for cache in self.layers)
+
+    def blocks(self, tokens: int, inputs: Inputs) -> int:
+        """Blocks that a request of `tokens` tokens takes from the pool for this group."""
+        return max(cache.blocks(tokens, inputs) for cache in self.layers)
+
+
+def group_layers(caches: Sequence[LayerCache], *, hybrid_manager: bool = True) -> tuple[Group, ...]:
+    """The groups of all layers of all stages. Raises Refused where their pages cannot be made to agree."""
+    if not hybrid_manager:
+        caches = _promoted(caches)
+    if not caches:
+        return ()
+    if _mergeable(caches):
+        return (Group(layers=tuple(caches)),)
+    if same_type(caches):
+        return (Group(layers=tuple(caches), mixed=True),)
+    return _split_evenly(_equal_pages(caches))
+
+
+def family(cache: LayerCache) -> str:
+    """The spec that a layer's spec counts as: MLA is full attention."""
+    return _FAMILIES.get(cache.kind, cache.kind)
+
+
+def same_type(caches: Sequence[LayerCache]) -> bool:
+    """Whether all layers always need the same number of blocks (UniformTypeKVCacheSpecs.is_uniform_type)."""
+    first = caches[0]
+    if len({(family(cache), cache.block_size) for cache in caches}) > 1:
+        return False
+    if first.kind in (SLIDING, CHUNKED):
+        return len({cache.window for cache in caches}) == 1
+    return first.kind != STATE or len({(cache.page_bytes, cache.state_blocks) for cache in caches}) == 1
+
+
+def _mergeable(caches: Sequence[LayerCache]) -> bool:
+    """Whether one spec describes all layers. Windows that are kept as full attention are but a note on it."""
+    if all(cache.kind == FULL for cache in caches):
+        windows = {cache.window for cache in caches if cache.window is not None}
+        if len(windows) > 1:
+            raise Refused("All attention layers in the same KV cache group must have the same window size.")
+        return len({_layout(cache) for cache in caches}) == 1
+    return len(set(caches)) == 1
+
+
+def _layout(cache: LayerCache) -> tuple[object, ...]:
+    spec = cache.spec
+    shape = [getattr(spec, name) for name in ("kv_heads", "k_head_dim", "v_head_dim", "cache_format")]
+    return (*shape, cache.block_size, cache.padded_bytes)
+
+
+def _promoted(caches: Sequence[LayerCache]) -> list[LayerCache]:
+    """Without the hybrid manager windows and chunks are kept as full attention, if there is full attention beside."""
+    if not caches or _mergeable(caches) or same_type(caches):
+        return list(caches)
+    full = {cache.block_size for cache in caches if family(cache) == FULL}
+    found = list(caches)
+    if full:
+        found = [_as_full(cache, full) if cache.kind in (SLIDING, CHUNKED) else cache for cache in caches]
+    if not _mergeable(found) and not same_type(found):
+        raise Refused("Failed to promote local KV cache specs to one unified type.")
+    return found
+
+
+def _as_full(cache: LayerCache, block_sizes: set[int]) -> LayerCache:
+    block_size = next(iter(block_sizes)) if len(block_sizes) == 1 else cache.block_size
+    return replace(cache, kind=FULL, block_size=block_size)
+
+
+def _equal_pages(caches: Sequence[LayerCache]) -> list[LayerCache]:
+    """All pages as large as the largest: with more tokens where it is a multiple, else with padding."""
+    largest = max(cache.page_bytes for cache in caches)
+    return [_enlarged(cache, largest) for cache in caches]
+
+
+def _enlarged(cache: LayerCache, page_bytes: int) -> LayerCache:
+    if cache.page_bytes == page_bytes:
+        return cache
+    if cache.kind == STATE:
+        return replace(cache, padded_bytes=page_bytes)
+    if page_bytes % cache.page_bytes == 0:
+        return replace(cache, block_size=cache.block_size * (page_bytes // cache.page_bytes))
+    if cache.kind == MLA:
+        raise Refused(
+            f"page size of layer {cache.layer} ({cache.page_bytes} B) is not divisible by the maximum page size "
+            f"({page_bytes} B) and cannot be padded. Padding is only supported for non-MLA attention layers."
+        )
+    return replace(cache, padded_bytes=page_bytes)
+
+
+def _split_evenly(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
+    """Equal layers in groups of about as many as the rarest kind has; each n-th layer, so that pipeline stages get
+    their part of every group.
+    """
+    buckets: dict[LayerCache, list[LayerCache]] = {}
+    for cache in caches:
+        buckets.setdefault(cache, []).append(cache)
+    fewest, most = min(map(len, buckets.values())), max(map(len, buckets.values()))
+    size = most if most < 1.5 * fewest else fewest
+    groups = []
+    for bucket in buckets.values():
+        count = ceil_div(len(bucket), size)
+        groups += [Group(layers=tuple(bucket[i::count])) for i in range(count)]
+    return tuple(groups)

@@ -1,0 +1,172 @@
+"""What vLLM settles before it plans a cache: lengths, batches in flight, cache mode, and what the card's kernels ask for.
+
+The defaults are those of `vllm serve` 0.33.0 (EngineArgs.get_batch_defaults, VllmConfig.max_in_flight_tokens).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvtool.catalog.gpus import Gpu, find_gpu
+from kvtool.catalog.model import CrossAttention, FullAttention, LatentAttention, Model, RecurrentLayer, SharedAttention
+from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO, CacheFormat, canonical_dtype, parse_cache_format
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.layers import StateFormat, state_format
+from kvtool.sizing.parallel import Parallel
+from kvtool.units import GIB
+
+ASSUMED_GPU = "H100-SXM-80GB"
+CACHE_DTYPES = ("bf16", "fp16", "fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head")
+MAMBA_CACHE_MODES = (AUTO, "none", "align", "all")
+# max_num_batched_tokens and max_num_seqs by the card's memory; A100 and GB10 count as small whatever they have.
+_HUGE, _LARGE, _SMALL = (16384, 1024), (8192, 1024), (2048, 256)
+_CAPABILITIES = {
+    "Volta": 70,
+    "Turing": 75,
+    "Ampere": 80,
+    "Ampere GA102": 86,
+    "Ada": 89,
+    "Hopper": 90,
+    "Blackwell": 100,
+    "Blackwell Ultra": 103,
+    "Blackwell GB202": 120,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """One start of vLLM. `capability` is the card's SM (90: Hopper), None where it is no CUDA card.
+
+    `in_flight_tokens` may be scheduled and not yet settled: windows keep their blocks for so long. `aligned_state`
+    keeps recurrent state at block boundaries, for prefix caching. `encoder_tokens` is what cross attention reserves.
+    """
+
+    model: Model
+    gpu: Gpu
+    capability: int | None
+    parallel: Parallel
+    cache_format: CacheFormat
+    state: StateFormat
+    block_size: int | None
+    max_model_len: int
+    auto_fit: bool
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    in_flight_tokens: int
+    prefix_caching: bool
+    aligned_state: bool
+    hybrid_manager: bool
+    num_blocks: int | None
+
+    @property
+    def encoder_tokens(self) -> int:
+        return self.max_num_batched_tokens
+
+
+def resolve(model: Model, options: EngineOptions) -> Inputs:
+    """The inputs of a plan. Raises KvtoolError for values that vLLM does not take."""
+    _check(options)
+    served = _served(model)
+    gpu = options.gpu or find_gpu(ASSUMED_GPU)
+    limit = _max_model_len(served, options)
+    tokens, sequences = _batch(served, options, gpu, limit)
+    parallel = options.parallel
+    prefix_caching = options.enable_prefix_caching and _caches_prefixes(served)
+    return Inputs(
+        model=served,
+        gpu=gpu,
+        capability=_CAPABILITIES.get(gpu.arch or ""),
+        parallel=parallel,
+        cache_format=_cache_format(served, options.kv_cache_dtype),
+        state=state_format(served, options.mamba_ssm_cache_dtype),
+        block_size=options.block_size,
+        max_model_len=limit,
+        auto_fit=options.auto_fit,
+        max_num_batched_tokens=tokens,
+        max_num_seqs=sequences,
+        in_flight_tokens=tokens * (parallel.pp + (1 if options.async_scheduling else 0)),
+        prefix_caching=prefix_caching,
+        aligned_state=prefix_caching and has_state(served),
+        hybrid_manager=options.hybrid_kv_cache_manager,
+        num_blocks=options.num_gpu_blocks_override,
+    )
+
+
+def has_state(model: Model) -> bool:
+    """Whether any layer keeps recurrent state."""
+    return any(isinstance(layer.cache, RecurrentLayer) for layer in model.layers)
+
+
+def has_attention(model: Model) -> bool:
+    """Whether any layer stores or reads K and V."""
+    kinds = FullAttention | LatentAttention | SharedAttention
+    return any(isinstance(layer.cache, kinds) for layer in model.layers)
+
+
+def is_encoder_decoder(model: Model) -> bool:
+    """Whether any layer attends to an encoder's output."""
+    return any(isinstance(layer.cache, CrossAttention) for layer in model.layers)
+
+
+def _caches_prefixes(model: Model) -> bool:
+    """Not for encoder-decoder models, nor for those of recurrent layers alone."""
+    return has_attention(model) and not is_encoder_decoder(model)
+
+
+def _served(model: Model) -> Model:
+    """The model in the dtype vLLM serves it in: fp32 checkpoints are cast to bf16."""
+    return replace(model, dtype="bfloat16") if canonical_dtype(model.dtype or "bf16") == "fp32" else model
+
+
+def _cache_format(model: Model, name: str) -> CacheFormat:
+    found = parse_cache_format(name, model.dtype)
+    if found.name not in CACHE_DTYPES:
+        raise KvtoolError(f"--kv-cache-dtype {name}: vLLM has none such; use one of {', '.join((AUTO, *CACHE_DTYPES))}")
+    return found
+
+
+def _max_model_len(model: Model, options: EngineOptions) -> int:
+    """What was asked for, else what the model was made for; linear rotary scaling stretches it."""
+    if options.max_model_len is not None:
+        return options.max_model_len
+    longest = model.max_position_embeddings
+    if longest is None:
+        raise KvtoolError(f"{model.id}: its longest sequence is not known: give --max-model-len")
+    scaling = model.decoder.rope_scaling if model.decoder else None
+    return int(longest * scaling.factor) if scaling and scaling.kind == "linear" else longest
+
+
+def _batch(model: Model, options: EngineOptions, gpu: Gpu, max_model_len: int) -> tuple[int, int]:
+    """(tokens, sequences) of a step at most; only what was not asked for is bounded by the other."""
+    usual_tokens, usual_sequences = _usual_batch(gpu)
+    sequences = options.max_num_seqs or usual_sequences
+    tokens = options.max_num_batched_tokens
+    if tokens is None:
+        if is_encoder_decoder(model):  # no chunked prefill: a whole sequence in a step
+            usual_tokens = max(usual_tokens, max_model_len)
+        tokens = min(usual_tokens, sequences * max_model_len)
+    return tokens, sequences if options.max_num_seqs else min(sequences, tokens)
+
+
+def _usual_batch(gpu: Gpu) -> tuple[int, int]:
+    if gpu.memory_bytes >= 160 * GIB:
+        return _HUGE
+    small = gpu.memory_bytes < 70 * GIB or any(name in gpu.name.lower() for name in ("a100", "gb10"))
+    return _SMALL if small else _LARGE
+
+
+def _check(options: EngineOptions) -> None:
+    counts = {
+        "--block-size": options.block_size,
+        "--max-model-len": options.max_model_len,
+        "--max-num-batched-tokens": options.max_num_batched_tokens,
+        "--max-num-seqs": options.max_num_seqs,
+        "--num-gpu-blocks-override": options.num_gpu_blocks_override,
+    }
+    for flag, value in counts.items():
+        if value is not None and value < 1:
+            raise KvtoolError(f"{flag} {value} must be at least 1")
+    if options.mamba_cache_mode not in MAMBA_CACHE_MODES:
+        modes = ", ".join(MAMBA_CACHE_MODES)
+        raise KvtoolError(f"unknown --mamba-cache-mode {options.mamba_cache_mode!r}: use one of {modes}")

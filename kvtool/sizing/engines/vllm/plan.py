@@ -1,0 +1,184 @@
+"""The plan that vLLM 0.33.0 makes at its start: groups, blocks, how many requests, and the line it logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvtool.catalog.model import Model
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.vllm.backend import choose_backend
+from kvtool.sizing.engines.vllm.grouping import Group, group_layers
+from kvtool.sizing.engines.vllm.hybrid import paged_layers
+from kvtool.sizing.engines.vllm.inputs import Inputs, resolve
+from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, STATE, LayerCache
+from kvtool.sizing.engines.vllm.refusal import Refused, check_supported
+from kvtool.sizing.fit import largest
+from kvtool.sizing.parallel import pipeline_stages
+from kvtool.units import GIB
+
+VERSION = "0.33.0"
+Stage = tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmPlan:
+    """What one start would allocate. `groups` are those of the whole model, `stages` each pipeline stage's part of
+    them; `bytes_per_block` has one number a stage. Where `refusal` says why vLLM would not start, what it had not
+    worked out by then is None or empty.
+
+    `max_concurrency` counts the null block, which no request can have, as vLLM's own line does.
+    """
+
+    inputs: Inputs
+    pool_bytes: int
+    groups: Stage = ()
+    stages: tuple[Stage, ...] = ()
+    bytes_per_block: tuple[int, ...] = ()
+    max_model_len: int | None = None
+    num_blocks: int | None = None
+    blocks_per_request: int | None = None
+    bytes_needed: int | None = None
+    estimated_max_model_len: int | None = None
+    refusal: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.refusal is None
+
+    @property
+    def max_concurrency(self) -> float | None:
+        if self.refusal or not self.num_blocks or not self.blocks_per_request:
+            return None
+        return self.num_blocks / self.blocks_per_request
+
+    @property
+    def gpu_kv_cache_tokens(self) -> int | None:
+        if self.max_concurrency is None or self.max_model_len is None:
+            return None
+        return int(self.max_concurrency * self.max_model_len)
+
+    @property
+    def log_line(self) -> str | None:
+        if self.max_concurrency is None:
+            return None
+        return (
+            f"GPU KV cache size: {self.gpu_kv_cache_tokens:,} tokens, Maximum concurrency for {self.max_model_len:,} "
+            f"tokens per request: {self.max_concurrency:.2f}x"
+        )
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens of the smallest block, which is what vLLM calls its block size from then on."""
+        return min((group.block_size for group in self.groups), default=None)
+
+    @property
+    def scheduler_block_size(self) -> int | None:
+        """Tokens that every group's blocks divide: what the scheduler rounds to."""
+        if not self.groups:
+            return None
+        dcp = self.inputs.parallel.dcp
+        return math.lcm(*(group.block_size * (1 if group.layers[0].kind == STATE else dcp) for group in self.groups))
+
+    @property
+    def kv_tp_replicas(self) -> int:
+        """Consecutive tensor-parallel ranks that hold the same bytes: all of them where every layer is MLA."""
+        parallel = self.inputs.parallel
+        kinds = {cache.kind for group in self.groups for cache in group.layers}
+        return parallel.tp if kinds and kinds <= {MLA} and parallel.dcp == 1 else 1
+
+
+def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
+    """What vLLM would allocate of `pool_bytes` on every GPU.
+
+    Raises KvtoolError for values that vLLM does not take and for heads that tp cannot deal out; a start that vLLM
+    itself would break off comes back as a plan with its `refusal`.
+    """
+    inputs = resolve(model, options)
+    empty = VllmPlan(inputs=inputs, pool_bytes=pool_bytes)
+    try:
+        check_supported(inputs.model, inputs.parallel)
+        by_layer = paged_layers(inputs, choose_backend(inputs))
+        groups = group_layers([cache for layer in by_layer for cache in layer], hybrid_manager=inputs.hybrid_manager)
+        _check_windows(groups, inputs)
+    except Refused as refused:
+        return replace(empty, refusal=str(refused))
+    if not groups:
+        return replace(empty, refusal=f"{model.id} keeps nothing in a cache: there is nothing to plan")
+    return _fill(replace(empty, groups=groups, stages=_stages(groups, by_layer, inputs)))
+
+
+def _check_windows(groups: Stage, inputs: Inputs) -> None:
+    if inputs.parallel.dcp > 1 and any(cache.kind == SLIDING for group in groups for cache in group.layers):
+        raise Refused("DCP not support sliding window.")
+
+
+def _stages(groups: Stage, by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> tuple[Stage, ...]:
+    """Every group's layers on each pipeline stage; stages that keep nothing take no part."""
+    stages = []
+    for layers in pipeline_stages(range(len(by_layer)), inputs.parallel.pp):
+        here = [replace(group, layers=tuple(c for c in group.layers if c.layer in layers)) for group in groups]
+        stages.append(tuple(group for group in here if group.layers))
+    return tuple(stage for stage in stages if stage)
+
+
+def _fill(plan: VllmPlan) -> VllmPlan:
+    """Blocks of the pool and of a request, and whether one request fits beside the null block."""
+    inputs = plan.inputs
+    bytes_per_block = tuple(max(group.page_bytes for group in stage) for stage in plan.stages)
+    pools = [plan.pool_bytes] * len(bytes_per_block)
+    if inputs.num_blocks is not None:
+        pools = [inputs.num_blocks * size for size in bytes_per_block]
+    usable = [pool - size for pool, size in zip(pools, bytes_per_block, strict=True)]
+    longest = inputs.max_model_len
+    plan = replace(plan, bytes_per_block=bytes_per_block, num_blocks=_num_blocks(pools, bytes_per_block))
+    if inputs.auto_fit:
+        longest = min(_longest_that_fits(plan, *stage) for stage in zip(usable, bytes_per_block, strict=True))
+        if longest == 0:
+            return replace(
+                plan,
+                refusal="Cannot auto-fit max_model_len: not enough GPU memory available to serve even a single token.",
+            )
+    blocks = request_blocks(plan, longest)
+    plan = replace(
+        plan, max_model_len=longest, blocks_per_request=blocks, bytes_needed=blocks * max(bytes_per_block)
+    )
+    for available, size in zip(usable, bytes_per_block, strict=True):
+        if blocks * size > available:
+            return _too_small(plan, available, size)
+    return plan
+
+
+def _num_blocks(pools: Sequence[int], bytes_per_block: Sequence[int]) -> int:
+    return max(0, min(pool // size for pool, size in zip(pools, bytes_per_block, strict=True)))
+
+
+def request_blocks(plan: VllmPlan, tokens: int) -> int:
+    """Blocks that a request of `tokens` tokens takes, all groups together."""
+    return sum(group.blocks(tokens, plan.inputs) for group in plan.groups)
+
+
+def _longest_that_fits(plan: VllmPlan, available: int, bytes_per_block: int) -> int:
+    return largest(
+        lambda tokens: request_blocks(plan, tokens) * bytes_per_block <= available, plan.inputs.max_model_len
+    )
+
+
+def _too_small(plan: VllmPlan, available: int, bytes_per_block: int) -> VllmPlan:
+    """vLLM's refusal of a request that does not fit, and how many bytes are missing."""
+    needed = (plan.blocks_per_request or 0) * bytes_per_block
+    if available <= 0:
+        return replace(plan, bytes_needed=needed, refusal="No available memory for the cache blocks.")
+    longest = _longest_that_fits(plan, available, bytes_per_block)
+    estimate = f" Based on the available memory, the estimated maximum model length is {longest}." if longest else ""
+    refusal = (
+        f"To serve at least one request with the model's max seq len ({plan.max_model_len}), ({_gib(needed)} GiB KV "
+        f"cache is needed, which is larger than the available KV cache memory ({_gib(available)} GiB).{estimate} "
+        f"{needed - available:,} bytes are missing."
+    )
+    return replace(plan, bytes_needed=needed, estimated_max_model_len=longest or None, refusal=refusal)
+
+
+def _gib(count: int) -> str:
+    return f"{round(count / GIB, 2)}"

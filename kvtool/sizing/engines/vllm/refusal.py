@@ -1,0 +1,77 @@
+"""What vLLM 0.33.0 refuses to start, in its own words where they are short."""
+
+from __future__ import annotations
+
+from kvtool.catalog.model import FullAttention, LatentAttention, Model, SharedAttention
+from kvtool.sizing.parallel import Parallel, pipeline_stages
+
+# Architectures that vLLM has dropped, by the model_type of their configs: its class, the last release that had it.
+_DROPPED = {
+    "minimax": ("MiniMaxForCausalLM", "0.23.0"),
+    "minimax_text_01": ("MiniMaxText01ForCausalLM", "0.23.0"),
+    "minimax_m1": ("MiniMaxM1ForCausalLM", "0.23.0"),
+    "bamba": ("BambaForCausalLM", "0.23.0"),
+    "internlm": ("InternLMForCausalLM", "0.23.0"),
+    "xverse": ("XverseForCausalLM", "0.23.0"),
+    "baichuan": ("BaichuanForCausalLM", "0.23.0"),
+    "qwen": ("QWenLMHeadModel", "0.23.0"),
+    "aquila": ("AquilaForCausalLM", "0.24.0"),
+    "grok-1": ("Grok1ForCausalLM", "0.24.0"),
+    "persimmon": ("PersimmonForCausalLM", "0.25.0"),
+    "mpt": ("MPTForCausalLM", "0.28.0"),
+    "stablelm_epoch": ("StableLMEpochForCausalLM", "0.28.0"),
+    "RefinedWeb": ("RWForCausalLM", "0.28.0"),
+    "RefinedWebModel": ("RWForCausalLM", "0.28.0"),
+}
+
+
+class Refused(Exception):
+    """vLLM would not start; the message says why."""
+
+
+def check_supported(model: Model, parallel: Parallel) -> None:
+    """Raises Refused for a model or a layout that vLLM has no support for."""
+    dropped = _DROPPED.get(model.architecture or "")
+    if dropped:
+        name, last = dropped
+        raise Refused(f"Model architecture {name} was supported in vLLM until v{last}, and is not supported anymore")
+    _check_sharing(model, parallel)
+    if parallel.dcp > 1:
+        _check_dcp(model, parallel)
+
+
+def _check_sharing(model: Model, parallel: Parallel) -> None:
+    """A layer can only read the cache of a layer on its own pipeline stage."""
+    for stage in pipeline_stages(range(model.num_layers), parallel.pp):
+        for index in stage:
+            cache = model.layers[index].cache
+            if isinstance(cache, SharedAttention) and cache.source_layer is not None:
+                if cache.source_layer not in stage:
+                    raise Refused(
+                        f"layer {index} shares the KV cache of layer {cache.source_layer}, which pipeline parallelism "
+                        f"{parallel.pp} puts on another stage: KV sharing across stages is not supported"
+                    )
+
+
+def _check_dcp(model: Model, parallel: Parallel) -> None:
+    """ModelConfig.verify_with_parallel_config: GQA shares out the copies that tp makes of its KV heads."""
+    tp, dcp = parallel.tp, parallel.dcp
+    heads = [layer.cache.kv_heads for layer in model.layers if isinstance(layer.cache, FullAttention)]
+    if not heads or any(isinstance(layer.cache, LatentAttention) for layer in model.layers):
+        return
+    kv_heads = heads[0]
+    if tp <= kv_heads:
+        raise Refused(
+            f"Decode context parallelism for GQA/MQA requires --tensor-parallel-size ({tp}) to be greater than the "
+            f"model's total number of KV heads ({kv_heads})"
+        )
+    if dcp > tp // kv_heads:
+        raise Refused(
+            f"--decode-context-parallel-size ({dcp}) exceeds the maximum supported value ({tp // kv_heads}) for "
+            f"--tensor-parallel-size ({tp}) and {kv_heads} model KV heads"
+        )
+    if (model.num_heads // kv_heads) % dcp:
+        raise Refused(
+            f"The model's number of query heads per KV head ({model.num_heads // kv_heads}) must be divisible by "
+            f"--decode-context-parallel-size ({dcp}) for GQA/MQA"
+        )
