@@ -13,12 +13,12 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
-from kvtool.sizing.dtypes import AUTO, CACHE_FORMATS, FLOAT_BYTES, canonical_dtype
+from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.verify.facts import LogFacts
 
-# kvtool's name of each engine flag that changes the cache: the log's spelling -> an option of EngineOptions or Parallel.
+# The log's spelling of each flag that changes the cache -> its name in EngineOptions or Parallel.
 _NAMES = {
     "vllm": {
         "tensor_parallel_size": "tp",
@@ -142,8 +142,8 @@ def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> Eng
         name=facts.engine,
         parallel=Parallel(**degrees),
         gpu=gpu,
-        kv_cache_dtype=_dtype(inputs.get("kv_cache_dtype", AUTO), CACHE_FORMATS),
-        mamba_ssm_cache_dtype=_dtype(inputs.get("mamba_ssm_cache_dtype", AUTO), FLOAT_BYTES),
+        kv_cache_dtype=canonical_dtype(inputs.get("kv_cache_dtype", AUTO)),
+        mamba_ssm_cache_dtype=canonical_dtype(inputs.get("mamba_ssm_cache_dtype", AUTO)),
         mamba_cache_mode=inputs.get("mamba_cache_mode", AUTO),
         **values,
     )
@@ -161,12 +161,6 @@ def _fraction(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise KvtoolError(f"{name} {text!r} is not a number") from None
-
-
-def _dtype(text: str, known: Mapping[str, object]) -> str:
-    """kvtool's name of a dtype; what it does not know stays, for the planner to refuse by name."""
-    name = canonical_dtype(text)
-    return name if name in known else AUTO if name == AUTO else text
 
 
 def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tuple[Model, str]:

@@ -21,9 +21,7 @@ def refusal(facts: LogFacts, start: Started, estimated: Estimate) -> VerifyRefus
         "mamba_blocks": _mamba_blocks,
         "oom": _oom,
     }[facts.refusal.kind]
-    return VerifyRefusal(
-        kind=facts.refusal.kind, line=facts.refusal.line, explanation=explain(facts, start, estimated)
-    )
+    return VerifyRefusal(kind=facts.refusal.kind, line=facts.refusal.line, explanation=explain(facts, start, estimated))
 
 
 def _one_request(facts: LogFacts, start: Started, estimated: Estimate) -> str:
@@ -89,6 +87,4 @@ def _oom(facts: LogFacts, start: Started, estimated: Estimate) -> str:
     step = f" ({format_length(tokens)} now)" if tokens else ""
     if facts.engine == "sglang":
         return "Memory ran out beside the pools: lower --mem-fraction-static, or --chunked-prefill-size."
-    return (
-        f"Memory ran out beside the cache: lower --gpu-memory-utilization, --max-num-batched-tokens{step} or --max-num-seqs."
-    )
+    return f"Memory ran out beside the cache: lower --gpu-memory-utilization, --max-num-batched-tokens{step} or --max-num-seqs."

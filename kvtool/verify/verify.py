@@ -34,9 +34,7 @@ def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
     why = refusal(facts, start, estimated)
     return VerifyDocument(
         log=log,
-        engine=VerifyEngine(
-            name=facts.engine, version=facts.version, predicted_version=compared.version
-        ),
+        engine=VerifyEngine(name=facts.engine, version=facts.version, predicted_version=compared.version),
         model=start.model.id,
         inputs=dict(start.inputs),
         rows=compared.rows,
@@ -60,5 +58,7 @@ def _assumptions(facts: LogFacts, start: Started, estimated: Estimate, compared:
         found.append(f"the log is of {facts.engine} {facts.version}: predictions follow {compared.version}")
     found += [f"not planned: {why}" for why in start.unplanned]
     if estimated.memory is not None:
-        found.append("weights, activations, graphs and what is outside torch are estimates: they cannot be off, only far")
+        found.append(
+            "weights, activations, graphs and what is outside torch are estimates: they cannot be off, only far"
+        )
     return found
