@@ -11,8 +11,8 @@ from kvtool.cli.options import JsonOption, ModelsOption
 
 EXAMPLES = (
     "Examples:\n\n"
-    "  kvtool verify examples/vllm.log --gpu a100-80gb\n\n"
-    "  kvtool verify examples/vllm.log llama-3.1-8b --save measured.json"
+    "  kvtool verify vllm.log llama-3.1-8b\n\n"
+    "  kvtool verify vllm.log llama-3.1-8b --gpu a100-sxm-80gb --save measured.json"
 )
 
 
@@ -97,5 +97,5 @@ def verify(
         from kvtool.report.verify import print_verify
 
         print_verify(document, Console())
-    if document.verdict != "agrees":
+    if document.verdict in ("off", "refused"):
         raise typer.Exit(1)

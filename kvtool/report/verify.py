@@ -11,11 +11,12 @@ from kvtool.units import format_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
-_STYLES = {"agrees": "green", "off": "bold red", "refused": "bold yellow"}
+_STYLES = {"agrees": "green", "off": "bold red", "refused": "bold yellow", "uncompared": "yellow"}
 _SUMMARIES = {
     "agrees": "Agrees: every term that must be exact is.",
     "off": "Off: a term that must be exact is not.",
     "refused": "The engine did not start.",
+    "uncompared": "Nothing in the log must be exact: there is nothing to hold a prediction against.",
 }
 
 

@@ -6,9 +6,9 @@ from kvtool.results.document import Struct
 
 
 class VerifyRow(Struct, frozen=True, kw_only=True):
-    """`verdict`: equal | off for what must agree exactly once the pool is known, estimate for what cannot, unlogged |
-    unpredicted where one side has no number. Where a side is rounded or follows from a rounded number, `low` and `high`
-    bound it; `difference` is predicted less logged.
+    """`verdict`: equal | off for what must agree once the pool is known, bounded where only the most can be told,
+    estimate for what never is exact, unlogged | unpredicted where one side has no number. Where a side is rounded or
+    follows from a rounded number, `low` and `high` bound it; `difference` is predicted less logged.
     """
 
     term: str
@@ -41,7 +41,9 @@ class VerifyRefusal(Struct, frozen=True, kw_only=True):
 
 
 class VerifyDocument(Struct, frozen=True, kw_only=True):
-    """`verdict`: agrees | off | refused. `inputs` are the flags in force, under kvtool's names."""
+    """`verdict`: agrees | off | refused | uncompared, where the log has no number that must be exact. `inputs` are the
+    flags in force, under kvtool's names.
+    """
 
     schema: str = "kvtool.verify/1"
     log: str

@@ -78,7 +78,7 @@ def vllm_rows(facts: LogFacts, estimated: Estimate) -> Iterator[VerifyRow]:
     yield weights_row(facts, estimated)
     graphs_inside = facts.last("consumed") is not None and estimated.graphs
     activation = None if memory is None else memory.activation_bytes + (GRAPH_BYTES if graphs_inside else 0)
-    if (peak := facts.largest("activation")) is not None:
+    if (peak := activation_peak(facts)) is not None:
         yield estimate_row("peak activation", BYTES, peak, activation, _activation_text(estimated, graphs_inside))
     if (other := outside_torch(facts)) is not None:
         text = "context, NCCL and workspaces; more ranks and all-reduce buffers take more"
@@ -104,7 +104,8 @@ def pool_row(facts: LogFacts, estimated: Estimate, rows: list[VerifyRow]) -> Ver
         text = "name the card with --gpu for an estimate" if memory is None else "the weights are not known"
     elif logged is not None and apart:
         largest = max(apart, key=lambda row: abs(row.difference or 0))
-        text = f"most of it is {largest.term}: {_signed(largest.difference or 0)}"
+        if abs(largest.difference or 0) > abs(predicted - logged.value) / 2:
+            text = f"most of it is {largest.term}: {_signed(largest.difference or 0)}"
     return estimate_row("KV cache pool", BYTES, logged, predicted, text)
 
 
@@ -115,14 +116,22 @@ def kv_pool(facts: LogFacts) -> Figure | None:
     return min(to_the_byte or figures, key=lambda figure: figure.value, default=None)
 
 
+def activation_peak(facts: LogFacts) -> Figure | None:
+    """Torch's peak beyond the weights; vLLM before 0.7 logs it with them."""
+    logged, peak, weights = facts.largest("activation"), facts.largest("peak_torch"), facts.largest("weights")
+    return logged if logged is not None or peak is None or weights is None else _less(peak, weights)
+
+
 def outside_torch(facts: LogFacts) -> Figure | None:
     """What is neither weights nor torch's: logged as such, or in what a GPU lost beyond its weights."""
     logged, consumed, weights = facts.largest("non_torch"), facts.largest("consumed"), facts.largest("weights")
     if logged is not None or consumed is None or weights is None:
         return logged
-    return Figure(
-        value=consumed.value - weights.value, low=consumed.low - weights.high, high=consumed.high - weights.low
-    )
+    return _less(consumed, weights)
+
+
+def _less(whole: Figure, part: Figure) -> Figure:
+    return Figure(value=whole.value - part.value, low=whole.low - part.high, high=whole.high - part.low)
 
 
 def _usable(facts: LogFacts) -> Predicted | None:

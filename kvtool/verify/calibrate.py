@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration, encode, write_atomic
-from kvtool.verify.budget import kv_pool, outside_torch
+from kvtool.verify.budget import activation_peak, kv_pool, outside_torch
 from kvtool.verify.facts import Figure, LogFacts
 
 _TERMS = "weights, activations, what is outside torch, or the pool"
@@ -19,7 +19,7 @@ def calibration(facts: LogFacts, log: str) -> Calibration:
     too. The rest is then what vLLM itself subtracted, so that the four make up its usable memory again.
     """
     weights = facts.first("weights") if facts.engine == "sglang" else facts.largest("weights")
-    activation, pool, rest = facts.largest("activation"), kv_pool(facts), _rest(facts)
+    activation, pool, rest = activation_peak(facts), kv_pool(facts), _rest(facts)
     whole = weights is not None and activation is not None and rest is not None
     version = f" {facts.version}" if facts.version else ""
     measured = Calibration(
@@ -43,7 +43,7 @@ def save_calibration(facts: LogFacts, log: str, path: Path) -> Calibration:
 
 def _rest(facts: LogFacts) -> int | None:
     """What vLLM subtracted beyond weights and activations; where that does not follow, what the log names."""
-    usable, weights, activation = facts.last("requested_memory"), facts.largest("weights"), facts.largest("activation")
+    usable, weights, activation = facts.last("requested_memory"), facts.largest("weights"), activation_peak(facts)
     pool = kv_pool(facts)
     if usable is not None and weights is not None and activation is not None and pool is not None:
         return max(0, round(usable.value - weights.value - activation.value - pool.value))

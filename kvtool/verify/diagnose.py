@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from kvtool.catalog.gpus import find_gpu
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
@@ -14,7 +15,7 @@ from kvtool.verify.inputs import Started
 from kvtool.verify.vllm_terms import plan_rows, planned
 
 _FLAGS: dict[str, tuple[Any, ...]] = {
-    "max_num_batched_tokens": (2048, 4096, 8192, 16384, 32768),
+    "max_num_batched_tokens": (512, 1024, 2048, 4096, 8192, 16384, 32768),
     "kv_cache_dtype": ("bf16", "fp8", "int8_per_token_head"),
     "tp": (1, 2, 4, 8),
     "async_scheduling": (True, False),
@@ -22,15 +23,16 @@ _FLAGS: dict[str, tuple[Any, ...]] = {
     "mamba_ssm_cache_dtype": ("bf16", "fp32"),
     "hybrid_kv_cache_manager": (True, False),
     "block_size": (16, 32, 64, 128),
+    "gpu": ("H100-SXM-80GB", "A100-SXM-80GB", "L40S-48GB"),  # kernels of each kind, which set the size of blocks
 }
 
 
-def agreeing_flags(facts: LogFacts, started: Started, pool: Figure) -> list[str]:
+def agreeing_flags(facts: LogFacts, started: Started, pool: Figure | None) -> list[str]:
     """Single flags, with values, under which every exact number of the log comes out."""
     return [flag for flag, options in _alternatives(started) if _agrees(facts, replace(started, options=options), pool)]
 
 
-def _agrees(facts: LogFacts, started: Started, pool: Figure) -> bool:
+def _agrees(facts: LogFacts, started: Started, pool: Figure | None) -> bool:
     try:
         rows = list(plan_rows(facts, planned(facts, started, pool), pool))
     except KvtoolError:
@@ -47,6 +49,8 @@ def _alternatives(started: Started) -> Iterator[tuple[str, EngineOptions]]:
         for value in values:
             if name == "tp":
                 changed = replace(options, parallel=replace(options.parallel, tp=value))
+            elif name == "gpu":
+                changed = options if options.gpu else replace(options, gpu=find_gpu(value))
             else:
                 changed = replace(options, **{name: value})
             if changed != options:
@@ -56,6 +60,8 @@ def _alternatives(started: Started) -> Iterator[tuple[str, EngineOptions]]:
 def _spelled(name: str, value: object) -> str:
     """`--max-num-batched-tokens 2048`, `--no-async-scheduling`."""
     flag = name.replace("_", "-")
+    if name == "gpu":
+        return f"the kernels of --gpu {value}"
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
     return f"--{flag} {value}"

@@ -44,48 +44,53 @@ def _vllm(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
     rows = list(vllm_rows(facts, estimated))
     rows.append(pool_row(facts, estimated, rows))
     pool, assumptions = _pool(facts, started, estimated)
-    if pool is None:
-        assumptions.append("no block is predicted: neither the log nor an estimate says what the cache had")
-        return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
     plans = planned(facts, started, pool)
-    assumptions += _plan_assumptions(started, plans)
-    found = list(plan_rows(facts, plans, pool if facts.of("kv_pool") else None))
-    rows += _explained(found, facts, started, pool)
+    if not plans.value.groups:
+        assumptions.append(f"not planned: {plans.value.refusal}")
+        return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
+    if pool is not None or plans.counted is not None:
+        told = pool if facts.of("kv_pool") or started.options.kv_cache_memory_bytes else None
+        rows += _explained(list(plan_rows(facts, plans, told)), facts, started, told)
+    assumptions += _plan_assumptions(facts, started, plans, pool)
     return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
 
 
 def _pool(facts: LogFacts, started: Started, estimated: Estimate) -> tuple[Figure | None, list[str]]:
-    """What the cache has: as flagged or logged, else as estimated."""
-    flagged = started.options.kv_cache_memory_bytes
+    """What the cache has: as flagged or logged, else as estimated; None where nothing says it."""
+    flagged, logged, memory = started.options.kv_cache_memory_bytes, kv_pool(facts), estimated.memory
     if flagged:
         return exactly(flagged), ["the pool is --kv-cache-memory-bytes"]
-    logged = kv_pool(facts)
-    if logged is not None and logged.exact:
-        return logged, []
     if logged is not None:
-        text = (
-            "the pool is logged rounded to 10 MiB: blocks and tokens are predicted as the range that this leaves open"
-        )
-        return logged, [] if facts.of("num_blocks") else [text]
-    if facts.of("num_blocks"):
-        return exactly(0), ["the log has no pool: blocks are taken from it, and the rest predicted from those"]
-    memory = estimated.memory
-    if memory is not None and memory.kv_pool_bytes:
+        text = "the pool is logged rounded: what follows from it is the range that this leaves open"
+        return logged, [] if logged.exact else [text]
+    if memory is not None and memory.kv_pool_bytes and not facts.of("num_blocks"):
         return exactly(memory.kv_pool_bytes), ["the log has no pool: blocks and tokens follow from an estimate of it"]
-    return None, []
+    return None, ["the log has no pool: what a request takes is predicted, and the log's blocks are taken as they are"]
 
 
-def _plan_assumptions(started: Started, plans: Planned) -> list[str]:
-    inputs, found = plans.value.inputs, []
-    if "max_num_batched_tokens" not in started.inputs:
-        card = started.options.gpu.name if started.options.gpu else f"none named, so {inputs.gpu.name}"
-        found.append(f"max_num_batched_tokens {inputs.max_num_batched_tokens:,}: vLLM's default for the card ({card})")
-    if plans.value.refusal is not None:
-        found.append(f"vLLM {vllm.VERSION} would refuse this: {plans.value.refusal}")
+def _plan_assumptions(facts: LogFacts, started: Started, plans: Planned, pool: Figure | None) -> list[str]:
+    inputs, refusal = plans.value.inputs, (plans.counted or plans.value).refusal
+    found = []
+    if "max_num_batched_tokens" not in started.inputs and _batch_matters(started, plans, pool):
+        card = (
+            f"on {inputs.gpu.name}"
+            if started.options.gpu
+            else f"on the card taken for lack of --gpu, {inputs.gpu.name}"
+        )
+        found.append(f"max_num_batched_tokens {inputs.max_num_batched_tokens:,}: the default {card}")
+    if refusal is not None and facts.refusal is None and (pool is not None or plans.counted is not None):
+        found.append(f"vLLM {vllm.VERSION} would refuse this: {refusal}")
     return found
 
 
-def _explained(rows: list[VerifyRow], facts: LogFacts, started: Started, pool: Figure) -> list[VerifyRow]:
+def _batch_matters(started: Started, plans: Planned, pool: Figure | None) -> bool:
+    """Whether a request takes other blocks with other batches: windows keep what is in flight."""
+    other = replace(started.options, max_num_batched_tokens=2 * plans.value.inputs.max_num_batched_tokens)
+    again = vllm.plan(started.model, other, pool_bytes=plans.value.pool_bytes)
+    return again.blocks_per_request != plans.value.blocks_per_request
+
+
+def _explained(rows: list[VerifyRow], facts: LogFacts, started: Started, pool: Figure | None) -> list[VerifyRow]:
     """Where a term is off, the flag that would explain it, or what is not planned, is said beside it."""
     if all(row.verdict != "off" for row in rows):
         return rows
@@ -95,7 +100,8 @@ def _explained(rows: list[VerifyRow], facts: LogFacts, started: Started, pool: F
     elif started.unplanned:
         text = started.unplanned[0]
     elif facts.version != vllm.VERSION:
-        text = f"no single flag explains it; the log is of {facts.version or 'an unknown version'}, not {vllm.VERSION}"
+        version = facts.version or "a version that it does not tell"
+        text = f"no single flag explains it; the log is of {version}, the prediction of {vllm.VERSION}"
     else:
         text = "no single flag explains it"
     return [

@@ -93,7 +93,7 @@ class Started:
     model: Model
     name: str
     options: EngineOptions
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, str | int | float | bool | None]
     unplanned: tuple[str, ...]
     weight_dtype: str
 
@@ -103,6 +103,8 @@ def started(
 ) -> Started:
     """The start that a log tells of, `given` flags and `model` first. Raises KvtoolError where no model is known."""
     inputs = {**_logged_inputs(facts), **given}
+    if facts.flags.get("enable_expert_parallel") == "True":
+        inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
     found, name = _model(facts, model, models_path)
     options = _options(facts, inputs, gpu)
     unplanned = tuple(
@@ -111,8 +113,18 @@ def started(
     quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
     weight_dtype = "fp8" if quantised == "fp8" and found.quantisation is None else AUTO
     return Started(
-        model=found, name=name, options=options, inputs=inputs, unplanned=unplanned, weight_dtype=weight_dtype
+        model=found,
+        name=name,
+        options=options,
+        inputs={flag: _in_force(options, flag) for flag in inputs},
+        unplanned=unplanned,
+        weight_dtype=weight_dtype,
     )
+
+
+def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:
+    value: str | int | float | bool | None = getattr(options.parallel if flag in _DEGREES else options, flag)
+    return value
 
 
 def _logged_inputs(facts: LogFacts) -> dict[str, str]:
@@ -121,8 +133,6 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
     inputs = {names[flag]: value for flag, value in facts.flags.items() if flag in names and value not in ("", "None")}
     if facts.engine == "vllm" and facts.flags.get("disable_hybrid_kv_cache_manager") == "True":
         inputs["hybrid_kv_cache_manager"] = "False"
-    if facts.flags.get("enable_expert_parallel") == "True":
-        inputs["ep"] = str(int(inputs.get("tp", "1")) * int(inputs.get("dp", "1")))
     if facts.engine == "sglang" and facts.flags.get("disable_radix_cache") == "True":
         inputs["enable_prefix_caching"] = "False"
     if (length := facts.last("max_model_len")) is not None:

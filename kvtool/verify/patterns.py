@@ -11,6 +11,7 @@ from kvtool.verify.items import read_items
 
 _RANK = re.compile(r"(?:Worker_|\b)((?:[DP]P\d+[_ ])*[TP]P\d+)|rank=(\d+)")
 _PART = re.compile(r"(\{\w+:\w+\}| ?\.\.\. ?)")
+_LONGEST_MESSAGE = 400
 _KINDS = {
     "gib": r"-?\d+(?:\.\d+)?",
     "count": r"\d[\d,]*",
@@ -71,8 +72,7 @@ class Collected:
             if text is not None:
                 self._take_group(name, text, rank_of(line))
         if found.refusal is not None:
-            message = match[0] if len(match[0]) < 500 else match[0][:500]
-            self.refusals.setdefault(self.start, Refusal(kind=found.refusal, line=message))
+            self.refusals.setdefault(self.start, Refusal(kind=found.refusal, line=_message(match)))
 
     def _take_group(self, name: str, text: str, rank: str) -> None:
         term, _, kind = name.rpartition("_")
@@ -90,6 +90,13 @@ def rank_of(line: str) -> str:
     """The worker's name in the line's prefix: `TP1`, `DP0 TP3`, "" where there is none."""
     match = _RANK.search(line[:160])
     return "" if match is None else (match[1] or f"TP{match[2]}").replace("_", " ")
+
+
+def _message(match: re.Match[str]) -> str:
+    """The engine's sentence: from the name of its error, else from what was matched, to the end of the line."""
+    error = re.search(r"\w*Error: (?!.*\w*Error: )", match.string[: match.start()])
+    start = match.start() if error is None else error.end()
+    return match.string[start : start + _LONGEST_MESSAGE].strip()
 
 
 def _figure(kind: str, text: str) -> Figure | None:

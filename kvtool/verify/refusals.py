@@ -38,15 +38,16 @@ def _no_kv_memory(facts: LogFacts, start: Started, estimated: Estimate) -> str:
     graphs = facts.largest("graphs_estimate")
     if graphs is not None and estimated.weights_bytes and graphs.value > estimated.weights_bytes:
         return (
-            f"Nothing is left for the cache: vLLM puts CUDA graphs at {format_bytes(round(graphs.value))}, more than the "
-            "weights. VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 leaves them out; --max-cudagraph-capture-size shrinks them."
+            f"Nothing is left for the cache: vLLM puts CUDA graphs at {format_bytes(round(graphs.value))}, more than "
+            "the weights. VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 leaves them out; --max-cudagraph-capture-size "
+            "shrinks them."
         )
     text = "Nothing is left for the cache"
     if estimated.memory is not None and estimated.memory.kv_pool_bytes is not None:
         memory = estimated.memory
         text += (
-            f": of {format_bytes(memory.usable_bytes)} usable, weights take {format_bytes(memory.weights_bytes or 0)} and "
-            f"activations about {format_bytes(memory.activation_bytes)}"
+            f": of {format_bytes(memory.usable_bytes)} usable, weights take {format_bytes(memory.weights_bytes or 0)} "
+            f"and activations about {format_bytes(memory.activation_bytes)}"
         )
     return f"{text}. Raise {flag}, or split the weights over more GPUs (tensor parallel), or quantise them."
 
@@ -84,7 +85,7 @@ def _oom(facts: LogFacts, start: Started, estimated: Estimate) -> str:
     if pool is None and not facts.of("weights"):
         return _load_oom(facts, start, estimated)
     tokens = start.options.max_num_batched_tokens
-    step = f" ({format_length(tokens)} now)" if tokens else ""
     if facts.engine == "sglang":
         return "Memory ran out beside the pools: lower --mem-fraction-static, or --chunked-prefill-size."
-    return f"Memory ran out beside the cache: lower --gpu-memory-utilization, --max-num-batched-tokens{step} or --max-num-seqs."
+    step = f"--max-num-batched-tokens{f' ({format_length(tokens)} now)' if tokens else ''}"
+    return f"Memory ran out beside the cache: lower --gpu-memory-utilization, {step} or --max-num-seqs."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from kvtool.results import VerifyRow
 from kvtool.verify.facts import Figure
 
@@ -32,6 +34,14 @@ def exact_row(
     if logged is not None and predicted is not None:
         verdict = "equal" if logged.meets(predicted.low, predicted.high) else "off"
     return _row(term, unit, logged, predicted, verdict, explanation)
+
+
+def bounded(row: VerifyRow, ranks: int) -> VerifyRow:
+    """Where the log lacks the pool of some ranks, less than predicted is no fault: the smallest pool decides."""
+    if not ranks or row.verdict != "off" or row.logged is None or row.logged > (row.predicted_low or 0):
+        return row
+    text = f"no more than that: the log lacks the pool of {ranks} ranks, and the smallest decides"
+    return msgspec.structs.replace(row, verdict="bounded", explanation="; ".join(filter(None, (row.explanation, text))))
 
 
 def estimate_row(

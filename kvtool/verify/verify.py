@@ -45,7 +45,8 @@ def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
 
 
 def _verdict(rows: list[VerifyRow]) -> str:
-    return "off" if any(row.verdict == "off" for row in rows) else "agrees"
+    found = {row.verdict for row in rows}
+    return "off" if "off" in found else "agrees" if "equal" in found else "uncompared"
 
 
 def _assumptions(facts: LogFacts, start: Started, estimated: Estimate, compared: EngineRows) -> list[str]:

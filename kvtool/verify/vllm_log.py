@@ -39,6 +39,7 @@ PATTERNS = (
     template("Actual usage is {consumed:gib} GiB for consumed memory"),
     template("can use total_gpu_memory ({total_memory:gib}"),
     template("Memory profiling results: total_gpu_memory={total_memory:gib}"),
+    template("Memory profiling results: ... peak_torch_memory={peak_torch:gib}"),
     template("Memory profiling results: ... gpu_memory_utilization={gpu_memory_utilization:flag}"),
     template("Free memory on device ...({free_memory:gib}/{total_memory:gib} GiB)"),
     template(
@@ -65,7 +66,7 @@ PATTERNS = (
     template("the estimated maximum model length is {estimated_max_len:count}"),
     template(
         "The model's max seq len ({max_model_len:count}) is larger than the maximum number of tokens that can be "
-        "stored in KV cache ({tokens:count})",
+        "stored in KV cache ({stored_tokens:count})",
         refusal="one_request",
     ),
     template(

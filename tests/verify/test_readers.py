@@ -10,20 +10,11 @@ from hypothesis import strategies as st
 
 from kvtool.errors import KvtoolError
 from kvtool.units import GIB
-from kvtool.verify.facts import LogFacts, gib
+from kvtool.verify.facts import gib
 from kvtool.verify.items import read_items
 from kvtool.verify.lines import clean, read_lines
-from kvtool.verify.read import read_facts
-
-LOGS = Path(__file__).parent / "logs"
-
-
-def read(name: str) -> LogFacts:
-    return read_facts(read_lines(str(LOGS / name)), name)
-
-
-def from_text(text: str) -> LogFacts:
-    return read_facts(text.split("\n"), "log")
+from tests.verify.helpers import LOGS, from_text
+from tests.verify.helpers import quoted as read
 
 
 def test_rounding_leaves_a_range_open() -> None:
@@ -78,7 +69,7 @@ def test_vllm_before_v1_tells_blocks() -> None:
     refused = read("vllm_0_6_llama_3_1_8b_too_long.log")
     assert refused.refusal is not None
     assert refused.refusal.kind == "one_request"
-    assert [figure.value for figure in refused.of("tokens")] == [23_648]
+    assert [figure.value for figure in refused.of("stored_tokens")] == [23_648]
 
 
 @pytest.mark.parametrize(
