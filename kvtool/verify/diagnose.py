@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from kvtool.catalog.gpus import find_gpu
+from kvtool.catalog.gpus import Gpu, find_gpu
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
@@ -27,9 +27,10 @@ _FLAGS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def agreeing_flags(facts: LogFacts, started: Started, pool: Figure | None) -> list[str]:
-    """Single flags, with values, under which every exact number of the log comes out."""
-    return [flag for flag, options in _alternatives(started) if _agrees(facts, replace(started, options=options), pool)]
+def agreeing_flags(facts: LogFacts, started: Started, pool: Figure | None, *, card: Gpu) -> list[str]:
+    """Single flags, with values, under which every exact number of the log comes out. `card` is the one planned for."""
+    tried = _alternatives(started, replace(started.options, gpu=card))
+    return [flag for flag, options in tried if _agrees(facts, replace(started, options=options), pool)]
 
 
 def _agrees(facts: LogFacts, started: Started, pool: Figure | None) -> bool:
@@ -40,9 +41,8 @@ def _agrees(facts: LogFacts, started: Started, pool: Figure | None) -> bool:
     return all(row.verdict in ("equal", "unlogged") for row in rows) and any(row.verdict == "equal" for row in rows)
 
 
-def _alternatives(started: Started) -> Iterator[tuple[str, EngineOptions]]:
+def _alternatives(started: Started, options: EngineOptions) -> Iterator[tuple[str, EngineOptions]]:
     """Likeliest first; a flag that the log or the user gives stays as it is."""
-    options = started.options
     for name, values in _FLAGS.items():
         if started.inputs.get(name, AUTO) != AUTO:
             continue
@@ -50,7 +50,7 @@ def _alternatives(started: Started) -> Iterator[tuple[str, EngineOptions]]:
             if name == "tp":
                 changed = replace(options, parallel=replace(options.parallel, tp=value))
             elif name == "gpu":
-                changed = options if options.gpu else replace(options, gpu=find_gpu(value))
+                changed = options if started.options.gpu else replace(options, gpu=find_gpu(value))
             else:
                 changed = replace(options, **{name: value})
             if changed != options:

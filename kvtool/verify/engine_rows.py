@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines import sglang
 from kvtool.sizing.engines.vllm import plan as vllm
@@ -50,7 +51,8 @@ def _vllm(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
         return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
     if pool is not None or plans.counted is not None:
         told = pool if facts.of("kv_pool") or started.options.kv_cache_memory_bytes else None
-        rows += _explained(list(plan_rows(facts, plans, told)), facts, started, told)
+        found = list(plan_rows(facts, plans, told))
+        rows += _explained(found, facts, started, told, plans.value.inputs.gpu)
     assumptions += _plan_assumptions(facts, started, plans, pool)
     return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
 
@@ -90,11 +92,13 @@ def _batch_matters(started: Started, plans: Planned, pool: Figure | None) -> boo
     return again.blocks_per_request != plans.value.blocks_per_request
 
 
-def _explained(rows: list[VerifyRow], facts: LogFacts, started: Started, pool: Figure | None) -> list[VerifyRow]:
+def _explained(
+    rows: list[VerifyRow], facts: LogFacts, started: Started, pool: Figure | None, card: Gpu
+) -> list[VerifyRow]:
     """Where a term is off, the flag that would explain it, or what is not planned, is said beside it."""
     if all(row.verdict != "off" for row in rows):
         return rows
-    flags = agreeing_flags(facts, started, pool)
+    flags = agreeing_flags(facts, started, pool, card=card)
     if flags:
         text = f"every term agrees with {' or '.join(flags[:2])}, which the log does not tell"
     elif started.unplanned:

@@ -15,7 +15,7 @@ from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.parallel import Parallel, check_layout
 from kvtool.verify.facts import LogFacts
 
 # The log's spelling of each flag that changes the cache -> its name in EngineOptions or Parallel.
@@ -103,10 +103,11 @@ def started(
 ) -> Started:
     """The start that a log tells of, `given` flags and `model` first. Raises KvtoolError where no model is known."""
     inputs = {**_logged_inputs(facts), **given}
-    if facts.flags.get("enable_expert_parallel") == "True":
-        inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
     found, name = _model(facts, model, models_path)
+    if facts.flags.get("enable_expert_parallel") == "True" and found.moe is not None:
+        inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
     options = _options(facts, inputs, gpu)
+    check_layout(found, options.parallel)
     unplanned = tuple(
         why for flag, why in _UNPLANNED[facts.engine].items() if facts.flags.get(flag, "") not in _NOTHING
     )

@@ -11,7 +11,7 @@ from kvtool.verify.items import read_items
 
 _RANK = re.compile(r"(?:Worker_|\b)((?:[DP]P\d+[_ ])*[TP]P\d+)|rank=(\d+)")
 _PART = re.compile(r"(\{\w+:\w+\}| ?\.\.\. ?)")
-_LONGEST_MESSAGE = 400
+_LONGEST_MESSAGE, _LONGEST_NUMBER, _LARGEST_NUMBER = 400, 24, 1 << 60
 _KINDS = {
     "gib": r"-?\d+(?:\.\d+)?",
     "count": r"\d[\d,]*",
@@ -102,10 +102,11 @@ def _message(match: re.Match[str]) -> str:
 def _figure(kind: str, text: str) -> Figure | None:
     try:
         if kind == "gib":
-            return gib(text)
+            return gib(text[:_LONGEST_NUMBER])
         if kind == "ratio":
-            return rounded(float(text), len(text.partition(".")[2]))
-        return exactly(int(float(text)) if kind == "number" else int(text.replace(",", "")))
+            return rounded(float(text), len(text.partition(".")[2])) if len(text) < _LONGEST_NUMBER else None
+        count = int(float(text)) if kind == "number" else int(text[:_LONGEST_NUMBER].replace(",", ""))
+        return exactly(count) if count <= _LARGEST_NUMBER else None
     except (ValueError, OverflowError):
         return None
 

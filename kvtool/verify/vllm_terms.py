@@ -44,11 +44,13 @@ class Planned:
 
 def planned(facts: LogFacts, started: Started, pool: Figure | None) -> Planned:
     """Plan the start for a pool of so many bytes, and for the blocks of the log. Raises KvtoolError."""
-    sizes = (_ANY_POOL_BYTES,) * 3 if pool is None else (pool.value, pool.low, pool.high)
-    value, low, high = (plan(started.model, started.options, pool_bytes=max(0, round(size))) for size in sizes)
+    pool = pool or exactly(_ANY_POOL_BYTES)
+    value = plan(started.model, started.options, pool_bytes=max(0, round(pool.value)))
+    options = replace(started.options, gpu=value.inputs.gpu)  # the card taken for lack of one, looked up once
+    low, high = (plan(started.model, options, pool_bytes=max(0, round(size))) for size in (pool.low, pool.high))
     blocks, counted = counted_blocks(facts, value), None
     if blocks:
-        options = replace(started.options, num_gpu_blocks_override=blocks)
+        options = replace(options, num_gpu_blocks_override=blocks)
         counted = plan(started.model, options, pool_bytes=value.pool_bytes)
     return Planned(value=value, low=low, high=high, counted=counted)
 

@@ -37,9 +37,9 @@ def test_a_model_that_is_not_named_or_not_known() -> None:
 
 def test_flags_become_options_and_the_user_overrules_them() -> None:
     facts = from_text(
-        "non-default args: {'model': 'meta-llama/Llama-3.1-8B', 'tensor_parallel_size': 4, 'data_parallel_size': 2, "
-        "'enable_expert_parallel': True, 'kv_cache_dtype': 'fp8_e4m3', 'max_model_len': None, 'async_scheduling': False, "
-        "'disable_hybrid_kv_cache_manager': True, 'gpu_memory_utilization': 0.85}\n"
+        "non-default args: {'model': 'mistralai/Mixtral-8x7B-v0.1', 'tensor_parallel_size': 4, "
+        "'data_parallel_size': 2, 'enable_expert_parallel': True, 'kv_cache_dtype': 'fp8_e4m3', 'max_model_len': None, "
+        "'async_scheduling': False, 'disable_hybrid_kv_cache_manager': True, 'gpu_memory_utilization': 0.85}\n"
         "Chunked prefill is enabled with max_num_batched_tokens=2048.\n"
         "Maximum concurrency for 8,192 tokens per request: 4.00x"
     )

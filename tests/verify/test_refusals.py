@@ -49,7 +49,7 @@ def test_weights_that_leave_nothing() -> None:
             "beside the cache",
         ),
         (
-            "ValueError: max_num_seqs (256) exceeds available Mamba cache blocks (95). Each decode sequence requires one",
+            "ValueError: max_num_seqs (256) exceeds available Mamba cache blocks (95). Each decode sequence needs one",
             "--max-num-seqs 95",
         ),
         ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "--mem-fraction-static"),

@@ -61,7 +61,7 @@ def test_state_slots_of_a_hybrid() -> None:
 
 def test_tokens_follow_from_free_memory_where_the_log_has_it() -> None:
     facts = from_text(
-        "server_args=ServerArgs(model_path='meta-llama/Llama-3.1-8B', tp_size=1, mem_fraction_static=0.8, dtype='auto')\n"
+        "server_args=ServerArgs(model_path='meta-llama/Llama-3.1-8B', tp_size=1, mem_fraction_static=0.8)\n"
         "Load weight begin. avail mem=78.00 GB\n"
         "Load weight end. elapsed=5 s, type=LlamaForCausalLM, avail mem=63.00 GB, mem usage=15.00 GB.\n"
         "max_total_num_tokens=388000, chunked_prefill_size=8192, context_len=131072, available_gpu_mem=10.00 GB\n"

@@ -105,7 +105,7 @@ def test_the_flag_that_explains_a_difference_is_named() -> None:
 
 
 def test_a_request_of_windows_without_async_scheduling() -> None:
-    """vllm-project/vllm#27508: gpt-oss-120b needs 4.54 GiB with 1,024 batched tokens, and vLLM then ran no step ahead."""
+    """vllm-project/vllm#27508: gpt-oss-120b takes 4.54 GiB with 1,024 batched tokens and no step ahead."""
     document = held(quoted("vllm_gpt_oss_120b_refused.log"), "gpt-oss-120b", max_num_batched_tokens=1024)
     assert document.verdict == "refused"
     assert "--no-async-scheduling" in row(document, "one request").explanation
@@ -139,7 +139,7 @@ def test_tokens_before_0_21_are_counted_by_groups() -> None:
 
 def test_a_flagged_pool_is_the_pool() -> None:
     facts = from_text(
-        "non-default args: {'model': 'meta-llama/Llama-3.1-8B', 'kv_cache_memory_bytes': 2147483648, 'max_model_len': 4096}\n"
+        "non-default args: {'model': 'meta-llama/Llama-3.1-8B', 'kv_cache_memory_bytes': 2147483648}\n"
         "GPU KV cache size: 16,384 tokens, Maximum concurrency for 4,096 tokens per request: 4.00x"
     )
     document = held(facts)
