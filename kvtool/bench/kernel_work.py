@@ -11,7 +11,8 @@ from kvtool.bench.kernel_options import KernelsOptions
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model
 from kvtool.errors import KvtoolError
 from kvtool.results import KernelBytes
-from kvtool.sizing.dtypes import FLOAT_BYTES, CacheFormat
+from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import layer_specs, specs_by_layer
 from kvtool.sizing.specs import CacheSpec, FullSpec, LatentSpec, SlidingSpec
 from kvtool.sizing.traffic import attention_flops
@@ -169,7 +170,7 @@ def _attention_layers(model: Model, cache_format: CacheFormat) -> list[tuple[Lay
 def _has_kernel(spec: CacheSpec) -> TypeGuard[AttentionSpec]:
     """Dense attention over everything or a window: no indexer's choice, no mixed layout."""
     if isinstance(spec, LatentSpec):
-        return spec.top_k_tokens is None and not spec.fp8_ds_mla
+        return spec.top_k_tokens is None and not spec.sparse
     return isinstance(spec, SlidingSpec) or (isinstance(spec, FullSpec) and spec.top_k_tokens is None)
 
 

@@ -28,7 +28,7 @@ from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
 from kvtool.results import KernelCase, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
-from kvtool.sizing.dtypes import CacheFormat, parse_cache_format
+from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.units import format_bytes, format_length
 
 PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer

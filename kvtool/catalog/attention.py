@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kvtool.catalog.model import (
     ChunkedAttention,
+    CompressedAttention,
     CrossAttention,
     FullAttention,
     GatedDeltaNet,
@@ -22,6 +23,7 @@ from kvtool.catalog.model import (
 _EXTRA = (
     ("sliding", SlidingAttention),
     ("chunked", ChunkedAttention),
+    ("compressed", CompressedAttention),
     ("cross", CrossAttention),
     ("linear", (GatedDeltaNet, KimiDeltaAttention, LightningAttention)),
     ("mamba", (Mamba1, Mamba2)),
@@ -30,8 +32,10 @@ _EXTRA = (
 
 
 def attention_name(layers: Sequence[Layer], num_heads: int) -> str:
-    """What the layers keep: the head grouping (mha | gqa | mqa | mla), then sliding, chunked, linear, mamba or conv."""
-    caches = [layer.cache for layer in layers]
+    """What the layers keep: the head grouping (mha | gqa | mqa | mla), then sliding, chunked,
+    compressed, cross, linear, mamba or conv.
+    """
+    caches = [cache for layer in layers for cache in (layer.cache, layer.cross)]
     kv_heads = {cache.kv_heads for cache in caches if isinstance(cache, FullAttention)}
     parts = []
     if any(isinstance(cache, LatentAttention) for cache in caches):

@@ -13,14 +13,21 @@ _MAX_INTEGER = 1 << 40
 class Fields:
     """One JSON object. A field counts as absent when it is missing or null; `defaults` stand in for absent ones.
 
-    `read` holds every name asked for: what a config says beyond them was not understood.
+    `read` holds every name asked for: what a config says beyond them was not understood. `outer` is the config around a
+    nested one, where that is needed.
     """
 
     def __init__(
-        self, values: Mapping[str, object], *, where: str, defaults: Mapping[str, object] | None = None
+        self,
+        values: Mapping[str, object],
+        *,
+        where: str,
+        defaults: Mapping[str, object] | None = None,
+        outer: Fields | None = None,
     ) -> None:
         self.values = values
         self.where = where
+        self.outer = outer
         self.defaults = defaults or {}
         self.read: set[str] = set()
 

@@ -19,6 +19,11 @@ from kvtool.errors import KvtoolError, did_you_mean
 
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _CLASS_ENDINGS = ("forcausallm", "forconditionalgeneration", "lmheadmodel", "model")
+_ENCODERS = {
+    *("albert", "bert", "camembert", "clip", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert"),
+    *("gte", "hubert", "modernbert", "mpnet", "nomic_bert", "roberta", "siglip", "siglip2", "vit", "wav2vec2"),
+    *("xlm-roberta", "xlm-roberta-xl"),
+}
 _MAX_CONFIG_BYTES = 16 << 20
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -82,7 +87,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
     for name in family.required:
         if fields.get(name) is None:
             raise fields.error(f"field {name!r} is missing")
-    _refuse_encoders(fields)
+    _refuse_encoders(fields, family)
     shape = family.shape(fields)
     layers = family.layers(fields, shape)
     moe = family.experts(fields, shape)
@@ -126,7 +131,8 @@ def _text_fields(outer: Fields) -> tuple[Fields, str]:
     if inner_type not in FAMILIES:
         raise _unknown_type(inner, inner_type)
     family = FAMILIES[inner_type]
-    return Fields(inner.values, where=inner.where, defaults={**family.nested, **family.defaults}), inner_type
+    defaults = {**family.nested, **family.defaults}
+    return Fields(inner.values, where=inner.where, defaults=defaults, outer=outer), inner_type
 
 
 def _flat(outer: Fields, model_type: str | None) -> tuple[Fields, str]:
@@ -154,13 +160,17 @@ def _type_of(fields: Fields) -> str | None:
 def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
     if model_type is None:
         return fields.error("field 'model_type' is missing")
+    if model_type in _ENCODERS:
+        return fields.error(f"model_type {model_type!r} is an encoder without a decoder: it keeps no KV cache")
     return fields.error(
         f"model_type {model_type[:60]!r} is not known{did_you_mean(model_type[:60], (*FAMILIES, *WRAPPERS))}"
     )
 
 
-def _refuse_encoders(fields: Fields) -> None:
-    fields.refuse("is_encoder_decoder", "encoder-decoder models are not known yet")
+def _refuse_encoders(fields: Fields, family: Family) -> None:
+    fields.read.add("is_encoder_decoder")
+    if not family.encoder_decoder:
+        fields.refuse("is_encoder_decoder", "an encoder-decoder of this architecture is not known")
     fields.refuse("add_cross_attention", "cross attention is not known for this architecture")
     if fields.given("use_bidirectional_attention") not in (None, False, "vision"):
         raise fields.error("field 'use_bidirectional_attention' is set: a model without a causal cache is not known")
@@ -177,6 +187,8 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
         "n_inner",
         "ffn_dim",
         "ffn_hidden_size",
+        "decoder_ffn_dim",
+        "d_ff",
     ):
         value = fields.get(name)
         if isinstance(value, list):
@@ -189,7 +201,7 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
 
 def _longest(fields: Fields) -> int | None:
     """The longest context, by the first of its names that is given."""
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if fields.get(name) is not None:
             return fields.integer(name)
     return None

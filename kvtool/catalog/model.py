@@ -1,6 +1,6 @@
 """What a model is, as far as its KV cache, its weights and its decoder need it. Facts only: no bytes.
 
-A layer keeps exactly one of the kinds below, and may add an indexer. Bytes are `kvtool.sizing`'s business.
+A layer keeps one of the kinds below, and may add an indexer or cross attention. Bytes are `kvtool.sizing`'s business.
 """
 
 from __future__ import annotations
@@ -43,6 +43,23 @@ class LatentAttention:
     qk_nope_head_dim: int | None = None
     v_head_dim: int | None = None
     q_lora_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressedAttention:
+    """DeepSeek-V4: one vector, K and V at once, of the last `window` tokens, and one for every `ratio` tokens that a
+    compressor sums up (0: none). Its newest inputs it keeps in fp32: of two groups that overlap where `ratio` is 4, of
+    one otherwise.
+    """
+
+    head_dim: int
+    qk_rope_head_dim: int
+    window: int
+    ratio: int = 0
+
+    @property
+    def compressor_groups(self) -> int:
+        return 2 if self.ratio == 4 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,29 +136,34 @@ class ShortConvolution:
 
 
 RecurrentLayer = Mamba1 | Mamba2 | GatedDeltaNet | KimiDeltaAttention | LightningAttention | ShortConvolution
-CacheKind = FullAttention | LatentAttention | SharedAttention | RecurrentLayer
+CacheKind = FullAttention | LatentAttention | CompressedAttention | SharedAttention | RecurrentLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Indexer:
-    """Keys of a sparse-attention indexer: one vector of `head_dim` per token, replicated under TP.
+    """Keys of a sparse-attention indexer: one vector of `head_dim` for every `ratio` tokens, replicated under TP.
 
-    `quantised` indexers (DeepSeek-V3.2, GLM-5) store fp8 with a 4-byte scale per 128 elements whatever the KV dtype is;
-    others (MiniMax-M3) store bf16. `top_k_tokens` bounds what the main attention then reads.
+    `dtype` is how they are stored whatever the KV dtype is: fp8 with a 4-byte scale per 128 elements (DeepSeek-V3.2,
+    GLM-5), fp4 with a scale byte per 32, or bf16 (MiniMax-M3). `top_k_tokens` bounds what the main attention reads:
+    tokens, or compressed rows.
     """
 
     head_dim: int
     heads: int
     top_k_tokens: int | None
-    quantised: bool
+    dtype: str
+    ratio: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One decoder layer. `cache` is None for a layer without attention or recurrence (an MLP-only layer)."""
+    """One decoder layer. `cache` is None for a layer without attention or recurrence (an MLP-only layer); `cross` is
+    the attention to an encoder's output that a layer of an encoder-decoder has beside its own.
+    """
 
     cache: CacheKind | None
     indexer: Indexer | None = None
+    cross: CrossAttention | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

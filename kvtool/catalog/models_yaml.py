@@ -15,6 +15,7 @@ from kvtool.catalog.layer_pattern import expand_pattern
 from kvtool.catalog.model import (
     CacheKind,
     ChunkedAttention,
+    CompressedAttention,
     CrossAttention,
     Decoder,
     FullAttention,
@@ -43,6 +44,7 @@ _CACHES: dict[str, type[CacheKind]] = {
     "chunked": ChunkedAttention,
     "cross": CrossAttention,
     "mla": LatentAttention,
+    "compressed": CompressedAttention,
     "mamba1": Mamba1,
     "mamba2": Mamba2,
     "gated_delta_net": GatedDeltaNet,
@@ -83,6 +85,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
     chunked: ChunkedAttention | None = None
     cross: CrossAttention | None = None
     mla: LatentAttention | None = None
+    compressed: CompressedAttention | None = None
     indexer: Indexer | None = None
     mamba1: Mamba1 | None = None
     mamba2: Mamba2 | None = None
@@ -135,22 +138,36 @@ class Entry(_Strict, frozen=True, kw_only=True):
         )
 
     def _layer(self, name: str, before: list[Layer]) -> Layer:
-        kind, plus, extra = name.partition("+")
-        if plus and (extra != "indexer" or self.indexer is None):
-            raise KvtoolError(f"model {self.id}: layer {name!r} needs an `indexer` block")
-        indexer = self.indexer if plus else None
+        kind, *extras = name.split("+")
+        missing = [extra for extra in extras if extra not in ("indexer", "cross") or getattr(self, extra) is None]
+        if missing:
+            raise KvtoolError(f"model {self.id}: layer {name!r} needs an {missing[0][:40]!r} block (indexer or cross)")
+        layer = Layer(
+            cache=self._cache(name, kind, before),
+            indexer=self.indexer if "indexer" in extras else None,
+            cross=self.cross if "cross" in extras else None,
+        )
+        if layer.indexer is not None and isinstance(layer.cache, CompressedAttention):
+            return replace(layer, indexer=replace(layer.indexer, ratio=layer.cache.ratio or 1))
+        return layer
+
+    def _cache(self, name: str, kind: str, before: list[Layer]) -> CacheKind | None:
+        """The block of that name; `shared_NAME` shares an earlier layer's, `compressed_4` has its ratio in the name."""
         if kind == "none":
-            return Layer(cache=None, indexer=indexer)
+            return None
+        ratio = kind.removeprefix("compressed_")
+        if self.compressed is not None and kind != ratio and ratio.isdecimal() and len(ratio) < 8:
+            return replace(self.compressed, ratio=int(ratio))
         own = kind.removeprefix("shared_")
         cache: CacheKind | None = getattr(self, own) if own in _CACHES else None
         if cache is None:
             raise KvtoolError(f"model {self.id}: layer {name!r} has no block of that name")
         if own == kind:
-            return Layer(cache=cache, indexer=indexer)
+            return cache
         same = [index for index, layer in enumerate(before) if layer.cache == cache]
         if not same:
             raise KvtoolError(f"model {self.id}: layer {name!r} has no earlier {own!r} layer to share with")
-        return Layer(cache=SharedAttention(source_layer=same[-1]), indexer=indexer)
+        return SharedAttention(source_layer=same[-1])
 
     def _decoder(self) -> Decoder | None:
         default = default_decoder(self.architecture)

@@ -80,12 +80,11 @@ def _kinds(model: Model) -> set[str]:
 
 def bytes_per_token(model: Model) -> int:
     """What one more token adds for good: bf16, layers that grow without bound."""
-    from kvtool.sizing.dtypes import parse_cache_format
+    from kvtool.sizing.formats import parse_cache_format
     from kvtool.sizing.layers import layer_specs
-    from kvtool.sizing.specs import FullSpec, LatentSpec
+    from kvtool.sizing.usage import count_specs, growth_bytes
 
-    specs = layer_specs(model, parse_cache_format("bf16"))
-    return sum(spec.bytes_per_token for spec in specs if isinstance(spec, FullSpec | LatentSpec))
+    return growth_bytes(count_specs(layer_specs(model, parse_cache_format("bf16"))), indexer=False)
 
 
 def describe(entry: Entry, model: Model) -> dict[str, Any]:

@@ -28,7 +28,7 @@ KvCacheDtypeOption = Annotated[
     typer.Option(
         "--kv-cache-dtype",
         metavar="LIST",
-        help="auto, fp32, bf16, fp16, fp8, fp8_e5m2, int8, fp8_per_token_head or int8_per_token_head.",
+        help="auto, fp32, bf16, fp16, fp8, int8, nvfp4, fp8_ds_mla, q8_0, kivi_int4 ... (a wrong one lists all).",
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
@@ -65,6 +65,10 @@ WeightDtypeOption = Annotated[str, typer.Option("--weight-dtype", help="auto, fp
 MambaSsmCacheDtypeOption = Annotated[
     str,
     typer.Option("--mamba-ssm-cache-dtype", help="Of recurrent state: auto (as vLLM chooses), fp32, bf16 or fp16."),
+]
+IndexDtypeOption = Annotated[
+    str,
+    typer.Option("--index-dtype", help="Of a sparse indexer's keys: auto (as its engine stores them), fp8, fp4, bf16."),
 ]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
 

@@ -29,7 +29,8 @@ from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
-from kvtool.sizing.dtypes import FLOAT_BYTES, parse_cache_format
+from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
 from kvtool.units import ceil_div, format_bytes

@@ -80,7 +80,7 @@ def cache_dtype(name: str) -> torch.dtype:
 
 def _layer_cache(spec: CacheSpec, num_pages: int, block_size: int, device: torch.device) -> LayerCache:
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
-    if isinstance(spec, LatentSpec) and not spec.fp8_ds_mla:
+    if isinstance(spec, LatentSpec) and not spec.sparse:
         dtype = cache_dtype(spec.cache_format.name)
         return LayerCache(torch.zeros(num_pages, block_size, spec.k_head_dim, dtype=dtype, device=device), None)
     if isinstance(spec, HeadsSpec):

@@ -39,8 +39,10 @@ def tier_table(rows: Sequence[SizeRow]) -> Table:
         for tier in row.tiers or ():
             lines.append((what, *_tier_cells(tier)))
             what = ""
-    note = "Registers, L2 and HBM hold one GPU's part of the cache; DRAM and NVMe all of it, once."
-    if any(tier.reload_ms is not None for row in rows for tier in row.tiers or ()):
+    shown = [tier for row in rows for tier in row.tiers or ()]
+    note = "Registers, L2 and HBM hold one GPU's part of the cache"
+    note += "; DRAM and NVMe all of it, once." if any(tier.scope == "node" for tier in shown) else "."
+    if any(tier.reload_ms is not None for tier in shown):
         note += " reload: one sequence back into HBM at the link's listed rate."
     return Table(
         title="Where the cache could live",
@@ -133,7 +135,8 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
         title="What fits, best first",
         columns=("GPUs", "tp x pp x dp", "cache", "users", "context", "KV a\nGPU", "room\na GPU", "give or\ntake"),
         rows=rows,
-        note="Best: fewest GPUs, then the least lossy cache. Below, what starts the first line.",
+        note="Best: fewest GPUs, then the cache dtypes in the order tried. Rooms are estimates, give or take the last "
+        "column. Below, what starts the first line.",
     )
 
 

@@ -113,8 +113,8 @@ def _legend(fit: SizeFit) -> Iterator[str]:
         if size:
             measured = " measured" if f"{_TERM_OF[name]}_bytes" in (fit.measured or ()) else ""
             yield f"{GLYPHS[name]} {name} {format_bytes_short(size)}{measured}"
-    yield f"{GLYPHS[USED]} {USED}"
-    yield f"{GLYPHS[FREE]} {FREE}"
+    yield f"{GLYPHS[USED]} KV"
+    yield f"{GLYPHS[FREE]} free"
 
 
 _TERM_OF = {WEIGHTS: "weights", ACTIVATIONS: "activation", RESERVE: "reserve"}

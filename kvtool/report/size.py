@@ -13,7 +13,7 @@ from kvtool.report.budget import print_budget
 from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
 from kvtool.report.files import CsvValue
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow
+from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow, Struct
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -49,14 +49,17 @@ def _dtype(row: SizeRow) -> str:
 
 def layer_table(rows: list[SizeRow]) -> Table:
     """What the layers of one model keep, under each cache dtype of its rows."""
+    shown = [(_dtype(row), layers) for row in {_dtype(row): row for row in rows}.values() for layers in row.layers]
+    odd = any(layers.bits_per_element is not None and layers.bits_per_element % 8 for _, layers in shown)
+    bits = [(f"{layers.bits_per_element or 0:.4g}" if odd and layers.bits_per_element else "",) for _, layers in shown]
     lines = [
-        (_dtype(row), *_layer_cells(layers))
-        for row in {_dtype(row): row for row in rows}.values()
-        for layers in row.layers
+        (dtype, *_layer_cells(layers)[:2], *(cell if odd else ()), *_layer_cells(layers)[2:])
+        for (dtype, layers), cell in zip(shown, bits, strict=True)
     ]
+    element = ("bits an\nelement",) if odd else ()
     return Table(
         title="What the layers keep",
-        columns=("cache", "layers", "heads x dims", "bytes a token", "bounded by"),
+        columns=("cache", "layers", "heads x dims", *element, "bytes a token", "bounded by"),
         rows=lines,
         labels=3,
     )
@@ -121,8 +124,20 @@ def size_csv_rows(document: SizeDocument) -> Iterator[dict[str, CsvValue]]:
         flat: dict[str, CsvValue] = {"model": row.model.id, "attention": row.model.attention}
         flat |= msgspec.structs.asdict(row.inputs)
         for group in ("kv", "weights", "decode", "fit"):
-            flat |= {f"{group}_{name}": value for name, value in msgspec.structs.asdict(getattr(row, group)).items()}
+            flat |= {f"{group}_{name}": _cell(value) for name, value in _items(getattr(row, group))}
+        if row.sharing is not None:
+            flat |= {f"sharing_{name}": _cell(value) for name, value in _items(row.sharing)}
         yield flat
+
+
+def _items(part: Struct) -> Iterator[tuple[str, object]]:
+    yield from msgspec.structs.asdict(part).items()
+
+
+def _cell(value: object) -> CsvValue:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def size_figure(document: SizeDocument) -> Figure:
@@ -176,6 +191,8 @@ def _draw_levels(axes: Axes, document: SizeDocument) -> list[EndLabel]:
         levels.append((room, f"limit of {row.inputs.gpu}, {format_bytes(room)}", RED))
         axes.set_ylim(top=max(axes.get_ylim()[1], 1.5 * room))
         axes.axhspan(room, axes.get_ylim()[1], color=RED, alpha=0.06, linewidth=0)
+    if levels:
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.9 * min(level for level, *_ in levels)))
     axes.set_xlim(left, right * 1.02)
     axes.hlines([level for level, *_ in levels], left, right, [colour for *_, colour in levels], linestyles="--")
     return [EndLabel(right, level, text, colour) for level, text, colour in levels]

@@ -34,7 +34,9 @@ class SizeInputs(Struct, frozen=True, kw_only=True):
 
 
 class SizeLayers(Struct, frozen=True, kw_only=True):
-    """A group of equal layers. `bytes_per_token` is what one more token adds before any cap."""
+    """A group of equal layers. `bytes_per_token` is what one more token adds before any cap; `bits_per_element` counts
+    scales and padding too.
+    """
 
     kind: str
     count: int
@@ -44,6 +46,7 @@ class SizeLayers(Struct, frozen=True, kw_only=True):
     window: int | None
     bytes_per_token: int
     bytes_per_sequence: int
+    bits_per_element: float | None = None
 
 
 class SizeKv(Struct, frozen=True, kw_only=True):

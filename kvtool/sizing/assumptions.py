@@ -6,8 +6,22 @@ from collections.abc import Iterator
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES
+from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
-from kvtool.sizing.specs import ChunkedSpec, FullSpec, HeadsSpec, IndexerSpec, LatentSpec, SharedSpec, StateSpec
+from kvtool.sizing.specs import (
+    ChunkedSpec,
+    CompressedSpec,
+    CompressorSpec,
+    CrossSpec,
+    FullSpec,
+    HeadsSpec,
+    IndexerSpec,
+    LatentSpec,
+    RowSpec,
+    SharedRowSpec,
+    SharedSpec,
+    StateSpec,
+)
 from kvtool.units import format_bytes
 
 
@@ -30,23 +44,49 @@ def _cache(plan: SizePlan, *, automatic: bool) -> Iterator[str]:
         yield f"{model.id}: no dtype is known, so the cache is taken to be {name}"
     elif automatic and name == "fp32":
         yield f"{model.id}: the cache is fp32 like the checkpoint; engines serve it in 16 bits (--kv-cache-dtype bf16)"
-    if name in ("fp8", "fp8_e5m2", "int8"):
+    if _has_tensor_scales(plan):
         yield f"{name} cache: one scale per tensor, which takes no bytes per token"
+    if plan.cache_format.residual_tokens:
+        yield f"{name} cache: the newest {plan.cache_format.residual_tokens} tokens of a sequence are kept in 16 bits"
+    whole = sum(fmt is not plan.cache_format for fmt in format_by_layer(model, plan.cache_format))
+    if whole:
+        yield f"{name} cache: the outermost {whole} layers keep the model's dtype, as vLLM leaves them"
     for spec, _ in plan.specs:
-        if isinstance(spec, LatentSpec) and spec.fp8_ds_mla:
-            yield f"fp8 cache of sparse MLA: vLLM's fp8_ds_mla layout, {spec.bytes_per_token} B per token and layer"
+        if isinstance(spec, LatentSpec | SharedRowSpec) and name == "fp8" and spec.row != plan.cache_format.mla:
+            yield f"fp8 cache of sparse MLA: vLLM's fp8_ds_mla layout, {spec.row_bytes} B a row (fp8_plain has none)"
         if isinstance(spec, IndexerSpec):
-            stored = "fp8 with fp32 scales" if spec.quantised else "bf16"
-            yield f"index keys are stored in {stored} whatever the KV dtype: {spec.bytes_per_token} B a token and layer"
+            stored = {"fp8": "fp8 with fp32 scales", "fp4": "fp4 with a scale for 32"}.get(spec.dtype, spec.dtype)
+            yield f"index keys are stored in {stored} whatever the KV dtype: {spec.row_bytes} B a key and layer"
         if isinstance(spec, FullSpec | LatentSpec) and spec.top_k_tokens:
             yield f"a decode step reads all index keys, and at most {spec.top_k_tokens:,} tokens of a sparse cache"
+        if isinstance(spec, CompressedSpec) and spec.top_k_rows:
+            yield f"a decode step reads all index keys, and at most {spec.top_k_rows:,} rows of {spec.ratio} tokens"
+        if isinstance(spec, CrossSpec):
+            yield f"cross attention is sized for a full encoder: {spec.encoder_tokens:,} tokens a sequence"
         if isinstance(spec, ChunkedSpec):
             yield f"chunked layers are sized by a full chunk of {spec.window} tokens"
         if isinstance(spec, SharedSpec) and spec.source is None:
             yield f"{model.id}: which layers its KV-sharing layers read is not known; their reads are not counted"
 
 
+def _has_tensor_scales(plan: SizePlan) -> bool:
+    """Whether a quantised vector has no scale beside it."""
+    vectors = []
+    for spec, _ in plan.specs:
+        if isinstance(spec, HeadsSpec):
+            vectors += [spec.cache_format.key, spec.cache_format.value]
+        if isinstance(spec, LatentSpec | SharedRowSpec) and spec.row is not None:
+            vectors.append(spec.row.latent)
+    return any(vector.bits == 8 and not vector.scale_bytes for vector in vectors if vector is not None)
+
+
 def _state(plan: SizePlan) -> Iterator[str]:
+    kept = sum(count * spec.state_bytes for spec, count in plan.specs if isinstance(spec, CompressorSpec))
+    if kept:
+        yield (
+            f"compressors keep {kept:,} B a sequence in fp32: in bytes_per_sequence and fixed_bytes_per_sequence, "
+            "not in state_bytes_per_sequence, which is recurrent state"
+        )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:
         return
@@ -68,7 +108,7 @@ def _layout(plan: SizePlan) -> Iterator[str]:
         if heads < tp:
             split = f", {dcp} ways split by dcp" if dcp > 1 else ""
             yield f"tp {tp} is more than the {heads} KV heads: each head is on {tp // heads} ranks{split}"
-    if tp > 1 and any(isinstance(spec, LatentSpec) for spec in specs):
+    if tp > 1 and any(isinstance(spec, RowSpec) and spec.dcp_splits for spec in specs):
         yield f"tp does not split the MLA latent: {tp // dcp} whole copies on {tp} ranks"
     if tp > 1 and any(isinstance(spec, IndexerSpec) for spec in specs):
         yield f"neither tp nor dcp splits index keys: {tp} whole copies on {tp} ranks"
@@ -98,7 +138,7 @@ def _batch(plan: SizePlan) -> Iterator[str]:
 def _lengths(plan: SizePlan) -> Iterator[str]:
     if plan.lengths is not None:
         yield (
-            "requests of --lengths: each counts with its full length from the start, drawn independently of the others; "
+            "requests of --lengths: each counts with its full length from the start, drawn independently of others; "
             "a younger request holds less"
         )
 

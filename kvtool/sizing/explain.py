@@ -6,16 +6,20 @@ from collections.abc import Iterator
 
 from kvtool.catalog.model import Model
 from kvtool.results import SizeRow
+from kvtool.sizing.fit import widest_mlp
+from kvtool.sizing.formats import INDEX_KEYS, Row, Vector
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.specs import (
-    FP8_DS_MLA_GROUP,
-    INDEXER_SCALE_GROUP,
     CacheSpec,
+    CompressorSpec,
+    ConstantSpec,
     CrossSpec,
     HeadsSpec,
     IndexerSpec,
     LatentSpec,
+    SharedRowSpec,
+    SlidingRowSpec,
     StateSpec,
     WindowSpec,
 )
@@ -42,31 +46,26 @@ def _per_token(plan: SizePlan) -> Iterator[str]:
     for spec, count in plan.specs:
         layers = f"{count} layer{'s' if count > 1 else ''}"
         formula = f"{spec.kind}: {_formula(spec, layers)}"
-        if isinstance(spec, StateSpec):
+        if isinstance(spec, ConstantSpec):
             yield f"{formula} = {count * spec.state_bytes:,} B/sequence"
         elif not spec.per_token:
             yield f"{formula} = 0 B"
         else:
-            yield f"{formula} = {count * spec.bytes_per_token:,} B/token" + _cap(spec, count)
+            yield f"{formula} = {spec.growth_bytes(count):,} B/token" + _cap(spec, count)
 
 
 def _formula(spec: CacheSpec, layers: str) -> str:
     match spec:
         case HeadsSpec():
             return _heads_formula(spec, layers)
-        case LatentSpec(fp8_ds_mla=True):
-            groups = ceil_div(spec.kv_lora_rank, FP8_DS_MLA_GROUP)
-            return f"{layers} x ({spec.kv_lora_rank} x 1 B + {groups} scales x 4 B + {spec.qk_rope_head_dim} x 2 B)"
-        case LatentSpec():
-            scales = f" + {2 * spec.cache_format.scale_bytes} B of scales" if spec.cache_format.scale_bytes else ""
-            data = (
-                f"({spec.kv_lora_rank} latent + {spec.qk_rope_head_dim} rotary) x {spec.cache_format.element_bytes} B"
-            )
-            return f"{layers} x ({data}{scales})" if scales else f"{layers} x {data}"
-        case IndexerSpec(quantised=True):
-            return f"{layers} x ({spec.head_dim} x 1 B + {ceil_div(spec.head_dim, INDEXER_SCALE_GROUP)} scale x 4 B)"
+        case LatentSpec(row=Row() as row):
+            return f"{layers} x {_row(row, spec.kv_lora_rank, spec.qk_rope_head_dim)}"
+        case SharedRowSpec(row=Row() as row):
+            return f"{layers} x {_row(row, spec.head_dim - spec.rope_dim, spec.rope_dim)}{_every(spec.ratio)}"
         case IndexerSpec():
-            return f"{layers} x {spec.head_dim} x 2 B"
+            return f"{layers} x {_group(_vector(INDEX_KEYS[spec.dtype], spec.head_dim))}{_every(spec.ratio)}"
+        case CompressorSpec():
+            return f"{layers} x {spec.window} tokens x {spec.vector_dim:,} values and scores of a compressor x 4 B"
         case StateSpec():
             conv = f"{spec.conv_elements:,} convolution elements x {spec.conv_element_bytes} B"
             return f"{layers} x ({conv} + {spec.recurrent_elements:,} recurrent x {spec.recurrent_element_bytes} B)"
@@ -75,17 +74,45 @@ def _formula(spec: CacheSpec, layers: str) -> str:
 
 
 def _heads_formula(spec: HeadsSpec, layers: str) -> str:
-    k, v, scale = spec.k_head_dim, spec.v_head_dim, spec.cache_format.scale_bytes
-    if scale:
-        element = f"({k} + {v}) x {spec.cache_format.element_bytes} B + {2 * scale} B of scales"
-        return f"{layers} x {spec.kv_heads} KV heads x ({element})"
-    if k == v:
-        return f"2 x {layers} x {spec.kv_heads} KV heads x {k} x {spec.cache_format.element_bytes} B"
-    return f"{layers} x {spec.kv_heads} KV heads x ({k} + {v}) x {spec.cache_format.element_bytes} B"
+    k, v, key, value = spec.k_head_dim, spec.v_head_dim, spec.cache_format.key, spec.cache_format.value
+    if key is None or value is None:
+        return f"{layers} without K and V heads"
+    heads = f"{layers} x {spec.kv_heads} KV heads x"
+    scales = key.groups(k) * key.scale_bytes + value.groups(v) * value.scale_bytes
+    if not scales and key == value:
+        return f"2 x {heads} {k} x {_element(key)}" if k == v else f"{heads} ({k} + {v}) x {_element(key)}"
+    elements = f"({k} + {v}) x {_element(key)}" if key == value else f"{k} x {_element(key)} + {v} x {_element(value)}"
+    return f"{heads} ({elements} + {scales} B of scales)"
+
+
+def _element(vector: Vector) -> str:
+    return f"{vector.bits // 8} B" if vector.bits % 8 == 0 else f"{vector.bits} bits"
+
+
+def _vector(vector: Vector, elements: int) -> str:
+    groups = vector.groups(elements)
+    scales = f" + {groups} scale{'s' if groups > 1 else ''} x {vector.scale_bytes} B" if groups else ""
+    return f"{elements} x {_element(vector)}{scales}"
+
+
+def _group(text: str) -> str:
+    return f"({text})" if " + " in text else text
+
+
+def _row(row: Row, latent: int, rope: int) -> str:
+    if row.latent == row.rope and not row.latent.scale_bytes:
+        return f"({latent} latent + {rope} rotary) x {_element(row.latent)}"
+    padded = row.stored_bytes(latent, rope) - Row(latent=row.latent, rope=row.rope).stored_bytes(latent, rope)
+    padding = f" + {padded} B of padding" if padded else ""
+    return f"({_vector(row.latent, latent)} + {_vector(row.rope, rope)}{padding})"
+
+
+def _every(ratio: int) -> str:
+    return f" / {ratio} tokens" if ratio > 1 else ""
 
 
 def _cap(spec: CacheSpec, count: int) -> str:
-    if isinstance(spec, WindowSpec):
+    if isinstance(spec, WindowSpec | SlidingRowSpec):
         return f", for at most {spec.window:,} tokens = {count * spec.stored_bytes(spec.window):,} B/sequence"
     if isinstance(spec, CrossSpec):
         return f" x {spec.encoder_tokens:,} encoder tokens = {count * spec.stored_bytes(1):,} B/sequence"
@@ -108,6 +135,7 @@ def _per_row(plan: SizePlan, row: SizeRow) -> Iterator[str]:
     if row.sharing is not None:
         yield f"the prefix once: {row.sharing.words}"
     yield from _decode(plan, row)
+    yield from _activations(plan)
     yield from _fit(row)
 
 
@@ -132,6 +160,18 @@ def _decode(plan: SizePlan, row: SizeRow) -> Iterator[str]:
             f"TPOT at least max({read:,} B / {gpu.memory_bandwidth_gbps:,} GB/s, {decode.flops_per_step:,} FLOP / "
             f"{gpu.bf16_tflops:,} TFLOP/s) = {decode.ideal_tpot_ms:.3f} ms: {decode.bound}-bound"
         )
+
+
+def _activations(plan: SizePlan) -> Iterator[str]:
+    """The largest of the estimated terms, where it is one."""
+    memory, limits, model = plan.memory, plan.limits, plan.model
+    if memory is None or limits is None or {"activation_bytes", "kv_pool_bytes"} & set(memory.measured):
+        return
+    widest = f"3 x ceil({widest_mlp(model):,} / {plan.options.parallel.tp})"
+    yield (
+        f"activations: {limits.tokens:,} batched tokens x (4 x {model.hidden_size:,} + {widest}) x 2 B"
+        f" + {limits.sequences:,} sequences x {model.vocab_size or 0:,} x 4 B = {memory.activation_bytes:,} B"
+    )
 
 
 def _fit(row: SizeRow) -> Iterator[str]:

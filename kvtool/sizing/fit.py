@@ -79,14 +79,17 @@ def batch_limits(
     )
 
 
+def widest_mlp(model: Model) -> int:
+    """Elements of the widest MLP that a token passes through: of all its experts together, where there are any."""
+    widest = model.intermediate_size or 4 * model.hidden_size
+    return max(widest, model.moe.intermediate_size * model.moe.experts_per_token) if model.moe else widest
+
+
 def activation_bytes(model: Model, parallel: Parallel, limits: BatchLimits) -> int:
     """An estimate of the peak of one forward pass: in 16 bits, for each batched token, four rows of the hidden size
     (residual, norm, attention in and out) and three of the widest MLP (gate, up, product); fp32 logits a sequence.
     """
-    widest = model.intermediate_size or 4 * model.hidden_size
-    if model.moe is not None:
-        widest = max(widest, model.moe.intermediate_size * model.moe.experts_per_token)
-    rows = limits.tokens * (4 * model.hidden_size + 3 * ceil_div(widest, parallel.tp)) * 2
+    rows = limits.tokens * (4 * model.hidden_size + 3 * ceil_div(widest_mlp(model), parallel.tp)) * 2
     return rows + limits.sequences * (model.vocab_size or 0) * 4
 
 

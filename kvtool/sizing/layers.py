@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import (
     ChunkedAttention,
+    CompressedAttention,
     CrossAttention,
     FullAttention,
     KimiDeltaAttention,
     LatentAttention,
+    Layer,
     Model,
     RecurrentLayer,
     SharedAttention,
     SlidingAttention,
 )
 from kvtool.errors import KvtoolError
-from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, CacheFormat, parse_float_dtype
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
+from kvtool.sizing.formats import INDEX_KEYS, CacheFormat, parse_cache_format
 from kvtool.sizing.specs import (
     CacheSpec,
     ChunkedSpec,
+    CompressedSpec,
+    CompressorSpec,
     CrossSpec,
     FullSpec,
     IndexerSpec,
     LatentSpec,
     SharedSpec,
+    SlidingRowSpec,
     SlidingSpec,
     StateSpec,
 )
@@ -72,24 +78,63 @@ def specs_by_layer(
     """`layer_specs` layer by layer, for pipeline stages: an empty tuple for a layer without attention or recurrence."""
     if model.num_heads % tp:
         raise KvtoolError(f"tp {tp} does not divide the {model.num_heads} query heads of {model.id}")
-    builder = _Builder(
-        cache_format=cache_format,
-        tp=tp,
-        state=state or state_format(model),
-        sparse=any(layer.indexer for layer in model.layers),
-    )
     layers: list[tuple[CacheSpec, ...]] = []
-    for layer, top_k_tokens in zip(model.layers, top_k_by_layer(model), strict=True):
-        specs: list[CacheSpec] = []
+    formats = format_by_layer(model, cache_format)
+    sparse = any(layer.indexer for layer in model.layers)
+    state = state or state_format(model)
+    for layer, top_k_tokens, layer_format in zip(model.layers, top_k_by_layer(model), formats, strict=True):
         if isinstance(layer.cache, SharedAttention):
             source = layer.cache.source_layer
-            specs.append(SharedSpec(source=None if source is None else layers[source][0]))
-        elif layer.cache is not None:
-            specs.append(builder.spec(layer.cache, top_k_tokens))
-        if layer.indexer is not None:
-            specs.append(IndexerSpec(head_dim=layer.indexer.head_dim, quantised=layer.indexer.quantised))
-        layers.append(tuple(specs))
+            kept: tuple[CacheSpec, ...] = (SharedSpec(source=None if source is None else layers[source][0]),)
+        else:
+            builder = _Builder(cache_format=layer_format, tp=tp, state=state, sparse=sparse, top_k_tokens=top_k_tokens)
+            kept = tuple(builder.specs(layer))
+        layers.append((*kept, *_index_specs(layer)))
     return layers
+
+
+def with_index_dtype(model: Model, dtype: str) -> Model:
+    """The model with its index keys stored in `dtype`; `auto` leaves them as its engine stores them. Raises KvtoolError
+    where they cannot be.
+    """
+    if dtype == AUTO:
+        return model
+    if dtype not in INDEX_KEYS:
+        raise KvtoolError(f"unknown index dtype {dtype[:40]!r}: use one of {', '.join([AUTO, *INDEX_KEYS])}")
+    if not any(layer.indexer for layer in model.layers):
+        raise KvtoolError(f"--index-dtype {dtype} means nothing for {model.id}: it has no sparse-attention indexer")
+    layers = [
+        replace(layer, indexer=replace(layer.indexer, dtype=dtype)) if layer.indexer else layer
+        for layer in model.layers
+    ]
+    return replace(model, layers=tuple(layers))
+
+
+def format_by_layer(model: Model, cache_format: CacheFormat) -> list[CacheFormat]:
+    """The format of each layer's cache: TurboQuant leaves the outermost layers at the model's dtype, as vLLM does, but
+    not those of a model with recurrent layers.
+    """
+    count = min(cache_format.whole_layers, model.num_layers // 2)
+    if count == 0 or any(isinstance(layer.cache, RecurrentLayer) for layer in model.layers):
+        return [cache_format] * model.num_layers
+    whole = [parse_cache_format(AUTO, model.dtype)] * count
+    return [*whole, *[cache_format] * (model.num_layers - 2 * count), *whole]
+
+
+def _index_specs(layer: Layer) -> Iterator[CacheSpec]:
+    """Index keys, and for compressed ones what their compressor keeps."""
+    indexer = layer.indexer
+    if indexer is None:
+        return
+    yield IndexerSpec(head_dim=indexer.head_dim, dtype=indexer.dtype, ratio=indexer.ratio)
+    if isinstance(layer.cache, CompressedAttention):
+        yield _compressor(layer.cache, indexer.head_dim)
+
+
+def _compressor(cache: CompressedAttention, head_dim: int) -> CompressorSpec:
+    """It makes rows of `head_dim`: for each group it sums over, a value and a score of every input element."""
+    groups = cache.compressor_groups
+    return CompressorSpec(vector_dim=2 * groups * head_dim, ratio=cache.ratio, window=groups * cache.ratio)
 
 
 def top_k_by_layer(model: Model) -> Iterator[int | None]:
@@ -107,29 +152,48 @@ def top_k_by_layer(model: Model) -> Iterator[int | None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Builder:
-    """Makes one rank's spec of a layer. `sparse`: the model has indexers, so an fp8 cache of MLA takes fp8_ds_mla."""
+    """Makes one rank's specs of a layer. `sparse`: the model has indexers, which decides how some formats store MLA."""
 
     cache_format: CacheFormat
     tp: int
     state: StateFormat
     sparse: bool
+    top_k_tokens: int | None
 
-    def spec(self, cache: FullAttention | LatentAttention | RecurrentLayer, top_k_tokens: int | None) -> CacheSpec:
-        match cache:
+    def specs(self, layer: Layer) -> Iterator[CacheSpec]:
+        """Its own cache first."""
+        match layer.cache:
+            case None | SharedAttention():
+                pass
             case LatentAttention():
-                return LatentSpec(
-                    kv_lora_rank=cache.kv_lora_rank,
-                    qk_rope_head_dim=cache.qk_rope_head_dim,
-                    cache_format=self.cache_format,
-                    fp8_ds_mla=self.sparse and self.cache_format.name == "fp8",
-                    top_k_tokens=top_k_tokens,
-                )
+                yield self._latent_spec(layer.cache)
+            case CompressedAttention():
+                yield from self._compressed_specs(layer.cache)
             case FullAttention():
-                return self._heads_spec(cache, top_k_tokens)
+                yield self._heads_spec(layer.cache)
             case _:
-                return self._state_spec(cache)
+                yield self._state_spec(layer.cache)
+        if layer.cross is not None:
+            yield self._heads_spec(layer.cross)
 
-    def _heads_spec(self, cache: FullAttention, top_k_tokens: int | None) -> CacheSpec:
+    def _latent_spec(self, cache: LatentAttention) -> LatentSpec:
+        return LatentSpec(
+            kv_lora_rank=cache.kv_lora_rank,
+            qk_rope_head_dim=cache.qk_rope_head_dim,
+            cache_format=self.cache_format,
+            sparse=self.sparse,
+            top_k_tokens=self.top_k_tokens,
+        )
+
+    def _compressed_specs(self, cache: CompressedAttention) -> Iterator[CacheSpec]:
+        dim, rope, fmt = cache.head_dim, cache.qk_rope_head_dim, self.cache_format
+        yield SlidingRowSpec(head_dim=dim, rope_dim=rope, cache_format=fmt, window=cache.window)
+        if cache.ratio:
+            top_k = self.top_k_tokens
+            yield CompressedSpec(head_dim=dim, rope_dim=rope, cache_format=fmt, ratio=cache.ratio, top_k_rows=top_k)
+            yield _compressor(cache, dim)
+
+    def _heads_spec(self, cache: FullAttention) -> CacheSpec:
         kv_heads = self._kv_heads(cache.kv_heads)
         k, v, fmt = cache.k_head_dim, cache.v_head_dim, self.cache_format
         match cache:
@@ -141,7 +205,7 @@ class _Builder:
                 return CrossSpec(kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, encoder_tokens=tokens, cache_format=fmt)
             case _:
                 return FullSpec(
-                    kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, cache_format=fmt, top_k_tokens=top_k_tokens
+                    kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, cache_format=fmt, top_k_tokens=self.top_k_tokens
                 )
 
     def _kv_heads(self, total: int) -> int:

@@ -90,7 +90,8 @@ def fitting_requests(
         expected_requests=cache.dp * on_average,
         likely_requests=cache.dp * likely,
         worst_case_requests=largest(all_longest, MAX_BATCH_SIZE),
-        method=f"distribution of the sum, convolved in steps of {format_bytes(max(steps))}",
+        method=f"distribution of the sum, convolved in steps of {format_bytes(max(steps))}"
+        + (f"; the probability is of each of {cache.dp} replicas" if cache.dp > 1 else ""),
     )
 
 

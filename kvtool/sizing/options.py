@@ -22,8 +22,9 @@ MAX_COUNT = 1 << 24
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype; `checkpoint` holds the headers of the (one) model's weight files where there are any;
-    `places` are where else the cache could live, `lengths` how long requests are.
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `checkpoint` holds the headers of the (one)
+    model's weight files where there are any; `places` are where else the cache could live, `lengths` how long requests
+    are.
     """
 
     contexts: tuple[int, ...] = ()
@@ -37,6 +38,7 @@ class SizeOptions:
     shared_prefix: int = 0
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
+    index_dtype: str = AUTO
     checkpoint: CheckpointHeader | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TypeVar
 
-from kvtool.catalog.model import FullAttention, LatentAttention, Model
+from kvtool.catalog.model import CompressedAttention, FullAttention, LatentAttention, Model
 from kvtool.errors import KvtoolError
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ def _check_dcp(model: Model, parallel: Parallel) -> None:
     """DCP shares out the copies that tp makes of the same KV head: tp of them for MLA, tp / KV heads for GQA."""
     for layer in model.layers:
         cache = layer.cache
-        if isinstance(cache, LatentAttention) or type(cache) is FullAttention:
-            kv_heads = 1 if isinstance(cache, LatentAttention) else cache.kv_heads
+        if isinstance(cache, LatentAttention | CompressedAttention) or type(cache) is FullAttention:
+            kv_heads = cache.kv_heads if isinstance(cache, FullAttention) else 1
             copies = max(1, parallel.tp // kv_heads)
             if copies % parallel.dcp:
                 raise KvtoolError(

@@ -20,15 +20,16 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.decode import decode_floor
-from kvtool.sizing.dtypes import AUTO, CacheFormat, parse_cache_format
+from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit
-from kvtool.sizing.layers import StateFormat, layer_specs, state_format
+from kvtool.sizing.formats import CacheFormat, parse_cache_format
+from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
 from kvtool.sizing.lengths import fitting_requests
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.sharing import sharing
-from kvtool.sizing.specs import CacheSpec, HeadsSpec, IndexerSpec, LatentSpec, StateSpec, WindowSpec
+from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
 from kvtool.sizing.tiers import Places, tiers
-from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache
+from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 
 
@@ -122,18 +123,17 @@ class SizePlan:
 
     def _kv(self, context: int, batch_size: int) -> SizeKv:
         block_size, prefix = self.options.block_size, self.options.shared_prefix
+        windows = [(spec, count) for spec, count in self.specs if isinstance(spec, WindowSpec | SlidingRowSpec)]
         return SizeKv(
-            bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.grows and s.kind != "indexer"),
-            indexer_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.kind == "indexer"),
-            window_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if isinstance(s, WindowSpec)),
-            window_cap_bytes_per_sequence=sum(
-                n * s.stored_bytes(s.window) for s, n in self.specs if isinstance(s, WindowSpec)
-            ),
+            bytes_per_token=growth_bytes(self.specs, indexer=False),
+            indexer_bytes_per_token=growth_bytes(self.specs, indexer=True),
+            window_bytes_per_token=sum(n * s.bytes_per_token for s, n in windows),
+            window_cap_bytes_per_sequence=sum(n * s.stored_bytes(s.window) for s, n in windows),
             state_bytes_per_sequence=sum(n * s.state_bytes for s, n in self.specs if isinstance(s, StateSpec)),
             bytes_per_sequence=sum(n * s.stored_bytes(context) for s, n in self.specs),
             allocated_bytes_per_sequence=sum(n * s.allocated_bytes(context, block_size) for s, n in self.specs),
             fixed_bytes_per_sequence=sum(n * s.fixed_bytes(block_size) for s, n in self.specs),
-            slope_bytes_per_token=sum(n * s.bytes_per_token for s, n in self.specs if s.grows),
+            slope_bytes_per_token=sum(growth_bytes(self.specs, indexer=indexer) for indexer in (False, True)),
             bytes_total=allocated_bytes(
                 self.specs, tokens=context, batch_size=batch_size, block_size=block_size, shared_prefix=prefix
             ),
@@ -143,6 +143,7 @@ class SizePlan:
 
 def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) -> SizePlan:
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
+    model = with_index_dtype(model, options.index_dtype)
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
     state = state_format(model, options.state_dtype)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
@@ -208,7 +209,8 @@ def _layer_groups(specs: SpecCounts, context: int) -> list[SizeLayers]:
     groups: dict[tuple[object, ...], SizeLayers] = {}
     for spec, count in specs:
         layers = _layers(spec, count, context)
-        shape = (layers.kind, layers.kv_heads, layers.k_head_dim, layers.v_head_dim, layers.window)
+        dims = (layers.kv_heads, layers.k_head_dim, layers.v_head_dim)
+        shape = (layers.kind, *dims, layers.window, layers.bits_per_element)
         known = groups.get(shape)
         groups[shape] = _merged(known, layers) if known else layers
     return list(groups.values())
@@ -224,14 +226,15 @@ def _merged(a: SizeLayers, b: SizeLayers) -> SizeLayers:
 
 
 def _layers(spec: CacheSpec, count: int, context: int) -> SizeLayers:
-    vectors = spec if isinstance(spec, HeadsSpec | LatentSpec | IndexerSpec) else None
+    vectors = spec if isinstance(spec, HeadsSpec | RowSpec) else None
     return SizeLayers(
         kind=spec.kind,
         count=count,
         kv_heads=vectors.kv_heads if vectors else None,
         k_head_dim=vectors.k_head_dim if vectors else None,
         v_head_dim=vectors.v_head_dim if vectors else None,
-        window=spec.window if isinstance(spec, WindowSpec) else None,
-        bytes_per_token=count * spec.bytes_per_token,
+        window=spec.window if isinstance(spec, WindowSpec | SlidingRowSpec | CompressorSpec) else None,
+        bytes_per_token=spec.growth_bytes(count),
         bytes_per_sequence=count * spec.stored_bytes(context),
+        bits_per_element=spec.bits_per_element,
     )

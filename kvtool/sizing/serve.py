@@ -9,19 +9,20 @@ from kvtool.catalog.model import Model
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan
+from kvtool.units import ceil_div
 
 NODE_GPUS = 8
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-VLLM_CACHE_DTYPES = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp8": "fp8",
-    "fp8_e5m2": "fp8_e5m2",
-    "fp8_per_token_head": "fp8_per_token_head",
-    "int8_per_token_head": "int8_per_token_head",
+VLLM_CACHE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"} | {
+    name: name
+    for name in (
+        *("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "int4_per_token_head"),
+        *("fp8_ds_mla", "nvfp4_ds_mla", "nvfp4", "ultraquant_4bit"),
+        *("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc"),
+    )
 }
-SGLANG_CACHE_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+SGLANG_CACHE_DTYPES = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ class Commands:
 
 
 def nodes_of(parallel: Parallel) -> int:
-    return -(-parallel.num_gpus // NODE_GPUS)
+    """How many nodes of eight GPUs the layout spans."""
+    return ceil_div(parallel.num_gpus, NODE_GPUS)
 
 
 def commands(plan: SizePlan, *, served: str | None, context: int) -> Commands:

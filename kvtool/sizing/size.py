@@ -34,9 +34,9 @@ def size(*models: Model, options: SizeOptions | None = None) -> SizeDocument:
 
 
 def curve(model: Model, options: SizeOptions) -> SizeOptions:
-    """The same options at contexts close enough for a chart: from 1k to the longest of interest."""
+    """The same options at contexts close enough for a chart: from 1k to the longest of interest, and nothing else."""
     longest = max(*options.contexts_of(model), options.max_context(model) or 0)
     shortest = min(max(1024, options.shared_prefix), longest)
     steps = max(1, POINTS_PER_OCTAVE * (longest // shortest).bit_length())
     between = (round(shortest * (longest / shortest) ** (step / steps)) for step in range(1, steps))
-    return replace(options, contexts=tuple(sorted({shortest, *between, longest})))
+    return replace(options, contexts=tuple(sorted({shortest, *between, longest})), places=None, lengths=None)

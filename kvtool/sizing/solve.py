@@ -40,8 +40,11 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    plan: SizePlan
+class _Tried:
+    """One setting and what it holds: no users, or no context, where it does not hold what is asked."""
+
+    options: SizeOptions
+    cache_dtype: str
     users: int
     context: int
 
@@ -55,15 +58,15 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
     _check(model, options, question)
     tried = [_tried(model, options, question, layout, dtype) for layout, dtype in _settings(model, options, question)]
     found = [one for one in tried if one.users and one.context]
-    order = {dtype: place for place, dtype in enumerate(dict.fromkeys(one.plan.cache_format.name for one in tried))}
-    found.sort(key=lambda one: (one.plan.options.parallel.num_gpus, order[one.plan.cache_format.name]))
+    order = list(dict.fromkeys(one.cache_dtype for one in tried))
+    found.sort(key=lambda one: (one.options.parallel.num_gpus, order.index(one.cache_dtype)))
     shown = found[0] if found else tried[-1]
     users, context = shown.users or question.users or 1, shown.context or question.context or options.block_size
-    shown_options = _as_asked(shown.plan.options, users, context)
+    shown_options = _as_asked(shown.options, users, context)
     document = size(model, options=shown_options)
     solved = SizeDocument(
         rows=document.rows,
-        solutions=[_solution(one, question.served) for one in found],
+        solutions=[_solution(model, one, question.served) for one in found],
         assumptions=[*document.assumptions, *_assumptions(found)],
     )
     return solved, shown_options
@@ -72,6 +75,8 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
 def _check(model: Model, options: SizeOptions, question: Question) -> None:
     if options.gpu is None:
         raise KvtoolError("--users asks what fits a card: name it with --gpu")
+    if options.calibration is not None and question.open_gpus:
+        raise KvtoolError("--calibration was measured on one layout: say which with --tp")
     limit = options.max_context(model)
     if question.context is not None and limit is not None and question.context > limit:
         raise KvtoolError(f"context {question.context} is longer than the {limit} tokens of {model.id}")
@@ -128,7 +133,7 @@ def _layout(model: Model, options: SizeOptions, gpus: int, open_pp: bool) -> Par
     raise refusal
 
 
-def _tried(model: Model, options: SizeOptions, question: Question, layout: Parallel, dtype: str) -> _Found:
+def _tried(model: Model, options: SizeOptions, question: Question, layout: Parallel, dtype: str) -> _Tried:
     """The most users, or the longest context, that this setting holds: 0 where it does not hold what is asked."""
     base = replace(options, parallel=layout, kv_cache_dtypes=(dtype,), lengths=None, contexts=(), batch_sizes=(1,))
     plan = make_plan(model, base, dtype)
@@ -146,8 +151,7 @@ def _tried(model: Model, options: SizeOptions, question: Question, layout: Paral
     else:
         context = question.context
         users = question.users if holds(question.users, context) else 0
-    sized = _as_asked(base, max(users, 1), max(context, 1))
-    return _Found(make_plan(model, sized, dtype), users, context)
+    return _Tried(base, plan.cache_format.name, users, context)
 
 
 def _holds(plan: SizePlan, users: int, context: int) -> bool:
@@ -175,21 +179,23 @@ def _as_asked(options: SizeOptions, users: int, context: int) -> SizeOptions:
     )
 
 
-def _solution(found: _Found, served: str | None) -> SizeSolution:
-    plan, parallel = found.plan, found.plan.options.parallel
-    memory = plan.memory
-    starts = commands(plan, served=served, context=found.context)
-    prefix = plan.options.shared_prefix
+def _solution(model: Model, one: _Tried, served: str | None) -> SizeSolution:
+    options = _as_asked(one.options, one.users, one.context)
+    plan = make_plan(model, options, options.kv_cache_dtypes[0])
+    parallel, memory = options.parallel, plan.memory
+    starts = commands(plan, served=served, context=one.context)
     return SizeSolution(
         num_gpus=parallel.num_gpus,
         nodes=nodes_of(parallel),
         tp=parallel.tp,
         pp=parallel.pp,
         dp=parallel.dp,
-        kv_cache_dtype=plan.cache_format.name,
-        users=found.users,
-        context=found.context,
-        kv_bytes_per_gpu=plan.cache.bytes_per_gpu(tokens=found.context, batch_size=found.users, shared_prefix=prefix),
+        kv_cache_dtype=one.cache_dtype,
+        users=one.users,
+        context=one.context,
+        kv_bytes_per_gpu=plan.cache.bytes_per_gpu(
+            tokens=one.context, batch_size=one.users, shared_prefix=options.shared_prefix
+        ),
         kv_pool_bytes=(memory.kv_pool_bytes if memory else None) or 0,
         margin_bytes=memory.margin_bytes if memory else 0,
         vllm=starts.vllm,
@@ -198,10 +204,10 @@ def _solution(found: _Found, served: str | None) -> SizeSolution:
     )
 
 
-def _assumptions(found: list[_Found]) -> Iterator[str]:
+def _assumptions(found: list[_Tried]) -> Iterator[str]:
     yield RANKING
     yield "solutions count whole pages of the formula; what an engine pads or reserves beyond it is not in them"
-    if any(nodes_of(one.plan.options.parallel) > 1 for one in found):
+    if any(nodes_of(one.options.parallel) > 1 for one in found):
         yield (
             f"a node has {NODE_GPUS} GPUs; the commands are the first node's: put its address for {FIRST_NODE}, and on "
             "the others --node-rank 1, ... (vLLM: with --headless)"

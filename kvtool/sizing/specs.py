@@ -9,29 +9,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvtool.sizing.dtypes import CacheFormat
+from kvtool.sizing.formats import INDEX_KEYS, WHOLE, CacheFormat, Row
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div, round_up
-
-FP8_DS_MLA_GROUP = 128  # elements of the latent that share one fp32 scale in the fp8_ds_mla layout
-INDEXER_SCALE_GROUP = 128  # elements of an fp8 index key that share one fp32 scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSpec:
     """What all kinds share. A kind overrides what differs; `tokens` is the sequence's length so far, >= 1.
 
-    `kind` is its word in result documents; `grows` is True where every token adds bytes for good, and `per_token`
-    where tokens are stored at all (in pages), be it under a cap.
+    `kind` is its word in result documents; `grows` is True where every token adds bytes for good, `per_token` where
+    tokens are stored at all (in pages), be it under a cap, and `dcp_splits` where context parallelism deals them out.
     """
 
     kind: ClassVar[str]
     grows: ClassVar[bool] = False
     per_token: ClassVar[bool] = True
+    dcp_splits: ClassVar[bool] = False
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one more token adds before any cap; also what a decode step writes."""
+        """Bytes that one more token adds before any cap, rounded up; also what a decode step writes."""
         return 0
+
+    @property
+    def bits_per_element(self) -> float | None:
+        """Bits of one stored element, its share of scales and padding included; None where there are no vectors."""
+        return None
+
+    def growth_bytes(self, layers: int) -> int:
+        """Bytes that one more token adds to `layers` such layers before any cap, rounded up over all of them."""
+        return layers * self.bytes_per_token
 
     def stored_tokens(self, tokens: int) -> int:
         """Tokens of the sequence that this layer still needs."""
@@ -73,17 +80,58 @@ class CacheSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadsSpec(CacheSpec):
-    """K [kv_heads, k_head_dim] and V [kv_heads, v_head_dim] of each token that is kept."""
+    """K [kv_heads, k_head_dim] and V [kv_heads, v_head_dim] of each token that is kept; the newest `residual_tokens` of
+    a format that has them stay in 16 bits, a buffer apart from the pages.
+    """
 
     kv_heads: int
     k_head_dim: int
     v_head_dim: int
     cache_format: CacheFormat
 
+    def __post_init__(self) -> None:
+        self.cache_format.head_bytes(self.k_head_dim, self.v_head_dim)  # refuses what it cannot store
+
     @property
     def bytes_per_token(self) -> int:
-        vector_bytes = self.cache_format.vector_bytes
-        return self.kv_heads * (vector_bytes(self.k_head_dim) + vector_bytes(self.v_head_dim))
+        return self.kv_heads * self.cache_format.head_bytes(self.k_head_dim, self.v_head_dim)
+
+    @property
+    def bits_per_element(self) -> float:
+        return 8 * self.bytes_per_token / (self.kv_heads * (self.k_head_dim + self.v_head_dim))
+
+    @property
+    def residual_bytes_per_token(self) -> int:
+        return self.kv_heads * (WHOLE.stored_bytes(self.k_head_dim) + WHOLE.stored_bytes(self.v_head_dim))
+
+    def residual_tokens(self, tokens: int) -> int:
+        """Of the tokens kept, those that are not quantised yet."""
+        return min(self.stored_tokens(tokens), self.cache_format.residual_tokens)
+
+    def _extra_bytes(self, kept: int) -> int:
+        """What `kept` tokens take more than their quantised bytes, the newest of them being whole."""
+        whole = min(kept, self.cache_format.residual_tokens)
+        return whole * (self.residual_bytes_per_token - self.bytes_per_token)
+
+    def stored_bytes(self, tokens: int) -> int:
+        kept = self.stored_tokens(tokens)
+        return kept * self.bytes_per_token + self._extra_bytes(kept)
+
+    def read_bytes(self, tokens: int) -> int:
+        read = self.read_tokens(tokens)
+        return read * self.bytes_per_token + self._extra_bytes(read)
+
+    def pages(self, tokens: int, block_size: int) -> int:
+        return ceil_div(self.stored_tokens(tokens) - self.residual_tokens(tokens), block_size)
+
+    def allocated_bytes(self, tokens: int, block_size: int) -> int:
+        whole = self.residual_tokens(tokens) * self.residual_bytes_per_token
+        return self.pages(tokens, block_size) * self.page_bytes(block_size) + whole
+
+    def fixed_bytes(self, block_size: int) -> int:
+        if self.grows:
+            return self._extra_bytes(MAX_LENGTH_TOKENS)
+        return self.allocated_bytes(MAX_LENGTH_TOKENS, block_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +140,7 @@ class FullSpec(HeadsSpec):
 
     kind = "full"
     grows = True
+    dcp_splits = True
     top_k_tokens: int | None = None
 
     def read_tokens(self, tokens: int) -> int:
@@ -123,86 +172,163 @@ class ChunkedSpec(WindowSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatentSpec(CacheSpec):
-    """MLA: one vector of kv_lora_rank + qk_rope_head_dim per token, whole on every tensor-parallel rank.
+class RowSpec(CacheSpec):
+    """One vector for every `ratio` tokens, whole on every tensor-parallel rank; tokens short of a group have none."""
 
-    `fp8_ds_mla` is vLLM's layout of sparse MLA under an fp8 cache: the latent in fp8 with an fp32 scale per 128
-    elements, the rotary part in bf16 (656 B for DeepSeek-V3.2).
+    kv_heads: ClassVar[int] = 1
+    v_head_dim: ClassVar[int] = 0  # V is read out of the same vector
+    ratio: int = 1
+
+    @property
+    def k_head_dim(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def row_bytes(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.growth_bytes(1)
+
+    @property
+    def bits_per_element(self) -> float:
+        return 8 * self.row_bytes / self.k_head_dim
+
+    def growth_bytes(self, layers: int) -> int:
+        return ceil_div(layers * self.row_bytes, self.ratio)
+
+    def stored_bytes(self, tokens: int) -> int:
+        return self.stored_tokens(tokens) // self.ratio * self.row_bytes
+
+    def read_bytes(self, tokens: int) -> int:
+        return self.read_tokens(tokens) // self.ratio * self.row_bytes
+
+    def page_rows(self, block_size: int) -> int:
+        """Rows of a page: those of `block_size` tokens, one at least."""
+        return max(1, block_size // self.ratio)
+
+    def page_bytes(self, block_size: int) -> int:
+        return self.page_rows(block_size) * self.row_bytes
+
+    def pages(self, tokens: int, block_size: int) -> int:
+        return ceil_div(self.stored_tokens(tokens) // self.ratio, self.page_rows(block_size))
+
+    def shared_pages(self, prefix_tokens: int, tokens: int, block_size: int) -> int:
+        return super(RowSpec, self).shared_pages(prefix_tokens, tokens, self.page_rows(block_size) * self.ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentSpec(RowSpec):
+    """MLA: a latent of `kv_lora_rank` elements and a rotary part. `sparse`: an indexer chooses what is read, which some
+    formats store in a layout of its own (fp8_ds_mla).
     """
 
     kind = "mla"
     grows = True
+    dcp_splits = True
     kv_lora_rank: int
     qk_rope_head_dim: int
     cache_format: CacheFormat
-    fp8_ds_mla: bool = False
+    sparse: bool = False
     top_k_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        self.cache_format.row_bytes(self.row, self.kv_lora_rank, self.qk_rope_head_dim)
+
     @property
-    def kv_heads(self) -> int:
-        return 1
+    def row(self) -> Row | None:
+        """How the format stores such a row; None where it has none."""
+        return self.cache_format.sparse_mla if self.sparse else self.cache_format.mla
 
     @property
     def k_head_dim(self) -> int:
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     @property
-    def v_head_dim(self) -> int:
-        return 0  # V is read out of the latent
-
-    @property
-    def bytes_per_token(self) -> int:
-        if self.fp8_ds_mla:
-            return self.kv_lora_rank + 4 * ceil_div(self.kv_lora_rank, FP8_DS_MLA_GROUP) + 2 * self.qk_rope_head_dim
-        vector_bytes = self.cache_format.vector_bytes
-        return vector_bytes(self.kv_lora_rank) + vector_bytes(self.qk_rope_head_dim)
+    def row_bytes(self) -> int:
+        return self.cache_format.row_bytes(self.row, self.kv_lora_rank, self.qk_rope_head_dim)
 
     def read_tokens(self, tokens: int) -> int:
         return min(tokens, self.top_k_tokens or tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IndexerSpec(CacheSpec):
-    """Index keys beside a sparse layer, scored by every step. Whole on every rank, whatever the KV dtype is."""
+class SharedRowSpec(RowSpec):
+    """Rows of DeepSeek-V4, K and V at once: `rope_dim` of their elements are rotary."""
 
-    kind = "indexer"
-    grows = True
     head_dim: int
-    quantised: bool
+    rope_dim: int
+    cache_format: CacheFormat
+
+    def __post_init__(self) -> None:
+        self.cache_format.row_bytes(self.row, self.head_dim - self.rope_dim, self.rope_dim)
 
     @property
-    def kv_heads(self) -> int:
-        return 1
+    def row(self) -> Row | None:
+        return self.cache_format.compressed
 
     @property
     def k_head_dim(self) -> int:
         return self.head_dim
 
     @property
-    def v_head_dim(self) -> int:
-        return 0
-
-    @property
-    def bytes_per_token(self) -> int:
-        if self.quantised:
-            return self.head_dim + 4 * ceil_div(self.head_dim, INDEXER_SCALE_GROUP)
-        return 2 * self.head_dim
+    def row_bytes(self) -> int:
+        return self.cache_format.row_bytes(self.row, self.head_dim - self.rope_dim, self.rope_dim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StateSpec(CacheSpec):
-    """Recurrent and convolution state: the same bytes however long the sequence; every step reads and rewrites it."""
+class SlidingRowSpec(SharedRowSpec):
+    """The rows of the last `window` tokens, which every layer keeps beside what it compresses."""
+
+    kind = "sliding"
+    window: int
+
+    def stored_tokens(self, tokens: int) -> int:
+        return min(tokens, self.window)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressedSpec(SharedRowSpec):
+    """A row for every `ratio` tokens; a step reads at most `top_k_rows` of them where an indexer chooses."""
+
+    kind = "compressed"
+    grows = True
+    dcp_splits = True
+    top_k_rows: int | None = None
+
+    def read_tokens(self, tokens: int) -> int:
+        return min(tokens, self.top_k_rows * self.ratio) if self.top_k_rows else tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexerSpec(RowSpec):
+    """Index keys beside a sparse layer, scored by every step, in a dtype of their own whatever the KV dtype is."""
+
+    kind = "indexer"
+    grows = True
+    head_dim: int
+    dtype: str
+
+    @property
+    def k_head_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def row_bytes(self) -> int:
+        return INDEX_KEYS[self.dtype].stored_bytes(self.head_dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantSpec(CacheSpec):
+    """The same bytes however long the sequence is."""
 
     kind = "state"
     per_token = False
-    conv_elements: int
-    recurrent_elements: int
-    conv_element_bytes: int
-    recurrent_element_bytes: int
 
     @property
     def state_bytes(self) -> int:
-        return self.conv_elements * self.conv_element_bytes + self.recurrent_elements * self.recurrent_element_bytes
+        raise NotImplementedError
 
     def stored_tokens(self, tokens: int) -> int:
         return 0
@@ -220,6 +346,39 @@ class StateSpec(CacheSpec):
     def shared_pages(self, prefix_tokens: int, tokens: int, block_size: int) -> int:
         """None: the state after a prefix is overwritten by what follows it, so each sequence has its own."""
         return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpec(ConstantSpec):
+    """Recurrent and convolution state: every step reads and rewrites it."""
+
+    conv_elements: int
+    recurrent_elements: int
+    conv_element_bytes: int
+    recurrent_element_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        return self.conv_elements * self.conv_element_bytes + self.recurrent_elements * self.recurrent_element_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressorSpec(ConstantSpec):
+    """What a compressor of DeepSeek-V4 still needs: values and scores, in fp32, of the newest `window` tokens, two
+    groups of 4 that overlap or one of 128.
+    """
+
+    vector_dim: int
+    ratio: int
+    window: int
+
+    @property
+    def state_bytes(self) -> int:
+        return 4 * self.vector_dim * self.window
+
+    def read_bytes(self, tokens: int) -> int:
+        """On average: a step writes one vector, and each whole group reads the window."""
+        return 4 * self.vector_dim * (1 + self.window // self.ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

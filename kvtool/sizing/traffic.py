@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from kvtool.catalog.model import (
     ChunkedAttention,
+    CompressedAttention,
     CrossAttention,
     FullAttention,
     LatentAttention,
@@ -96,7 +97,10 @@ def _layer_flops(model: Model, layer: Layer, top_k: int | None, new: int, cached
         return 0 if source is None else _layer_flops(model, model.layers[source], top_k, new, cached)
     flops = 0
     if layer.indexer is not None:
-        flops += 2 * layer.indexer.heads * layer.indexer.head_dim * _pairs(new, cached, None)
+        scored = _pairs(new, cached, None, layer.indexer.ratio)
+        flops += 2 * layer.indexer.heads * layer.indexer.head_dim * scored
+    if layer.cross is not None:
+        flops += _pair_flops(model, layer.cross) * new * layer.cross.encoder_tokens
     match layer.cache:
         case None:
             return flops
@@ -106,6 +110,11 @@ def _layer_flops(model: Model, layer: Layer, top_k: int | None, new: int, cached
             return flops + _pair_flops(model, layer.cache) * _pairs(new, cached, window)
         case FullAttention():
             return flops + _pair_flops(model, layer.cache) * _pairs(new, cached, top_k)
+        case CompressedAttention(window=window, ratio=ratio):
+            pairs = _pairs(new, cached, window)
+            if ratio:
+                pairs += _pairs(new, cached, top_k, ratio)
+            return flops + 4 * model.num_heads * layer.cache.head_dim * pairs
         case LatentAttention():
             return flops + _latent_pair_flops(model, layer.cache, decode=new == 1) * _pairs(new, cached, top_k)
         case _:
@@ -113,10 +122,17 @@ def _layer_flops(model: Model, layer: Layer, top_k: int | None, new: int, cached
             return flops + FLOPS_PER_STATE_ELEMENT * elements * new
 
 
-def _pairs(new: int, cached: int, limit: int | None) -> int:
-    """Query-key pairs of `new` causal queries behind `cached` keys: the sum of min(cached + i, limit), i = 1..new."""
-    growing = new if limit is None else max(0, min(new, limit - cached))
-    return growing * cached + growing * (growing + 1) // 2 + (new - growing) * (limit or 0)
+def _pairs(new: int, cached: int, limit: int | None, ratio: int = 1) -> int:
+    """Query-key pairs of `new` causal queries behind `cached` tokens with a key for every `ratio` tokens, of which a
+    query sees `limit` at most: the sum of min((cached + i) // ratio, limit), i = 1..new.
+    """
+    return _pairs_up_to(cached + new, limit, ratio) - _pairs_up_to(cached, limit, ratio)
+
+
+def _pairs_up_to(tokens: int, limit: int | None, ratio: int) -> int:
+    growing = tokens if limit is None else min(tokens, (limit + 1) * ratio - 1)
+    keys, rest = divmod(growing, ratio)
+    return ratio * keys * (keys - 1) // 2 + keys * (rest + 1) + (tokens - growing) * (limit or 0)
 
 
 def _pair_flops(model: Model, cache: FullAttention) -> int:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvtool.catalog.model import Model
-from kvtool.sizing.dtypes import CacheFormat
+from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import StateFormat, specs_by_layer
 from kvtool.sizing.parallel import Parallel, check_layout, pipeline_stages
-from kvtool.sizing.specs import CacheSpec, FullSpec, LatentSpec
+from kvtool.sizing.specs import CacheSpec
 from kvtool.units import ceil_div
 
 SpecCounts = tuple[tuple[CacheSpec, int], ...]
@@ -19,6 +19,11 @@ SpecCounts = tuple[tuple[CacheSpec, int], ...]
 def count_specs(specs: Iterable[CacheSpec]) -> SpecCounts:
     """Equal layers together, in order of first appearance: (spec, how many layers)."""
     return tuple(Counter(specs).items())
+
+
+def growth_bytes(specs: SpecCounts, *, indexer: bool) -> int:
+    """Bytes that one more token adds for good: of index keys, or of all other layers that grow without bound."""
+    return sum(spec.growth_bytes(count) for spec, count in specs if spec.grows and (spec.kind == "indexer") == indexer)
 
 
 def allocated_bytes(
@@ -30,7 +35,7 @@ def allocated_bytes(
     """
     total = 0
     for spec, count in specs:
-        split = dcp if isinstance(spec, FullSpec | LatentSpec) else 1
+        split = dcp if spec.dcp_splits else 1
         held = ceil_div(tokens, split)
         shared = spec.shared_pages(shared_prefix // split, held, block_size) * spec.page_bytes(block_size)
         total += count * (batch_size * spec.allocated_bytes(held, block_size) - (batch_size - 1) * shared)
@@ -40,8 +45,7 @@ def allocated_bytes(
 def read_bytes(specs: SpecCounts, *, tokens: int, batch_size: int, dcp: int = 1) -> int:
     """Bytes of cache that one decode step reads for `batch_size` sequences of `tokens` tokens."""
     return batch_size * sum(
-        count * spec.read_bytes(ceil_div(tokens, dcp if isinstance(spec, FullSpec | LatentSpec) else 1))
-        for spec, count in specs
+        count * spec.read_bytes(ceil_div(tokens, dcp if spec.dcp_splits else 1)) for spec, count in specs
     )
 
 

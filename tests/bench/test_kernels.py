@@ -21,7 +21,7 @@ from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.results import KernelCase, encode
-from kvtool.sizing.dtypes import CACHE_FORMATS
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.units import MIB
 
 CPU = torch.device("cpu")

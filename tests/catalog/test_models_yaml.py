@@ -3,12 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from kvtool.catalog.model import (
     ChunkedAttention,
+    CompressedAttention,
     FullAttention,
     GatedDeltaNet,
     KimiDeltaAttention,
@@ -29,6 +31,7 @@ CATALOGUE = load_catalogue()
 KIND_OF_PLAN = {
     FullAttention: "full",
     LatentAttention: "full",
+    CompressedAttention: "compressed",
     SlidingAttention: "sliding",
     ChunkedAttention: "chunked",
     GatedDeltaNet: "linear",
@@ -52,7 +55,7 @@ models:
 
 
 def test_every_model_of_the_facts_that_its_kinds_can_say_is_there() -> None:
-    assert len(CATALOGUE) == len(FACTS) == 136
+    assert len(CATALOGUE) == len(FACTS) == 137
     assert {model.id for model in CATALOGUE} == set(FACTS)
 
 
@@ -75,11 +78,14 @@ def test_vectors_kept_are_those_of_the_facts(name: str) -> None:
     windows = [kind for kind in heads if isinstance(kind, SlidingAttention | ChunkedAttention)]
     full = sum(_head_bytes(kind) for kind in heads if type(kind) is FullAttention)
     latent = sum(2 * (k.kv_lora_rank + k.qk_rope_head_dim) for k in kinds if isinstance(k, LatentAttention))
-    assert full + latent == fact["kv_bytes_per_token"]
-    assert sum(_head_bytes(kind) for kind in windows) == fact["window_bytes_per_token"]
-    assert sum(_head_bytes(kind) * kind.window for kind in windows) == fact["window_cap_bytes"]
+    rows = [kind for kind in kinds if isinstance(kind, CompressedAttention)]
+    compressed = sum(Fraction(2 * kind.head_dim, kind.ratio) for kind in rows if kind.ratio)
+    assert full + latent + compressed == fact["kv_bytes_per_token"]
+    assert sum(map(_head_bytes, windows)) + sum(2 * kind.head_dim for kind in rows) == fact["window_bytes_per_token"]
+    caps = [_head_bytes(kind) * kind.window for kind in windows] + [2 * kind.head_dim * kind.window for kind in rows]
+    assert sum(caps) == fact["window_cap_bytes"]
     indexers = [layer.indexer for layer in model.layers if layer.indexer]
-    assert sum(2 * indexer.head_dim for indexer in indexers) == fact["indexer_bytes_per_token"]
+    assert sum(2 * indexer.head_dim / indexer.ratio for indexer in indexers) == fact["indexer_bytes_per_token"]
     assert 2 * sum(map(_state_values, kinds)) == fact["state_bytes"]
 
 
@@ -198,7 +204,7 @@ def test_a_wrong_catalogue_is_refused_in_one_line(tmp_path: Path, text: str, mes
     [
         ("2 ful", "has no block of that name"),
         ("2 sliding", "has no block of that name"),
-        ("full+indexer", "needs an `indexer` block"),
+        ("full+indexer", "needs an 'indexer' block"),
         ("full, shared_sliding", "has no block of that name"),
         ("shared_full", "has no earlier 'full' layer"),
         ("2 (full", "is not a layer pattern"),

@@ -90,10 +90,14 @@ def test_tables_keep_to_the_width(args: Sequence[str], columns: int) -> None:
     assert len({len(line.split()) for line in body}) == 1
 
 
-def test_out_writes_three_files(tmp_path: Path) -> None:
+def test_out_writes_its_files(tmp_path: Path) -> None:
     done = kvtool("size", "llama-3.1-8b", "--context", "8k", "--gpu", "h100", "--out", str(tmp_path / "new"))
     assert done.returncode == 0
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["size.csv", "size.json", "size.png"]
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["size-budget.png", "size.csv", "size.json", "size.png"]
+    kvtool("size", "llama-3.1-8b", "--context", "8k", "--out", str(tmp_path / "no-card"))
+    names = sorted(path.name for path in (tmp_path / "no-card").iterdir())
+    assert names == ["size.csv", "size.json", "size.png"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from kvtool.engine.pool import CACHE_DTYPES, KvPool, cache_dtype
 from kvtool.engine.scheduler import Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import DeviceError, KvtoolError
-from kvtool.sizing.dtypes import parse_cache_format
+from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, largest_difference, load, prompt

@@ -54,10 +54,10 @@ def test_unknown_weights_show_question_marks() -> None:
 def test_layers_by_kind_and_dtype() -> None:
     options = SizeOptions(contexts=(8192,), kv_cache_dtypes=("bf16", "fp8"))
     assert layer_table(size(DEEPSEEK_V32, options=options).rows).rows == [
-        ("bf16", "61 mla", "1 x 576", "70,272", ""),
-        ("bf16", "61 indexer", "1 x 128", "8,052", ""),
-        ("fp8", "61 mla", "1 x 576", "40,016", ""),
-        ("fp8", "61 indexer", "1 x 128", "8,052", ""),
+        ("bf16", "61 mla", "1 x 576", "16", "70,272", ""),
+        ("bf16", "61 indexer", "1 x 128", "8.25", "8,052", ""),
+        ("fp8", "61 mla", "1 x 576", "9.111", "40,016", ""),
+        ("fp8", "61 indexer", "1 x 128", "8.25", "8,052", ""),
     ]
     assert layer_table(size(QWEN3_NEXT).rows).rows[0] == ("bf16", "36 state", "", "0", "37.69 MiB a sequence")
     assert layer_table(size(SLIDING).rows).rows[0] == ("bf16", "4 sliding", "8 x (128 + 128)", "16,384", "1k tokens")
@@ -100,3 +100,10 @@ def test_labels_do_not_overlap() -> None:
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to the points
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_weights_far_below_the_lines_stay_on_the_chart() -> None:
+    options = SizeOptions(contexts=(32768,), batch_sizes=(64,), parallel=Parallel(tp=4), gpu=CARD)
+    document = size(LLAMA_8B, options=curve(LLAMA_8B, options))
+    (axes,) = size_figure(document).axes
+    assert axes.get_ylim()[0] < (document.rows[0].weights.bytes_per_gpu or 0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import (
     ChunkedAttention,
+    CompressedAttention,
     CrossAttention,
     FullAttention,
     GatedDeltaNet,
@@ -80,7 +81,7 @@ DEEPSEEK_V32 = replace(
     DEEPSEEK_V3,
     id="deepseek-v3.2",
     architecture="deepseek_v32",
-    layers=(replace(DEEPSEEK_V3.layers[0], indexer=Indexer(head_dim=128, heads=64, top_k_tokens=2048, quantised=True)),)
+    layers=(replace(DEEPSEEK_V3.layers[0], indexer=Indexer(head_dim=128, heads=64, top_k_tokens=2048, dtype="fp8")),)
     * 61,
 )
 QWEN3_NEXT = replace(
@@ -126,7 +127,37 @@ CROSS = replace(
         Layer(cache=CrossAttention(kv_heads=8, k_head_dim=128, v_head_dim=128, encoder_tokens=1601)),
     ),
 )
-ALL_KINDS = (LLAMA_8B, SLIDING, CHUNKED, DEEPSEEK_V3, DEEPSEEK_V32, QWEN3_NEXT, NEMOTRON_H, SHARING, CROSS)
+WHISPER = replace(
+    LLAMA_8B,
+    id="whisper",
+    num_heads=16,
+    layers=(
+        Layer(
+            cache=FullAttention(kv_heads=16, k_head_dim=64, v_head_dim=64),
+            cross=CrossAttention(kv_heads=16, k_head_dim=64, v_head_dim=64, encoder_tokens=1500),
+        ),
+    )
+    * 4,
+)
+_V4 = CompressedAttention(head_dim=512, qk_rope_head_dim=64, window=128)
+DEEPSEEK_V4 = replace(
+    DEEPSEEK_V3,
+    id="deepseek-v4",
+    architecture="deepseek_v4",
+    num_heads=64,
+    layers=(
+        Layer(cache=_V4),
+        Layer(
+            cache=replace(_V4, ratio=4),
+            indexer=Indexer(head_dim=128, heads=64, top_k_tokens=512, dtype="fp8", ratio=4),
+        ),
+        Layer(cache=replace(_V4, ratio=128)),
+    ),
+)
+ALL_KINDS = (
+    *(LLAMA_8B, SLIDING, CHUNKED, DEEPSEEK_V3, DEEPSEEK_V32, QWEN3_NEXT, NEMOTRON_H, SHARING, CROSS, WHISPER),
+    DEEPSEEK_V4,
+)
 
 CARD = Gpu(
     name="CARD-80GB",

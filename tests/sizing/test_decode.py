@@ -9,7 +9,7 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.results import SizeDecode
 from kvtool.sizing.decode import decode_floor
-from kvtool.sizing.dtypes import CACHE_FORMATS
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import gpu_cache

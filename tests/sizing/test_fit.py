@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.sizing.dtypes import CACHE_FORMATS
-from kvtool.sizing.fit import Budget, activation_bytes, fit, largest
+from kvtool.results import Calibration
+from kvtool.sizing.fit import BatchLimits, Budget, activation_bytes, batch_limits, budget, fit, largest
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import gpu_cache
@@ -55,7 +58,63 @@ def test_unknown_weights_give_no_verdict() -> None:
 
 def test_activations_of_llama_by_hand() -> None:
     rows, logits = 8192 * (4 * 4096 + 3 * 14336) * 2, 1024 * 128256 * 4
-    assert activation_bytes(CARD, LLAMA_8B, Parallel()) == rows + logits
+    assert activation_bytes(LLAMA_8B, Parallel(), batch_limits(CARD)) == rows + logits
+    halved = 2048 * (4 * 4096 + 3 * 7168) * 2 + 7 * 128256 * 4
+    assert activation_bytes(LLAMA_8B, Parallel(tp=2), BatchLimits(tokens=2048, sequences=7)) == halved
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_bytes", "limits"),
+    [
+        ("H100-SXM-80GB", 80_000_000_000, (8192, 1024)),
+        ("A100-SXM-80GB", 80_000_000_000, (2048, 256)),
+        ("GB10", 128_000_000_000, (2048, 256)),
+        ("L40S-48GB", 48_000_000_000, (2048, 256)),
+        ("B200-SXM-180GB", 180_000_000_000, (16384, 1024)),
+    ],
+)
+def test_an_engine_runs_in_a_step_what_vllm_serve_would(name: str, memory_bytes: int, limits: tuple[int, int]) -> None:
+    """get_batch_defaults of vLLM 0.33.0."""
+    found = batch_limits(msgspec.structs.replace(CARD, name=name, memory_bytes=memory_bytes))
+    assert (found.tokens, found.sequences) == limits
+
+
+def test_what_is_asked_bounds_a_step() -> None:
+    assert batch_limits(CARD, tokens=4096, sequences=8) == BatchLimits(tokens=4096, sequences=8)
+    assert batch_limits(CARD, sequences=2, max_model_len=512) == BatchLimits(tokens=1024, sequences=2)
+    assert batch_limits(CARD, sequences=9000) == BatchLimits(tokens=9000, sequences=9000)
+
+
+def test_the_pool_of_llama_by_hand() -> None:
+    """0.92 x 80 GB, less 8,030,261,248 parameters in 16 bits, activations, and 1 GiB; margins 25 % and 50 %."""
+    memory = budget(CARD, LLAMA_8B, Parallel(), weights_bytes=16_060_522_496, utilization=0.92)
+    assert (memory.usable_bytes, memory.activation_bytes) == (73_600_000_000, 1_498_415_104)
+    assert memory.kv_pool_bytes == 73_600_000_000 - 16_060_522_496 - 1_498_415_104 - (1 << 30) == 54_967_320_576
+    assert memory.margin_bytes == 1_498_415_104 // 4 + (1 << 29)
+    odd = budget(CARD, LLAMA_8B, Parallel(), weights_bytes=0, utilization=1 / 3)
+    assert odd.usable_bytes == 26_666_666_667  # rounded up, as vLLM does
+
+
+def test_measured_terms_replace_estimates_one_by_one() -> None:
+    def calibrated(**terms: int) -> Budget:
+        measured = Calibration(source="a log", **terms)
+        return budget(CARD, LLAMA_8B, Parallel(), weights_bytes=16_000_000_000, utilization=0.9, calibration=measured)
+
+    weights = calibrated(weights_bytes=15_000_000_000)
+    assert weights.kv_pool_bytes == 72_000_000_000 - 15_000_000_000 - 1_498_415_104 - (1 << 30)
+    rest = calibrated(activation_bytes=1_000_000_000, reserve_bytes=500_000_000)
+    assert (rest.kv_pool_bytes, rest.margin_bytes) == (72_000_000_000 - 16_000_000_000 - 1_500_000_000, 0)
+    pool = calibrated(kv_pool_bytes=50_000_000_000, activation_bytes=1_000_000_000)
+    assert (pool.kv_pool_bytes, pool.margin_bytes) == (50_000_000_000, 0)
+    assert pool.measured == ("activation_bytes", "kv_pool_bytes")
+
+
+def test_a_measured_pool_needs_no_weights() -> None:
+    measured = Calibration(source="a log", kv_pool_bytes=3 * PAGE_OF_ALL)
+    known = budget(CARD, SLIDING, Parallel(), weights_bytes=None, utilization=0.9, calibration=measured)
+    result = fit(known, CACHE, context=48, batch_size=1, shared_prefix=0, max_context=1000)
+    assert (result.fits, result.weights_bytes, result.kv_pool_bytes) == (True, None, 3 * PAGE_OF_ALL)
+    assert result.measured == ["kv_pool_bytes"]
 
 
 @given(limit=st.integers(0, 10_000), threshold=st.integers(0, 20_000))

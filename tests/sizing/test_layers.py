@@ -6,7 +6,7 @@ import pytest
 
 from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.errors import KvtoolError
-from kvtool.sizing.dtypes import CACHE_FORMATS
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format
 from kvtool.sizing.specs import FullSpec, IndexerSpec, LatentSpec, SharedSpec, StateSpec
 from tests.sizing.example import DEEPSEEK_V3, DEEPSEEK_V32, LLAMA_8B, NEMOTRON_H, QWEN3_NEXT, SHARING

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.sizing.dtypes import CACHE_FORMATS, CacheFormat
+from kvtool.sizing.formats import CACHE_FORMATS, CacheFormat
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.specs import (
     CacheSpec,
@@ -49,7 +49,7 @@ def test_a_window_keeps_no_more_than_its_tokens() -> None:
 @pytest.mark.parametrize(("cache_format", "ds_mla", "row"), [(BF16, False, 1152), (FP8, False, 576), (FP8, True, 656)])
 def test_latent_rows_of_deepseek(cache_format: CacheFormat, ds_mla: bool, row: int) -> None:
     """fp8_ds_mla: 512 fp8 + 4 fp32 scales + 64 bf16 (vLLM, attention/backends/mla/flashmla_sparse.py)."""
-    spec = LatentSpec(kv_lora_rank=512, qk_rope_head_dim=64, cache_format=cache_format, fp8_ds_mla=ds_mla)
+    spec = LatentSpec(kv_lora_rank=512, qk_rope_head_dim=64, cache_format=cache_format, sparse=ds_mla)
     assert spec.bytes_per_token == row
 
 
@@ -60,8 +60,9 @@ def test_per_token_head_scales_of_a_latent() -> None:
 
 def test_index_keys() -> None:
     """DeepSeek-V3.2: 128 fp8 + one fp32 scale (vLLM's DeepseekV32IndexerCache); MiniMax-M3: 128 bf16."""
-    assert IndexerSpec(head_dim=128, quantised=True).bytes_per_token == 132
-    assert IndexerSpec(head_dim=128, quantised=False).bytes_per_token == 256
+    assert IndexerSpec(head_dim=128, dtype="fp8").bytes_per_token == 132
+    assert IndexerSpec(head_dim=128, dtype="fp4").bytes_per_token == 68
+    assert IndexerSpec(head_dim=128, dtype="bf16").bytes_per_token == 256
 
 
 def test_a_sparse_layer_stores_all_and_reads_its_top_k() -> None:

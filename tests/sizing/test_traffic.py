@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvtool.catalog.model import Model, Moe
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.sizing.dtypes import CACHE_FORMATS
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.traffic import (
     attention_flops,

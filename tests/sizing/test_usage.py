@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.catalog.model import Model
-from kvtool.sizing.dtypes import CACHE_FORMATS
+from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import layer_specs, state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import GpuCache, allocated_bytes, count_specs, gpu_cache

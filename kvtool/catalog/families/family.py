@@ -57,6 +57,7 @@ class Family:
     required: tuple[str, ...] = ()
     tie: bool | None = None
     mlp_factor: int | None = None
+    encoder_decoder: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
     nested: Mapping[str, object] = field(default_factory=dict)
 

@@ -41,12 +41,13 @@ def two_mla(fields: Fields, shape: Shape) -> list[Layer]:
 
 
 def read_indexer(fields: Fields) -> Indexer:
-    """The indexer of DeepSeek-V3.2 and its kin: fp8 keys."""
+    """The indexer of DeepSeek-V3.2 and its kin: fp8 keys, one for `index_kpool` tokens where they are pooled."""
     return Indexer(
         head_dim=fields.integer("index_head_dim"),
         heads=fields.integer("index_n_heads"),
         top_k_tokens=fields.integer("index_topk"),
-        quantised=True,
+        dtype="fp8",
+        ratio=fields.optional_integer("index_kpool") or 1,
     )
 
 
@@ -90,6 +91,6 @@ def block_sparse(fields: Fields, shape: Shape) -> list[Layer]:
         head_dim=sparse.integer("sparse_index_dim"),
         heads=sparse.integer("sparse_num_index_heads"),
         top_k_tokens=sparse.integer("sparse_topk_blocks") * sparse.integer("sparse_block_size"),
-        quantised=False,
+        dtype="bf16",
     )
     return [Layer(cache=full, indexer=indexer if mark else None) for mark in marks]

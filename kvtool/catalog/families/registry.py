@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kvtool.catalog.families import latent, plain, recurrent, sliding
+from kvtool.catalog.families import compressed, encoder_decoder, latent, plain, recurrent, sliding
 from kvtool.catalog.families.experts import experts, llama4_experts, nested_experts, periodic_experts
 from kvtool.catalog.families.family import Family, Shape
 from kvtool.catalog.fields import Fields
@@ -163,6 +163,18 @@ _COMPRESSED = {
     "longcat_flash": replace(_LATENT, layers=latent.two_mla, defaults={}),
     **_same("deepseek_v32 glm_moe_dsa", replace(_LATENT, layers=latent.indexed_mla, defaults=_V3)),
     "minimax_m3": _untied(latent.block_sparse, _KV_DIM),
+    "deepseek_v4": _untied(compressed.deepseek_v4, ("head_dim", "num_attention_heads"), {"sliding_window": 128}),
+}
+
+_BART = Family(
+    layers=encoder_decoder.every_layer_crosses, shape=encoder_decoder.decoder_shape, tie=True, encoder_decoder=True
+)
+_T5 = Family(layers=encoder_decoder.t5, shape=encoder_decoder.t5_shape, tie=True, encoder_decoder=True)
+_ENCODER_DECODER = {
+    "whisper": replace(_BART, defaults={"max_source_positions": 1500, "max_target_positions": 448}),
+    **_same("bart mbart marian pegasus blenderbot m2m_100 plbart", _BART),
+    **_same("t5 mt5 umt5", _T5),
+    "mllama_text_model": Family(layers=encoder_decoder.mllama, required=_KV, tie=False),
 }
 
 _RECURRENT = {
@@ -180,4 +192,4 @@ _RECURRENT = {
     **_same("lfm2 lfm2_moe", replace(_PLAIN, layers=recurrent.short_convolution, required=_KV)),
 }  # fmt: skip
 
-FAMILIES: dict[str, Family] = {**_FULL, **_SLIDING, **_COMPRESSED, **_RECURRENT}
+FAMILIES: dict[str, Family] = {**_FULL, **_SLIDING, **_COMPRESSED, **_ENCODER_DECODER, **_RECURRENT}

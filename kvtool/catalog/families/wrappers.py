@@ -17,6 +17,7 @@ _BY_TEXT_MODEL = {
     "gemma4_text": "gemma4",
     "gemma": "paligemma",
     "llama4_text": "llama4",
+    "mllama_text_model": "mllama",
     "persimmon": "fuyu",
     "glm4v_text": "glm4v",
     "glm4v_moe_text": "glm4v_moe",

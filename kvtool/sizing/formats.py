@@ -1,0 +1,178 @@
+"""The formats of a KV cache, as data: bits of an element, bytes of its scales, and the layouts of rows of MLA.
+
+Every format is one entry of `CACHE_FORMATS`; nothing else knows a format by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.units import ceil_div, round_up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """How one vector is stored: `bits` an element, and `scale_bytes` (scale, zero point, norm) once for every `group`
+    elements, or once for the vector where there is no group. Its length must be a multiple of `multiple`.
+    """
+
+    bits: int
+    scale_bytes: int = 0
+    group: int | None = None
+    multiple: int = 1
+
+    def groups(self, elements: int) -> int:
+        """Scales of a vector."""
+        return ceil_div(elements, self.group or elements) if elements and self.scale_bytes else 0
+
+    def stored_bytes(self, elements: int) -> int:
+        """Bytes of a vector with its scales; one that does not exist (0 elements) has no scale either."""
+        return ceil_div(elements * self.bits, 8) + self.groups(elements) * self.scale_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """How one row of MLA is stored: the latent one way, its rotary part another, both padded to `multiple` bytes."""
+
+    latent: Vector
+    rope: Vector
+    multiple: int = 1
+
+    def stored_bytes(self, latent: int, rope: int) -> int:
+        return round_up(self.latent.stored_bytes(latent) + self.rope.stored_bytes(rope), self.multiple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFormat:
+    """One --kv-cache-dtype. None where a format has no such vectors: `key` and `value` of a head, a row of `mla`, of
+    MLA that an indexer reads (`sparse_mla`), and of `compressed` attention (DeepSeek-V4).
+
+    `slot_multiple` pads a head's K and V together; the last `residual_tokens` of a sequence, and the first and last
+    `whole_layers` of a model without recurrent layers, stay in 16 bits.
+    """
+
+    name: str
+    key: Vector | None = None
+    value: Vector | None = None
+    mla: Row | None = None
+    sparse_mla: Row | None = None
+    compressed: Row | None = None
+    slot_multiple: int = 1
+    residual_tokens: int = 0
+    whole_layers: int = 0
+
+    def head_bytes(self, key: int, value: int) -> int:
+        """Bytes of one head's K and V of one token. Raises KvtoolError where the format does not hold such heads."""
+        if self.key is None or self.value is None:
+            raise KvtoolError(f"a {self.name} cache holds rows of MLA: this model has K and V heads")
+        for vector, elements in ((self.key, key), (self.value, value)):
+            self._check(vector, elements, "head size")
+        return round_up(self.key.stored_bytes(key) + self.value.stored_bytes(value), self.slot_multiple)
+
+    def row_bytes(self, row: Row | None, latent: int, rope: int) -> int:
+        """Bytes of one of its rows. Raises KvtoolError where the format has no such row."""
+        if row is None:
+            raise KvtoolError(f"a {self.name} cache has no rows for the MLA of this model")
+        self._check(row.latent, latent, "latent")
+        self._check(row.rope, rope, "rotary part")
+        return row.stored_bytes(latent, rope)
+
+    def _check(self, vector: Vector, elements: int, what: str) -> None:
+        if elements % vector.multiple:
+            raise KvtoolError(
+                f"a {self.name} cache stores blocks of {vector.multiple} elements: a {what} of {elements} does not fill"
+            )
+
+
+_FP32, _BF16, _BYTE = Vector(bits=32), Vector(bits=16), Vector(bits=8)
+WHOLE = _BF16  # what is left unquantised beside quantised vectors
+_NVFP4 = Vector(bits=4, scale_bytes=1, group=16, multiple=16)  # e2m1, an e4m3 scale for 16
+_DS_MLA = Row(latent=Vector(bits=8, scale_bytes=4, group=128), rope=_BF16)  # fp8, an fp32 scale for 128; 656 B
+_DS_MLA_V4 = Row(latent=Vector(bits=8, scale_bytes=1, group=64), rope=_BF16, multiple=8)  # ue8m0 scales; 584 B
+_NVFP4_DS_MLA = Row(latent=_NVFP4, rope=_BYTE)  # 352 B
+
+INDEX_KEYS = {
+    "bf16": _BF16,
+    "fp8": Vector(bits=8, scale_bytes=4, group=128),
+    "fp4": Vector(bits=4, scale_bytes=1, group=32),
+}
+
+
+def _uniform(name: str, vector: Vector, *, residual_tokens: int = 0) -> CacheFormat:
+    """Every vector the same way, those of MLA too."""
+    row = Row(latent=vector, rope=vector)
+    return CacheFormat(
+        name=name,
+        key=vector,
+        value=vector,
+        mla=row,
+        sparse_mla=row,
+        compressed=row,
+        residual_tokens=residual_tokens,
+    )
+
+
+def _turboquant(name: str, key: Vector, value_bits: int) -> CacheFormat:
+    """vLLM's: an fp16 norm beside a key, fp16 scale and zero point beside a value; two layers at each end are whole."""
+    value = Vector(bits=value_bits, scale_bytes=4)
+    return CacheFormat(name=name, key=key, value=value, slot_multiple=2, whole_layers=2)
+
+
+def _blocks(name: str, bits: int, block_scale_bytes: int) -> CacheFormat:
+    """llama.cpp's: blocks of 32 elements with an fp16 scale, and an fp16 minimum in the _1 kinds."""
+    return _uniform(name, Vector(bits=bits, scale_bytes=block_scale_bytes, group=32, multiple=32))
+
+
+_PER_TENSOR = tuple(_uniform(name, _BYTE) for name in ("fp8_e5m2", "int8", "fp8_plain"))
+CACHE_FORMATS = {
+    cache_format.name: cache_format
+    for cache_format in (
+        _uniform("fp32", _FP32),
+        _uniform("bf16", _BF16),
+        _uniform("fp16", _BF16),
+        # A scale per tensor takes no bytes per token. vLLM turns fp8 of sparse MLA into fp8_ds_mla; fp8_plain does not.
+        CacheFormat(
+            name="fp8",
+            key=_BYTE,
+            value=_BYTE,
+            mla=Row(latent=_BYTE, rope=_BYTE),
+            sparse_mla=_DS_MLA,
+            compressed=_DS_MLA_V4,
+        ),
+        *_PER_TENSOR,
+        # An fp32 scale beside every vector, as vLLM's Triton backend keeps it.
+        _uniform("fp8_per_token_head", Vector(bits=8, scale_bytes=4)),
+        _uniform("int8_per_token_head", Vector(bits=8, scale_bytes=4)),
+        _uniform("int4_per_token_head", Vector(bits=4, scale_bytes=4, multiple=2)),
+        _uniform("mxfp8", Vector(bits=8, scale_bytes=1, group=32, multiple=32)),
+        _uniform("nvfp4", _NVFP4),
+        CacheFormat(name="fp8_ds_mla", mla=_DS_MLA, sparse_mla=_DS_MLA, compressed=_DS_MLA_V4),
+        CacheFormat(name="nvfp4_ds_mla", mla=_NVFP4_DS_MLA, sparse_mla=_NVFP4_DS_MLA),
+        _turboquant("turboquant_k8v4", _BYTE, 4),
+        _turboquant("turboquant_4bit_nc", Vector(bits=4, scale_bytes=2), 4),
+        _turboquant("turboquant_k3v4_nc", Vector(bits=3, scale_bytes=2), 4),
+        _turboquant("turboquant_3bit_nc", Vector(bits=3, scale_bytes=2), 3),
+        _uniform("ultraquant_4bit", Vector(bits=4, scale_bytes=1, group=32, multiple=32)),
+        # Groups of 64 with an fp16 scale and zero point; KIVI (transformers' QuantizedCache) keeps a tail in 16 bits.
+        _uniform("int4", Vector(bits=4, scale_bytes=4, group=64)),
+        _uniform("kivi_int4", Vector(bits=4, scale_bytes=4, group=64), residual_tokens=128),
+        _uniform("kivi_int2", Vector(bits=2, scale_bytes=4, group=64), residual_tokens=128),
+        _blocks("q8_0", 8, 2),
+        _blocks("q5_1", 5, 4),
+        _blocks("q5_0", 5, 2),
+        _blocks("q4_1", 4, 4),
+        _blocks("q4_0", 4, 2),
+        _blocks("iq4_nl", 4, 2),
+    )
+}
+
+
+def parse_cache_format(name: str, model_dtype: str | None = None) -> CacheFormat:
+    """The format called `name`; `auto` is the model's own dtype, bf16 where none is known. Raises KvtoolError."""
+    wanted = (model_dtype or "bf16") if name == AUTO else name
+    cache_format = CACHE_FORMATS.get(canonical_dtype(wanted))
+    if cache_format is None:
+        raise KvtoolError(f"unknown KV cache dtype {wanted[:40]!r}: use one of {', '.join([AUTO, *CACHE_FORMATS])}")
+    return cache_format
