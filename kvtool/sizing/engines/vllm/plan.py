@@ -141,7 +141,9 @@ def _fill(plan: VllmPlan) -> VllmPlan:
                 refusal="Cannot auto-fit max_model_len: not enough GPU memory available to serve even a single token.",
             )
     blocks = request_blocks(plan, longest)
-    plan = replace(plan, max_model_len=longest, blocks_per_request=blocks, bytes_needed=blocks * max(bytes_per_block))
+    plan = replace(
+        plan, max_model_len=longest, blocks_per_request=blocks, bytes_needed=blocks * max(bytes_per_block)
+    )
     for available, size in zip(usable, bytes_per_block, strict=True):
         if blocks * size > available:
             return _too_small(plan, available, size)
