@@ -8,8 +8,9 @@ import msgspec
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyRow
-from kvtool.sizing.engines import sglang
-from kvtool.sizing.engines.vllm import plan as vllm
+from kvtool.sizing.engines.sglang.plan import VERSION as SGLANG_VERSION
+from kvtool.sizing.engines.vllm.plan import VERSION as VLLM_VERSION
+from kvtool.sizing.engines.vllm.plan import plan as vllm_plan
 from kvtool.verify.budget import Estimate, kv_pool, pool_row, vllm_rows
 from kvtool.verify.diagnose import agreeing_flags
 from kvtool.verify.facts import Figure, LogFacts, exactly
@@ -38,7 +39,7 @@ def _sglang(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRow
     if found.refusal is not None:
         assumptions.append(f"not planned: {found.refusal}")
     rows = list(sglang_rows(facts, started, found, estimated))
-    return EngineRows(rows=rows, version=sglang.VERSION, assumptions=assumptions)
+    return EngineRows(rows=rows, version=SGLANG_VERSION, assumptions=assumptions)
 
 
 def _vllm(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
@@ -48,13 +49,13 @@ def _vllm(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
     plans = planned(facts, started, pool)
     if not plans.value.groups:
         assumptions.append(f"not planned: {plans.value.refusal}")
-        return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
+        return EngineRows(rows=rows, version=VLLM_VERSION, assumptions=assumptions)
     if pool is not None or plans.counted is not None:
         told = pool if facts.of("kv_pool") or started.options.kv_cache_memory_bytes else None
         found = list(plan_rows(facts, plans, told))
         rows += _explained(found, facts, started, told, plans.value.inputs.gpu)
     assumptions += _plan_assumptions(facts, started, plans, pool)
-    return EngineRows(rows=rows, version=vllm.VERSION, assumptions=assumptions)
+    return EngineRows(rows=rows, version=VLLM_VERSION, assumptions=assumptions)
 
 
 def _pool(facts: LogFacts, started: Started, estimated: Estimate) -> tuple[Figure | None, list[str]]:
@@ -81,14 +82,14 @@ def _plan_assumptions(facts: LogFacts, started: Started, plans: Planned, pool: F
         )
         found.append(f"max_num_batched_tokens {inputs.max_num_batched_tokens:,}: the default {card}")
     if refusal is not None and facts.refusal is None and (pool is not None or plans.counted is not None):
-        found.append(f"vLLM {vllm.VERSION} would refuse this: {refusal}")
+        found.append(f"vLLM {VLLM_VERSION} would refuse this: {refusal}")
     return found
 
 
 def _batch_matters(started: Started, plans: Planned, pool: Figure | None) -> bool:
     """Whether a request takes other blocks with other batches: windows keep what is in flight."""
     other = replace(started.options, max_num_batched_tokens=2 * plans.value.inputs.max_num_batched_tokens)
-    again = vllm.plan(started.model, other, pool_bytes=plans.value.pool_bytes)
+    again = vllm_plan(started.model, other, pool_bytes=plans.value.pool_bytes)
     return again.blocks_per_request != plans.value.blocks_per_request
 
 
@@ -103,9 +104,9 @@ def _explained(
         text = f"every term agrees with {' or '.join(flags[:2])}, which the log does not tell"
     elif started.unplanned:
         text = started.unplanned[0]
-    elif facts.version != vllm.VERSION:
+    elif facts.version != VLLM_VERSION:
         version = facts.version or "a version that it does not tell"
-        text = f"no single flag explains it; the log is of {version}, the prediction of {vllm.VERSION}"
+        text = f"no single flag explains it; the log is of {version}, the prediction of {VLLM_VERSION}"
     else:
         text = "no single flag explains it"
     return [

@@ -137,6 +137,11 @@ def _largest_block(found: VllmPlan) -> int | None:
     return max((group.block_size for group in found.groups), default=None)
 
 
+def _request_bytes(found: VllmPlan) -> int | None:
+    blocks, size = found.blocks_per_request, _block_bytes(found)
+    return None if blocks is None or size is None else blocks * size
+
+
 def _block_bytes(found: VllmPlan) -> int | None:
     """Of the pipeline stage whose blocks are largest."""
     return max(found.bytes_per_block, default=None)
@@ -192,7 +197,7 @@ def _density_row(facts: LogFacts, plans: Planned, tokens: Figure, pool: Figure) 
 def _request_rows(facts: LogFacts, plans: Planned) -> Iterator[VerifyRow]:
     """Of a refusal: what one request needs, and the longest that would fit."""
     needed, longest = facts.last("one_request"), facts.last("estimated_max_len")
-    yield exact_row("one request", BYTES, needed, plans.of_pool(lambda found: found.bytes_needed))
+    yield exact_row("one request", BYTES, needed, plans.of_pool(_request_bytes))
     if longest is not None:
         predicted = plans.of_pool(lambda found: found.estimated_max_model_len)
         yield exact_row("estimated max len", TOKENS, longest, predicted, "the longest that fits the pool")
