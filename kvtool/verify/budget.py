@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from kvtool.catalog.checkpoint import CheckpointHeader
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyRow
@@ -30,11 +32,11 @@ class Estimate:
 
 
 def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Estimate:
-    """The budget of the start on its card: --gpu, else one of as much memory as the log says. Raises KvtoolError."""
+    """The budget of the start on its card. Raises KvtoolError for weights of a dtype that there is none of."""
     options = started.options
     weights = weigh(started.model, started.weight_dtype, checkpoint=checkpoint)
     weights_bytes = weights.bytes_per_gpu(options.parallel)
-    gpu = options.gpu or logged_card(facts)
+    gpu = card(facts, options.gpu)
     memory = limits = None
     if gpu is not None:
         limits = batch_limits(
@@ -55,18 +57,16 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
     return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs=not eager)
 
 
-def logged_card(facts: LogFacts) -> Gpu | None:
-    """A card of which only the memory is known; None where the log does not say it."""
+def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:
+    """The card named, with the memory that the log says it has; one without a name where only that is known."""
     total = facts.last("total_memory")
     if total is None:
-        return None
+        return named
+    memory_bytes = round(total.value)
+    if named is not None:
+        return msgspec.structs.replace(named, memory_bytes=memory_bytes)
     return Gpu(
-        name="the log's card",
-        vendor="NVIDIA",
-        arch=None,
-        memory_bytes=round(total.value),
-        source="the log",
-        confidence="measured",
+        name="the log's card", vendor="", arch=None, memory_bytes=memory_bytes, source="the log", confidence="measured"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _OPEN, _CLOSE = "([{", ")]}"
-_MAX_CHARACTERS = 1 << 20
 
 
 def read_items(text: str) -> dict[str, str]:
@@ -16,7 +15,7 @@ def read_items(text: str) -> dict[str, str]:
     """
     bracketed = text[:1] in _OPEN and text != ""
     found: dict[str, str] = {}
-    for item in _split(text[1 if bracketed else 0 : _MAX_CHARACTERS], bracketed=bracketed):
+    for item in _split(text[1 if bracketed else 0 :], bracketed=bracketed):
         key, value = _key_and_value(item)
         if key:
             found[key] = value

@@ -13,7 +13,7 @@ from kvtool.errors import KvtoolError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_LONGEST_LINE = 1 << 20  # a config line is some 10 kB; a binary file may have no line end at all
+_LONGEST_LINE = 1 << 15  # a config line is some 10 kB; a binary file may have no line end at all
 _NEXT_LINES = 2  # how many lines a message may be broken over, after its first
 
 

@@ -11,6 +11,8 @@ from kvtool.verify.items import read_items
 
 _RANK = re.compile(r"(?:Worker_|\b)((?:[DP]P\d+[_ ])*[TP]P\d+)|rank=(\d+)")
 _PART = re.compile(r"(\{\w+:\w+\}| ?\.\.\. ?)")
+_ANY_TEXT = r".{0,4000}?"
+_ERROR = "Error: "
 _LONGEST_MESSAGE, _LONGEST_NUMBER, _LARGEST_NUMBER = 400, 24, 1 << 60
 _KINDS = {
     "gib": r"-?\d+(?:\.\d+)?",
@@ -44,13 +46,16 @@ def pattern(marker: str, regex: str) -> Pattern:
 
 
 def template(text: str, *, refusal: str | None = None, starts: bool = False) -> Pattern:
-    """A pattern from a line as it is printed: `{weights:gib}` is a group, ` ... ` is any text, the rest is literal."""
+    """A pattern from a line as it is printed: `{weights:gib}` is a group, `...` any text, the rest is literal.
+
+    One `...` at most: the time that junk can cost stays short.
+    """
     parts = _PART.split(text)
     literals = parts[::2]
     regex = re.escape(literals[0])
     for part, literal in zip(parts[1::2], literals[1:], strict=True):
         name, _, kind = part.strip("{}").partition(":")
-        regex += (f"(?P<{name}_{kind}>{_KINDS[kind]})" if kind else ".*?") + re.escape(literal)
+        regex += (f"(?P<{name}_{kind}>{_KINDS[kind]})" if kind else _ANY_TEXT) + re.escape(literal)
     return Pattern(marker=max(literals, key=len), regex=re.compile(regex), refusal=refusal, starts=starts)
 
 
@@ -94,8 +99,8 @@ def rank_of(line: str) -> str:
 
 def _message(match: re.Match[str]) -> str:
     """The engine's sentence: from the name of its error, else from what was matched, to the end of the line."""
-    error = re.search(r"\w*Error: (?!.*\w*Error: )", match.string[: match.start()])
-    start = match.start() if error is None else error.end()
+    error = match.string.rfind(_ERROR, 0, match.start())
+    start = match.start() if error < 0 else error + len(_ERROR)
     return match.string[start : start + _LONGEST_MESSAGE].strip()
 
 

@@ -20,8 +20,8 @@ PATTERNS = (
     template("Load weight begin. avail mem={free_before_load:gib} GB"),
     template("Load weight end. ... avail mem={free_after_load:gib} GB, mem usage={weights:gib} GB"),
     template("Memory pool end. avail mem={free_after_pools:gib} GB"),
-    template("Capture ...uda graph end. ...mem usage={graphs:gib} GB"),
-    template("Capture ...UDA graph end. ...mem usage={graphs:gib} GB"),
+    template("Capture cuda graph end. ...mem usage={graphs:gib} GB"),
+    template(" CUDA graph end. ...mem usage={graphs:gib} GB"),
     # What it made of that.
     template("full_layer_tokens={full_tokens:count}, swa_layer_tokens={swa_tokens:count}"),
     template(
@@ -29,7 +29,8 @@ PATTERNS = (
     ),
     template("KV Cache is allocated. ...#tokens: {latent_tokens:count}, KV size: {kv_size:gib} GB"),
     template("Mamba Cache is allocated. ...max_mamba_cache_size: {state_slots:count}, "),
-    template("Mamba Cache is allocated. ...conv_state size: {conv_state:gib} ...GB, ssm_state size: {ssm_state:gib}"),
+    template(" conv_state size: {conv_state:gib}"),
+    template(" ssm_state size: {ssm_state:gib}"),
     template("max_total_num_tokens={tokens:count}, "),
     # Why it would not start.
     template("Not enough memory. Please try to increase --mem-fraction-static", refusal="no_kv_memory"),

@@ -13,6 +13,7 @@ from kvtool.units import GIB
 from kvtool.verify.facts import gib
 from kvtool.verify.items import read_items
 from kvtool.verify.lines import clean, read_lines
+from kvtool.verify.read import read_facts
 from tests.verify.helpers import LOGS, from_text
 from tests.verify.helpers import quoted as read
 
@@ -199,3 +200,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for bad in (str(tmp_path / "none.log"), str(tmp_path), "a\0b"):
         with pytest.raises(KvtoolError, match="cannot read"):
             list(read_lines(bad))
+
+
+def test_lines_that_repeat_a_marker_end_in_time(tmp_path: Path) -> None:
+    log = tmp_path / "long.log"
+    log.write_text("Capture cuda graph end. " * 1_000 + "Error: " * 3_000 + "CUDA out of memory. Tried to allocate\n")
+    facts = read_facts(read_lines(str(log)), "log")
+    assert facts.refusal is not None
