@@ -16,6 +16,7 @@ from kvtool.catalog.model import (
     LightningAttention,
     Mamba1,
     Mamba2,
+    OtherState,
     ShortConvolution,
     SlidingAttention,
 )
@@ -28,6 +29,7 @@ _EXTRA = (
     ("linear", (GatedDeltaNet, KimiDeltaAttention, LightningAttention)),
     ("mamba", (Mamba1, Mamba2)),
     ("conv", ShortConvolution),
+    ("state", OtherState),
 )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.families.family import MAX_LAYERS
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.gguf_file import GgufFile, read_gguf
+from kvtool.catalog.gguf_recurrent import recurrent_at, recurrent_state
 from kvtool.catalog.model import (
+    CacheKind,
     Decoder,
     FullAttention,
     LatentAttention,
@@ -16,7 +19,9 @@ from kvtool.catalog.model import (
     Model,
     Moe,
     Quantisation,
+    RecurrentLayer,
     Router,
+    SharedAttention,
     SlidingAttention,
 )
 from kvtool.errors import KvtoolError
@@ -31,9 +36,15 @@ _ARCHITECTURES = {
     "glm4": "glm4", "internlm2": "internlm2", "baichuan": "baichuan", "orion": "orion", "smollm3": "smollm3",
     "nemotron": "nemotron", "exaone": "exaone", "seed_oss": "seed_oss", "gpt-oss": "gpt_oss", "arcee": "arcee",
     "minimax-m2": "minimax_m2", "ernie4_5": "ernie4_5", "mistral3": "ministral3", "deepseek2": "deepseek_v3",
+    "deepseek": "deepseek", "glm4moe": "glm4_moe", "qwen3vl": "qwen3_vl_text", "qwen3vlmoe": "qwen3_vl_moe_text",
+    "xverse": "xverse", "apertus": "apertus", "gemma3n": "gemma3n_text", "gemma4": "gemma4_text", "mamba": "mamba",
+    "mamba2": "mamba2", "jamba": "jamba", "granitehybrid": "granitemoehybrid", "nemotron_h": "nemotron_h",
+    "nemotron_h_moe": "nemotron_h", "qwen3next": "qwen3_next", "qwen35": "qwen3_5_text",
+    "qwen35moe": "qwen3_5_moe_text", "kimi-linear": "kimi_linear", "lfm2": "lfm2", "lfm2moe": "lfm2_moe",
 }  # fmt: skip
-_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2}
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2}
 _ALL_SLIDING = ("phi3",)
+_SHARES = ("gemma3n", "gemma4")  # their last layers reuse the K and V of earlier ones
 _RUNS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "mixtral": "mixtral", "qwen3_moe": "qwen3_moe"}
 _SUSPECT = ("attention.", "ssm.", "wkv.", "shortconv.", "kda.", "time_mix", "token_shift", "full_attention_interval")
 _HARMLESS = ("epsilon", "scale", "clamp_kqv", "max_alibi_bias", "temperature_length", "causal")
@@ -51,7 +62,7 @@ def gguf_model(path: Path) -> Model:
         fields.optional_integer("nextn_predict_layers", low=0) or 0
     )
     layers = _layers(fields, arch, count)
-    heads = _one(fields, "attention.head_count")
+    heads = _heads(fields, layers)
     moe = _experts(fields)
     architecture = "mixtral" if arch == "llama" and moe else _ARCHITECTURES[arch]
     tensors = {tensor.name for tensor in file.tensors}
@@ -85,27 +96,79 @@ def _one(fields: Fields, name: str) -> int:
     return values.pop()
 
 
-def _each(fields: Fields, name: str) -> list[int]:
+def _each(fields: Fields, name: str, low: int = 1) -> list[int]:
     if isinstance(fields.get(name), list):
-        return fields.integers(name, low=1) or []
-    return [fields.integer(name)]
+        return fields.integers(name, low=low) or []
+    return [fields.integer(name, low=low)]
+
+
+def _heads(fields: Fields, layers: list[Layer]) -> int:
+    """Query heads; 0 in a model without attention."""
+    if all(isinstance(layer.cache, RecurrentLayer) for layer in layers):
+        fields.read |= {"attention.head_count", "attention.head_count_kv"}
+        return 0
+    return _one(fields, "attention.head_count")
 
 
 def _layers(fields: Fields, arch: str, count: int) -> list[Layer]:
+    state = recurrent_state(fields, arch)
+    if state is None:
+        return _attention_layers(fields, arch, count)
+    kv_heads = _kv_heads(fields, count)
+    recurrent = recurrent_at(fields, arch, count, kv_heads)
+    if all(recurrent):
+        return [Layer(cache=state)] * count
+    attention = _attention(fields, arch, count)
+    caches = [state if flag else attention[layer] for layer, flag in enumerate(recurrent)]
+    return [Layer(cache=cache) for cache in caches]
+
+
+def _attention_layers(fields: Fields, arch: str, count: int) -> list[Layer]:
+    kinds = _attention(fields, arch, count)
+    for layer, kind in enumerate(kinds):
+        if kind is None:
+            raise fields.error(f"'attention.head_count_kv' is 0 in layer {layer}, which is not known for {arch!r}")
+    shared = fields.integer("attention.shared_kv_layers", low=0, high=count - 1) if arch in _SHARES else 0
+    return [Layer(cache=kind) for kind in _share_last(fields, kinds, shared)]
+
+
+def _share_last(fields: Fields, kinds: Sequence[CacheKind | None], shared: int) -> list[CacheKind | None]:
+    """The last `shared` layers take K and V from the last layer of their own type that stores any."""
+    stored: list[CacheKind | None] = list(kinds[: len(kinds) - shared])
+    types = [type(kind) for kind in stored]
+    reused: list[CacheKind | None] = []
+    for kind in kinds[len(stored) :]:
+        if type(kind) not in types:
+            raise fields.error(f"'attention.shared_kv_layers' {shared} leaves no layer to share with")
+        reused.append(SharedAttention(source_layer=len(types) - 1 - types[::-1].index(type(kind))))
+    return stored + reused
+
+
+def _attention(fields: Fields, arch: str, count: int) -> Sequence[CacheKind | None]:
+    """What every layer keeps where it has attention; None where it has no KV heads."""
     if fields.get("attention.kv_lora_rank") is not None:
-        return [Layer(cache=_latent(fields))] * count
+        return [_latent(fields)] * count
     heads = _one(fields, "attention.head_count")
-    kv_heads = _each(fields, "attention.head_count_kv") if fields.has("attention.head_count_kv") else [heads]
-    kv_heads = kv_heads * count if len(kv_heads) == 1 else kv_heads
-    if len(kv_heads) < count:
-        raise fields.error(f"'attention.head_count_kv' has {len(kv_heads)} items, but there are {count} layers")
     default = fields.integer("embedding_length") // heads
     key, value = (fields.optional_integer(f"attention.{name}_length") or default for name in ("key", "value"))
-    full = [FullAttention(kv_heads=number, k_head_dim=key, v_head_dim=value) for number in kv_heads[:count]]
-    for kind in full:
-        if heads % kind.kv_heads:
-            raise fields.error(f"{heads} attention heads do not divide among {kind.kv_heads} key-value heads")
-    return [Layer(cache=kind) for kind in _windowed(fields, arch, full)]
+    full = []
+    for number in _kv_heads(fields, count):
+        if number and heads % number:
+            raise fields.error(f"{heads} attention heads do not divide among {number} key-value heads")
+        full.append(FullAttention(kv_heads=number, k_head_dim=key, v_head_dim=value) if number else None)
+    return _windowed(fields, arch, full)
+
+
+def _kv_heads(fields: Fields, count: int) -> list[int]:
+    """KV heads of each layer: one number for all, a list, or as many as query heads."""
+    name = "attention.head_count_kv" if fields.has("attention.head_count_kv") else "attention.head_count"
+    if not fields.has(name):
+        return [0] * count
+    given = _each(fields, name, low=0)
+    given = given * count if len(given) == 1 else given
+    if len(given) < count:
+        raise fields.error(f"{name!r} has {len(given)} items, but there are {count} layers")
+    return given[:count]
 
 
 def _latent(fields: Fields) -> LatentAttention:
@@ -121,7 +184,7 @@ def _latent(fields: Fields) -> LatentAttention:
     )
 
 
-def _windowed(fields: Fields, arch: str, full: list[FullAttention]) -> list[FullAttention]:
+def _windowed(fields: Fields, arch: str, full: list[FullAttention | None]) -> list[FullAttention | None]:
     """Which layers slide: as the file lists them, or by the architecture's own pattern."""
     window = fields.optional_integer("attention.sliding_window", low=0)
     pattern = fields.get("attention.sliding_window_pattern")
@@ -140,12 +203,17 @@ def _windowed(fields: Fields, arch: str, full: list[FullAttention]) -> list[Full
         raise fields.error("'attention.sliding_window' is set, but not which layers have it")
     if len(local) != len(full):
         raise fields.error(f"'attention.sliding_window_pattern' has {len(local)} items for {len(full)} layers")
-    return [_sliding(kind, window) if slides else kind for kind, slides in zip(full, local, strict=True)]
+    own = [fields.optional_integer(f"attention.{name}_length_swa") for name in ("key", "value")]
+    return [_sliding(kind, window, *own) if kind and slides else kind for kind, slides in zip(full, local, strict=True)]
 
 
-def _sliding(kind: FullAttention, window: int) -> SlidingAttention:
+def _sliding(kind: FullAttention, window: int, key: int | None, value: int | None) -> SlidingAttention:
+    """Sliding layers may have head sizes of their own (Gemma 4)."""
     return SlidingAttention(
-        kv_heads=kind.kv_heads, k_head_dim=kind.k_head_dim, v_head_dim=kind.v_head_dim, window=window
+        kv_heads=kind.kv_heads,
+        k_head_dim=key or kind.k_head_dim,
+        v_head_dim=value or kind.v_head_dim,
+        window=window,
     )
 
 
@@ -167,7 +235,8 @@ def _experts(fields: Fields) -> Moe | None:
 
 
 def _width(fields: Fields) -> int | None:
-    widths = set(_each(fields, "feed_forward_length")) if fields.has("feed_forward_length") else set()
+    widths = set(_each(fields, "feed_forward_length", low=0)) if fields.has("feed_forward_length") else set()
+    widths.discard(0)
     return widths.pop() if len(widths) == 1 else None
 
 

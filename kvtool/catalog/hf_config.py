@@ -8,7 +8,9 @@ from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import read_decoder
+from kvtool.catalog.families.drafts import draft_layers
 from kvtool.catalog.families.family import Family
+from kvtool.catalog.families.lengths import DEFAULT_LENGTHS
 from kvtool.catalog.families.registry import FAMILIES
 from kvtool.catalog.families.wrappers import WRAPPERS
 from kvtool.catalog.fields import Fields
@@ -91,7 +93,8 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
     shape = family.shape(fields)
     layers = family.layers(fields, shape)
     moe = family.experts(fields, shape)
-    quantisation = read_quantisation(fields) or read_quantisation(outer)
+    about = (len(layers), moe)
+    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
     model = Model(
         id=id,
         source=source,
@@ -102,9 +105,10 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
         vocab_size=fields.optional_integer("padded_vocab_size") or fields.optional_integer("vocab_size"),
         num_heads=shape.num_heads,
         intermediate_size=_dense_width(fields, shape.hidden_size, family),
+        draft_layers=draft_layers(fields, model_type, layers),
         moe=moe,
         tie_word_embeddings=_tied(outer, fields, family),
-        max_position_embeddings=_longest(fields),
+        max_position_embeddings=_longest(fields, model_type),
         dtype=_dtype(fields, "dtype", "torch_dtype") or _dtype(outer, "dtype", "torch_dtype"),
         recurrent_state_dtype=_dtype(fields, "mamba_ssm_cache_dtype", "mamba_ssm_dtype"),
         quantisation=quantisation,
@@ -199,12 +203,12 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
     return family.mlp_factor * hidden_size if family.mlp_factor else None
 
 
-def _longest(fields: Fields) -> int | None:
-    """The longest context, by the first of its names that is given."""
+def _longest(fields: Fields, model_type: str) -> int | None:
+    """The longest context, by the first of its names that is given, else what transformers takes for this model."""
     for name in ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if fields.get(name) is not None:
             return fields.integer(name)
-    return None
+    return DEFAULT_LENGTHS.get(model_type)
 
 
 def _tied(outer: Fields, fields: Fields, family: Family) -> bool | None:

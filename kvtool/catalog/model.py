@@ -6,6 +6,7 @@ A layer keeps one of the kinds below, and may add an indexer or cross attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +136,21 @@ class ShortConvolution:
     conv_kernel: int
 
 
-RecurrentLayer = Mamba1 | Mamba2 | GatedDeltaNet | KimiDeltaAttention | LightningAttention | ShortConvolution
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherState:
+    """Constant state of a kind that has no name here: elements of a sequence, tensor-parallel ranks share them out."""
+
+    recurrent_elements: int
+    conv_elements: int = 0
+
+
+RecurrentLayer = (
+    Mamba1 | Mamba2 | GatedDeltaNet | KimiDeltaAttention | LightningAttention | ShortConvolution | OtherState
+)
 CacheKind = FullAttention | LatentAttention | CompressedAttention | SharedAttention | RecurrentLayer
+
+
+IndexDtype = Literal["fp8", "fp4", "bf16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +165,7 @@ class Indexer:
     head_dim: int
     heads: int
     top_k_tokens: int | None
-    dtype: str
+    dtype: IndexDtype
     ratio: int = 1
 
 
@@ -191,11 +205,14 @@ class Moe:
 class Quantisation:
     """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method.
 
-    `bits_per_weight` counts scales too; None where layers are stored in several ways.
+    `bits_per_weight` counts scales too; None where layers are stored in several ways. Routed experts may have bits of
+    their own, and whole parts (mixers, dense, experts) may stay at the model's dtype.
     """
 
     method: str
     bits_per_weight: float | None
+    expert_bits: float | None = None
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +280,7 @@ class Model:
     vocab_size: int | None
     num_heads: int
     intermediate_size: int | None = None
+    draft_layers: tuple[Layer, ...] = ()  # for multi-token prediction: not run unless asked for
     moe: Moe | None = None
     tie_word_embeddings: bool | None = None
     max_position_embeddings: int | None = None

@@ -11,6 +11,7 @@ import yaml
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import default_decoder
+from kvtool.catalog.layer_kinds import CACHES, written_layers
 from kvtool.catalog.layer_pattern import expand_pattern
 from kvtool.catalog.model import (
     CacheKind,
@@ -29,6 +30,7 @@ from kvtool.catalog.model import (
     Mamba2,
     Model,
     Moe,
+    OtherState,
     RopeScaling,
     Router,
     SharedAttention,
@@ -38,21 +40,7 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
-_CACHES: dict[str, type[CacheKind]] = {
-    "full": FullAttention,
-    "sliding": SlidingAttention,
-    "chunked": ChunkedAttention,
-    "cross": CrossAttention,
-    "mla": LatentAttention,
-    "compressed": CompressedAttention,
-    "mamba1": Mamba1,
-    "mamba2": Mamba2,
-    "gated_delta_net": GatedDeltaNet,
-    "kda": KimiDeltaAttention,
-    "lightning": LightningAttention,
-    "short_conv": ShortConvolution,
-}
-_BLOCKS = {**_CACHES, "indexer": Indexer, "moe": Moe, "rope_scaling": RopeScaling, "router": Router}
+_BLOCKS = {**CACHES, "indexer": Indexer, "moe": Moe, "rope_scaling": RopeScaling, "router": Router}
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +61,8 @@ class Entry(_Strict, frozen=True, kw_only=True):
     """One model as the file has it."""
 
     id: str
-    layers: str
+    layers: str | list[dict[str, object]]
+    draft_layers: str | None = None
     num_heads: int
     hidden_size: int
     source: str
@@ -93,6 +82,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
     kda: KimiDeltaAttention | None = None
     lightning: LightningAttention | None = None
     short_conv: ShortConvolution | None = None
+    state: OtherState | None = None
     intermediate_size: int | None = None
     vocab_size: int | None = None
     moe: Moe | None = None
@@ -112,9 +102,8 @@ class Entry(_Strict, frozen=True, kw_only=True):
             yield name.rsplit("/", 1)[-1].lower()
 
     def model(self) -> Model:
-        layers: list[Layer] = []
-        for name in expand_pattern(self.layers):
-            layers.append(self._layer(name, layers))
+        layers = self._layers()
+        drafts = expand_pattern(self.draft_layers) if self.draft_layers else []
         return Model(
             id=self.id,
             source=self.source,
@@ -125,6 +114,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
             vocab_size=self.vocab_size,
             num_heads=self.num_heads,
             intermediate_size=self.intermediate_size,
+            draft_layers=tuple(self._layer(name, layers) for name in drafts),
             moe=self.moe,
             tie_word_embeddings=self.tie_word_embeddings,
             max_position_embeddings=self.max_position_embeddings,
@@ -136,6 +126,14 @@ class Entry(_Strict, frozen=True, kw_only=True):
             confidence=self.confidence,
             notes=self.notes,
         )
+
+    def _layers(self) -> list[Layer]:
+        layers: list[Layer] = []
+        if not isinstance(self.layers, str):
+            return written_layers(self.layers, self.num_heads)
+        for name in expand_pattern(self.layers):
+            layers.append(self._layer(name, layers))
+        return layers
 
     def _layer(self, name: str, before: list[Layer]) -> Layer:
         kind, *extras = name.split("+")
@@ -159,7 +157,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
         if self.compressed is not None and kind != ratio and ratio.isdecimal() and len(ratio) < 8:
             return replace(self.compressed, ratio=int(ratio))
         own = kind.removeprefix("shared_")
-        cache: CacheKind | None = getattr(self, own) if own in _CACHES else None
+        cache: CacheKind | None = getattr(self, own) if own in CACHES else None
         if cache is None:
             raise KvtoolError(f"model {self.id}: layer {name!r} has no block of that name")
         if own == kind:
@@ -223,7 +221,7 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
     path = path or _default_path()
     try:
         raw = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
-        _refuse_unknown_keys(raw)
+        refuse_unknown_keys(raw)
         file = msgspec.convert(raw, _File)
     except OSError as error:
         raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
@@ -236,11 +234,11 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
     return Catalogue(file.models, str(path))
 
 
-def _refuse_unknown_keys(value: object, where: str = "file") -> None:
+def refuse_unknown_keys(value: object, where: str = "file") -> None:
     """Blocks decode into plain dataclasses, which would drop a misspelt key in silence."""
     if isinstance(value, list):
         for item in value:
-            _refuse_unknown_keys(item, where)
+            refuse_unknown_keys(item, where)
     if not isinstance(value, dict):
         return
     for key, item in value.items():
@@ -248,7 +246,7 @@ def _refuse_unknown_keys(value: object, where: str = "file") -> None:
             unknown = set(item) - {field.name for field in fields(_BLOCKS[key])}
             if unknown:
                 raise KvtoolError(f"model {where}: block {key!r} has unknown keys: {', '.join(map(str, unknown))}")
-        _refuse_unknown_keys(item, str(value.get("id", where)))
+        refuse_unknown_keys(item, str(value.get("id", where)))
 
 
 def _default_path() -> Path:

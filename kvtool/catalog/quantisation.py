@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvtool.catalog.fields import Fields
-from kvtool.catalog.model import Quantisation
+from kvtool.catalog.model import Moe, Quantisation
+from kvtool.catalog.quantised_parts import DENSE, MIXERS, excluded_modules, parts_left_whole
 
 _SCALE_BITS = 16  # group-wise integer formats keep fp16 scales
 _NVFP4_BITS = 4 + 8 / 16  # an fp8 scale for 16 weights
@@ -13,8 +14,10 @@ _MXFP4_BITS = 4 + 8 / 32  # a power-of-two scale byte for 32 weights
 _NF4_BLOCK = 64
 
 
-def read_quantisation(config: Fields) -> Quantisation | None:
-    """Method and bits of a quantised weight, its scales included; None where the weights are not quantised."""
+def read_quantisation(config: Fields, num_layers: int = 0, moe: Moe | None = None) -> Quantisation | None:
+    """Method and bits of a quantised weight, its scales included, and what of `num_layers` layers is left out; None
+    where the weights are not quantised.
+    """
     fields = config.nested("quantization_config")
     if fields is None or not fields.values:
         return None
@@ -26,7 +29,16 @@ def read_quantisation(config: Fields) -> Quantisation | None:
     reader = _READERS.get(method.lower())
     if reader is None:
         raise fields.error(f"quant_method {method!r} is not known (known: {', '.join(_READERS)})")
-    return Quantisation(method=method.lower(), bits_per_weight=reader(fields))
+    bits = reader(fields)
+    if method.lower() == "mxfp4":  # gpt-oss: routed experts alone
+        return Quantisation(method="mxfp4", bits_per_weight=bits, whole=frozenset({MIXERS, DENSE}))
+    whole = parts_left_whole(excluded_modules(fields), num_layers, moe)
+    return Quantisation(
+        method=method.lower(),
+        bits_per_weight=None if whole is None else bits,
+        expert_bits=_MXFP4_BITS if config.text("expert_dtype") == "fp4" else None,  # DeepSeek-V4
+        whole=whole or frozenset(),
+    )
 
 
 def _fp8(fields: Fields) -> float:
@@ -99,7 +111,7 @@ _READERS: dict[str, Callable[[Fields], float | None]] = {
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,
     "awq": _groups_of_integers,
-    "gptq": _groups_of_integers,
+    **dict.fromkeys(("gptq", "gptq_marlin", "awq_marlin", "auto-round"), _groups_of_integers),
     "compressed-tensors": _compressed_tensors,
     "bitsandbytes": _bitsandbytes,
 }

@@ -37,11 +37,23 @@ PpOption = Annotated[int, typer.Option("--pp", help="Pipeline stages.")]
 DpOption = Annotated[int, typer.Option("--dp", help="Data parallel replicas: each holds its own sequences.")]
 DcpOption = Annotated[int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.")]
 EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.")]
+DpAttentionOption = Annotated[
+    bool,
+    typer.Option("--enable-dp-attention", help="dp divides the tp ranks into replicas of attention, as in SGLang."),
+]
 MaxModelLenOption = Annotated[
-    str | None, typer.Option("--max-model-len", help="The longest sequence served (default: the model's own maximum).")
+    str | None,
+    typer.Option(
+        "--max-model-len",
+        help="The longest sequence served (default: the model's own maximum; -1 with --engine: what fits).",
+    ),
 ]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
 HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]
+LayerSpecOption = Annotated[
+    Path | None,
+    typer.Option("--layer-spec", metavar="FILE", help="Instead of MODEL: layers written out, in YAML or JSON."),
+]
 KvHeadsOption = Annotated[
     int | None, typer.Option("--kv-heads", help="Instead of MODEL: KV heads (default: as heads).")
 ]
@@ -69,6 +81,9 @@ MambaSsmCacheDtypeOption = Annotated[
 IndexDtypeOption = Annotated[
     str,
     typer.Option("--index-dtype", help="Of a sparse indexer's keys: auto (as its engine stores them), fp8, fp4, bf16."),
+]
+SpeculativeTokensOption = Annotated[
+    int, typer.Option("--num-speculative-tokens", help="Tokens drafted a step by the model's own draft layers (MTP).")
 ]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
 
@@ -104,16 +119,25 @@ def chosen_model(
     heads: int | None,
     kv_heads: int | None,
     head_dim: int | None,
+    layer_spec: Path | None = None,
 ) -> Model:
-    """MODEL, or the shape given instead of it (`kv_heads` defaults to `heads`). Raises KvtoolError."""
+    """MODEL, or the shape or layer spec given instead of it (`kv_heads` defaults to `heads`). Raises KvtoolError."""
     from kvtool.catalog.resolve import inline_model, resolve_model
 
     shape = {"--layers": layers, "--heads": heads, "--kv-heads": kv_heads, "--head-dim": head_dim}
     given = [flag for flag, value in shape.items() if value is not None]
+    if layer_spec is not None:
+        from kvtool.catalog.layer_spec import read_layer_spec
+
+        if name is not None or given:
+            raise KvtoolError(
+                f"--layer-spec {layer_spec} is a model of its own: leave out {', '.join(given) or 'MODEL'}"
+            )
+        return read_layer_spec(layer_spec)
     if name is not None and given:
         raise KvtoolError(f"{name!r} already has a shape: leave out {', '.join(given)}, or MODEL")
     if name is not None:
         return resolve_model(name, models_path=models_path)
     if layers is None or heads is None or head_dim is None:
-        raise KvtoolError("name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads)")
+        raise KvtoolError("name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads), or --layer-spec FILE")
     return inline_model(layers=layers, heads=heads, kv_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim)

@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.catalog.model import Model
+from kvtool.cli.engine_options import (
+    AsyncSchedulingOption,
+    DisableHybridOption,
+    EngineBlockSizeOption,
+    EngineOption,
+    KvCacheMemoryBytesOption,
+    MambaCacheModeOption,
+    NumGpuBlocksOverrideOption,
+    PrefixCachingOption,
+    engine_options,
+)
 from kvtool.cli.memory_options import (
     CalibrationOption,
     DramOption,
@@ -19,14 +30,15 @@ from kvtool.cli.memory_options import (
     TiersOption,
     UsersOption,
     lengths_of,
+    optional_size,
     places,
     question,
 )
 from kvtool.cli.options import (
     BatchSizeOption,
-    BlockSizeOption,
     ContextOption,
     DcpOption,
+    DpAttentionOption,
     DpOption,
     EpOption,
     ExplainOption,
@@ -39,12 +51,14 @@ from kvtool.cli.options import (
     KvCacheDtypeOption,
     KvHeadsOption,
     LayersOption,
+    LayerSpecOption,
     MambaSsmCacheDtypeOption,
     MaxModelLenOption,
     ModelsOption,
     OutOption,
     PpOption,
     SharedPrefixOption,
+    SpeculativeTokensOption,
     TpOption,
     WeightDtypeOption,
     chosen_model,
@@ -74,16 +88,18 @@ def size(
     heads: HeadsOption = None,
     kv_heads: KvHeadsOption = None,
     head_dim: HeadDimOption = None,
+    layer_spec: LayerSpecOption = None,
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
-    block_size: BlockSizeOption = 16,
+    block_size: EngineBlockSizeOption = None,
     shared_prefix: SharedPrefixOption = "0",
     tp: TpOption = 1,
     pp: PpOption = 1,
     dp: DpOption = 1,
     dcp: DcpOption = 1,
     ep: EpOption = 1,
+    enable_dp_attention: DpAttentionOption = False,
     gpu: GpuOption = None,
     gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
@@ -99,6 +115,14 @@ def size(
     weight_dtype: WeightDtypeOption = "auto",
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
     index_dtype: IndexDtypeOption = "auto",
+    num_speculative_tokens: SpeculativeTokensOption = 0,
+    engine: EngineOption = None,
+    kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
+    num_gpu_blocks_override: NumGpuBlocksOverrideOption = None,
+    async_scheduling: AsyncSchedulingOption = True,
+    enable_prefix_caching: PrefixCachingOption = True,
+    disable_hybrid_kv_cache_manager: DisableHybridOption = False,
+    mamba_cache_mode: MambaCacheModeOption = "auto",
     explain: ExplainOption = False,
     models: ModelsOption = None,
     json: JsonOption = False,
@@ -111,21 +135,46 @@ def size(
     from kvtool.sizing.parallel import Parallel
     from kvtool.sizing.weights import find_checkpoint
 
-    chosen = chosen_model(model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    chosen = chosen_model(
+        model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
+    )
+    parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
+    card = find_gpu(gpu) if gpu else None
+    auto_fit = max_model_len == "-1"
+    longest = None if auto_fit else optional_length(max_model_len, "max model len")
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),
         batch_sizes=count_list(batch_size, "batch size"),
         kv_cache_dtypes=tuple(split_list(kv_cache_dtype)),
-        block_size=block_size,
-        parallel=Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep),
-        gpu=find_gpu(gpu) if gpu else None,
+        block_size=16 if block_size is None else block_size,
+        parallel=parallel,
+        gpu=card,
         gpu_memory_utilization=gpu_memory_utilization,
-        max_model_len=optional_length(max_model_len, "max model len"),
+        max_model_len=longest,
         shared_prefix=0 if shared_prefix == "0" else parse_length(shared_prefix, "shared prefix"),
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         index_dtype=index_dtype,
+        num_speculative_tokens=num_speculative_tokens,
         checkpoint=find_checkpoint(model) if model else None,
+        engine=engine_options(
+            engine,
+            parallel=parallel,
+            gpu=card,
+            gpu_memory_utilization=gpu_memory_utilization,
+            block_size=block_size,
+            max_model_len=longest,
+            auto_fit=auto_fit,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            kv_cache_memory_bytes=optional_size(kv_cache_memory_bytes, "kv cache memory bytes"),
+            num_gpu_blocks_override=num_gpu_blocks_override,
+            async_scheduling=async_scheduling,
+            enable_prefix_caching=enable_prefix_caching,
+            hybrid_kv_cache_manager=not disable_hybrid_kv_cache_manager,
+            mamba_ssm_cache_dtype=mamba_ssm_cache_dtype,
+            mamba_cache_mode=mamba_cache_mode,
+        ),
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         calibration=read_calibration(calibration) if calibration else None,
@@ -139,10 +188,13 @@ def size(
 def answer(
     model: Model, options: SizeOptions, asked: Question | None, *, explain: bool, json: bool, out: Path | None
 ) -> None:
-    """Write the files, print the document; exit 1 where no row fits the card, or nothing is found that would."""
+    """Write the files, print the document; exit 1 where no row fits, nothing is found that would, or the engine
+    would not start.
+    """
     from rich.console import Console
 
     from kvtool.report.budget import budget_figure
+    from kvtool.report.engine import print_ledgers
     from kvtool.report.files import write_result
     from kvtool.report.size import print_size, size_csv_rows, size_figure
     from kvtool.results import encode
@@ -170,6 +222,8 @@ def answer(
     else:
         print_size(document, Console())
     if explain:
+        if not json:
+            print_ledgers(document, Console())
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
-    if document.solutions == [] or all(row.fit.fits is False for row in document.rows):
+    if document.solutions == [] or all(row.fit.fits is False or row.engine.refusal for row in document.rows):
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ import msgspec
 from kvtool.report.answers import print_answers, print_solutions
 from kvtool.report.budget import print_budget
 from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
+from kvtool.report.engine import print_engine
 from kvtool.report.files import CsvValue
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow, Struct
@@ -41,6 +42,7 @@ def _print_model(rows: list[SizeRow], console: Console) -> None:
         console.print(to_rich(row_table(same), console.width))
         print_budget(same, console)
         print_answers(same, console)
+    print_engine(rows, console)
 
 
 def _dtype(row: SizeRow) -> str:

@@ -31,6 +31,8 @@ class SizeInputs(Struct, frozen=True, kw_only=True):
     num_gpus: int
     shared_prefix: int
     engine: str | None
+    num_speculative_tokens: int = 0
+    enable_dp_attention: bool = False
 
 
 class SizeLayers(Struct, frozen=True, kw_only=True):
@@ -96,6 +98,10 @@ class SizeFit(Struct, frozen=True, kw_only=True):
 
 
 class SizeEngine(Struct, frozen=True, kw_only=True):
+    """What an engine would allocate on every GPU. `fixed_bytes_per_request`, `slope_bytes_per_token`: what a request is
+    charged on one GPU in the long run. Terms of the `ledger` are bytes of one request on all GPUs of a replica.
+    """
+
     name: str | None = None
     version: str | None = None
     block_size: int | None = None
@@ -109,6 +115,16 @@ class SizeEngine(Struct, frozen=True, kw_only=True):
     refusal: str | None = None
     ledger: list[dict[str, Any]] | None = None
     exact_given_pool: bool | None = None
+    scheduler_block_size: int | None = None
+    max_model_len: int | None = None
+    estimated_max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    kv_tp_replicas: int | None = None
+    pool_bytes: int | None = None
+    bytes_needed: int | list[int] | None = None
+    fixed_bytes_per_request: int | None = None
+    slope_bytes_per_token: int | None = None
 
 
 class SizeSharing(Struct, frozen=True, kw_only=True):

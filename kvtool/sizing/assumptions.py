@@ -35,6 +35,7 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_lengths(plan),
         *_weights(plan),
         *_card(plan),
+        *(plan.engine.assumptions if plan.engine else ()),
     ]
 
 
@@ -81,19 +82,26 @@ def _has_tensor_scales(plan: SizePlan) -> bool:
 
 
 def _state(plan: SizePlan) -> Iterator[str]:
+    model = plan.model
     kept = sum(count * spec.state_bytes for spec, count in plan.specs if isinstance(spec, CompressorSpec))
     if kept:
         yield (
             f"compressors keep {kept:,} B a sequence in fp32: in bytes_per_sequence and fixed_bytes_per_sequence, "
             "not in state_bytes_per_sequence, which is recurrent state"
         )
+    drafted = plan.state.speculative_tokens
+    if drafted:
+        yield (
+            f"drafting {drafted} tokens a step: the {len(model.draft_layers)} draft layers (MTP) keep a cache too, "
+            f"recurrent layers {1 + drafted} states a sequence; their weights are those that the checkpoint counts"
+        )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:
         return
     used = plan.state.recurrent
     other = "bf16" if used == "fp32" else "fp32"
-    elements = sum(count * spec.recurrent_elements for spec, count in states)
-    conv_bytes = sum(count * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
+    elements = sum(count * spec.slots * spec.recurrent_elements for spec, count in states)
+    conv_bytes = sum(count * spec.slots * spec.conv_elements * spec.conv_element_bytes for spec, count in states)
     yield (
         f"recurrent state in {used}, convolution state in {plan.state.conv}: "
         f"{conv_bytes + elements * FLOAT_BYTES[used]:,} B a sequence; with --mamba-ssm-cache-dtype {other} it is "
@@ -103,7 +111,7 @@ def _state(plan: SizePlan) -> Iterator[str]:
 
 def _layout(plan: SizePlan) -> Iterator[str]:
     parallel, specs = plan.options.parallel, [spec for spec, _ in plan.specs]
-    tp, dcp = parallel.tp, parallel.dcp
+    tp, dcp = parallel.attention_tp, parallel.dcp
     for heads in sorted({spec.kv_heads for spec in specs if isinstance(spec, HeadsSpec)}):
         if heads < tp:
             split = f", {dcp} ways split by dcp" if dcp > 1 else ""
@@ -114,10 +122,18 @@ def _layout(plan: SizePlan) -> Iterator[str]:
         yield f"neither tp nor dcp splits index keys: {tp} whole copies on {tp} ranks"
     if dcp > 1:
         yield f"dcp {dcp} splits the tokens of full and MLA layers; windows, states and index keys stay whole"
+    if parallel.dp_attention and parallel.dp > 1:
+        yield (
+            f"dp attention: {parallel.dp} replicas of attention weights and cache on {parallel.tp} ranks, {tp} each; "
+            f"a sequence is in one of them; all else is split {parallel.tp} ways, experts {parallel.expert_shards}"
+        )
     if parallel.pp > 1:
         yield f"pp {parallel.pp}: the fullest stage decides bytes per GPU; a decode step passes through all stages"
     if parallel.dp > 1:
         yield f"dp {parallel.dp}: each replica has its share of the batch, rounded up, and its own shared prefix"
+    if parallel.dp > 1 and not parallel.dp_attention and plan.weights.stored_bytes is not None:
+        dealt = f", experts are split {parallel.expert_shards} ways" if plan.model.moe else ""
+        yield f"each of the {parallel.dp} replicas has its own copy of the dense weights{dealt}"
     if parallel.num_gpus > 1:
         yield "norms and other small weights are taken as split like the rest; decode figures are those of one GPU"
 

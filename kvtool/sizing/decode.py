@@ -28,7 +28,7 @@ def decode_floor(
     kv_read = cache.read_bytes_per_step(tokens=context, batch_size=batch_size)
     weights_read = weights.read_bytes_per_step(batch_size, parallel)
     flops = decode_flops(model, [context])
-    flops_per_rank = None if flops is None else ceil_div(flops * ceil_div(batch_size, parallel.dp), parallel.tp)
+    flops_per_rank = None if flops is None else ceil_div(flops * parallel.sequences_of_ranks(batch_size), parallel.tp)
     memory_ms, compute_ms = _times_ms(gpu, kv_read, weights_read, flops_per_rank)
     return SizeDecode(
         kv_read_bytes_per_step=kv_read,

@@ -68,7 +68,9 @@ def _formula(spec: CacheSpec, layers: str) -> str:
             return f"{layers} x {spec.window} tokens x {spec.vector_dim:,} values and scores of a compressor x 4 B"
         case StateSpec():
             conv = f"{spec.conv_elements:,} convolution elements x {spec.conv_element_bytes} B"
-            return f"{layers} x ({conv} + {spec.recurrent_elements:,} recurrent x {spec.recurrent_element_bytes} B)"
+            slots = f" x {spec.slots} states" if spec.slots > 1 else ""
+            recurrent = f"{spec.recurrent_elements:,} recurrent x {spec.recurrent_element_bytes} B"
+            return f"{layers} x ({conv} + {recurrent}){slots}"
         case _:
             return f"{layers} without K and V of their own"
 

@@ -13,9 +13,20 @@ from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import GpuCache
 from kvtool.units import GIB, MAX_LENGTH_TOKENS, MIB, ceil_div
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """What an engine runs in one step at most: its --max-num-batched-tokens and --max-num-seqs."""
+
+    tokens: int
+    sequences: int
+
+
 # What `vllm serve` takes for max_num_batched_tokens and max_num_seqs, by the memory of the card.
 HUGE_CARD_BYTES, LARGE_CARD_BYTES = 160 * GIB, 70 * GIB
-HUGE_CARD_LIMITS, LARGE_CARD_LIMITS, SMALL_CARD_LIMITS = (16384, 1024), (8192, 1024), (2048, 256)
+HUGE_CARD_LIMITS = BatchLimits(tokens=16384, sequences=1024)
+LARGE_CARD_LIMITS = BatchLimits(tokens=8192, sequences=1024)
+SMALL_CARD_LIMITS = BatchLimits(tokens=2048, sequences=256)
 CAUTIOUS_CARDS = ("a100", "gb10")  # as small cards, whatever their memory
 # What logs of vLLM show on a GPU: 0.16 to 0.20 GiB outside torch (pull requests 12126, 14447) and 0.36 to 0.73 GiB of
 # CUDA graphs (39559; gpustack/runner 251).
@@ -54,29 +65,25 @@ class Budget:
         return self.usable_bytes - self.weights_bytes - self.activation_bytes - self.reserve_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """What an engine runs in one step at most: its --max-num-batched-tokens and --max-num-seqs."""
-
-    tokens: int
-    sequences: int
-
-
 def batch_limits(
     gpu: Gpu, *, tokens: int | None = None, sequences: int | None = None, max_model_len: int | None = None
 ) -> BatchLimits:
     """What is asked for, else what `vllm serve` takes by default on this card: tokens for all sequences to decode at
     once at least, and no more than they can have in all.
     """
-    if gpu.memory_bytes < LARGE_CARD_BYTES or any(name in gpu.name.lower() for name in CAUTIOUS_CARDS):
-        usual = SMALL_CARD_LIMITS
-    else:
-        usual = HUGE_CARD_LIMITS if gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
-    sequences = sequences or usual[1]
+    usual = usual_limits(gpu)
+    sequences = sequences or usual.sequences
     return BatchLimits(
-        tokens=tokens or max(sequences, min(usual[0], sequences * (max_model_len or usual[0]))),
+        tokens=tokens or max(sequences, min(usual.tokens, sequences * (max_model_len or usual.tokens))),
         sequences=sequences,
     )
+
+
+def usual_limits(gpu: Gpu) -> BatchLimits:
+    """What `vllm serve` starts from on this card (EngineArgs.get_batch_defaults of vLLM 0.33.0)."""
+    if gpu.memory_bytes < LARGE_CARD_BYTES or any(name in gpu.name.lower() for name in CAUTIOUS_CARDS):
+        return SMALL_CARD_LIMITS
+    return HUGE_CARD_LIMITS if gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
 
 
 def widest_mlp(model: Model) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtool.catalog.model import IndexDtype
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.units import ceil_div, round_up
@@ -93,7 +94,7 @@ _DS_MLA = Row(latent=Vector(bits=8, scale_bytes=4, group=128), rope=_BF16)  # fp
 _DS_MLA_V4 = Row(latent=Vector(bits=8, scale_bytes=1, group=64), rope=_BF16, multiple=8)  # ue8m0 scales; 584 B
 _NVFP4_DS_MLA = Row(latent=_NVFP4, rope=_BYTE)  # 352 B
 
-INDEX_KEYS = {
+INDEX_KEYS: dict[IndexDtype, Vector] = {
     "bf16": _BF16,
     "fp8": Vector(bits=8, scale_bytes=4, group=128),
     "fp4": Vector(bits=4, scale_bytes=1, group=32),

@@ -40,10 +40,15 @@ from kvtool.sizing.state import conv_elements, recurrent_elements
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateFormat:
-    """Dtypes of constant state: `conv` is the model's own, `recurrent` what --mamba-ssm-cache-dtype asks for."""
+    """Dtypes of constant state: `conv` is the model's own, `recurrent` what --mamba-ssm-cache-dtype asks for.
+
+    With `speculative_tokens`, convolutions keep as many inputs more, each of them has a state of its own, and the
+    model's draft layers keep a cache too.
+    """
 
     conv: str
     recurrent: str
+    speculative_tokens: int = 0
 
 
 def state_format(model: Model, recurrent: str = AUTO) -> StateFormat:
@@ -75,13 +80,18 @@ def layer_specs(
 def specs_by_layer(
     model: Model, cache_format: CacheFormat, *, tp: int = 1, state: StateFormat | None = None
 ) -> list[tuple[CacheSpec, ...]]:
-    """`layer_specs` layer by layer, for pipeline stages: an empty tuple for a layer without attention or recurrence."""
+    """`layer_specs` layer by layer, for pipeline stages: an empty tuple for a layer without attention or recurrence.
+    Draft layers, where they run, come last.
+    """
     if model.num_heads % tp:
         raise KvtoolError(f"tp {tp} does not divide the {model.num_heads} query heads of {model.id}")
     layers: list[tuple[CacheSpec, ...]] = []
     formats = format_by_layer(model, cache_format)
     sparse = any(layer.indexer for layer in model.layers)
     state = state or state_format(model)
+    if state.speculative_tokens:
+        model = replace(model, layers=model.layers + model.draft_layers)
+        formats += [cache_format] * len(model.draft_layers)
     for layer, top_k_tokens, layer_format in zip(model.layers, top_k_by_layer(model), formats, strict=True):
         if isinstance(layer.cache, SharedAttention):
             source = layer.cache.source_layer
@@ -93,18 +103,28 @@ def specs_by_layer(
     return layers
 
 
+def speculative(model: Model, state: StateFormat, tokens: int) -> StateFormat:
+    """The state of a model that drafts `tokens` tokens a step with its own draft layers. Raises KvtoolError where it
+    has none, or where it is not known what they keep.
+    """
+    if tokens and not model.draft_layers:
+        raise KvtoolError(f"--num-speculative-tokens {tokens}: no draft layers (MTP) of {model.id} are known")
+    return replace(state, speculative_tokens=tokens)
+
+
 def with_index_dtype(model: Model, dtype: str) -> Model:
     """The model with its index keys stored in `dtype`; `auto` leaves them as its engine stores them. Raises KvtoolError
     where they cannot be.
     """
     if dtype == AUTO:
         return model
-    if dtype not in INDEX_KEYS:
+    stored = next((name for name in INDEX_KEYS if name == dtype), None)
+    if stored is None:
         raise KvtoolError(f"unknown index dtype {dtype[:40]!r}: use one of {', '.join([AUTO, *INDEX_KEYS])}")
     if not any(layer.indexer for layer in model.layers):
         raise KvtoolError(f"--index-dtype {dtype} means nothing for {model.id}: it has no sparse-attention indexer")
     layers = [
-        replace(layer, indexer=replace(layer.indexer, dtype=dtype)) if layer.indexer else layer
+        replace(layer, indexer=replace(layer.indexer, dtype=stored)) if layer.indexer else layer
         for layer in model.layers
     ]
     return replace(model, layers=tuple(layers))
@@ -215,8 +235,10 @@ class _Builder:
         return max(1, total // self.tp)
 
     def _state_spec(self, cache: RecurrentLayer) -> StateSpec:
+        drafted = self.state.speculative_tokens
         return StateSpec(
-            conv_elements=conv_elements(cache, self.tp),
+            slots=1 + drafted,
+            conv_elements=conv_elements(cache, self.tp, drafted),
             recurrent_elements=recurrent_elements(cache, self.tp),
             conv_element_bytes=FLOAT_BYTES[self.state.conv],
             recurrent_element_bytes=FLOAT_BYTES[self.state.recurrent],

@@ -10,6 +10,7 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.lengths import Lengths
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.tiers import Places
@@ -17,14 +18,16 @@ from kvtool.units import MAX_LENGTH_TOKENS
 
 DEFAULT_CONTEXTS = (4096, 32768)
 MAX_COUNT = 1 << 24
+MAX_DRAFTED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `checkpoint` holds the headers of the (one)
-    model's weight files where there are any; `places` are where else the cache could live, `lengths` how long requests
-    are.
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 runs the model's
+    draft layers; `checkpoint` holds the headers of the (one) model's weight files where there are any; `places` are
+    where else the cache could live, `lengths` how long requests are; `engine` is a start of an engine whose plan each
+    row tells, with the cache dtype of the row.
     """
 
     contexts: tuple[int, ...] = ()
@@ -39,7 +42,9 @@ class SizeOptions:
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
     index_dtype: str = AUTO
+    num_speculative_tokens: int = 0
     checkpoint: CheckpointHeader | None = None
+    engine: EngineOptions | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     calibration: Calibration | None = None
@@ -52,6 +57,8 @@ class SizeOptions:
         for batch_size in self.batch_sizes:
             _check_range("batch size", batch_size, MAX_COUNT)
         _check_range("block size", self.block_size, MAX_COUNT)
+        if not 0 <= self.num_speculative_tokens <= MAX_DRAFTED:
+            raise KvtoolError(f"num speculative tokens {self.num_speculative_tokens} must be from 0 to {MAX_DRAFTED}")
         for flag in ("max_num_batched_tokens", "max_num_seqs"):
             if (value := getattr(self, flag)) is not None:
                 _check_range(f"--{flag.replace('_', '-')}", value, MAX_COUNT)

@@ -17,10 +17,22 @@ from kvtool.catalog.model import (
     Mamba1,
     Mamba2,
     Model,
+    OtherState,
     RecurrentLayer,
     ShortConvolution,
 )
 from kvtool.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParams:
+    """One layer's parameters: `mixer` is its attention or recurrence, `rest` its norms, dense MLP, router and shared
+    experts, `experts` all routed ones.
+    """
+
+    mixer: int
+    rest: int
+    experts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +47,12 @@ class ParamCount:
     layers: int
     experts: int
     sparse_layers: int = 0
+    by_layer: tuple[LayerParams, ...] = ()
+
+    @property
+    def mixers(self) -> int:
+        """Attention and recurrence of all layers."""
+        return sum(layer.mixer for layer in self.by_layer)
 
     @property
     def total(self) -> int:
@@ -108,14 +126,17 @@ def count_params(model: Model) -> ParamCount | None:
     embedding = model.vocab_size * model.hidden_size
     tied = bool(model.tie_word_embeddings)
     sparse = [_is_sparse(model, index) and _has_mlp(family, layer) for index, layer in enumerate(model.layers)]
-    layers = sum(_layer_params(model, family, layer, sparse[index]) for index, layer in enumerate(model.layers))
+    by_layer = tuple(
+        _layer_params(model, family, layer, is_sparse) for layer, is_sparse in zip(model.layers, sparse, strict=True)
+    )
     return ParamCount(
         embedding=embedding,
         head=0 if tied else embedding,
         tied=tied,
-        layers=layers + _outside_layers(model, family),
-        experts=sum(sparse) * _expert_params(model, family),
+        layers=sum(layer.mixer + layer.rest for layer in by_layer) + _outside_layers(model, family),
+        experts=sum(layer.experts for layer in by_layer),
         sparse_layers=sum(sparse),
+        by_layer=by_layer,
     )
 
 
@@ -138,11 +159,14 @@ def _outside_layers(model: Model, family: _Family) -> int:
     return norm + positions + (norm if family.embedding_norm else 0)
 
 
-def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> int:
-    """One layer without its routed experts."""
+def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> LayerParams:
     norms = family.norms * model.hidden_size * (2 if family.all_bias else 1)
     mlp = _mlp_params(model, family, sparse) if _has_mlp(family, layer) else 0
-    return norms + _mixer_params(model, family, layer) + mlp
+    return LayerParams(
+        mixer=_mixer_params(model, family, layer),
+        rest=norms + mlp,
+        experts=_expert_params(model, family) if sparse else 0,
+    )
 
 
 def _has_mlp(family: _Family, layer: Layer) -> bool:
@@ -219,6 +243,8 @@ def _recurrent_params(hidden: int, cache: RecurrentLayer) -> int:
             return 5 * hidden * width + width
         case ShortConvolution():
             return 4 * hidden * cache.dim + cache.dim * cache.conv_kernel
+        case OtherState():
+            raise ValueError("a state without a name has no parameters that are known")
 
 
 def _mlp_params(model: Model, family: _Family, sparse: bool) -> int:

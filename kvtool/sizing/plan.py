@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -21,9 +21,10 @@ from kvtool.results import (
 )
 from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
+from kvtool.sizing.layers import StateFormat, layer_specs, speculative, state_format, with_index_dtype
 from kvtool.sizing.lengths import fitting_requests
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.sharing import sharing
@@ -46,6 +47,7 @@ class SizePlan:
     weights: Weights
     limits: BatchLimits | None
     memory: Budget | None
+    engine: EngineRun | None
     lengths: SizeLengths | None
 
     def row(self, context: int, batch_size: int) -> SizeRow:
@@ -82,7 +84,7 @@ class SizePlan:
                 max_context=options.max_context(self.model),
                 limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
-            engine=SizeEngine(),
+            engine=self.engine.at(context) if self.engine else SizeEngine(),
             sharing=sharing(self.specs, context=context, batch_size=batch_size, options=options),
             tiers=None if options.places is None else self._tiers(context, batch_size),
             lengths=self.lengths,
@@ -118,7 +120,9 @@ class SizePlan:
             gpu=options.gpu.name if options.gpu else None,
             num_gpus=parallel.num_gpus,
             shared_prefix=options.shared_prefix,
-            engine=None,
+            engine=self.engine.options.name if self.engine else None,
+            num_speculative_tokens=options.num_speculative_tokens,
+            enable_dp_attention=parallel.dp_attention,
         )
 
     def _kv(self, context: int, batch_size: int) -> SizeKv:
@@ -145,7 +149,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     model = with_index_dtype(model, options.index_dtype)
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
-    state = state_format(model, options.state_dtype)
+    state = speculative(model, state_format(model, options.state_dtype), options.num_speculative_tokens)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
@@ -160,6 +164,13 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         weights=weights,
         limits=limits,
         memory=memory,
+        engine=None
+        if options.engine is None
+        else run_engine(
+            model,
+            replace(options.engine, kv_cache_dtype=kv_cache_dtype),
+            estimated_pool_bytes=memory.kv_pool_bytes if memory else None,
+        ),
         lengths=None
         if options.lengths is None or memory is None
         else fitting_requests(

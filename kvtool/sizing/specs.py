@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kvtool.catalog.model import IndexDtype
 from kvtool.sizing.formats import INDEX_KEYS, WHOLE, CacheFormat, Row
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div, round_up
 
@@ -308,7 +309,7 @@ class IndexerSpec(RowSpec):
     kind = "indexer"
     grows = True
     head_dim: int
-    dtype: str
+    dtype: IndexDtype
 
     @property
     def k_head_dim(self) -> int:
@@ -350,16 +351,27 @@ class ConstantSpec(CacheSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSpec(ConstantSpec):
-    """Recurrent and convolution state: every step reads and rewrites it."""
+    """Recurrent and convolution state: every step reads and rewrites it. A sequence has `slots` of them: its own, and
+    one for each drafted token, which may be the last that is accepted.
+    """
 
     conv_elements: int
     recurrent_elements: int
     conv_element_bytes: int
     recurrent_element_bytes: int
+    slots: int = 1
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.conv_elements * self.conv_element_bytes + self.recurrent_elements * self.recurrent_element_bytes
 
     @property
     def state_bytes(self) -> int:
-        return self.conv_elements * self.conv_element_bytes + self.recurrent_elements * self.recurrent_element_bytes
+        return self.slots * self.slot_bytes
+
+    def read_bytes(self, tokens: int) -> int:
+        """One state read, all of them written."""
+        return (1 + self.slots) * self.slot_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

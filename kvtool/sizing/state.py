@@ -1,6 +1,6 @@
 """Elements of the constant state of recurrent layers on one tensor-parallel rank, as vLLM's mamba_utils shapes them.
 
-The convolution keeps the last kernel - 1 inputs of each of its channels.
+The convolution keeps the last kernel - 1 inputs of each of its channels, and one more for each drafted token.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from kvtool.catalog.model import (
     LightningAttention,
     Mamba1,
     Mamba2,
+    OtherState,
     RecurrentLayer,
     ShortConvolution,
 )
 from kvtool.errors import KvtoolError
 
 
-def conv_elements(layer: RecurrentLayer, tp: int = 1) -> int:
+def conv_elements(layer: RecurrentLayer, tp: int = 1, drafted: int = 0) -> int:
     """Elements of the convolution's state on one rank. Raises KvtoolError where the channels cannot be split."""
     match layer:
         case Mamba1():
@@ -34,7 +35,10 @@ def conv_elements(layer: RecurrentLayer, tp: int = 1) -> int:
             channels = layer.dim
         case LightningAttention():
             return 0
-    return _shard(channels, tp, "convolution channels") * (layer.conv_kernel - 1)
+        case OtherState():
+            return _shard(layer.conv_elements, tp, "convolution elements")
+    inputs = layer.conv_kernel - 1 + (0 if isinstance(layer, Mamba1) else drafted)  # vLLM's Mamba-1 does not draft
+    return _shard(channels, tp, "convolution channels") * inputs
 
 
 def recurrent_elements(layer: RecurrentLayer, tp: int = 1) -> int:
@@ -50,6 +54,8 @@ def recurrent_elements(layer: RecurrentLayer, tp: int = 1) -> int:
             return _shard(layer.heads, tp, "state heads") * layer.head_dim * layer.head_dim
         case ShortConvolution():
             return 0
+        case OtherState():
+            return _shard(layer.recurrent_elements, tp, "state elements")
 
 
 def _shard(count: int, tp: int, what: str) -> int:

@@ -83,8 +83,8 @@ def gpu_cache(
 ) -> GpuCache:
     """The cache of one rank of `parallel`. Raises KvtoolError where the model cannot be laid out so."""
     check_layout(model, parallel)
-    layers = specs_by_layer(model, cache_format, tp=parallel.tp, state=state)
-    stages = tuple(
-        count_specs(spec for layer in stage for spec in layer) for stage in pipeline_stages(layers, parallel.pp)
-    )
+    layers = specs_by_layer(model, cache_format, tp=parallel.attention_tp, state=state)
+    by_stage = pipeline_stages(layers[: model.num_layers], parallel.pp)
+    by_stage[-1] += layers[model.num_layers :]  # draft layers run where the output head is
+    stages = tuple(count_specs(spec for layer in stage for spec in layer) for stage in by_stage)
     return GpuCache(stages=stages, block_size=block_size, dp=parallel.dp, dcp=parallel.dcp)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvtool.catalog.checkpoint import CheckpointHeader, has_weights, read_header
 from kvtool.catalog.model import Model
+from kvtool.catalog.quantised_parts import DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
-from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.parallel import Parallel, pipeline_stages
 from kvtool.sizing.params import ParamCount, count_params
 from kvtool.sizing.traffic import experts_touched
 from kvtool.units import ceil_div
@@ -21,24 +23,44 @@ _FILE_DTYPES = {"f32": "fp32", "f16": "fp16", "f8_e4m3": "fp8", "f8_e5m2": "fp8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """Bits of a parameter. Quantised checkpoints keep embedding and output head (`outer_bits`) at the model's dtype."""
+    """Bits of a parameter: of dense layers and what else there is, of embedding and output head (`outer_bits`, which
+    quantised checkpoints keep at the model's dtype), of attention and recurrence, and of routed experts.
+    """
 
     name: str
     bits: float
     outer_bits: float
+    mixer_bits: float
+    expert_bits: float
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers are stored alike."""
+        return self.bits == self.mixer_bits == self.expert_bits
 
 
 def weight_format(model: Model, dtype: str = AUTO) -> WeightFormat:
     """`auto` is how the checkpoint stores its weights, bf16 where nothing says so. Raises KvtoolError."""
     if dtype != AUTO:
         name = parse_weight_dtype(dtype)
-        return WeightFormat(name=name, bits=WEIGHT_BITS[name], outer_bits=WEIGHT_BITS[name])
+        return _alike(name, WEIGHT_BITS[name], WEIGHT_BITS[name])
     name = canonical_dtype(model.dtype or "bf16")
     bits = float(WEIGHT_BITS.get(name, 16))
-    if model.quantisation is not None:
-        name, own = model.quantisation.method, model.quantisation.bits_per_weight
-        return WeightFormat(name=name, bits=bits if own is None else own, outer_bits=bits)
-    return WeightFormat(name=name, bits=bits, outer_bits=bits)
+    stored = model.quantisation
+    if stored is None or stored.bits_per_weight is None:
+        return _alike(stored.method if stored else name, bits, bits)
+    own = stored.bits_per_weight
+    return WeightFormat(
+        name=stored.method,
+        bits=bits if DENSE in stored.whole else own,
+        outer_bits=bits,
+        mixer_bits=bits if MIXERS in stored.whole else own,
+        expert_bits=bits if EXPERTS in stored.whole else stored.expert_bits or own,
+    )
+
+
+def _alike(name: str, bits: float, outer_bits: float) -> WeightFormat:
+    return WeightFormat(name=name, bits=bits, outer_bits=outer_bits, mixer_bits=bits, expert_bits=bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,33 +78,65 @@ class Weights:
     source: str
 
     def bytes_per_gpu(self, parallel: Parallel) -> int | None:
-        """One GPU's part: everything over tp x pp, routed experts over max(tp, ep) x pp."""
-        if self.stored_bytes is None:
+        """The part of a GPU of the fullest stage: attention over the ranks of a sequence, routed experts over
+        max(tp, ep), all else over tp. What is stored beyond the counted parameters is taken as spread over all stages.
+        """
+        if self.stored_bytes is None or (self.params is None and parallel.dp_attention):
             return None
-        experts = math.ceil(self.params.experts * self.format.bits / 8) if self.params else 0
-        rest = self.stored_bytes - min(experts, self.stored_bytes)
-        expert_shards = max(parallel.tp, parallel.ep)
-        return ceil_div(rest, parallel.tp * parallel.pp) + ceil_div(experts, expert_shards * parallel.pp)
+        if self.params is None:
+            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp)
+        extra = self.stored_bytes - _counted_bits(self.params, self.format) / 8
+        fullest = max(_stage_bits(self, self.params, parallel))
+        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp))
 
     def read_bytes_per_step(self, batch_size: int, parallel: Parallel) -> int | None:
         """What one rank of each pipeline stage reads for a step of `batch_size` sequences, all stages together."""
         if self.params is None:
             return self._read_without_split(parallel)
         head = self.params.embedding if self.params.tied else self.params.head
-        dense_bits = (self.params.dense_read - head) * self.format.bits + head * self.format.outer_bits
-        read = dense_bits / 8 / parallel.tp
+        mixers = self.params.mixers
+        read = mixers * self.format.mixer_bits / parallel.attention_tp
+        dense = (self.params.dense_read - head - mixers) * self.format.bits
+        read += (dense + head * self.format.outer_bits) / parallel.tp
         if self.model.moe is not None:
             # Expert parallelism wider than tp brings the tokens of several replicas to the same experts.
-            sequences = ceil_div(batch_size, parallel.dp) * max(1, parallel.ep // parallel.tp)
+            sequences = parallel.sequences_of_ranks(batch_size) * max(1, parallel.ep // parallel.tp)
             touched = experts_touched(self.model.moe, sequences) / self.model.moe.num_experts
-            read += touched * self.params.experts * self.format.bits / 8 / max(parallel.tp, parallel.ep)
-        return round(read)
+            read += self.params.experts * self.format.expert_bits * touched / parallel.expert_shards
+        return round(read / 8)
 
     def _read_without_split(self, parallel: Parallel) -> int | None:
         """Everything stored, for a dense model; None for experts, of which a step reads a part that is not known."""
         if self.stored_bytes is None or self.model.moe is not None:
             return None
         return ceil_div(self.stored_bytes, parallel.tp)
+
+
+def _stage_bits(weights: Weights, params: ParamCount, parallel: Parallel) -> Iterator[float]:
+    """Bits that one rank of each pipeline stage holds: the embedding in the first, the output head in the last."""
+    stored = weights.format
+    outside = params.layers - sum(layer.mixer + layer.rest for layer in params.by_layer)
+    stages = pipeline_stages(params.by_layer, parallel.pp)
+    for index, stage in enumerate(stages):
+        held = sum(
+            layer.mixer * stored.mixer_bits / parallel.attention_tp
+            + layer.rest * stored.bits / parallel.tp
+            + layer.experts * stored.expert_bits / parallel.expert_shards
+            for layer in stage
+        )
+        outer = params.embedding / parallel.attention_tp if index == 0 else 0.0
+        if index == len(stages) - 1:
+            held += outside * stored.bits / parallel.tp
+            # A tied head is the embedding itself, of which a last stage of its own needs another copy.
+            outer += (params.embedding if params.tied and index else params.head) / parallel.tp
+        yield held + outer * stored.outer_bits
+
+
+def _counted_bits(params: ParamCount, stored: WeightFormat) -> float:
+    """Bits of all parameters that are counted, each part in its own."""
+    rest = params.layers - params.mixers
+    layers = params.mixers * stored.mixer_bits + rest * stored.bits + params.experts * stored.expert_bits
+    return layers + (params.embedding + params.head) * stored.outer_bits
 
 
 def find_checkpoint(name: str) -> CheckpointHeader | None:
@@ -116,13 +170,17 @@ def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | Non
         unknown = "vocabulary size" if model.vocab_size is None else layout
         source = f"unknown: the {unknown} is not known"
         return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
-    outer = min(total, params.embedding + params.head) if params else 0
+    if params is None and not stored.uniform:
+        source = f"unknown: {stored.name} stores parts in several ways, and how large they are is not known"
+        return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
+    counted = _counted_bits(params, stored) if params else 0.0
+    beyond = total - (params.total if params else 0)  # published parameters that are not counted, or too many counted
     origin = "published parameters" if model.params_total else "parameters counted from the shape"
     return Weights(
         model=model,
         params=params,
         format=stored,
-        stored_bytes=math.ceil(((total - outer) * stored.bits + outer * stored.outer_bits) / 8),
+        stored_bytes=math.ceil((counted + beyond * stored.bits) / 8),
         source=f"{total:,} {origin} in {stored.name}",
     )
 
@@ -136,4 +194,4 @@ def _stored_format(checkpoint: CheckpointHeader, params: ParamCount | None) -> W
     bits = float(WEIGHT_BITS.get(name, 16))
     if name not in FLOAT_BYTES and params is not None:
         bits = checkpoint.weights_bytes * 8 / params.total
-    return WeightFormat(name=name, bits=bits, outer_bits=bits)
+    return _alike(name, bits, bits)

@@ -14,7 +14,20 @@ from hypothesis import strategies as st
 from kvtool.catalog.checkpoint import read_header
 from kvtool.catalog.gguf_file import read_gguf
 from kvtool.catalog.gguf_model import gguf_model
-from kvtool.catalog.model import Decoder, FullAttention, LatentAttention, Moe, SlidingAttention
+from kvtool.catalog.model import (
+    CacheKind,
+    Decoder,
+    FullAttention,
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    LatentAttention,
+    Mamba1,
+    Mamba2,
+    Moe,
+    SharedAttention,
+    ShortConvolution,
+    SlidingAttention,
+)
 from kvtool.errors import KvtoolError
 
 BASE: dict[str, Any] = {
@@ -27,6 +40,14 @@ BASE: dict[str, Any] = {
     "attention.layer_norm_rms_epsilon": 1e-5,
     "rope.freq_base": 5000.0,
 }
+
+
+SSM = {"ssm__inner_size": 128, "ssm__state_size": 16, "ssm__conv_kernel": 4} | {
+    "ssm__time_step_rank": 8,
+    "ssm__group_count": 4,
+}
+
+MAMBA1 = {**SSM, "ssm__group_count": None}
 
 
 def write(path: Path, arch: str = "llama", *, tensors: dict[str, Any] | None = None, **changes: object) -> Path:
@@ -137,11 +158,89 @@ def test_experts(tmp_path: Path) -> None:
     assert model.architecture == "mixtral"
 
 
+def kept(path: Path) -> list[CacheKind | None]:
+    return [layer.cache for layer in gguf_model(path).layers]
+
+
+def test_pure_state_space_models(tmp_path: Path) -> None:
+    no_heads = {"attention__head_count": 0, "attention__head_count_kv": None}
+    mamba = write(tmp_path / "m.gguf", "mamba", **MAMBA1, **no_heads)
+    assert kept(mamba) == [Mamba1(inner_dim=128, state_dim=16, conv_kernel=4)] * 2
+    assert (gguf_model(mamba).num_heads, gguf_model(mamba).attention) == (0, "mamba")
+    state = Mamba2(heads=8, head_dim=16, state_dim=16, groups=4, conv_kernel=4)
+    assert kept(write(tmp_path / "m2.gguf", "mamba2", **SSM, **no_heads)) == [state] * 2
+
+
+def test_hybrids_are_recurrent_where_they_have_no_kv_heads(tmp_path: Path) -> None:
+    full = FullAttention(kv_heads=2, k_head_dim=16, v_head_dim=16)
+    kv_heads = {"block_count": 4, "attention__head_count_kv": [0, 2, 0, 0]}
+    mamba1, mamba2 = (
+        Mamba1(inner_dim=128, state_dim=16, conv_kernel=4),
+        Mamba2(heads=8, head_dim=16, state_dim=16, groups=4, conv_kernel=4),
+    )
+    assert kept(write(tmp_path / "j.gguf", "jamba", **MAMBA1, **kv_heads)) == [mamba1, full, mamba1, mamba1]
+    assert kept(write(tmp_path / "g.gguf", "granitehybrid", **SSM, **kv_heads)) == [mamba2, full, mamba2, mamba2]
+    widths = {"feed_forward_length": [0, 0, 96, 0]}
+    assert kept(write(tmp_path / "n.gguf", "nemotron_h", **SSM, **kv_heads, **widths)) == [mamba2, full, None, mamba2]
+    conv = ShortConvolution(dim=64, conv_kernel=3)
+    assert kept(write(tmp_path / "l.gguf", "lfm2", shortconv__l_cache=3, **kv_heads)) == [conv, full, conv, conv]
+
+
+def test_gated_delta_nets_but_every_nth(tmp_path: Path) -> None:
+    state = GatedDeltaNet(key_heads=4, value_heads=8, key_head_dim=16, value_head_dim=16, conv_kernel=4)
+    full = FullAttention(kv_heads=2, k_head_dim=16, v_head_dim=16)
+    assert kept(write(tmp_path / "d.gguf", "qwen3next", block_count=8, **SSM)) == [state, state, state, full] * 2
+    every_2 = write(tmp_path / "e.gguf", "qwen35", block_count=4, full_attention_interval=2, **SSM)
+    assert kept(every_2) == [state, full] * 2
+
+
+def test_kimi_linear(tmp_path: Path) -> None:
+    mla = {"attention__kv_lora_rank": 32, "rope__dimension_count": 8, "attention__key_length_mla": 24}
+    path = write(
+        tmp_path / "k.gguf",
+        "kimi-linear",
+        **mla,
+        attention__value_length_mla=16,
+        attention__head_count_kv=[0, 4],
+        kda__head_dim=16,
+        ssm__conv_kernel=4,
+    )
+    latent = LatentAttention(kv_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16)
+    assert kept(path) == [KimiDeltaAttention(heads=4, head_dim=16, conv_kernel=4), latent]
+
+
+def test_sliding_layers_may_have_other_heads_and_the_last_layers_share(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "g.gguf",
+        "gemma4",
+        block_count=4,
+        attention__head_count_kv=[2, 1, 2, 1],
+        attention__key_length=32,
+        attention__value_length=32,
+        attention__key_length_swa=16,
+        attention__value_length_swa=16,
+        attention__sliding_window=64,
+        attention__sliding_window_pattern=[True, False, True, False],
+        attention__shared_kv_layers=2,
+    )
+    assert kept(path) == [
+        SlidingAttention(kv_heads=2, k_head_dim=16, v_head_dim=16, window=64),
+        FullAttention(kv_heads=1, k_head_dim=32, v_head_dim=32),
+        SharedAttention(source_layer=0),
+        SharedAttention(source_layer=1),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arch", "changes", "message"),
     [
         ("t5", {}, "architecture 't5' is not known"),
-        ("mamba", {}, "architecture 'mamba' is not known"),
+        ("falcon-h1", {}, "architecture 'falcon-h1' is not known"),
+        ("mamba", {}, "field 'ssm.inner_size' is missing"),
+        ("mamba2", {**SSM, "ssm__time_step_rank": 5}, "'ssm.inner_size' 128 does not divide into 5 heads"),
+        ("nemotron_h", {**SSM, "attention__head_count_kv": [0, 2]}, "does not say which layers are an MLP"),
+        ("gemma3n", {"attention__sliding_window": 64}, "field 'attention.shared_kv_layers' is missing"),
+        ("llama", {"attention__head_count_kv": [2, 0]}, "'attention.head_count_kv' is 0 in layer 1"),
         ("llama", {"block_count": None}, "field 'block_count' is missing"),
         ("llama", {"attention__head_count_kv": 3}, "4 attention heads do not divide among 3"),
         ("llama", {"block_count": 3, "attention__head_count_kv": [2, 2]}, "has 2 items, but there are 3 layers"),
@@ -185,7 +284,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    path = write(tmp_path_factory.mktemp("damaged") / "m.gguf")
+    arch, changes = data.draw(
+        st.sampled_from([("llama", {}), ("jamba", {**MAMBA1, "attention__head_count_kv": [0, 2]})])
+    )
+    path = write(tmp_path_factory.mktemp("damaged") / "m.gguf", arch, **changes)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(0, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -21,6 +21,9 @@ def test_dcp_and_ep_use_no_gpus_of_their_own() -> None:
         ({"pp": -1}, "pp -1 must be at least 1"),
         ({"tp": 8, "dcp": 3}, "dcp 3 does not divide tp 8"),
         ({"tp": 4, "dp": 2, "ep": 3}, "ep 3 does not divide tp x dp = 8"),
+        ({"tp": 8, "dp": 3, "dp_attention": True}, "dp 3 does not divide tp 8: --enable-dp-attention"),
+        ({"tp": 8, "dp": 2, "dp_attention": True, "ep": 16}, "ep 16 does not divide tp = 8"),
+        ({"tp": 8, "dp": 4, "dp_attention": True, "dcp": 4}, "dcp 4 does not divide the 2 ranks of attention"),
     ],
 )
 def test_degrees_are_checked(degrees: dict[str, int], message: str) -> None:

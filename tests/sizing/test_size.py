@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow, encode
-from kvtool.sizing.formats import parse_cache_format
-from kvtool.sizing.layers import layer_specs, state_format
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import curve, size
-from kvtool.sizing.specs import SharedSpec, StateSpec
 from tests.sizing.example import (
     ALL_KINDS,
     CARD,
@@ -65,38 +61,32 @@ def test_catalogued_models_to_the_byte(line: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
-    golden("vllm_layer_bytes.csv"),
-    ids=lambda line: f"{line['model']}-tp{line['tp']}-{line['kv_cache_dtype']}-{line['mamba_ssm_cache_dtype']}",
-)
-def test_each_rank_stores_what_vllm_allocates(line: dict[str, str]) -> None:
-    model = CATALOGUE.get(line["model"])
-    state = state_format(model, line["mamba_ssm_cache_dtype"])
-    stored: Counter[int] = Counter()
-    for spec in layer_specs(
-        model, parse_cache_format(line["kv_cache_dtype"], model.dtype), tp=int(line["tp"]), state=state
-    ):
-        if not isinstance(spec, SharedSpec):
-            stored[spec.state_bytes if isinstance(spec, StateSpec) else spec.bytes_per_token] += 1
-    expected = (item.split("x") for item in line["layers_x_bytes"].split())
-    assert stored == {int(size_bytes): int(layers) for layers, size_bytes in expected}
-
-
-@pytest.mark.parametrize(
     ("model", "dtype", "bytes_per_token", "indexer"),
     [
         (LLAMA_8B, "bf16", 131_072, 0),
         (DEEPSEEK_V3, "bf16", 70_272, 0),
         (DEEPSEEK_V3, "fp8", 35_136, 0),
         (DEEPSEEK_V32, "fp8", 40_016, 8_052),
+        (DEEPSEEK_V32, "nvfp4_ds_mla", 21_472, 8_052),
         (QWEN3_NEXT, "bf16", 24_576, 0),
+        (CATALOGUE.get("llama-3-70b"), "bf16", 327_680, 0),
+        (CATALOGUE.get("gpt-oss-120b"), "bf16", 36_864, 0),
     ],
 )
 def test_vectors_worked_out_by_hand(model: Model, dtype: str, bytes_per_token: int, indexer: int) -> None:
-    """2 x 32 x 8 x 128 x 2; 61 x 576 x 2 and x 1; 61 x 656 (fp8_ds_mla) and 61 x 132; 2 x 12 x 2 x 256 x 2."""
+    """2 x 32 x 8 x 128 x 2; 61 x 576 x 2 and x 1; 61 x 656 (vLLM's fp8_ds_mla), 352 (nvfp4_ds_mla), 61 x 132 of its
+    DeepseekV32IndexerCache; 2 x 12 x 2 x 256 x 2; 2 x 80 x 8 x 128 x 2; 2 x 18 x 8 x 64 x 2 of the full layers.
+    """
     kv = row(model, kv_cache_dtypes=(dtype,)).kv
     assert (kv.bytes_per_token, kv.indexer_bytes_per_token) == (bytes_per_token, indexer)
     assert kv.slope_bytes_per_token == bytes_per_token + indexer
+
+
+def test_gpt_oss_between_its_windows_and_full_context() -> None:
+    """18 full and 18 sliding layers of 8 x (64 + 64) x 2 B, the sliding ones for 128 tokens (reference: hf-mem#60)."""
+    kv = row(CATALOGUE.get("gpt-oss-120b"), 73_728).kv
+    assert (kv.bytes_per_token, kv.window_bytes_per_token) == (36_864, 36_864)
+    assert kv.window_cap_bytes_per_sequence == 128 * 36_864
 
 
 def test_hybrid_state_is_the_fixed_part() -> None:
@@ -160,6 +150,11 @@ def test_what_was_assumed_is_said() -> None:
         return "\n".join(size(model, options=SizeOptions(contexts=(8192,), **options)).assumptions)  # type: ignore[arg-type]
 
     assert "tp 16 is more than the 8 KV heads: each head is on 2 ranks" in said(LLAMA_8B, parallel=Parallel(tp=16))
+    attention = said(DEEPSEEK_V3, parallel=Parallel(tp=8, dp=4, dp_attention=True))
+    assert "dp attention: 4 replicas of attention weights and cache on 8 ranks, 2 each" in attention
+    assert "2 whole copies on 2 ranks" in attention
+    copied = said(DEEPSEEK_V3, parallel=Parallel(tp=8, dp=4, ep=32))
+    assert "each of the 4 replicas has its own copy of the dense weights, experts are split 32 ways" in copied
     assert "8 whole copies on 8 ranks" in said(DEEPSEEK_V32, parallel=Parallel(tp=8))
     assert "recurrent state in fp32" in said(NEMOTRON_H)
     assert "with --mamba-ssm-cache-dtype fp32 it is 77,266,944 B" in said(QWEN3_NEXT)

@@ -68,6 +68,20 @@ def test_state_is_neither_shared_nor_split_by_dcp() -> None:
     assert shared == 4 * once
 
 
+def test_dp_attention_stores_mla_once_a_replica() -> None:
+    """8 ranks, 16 sequences: tp alone keeps all of them on every rank, dp attention 2 on each."""
+
+    def held(parallel: Parallel) -> int:
+        cache = gpu_cache(DEEPSEEK_V3, BF16, parallel=parallel, block_size=16, state=state_format(DEEPSEEK_V3))
+        return cache.bytes_per_gpu(tokens=8192, batch_size=16)
+
+    whole = 61 * 1152 * 8192
+    assert held(Parallel(tp=8)) == 16 * whole
+    assert held(Parallel(tp=8, dp=8, dp_attention=True)) == 2 * whole
+    assert held(Parallel(tp=8, dp=4, dp_attention=True)) == 4 * whole
+    assert held(Parallel(tp=8, dp=4, dp_attention=True, dcp=2)) == 2 * whole
+
+
 models = st.sampled_from(ALL_KINDS)
 tokens = st.integers(1, 200_000)
 batches = st.integers(1, 64)

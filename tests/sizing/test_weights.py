@@ -82,6 +82,32 @@ def test_experts_are_dealt_out_over_replicas() -> None:
     assert weights.bytes_per_gpu(by_ep) == pytest.approx(rest / 8 + weights.params.experts / 32, abs=2)
 
 
+def test_the_fullest_stage_has_the_output_head_or_a_layer_more() -> None:
+    """Llama-3.1-8B in bf16: layers of 218,112,000 parameters, embedding and head of 525,336,576, a norm of 4096."""
+    layer, outer = 218_112_000, 525_336_576
+    weights = weigh(LLAMA_8B)
+    assert weights.bytes_per_gpu(Parallel(pp=2)) == 2 * (16 * layer + outer + 4096)
+    assert weights.bytes_per_gpu(Parallel(pp=4, tp=2)) == 8 * layer + outer + 4096
+    assert weights.bytes_per_gpu(Parallel(pp=3)) == 2 * (11 * layer + outer)  # 11, 11 and 10 layers
+    tied = weigh(replace(LLAMA_8B, tie_word_embeddings=True))
+    assert tied.bytes_per_gpu(Parallel(pp=2)) == weights.bytes_per_gpu(Parallel(pp=2))
+    assert tied.bytes_per_gpu(ONE) == tied.stored_bytes
+
+
+def test_dp_attention_copies_attention_alone() -> None:
+    """DeepSeek-V3: all 8 ranks of dp attention hold whole attention layers, an eighth of the rest."""
+    weights = weigh(DEEPSEEK_V3, "fp8")
+    params = weights.params
+    assert params is not None
+    split, copied = Parallel(tp=8), Parallel(tp=8, dp=8, dp_attention=True)
+    whole = params.mixers + params.embedding
+    assert weights.bytes_per_gpu(split) == pytest.approx(params.total / 8, abs=1)
+    assert weights.bytes_per_gpu(copied) == pytest.approx(whole + (params.total - whole) / 8, abs=1)
+    assert copied.num_gpus == split.num_gpus == 8
+    unsplit = weigh(replace(LLAMA_8B, architecture=None, params_total=8_000_000_000))
+    assert unsplit.bytes_per_gpu(copied) is None
+
+
 def test_dense_weights_without_a_split_are_read_whole_and_experts_are_not_guessed() -> None:
     dense = replace(LLAMA_8B, architecture=None, params_total=8_000_000_000)
     assert weigh(dense).read_bytes_per_step(1, ONE) == 16_000_000_000

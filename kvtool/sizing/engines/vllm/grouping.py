@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvtool.sizing.engines.vllm.inputs import Inputs
-from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, STATE, LayerCache
-from kvtool.sizing.engines.vllm.refusal import Refused
+from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
+from kvtool.sizing.engines.vllm.refusal import RefusedError
 from kvtool.units import ceil_div
 
 UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
@@ -39,17 +39,11 @@ class Group:
         return max(cache.blocks(tokens, inputs) for cache in self.layers)
 
 
-def group_layers(caches: Sequence[LayerCache], *, hybrid_manager: bool = True) -> tuple[Group, ...]:
-    """The groups of all layers of all stages. Raises Refused where their pages cannot be made to agree."""
-    if not hybrid_manager:
-        caches = _promoted(caches)
-    if not caches:
-        return ()
+def one_group(caches: Sequence[LayerCache]) -> Group | None:
+    """All layers in a single group, where they always need the same number of blocks."""
     if _mergeable(caches):
-        return (Group(layers=tuple(caches)),)
-    if same_type(caches):
-        return (Group(layers=tuple(caches), mixed=True),)
-    return _split_evenly(_equal_pages(caches))
+        return Group(layers=tuple(caches))
+    return Group(layers=tuple(caches), mixed=True) if same_type(caches) else None
 
 
 def family(cache: LayerCache) -> str:
@@ -62,7 +56,7 @@ def same_type(caches: Sequence[LayerCache]) -> bool:
     first = caches[0]
     if len({(family(cache), cache.block_size) for cache in caches}) > 1:
         return False
-    if first.kind in (SLIDING, CHUNKED):
+    if first.kind in (SLIDING, SLIDING_MLA, CHUNKED):
         return len({cache.window for cache in caches}) == 1
     return first.kind != STATE or len({(cache.page_bytes, cache.state_blocks) for cache in caches}) == 1
 
@@ -72,7 +66,7 @@ def _mergeable(caches: Sequence[LayerCache]) -> bool:
     if all(cache.kind == FULL for cache in caches):
         windows = {cache.window for cache in caches if cache.window is not None}
         if len(windows) > 1:
-            raise Refused("All attention layers in the same KV cache group must have the same window size.")
+            raise RefusedError("All attention layers in the same KV cache group must have the same window size.")
         return len({_layout(cache) for cache in caches}) == 1
     return len(set(caches)) == 1
 
@@ -83,7 +77,7 @@ def _layout(cache: LayerCache) -> tuple[object, ...]:
     return (*shape, cache.block_size, cache.padded_bytes)
 
 
-def _promoted(caches: Sequence[LayerCache]) -> list[LayerCache]:
+def promoted(caches: Sequence[LayerCache]) -> list[LayerCache]:
     """Without the hybrid manager windows and chunks are kept as full attention, if there is full attention beside."""
     if not caches or _mergeable(caches) or same_type(caches):
         return list(caches)
@@ -92,7 +86,7 @@ def _promoted(caches: Sequence[LayerCache]) -> list[LayerCache]:
     if full:
         found = [_as_full(cache, full) if cache.kind in (SLIDING, CHUNKED) else cache for cache in caches]
     if not _mergeable(found) and not same_type(found):
-        raise Refused("Failed to promote local KV cache specs to one unified type.")
+        raise RefusedError("Failed to promote local KV cache specs to one unified type.")
     return found
 
 
@@ -101,7 +95,7 @@ def _as_full(cache: LayerCache, block_sizes: set[int]) -> LayerCache:
     return replace(cache, kind=FULL, block_size=block_size)
 
 
-def _equal_pages(caches: Sequence[LayerCache]) -> list[LayerCache]:
+def equal_pages(caches: Sequence[LayerCache]) -> list[LayerCache]:
     """All pages as large as the largest: with more tokens where it is a multiple, else with padding."""
     largest = max(cache.page_bytes for cache in caches)
     return [_enlarged(cache, largest) for cache in caches]
@@ -115,14 +109,14 @@ def _enlarged(cache: LayerCache, page_bytes: int) -> LayerCache:
     if page_bytes % cache.page_bytes == 0:
         return replace(cache, block_size=cache.block_size * (page_bytes // cache.page_bytes))
     if cache.kind == MLA:
-        raise Refused(
+        raise RefusedError(
             f"page size of layer {cache.layer} ({cache.page_bytes} B) is not divisible by the maximum page size "
             f"({page_bytes} B) and cannot be padded. Padding is only supported for non-MLA attention layers."
         )
     return replace(cache, padded_bytes=page_bytes)
 
 
-def _split_evenly(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
+def split_evenly(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
     """Equal layers in groups of about as many as the rarest kind has; each n-th layer, so that pipeline stages get
     their part of every group.
     """

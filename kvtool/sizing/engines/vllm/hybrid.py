@@ -29,9 +29,7 @@ def paged_layers(inputs: Inputs, backend: Backend) -> list[list[LayerCache]]:
     return layer_caches(inputs, block_size=block_size, state_page_bytes=state_page_bytes)
 
 
-def hybrid_block_size(
-    inputs: Inputs, backend: Backend, states: Sequence[LayerCache], attention: LayerCache
-) -> int:
+def hybrid_block_size(inputs: Inputs, backend: Backend, states: Sequence[LayerCache], attention: LayerCache) -> int:
     """Tokens of a block whose attention page holds the largest state (Platform._align_hybrid_block_size)."""
     alignment = max(backend.kernel_block, backend.block_size)
     if isinstance(attention.spec, LatentSpec):

@@ -1,4 +1,4 @@
-"""What vLLM settles before it plans a cache: lengths, batches in flight, cache mode, and what the card's kernels ask for.
+"""What vLLM settles before it plans a cache: lengths, batches in flight, the cache's format and mode.
 
 The defaults are those of `vllm serve` 0.33.0 (EngineArgs.get_batch_defaults, VllmConfig.max_in_flight_tokens).
 """
@@ -8,19 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvtool.catalog.gpus import Gpu, find_gpu
-from kvtool.catalog.model import CrossAttention, FullAttention, LatentAttention, Model, RecurrentLayer, SharedAttention
+from kvtool.catalog.model import (
+    CompressedAttention,
+    FullAttention,
+    LatentAttention,
+    Model,
+    RecurrentLayer,
+    SharedAttention,
+)
 from kvtool.errors import KvtoolError
-from kvtool.sizing.dtypes import AUTO, CacheFormat, canonical_dtype, parse_cache_format
+from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.fit import usual_limits
+from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, state_format
 from kvtool.sizing.parallel import Parallel
-from kvtool.units import GIB
 
 ASSUMED_GPU = "H100-SXM-80GB"
-CACHE_DTYPES = ("bf16", "fp16", "fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head")
+# Formats of kvtool's that vLLM has too, by kvtool's names; of the latter the exact layout in a block is not modelled.
+EXACT_DTYPES = ("bf16", "fp16", "fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "fp8_ds_mla")
+OTHER_DTYPES = (
+    *("int4_per_token_head", "nvfp4", "nvfp4_ds_mla", "turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc"),
+    *("turboquant_3bit_nc", "ultraquant_4bit"),
+)
+# Architectures whose layers are made without the cache's configuration: they ignore --kv-cache-dtype.
+_IGNORES_DTYPE = ("falcon", "RefinedWeb", "RefinedWebModel")
 MAMBA_CACHE_MODES = (AUTO, "none", "align", "all")
-# max_num_batched_tokens and max_num_seqs by the card's memory; A100 and GB10 count as small whatever they have.
-_HUGE, _LARGE, _SMALL = (16384, 1024), (8192, 1024), (2048, 256)
 _CAPABILITIES = {
     "Volta": 70,
     "Turing": 75,
@@ -100,13 +113,18 @@ def has_state(model: Model) -> bool:
 
 def has_attention(model: Model) -> bool:
     """Whether any layer stores or reads K and V."""
-    kinds = FullAttention | LatentAttention | SharedAttention
+    kinds = FullAttention | LatentAttention | CompressedAttention | SharedAttention
     return any(isinstance(layer.cache, kinds) for layer in model.layers)
 
 
+def has_compressed(model: Model) -> bool:
+    """Whether it is of DeepSeek-V4's kind: windows, and rows for several tokens each."""
+    return any(isinstance(layer.cache, CompressedAttention) for layer in model.layers)
+
+
 def is_encoder_decoder(model: Model) -> bool:
-    """Whether any layer attends to an encoder's output."""
-    return any(isinstance(layer.cache, CrossAttention) for layer in model.layers)
+    """Whether layers attend to an encoder's output beside their own tokens."""
+    return any(layer.cross is not None for layer in model.layers)
 
 
 def _caches_prefixes(model: Model) -> bool:
@@ -119,10 +137,20 @@ def _served(model: Model) -> Model:
     return replace(model, dtype="bfloat16") if canonical_dtype(model.dtype or "bf16") == "fp32" else model
 
 
+def ignores_cache_dtype(model: Model) -> bool:
+    """Whether vLLM keeps this model's cache in the model's dtype whatever is asked for."""
+    return model.architecture in _IGNORES_DTYPE
+
+
 def _cache_format(model: Model, name: str) -> CacheFormat:
     found = parse_cache_format(name, model.dtype)
-    if found.name not in CACHE_DTYPES:
-        raise KvtoolError(f"--kv-cache-dtype {name}: vLLM has none such; use one of {', '.join((AUTO, *CACHE_DTYPES))}")
+    known = (*EXACT_DTYPES, *OTHER_DTYPES)
+    if found.name not in known:
+        raise KvtoolError(f"--kv-cache-dtype {name}: vLLM has none such; use one of {', '.join((AUTO, *known))}")
+    if ignores_cache_dtype(model):
+        return parse_cache_format(AUTO, model.dtype)
+    if has_compressed(model) and (name == AUTO or found.name == "fp8_ds_mla"):
+        return parse_cache_format("fp8")
     return found
 
 
@@ -139,21 +167,14 @@ def _max_model_len(model: Model, options: EngineOptions) -> int:
 
 def _batch(model: Model, options: EngineOptions, gpu: Gpu, max_model_len: int) -> tuple[int, int]:
     """(tokens, sequences) of a step at most; only what was not asked for is bounded by the other."""
-    usual_tokens, usual_sequences = _usual_batch(gpu)
-    sequences = options.max_num_seqs or usual_sequences
+    usual = usual_limits(gpu)
+    usual_tokens, sequences = usual.tokens, options.max_num_seqs or usual.sequences
     tokens = options.max_num_batched_tokens
     if tokens is None:
         if is_encoder_decoder(model):  # no chunked prefill: a whole sequence in a step
             usual_tokens = max(usual_tokens, max_model_len)
         tokens = min(usual_tokens, sequences * max_model_len)
     return tokens, sequences if options.max_num_seqs else min(sequences, tokens)
-
-
-def _usual_batch(gpu: Gpu) -> tuple[int, int]:
-    if gpu.memory_bytes >= 160 * GIB:
-        return _HUGE
-    small = gpu.memory_bytes < 70 * GIB or any(name in gpu.name.lower() for name in ("a100", "gb10"))
-    return _SMALL if small else _LARGE
 
 
 def _check(options: EngineOptions) -> None:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from kvtool.catalog.model import GatedDeltaNet, KimiDeltaAttention, Mamba2, Model
-from kvtool.sizing.engines.vllm.inputs import Inputs
+from kvtool.sizing.engines.vllm.inputs import Inputs, has_compressed
 from kvtool.sizing.layers import specs_by_layer
 from kvtool.sizing.specs import (
     CacheSpec,
     ChunkedSpec,
+    CompressedSpec,
+    CompressorSpec,
     CrossSpec,
     FullSpec,
     IndexerSpec,
     LatentSpec,
     SharedSpec,
+    SlidingRowSpec,
     SlidingSpec,
     StateSpec,
 )
-from kvtool.units import ceil_div
+from kvtool.units import ceil_div, round_up
 
 # vLLM's names of its specs.
 FULL, MLA, CROSS = "FullAttentionSpec", "MLAAttentionSpec", "CrossAttentionSpec"
 SLIDING, CHUNKED, STATE = "SlidingWindowSpec", "ChunkedLocalAttentionSpec", "MambaSpec"
+SLIDING_MLA = "SlidingWindowMLASpec"
 _KINDS: dict[type[CacheSpec], str] = {
     FullSpec: FULL,
     LatentSpec: MLA,
@@ -32,12 +35,19 @@ _KINDS: dict[type[CacheSpec], str] = {
     ChunkedSpec: CHUNKED,
     CrossSpec: CROSS,
     StateSpec: STATE,
+    CompressedSpec: MLA,
+    SlidingRowSpec: SLIDING_MLA,
+    CompressorSpec: SLIDING_MLA,
 }
+# DeepSeek-V4: windows come in blocks of their own, what its compressors keep in smaller ones still; pages are aligned.
+_ROW_WINDOW_BLOCK = 64
+_COMPRESSOR_BLOCKS = {4: 4, 128: 8}
+_COMPRESSED_PAGE_ALIGNMENT = 576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCache:
-    """One cache of layer `layer` on one rank; equal ones may share a group.
+    """The cache number `position` of layer `layer` on one rank; equal ones may share a group.
 
     `spec` says what a token or a sequence takes. A block holds `block_size` tokens, or one state, in a page of
     `page_bytes`: its content, or `padded_bytes` where it is padded to the pages of other layers. `state_blocks` is how
@@ -50,11 +60,18 @@ class LayerCache:
     padded_bytes: int | None = None
     state_blocks: int = 0
     layer: int = field(default=0, compare=False)
+    position: int = field(default=0, compare=False)
 
     @property
     def content_bytes(self) -> int:
         """Bytes of a page without padding."""
-        return self.spec.state_bytes if isinstance(self.spec, StateSpec) else self.spec.page_bytes(self.block_size)
+        match self.spec:
+            case StateSpec():
+                return self.spec.state_bytes
+            case CompressorSpec():
+                return self.spec.state_bytes // self.spec.window * self.block_size
+            case _:
+                return self.spec.page_bytes(self.block_size)
 
     @property
     def page_bytes(self) -> int:
@@ -63,62 +80,96 @@ class LayerCache:
     @property
     def window(self) -> int | None:
         """Tokens of a sliding window or a chunk, also where the layer is kept as a full one."""
-        return self.spec.window if isinstance(self.spec, SlidingSpec | ChunkedSpec) else None
+        windows = SlidingSpec | ChunkedSpec | SlidingRowSpec | CompressorSpec
+        return self.spec.window if isinstance(self.spec, windows) else None
 
     def reserved_tokens(self, tokens: int, inputs: Inputs) -> int:
         """Tokens that vLLM admits a request of `tokens` tokens with. Windows keep what is in flight as well."""
-        match self.kind:
-            case "SlidingWindowSpec":
-                return min((self.window or 0) - 1 + inputs.in_flight_tokens, tokens)
-            case "ChunkedLocalAttentionSpec":
-                return min((self.window or 0) + inputs.in_flight_tokens, tokens)
-            case "CrossAttentionSpec":
-                return inputs.encoder_tokens
-            case _:
-                return ceil_div(tokens, inputs.parallel.dcp)
+        if self.kind == CROSS:
+            return inputs.encoder_tokens
+        if self.kind in (SLIDING, SLIDING_MLA, CHUNKED):
+            current = 0 if self.kind == CHUNKED else 1  # the newest token of a sliding window is in flight itself
+            return min((self.window or 0) - current + inputs.in_flight_tokens, tokens)
+        return ceil_div(tokens, inputs.parallel.dcp)
 
     def blocks(self, tokens: int, inputs: Inputs) -> int:
         """Blocks that a request of `tokens` tokens holds at most. A window need not begin where a block does."""
         if self.kind == STATE:
             return self.state_blocks
-        more = 1 if self.kind == SLIDING else 0
+        more = 1 if self.kind in (SLIDING, SLIDING_MLA) else 0
         return ceil_div(self.reserved_tokens(tokens, inputs), self.block_size) + more
 
 
 def layer_caches(inputs: Inputs, *, block_size: int, state_page_bytes: int | None = None) -> list[list[LayerCache]]:
-    """The caches of every layer, an indexer's before its layer's. Raises KvtoolError where tp cannot deal them out.
+    """The caches of every layer. Raises KvtoolError where tp cannot deal them out.
 
     `state_page_bytes` is what state pages are padded to.
     """
-    model = inputs.model
-    by_layer = specs_by_layer(model, inputs.cache_format, tp=inputs.parallel.tp, state=inputs.state)
-    state_blocks = _state_blocks(inputs)
-    state_block_size = block_size if inputs.aligned_state else inputs.max_model_len
-    caches = []
-    for layer, specs in enumerate(by_layer):
-        caches.append(
-            [
-                LayerCache(
-                    kind=STATE,
-                    spec=spec,
-                    block_size=state_block_size,
-                    padded_bytes=state_page_bytes,
-                    state_blocks=state_blocks,
-                    layer=layer,
-                )
-                if isinstance(spec, StateSpec)
-                else LayerCache(kind=_KINDS[type(spec)], spec=spec, block_size=block_size, layer=layer)
-                for spec in _stored(specs)
-            ]
+    by_layer = specs_by_layer(inputs.model, inputs.cache_format, tp=inputs.parallel.tp, state=inputs.state)
+    builder = _Builder(
+        block_size=block_size,
+        state_block_size=block_size if inputs.aligned_state else inputs.max_model_len,
+        state_blocks=_state_blocks(inputs),
+        state_page_bytes=state_page_bytes,
+        aligned_pages=has_compressed(inputs.model),
+    )
+    return [
+        [
+            builder.cache(spec, layer, position)
+            for position, spec in enumerate(specs)
+            if not isinstance(spec, SharedSpec)
+        ]
+        for layer, specs in enumerate(by_layer)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Builder:
+    """Makes a layer's cache out of its spec, in blocks of the sizes settled on."""
+
+    block_size: int
+    state_block_size: int
+    state_blocks: int
+    state_page_bytes: int | None
+    aligned_pages: bool
+
+    def cache(self, spec: CacheSpec, layer: int, position: int) -> LayerCache:
+        if isinstance(spec, StateSpec):
+            return LayerCache(
+                kind=STATE,
+                spec=spec,
+                block_size=self.state_block_size,
+                padded_bytes=self.state_page_bytes,
+                state_blocks=self.state_blocks,
+                layer=layer,
+                position=position,
+            )
+        cache = LayerCache(
+            kind=_KINDS[type(spec)],
+            spec=_layout(spec),
+            block_size=self._tokens(spec),
+            layer=layer,
+            position=position,
         )
-    return caches
+        if not self.aligned_pages:
+            return cache
+        return replace(cache, padded_bytes=round_up(cache.content_bytes, _COMPRESSED_PAGE_ALIGNMENT))
+
+    def _tokens(self, spec: CacheSpec) -> int:
+        match spec:
+            case SlidingRowSpec():
+                return _ROW_WINDOW_BLOCK
+            case CompressorSpec():
+                return _COMPRESSOR_BLOCKS[spec.ratio]
+            case _:
+                return self.block_size
 
 
-def _stored(specs: tuple[CacheSpec, ...]) -> Iterator[CacheSpec]:
-    """What a layer stores, its index keys first; how much of it is read makes no difference here."""
-    kept = [spec for spec in specs if not isinstance(spec, SharedSpec)]
-    for spec in sorted(kept, key=lambda spec: not isinstance(spec, IndexerSpec)):
-        yield replace(spec, top_k_tokens=None) if isinstance(spec, FullSpec | LatentSpec) else spec
+def _layout(spec: CacheSpec) -> CacheSpec:
+    """How much of it a step reads makes no difference to how it is kept."""
+    if isinstance(spec, FullSpec | LatentSpec):
+        return replace(spec, top_k_tokens=None)
+    return replace(spec, top_k_rows=None) if isinstance(spec, CompressedSpec) else spec
 
 
 def _state_blocks(inputs: Inputs) -> int:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from kvtool.catalog.model import Model
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.backend import choose_backend
-from kvtool.sizing.engines.vllm.grouping import Group, group_layers
+from kvtool.sizing.engines.vllm.grouping import Group, equal_pages, one_group, promoted, split_evenly
 from kvtool.sizing.engines.vllm.hybrid import paged_layers
 from kvtool.sizing.engines.vllm.inputs import Inputs, resolve
-from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, STATE, LayerCache
-from kvtool.sizing.engines.vllm.refusal import Refused, check_supported
+from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
+from kvtool.sizing.engines.vllm.packed import pack_layers
+from kvtool.sizing.engines.vllm.refusal import RefusedError, check_supported
 from kvtool.sizing.fit import largest
 from kvtool.sizing.parallel import pipeline_stages
 from kvtool.units import GIB
@@ -25,8 +26,8 @@ Stage = tuple[Group, ...]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPlan:
     """What one start would allocate. `groups` are those of the whole model, `stages` each pipeline stage's part of
-    them; `bytes_per_block` has one number a stage. Where `refusal` says why vLLM would not start, what it had not
-    worked out by then is None or empty.
+    them; `bytes_per_block` and `bytes_needed` (by one request) have one number a stage. Where `refusal` says why vLLM
+    would not start, what it had not worked out by then is None or empty.
 
     `max_concurrency` counts the null block, which no request can have, as vLLM's own line does.
     """
@@ -39,7 +40,7 @@ class VllmPlan:
     max_model_len: int | None = None
     num_blocks: int | None = None
     blocks_per_request: int | None = None
-    bytes_needed: int | None = None
+    bytes_needed: tuple[int, ...] = ()
     estimated_max_model_len: int | None = None
     refusal: str | None = None
 
@@ -86,7 +87,7 @@ class VllmPlan:
         """Consecutive tensor-parallel ranks that hold the same bytes: all of them where every layer is MLA."""
         parallel = self.inputs.parallel
         kinds = {cache.kind for group in self.groups for cache in group.layers}
-        return parallel.tp if kinds and kinds <= {MLA} and parallel.dcp == 1 else 1
+        return parallel.tp if kinds and kinds <= {MLA, SLIDING_MLA} and parallel.dcp == 1 else 1
 
 
 def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
@@ -100,27 +101,43 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
     try:
         check_supported(inputs.model, inputs.parallel)
         by_layer = paged_layers(inputs, choose_backend(inputs))
-        groups = group_layers([cache for layer in by_layer for cache in layer], hybrid_manager=inputs.hybrid_manager)
+        groups = _groups([cache for layer in by_layer for cache in layer], inputs)
         _check_windows(groups, inputs)
-    except Refused as refused:
+    except RefusedError as refused:
         return replace(empty, refusal=str(refused))
     if not groups:
         return replace(empty, refusal=f"{model.id} keeps nothing in a cache: there is nothing to plan")
     return _fill(replace(empty, groups=groups, stages=_stages(groups, by_layer, inputs)))
 
 
+def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
+    """The groups of all layers of all stages. Raises RefusedError where their pages cannot be made to agree."""
+    if not inputs.hybrid_manager:
+        caches = promoted(caches)
+    if not caches:
+        return ()
+    single = one_group(caches)
+    if single is not None:
+        return (single,)
+    if any(cache.kind == SLIDING_MLA for cache in caches):
+        return pack_layers(caches)
+    return split_evenly(equal_pages(caches))
+
+
 def _check_windows(groups: Stage, inputs: Inputs) -> None:
-    if inputs.parallel.dcp > 1 and any(cache.kind == SLIDING for group in groups for cache in group.layers):
-        raise Refused("DCP not support sliding window.")
+    if inputs.parallel.dcp > 1 and any(
+        cache.kind in (SLIDING, SLIDING_MLA) for group in groups for cache in group.layers
+    ):
+        raise RefusedError("DCP not support sliding window.")
 
 
 def _stages(groups: Stage, by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> tuple[Stage, ...]:
-    """Every group's layers on each pipeline stage; stages that keep nothing take no part."""
+    """Every group's layers on each pipeline stage, maybe none; stages that keep nothing at all take no part."""
     stages = []
     for layers in pipeline_stages(range(len(by_layer)), inputs.parallel.pp):
         here = [replace(group, layers=tuple(c for c in group.layers if c.layer in layers)) for group in groups]
-        stages.append(tuple(group for group in here if group.layers))
-    return tuple(stage for stage in stages if stage)
+        stages.append(tuple(here))
+    return tuple(stage for stage in stages if any(group.layers for group in stage))
 
 
 def _fill(plan: VllmPlan) -> VllmPlan:
@@ -141,9 +158,8 @@ def _fill(plan: VllmPlan) -> VllmPlan:
                 refusal="Cannot auto-fit max_model_len: not enough GPU memory available to serve even a single token.",
             )
     blocks = request_blocks(plan, longest)
-    plan = replace(
-        plan, max_model_len=longest, blocks_per_request=blocks, bytes_needed=blocks * max(bytes_per_block)
-    )
+    needed = tuple(blocks * size for size in bytes_per_block)
+    plan = replace(plan, max_model_len=longest, blocks_per_request=blocks, bytes_needed=needed)
     for available, size in zip(usable, bytes_per_block, strict=True):
         if blocks * size > available:
             return _too_small(plan, available, size)
@@ -169,7 +185,7 @@ def _too_small(plan: VllmPlan, available: int, bytes_per_block: int) -> VllmPlan
     """vLLM's refusal of a request that does not fit, and how many bytes are missing."""
     needed = (plan.blocks_per_request or 0) * bytes_per_block
     if available <= 0:
-        return replace(plan, bytes_needed=needed, refusal="No available memory for the cache blocks.")
+        return replace(plan, refusal="No available memory for the cache blocks.")
     longest = _longest_that_fits(plan, available, bytes_per_block)
     estimate = f" Based on the available memory, the estimated maximum model length is {longest}." if longest else ""
     refusal = (
@@ -177,7 +193,7 @@ def _too_small(plan: VllmPlan, available: int, bytes_per_block: int) -> VllmPlan
         f"cache is needed, which is larger than the available KV cache memory ({_gib(available)} GiB).{estimate} "
         f"{needed - available:,} bytes are missing."
     )
-    return replace(plan, bytes_needed=needed, estimated_max_model_len=longest or None, refusal=refusal)
+    return replace(plan, estimated_max_model_len=longest or None, refusal=refusal)
 
 
 def _gib(count: int) -> str:

@@ -20,21 +20,34 @@ _DROPPED = {
     "persimmon": ("PersimmonForCausalLM", "0.25.0"),
     "mpt": ("MPTForCausalLM", "0.28.0"),
     "stablelm_epoch": ("StableLMEpochForCausalLM", "0.28.0"),
+    "mllama_text_model": ("MllamaForConditionalGeneration", "0.10.2"),
     "RefinedWeb": ("RWForCausalLM", "0.28.0"),
     "RefinedWebModel": ("RWForCausalLM", "0.28.0"),
 }
+# Those it has plugins for, or none at all.
+_ENCODER_DECODERS = (
+    *("bart", "mbart", "marian", "pegasus", "blenderbot", "m2m_100", "plbart"),
+    *("t5", "mt5", "umt5"),
+)
+_WITHOUT_PIPELINE = ("gemma3n_text", "mamba2", "whisper")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """vLLM would not start; the message says why."""
 
 
 def check_supported(model: Model, parallel: Parallel) -> None:
-    """Raises Refused for a model or a layout that vLLM has no support for."""
+    """Raises RefusedError for a model or a layout that vLLM has no support for."""
     dropped = _DROPPED.get(model.architecture or "")
     if dropped:
         name, last = dropped
-        raise Refused(f"Model architecture {name} was supported in vLLM until v{last}, and is not supported anymore")
+        raise RefusedError(
+            f"Model architecture {name} was supported in vLLM until v{last}, and is not supported anymore"
+        )
+    if model.architecture in _ENCODER_DECODERS:
+        raise RefusedError(f"{model.id}: of encoder-decoder models vLLM runs Whisper, not {model.architecture}")
+    if parallel.pp > 1 and model.architecture in _WITHOUT_PIPELINE:
+        raise RefusedError("Pipeline parallelism is not supported for this model")
     _check_sharing(model, parallel)
     if parallel.dcp > 1:
         _check_dcp(model, parallel)
@@ -45,12 +58,12 @@ def _check_sharing(model: Model, parallel: Parallel) -> None:
     for stage in pipeline_stages(range(model.num_layers), parallel.pp):
         for index in stage:
             cache = model.layers[index].cache
-            if isinstance(cache, SharedAttention) and cache.source_layer is not None:
-                if cache.source_layer not in stage:
-                    raise Refused(
-                        f"layer {index} shares the KV cache of layer {cache.source_layer}, which pipeline parallelism "
-                        f"{parallel.pp} puts on another stage: KV sharing across stages is not supported"
-                    )
+            source = cache.source_layer if isinstance(cache, SharedAttention) else None
+            if source is not None and source not in stage:
+                raise RefusedError(
+                    f"layer {index} shares the KV cache of layer {source}, which is on another pipeline stage "
+                    f"of {parallel.pp}: KV sharing across stages is not supported"
+                )
 
 
 def _check_dcp(model: Model, parallel: Parallel) -> None:
@@ -61,17 +74,17 @@ def _check_dcp(model: Model, parallel: Parallel) -> None:
         return
     kv_heads = heads[0]
     if tp <= kv_heads:
-        raise Refused(
+        raise RefusedError(
             f"Decode context parallelism for GQA/MQA requires --tensor-parallel-size ({tp}) to be greater than the "
             f"model's total number of KV heads ({kv_heads})"
         )
     if dcp > tp // kv_heads:
-        raise Refused(
+        raise RefusedError(
             f"--decode-context-parallel-size ({dcp}) exceeds the maximum supported value ({tp // kv_heads}) for "
             f"--tensor-parallel-size ({tp}) and {kv_heads} model KV heads"
         )
     if (model.num_heads // kv_heads) % dcp:
-        raise Refused(
+        raise RefusedError(
             f"The model's number of query heads per KV head ({model.num_heads // kv_heads}) must be divisible by "
             f"--decode-context-parallel-size ({dcp}) for GQA/MQA"
         )

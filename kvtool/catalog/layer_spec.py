@@ -1,0 +1,68 @@
+"""A file that spells out the layers of an unknown architecture: one entry of models.yaml, in YAML or JSON.
+
+    num_heads: 32
+    hidden_size: 4096
+    layers:
+    - {count: 24, kind: sliding, kv_heads: 8, k_head_dim: 128, v_head_dim: 128, window: 1024}
+    - {count: 8, kind: full, kv_heads: 4, k_head_dim: 192, v_head_dim: 128, indexer: {head_dim: 128, ...}}
+
+`kind` is one of `layer_kinds.CACHES`, `shared` (with source_layer) or `none`, with that kind's fields beside it;
+`indexer` and `cross` may be added to any. `layers` may be a pattern as in models.yaml instead. All other fields of an
+entry are optional (vocab_size, dtype, moe, params_total, ...).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from kvtool.catalog.model import Model
+from kvtool.catalog.models_yaml import Entry, refuse_unknown_keys
+from kvtool.errors import KvtoolError
+
+_MAX_BYTES = 1 << 20
+_FORM = (
+    "write num_heads: 32, hidden_size: 4096, "
+    "layers: [{count: 32, kind: full, kv_heads: 8, k_head_dim: 128, v_head_dim: 128}]"
+)
+_MAX_INTEGER = 1 << 48
+
+
+def read_layer_spec(path: Path) -> Model:
+    """The model in such a file. Raises KvtoolError naming the key or value that is wrong, and the form for others."""
+    raw = _read(path)
+    _check_numbers(raw, str(path))
+    try:
+        refuse_unknown_keys(raw, str(path))
+        entry = msgspec.convert({"id": path.stem, "source": str(path), "confidence": "given", **raw}, Entry)
+        model = entry.model()
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise KvtoolError(f"{path} is not a layer spec: {error}: {_FORM}") from error
+    if not model.layers:
+        raise KvtoolError(f"{path} has no layers: {_FORM}")
+    return model
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise KvtoolError(f"{path} is larger than {_MAX_BYTES} bytes: not a layer spec")
+        raw = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
+    except OSError as error:
+        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise KvtoolError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise KvtoolError(f"{path} is not a layer spec: {_FORM}")
+    return raw
+
+
+def _check_numbers(value: object, where: str) -> None:
+    """No size is negative or beyond reason, wherever it stands."""
+    if isinstance(value, int) and not 0 <= value <= _MAX_INTEGER:
+        raise KvtoolError(f"{where} is {str(value)[:30]}: must be from 0 to {_MAX_INTEGER}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        _check_numbers(item, f"{where}: {str(name)[:60]}")

@@ -1,0 +1,117 @@
+"""What an engine would allocate, for a terminal: the line it logs or its refusal, its groups, where the bytes go."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from kvtool.report.tables import Table, to_rich
+from kvtool.results import SizeDocument, SizeEngine, SizeRow
+from kvtool.units import format_bytes, format_length
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
+# vLLM's names of its specs, as the layer table calls such layers.
+_WORDS = {
+    "FullAttentionSpec": "full",
+    "MLAAttentionSpec": "mla",
+    "SlidingWindowSpec": "sliding",
+    "SlidingWindowMLASpec": "sliding rows",
+    "ChunkedLocalAttentionSpec": "chunked",
+    "CrossAttentionSpec": "cross",
+    "MambaSpec": "state",
+}
+
+
+def print_engine(rows: list[SizeRow], console: Console) -> None:
+    """The engine's section under the rows of one model: one part for each cache dtype."""
+    for dtype, same in groupby(rows, key=lambda row: row.inputs.kv_cache_dtype):
+        engine = next(same).engine
+        if engine.name is None:
+            continue
+        name = f"{engine_name(engine)} {engine.version}"
+        console.print(f"[bold]{name}[/bold], {dtype} cache: {_blocks(engine)}", highlight=False)
+        if engine.log_line:
+            console.print(engine.log_line, highlight=False, soft_wrap=True)
+        if engine.refusal:
+            console.print(f"would not start: {engine.refusal}", style="red", highlight=False)
+        if engine.groups:
+            console.print(to_rich(group_table(engine), console.width))
+            console.print(_request(engine), style="dim", highlight=False)
+
+
+def engine_name(engine: SizeEngine) -> str:
+    """As its makers write it."""
+    return _NAMES.get(engine.name or "", engine.name or "")
+
+
+def _blocks(engine: SizeEngine) -> str:
+    if engine.num_blocks is None or engine.bytes_per_block is None:
+        return "no plan"
+    sizes = engine.bytes_per_block if isinstance(engine.bytes_per_block, list) else [engine.bytes_per_block]
+    each = " and ".join(f"{size:,}" for size in sizes)
+    approximate = "" if engine.exact_given_pool else ", approximate"
+    return f"{engine.num_blocks:,} blocks of {each} B in {format_bytes(engine.pool_bytes or 0)}{approximate}"
+
+
+def group_table(engine: SizeEngine) -> Table:
+    """Alike groups on one line; blocks are those of a request as long as the engine takes."""
+    lines = []
+    for cells, same in groupby(engine.groups or [], key=_group_cells):
+        lines.append((f"{len(list(same))} x", *cells))
+    return Table(
+        title=f"Groups of {engine_name(engine)}",
+        columns=("", "layers", "tokens\na block", "page B\na layer", "page B", "blocks"),
+        rows=lines,
+        labels=2,
+    )
+
+
+def _request(engine: SizeEngine) -> str:
+    """What one request takes: at its longest, and the two numbers that tell it for any length."""
+    two = (
+        f"Per request and GPU in the long run: {format_bytes(engine.fixed_bytes_per_request or 0)} + "
+        f"{engine.slope_bytes_per_token or 0:,} B a token."
+    )
+    if engine.blocks_per_request is None:
+        return two
+    length = format_length(engine.max_model_len or 0)
+    return f"A request of {length} tokens takes {engine.blocks_per_request:,} blocks. {two}"
+
+
+def _group_cells(group: dict[str, Any]) -> tuple[str, ...]:
+    words = "+".join(_WORDS.get(kind, kind) for kind in group["layer_kinds"])
+    pages = group["page_size_bytes"]
+    each = " ".join(f"{page:,}" for page in pages) if isinstance(pages, list) else f"{pages:,}"
+    return (
+        f"{group['layers']} {words}",
+        f"{group['block_size']:,}",
+        each,
+        f"{group['page_size_bytes_total']:,}",
+        f"{group['blocks_per_request']:,}",
+    )
+
+
+def print_ledgers(document: SizeDocument, console: Console) -> None:
+    """Where the bytes of a request go, for every row whose engine says it."""
+    for row in document.rows:
+        if row.engine.ledger:
+            console.print(to_rich(ledger_table(row), console.width))
+
+
+def ledger_table(row: SizeRow) -> Table:
+    """The terms of one row's engine, and what would make them fewer."""
+    lines = [
+        (term["term"], term["remedy"] or "", format_bytes(term["bytes"]), f"{100 * (term['ratio'] or 0):.1f} %")
+        for term in row.engine.ledger or []
+    ]
+    tokens = format_length(min(row.inputs.context, row.engine.max_model_len or row.inputs.context))
+    where = " on all GPUs" if row.inputs.num_gpus > 1 else ""
+    return Table(
+        title=f"{engine_name(row.engine)} reserves for {tokens} tokens{where} ({row.inputs.kv_cache_dtype} cache)",
+        columns=("of which", "less of it with", "bytes", "share"),
+        rows=lines,
+        labels=2,
+    )
