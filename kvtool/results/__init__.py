@@ -48,6 +48,7 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
     "BenchDocument",
@@ -90,6 +91,10 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "VerifyDocument",
+    "VerifyEngine",
+    "VerifyRefusal",
+    "VerifyRow",
     "encode",
     "read_calibration",
     "read_document",

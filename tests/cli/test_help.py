@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kvtool.cli.app import app
 
 COMMANDS = typer.main.get_group(app).commands
 RUNS_A_MODEL = {"bench", "generate", "kernels"}
+A_LOG = Path(__file__).parents[1] / "verify" / "logs" / "vllm_0_31_llama_3_1_8b.log"
 
 
 def examples(name: str) -> list[str]:
@@ -48,6 +50,7 @@ def test_an_example_parses(example: str) -> None:
 @pytest.mark.parametrize("example", [line for line in EXAMPLES if line.split()[1] not in RUNS_A_MODEL])
 def test_an_example_works(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(A_LOG, tmp_path / "vllm.log")
     result = CliRunner().invoke(app, shlex.split(example)[1:])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout != ""

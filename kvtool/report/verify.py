@@ -1,0 +1,82 @@
+"""What an engine logged beside what was predicted: a table, what each term says, and why the engine did not start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtool.report.tables import Table, to_rich
+from kvtool.results import VerifyDocument, VerifyRow
+from kvtool.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STYLES = {"agrees": "green", "off": "bold red", "refused": "bold yellow", "uncompared": "yellow"}
+_SUMMARIES = {
+    "agrees": "Agrees: every term that must be exact is.",
+    "off": "Off: a term that must be exact is not.",
+    "refused": "The engine did not start.",
+    "uncompared": "Nothing in the log must be exact: there is nothing to hold a prediction against.",
+}
+
+
+def print_verify(document: VerifyDocument, console: Console) -> None:
+    """The start, the table, the explanations, the verdict; the assumptions last."""
+    engine = document.engine
+    title = f"{engine.name} {engine.version}" if engine.version else engine.name
+    flags = ", ".join(f"{name} {value}" for name, value in document.inputs.items() if value is not None)
+    console.print(f"{title}, {document.model}: {flags or 'no flags in the log'}", highlight=False, markup=False)
+    if document.rows:
+        console.print(to_rich(verify_table(document.rows), console.width))
+    for row in document.rows:
+        if row.explanation:
+            console.print(f"{row.term}: {row.explanation}", highlight=False, markup=False)
+    if document.refusal is not None:
+        console.print(f'The log: "{document.refusal.line}"', highlight=False, markup=False)
+        console.print(document.refusal.explanation, highlight=False, markup=False)
+    console.print(_SUMMARIES[document.verdict], style=_STYLES[document.verdict], highlight=False)
+    for assumption in document.assumptions:
+        console.print(f"- {assumption}", style="dim", highlight=False, markup=False)
+
+
+def verify_table(rows: list[VerifyRow]) -> Table:
+    """One line a term; a prediction from a rounded number is the range that the rounding leaves open."""
+    return Table(
+        title="Logged and predicted, for one GPU",
+        columns=("term", "verdict", "logged", "predicted", "difference"),
+        rows=[
+            (row.term, row.verdict, _number(row.unit, row.logged), _predicted(row), _difference(row)) for row in rows
+        ],
+        labels=2,
+        note=_note(rows),
+    )
+
+
+def _note(rows: list[VerifyRow]) -> str:
+    if any(row.verdict == "equal" and row.difference for row in rows):
+        return "A difference in brackets is within what the log's rounding leaves open."
+    return ""
+
+
+def _predicted(row: VerifyRow) -> str:
+    low, high = row.predicted_low, row.predicted_high
+    if row.unit != "bytes" and low != high:
+        return f"{_number(row.unit, low)} .. {_number(row.unit, high)}"
+    return _number(row.unit, row.predicted)
+
+
+def _number(unit: str, value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return format_bytes(round(value))
+    return f"{value:,.2f}x" if unit == "requests" else f"{value:,.0f}"
+
+
+def _difference(row: VerifyRow) -> str:
+    if row.difference is None or row.difference == 0:
+        return "-" if row.difference is None else "0"
+    amount = f"{'+' if row.difference > 0 else '-'}{_number(row.unit, abs(row.difference))}"
+    if row.verdict == "equal":
+        return f"({amount})"
+    return f"{amount} ({row.difference / row.logged:+.1%})" if row.logged else amount

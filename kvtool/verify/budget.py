@@ -1,0 +1,172 @@
+"""The memory of one GPU: what the log measured of it beside what `kvtool size` estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from kvtool.catalog.checkpoint import CheckpointHeader
+from kvtool.catalog.gpus import Gpu
+from kvtool.results import VerifyRow
+from kvtool.sizing.fit import GRAPH_BYTES, RUNTIME_BYTES, BatchLimits, Budget, batch_limits, budget
+from kvtool.sizing.weights import Weights, weigh
+from kvtool.units import format_bytes
+from kvtool.verify.facts import Figure, LogFacts
+from kvtool.verify.inputs import Started
+from kvtool.verify.rows import BYTES, Predicted, estimate_row, exact_row
+
+NEAR = 0.05  # estimates within this part of the log are called near
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What is predicted of one GPU; `memory` and `limits` are None where neither --gpu nor the log says which card."""
+
+    weights: Weights
+    weights_bytes: int | None
+    memory: Budget | None
+    limits: BatchLimits | None
+    graphs: bool
+
+
+def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Estimate:
+    """The budget of the start on its card. Raises KvtoolError for weights of a dtype that there is none of."""
+    options = started.options
+    weights = weigh(started.model, started.weight_dtype, checkpoint=checkpoint)
+    weights_bytes = weights.bytes_per_gpu(options.parallel)
+    gpu = card(facts, options.gpu)
+    memory = limits = None
+    if gpu is not None:
+        limits = batch_limits(
+            gpu,
+            tokens=options.max_num_batched_tokens,
+            sequences=options.max_num_seqs,
+            max_model_len=options.max_model_len,
+        )
+        memory = budget(
+            gpu,
+            started.model,
+            options.parallel,
+            weights_bytes=weights_bytes,
+            utilization=options.gpu_memory_utilization,
+            limits=limits,
+        )
+    eager = facts.flags.get("enforce_eager") == "True"
+    return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs=not eager)
+
+
+def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:
+    """The card named, with the memory that the log says it has; one without a name where only that is known."""
+    total = facts.last("total_memory")
+    if total is None:
+        return named
+    memory_bytes = round(total.value)
+    if named is not None:
+        return msgspec.structs.replace(named, memory_bytes=memory_bytes)
+    return Gpu(
+        name="the log's card", vendor="", arch=None, memory_bytes=memory_bytes, source="the log", confidence="measured"
+    )
+
+
+def vllm_rows(facts: LogFacts, estimated: Estimate) -> Iterator[VerifyRow]:
+    """Terms of vLLM's budget: usable = weights + what is not torch's + activations + graphs + the cache's pool."""
+    memory = estimated.memory
+    if (requested := facts.last("requested_memory")) is not None:
+        yield exact_row("usable memory", BYTES, requested, _usable(facts), _usable_text(facts))
+    yield weights_row(facts, estimated)
+    graphs_inside = facts.last("consumed") is not None and estimated.graphs
+    activation = None if memory is None else memory.activation_bytes + (GRAPH_BYTES if graphs_inside else 0)
+    if (peak := activation_peak(facts)) is not None:
+        yield estimate_row("peak activation", BYTES, peak, activation, _activation_text(estimated, graphs_inside))
+    if (other := outside_torch(facts)) is not None:
+        text = "context, NCCL and workspaces; more ranks and all-reduce buffers take more"
+        yield estimate_row("outside torch", BYTES, other, RUNTIME_BYTES, text)
+    if (graphs := facts.last("graphs") or facts.last("graphs_estimate")) is not None:
+        text = "grows with the batch sizes captured (--max-cudagraph-capture-size)"
+        yield estimate_row("CUDA graphs", BYTES, graphs, GRAPH_BYTES if estimated.graphs else 0, text)
+
+
+def weights_row(facts: LogFacts, estimated: Estimate) -> VerifyRow:
+    """Weights of the fullest rank."""
+    logged = facts.first("weights") if facts.engine == "sglang" else facts.largest("weights")
+    return estimate_row("weights", BYTES, logged, estimated.weights_bytes, _weights_text(facts, estimated, logged))
+
+
+def pool_row(facts: LogFacts, estimated: Estimate, rows: list[VerifyRow]) -> VerifyRow:
+    """What is left for the cache on the rank with the least, and which term its estimate differs by."""
+    logged, memory = kv_pool(facts), estimated.memory
+    predicted = None if memory is None else memory.kv_pool_bytes
+    apart = [row for row in rows if row.verdict == "estimate" and row.difference]
+    text = ""
+    if predicted is None:
+        text = "name the card with --gpu for an estimate" if memory is None else "the weights are not known"
+    elif logged is not None and apart:
+        largest = max(apart, key=lambda row: abs(row.difference or 0))
+        if abs(largest.difference or 0) > abs(predicted - logged.value) / 2:
+            text = f"most of it is {largest.term}: {_signed(largest.difference or 0)}"
+    return estimate_row("KV cache pool", BYTES, logged, predicted, text)
+
+
+def kv_pool(facts: LogFacts) -> Figure | None:
+    """The pool of the rank with the least memory, to the byte where the log has it so."""
+    figures = facts.of("kv_pool")
+    to_the_byte = [figure for figure in figures if figure.exact]
+    return min(to_the_byte or figures, key=lambda figure: figure.value, default=None)
+
+
+def activation_peak(facts: LogFacts) -> Figure | None:
+    """Torch's peak beyond the weights; vLLM before 0.7 logs it with them."""
+    logged, peak, weights = facts.largest("activation"), facts.largest("peak_torch"), facts.largest("weights")
+    return logged if logged is not None or peak is None or weights is None else _less(peak, weights)
+
+
+def outside_torch(facts: LogFacts) -> Figure | None:
+    """What is neither weights nor torch's: logged as such, or in what a GPU lost beyond its weights."""
+    logged, consumed, weights = facts.largest("non_torch"), facts.largest("consumed"), facts.largest("weights")
+    if logged is not None or consumed is None or weights is None:
+        return logged
+    return _less(consumed, weights)
+
+
+def _less(whole: Figure, part: Figure) -> Figure:
+    return Figure(value=whole.value - part.value, low=whole.low - part.high, high=whole.high - part.low)
+
+
+def _usable(facts: LogFacts) -> Predicted | None:
+    total, text = facts.last("total_memory"), facts.flags.get("gpu_memory_utilization")
+    if total is None or text is None:
+        return None
+    part = float(text)
+    return Predicted(value=total.value * part, low=total.low * part, high=total.high * part)
+
+
+def _usable_text(facts: LogFacts) -> str:
+    total, free = facts.last("total_memory"), facts.last("free_memory")
+    if total is None:
+        return ""
+    text = f"{facts.flags.get('gpu_memory_utilization')} of {format_bytes(round(total.value))}"
+    return f"{text}, of which {format_bytes(round(free.value))} was free" if free else text
+
+
+def _weights_text(facts: LogFacts, estimated: Estimate, logged: Figure | None) -> str:
+    if estimated.weights_bytes is None:
+        return estimated.weights.source
+    if logged is None or abs(estimated.weights_bytes - logged.value) <= NEAR * logged.value:
+        return estimated.weights.source
+    if logged.value < estimated.weights_bytes:
+        return f"{estimated.weights.source}; the log's checkpoint stores fewer bits: a folder as MODEL says how many"
+    extra = "buffers, vision towers, draft layers or copies for kernels"
+    return f"{estimated.weights.source}; the engine keeps more ({extra})"
+
+
+def _activation_text(estimated: Estimate, graphs_inside: bool) -> str:
+    if estimated.limits is None:
+        return "name the card with --gpu for an estimate"
+    text = f"for {estimated.limits.tokens:,} batched tokens (--max-num-batched-tokens)"
+    return f"{text}, with vLLM's estimate of CUDA graphs" if graphs_inside else text
+
+
+def _signed(byte_count: float) -> str:
+    return f"{'+' if byte_count > 0 else '-'}{format_bytes(abs(round(byte_count)))}"

@@ -1,0 +1,199 @@
+"""What was started, as kvtool names it: the model and flags of a log, with what the user says put over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.model import Model
+from kvtool.catalog.models_yaml import load_catalogue
+from kvtool.catalog.resolve import resolve_model
+from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.parallel import Parallel, check_layout
+from kvtool.verify.facts import LogFacts
+
+# The log's spelling of each flag that changes the cache -> its name in EngineOptions or Parallel.
+_NAMES = {
+    "vllm": {
+        "tensor_parallel_size": "tp",
+        "pipeline_parallel_size": "pp",
+        "data_parallel_size": "dp",
+        "decode_context_parallel_size": "dcp",
+        "max_seq_len": "max_model_len",
+        "max_model_len": "max_model_len",
+        "kv_cache_dtype": "kv_cache_dtype",
+        "block_size": "block_size",
+        "gpu_memory_utilization": "gpu_memory_utilization",
+        "max_num_batched_tokens": "max_num_batched_tokens",
+        "max_num_seqs": "max_num_seqs",
+        "kv_cache_memory_bytes": "kv_cache_memory_bytes",
+        "num_gpu_blocks_override": "num_gpu_blocks_override",
+        "async_scheduling": "async_scheduling",
+        "enable_prefix_caching": "enable_prefix_caching",
+        "mamba_ssm_cache_dtype": "mamba_ssm_cache_dtype",
+        "mamba_cache_mode": "mamba_cache_mode",
+    },
+    "sglang": {
+        "tp_size": "tp",
+        "pp_size": "pp",
+        "dp_size": "dp",
+        "ep_size": "ep",
+        "dcp_size": "dcp",
+        "context_length": "max_model_len",
+        "kv_cache_dtype": "kv_cache_dtype",
+        "page_size": "block_size",
+        "mamba_ssm_dtype": "mamba_ssm_cache_dtype",
+        "mem_fraction_static": "mem_fraction_static",
+        "chunked_prefill_size": "chunked_prefill_size",
+        "max_total_tokens": "max_total_tokens",
+        "max_running_requests": "max_running_requests",
+        "swa_full_tokens_ratio": "swa_full_tokens_ratio",
+        "mamba_full_memory_ratio": "mamba_full_memory_ratio",
+        "max_mamba_cache_size": "max_mamba_cache_size",
+        "enable_dp_attention": "enable_dp_attention",
+    },
+}
+# Flags that change what is allocated, and that no plan follows.
+_UNPLANNED = {
+    "vllm": {
+        "speculative_config": "the draft model of speculative_config adds layers to the cache",
+        "kv_transfer_config": "a KV connector (kv_transfer_config) may keep windows as full attention",
+        "mamba_block_size": "mamba_block_size changes how often states are kept",
+        "cpu_offload_gb": "cpu_offload_gb keeps weights off the GPU",
+        "lora_modules": "LoRA adapters take memory of their own",
+    },
+    "sglang": {
+        "speculative_algorithm": "the draft model of speculative_algorithm takes a pool of its own",
+    },
+}
+_DEGREES = ("tp", "pp", "dp", "dcp", "ep")
+_COUNTS = (
+    *("max_model_len", "block_size", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"),
+    *("num_gpu_blocks_override", "chunked_prefill_size", "max_total_tokens", "max_running_requests"),
+    "max_mamba_cache_size",
+)
+_FRACTIONS = ("gpu_memory_utilization", "mem_fraction_static", "swa_full_tokens_ratio", "mamba_full_memory_ratio")
+_SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager", "enable_dp_attention")
+_NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
+_HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """One start of an engine. `inputs` are the flags in force by kvtool's names; `unplanned` are those that the plan
+    does not follow, each with why it matters; `weight_dtype` is what the engine itself quantised the weights to.
+    """
+
+    model: Model
+    name: str
+    options: EngineOptions
+    inputs: Mapping[str, str | int | float | bool | None]
+    unplanned: tuple[str, ...]
+    weight_dtype: str
+
+
+def started(
+    facts: LogFacts, *, model: str | None, gpu: Gpu | None, given: Mapping[str, str], models_path: Path | None
+) -> Started:
+    """The start that a log tells of, `given` flags and `model` first. Raises KvtoolError where no model is known."""
+    inputs = {**_logged_inputs(facts), **given}
+    found, name = _model(facts, model, models_path)
+    if facts.flags.get("enable_expert_parallel") == "True" and found.moe is not None:
+        inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
+    options = _options(facts, inputs, gpu)
+    check_layout(found, options.parallel)
+    unplanned = tuple(
+        why for flag, why in _UNPLANNED[facts.engine].items() if facts.flags.get(flag, "") not in _NOTHING
+    )
+    quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
+    weight_dtype = "fp8" if quantised == "fp8" and found.quantisation is None else AUTO
+    return Started(
+        model=found,
+        name=name,
+        options=options,
+        inputs={flag: _in_force(options, flag) for flag in inputs},
+        unplanned=unplanned,
+        weight_dtype=weight_dtype,
+    )
+
+
+def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:
+    value: str | int | float | bool | None = getattr(options.parallel if flag in _DEGREES else options, flag)
+    return value
+
+
+def _logged_inputs(facts: LogFacts) -> dict[str, str]:
+    """Flags by kvtool's names; the length that the engine settled on counts before the one it was asked for."""
+    names = _NAMES[facts.engine]
+    inputs = {names[flag]: value for flag, value in facts.flags.items() if flag in names and value not in ("", "None")}
+    if facts.engine == "vllm" and facts.flags.get("disable_hybrid_kv_cache_manager") == "True":
+        inputs["hybrid_kv_cache_manager"] = "False"
+    if facts.engine == "sglang" and facts.flags.get("disable_radix_cache") == "True":
+        inputs["enable_prefix_caching"] = "False"
+    if (length := facts.last("max_model_len")) is not None:
+        inputs["max_model_len"] = str(int(length.value))
+    return inputs
+
+
+def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
+    """Raises KvtoolError where a value is none that the flag can have."""
+    degrees = {name: _count(name, inputs[name]) for name in _DEGREES if name in inputs}
+    if facts.engine == "sglang" and inputs.get("enable_dp_attention") == "True":
+        degrees["tp"] = max(1, degrees.get("tp", 1) // degrees.get("dp", 1))  # --tp-size counts all of its GPUs
+    values: dict[str, Any] = {name: _count(name, inputs[name]) for name in _COUNTS if name in inputs}
+    values |= {name: _fraction(name, inputs[name]) for name in _FRACTIONS if name in inputs}
+    values |= {name: inputs[name] in ("True", "true", "enabled") for name in _SWITCHES if name in inputs}
+    return EngineOptions(
+        name=facts.engine,
+        parallel=Parallel(**degrees),
+        gpu=gpu,
+        kv_cache_dtype=canonical_dtype(inputs.get("kv_cache_dtype", AUTO)),
+        mamba_ssm_cache_dtype=canonical_dtype(inputs.get("mamba_ssm_cache_dtype", AUTO)),
+        mamba_cache_mode=inputs.get("mamba_cache_mode", AUTO),
+        **values,
+    )
+
+
+def _count(name: str, text: str) -> int:
+    try:
+        return int(float(text)) if "e" in text or "." in text else int(text.replace(",", ""))
+    except (ValueError, OverflowError):
+        raise KvtoolError(f"{name} {text!r} is not a whole number") from None
+
+
+def _fraction(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise KvtoolError(f"{name} {text!r} is not a number") from None
+
+
+def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tuple[Model, str]:
+    """The model asked for, else the log's: its own name, its name in a Hub cache, or the last folder of its path."""
+    if asked is not None:
+        return resolve_model(asked, models_path=models_path), asked
+    if facts.model is None:
+        raise KvtoolError("the log does not say which model was served: name MODEL after it")
+    catalogue = load_catalogue(models_path)
+    for name in _spellings(facts.model):
+        if (found := catalogue.find(name)) is not None:
+            return found, name
+    try:
+        return resolve_model(facts.model, models_path=models_path), facts.model
+    except KvtoolError as error:
+        raise KvtoolError(f"the log's model {facts.model} is not known: name MODEL after the log ({error})") from error
+
+
+def _spellings(name: str) -> list[str]:
+    """`/models/meta-llama/Llama-3.1-8B/` -> itself, meta-llama/Llama-3.1-8B, Llama-3.1-8B."""
+    cached = _HUB_CACHE.search(name)
+    if cached is not None:
+        return [f"{cached[1]}/{cached[2]}", cached[2]]
+    parts = [part for part in name.split("/") if part]
+    return [name, "/".join(parts[-2:]), *parts[-1:]]

@@ -1,0 +1,71 @@
+"""A refusal is explained in one sentence, with a flag that helps."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.verify.helpers import from_text, held, quoted
+
+
+def explanation(text_or_name: str, model: str = "llama-3.1-8b", gpu: str | None = None) -> str:
+    facts = quoted(text_or_name) if text_or_name.endswith(".log") else from_text(text_or_name)
+    document = held(facts, model, gpu)
+    assert document.verdict == "refused"
+    assert document.refusal is not None
+    assert "\n" not in document.refusal.line
+    return document.refusal.explanation
+
+
+def test_what_is_missing_and_the_length_that_fits() -> None:
+    text = explanation("vllm_0_15_qwen3_coder_30b_refused.log", "qwen/qwen3-30b-a3b")
+    assert "20.82 GiB are missing" in text
+    assert "--max-model-len 34736" in text
+
+
+def test_memory_that_another_process_holds() -> None:
+    text = explanation("vllm_0_9_free_memory.log")
+    assert "15.94 GiB" in text
+    assert "--gpu-memory-utilization 0.66" in text  # 31.44 of 47.38 GiB
+
+
+def test_graphs_that_leave_nothing() -> None:
+    assert "118.65 GiB" in explanation("vllm_no_memory_graphs.log")
+
+
+def test_weights_that_leave_nothing() -> None:
+    text = explanation("No available memory for the cache blocks.", "llama-3.1-70b", "h100")
+    assert "weights take 131.42 GiB" in text
+    assert "tensor parallel" in text
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("Failed to load model - not enough GPU memory. Try lowering it", "14.96 GiB on each GPU"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB", "did not fit"),
+        (
+            "Model loading took 15.0 GiB memory\nAvailable KV cache memory: 50.00 GiB\n"
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+            "beside the cache",
+        ),
+        (
+            "ValueError: max_num_seqs (256) exceeds available Mamba cache blocks (95). Each decode sequence needs one",
+            "--max-num-seqs 95",
+        ),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "--mem-fraction-static"),
+        (
+            "max_total_num_tokens=1000, context_len=10, \nCUDA out of memory. Tried to allocate 512.00 MiB.\n"
+            "Load weight end. avail mem=1.00 GB, mem usage=15.00 GB",
+            "--chunked-prefill-size",
+        ),
+        ("Not enough GPU memory for hybrid (mamba/linear-attention) state cache.", "--max-running-requests"),
+    ],
+)
+def test_every_kind_names_what_helps(log: str, words: str) -> None:
+    assert words in explanation(log)
+
+
+def test_the_log_s_own_words_are_kept_without_the_prefix() -> None:
+    document = held(quoted("vllm_0_9_free_memory.log"), "llama-3.1-8b")
+    assert document.refusal is not None
+    assert document.refusal.line.startswith("Free memory on device (31.44/47.38 GiB)")
