@@ -113,7 +113,7 @@ def test_flags_reach_the_engine() -> None:
         (("--engine", "vlm"), "did you mean vllm?"),
         (("--engine", "vllm"), "needs --kv-cache-memory-bytes"),
         (("--engine", "vllm", "--kv-cache-memory-bytes", "much"), "is not a size"),
-        (("--engine", "vllm", "--kv-cache-memory-bytes", "0"), "is no memory"),
+        (("--engine", "vllm", "--kv-cache-memory-bytes", "0"), "holds nothing"),
         (("--kv-cache-memory-bytes", "40GiB"), "--kv-cache-memory-bytes needs --engine vllm"),
         (("--max-model-len", "-1"), "--max-model-len -1 needs --engine vllm"),
         (("--no-async-scheduling",), "--no-async-scheduling needs --engine vllm"),
