@@ -143,7 +143,7 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
 
 def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
     """Raises KvtoolError where a value is none that the flag can have."""
-    degrees = {name: _count(name, inputs[name]) for name in _DEGREES if name in inputs}
+    degrees: dict[str, Any] = {name: _count(name, inputs[name]) for name in _DEGREES if name in inputs}
     if facts.engine == "sglang" and inputs.get("enable_dp_attention") == "True":
         degrees["tp"] = max(1, degrees.get("tp", 1) // degrees.get("dp", 1))  # --tp-size counts all of its GPUs
     values: dict[str, Any] = {name: _count(name, inputs[name]) for name in _COUNTS if name in inputs}
