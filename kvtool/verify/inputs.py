@@ -56,7 +56,7 @@ _NAMES = {
         "swa_full_tokens_ratio": "swa_full_tokens_ratio",
         "mamba_full_memory_ratio": "mamba_full_memory_ratio",
         "max_mamba_cache_size": "max_mamba_cache_size",
-        "enable_dp_attention": "enable_dp_attention",
+        "enable_dp_attention": "dp_attention",
     },
 }
 # Flags that change what is allocated, and that no plan follows.
@@ -79,7 +79,7 @@ _COUNTS = (
     "max_mamba_cache_size",
 )
 _FRACTIONS = ("gpu_memory_utilization", "mem_fraction_static", "swa_full_tokens_ratio", "mamba_full_memory_ratio")
-_SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager", "enable_dp_attention")
+_SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 
@@ -124,7 +124,9 @@ def started(
 
 
 def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:
-    value: str | int | float | bool | None = getattr(options.parallel if flag in _DEGREES else options, flag)
+    value: str | int | float | bool | None = getattr(
+        options.parallel if flag in (*_DEGREES, "dp_attention") else options, flag
+    )
     return value
 
 
@@ -144,8 +146,7 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
 def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
     """Raises KvtoolError where a value is none that the flag can have."""
     degrees: dict[str, Any] = {name: _count(name, inputs[name]) for name in _DEGREES if name in inputs}
-    if facts.engine == "sglang" and inputs.get("enable_dp_attention") == "True":
-        degrees["tp"] = max(1, degrees.get("tp", 1) // degrees.get("dp", 1))  # --tp-size counts all of its GPUs
+    degrees["dp_attention"] = inputs.get("dp_attention") == "True"
     values: dict[str, Any] = {name: _count(name, inputs[name]) for name in _COUNTS if name in inputs}
     values |= {name: _fraction(name, inputs[name]) for name in _FRACTIONS if name in inputs}
     values |= {name: inputs[name] in ("True", "true", "enabled") for name in _SWITCHES if name in inputs}

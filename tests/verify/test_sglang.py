@@ -88,9 +88,9 @@ def test_dp_attention_divides_the_ranks() -> None:
     )
     document = held(facts, "llama-3.1-8b")
     assert document.inputs == {
-        "tp": 1,
+        "tp": 8,
         "dp": 8,
-        "enable_dp_attention": True,
+        "dp_attention": True,
         "block_size": 64,
         "kv_cache_dtype": "auto",
         "max_model_len": 8192,
