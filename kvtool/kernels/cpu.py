@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvtool.kernels.dense import causal_attention, tokens_of
+from kvtool.kernels.native import native, serves
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.
@@ -59,6 +60,11 @@ def store_kv(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
+    kernels = native()
+    if kernels is not None and k_scale == v_scale == 1.0 and all(_whole_rows(t) for t in (k, v, k_cache, v_cache)):
+        kernels.store_rows(k, k_cache, slots)
+        kernels.store_rows(v, v_cache, slots)
+        return
     if not _all_written(slots):
         kept = slots >= 0
         k, v, slots = k[kept], v[kept], slots[kept]
@@ -84,6 +90,9 @@ def paged_decode(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
+    kernels = native()
+    if kernels is not None and k_scale == v_scale == 1.0 and serves(q, k_cache, v_cache):
+        return kernels.paged_decode(q, k_cache, v_cache, block_tables, seq_lens, scale, window)
     num_heads, kv_heads = q.shape[1], k_cache.shape[2]
     # [S, HKV, G, D]: the queries of one group are rows over the same keys.
     grouped = q.view(len(q), kv_heads, num_heads // kv_heads, -1)
@@ -185,6 +194,11 @@ def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: float) -
     if scale != 1.0:
         rows *= scale
     return rows.view(len(plan.lengths), -1, *rows.shape[1:]).transpose(1, 2)
+
+
+def _whole_rows(tensor: Tensor) -> bool:
+    """Whether [T, heads, dim] or pages [P, B, heads, dim] are bf16 on the CPU with all of a token's heads together."""
+    return serves(tensor) and tensor.stride(-2) == tensor.shape[-1]
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
-from kvtool.engine.decoder.linear import GatedLinear, Linear, packs_on
+from kvtool.engine.decoder.linear import GatedLinear, Linear
+from kvtool.engine.decoder.packed import packs_on
 from kvtool.errors import KvtoolError
 
 ACTIVATIONS = {
