@@ -1,6 +1,7 @@
 // A decode step's bf16 kernels for CPUs. Sums are fp32, one rounding on the way out. `native.py` builds and calls them.
 //
-// Vectors are 16 floats, which the compiler splits where the CPU's are shorter. Every dimension is a multiple of 16.
+// A 32-bit word holds two bf16, so 32 of them are one vector of words, and two vectors of floats by a shift and a mask:
+// the elements at even places and those at odd ones. Every row is a multiple of 32, and nothing is ever shuffled apart.
 
 #include <math.h>
 #include <stdint.h>
@@ -10,41 +11,88 @@
 #endif
 
 #define LANES 16
-#define TOKENS_PER_TASK 128
+#define STEP (2 * LANES)
+#define HIGH 0xffff0000u
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef uint16_t bf16;
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef struct {
+    vec even, odd;
+} pair;
 
-INLINE vec load_bf16(const bf16 *p) {
-    halves h;
-    memcpy(&h, p, sizeof h);
-    return (vec)(__builtin_convertvector(h, words) << 16);
+INLINE words read_words(const void *p) {
+    words w;
+    memcpy(&w, p, sizeof w);
+    return w;
 }
 
-INLINE vec load(const float *p) {
-    vec v;
-    memcpy(&v, p, sizeof v);
-    return v;
+INLINE words repeated(const void *p) {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word - (words){0};
 }
 
-INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+INLINE pair load(const bf16 *p) {
+    words w = read_words(p);
+    return (pair){(vec)(w << 16), (vec)(w & HIGH)};
+}
 
 // To the nearest bf16, ties to even.
-INLINE void store_bf16(bf16 *p, vec v) {
-    words w = (words)v;
-    halves h = __builtin_convertvector((w + 0x7fff + ((w >> 16) & 1)) >> 16, halves);
-    memcpy(p, &h, sizeof h);
+INLINE words rounded(vec v) { return (words)v + 0x7fff + (((words)v >> 16) & 1); }
+
+INLINE void store(bf16 *p, pair v) {
+    words w = (rounded(v.odd) & HIGH) | (rounded(v.even) >> 16);
+    memcpy(p, &w, sizeof w);
 }
 
-INLINE vec all(float x) { return x - (vec){0}; }
+INLINE pair add(pair a, pair b) { return (pair){a.even + b.even, a.odd + b.odd}; }
+INLINE pair times(pair a, pair b) { return (pair){a.even * b.even, a.odd * b.odd}; }
+INLINE pair scaled(pair a, float x) { return (pair){a.even * x, a.odd * x}; }
+INLINE pair load_or_zero(const bf16 *p) { return p ? load(p) : (pair){0}; }
 
-// 2^x by a polynomial on [-1/2, 1/2]; relative error below 3e-7.
+// Each lane of `sum` plus the products of the two bf16 in a word with the two in the other.
+INLINE vec add_products(vec sum, words a, words b) {
+#ifdef __AVX512BF16__
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    return sum + (vec)(a << 16) * (vec)(b << 16) + (vec)(a & HIGH) * (vec)(b & HIGH);
+#endif
+}
+
+INLINE vec larger(vec a, vec b) {
+    words first = (words)(a > b);
+    return (vec)(((words)a & first) | ((words)b & ~first));
+}
+
+// [a0+a1, a2+a3, .., b0+b1, ..]
+INLINE vec neighbour_sums(vec a, vec b) {
+    const words even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+}
+
+// Lane i is the sum of v[i].
+INLINE vec sums(vec v[LANES]) {
+    UNROLL for (int n = LANES / 2; n; n /= 2)
+        UNROLL for (int i = 0; i < n; i++) v[i] = neighbour_sums(v[2 * i], v[2 * i + 1]);
+    return v[0];
+}
+
+INLINE float sum(vec v) {
+    UNROLL for (int n = 0; n < 4; n++) v = neighbour_sums(v, v);
+    return v[0];
+}
+
+INLINE float maximum(vec v) {
+    const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    UNROLL for (int n = LANES / 2; n; n /= 2) v = larger(v, __builtin_shuffle(v, lane ^ n));
+    return v[0];
+}
+
+// 2^x by a polynomial on [-1/2, 1/2]; x is at least -126, relative error below 3e-7.
 INLINE vec exp2_of(vec x) {
-    UNROLL for (int i = 0; i < LANES; i++) x[i] = x[i] < -126.0f ? -126.0f : x[i] > 127.0f ? 127.0f : x[i];
     const float to_integer = 12582912.0f; // 1.5 * 2^23: adding it leaves the integer in the low bits
     vec shifted = x + to_integer, f = x - (shifted - to_integer);
     vec p = f * 1.5403530e-4f + 1.3333558e-3f;
@@ -56,76 +104,38 @@ INLINE vec exp2_of(vec x) {
     return (vec)((words)p + ((words)shifted << 23));
 }
 
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp2_of(x * -(float)M_LOG2E)); }
-
-enum { SILU, GELU, GELU_TANH };
-
-INLINE vec activated(vec x, int activation) {
-    if (activation == SILU) return x * sigmoid(x);
-    if (activation == GELU_TANH) return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); // 2 sqrt(2 / pi)
-    vec y;
-    for (int i = 0; i < LANES; i++) y[i] = 0.5f * x[i] * (1.0f + erff(x[i] * (float)M_SQRT1_2));
-    return y;
+INLINE vec sigmoid(vec x) {
+    vec exponent = x * -(float)M_LOG2E, lowest = {0}, highest = {0};
+    exponent = larger(exponent, lowest - 126.0f);
+    return 1.0f / (1.0f + exp2_of(-larger(-exponent, highest - 126.0f)));
 }
 
-// [a0+a1, a2+a3, .., b0+b1, ..]
-INLINE vec pair_sums(vec a, vec b) {
-    const words even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
-}
+// ---- products with weights packed as [out / 32][in / 2][2][16][2]: even outputs, odd outputs, two inputs each
 
-// Lane i is the sum of v[i].
-INLINE vec sums(vec v[LANES]) {
-    UNROLL for (int n = LANES / 2; n; n /= 2)
-        UNROLL for (int i = 0; i < n; i++) v[i] = pair_sums(v[2 * i], v[2 * i + 1]);
-    return v[0];
-}
+#define ROWS_AT_ONCE 8
 
-INLINE float sum(vec v) {
-    UNROLL for (int n = 0; n < 4; n++) v = pair_sums(v, v);
-    return v[0];
-}
-
-INLINE float maximum(vec v) {
-    float m = v[0];
-    UNROLL for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
-    return m;
-}
-
-// ---- products with weights packed as [out / 16][in / 2][16][2]: 16 outputs side by side, two inputs each
-
-INLINE vec add_products(vec sum, words weights, uint32_t inputs) {
-#ifdef __AVX512BF16__
-    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(inputs));
-#else
-    words even = weights << 16, odd = weights & 0xffff0000, x = inputs - (words){0};
-    return sum + (vec)even * (vec)(x << 16) + (vec)odd * (vec)(x & 0xffff0000);
-#endif
-}
-
-// 16 outputs of `rows` (a constant) rows of x. Few rows take turns on more sums, or each would wait for the last one.
-INLINE void product(const int rows, const bf16 *x, int64_t x_stride, const bf16 *w, int64_t in, vec *out) {
-    const int turns = rows <= 2 ? 4 : rows <= 4 ? 2 : 1;
-    vec acc[rows * turns];
-    UNROLL for (int i = 0; i < rows * turns; i++) acc[i] = (vec){0};
-    for (int64_t i = 0; i < in; i += 2 * turns) {
+// 32 outputs of `rows` (a constant) rows of x. Few rows take turns on more sums, or each would wait for the last one.
+INLINE void product(const int rows, const bf16 *x, int64_t x_stride, const bf16 *w, int64_t in, pair *out) {
+    const int turns = rows == 1 ? 4 : rows <= 4 ? 2 : 1;
+    pair acc[ROWS_AT_ONCE];
+    UNROLL for (int i = 0; i < rows * turns; i++) acc[i] = (pair){0};
+    for (int64_t i = 0; i < in; i += 2 * turns)
         UNROLL for (int t = 0; t < turns; t++) {
-            words weights;
-            memcpy(&weights, w + LANES * (i + 2 * t), sizeof weights);
+            const bf16 *weights = w + STEP * (i + 2 * t);
+            words even = read_words(weights), odd = read_words(weights + STEP);
             UNROLL for (int m = 0; m < rows; m++) {
-                uint32_t inputs;
-                memcpy(&inputs, x + m * x_stride + i + 2 * t, sizeof inputs);
-                acc[m * turns + t] = add_products(acc[m * turns + t], weights, inputs);
+                words inputs = repeated(x + m * x_stride + i + 2 * t);
+                pair *sum = acc + m * turns + t;
+                *sum = (pair){add_products(sum->even, even, inputs), add_products(sum->odd, odd, inputs)};
             }
         }
-    }
     UNROLL for (int m = 0; m < rows; m++) {
         out[m] = acc[m * turns];
-        UNROLL for (int t = 1; t < turns; t++) out[m] += acc[m * turns + t];
+        UNROLL for (int t = 1; t < turns; t++) out[m] = add(out[m], acc[m * turns + t]);
     }
 }
 
-static void products(int rows, const bf16 *x, int64_t x_stride, const bf16 *w, int64_t in, vec *out) {
+static void products(int rows, const bf16 *x, int64_t x_stride, const bf16 *w, int64_t in, pair *out) {
     switch (rows) {
     case 1: return product(1, x, x_stride, w, in, out);
     case 2: return product(2, x, x_stride, w, in, out);
@@ -138,41 +148,52 @@ static void products(int rows, const bf16 *x, int64_t x_stride, const bf16 *w, i
     }
 }
 
-#define ROWS_AT_ONCE 8
-
 INLINE int at_once(int64_t rows, int64_t row) { return rows - row < ROWS_AT_ONCE ? rows - row : ROWS_AT_ONCE; }
 
 // y [rows, out] = x W^T + bias + plus; bias and plus may be null.
 void linear(const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, const bf16 *plus, int64_t plus_stride,
             bf16 *y, int64_t rows, int64_t in, int64_t out) {
 #pragma omp parallel for schedule(static)
-    for (int64_t o = 0; o < out; o += LANES) {
-        vec found[ROWS_AT_ONCE], b = bias ? load_bf16(bias + o) : (vec){0};
+    for (int64_t o = 0; o < out; o += STEP) {
+        pair found[ROWS_AT_ONCE], b = load_or_zero(bias ? bias + o : 0);
         for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
             int n = at_once(rows, row);
             products(n, x + row * x_stride, x_stride, w + o * in, in, found);
             for (int m = 0; m < n; m++) {
-                vec v = found[m] + b;
-                if (plus) v += load_bf16(plus + (row + m) * plus_stride + o);
-                store_bf16(y + (row + m) * out + o, v);
+                pair more = load_or_zero(plus ? plus + (row + m) * plus_stride + o : 0);
+                store(y + (row + m) * out + o, add(add(found[m], b), more));
             }
         }
     }
+}
+
+enum { SILU, GELU, GELU_TANH };
+
+INLINE vec activated_lanes(vec x, int64_t activation) {
+    if (activation == SILU) return x * sigmoid(x);
+    if (activation == GELU_TANH) return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); // 2 sqrt(2 / pi)
+    vec y;
+    for (int i = 0; i < LANES; i++) y[i] = 0.5f * x[i] * (1.0f + erff(x[i] * (float)M_SQRT1_2));
+    return y;
+}
+
+INLINE pair activated(pair x, int64_t activation) {
+    return (pair){activated_lanes(x.even, activation), activated_lanes(x.odd, activation)};
 }
 
 // y [rows, out] = activation(x Wg^T + bg) * (x Wu^T + bu); the biases may be null.
 void gated_linear(const bf16 *x, int64_t x_stride, const bf16 *gate, const bf16 *up, const bf16 *gate_bias,
                   const bf16 *up_bias, int64_t activation, bf16 *y, int64_t rows, int64_t in, int64_t out) {
 #pragma omp parallel for schedule(static)
-    for (int64_t o = 0; o < out; o += LANES) {
-        vec g[ROWS_AT_ONCE], u[ROWS_AT_ONCE];
-        vec bg = gate_bias ? load_bf16(gate_bias + o) : (vec){0}, bu = up_bias ? load_bf16(up_bias + o) : (vec){0};
+    for (int64_t o = 0; o < out; o += STEP) {
+        pair g[ROWS_AT_ONCE], u[ROWS_AT_ONCE];
+        pair bg = load_or_zero(gate_bias ? gate_bias + o : 0), bu = load_or_zero(up_bias ? up_bias + o : 0);
         for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
             int n = at_once(rows, row);
             products(n, x + row * x_stride, x_stride, gate + o * in, in, g);
             products(n, x + row * x_stride, x_stride, up + o * in, in, u);
             for (int m = 0; m < n; m++)
-                store_bf16(y + (row + m) * out + o, activated(g[m] + bg, activation) * (u[m] + bu));
+                store(y + (row + m) * out + o, times(activated(add(g[m], bg), activation), add(u[m], bu)));
         }
     }
 }
@@ -184,8 +205,8 @@ void gated_linear(const bf16 *x, int64_t x_stride, const bf16 *gate, const bf16 
 // gate [count] = activation(gate) * up.
 void gate(bf16 *gate, const bf16 *up, int64_t activation, int64_t count) {
 #pragma omp parallel for schedule(static) if (count >= MANY)
-    for (int64_t i = 0; i < count; i += LANES)
-        store_bf16(gate + i, activated(load_bf16(gate + i), activation) * load_bf16(up + i));
+    for (int64_t i = 0; i < count; i += STEP)
+        store(gate + i, times(activated(load(gate + i), activation), load(up + i)));
 }
 
 // y [rows, n] = x / rms(x) * weight.
@@ -193,28 +214,25 @@ void rms_norm(const bf16 *x, int64_t x_stride, const bf16 *weight, float eps, bf
 #pragma omp parallel for schedule(static) if (rows * n >= MANY)
     for (int64_t row = 0; row < rows; row++) {
         const bf16 *from = x + row * x_stride;
-        vec squares = {0};
-        for (int64_t i = 0; i < n; i += LANES) {
-            vec v = load_bf16(from + i);
-            squares += v * v;
-        }
-        float scale = 1.0f / sqrtf(sum(squares) / n + eps);
-        for (int64_t i = 0; i < n; i += LANES)
-            store_bf16(y + row * n + i, load_bf16(from + i) * scale * load_bf16(weight + i));
+        pair squares = {0};
+        for (int64_t i = 0; i < n; i += STEP) squares = add(squares, times(load(from + i), load(from + i)));
+        float scale = 1.0f / sqrtf(sum(squares.even + squares.odd) / n + eps);
+        for (int64_t i = 0; i < n; i += STEP)
+            store(y + row * n + i, times(scaled(load(from + i), scale), load(weight + i)));
     }
 }
 
-// y [rows, heads, dim] = x cos + roll(x, dim / 2) sin, cos and sin [rows, dim], dim a multiple of 32.
+// y [rows, heads, dim] = x cos + roll(x, dim / 2) sin, cos and sin [rows, dim]; half of dim is a multiple of 32.
 void rotate(const bf16 *x, int64_t row_stride, int64_t head_stride, const bf16 *cos, const bf16 *sin, bf16 *y,
             int64_t rows, int64_t heads, int64_t dim) {
 #pragma omp parallel for schedule(static) if (rows * heads * dim >= MANY)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t head = 0; head < heads; head++) {
             const bf16 *from = x + row * row_stride + head * head_stride;
-            bf16 *to = y + (row * heads + head) * dim;
-            for (int64_t i = 0; i < dim; i += LANES) {
-                vec turned = load_bf16(from + (i + dim / 2) % dim) * load_bf16(sin + row * dim + i);
-                store_bf16(to + i, load_bf16(from + i) * load_bf16(cos + row * dim + i) + turned);
+            for (int64_t i = 0; i < dim; i += STEP) {
+                pair turned = times(load(from + (i + dim / 2) % dim), load(sin + row * dim + i));
+                pair kept = times(load(from + i), load(cos + row * dim + i));
+                store(y + (row * heads + head) * dim + i, add(kept, turned));
             }
         }
 }
@@ -231,125 +249,150 @@ void store_rows(const bf16 *rows, int64_t row_stride, const int64_t *slots, bf16
 
 // ---- attention of one query a sequence over pages
 
+#define TOKENS_PER_TASK 128
+
 typedef struct {
     const bf16 *data;
     int64_t page, slot, head, dim; // strides, and the dimension of a head
 } Cache;
 
-// Running softmax of some query heads of one KV head: maxima, sums, and weighted values [heads, v.dim].
+// Some tokens of a sequence: where the rows of each lie.
 typedef struct {
-    float *maxima, *sums, *values;
+    int64_t count, k[TOKENS_PER_TASK], v[TOKENS_PER_TASK];
+} Tokens;
+
+// The softmax of some query heads over some tokens, unfinished: maxima and sums [heads], weighted values [heads, dim].
+typedef struct {
+    float *maxima, *sums;
+    pair *values;
 } Partial;
 
-// `heads` (a constant) query heads over tokens first .. last-1 of one KV head; q [heads, k.dim] is scaled by log2(e).
-INLINE void attend(const int heads, const float *q, Cache k, Cache v, const int32_t *table, int64_t block,
-                   int64_t first, int64_t last, Partial to) {
-    for (int64_t start = first; start < last; start += LANES) {
-        int64_t k_at[LANES], v_at[LANES];
-        int n = last - start < LANES ? last - start : LANES;
-        for (int t = 0; t < LANES; t++) {
-            int64_t token = start + (t < n ? t : 0), page = table[token / block], slot = token % block;
-            k_at[t] = page * k.page + slot * k.slot;
-            v_at[t] = page * v.page + slot * v.slot;
-        }
+// `heads` (a constant) query heads, q_head apart, over one KV head. The scale is one in base 2.
+INLINE void attend(const int heads, const bf16 *q, int64_t q_head, float scale, const bf16 *k, int64_t k_dim,
+                   const bf16 *v, int64_t v_dim, const Tokens *tokens, Partial to) {
+    const int64_t v_pairs = v_dim / STEP;
+    for (int64_t start = 0; start < tokens->count; start += LANES) {
+        const int n = tokens->count - start < LANES ? tokens->count - start : LANES;
         vec dots[heads][LANES], weights[heads];
         float kept[heads];
         for (int t = 0; t < LANES; t++) {
-            vec acc[heads];
-            UNROLL for (int h = 0; h < heads; h++) acc[h] = (vec){0};
-            for (int64_t d = 0; d < k.dim; d += LANES) {
-                vec key = load_bf16(k.data + k_at[t] + d);
-                UNROLL for (int h = 0; h < heads; h++) acc[h] += key * load(q + h * k.dim + d);
+            const bf16 *key = k + tokens->k[start + (t < n ? t : 0)];
+            UNROLL for (int h = 0; h < heads; h++) dots[h][t] = (vec){0};
+            for (int64_t d = 0; d < k_dim; d += STEP) {
+                words elements = read_words(key + d);
+                UNROLL for (int h = 0; h < heads; h++)
+                    dots[h][t] = add_products(dots[h][t], elements, read_words(q + h * q_head + d));
             }
-            UNROLL for (int h = 0; h < heads; h++) dots[h][t] = acc[h];
         }
         UNROLL for (int h = 0; h < heads; h++) {
-            vec scores = sums(dots[h]);
-            for (int t = n; t < LANES; t++) scores[t] = -INFINITY;
-            float most = fmaxf(to.maxima[h], maximum(scores));
+            vec scores = sums(dots[h]) * scale, lowest = {0};
+            float most = fmaxf(to.maxima[h], maximum(scores)); // a token that stands in for none repeats the first
             kept[h] = exp2f(to.maxima[h] - most);
-            weights[h] = exp2_of(scores - most);
+            weights[h] = exp2_of(larger(scores - most, lowest - 126.0f));
             for (int t = n; t < LANES; t++) weights[h][t] = 0.0f;
             to.maxima[h] = most;
             to.sums[h] = to.sums[h] * kept[h] + sum(weights[h]);
         }
-        for (int64_t d = 0; d < v.dim; d += LANES) {
-            vec acc[heads];
-            UNROLL for (int h = 0; h < heads; h++) acc[h] = load(to.values + h * v.dim + d) * kept[h];
-            UNROLL for (int t = 0; t < LANES; t++) {
-                vec value = load_bf16(v.data + v_at[t] + d);
-                UNROLL for (int h = 0; h < heads; h++) acc[h] += value * weights[h][t];
+        for (int64_t d = 0; d < v_pairs; d++) {
+            pair acc[heads];
+            UNROLL for (int h = 0; h < heads; h++) acc[h] = scaled(to.values[h * v_pairs + d], kept[h]);
+            for (int t = 0; t < n; t++) {
+                pair elements = load(v + tokens->v[start + t] + d * STEP);
+                UNROLL for (int h = 0; h < heads; h++) acc[h] = add(acc[h], scaled(elements, weights[h][t]));
             }
-            UNROLL for (int h = 0; h < heads; h++) store(to.values + h * v.dim + d, acc[h]);
+            UNROLL for (int h = 0; h < heads; h++) to.values[h * v_pairs + d] = acc[h];
         }
     }
 }
 
 // All query heads of a group, a few at a time.
-static void attend_group(int group, const float *q, Cache k, Cache v, const int32_t *table, int64_t block,
-                         int64_t first, int64_t last, Partial to) {
-    for (int heads; group > 0; group -= heads) {
+static void attend_group(int64_t group, const bf16 *q, int64_t q_head, float scale, const bf16 *k, int64_t k_dim,
+                         const bf16 *v, int64_t v_dim, const Tokens *tokens, Partial to) {
+    for (int64_t heads; group > 0; group -= heads) {
         heads = group < 4 ? group : 4;
         switch (heads) {
-        case 1: attend(1, q, k, v, table, block, first, last, to); break;
-        case 2: attend(2, q, k, v, table, block, first, last, to); break;
-        case 3: attend(3, q, k, v, table, block, first, last, to); break;
-        default: attend(4, q, k, v, table, block, first, last, to);
+        case 1: attend(1, q, q_head, scale, k, k_dim, v, v_dim, tokens, to); break;
+        case 2: attend(2, q, q_head, scale, k, k_dim, v, v_dim, tokens, to); break;
+        case 3: attend(3, q, q_head, scale, k, k_dim, v, v_dim, tokens, to); break;
+        default: attend(4, q, q_head, scale, k, k_dim, v, v_dim, tokens, to);
         }
-        q += heads * k.dim;
-        to = (Partial){to.maxima + heads, to.sums + heads, to.values + heads * v.dim};
+        q += heads * q_head;
+        to = (Partial){to.maxima + heads, to.sums + heads, to.values + heads * v_dim / STEP};
     }
 }
 
-INLINE int64_t first_seen(int64_t length, int64_t window) { return window && length > window ? length - window : 0; }
+typedef struct {
+    const bf16 *q;
+    int64_t q_seq, q_head; // strides
+    Cache k, v;
+    const int32_t *tables;
+    int64_t table_stride;
+    const int32_t *lengths;
+    float *scratch; // [seqs, tasks] x (values [heads, v.dim], maxima and sums [heads] in a row of 32 a head)
+    bf16 *out;
+    float scale;
+    int64_t window, seqs, heads, kv_heads, block, tasks;
+} Decode;
 
-// out [seqs, heads, v_dim] = softmax(scale q k^T) v. A task is TOKENS_PER_TASK tokens of one sequence, all heads;
-// `scratch` holds [seqs, tasks] x (heads * (2 + v_dim) + heads * k_dim) floats. Length 0 gives zeros.
-void paged_decode(const bf16 *q, int64_t q_seq, int64_t q_head, const bf16 *k, int64_t k_page, int64_t k_slot,
-                  int64_t k_head, const bf16 *v, int64_t v_page, int64_t v_slot, int64_t v_head, const int32_t *tables,
-                  int64_t table_stride, const int32_t *lengths, float *scratch, bf16 *out, float scale, int64_t window,
-                  int64_t seqs, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim, int64_t block,
-                  int64_t tasks) {
-    const int64_t group = heads / kv_heads, room = heads * (2 + v_dim + k_dim);
+INLINE int64_t first_seen(const Decode *d, int64_t s) {
+    return d->window && d->lengths[s] > d->window ? d->lengths[s] - d->window : 0;
+}
+
+INLINE Partial partial_of(const Decode *d, int64_t s, int64_t task) {
+    float *values = d->scratch + (s * d->tasks + task) * d->heads * (d->v.dim + STEP);
+    float *maxima = values + d->heads * d->v.dim;
+    return (Partial){maxima, maxima + d->heads, (pair *)values};
+}
+
+// All heads over the tokens of one task.
+static void decode_task(const Decode *d, int64_t s, int64_t task) {
+    const int64_t first = first_seen(d, s) + task * TOKENS_PER_TASK, left = d->lengths[s] - first;
+    if (left <= 0) return;
+    Tokens tokens = {.count = left < TOKENS_PER_TASK ? left : TOKENS_PER_TASK};
+    for (int64_t t = 0; t < tokens.count; t++) {
+        const int64_t page = d->tables[s * d->table_stride + (first + t) / d->block], slot = (first + t) % d->block;
+        tokens.k[t] = page * d->k.page + slot * d->k.slot;
+        tokens.v[t] = page * d->v.page + slot * d->v.slot;
+    }
+    Partial all = partial_of(d, s, task);
+    for (int64_t h = 0; h < d->heads; h++) all.maxima[h] = -INFINITY, all.sums[h] = 0.0f;
+    memset(all.values, 0, d->heads * d->v.dim * sizeof(float));
+    const int64_t group = d->heads / d->kv_heads;
+    for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group)
+        attend_group(group, d->q + s * d->q_seq + h * d->q_head, d->q_head, d->scale * (float)M_LOG2E,
+                     d->k.data + kv * d->k.head, d->k.dim, d->v.data + kv * d->v.head, d->v.dim, &tokens,
+                     (Partial){all.maxima + h, all.sums + h, all.values + h * d->v.dim / STEP});
+}
+
+// One head's output out of its tasks' partial ones.
+static void merge(const Decode *d, int64_t s, int64_t h) {
+    const int64_t seen = d->lengths[s] - first_seen(d, s), tasks = (seen + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK;
+    float most = -INFINITY, total = 0.0f;
+    for (int64_t t = 0; t < tasks; t++) most = fmaxf(most, partial_of(d, s, t).maxima[h]);
+    for (int64_t t = 0; t < tasks; t++) {
+        Partial part = partial_of(d, s, t);
+        part.maxima[h] = exp2f(part.maxima[h] - most); // from here on its weight
+        total += part.maxima[h] * part.sums[h];
+    }
+    for (int64_t i = 0; i < d->v.dim / STEP; i++) {
+        pair value = {0};
+        for (int64_t t = 0; t < tasks; t++) {
+            Partial part = partial_of(d, s, t);
+            value = add(value, scaled(part.values[h * d->v.dim / STEP + i], part.maxima[h]));
+        }
+        store(d->out + (s * d->heads + h) * d->v.dim + i * STEP, scaled(value, tasks ? 1.0f / total : 0.0f));
+    }
+}
+
+// out [seqs, heads, v.dim] = softmax(scale q k^T) v; a sequence of length 0 gives zeros.
+void paged_decode(const Decode *d) {
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t s = 0; s < seqs; s++)
-            for (int64_t task = 0; task < tasks; task++) {
-                int64_t first = first_seen(lengths[s], window) + task * TOKENS_PER_TASK;
-                int64_t last = first + TOKENS_PER_TASK < lengths[s] ? first + TOKENS_PER_TASK : lengths[s];
-                if (first >= last) continue;
-                float *maxima = scratch + (s * tasks + task) * room, *found = maxima + heads;
-                float *values = found + heads, *queries = values + heads * v_dim;
-                for (int64_t h = 0; h < heads; h++) {
-                    maxima[h] = -INFINITY, found[h] = 0.0f;
-                    for (int64_t d = 0; d < k_dim; d += LANES)
-                        store(queries + h * k_dim + d,
-                              load_bf16(q + s * q_seq + h * q_head + d) * (scale * (float)M_LOG2E));
-                }
-                memset(values, 0, heads * v_dim * sizeof(float));
-                for (int64_t h = 0; h < kv_heads; h++)
-                    attend_group(group, queries + h * group * k_dim, (Cache){k + h * k_head, k_page, k_slot, k_head, k_dim},
-                                 (Cache){v + h * v_head, v_page, v_slot, v_head, v_dim}, tables + s * table_stride,
-                                 block, first, last,
-                                 (Partial){maxima + h * group, found + h * group, values + h * group * v_dim});
-            }
+        for (int64_t s = 0; s < d->seqs; s++)
+            for (int64_t task = 0; task < d->tasks; task++) decode_task(d, s, task);
 #pragma omp for schedule(static) collapse(2)
-        for (int64_t s = 0; s < seqs; s++)
-            for (int64_t h = 0; h < heads; h++) {
-                int64_t seen = lengths[s] - first_seen(lengths[s], window);
-                int64_t used = (seen + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK;
-                const float *part = scratch + s * tasks * room;
-                float most = -INFINITY, total = 0.0f;
-                for (int64_t t = 0; t < used; t++) most = fmaxf(most, part[t * room + h]);
-                for (int64_t t = 0; t < used; t++)
-                    total += part[t * room + heads + h] * exp2f(part[t * room + h] - most);
-                for (int64_t d = 0; d < v_dim; d += LANES) {
-                    vec value = {0};
-                    for (int64_t t = 0; t < used; t++)
-                        value += load(part + t * room + 2 * heads + h * v_dim + d) * exp2f(part[t * room + h] - most);
-                    store_bf16(out + (s * heads + h) * v_dim + d, used ? value / total : value);
-                }
-            }
+        for (int64_t s = 0; s < d->seqs; s++)
+            for (int64_t h = 0; h < d->heads; h++) merge(d, s, h);
     }
 }

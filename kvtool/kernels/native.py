@@ -20,7 +20,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math")
-LANES = 16  # every dimension is a multiple of it
+ROW = 32  # every row is a multiple of so many elements
 TOKENS_PER_TASK = 128  # as in native.c
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
 BUILD_LIMIT_S = 60.0
@@ -33,13 +33,21 @@ _SIGNATURES = {
     "rms_norm": (_POINTER, _COUNT, _POINTER, _NUMBER, _POINTER, _COUNT, _COUNT),
     "rotate": (_POINTER, _COUNT, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3),
     "store_rows": (_POINTER, _COUNT, _POINTER, _POINTER, *(_COUNT,) * 5),
-    "paged_decode": (
-        *(_POINTER, _COUNT, _COUNT),
-        *(_POINTER, *(_COUNT,) * 3) * 2,
-        *(_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _NUMBER),
-        *(_COUNT,) * 8,
-    ),
+    "paged_decode": (_POINTER,),
 }
+
+
+class _Decode(ctypes.Structure):
+    """`Decode` of native.c, its two `Cache`s field by field."""
+
+    _fields_ = (
+        *(("q", _POINTER), ("q_seq", _COUNT), ("q_head", _COUNT)),
+        *(("k", _POINTER), ("k_page", _COUNT), ("k_slot", _COUNT), ("k_head", _COUNT), ("k_dim", _COUNT)),
+        *(("v", _POINTER), ("v_page", _COUNT), ("v_slot", _COUNT), ("v_head", _COUNT), ("v_dim", _COUNT)),
+        *(("tables", _POINTER), ("table_stride", _COUNT), ("lengths", _POINTER), ("scratch", _POINTER)),
+        *(("out", _POINTER), ("scale", _NUMBER), ("window", _COUNT), ("seqs", _COUNT), ("heads", _COUNT)),
+        *(("kv_heads", _COUNT), ("block", _COUNT), ("tasks", _COUNT)),
+    )
 
 
 class Native:
@@ -54,7 +62,7 @@ class Native:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
         """x [T, in] W^T + bias + plus -> [T, out], for a weight out of `packed`."""
         blocks, pairs = weight.shape[:2]
-        out = x.new_empty(len(x), blocks * LANES)
+        out = x.new_empty(len(x), blocks * ROW)
         self._library.linear(
             x.data_ptr(),
             x.stride(0),
@@ -65,7 +73,7 @@ class Native:
             out.data_ptr(),
             len(x),
             2 * pairs,
-            blocks * LANES,
+            blocks * ROW,
         )
         return out
 
@@ -74,7 +82,7 @@ class Native:
     ) -> Tensor:
         """activation(x Wg^T + bg) * (x Wu^T + bu) -> [T, out], for weights out of `packed`."""
         blocks, pairs = gate.shape[:2]
-        out = x.new_empty(len(x), blocks * LANES)
+        out = x.new_empty(len(x), blocks * ROW)
         self._library.gated_linear(
             x.data_ptr(),
             x.stride(0),
@@ -85,7 +93,7 @@ class Native:
             out.data_ptr(),
             len(x),
             2 * pairs,
-            blocks * LANES,
+            blocks * ROW,
         )
         return out
 
@@ -133,28 +141,30 @@ class Native:
         out = q.new_empty(seqs, heads, v_dim)
         longest = block_tables.shape[1] * block
         tasks = max(1, -(-(min(window, longest) if window else longest) // TOKENS_PER_TASK))
-        scratch = torch.empty(seqs * tasks * heads * (2 + v_dim + k_dim), dtype=torch.float32)
-        self._library.paged_decode(
+        scratch = torch.empty(seqs * tasks * heads * (v_dim + ROW), dtype=torch.float32)
+        call = _Decode(
             *(q.data_ptr(), q.stride(0), q.stride(1)),
-            *(k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3]),
+            *(k.data_ptr(), *k.stride()[:3], k_dim),
+            *(v.data_ptr(), *v.stride()[:3], v_dim),
             *(block_tables.data_ptr(), block_tables.stride(0), seq_lens.data_ptr(), scratch.data_ptr()),
-            *(out.data_ptr(), scale, window, seqs, heads, kv_heads, k_dim, v_dim, block, tasks),
+            *(out.data_ptr(), scale, window, seqs, heads, kv_heads, block, tasks),
         )
+        self._library.paged_decode(ctypes.byref(call))
         return out
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A weight [out, in] as [out / 16, in / 2, 16, 2]: 16 outputs side by side, two inputs each."""
+    """A weight [out, in] as [out / 32, in / 2, 2, 16, 2]: even outputs, then odd ones, two inputs each."""
     rows, columns = weight.shape
-    return weight.view(rows // LANES, LANES, columns // 2, 2).transpose(1, 2).contiguous()
+    return weight.view(rows // ROW, ROW // 2, 2, columns // 2, 2).permute(0, 3, 2, 1, 4).contiguous()
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: bf16 on the CPU, rows of a multiple of 16."""
+    """Whether the kernels take these tensors: bf16 on the CPU, rows of a multiple of 32."""
     return all(
         tensor.dtype is torch.bfloat16
         and tensor.device.type == "cpu"
-        and tensor.shape[-1] % LANES == 0
+        and tensor.shape[-1] % ROW == 0
         and tensor.stride(-1) == 1
         for tensor in tensors
     )

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvtool.kernels.native import LANES, Native, native, packed
+from kvtool.kernels.native import ROW, Native, native, packed
 
 # The products are for at most so many rows. oneDNN chooses its layout for a number of them; this one serves fewer well.
 FEW_ROWS = 64
@@ -101,7 +101,7 @@ def packed_gated_linear(gate: Tensor, up: Tensor, biases: Biases, activation: st
 
 
 def _fits(weight: Tensor) -> bool:
-    return weight.shape[0] % LANES == 0 and weight.shape[1] % LANES == 0
+    return weight.shape[0] % ROW == 0 and weight.shape[1] % ROW == 0
 
 
 def _onednn_has_bf16() -> bool:
