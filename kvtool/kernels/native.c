@@ -267,6 +267,11 @@ typedef struct {
     pair *values;
 } Partial;
 
+// Ask for a row before it is read: pages are too short a stretch for the CPU to foresee.
+INLINE void fetch(const bf16 *row, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += STEP) __builtin_prefetch(row + i);
+}
+
 // `heads` (a constant) query heads, q_head apart, over one KV head. The scale is one in base 2.
 INLINE void attend(const int heads, const bf16 *q, int64_t q_head, float scale, const bf16 *k, int64_t k_dim,
                    const bf16 *v, int64_t v_dim, const Tokens *tokens, Partial to) {
@@ -277,6 +282,9 @@ INLINE void attend(const int heads, const bf16 *q, int64_t q_head, float scale, 
         float kept[heads];
         for (int t = 0; t < LANES; t++) {
             const bf16 *key = k + tokens->k[start + (t < n ? t : 0)];
+            const int64_t ahead = start + LANES + t < tokens->count ? start + LANES + t : start;
+            fetch(k + tokens->k[ahead], k_dim);
+            fetch(v + tokens->v[ahead], v_dim);
             UNROLL for (int h = 0; h < heads; h++) dots[h][t] = (vec){0};
             for (int64_t d = 0; d < k_dim; d += STEP) {
                 words elements = read_words(key + d);
