@@ -1,5 +1,7 @@
 """The fast torch path, for CPUs: index_copy into pages, then SDPA over the tokens of each sequence.
 
+In bf16 the compiled kernels of `native` write the pages and decode, where this machine can build them.
+
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvtool.kernels.dense import causal_attention, tokens_of
-from kvtool.kernels.native import native, serves
+from kvtool.kernels.native import ROW, native, serves
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.
@@ -73,6 +75,10 @@ def store_kv(
 
 
 def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+    kernels = native()
+    if kernels is not None and scale == 1.0 and serves(latent, cache):
+        kernels.store_rows(latent, cache, slots)
+        return
     if not _all_written(slots):
         latent, slots = latent[slots >= 0], slots[slots >= 0]
     _store(latent, cache, slots, scale)
@@ -149,6 +155,10 @@ def mla_decode(
     scale: float,
     cache_scale: float = 1.0,
 ) -> Tensor:
+    kernels = native()
+    if kernels is not None and cache_scale == 1.0 and latent_dim % ROW == 0 and serves(q, cache):
+        k_cache = cache.unsqueeze(2)  # as in mla_prefill
+        return kernels.paged_decode(q, k_cache, k_cache[..., :latent_dim], block_tables, seq_lens, scale, window=0)
     out = q.new_zeros(*q.shape[:2], latent_dim)
     for row, (table, seq_len) in enumerate(zip(block_tables.tolist(), seq_lens.tolist(), strict=True)):
         if seq_len > 0:

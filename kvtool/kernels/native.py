@@ -105,9 +105,7 @@ class Native:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, n] / rms(x) * weight [n]."""
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self._library.rms_norm(
-            x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), len(x), x.shape[1]
-        )
+        self._library.rms_norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), len(x), x.shape[1])
         return out
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

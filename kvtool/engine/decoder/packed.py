@@ -1,4 +1,4 @@
-"""Weights packed for few rows, with what follows the product done before it leaves the core: a bias, a residual, a gate.
+"""Weights packed for few rows, with what follows the product done at once: a bias, a residual, a gate.
 
 bf16 on CPUs: the compiled kernels' own layout, which reads weights as fast as memory gives them, or oneDNN's.
 """
