@@ -133,7 +133,7 @@ def paged_prefill(
     v_scale: float = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
-    out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
+    out = q.new_empty(*q.shape[:2], v_cache.shape[3])  # every row is some sequence's
     starts = query_starts.tolist()
     for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
         if start == stop:
