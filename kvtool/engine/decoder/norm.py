@@ -14,9 +14,9 @@ _FEW_ROWS = 64
 class RmsNorm:
     """Over the last dimension of x [..., n]; `weight` is [n], or [heads, n] for one row a head.
 
-    torch has a kernel for it on GPUs only. On a CPU in bf16 few rows cost what their number of operations costs, and
-    the LayerNorm kernel does it in three: the mean of (x, -x) is 0 and its variance the mean square of x. Many rows
-    cost what their bytes cost, and are normalised in place.
+    torch has a kernel for it on GPUs only; the compiled kernels have one for bf16 on CPUs. Without them few rows cost
+    what their number of operations costs, and the LayerNorm kernel does it in three: the mean of (x, -x) is 0 and its
+    variance the mean square of x. Many rows cost what their bytes cost, and are normalised in place.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
