@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("kvtool", deadline=None)
 settings.load_profile("kvtool")
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine with no gcc, where torch's own operations must do what the compiled kernels do elsewhere."""
+    from kvtool.kernels.native import native
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    native.cache_clear()
+    yield
+    native.cache_clear()

@@ -62,6 +62,8 @@ def _os_name() -> str:
 def _processor() -> dict[str, Any]:
     import torch
 
+    from kvtool.kernels.native import native
+
     cpus = usable_cpus()
     fields = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
     flags = set(str(fields.get("flags") or fields.get("Features") or "").split())
@@ -71,6 +73,7 @@ def _processor() -> dict[str, Any]:
         "physical_cores": physical_cores(cpus),
         "logical_cores": len(cpus),
         "torch_threads": torch.get_num_threads(),
+        "cpu_kernels": "torch" if native() is None else "compiled",
         "memory_bytes": parse_memory_bytes(_read(Path("/proc/meminfo"))),
     }
 

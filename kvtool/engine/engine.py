@@ -19,7 +19,7 @@ from kvtool.engine.config import (
     resolve_dtype,
     truncated,
 )
-from kvtool.engine.decoder.linear import packs_on
+from kvtool.engine.decoder.packed import packs_on
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
 from kvtool.engine.device import device_errors
 from kvtool.engine.pool import KvPool, cache_dtype, pool_specs

@@ -1,5 +1,7 @@
 """The fast torch path, for CPUs: index_copy into pages, then SDPA over the tokens of each sequence.
 
+In bf16 the compiled kernels of `native` write the pages and decode, where this machine can build them.
+
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvtool.kernels.dense import causal_attention, tokens_of
+from kvtool.kernels.native import ROW, native, serves
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.
@@ -59,6 +62,11 @@ def store_kv(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
+    kernels = native()
+    if kernels is not None and k_scale == v_scale == 1.0 and all(_whole_rows(t) for t in (k, v, k_cache, v_cache)):
+        kernels.store_rows(k, k_cache, slots)
+        kernels.store_rows(v, v_cache, slots)
+        return
     if not _all_written(slots):
         kept = slots >= 0
         k, v, slots = k[kept], v[kept], slots[kept]
@@ -67,6 +75,10 @@ def store_kv(
 
 
 def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+    kernels = native()
+    if kernels is not None and scale == 1.0 and serves(latent, cache):
+        kernels.store_rows(latent, cache, slots)
+        return
     if not _all_written(slots):
         latent, slots = latent[slots >= 0], slots[slots >= 0]
     _store(latent, cache, slots, scale)
@@ -84,6 +96,9 @@ def paged_decode(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
+    kernels = native()
+    if kernels is not None and k_scale == v_scale == 1.0 and serves(q, k_cache, v_cache):
+        return kernels.paged_decode(q, k_cache, v_cache, block_tables, seq_lens, scale, window)
     num_heads, kv_heads = q.shape[1], k_cache.shape[2]
     # [S, HKV, G, D]: the queries of one group are rows over the same keys.
     grouped = q.view(len(q), kv_heads, num_heads // kv_heads, -1)
@@ -118,7 +133,7 @@ def paged_prefill(
     v_scale: float = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
-    out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
+    out = q.new_empty(*q.shape[:2], v_cache.shape[3])  # every row is some sequence's
     starts = query_starts.tolist()
     for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
         if start == stop:
@@ -140,6 +155,10 @@ def mla_decode(
     scale: float,
     cache_scale: float = 1.0,
 ) -> Tensor:
+    kernels = native()
+    if kernels is not None and cache_scale == 1.0 and latent_dim % ROW == 0 and serves(q, cache):
+        k_cache = cache.unsqueeze(2)  # as in mla_prefill
+        return kernels.paged_decode(q, k_cache, k_cache[..., :latent_dim], block_tables, seq_lens, scale, window=0)
     out = q.new_zeros(*q.shape[:2], latent_dim)
     for row, (table, seq_len) in enumerate(zip(block_tables.tolist(), seq_lens.tolist(), strict=True)):
         if seq_len > 0:
@@ -185,6 +204,11 @@ def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: float) -
     if scale != 1.0:
         rows *= scale
     return rows.view(len(plan.lengths), -1, *rows.shape[1:]).transpose(1, 2)
+
+
+def _whole_rows(tensor: Tensor) -> bool:
+    """Whether [T, heads, dim] or pages [P, B, heads, dim] are bf16 on the CPU with all of a token's heads together."""
+    return serves(tensor) and tensor.stride(-2) == tensor.shape[-1]
 
 
 @lru_cache(maxsize=2)

@@ -19,6 +19,7 @@ NAMES = {
     "physical_cores": "cores",
     "logical_cores": "hardware threads",
     "torch_threads": "torch threads",
+    "cpu_kernels": "CPU kernels in bf16",
     "memory_bytes": "memory",
     "gpu": "GPU",
     "gpu_memory_bytes": "GPU memory",

@@ -1,4 +1,5 @@
-"""Every kernel test runs on each backend that can run here: torch on the CPU and, where there is CUDA, compiled Triton.
+"""Every kernel test runs on each backend that can run here: torch on the CPU, with the kernels that gcc compiles and
+without them, and, where there is CUDA, compiled Triton.
 
 Triton's interpreter is chosen for a whole process when triton is imported, so `test_interpreter.py` runs these same
 files in processes of their own, with TRITON_INTERPRET=1; there Triton on the CPU is the only backend.
@@ -27,7 +28,7 @@ class Backend:
 def _backends() -> list[object]:
     if INTERPRETED:
         return [pytest.param(("triton", "cpu"), id="interpreter")]
-    backends = [pytest.param(("torch", "cpu"), id="torch")]
+    backends = [pytest.param(("torch", "cpu"), id="torch"), pytest.param(("no gcc", "cpu"), id="no-gcc")]
     if torch.cuda.is_available():
         backends.append(pytest.param(("triton", "cuda:0"), id="cuda", marks=pytest.mark.gpu))
     return backends
@@ -36,4 +37,7 @@ def _backends() -> list[object]:
 @pytest.fixture(params=_backends())
 def backend(request: pytest.FixtureRequest) -> Backend:
     name, device = request.param
+    if name == "no gcc":
+        request.getfixturevalue("without_compiler")
+        name = "torch"
     return Backend(load_kernels(name), device, INTERPRETED)

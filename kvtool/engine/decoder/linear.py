@@ -1,35 +1,25 @@
 """Matrix products with weights, and what follows them at once.
 
-On a CPU with bf16 the weights are also packed once into the layout oneDNN reads fastest for few rows, and the operation
-after the product (a residual, an activation, a gate) is done before the result leaves the core. Many rows, a prefill,
-run faster from the plain layout, so both are kept: twice the memory of the weights, on CPUs alone.
+On a CPU with bf16 the weights are also packed once into a layout that is read faster for few rows. Many rows, a
+prefill, run faster from the plain layout, so both are kept: twice the memory of the weights, on CPUs alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
+from kvtool.engine.decoder.packed import FEW_ROWS, packed_gated_linear, packed_linear
 from kvtool.errors import KvtoolError
-
-# oneDNN chooses its packed layout for a number of rows; the one for 64 serves single rows as fast as any.
-_PACKED_ROWS = 64
+from kvtool.kernels.native import native, serves
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_new": lambda x: gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: gelu(x, approximate="tanh"),
-}
-# (post-op, its algorithm) of oneDNN.
-_POST_OPS = {
-    "silu": ("swish", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_new": ("gelu", "tanh"),
-    "gelu_pytorch_tanh": ("gelu", "tanh"),
 }
 
 
@@ -39,15 +29,13 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
-        self.packed = _pack(weight) if packs_on(weight.device, weight.dtype) else None
+        self.packed = packed_linear(weight, bias)
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        if self.packed is None or len(x) > _PACKED_ROWS:
-            product = linear(x, self.weight, self.bias)
-            return product if plus is None else product.add_(plus)
-        if plus is None:
-            return _product(x, self.packed, self.bias, "none", "")
-        return _product_then(x, plus, self.packed, self.bias, "add")
+        if self.packed is not None and len(x) <= FEW_ROWS:
+            return self.packed(x, plus)
+        product = linear(x, self.weight, self.bias)
+        return product if plus is None else product.add_(plus)
 
 
 class GatedLinear:
@@ -63,38 +51,13 @@ class GatedLinear:
         self.activation = activation
         self.weights = (gate, up)
         self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
-        self.packed = (_pack(gate), _pack(up)) if packs_on(gate.device, gate.dtype) else None
+        self.packed = packed_gated_linear(gate, up, self.biases, activation)
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate_bias, up_bias = self.biases
-        if self.packed is None or len(x) > _PACKED_ROWS:
-            gate, up = (linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True))
-            return _ACTIVATIONS[self.activation](gate).mul_(up)
-        packed_gate, packed_up = self.packed
-        gated = _product(x, packed_gate, gate_bias, *_POST_OPS[self.activation])
-        return _product_then(x, gated, packed_up, up_bias, "mul")
-
-
-def packs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights are also kept in oneDNN's packed layout."""
-    return (
-        device.type == "cpu"
-        and dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
-
-
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
-    return packed
-
-
-def _product(x: Tensor, packed: Tensor, bias: Tensor | None, post_op: str, algorithm: str) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, post_op, [], algorithm)
-    return result
-
-
-def _product_then(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None, post_op: str) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, bias, post_op)
-    return result
+        if self.packed is not None and len(x) <= FEW_ROWS:
+            return self.packed(x)
+        gate, up = (linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True))
+        kernels = native()
+        if kernels is not None and serves(gate, up):
+            return kernels.gate_(gate, up, self.activation)
+        return _ACTIVATIONS[self.activation](gate).mul_(up)

@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, rms_norm
 
+from kvtool.kernels.native import native, serves
+
 _FEW_ROWS = 64
 
 
 class RmsNorm:
     """Over the last dimension of x [..., n]; `weight` is [n], or [heads, n] for one row a head.
 
-    torch has a kernel for it on GPUs only. On a CPU in bf16 few rows cost what their number of operations costs, and
-    the LayerNorm kernel does it in three: the mean of (x, -x) is 0 and its variance the mean square of x. Many rows
-    cost what their bytes cost, and are normalised in place.
+    torch has a kernel for it on GPUs only; the compiled kernels have one for bf16 on CPUs. Without them few rows cost
+    what their number of operations costs, and the LayerNorm kernel does it in three: the mean of (x, -x) is 0 and its
+    variance the mean square of x. Many rows cost what their bytes cost, and are normalised in place.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -28,6 +30,9 @@ class RmsNorm:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        kernels = native()
+        if kernels is not None and self.weight.dim() == 1 and x.dim() == 2 and serves(x, self.weight):
+            return kernels.rms_norm(x, self.weight, self.eps)
         if self._doubled is not None and len(x) <= _FEW_ROWS:
             doubled = torch.cat((x, -x), dim=-1)
             return layer_norm(doubled, (2 * self.size,), self._doubled, eps=self.eps)[..., : self.size]

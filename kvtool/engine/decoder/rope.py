@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvtool.catalog.model import Decoder, RopeScaling
 from kvtool.errors import KvtoolError
+from kvtool.kernels.native import ROW, native, serves
 
 
 class Rope:
@@ -31,6 +32,9 @@ class Rope:
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """x [T, heads, dim] turned by what `Rope.at` gave."""
     cos, sin = rotation
+    kernels = native()
+    if kernels is not None and serves(x, cos, sin) and x.shape[-1] % (2 * ROW) == 0:
+        return kernels.rotate(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 

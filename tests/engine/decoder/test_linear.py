@@ -1,4 +1,4 @@
-"""Products through oneDNN's packed layout against plain ones, for few rows and many, with biases and what follows."""
+"""Products through the packed layouts against plain ones, for few rows and many, with biases and what follows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
-from kvtool.engine.decoder.linear import GatedLinear, Linear, packs_on
+from kvtool.engine.decoder.linear import GatedLinear, Linear
+from kvtool.engine.decoder.packed import NativeLinear, packs_on
 from kvtool.errors import KvtoolError
+from kvtool.kernels.native import native
 
 ACTIVATIONS = {
     "silu": silu,
@@ -20,6 +22,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROWS = (1, 2, 8, 63, 64, 65, 200)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
 each_count = pytest.mark.parametrize("rows", ROWS)
+
+
+@pytest.fixture(params=["gcc", "no gcc"], autouse=True)
+def compiler(request: pytest.FixtureRequest) -> None:
+    """With the compiled kernels, where this machine has gcc, and with oneDNN's."""
+    if request.param == "no gcc":
+        request.getfixturevalue("without_compiler")
 
 
 def drawn(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -40,10 +49,10 @@ def assert_rounded(found: Tensor, exact: Tensor) -> None:
 def test_a_product_with_its_bias_and_residual(
     dtype: torch.dtype, rows: int, has_bias: bool, has_residual: bool
 ) -> None:
-    x = drawn(rows, 72, dtype=dtype, seed=0)
-    weight = drawn(40, 72, dtype=dtype, seed=1) * 0.1
-    bias = drawn(40, dtype=dtype, seed=2) if has_bias else None
-    plus = drawn(rows, 40, dtype=dtype, seed=3) if has_residual else None
+    x = drawn(rows, 96, dtype=dtype, seed=0)
+    weight = drawn(64, 96, dtype=dtype, seed=1) * 0.1
+    bias = drawn(64, dtype=dtype, seed=2) if has_bias else None
+    plus = drawn(rows, 64, dtype=dtype, seed=3) if has_residual else None
     before = None if plus is None else plus.clone()
     exact = linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert_rounded(Linear(weight, bias)(x, plus), exact if plus is None else exact + plus.double())
@@ -55,9 +64,9 @@ def test_a_product_with_its_bias_and_residual(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_gated_product(dtype: torch.dtype, rows: int, activation: str, biased: bool) -> None:
-    x = drawn(rows, 72, dtype=dtype, seed=0)
-    gate, up = (drawn(40, 72, dtype=dtype, seed=seed) * 0.1 for seed in (1, 2))
-    biases = (drawn(40, dtype=dtype, seed=3), drawn(40, dtype=dtype, seed=4)) if biased else None
+    x = drawn(rows, 96, dtype=dtype, seed=0)
+    gate, up = (drawn(64, 96, dtype=dtype, seed=seed) * 0.1 for seed in (1, 2))
+    biases = (drawn(64, dtype=dtype, seed=3), drawn(64, dtype=dtype, seed=4)) if biased else None
     gate_bias, up_bias = (bias.double() for bias in biases) if biases else (None, None)
     gated = ACTIVATIONS[activation](linear(x.double(), gate.double(), gate_bias))
     exact = gated * linear(x.double(), up.double(), up_bias)
@@ -65,15 +74,23 @@ def test_a_gated_product(dtype: torch.dtype, rows: int, activation: str, biased:
 
 
 def test_rows_of_a_wider_tensor_are_read_where_they_lie() -> None:
-    wide = drawn(9, 100, dtype=torch.bfloat16, seed=0)
-    weight = drawn(40, 72, dtype=torch.bfloat16, seed=1) * 0.1
+    wide = drawn(9, 124, dtype=torch.bfloat16, seed=0)
+    weight = drawn(64, 96, dtype=torch.bfloat16, seed=1) * 0.1
     x = wide[:, 28:]
     assert_rounded(Linear(weight)(x), linear(x.double(), weight.double()))
 
 
 def test_bf16_on_a_cpu_is_packed_and_fp32_is_not() -> None:
     assert not packs_on(torch.device("cpu"), torch.float32)
-    assert packs_on(torch.device("cpu"), torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    by_onednn = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert packs_on(torch.device("cpu"), torch.bfloat16) == (native() is not None or by_onednn)
+
+
+def test_a_weight_of_odd_shape_is_left_to_onednn() -> None:
+    x, weight = drawn(3, 72, dtype=torch.bfloat16, seed=0), drawn(40, 72, dtype=torch.bfloat16, seed=1) * 0.1
+    product = Linear(weight)
+    assert not isinstance(product.packed, NativeLinear)
+    assert_rounded(product(x), linear(x.double(), weight.double()))
 
 
 def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:

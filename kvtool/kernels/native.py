@@ -1,0 +1,212 @@
+"""The kernels of `native.c` as functions of tensors, and how they are built: once, by the machine's gcc, in seconds.
+
+They serve bf16 on CPUs. Without a compiler there are none, and torch's own operations do the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math")
+ROW = 32  # every row is a multiple of so many elements
+TOKENS_PER_TASK = 128  # as in native.c
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
+BUILD_LIMIT_S = 60.0
+
+_POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "linear": (_POINTER, _COUNT, *(_POINTER,) * 3, _COUNT, _POINTER, *(_COUNT,) * 3),
+    "gated_linear": (_POINTER, _COUNT, *(_POINTER,) * 4, _COUNT, _POINTER, *(_COUNT,) * 3),
+    "gate": (_POINTER, _POINTER, _COUNT, _COUNT),
+    "rms_norm": (_POINTER, _COUNT, _POINTER, _NUMBER, _POINTER, _COUNT, _COUNT),
+    "rotate": (_POINTER, _COUNT, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3),
+    "store_rows": (_POINTER, _COUNT, _POINTER, _POINTER, *(_COUNT,) * 5),
+    "paged_decode": (_POINTER,),
+}
+
+
+class _Decode(ctypes.Structure):
+    """`Decode` of native.c, its two `Cache`s field by field."""
+
+    _fields_ = (
+        *(("q", _POINTER), ("q_seq", _COUNT), ("q_head", _COUNT)),
+        *(("k", _POINTER), ("k_page", _COUNT), ("k_slot", _COUNT), ("k_head", _COUNT), ("k_dim", _COUNT)),
+        *(("v", _POINTER), ("v_page", _COUNT), ("v_slot", _COUNT), ("v_head", _COUNT), ("v_dim", _COUNT)),
+        *(("tables", _POINTER), ("table_stride", _COUNT), ("lengths", _POINTER), ("scratch", _POINTER)),
+        *(("out", _POINTER), ("scale", _NUMBER), ("window", _COUNT), ("seqs", _COUNT), ("heads", _COUNT)),
+        *(("kv_heads", _COUNT), ("block", _COUNT), ("tasks", _COUNT)),
+    )
+
+
+class Native:
+    """The loaded library. Tensors are bf16 on the CPU, and their last dimension is contiguous."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = signature, None
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+        """x [T, in] W^T + bias + plus -> [T, out], for a weight out of `packed`."""
+        blocks, pairs = weight.shape[:2]
+        out = x.new_empty(len(x), blocks * ROW)
+        self._library.linear(
+            x.data_ptr(),
+            x.stride(0),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if plus is None else plus.data_ptr(),
+            0 if plus is None else plus.stride(0),
+            out.data_ptr(),
+            len(x),
+            2 * pairs,
+            blocks * ROW,
+        )
+        return out
+
+    def gated_linear(
+        self, x: Tensor, gate: Tensor, up: Tensor, biases: tuple[Tensor | None, Tensor | None], activation: str
+    ) -> Tensor:
+        """activation(x Wg^T + bg) * (x Wu^T + bu) -> [T, out], for weights out of `packed`."""
+        blocks, pairs = gate.shape[:2]
+        out = x.new_empty(len(x), blocks * ROW)
+        self._library.gated_linear(
+            x.data_ptr(),
+            x.stride(0),
+            gate.data_ptr(),
+            up.data_ptr(),
+            *(None if bias is None else bias.data_ptr() for bias in biases),
+            ACTIVATIONS[activation],
+            out.data_ptr(),
+            len(x),
+            2 * pairs,
+            blocks * ROW,
+        )
+        return out
+
+    def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """activation(gate) * up, written over `gate`; both are contiguous."""
+        self._library.gate(gate.data_ptr(), up.data_ptr(), ACTIVATIONS[activation], gate.numel())
+        return gate
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, n] / rms(x) * weight [n]."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._library.rms_norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), len(x), x.shape[1])
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [T, heads, dim] cos + roll(x, dim / 2) sin; cos and sin [T, 1, dim] are contiguous."""
+        out = x.new_empty(x.shape)
+        self._library.rotate(
+            x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape
+        )
+        return out
+
+    def store_rows(self, rows: Tensor, cache: Tensor, slots: Tensor) -> None:
+        """rows [T, ...] to the slots [T] of cache [P, B, ...]; the dimensions after T and B are contiguous."""
+        self._library.store_rows(
+            rows.data_ptr(),
+            rows.stride(0),
+            slots.data_ptr(),
+            cache.data_ptr(),
+            cache.stride(0),
+            cache.stride(1),
+            cache.shape[1],
+            len(rows),
+            rows[0].numel() if len(rows) else 0,
+        )
+
+    def paged_decode(
+        self, q: Tensor, k: Tensor, v: Tensor, block_tables: Tensor, seq_lens: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """`Kernels.paged_decode` of q [S,HQ,D] over k [P,B,HKV,D] and v [P,B,HKV,DV]."""
+        seqs, heads, k_dim = q.shape
+        block, kv_heads, v_dim = v.shape[1:]
+        out = q.new_empty(seqs, heads, v_dim)
+        longest = block_tables.shape[1] * block
+        tasks = max(1, -(-(min(window, longest) if window else longest) // TOKENS_PER_TASK))
+        scratch = torch.empty(seqs * tasks * heads * (v_dim + ROW), dtype=torch.float32)
+        call = _Decode(
+            *(q.data_ptr(), q.stride(0), q.stride(1)),
+            *(k.data_ptr(), *k.stride()[:3], k_dim),
+            *(v.data_ptr(), *v.stride()[:3], v_dim),
+            *(block_tables.data_ptr(), block_tables.stride(0), seq_lens.data_ptr(), scratch.data_ptr()),
+            *(out.data_ptr(), scale, window, seqs, heads, kv_heads, block, tasks),
+        )
+        self._library.paged_decode(ctypes.byref(call))
+        return out
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight [out, in] as [out / 32, in / 2, 2, 16, 2]: even outputs, then odd ones, two inputs each."""
+    rows, columns = weight.shape
+    return weight.view(rows // ROW, ROW // 2, 2, columns // 2, 2).permute(0, 3, 2, 1, 4).contiguous()
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors: bf16 on the CPU, rows of a multiple of 32."""
+    return all(
+        tensor.dtype is torch.bfloat16
+        and tensor.device.type == "cpu"
+        and tensor.shape[-1] % ROW == 0
+        and tensor.stride(-1) == 1
+        for tensor in tensors
+    )
+
+
+@cache
+def native() -> Native | None:
+    """The kernels, built now if this machine has not built them before; None where they cannot be."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        return None
+    try:
+        return Native(ctypes.CDLL(str(build(compiler, cache_folder()))))
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+
+
+def build(compiler: str, folder: Path) -> Path:
+    """The shared library in `folder`, named after all it depends on. Raises OSError or SubprocessError."""
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else [])]
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=BUILD_LIMIT_S).stdout
+    made_of = (SOURCE.read_bytes(), " ".join(flags).encode(), version, _cpu())
+    library = folder / f"native-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        # Linked without OpenMP's library: torch has loaded its own, and two would fight for the cores.
+        steps = (["-c", str(SOURCE), *flags, "-o", "native.o"], ["-shared", "native.o", "-lm", "-o", "native.so"])
+        for step in steps:
+            subprocess.run([compiler, *step], check=True, capture_output=True, cwd=temporary, timeout=BUILD_LIMIT_S)
+        os.replace(Path(temporary) / "native.so", library)
+    return library
+
+
+def cache_folder() -> Path:
+    """Where built libraries stay: $XDG_CACHE_HOME/kvtool, by default ~/.cache/kvtool."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool"
+
+
+def _cpu() -> bytes:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"".join(sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))}))
