@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from kvtool.errors import DeviceError
 
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
+
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
-CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES)
+CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES, torch.int8)
 FP8_CAPABILITY = (8, 9)
 
 
@@ -25,6 +30,30 @@ def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor,
     require(q.stride(2) == 1, "the last dimension of q must be contiguous")
     require(window >= 0, f"window is {window}, not 0 (none) or more")
     sequences(block_tables, seq_lens)
+
+
+def queries(q: Tensor, seq_lens: Tensor) -> None:
+    """The same number of queries for each sequence."""
+    even = len(seq_lens) > 0 and len(q) % len(seq_lens) == 0
+    require(even or len(q) == 0, f"{len(q)} queries for {len(seq_lens)} sequences")
+
+
+def softmax(softcap: float, sinks: Tensor | None, num_heads: int) -> None:
+    """sinks [HQ] in a floating dtype."""
+    require(softcap >= 0, f"softcap is {softcap}, not 0 (none) or more")
+    if sinks is not None:
+        require(sinks.shape == (num_heads,), f"sinks {shape(sinks)} for {num_heads} query heads")
+        require(sinks.is_floating_point() and sinks.is_contiguous(), "sinks must be contiguous floating-point logits")
+
+
+def scales(k_scale: Scale, v_scale: Scale, pool: Tensor) -> None:
+    """Two numbers, or two tensors fp32 [P,B,HKV] laid out alike, of pool [P,B,HKV,*]."""
+    tensors = [scale for scale in (k_scale, v_scale) if isinstance(scale, Tensor)]
+    require(len(tensors) != 1, "k_scale and v_scale must both be numbers or both be tensors")
+    for scale in tensors:
+        require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
+        require(scale.shape == pool.shape[:3], f"scales {shape(scale)} do not fit the cache {shape(pool)}")
+        require(scale.stride() == tensors[0].stride(), "k_scale and v_scale must be laid out alike")
 
 
 def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:

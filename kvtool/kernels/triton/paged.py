@@ -9,6 +9,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # The running maximum starts at a finite floor, so that a row that has seen no key yet gives exp2(-inf) = 0, never NaN.
 FLOOR = tl.constexpr(-1e30)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -18,6 +19,14 @@ def dot(a, b):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def widened(x, dtype: tl.constexpr):
+    """Stored values in the queries' dtype; from int8 by way of fp32, as a GPU does, for the interpreter's sake."""
+    if x.dtype == tl.int8:
+        x = x.to(tl.float32)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -49,17 +58,44 @@ def load_rows(row_ptrs, inside, DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: 
 
 
 @triton.jit
+def load_scales(scale_ptrs, inside, MASKED: tl.constexpr):
+    """The scales of the keys at scale_ptrs [N]; beside an unused slot lies anything."""
+    return tl.load(scale_ptrs, mask=inside, other=0.0) if MASKED else tl.load(scale_ptrs)
+
+
+@triton.jit
+def tanh(x):
+    """By exp2, which is fast and, kept from overflowing, right at both ends."""
+    return 1.0 - 2.0 / (tl.exp2(tl.minimum(x * (2 * LOG2E), 126.0)) + 1.0)
+
+
+@triton.jit
+def first_softmax(sinks_ptr, head, is_row, BLOCK_M: tl.constexpr):
+    """Running maximum and sum of rows that have seen no key: nothing, or the sink of their head [BLOCK_M]."""
+    if sinks_ptr is not None:
+        sink = tl.load(sinks_ptr + head, mask=is_row, other=0.0).to(tl.float32)
+        row_max = tl.maximum(sink * LOG2E, FLOOR)
+        row_sum = tl.full([BLOCK_M], 1.0, tl.float32)
+    else:
+        row_max = tl.full([BLOCK_M], FLOOR, tl.float32)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+    return row_max, row_sum
+
+
+@triton.jit
 def attend(
     acc, row_max, row_sum, q, q_rope, position,
-    k_ptr, v_ptr, table_ptr, first_tile, last_tile, first_key, end_key, window, qk_scale,
-    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride,
-    MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+    first_tile, last_tile, first_key, end_key, window, qk_scale, v_gain, cap,
+    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride,
+    CAPPED: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ):
     """Fold the tiles first_tile .. last_tile-1 into the running (acc, row_max, row_sum) of the rows of q.
 
     ROPE_DIM > 0 is MLA: a stored row is [latent | rotary key], and the latent tile, loaded once, is key and value.
-    Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are read as zeros.
+    Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are read as zeros. With
+    k_scale_ptr each key has its own scale, and so has each value: v_gain makes those of order 1, for fp16's few digits.
     """
     pages = load_pages(table_ptr, first_tile, first_key, end_key, PAGE, BLOCK_N)
     for tile in range(first_tile, last_tile):
@@ -69,16 +105,21 @@ def attend(
         inside = (key >= first_key) & (key < end_key)
         page = pages.to(tl.int64)  # page * stride passes 2**31 in a pool of a few GB
         k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
-        k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED).to(q.dtype)
+        k = widened(load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED), q.dtype)
         scores = dot(q, tl.trans(k))
         if ROPE_DIM > 0:
-            k_rope = load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED).to(q.dtype)
+            k_rope = widened(load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED), q.dtype)
             scores += dot(q_rope, tl.trans(k_rope))
             v = k
         else:
             v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
-            v = load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED).to(q.dtype)
+            v = widened(load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED), q.dtype)
+        if k_scale_ptr is not None:
+            at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
+            scores *= load_scales(k_scale_ptr + at, inside, MASKED)[None, :]
         scores *= qk_scale
+        if CAPPED:
+            scores = cap * tanh(scores)
         if MASKED:
             visible = (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
             scores = tl.where(visible, scores, float("-inf"))
@@ -86,6 +127,9 @@ def attend(
         weights = tl.exp2(scores - new_max[:, None])
         decay = tl.exp2(row_max - new_max)
         row_sum = row_sum * decay + tl.sum(weights, 1)
+        if v_scale_ptr is not None:
+            at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
+            weights *= (v_gain * load_scales(v_scale_ptr + at, inside, MASKED))[None, :]
         acc = acc * decay[:, None] + dot(weights.to(q.dtype), v)
         row_max = new_max
         pages = next_pages
@@ -99,9 +143,10 @@ def normalise(acc, row_sum, v_scale):
 
 
 @triton.jit
-def split_tiles(split, length, window, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr):
-    """First and one past the last tile of a split, MIN_TILES or more: a short sequence leaves its last splits empty."""
-    first = tl.maximum(length - window, 0) // BLOCK_N
+def split_tiles(split, length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr):
+    """First and one past the last tile of a split of the last `span` keys, MIN_TILES or more: a short sequence leaves
+    its last splits empty."""
+    first = tl.maximum(length - span, 0) // BLOCK_N
     last = tl.cdiv(length, BLOCK_N)
     tiles_per_split = tl.maximum(tl.cdiv(last - first, num_splits), MIN_TILES)
     begin = first + split * tiles_per_split
