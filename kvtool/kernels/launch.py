@@ -26,6 +26,8 @@ from kvtool.kernels.triton.store import store_kernel
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
 
+MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
+GRAPHS = -1  # in the place of a stream
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
 
@@ -188,7 +190,7 @@ class _Keys:
     def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
         return configs.attention_tile(_dot_dim(self.head_dim), rows, q.element_size(), self.k.element_size(), target)
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
         k, v, v_dim = self.k, self.v, self.v.shape[3]
         return {
             "k_ptr": k,
@@ -206,7 +208,20 @@ class _Keys:
             "BLOCK_DV": _dot_dim(v_dim),
             "BLOCK_ROPE": _dot_dim(self.rope_dim) if self.rope_dim else 0,
             "PAGE": k.shape[1],
+            "TMA": self._by_descriptor(tile, target),
+            "num_pages": len(k),
         } | self._scale_arguments()
+
+    def _by_descriptor(self, tile: Tile, target: Target) -> bool:
+        """Whether TMA loads the tiles: where rows and pages begin at multiples of its 16 bytes."""
+        starts: list[int] = [self.head_dim if self.rope_dim else 0]
+        for tensor in (self.k, self.v):
+            starts += [int(tensor.storage_offset()), *tensor.stride()[:3]]
+        aligned = all(start * self.k.element_size() % configs.TMA_ALIGNMENT == 0 for start in starts)
+        uses_tma = aligned and tile.uses_tma(self.k.shape[1], self.k.element_size(), target)
+        if uses_tma:
+            triton.set_allocator(_descriptor_memory)
+        return uses_tma
 
     def _scale_arguments(self) -> dict[str, object]:
         """With scales of their own, values are taken times the largest of the dtype, which v_scale takes out again."""
@@ -282,14 +297,19 @@ def _decode(q: Tensor, keys: _Keys, block_tables: Tensor, seq_lens: Tensor, soft
     max_context = block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
     splits = configs.num_splits(num_seqs * programs, max_context, resident)
-    partial = q.new_empty(num_tokens, num_heads, splits, v_dim, dtype=torch.float32) if splits > 1 else out
-    lse = q.new_empty(num_tokens, num_heads, splits, dtype=torch.float32)
+    partial = lse = arrivals = None
+    if splits > 1:
+        partial = q.new_empty(num_tokens, num_heads, splits, v_dim, dtype=torch.float32)
+        lse = q.new_empty(num_tokens, num_heads, splits, dtype=torch.float32)
+        arrivals = _arrivals(q.device, num_seqs * programs)
     decode_kernel[(num_seqs, programs, splits)](
         q_ptr=q,
         table_ptr=block_tables,
         lens_ptr=seq_lens,
-        out_ptr=partial,
+        out_ptr=out,
+        partial_ptr=partial,
         lse_ptr=lse,
+        arrivals_ptr=arrivals,
         group=group,
         query_len=query_len,
         num_heads=num_heads,
@@ -300,23 +320,23 @@ def _decode(q: Tensor, keys: _Keys, block_tables: Tensor, seq_lens: Tensor, soft
         SPLIT=splits > 1,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
+        BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), tile.num_warps),
         MIN_TILES=tile.min_tiles,
-        **keys.arguments(),
+        **keys.arguments(tile, target),
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=tile.decode_registers(page),
     )
-    if splits > 1:
+    if partial is not None and lse is not None and arrivals is None:
         _merge(partial, lse, seq_lens, out, tile, softmax.span)
     return out
 
 
 def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, tile: Tile, window: int) -> None:
-    """partial [T,HQ,splits,DV] and lse [T,HQ,splits] -> out [T,HQ,DV]. Grid: (T, HQ, blocks of DV)."""
+    """partial [T,HQ,splits,DV] and lse [T,HQ,splits] -> out [T,HQ,DV]. Grid: (T, HQ)."""
     num_tokens, num_heads, splits, v_dim = partial.shape
-    block_dv = min(padded(v_dim), configs.MERGE_BLOCK_DV)
-    merge_kernel[(num_tokens, num_heads, math.ceil(v_dim / block_dv))](
+    merge_kernel[(num_tokens, num_heads)](
         partial,
         lse,
         seq_lens,
@@ -326,8 +346,8 @@ def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, tile: Ti
         num_heads=num_heads,
         num_splits=splits,
         V_DIM=v_dim,
-        BLOCK_DV=block_dv,
-        BLOCK_SPLITS=padded(splits),
+        BLOCK_DV=padded(v_dim),
+        BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), num_warps=4),
         BLOCK_N=tile.block_n,
         MIN_TILES=tile.min_tiles,
         num_warps=4,
@@ -351,7 +371,8 @@ def _prefill(
         return out
     group = num_heads // keys.num_heads
     rows = longest * group
-    tile = keys.tile(q, rows, _target(q.device))
+    target = _target(q.device)
+    tile = keys.tile(q, rows, target)
     prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
         q_ptr=q,
         table_ptr=block_tables,
@@ -366,7 +387,7 @@ def _prefill(
         table_stride=block_tables.stride(0),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        **keys.arguments(),
+        **keys.arguments(tile, target),
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -384,6 +405,32 @@ def _longest(query_starts: Tensor, max_query_len: int | None) -> int:
 def _dot_dim(dim: int) -> int:
     """A dimension padded for `tl.dot`, which needs at least 16."""
     return max(16, padded(dim))
+
+
+def _arrivals(device: torch.device, count: int) -> Tensor | None:
+    """At least [count] int32 zeros for a decode kernel to count in, which leaves them zero, for the next one.
+
+    Each stream has its own, and all graphs of a device share one, as they share memory: they are replayed in turn.
+    None for the interpreter, which runs one program after another and merges in a kernel of its own.
+    """
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or count > MAX_ARRIVALS:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    of_graphs = _kept_arrivals(device, GRAPHS)  # made by the call that compiles, before any capture
+    if torch.cuda.is_current_stream_capturing():
+        return of_graphs
+    return _kept_arrivals(device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@functools.cache
+def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
+
+
+def _descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where a launch's programs build their TMA descriptors."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @functools.cache

@@ -28,6 +28,7 @@ POINTERS = {
     "torch.float16": "*fp16",
     "torch.float8_e4m3fn": "*fp8e4nv",
     "torch.float8_e5m2": "*fp8e5",
+    "torch.int8": "*i8",
     "torch.int32": "*i32",
     "torch.int64": "*i64",
 }
@@ -56,7 +57,7 @@ class Launch:
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
             special = isinstance(value, int) and not parameter.do_not_specialize
-            if parameter.is_constexpr or (special and value == 1):
+            if parameter.is_constexpr or value is None or (special and value == 1):
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)

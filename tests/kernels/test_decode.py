@@ -164,6 +164,35 @@ def test_a_large_score_is_capped_not_nan(backend: Backend) -> None:
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, queries: int) -> None:
+    """As on a GPU, and the counters are zero again, so that a graph can be replayed."""
+    if not backend.interpreted:
+        pytest.skip("only Triton's programs arrive, and on CUDA every test of splits has them do so")
+    from kvtool.kernels import launch
+
+    arrivals = torch.zeros(64, dtype=torch.int32)
+    monkeypatch.setattr(launch, "_arrivals", lambda device, count: arrivals[:count])
+    monkeypatch.setattr(launch, "_merge", None)
+    shape = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
+    for lens in ((300, 0, 129), (3, 300, 200)):
+        check(backend, guesses(lens, queries, **shape))
+        assert not arrivals.any()
+
+
+@pytest.mark.parametrize(("page", "descriptors"), [(16, False), (64, True)])
+def test_tiles_within_a_page_are_read_by_descriptor(backend: Backend, monkeypatch, page, descriptors) -> None:
+    if not backend.interpreted:
+        pytest.skip("a GPU decides by its capability")
+    from kvtool.kernels import launch
+
+    seen = []
+    original = launch._Keys.arguments
+    monkeypatch.setattr(launch._Keys, "arguments", lambda *a: seen.append(original(*a)) or seen[-1])
+    check(backend, decode((130, 64, 1), page=page, dtype=F16, cache_dtype=F16))
+    assert [arguments["TMA"] for arguments in seen] == [descriptors]
+
+
 def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
     """q as a slice of a fused projection, the caches as one layer of a pool [P, 2, B, HKV, D]."""
     case = decode((17, 40), dtype=F16, cache_dtype=F16, device=backend.device)
@@ -176,16 +205,21 @@ def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
     assert largest_error(actual, expected) < TOLERANCE[F16]
 
 
-def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
+@pytest.mark.parametrize(("page", "dtype"), [(16, F32), (64, F16)], ids=["by pointer", "by descriptor"])
+def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend, page: int, dtype: torch.dtype) -> None:
     """Three pages 2**30 elements apart; the memory between them is never touched, so it costs nothing."""
-    stride, shape = 2**30, (3, 16, 1, 16)
-    memory = torch.empty(2 * stride + 16 * 16, dtype=E5M2, device=backend.device)
+    stride, shape = 2**30, (3, page, 1, 16)
+    memory = torch.empty(2 * stride + page * 16, dtype=E5M2, device=backend.device)
     cache = memory.as_strided(shape, (stride, 16, 16, 1))
-    near = lay_out(decode((16,), kv_heads=1, head_dim=16, v_dim=16, cache_dtype=E5M2, device=backend.device))
+    near = lay_out(
+        decode(
+            (page,), page=page, kv_heads=1, head_dim=16, v_dim=16, dtype=dtype, cache_dtype=E5M2, device=backend.device
+        )
+    )
     cache[2] = near.k_cache[near.block_tables[0, 0]]
     where = {"block_tables": torch.tensor([[2]], dtype=torch.int32, device=backend.device), "seq_lens": near.seq_lens}
     actual = backend.kernels.paged_decode(near.q, cache, cache, **where, scale=0.25)
     expected = reference.paged_decode(
         near.q.double(), near.k_cache.double(), near.k_cache.double(), near.block_tables, near.seq_lens, scale=0.25
     )
-    assert largest_error(actual, expected) < TOLERANCE[F32]
+    assert largest_error(actual, expected) < TOLERANCE[dtype]

@@ -42,6 +42,18 @@ def load_pages(table_ptr, tile, first_key, end_key, PAGE: tl.constexpr, BLOCK_N:
 
 
 @triton.jit
+def page_tiles(
+    ptr, num_pages, page_stride, slot_stride, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+    PAGE: tl.constexpr,
+):
+    """A TMA descriptor of one head's rows [P, PAGE, DIM], read BLOCK_N slots of a page at a time; past DIM are zeros.
+
+    Its coordinates count pages and slots, so no offset can overflow.
+    """
+    return tl.make_tensor_descriptor(ptr, [num_pages, PAGE, DIM], [page_stride, slot_stride, 1], [1, BLOCK_N, BLOCK])
+
+
+@triton.jit
 def load_rows(row_ptrs, inside, DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
     """The rows at row_ptrs [N] -> [N, BLOCK]; columns from DIM on are zero, and so are rows not `inside` if MASKED."""
     column = tl.arange(0, BLOCK)
@@ -87,9 +99,10 @@ def attend(
     acc, row_max, row_sum, q, q_rope, position,
     k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
     first_tile, last_tile, first_key, end_key, window, qk_scale, v_gain, cap,
-    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride,
-    CAPPED: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+    CAPPED: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ):
     """Fold the tiles first_tile .. last_tile-1 into the running (acc, row_max, row_sum) of the rows of q.
 
@@ -97,23 +110,47 @@ def attend(
     Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are read as zeros. With
     k_scale_ptr each key has its own scale, and so has each value: v_gain makes those of order 1, for fp16's few digits.
     """
+    if TMA:
+        k_tiles = page_tiles(k_ptr, num_pages, k_page_stride, k_slot_stride, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE)
+        if ROPE_DIM > 0:
+            rope_tiles = page_tiles(
+                k_ptr + HEAD_DIM, num_pages, k_page_stride, k_slot_stride, ROPE_DIM, BLOCK_ROPE, BLOCK_N, PAGE
+            )
+        else:
+            v_tiles = page_tiles(v_ptr, num_pages, v_page_stride, v_slot_stride, V_DIM, BLOCK_DV, BLOCK_N, PAGE)
     pages = load_pages(table_ptr, first_tile, first_key, end_key, PAGE, BLOCK_N)
-    for tile in range(first_tile, last_tile):
+    # What is masked after it came passes through shared memory once more: there is room for that without a pipeline.
+    STAGES: tl.constexpr = 1 if TMA and MASKED else None
+    for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
         # The next tile's page id is fetched now: a block-table load in front of K and V would hold up their pipeline.
         next_pages = load_pages(table_ptr, tile + 1, first_key, end_key, PAGE, BLOCK_N)
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = (key >= first_key) & (key < end_key)
         page = pages.to(tl.int64)  # page * stride passes 2**31 in a pool of a few GB
+        slot = tile * BLOCK_N % PAGE
         k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
-        k = widened(load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED), q.dtype)
+        if TMA:
+            k = k_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_D)
+        else:
+            k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED)
+        k = widened(k, q.dtype)
         scores = dot(q, tl.trans(k))
         if ROPE_DIM > 0:
-            k_rope = widened(load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED), q.dtype)
-            scores += dot(q_rope, tl.trans(k_rope))
+            if TMA:
+                k_rope = rope_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_ROPE)
+            else:
+                k_rope = load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED)
+            scores += dot(q_rope, tl.trans(widened(k_rope, q.dtype)))
             v = k
         else:
-            v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
-            v = widened(load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED), q.dtype)
+            if TMA:
+                v = v_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_DV)
+            else:
+                v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
+                v = load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED)
+            v = widened(v, q.dtype)
+        if TMA and MASKED:  # the box holds whole rows, unused slots too: 0 * NaN is NaN
+            v = tl.where(inside[:, None], v, 0.0)
         if k_scale_ptr is not None:
             at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
             scores *= load_scales(k_scale_ptr + at, inside, MASKED)[None, :]
@@ -151,3 +188,10 @@ def split_tiles(split, length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILE
     tiles_per_split = tl.maximum(tl.cdiv(last - first, num_splits), MIN_TILES)
     begin = first + split * tiles_per_split
     return begin, tl.minimum(begin + tiles_per_split, last)
+
+
+@triton.jit
+def used_splits(length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr):
+    """How many splits have tiles; of an empty sequence the first counts."""
+    first, end = split_tiles(0, length, span, num_splits, BLOCK_N, MIN_TILES)
+    return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_N) - first, tl.maximum(end - first, 1)), 1)

@@ -15,9 +15,10 @@ def prefill_kernel(
     qk_scale, v_scale, cap, window, group, num_heads, num_seqs,
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    scale_page_stride, scale_slot_stride, scale_head_stride,
-    CAPPED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
+    CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ):
     """One program: BLOCK_M rows of one KV head of one sequence, a row being one (token, query head of the group) pair.
 
@@ -73,8 +74,8 @@ def prefill_kernel(
             acc, row_max, row_sum, q, q_rope, context + token,
             k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
             begin, end, first_key, end_key, window, qk_scale, 1.0 / v_scale, cap,
-            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride,
-            CAPPED, part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
+            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+            CAPPED, TMA, part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
         )
 
     dim = tl.arange(0, BLOCK_DV)
