@@ -56,6 +56,37 @@ def scales(k_scale: Scale, v_scale: Scale, pool: Tensor) -> None:
         require(scale.stride() == tensors[0].stride(), "k_scale and v_scale must be laid out alike")
 
 
+def split_qkv(
+    qkv: Tensor,
+    norms: Tensor | None,
+    rotation: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> None:
+    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,D] twice, caches [P,B,HKV,D]."""
+    kv_heads, head_dim = k_cache.shape[2], qkv.shape[2]
+    require(qkv.stride(1) == head_dim and qkv.stride(2) == 1, "the heads of a token of qkv must lie side by side")
+    require(qkv.shape[1] > 2 * kv_heads, f"qkv {shape(qkv)} has no query beside {kv_heads} KV heads")
+    require(head_dim % 2 == 0, f"a head of {head_dim} has no two halves to turn")
+    require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
+    store(qkv[:, -kv_heads:], k_cache, slots)
+    store(qkv[:, -kv_heads:], v_cache, slots)
+    turned = (qkv.shape[1] - kv_heads, head_dim)
+    require(norms is None or (norms.shape == turned and norms.is_contiguous()), f"norms are not contiguous {turned}")
+    for table in rotation:
+        require(table.shape == (len(qkv), 1, head_dim), f"rotation {shape(table)} does not fit qkv {shape(qkv)}")
+        require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
+
+
+def rows(*tensors: Tensor) -> None:
+    """[T,n], all alike, of rows that are contiguous."""
+    for tensor in tensors:
+        require(tensor.ndim == 2 and tensor.shape == tensors[0].shape, f"rows {shape(tensor)} and {shape(tensors[0])}")
+        require(tensor.stride(1) == 1, "the last dimension of the rows must be contiguous")
+        require(tensor.dtype == tensors[0].dtype, f"rows of {tensor.dtype} and {tensors[0].dtype}")
+
+
 def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:
     indices(block_tables, "block_tables", torch.int32, ndim=2)
     indices(seq_lens, "seq_lens", torch.int32, ndim=1)

@@ -124,7 +124,7 @@ def merge_row(
     partial_ptr, lse_ptr, out_ptr, row, num_splits, used, V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """out [row, V_DIM] = mean of the `used` first of partial [row, splits, V_DIM], by weights exp2(lse [row, splits])"""
+    """out [row, V_DIM] = mean of partial [row, splits, V_DIM] by weights exp2(lse [row, splits]), the `used` first."""
     dim = tl.arange(0, BLOCK_DV)
     acc = tl.zeros([BLOCK_DV], tl.float32)
     row_max = FLOOR
