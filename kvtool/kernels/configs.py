@@ -47,9 +47,13 @@ class Tile:
         frugal = self.num_warps == 4 and self.block_n == 64 and page % self.block_n == 0
         return DECODE_REGISTERS if frugal else MAX_REGISTERS
 
-    def uses_tma(self, page: int, cache_bytes: int, target: Target) -> bool:
-        """Whether a tile is one box of a page, on a card that copies boxes; fp32 has no tensor cores to keep fed."""
-        return target.capability >= 90 and page % self.block_n == 0 and cache_bytes < 4 and self.block_n >= 32
+    def uses_tma(self, head_dim: int, page: int, cache_bytes: int, target: Target) -> bool:
+        """Whether a tile is one box of a page, on a card that copies boxes, with registers left for it.
+
+        fp32 has no tensor cores to keep fed. Tall tiles of wide heads spill where loads are not masked as they come.
+        """
+        suits = cache_bytes < 4 and self.block_n >= 32 and (head_dim <= 128 or self.block_m == 16)
+        return suits and target.capability >= 90 and page % self.block_n == 0
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""

@@ -218,7 +218,7 @@ class _Keys:
         for tensor in (self.k, self.v):
             starts += [int(tensor.storage_offset()), *tensor.stride()[:3]]
         aligned = all(start * self.k.element_size() % configs.TMA_ALIGNMENT == 0 for start in starts)
-        uses_tma = aligned and tile.uses_tma(self.k.shape[1], self.k.element_size(), target)
+        uses_tma = aligned and tile.uses_tma(_dot_dim(self.head_dim), self.k.shape[1], self.k.element_size(), target)
         if uses_tma:
             triton.set_allocator(_descriptor_memory)
         return uses_tma

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvtool.kernels import launch
+from kvtool.kernels import launch, step
 from kvtool.kernels.configs import Target
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -85,11 +86,16 @@ class Recorder:
 
 def record(call: Callable[[], object], target: Target) -> list[Launch]:
     """The launches of one call of a launcher, on a device such as `target`."""
-    names = [name for name in vars(launch) if name.endswith("_kernel")]
-    recorders = {name: Recorder(getattr(launch, name)) for name in names}
-    with patch.multiple(launch, **recorders, _target=lambda device: target):
+    recorders: dict[ModuleType, dict[str, Recorder]] = {
+        module: {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
+        for module in (launch, step)
+    }
+    with (
+        patch.multiple(launch, **recorders[launch], _target=lambda device: target),
+        patch.multiple(step, **recorders[step]),
+    ):
         call()
-    return [one for recorder in recorders.values() for one in recorder.launches]
+    return [one for kernels in recorders.values() for recorder in kernels.values() for one in recorder.launches]
 
 
 @dataclass(frozen=True)

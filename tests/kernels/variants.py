@@ -17,7 +17,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from kvtool.kernels import launch
+from kvtool.kernels import launch, step
 from kvtool.kernels.budgets import SHARED_BYTES
 from kvtool.kernels.configs import Target
 from tests.kernels.ahead_of_time import Launch, compile_launch, record
@@ -50,6 +50,7 @@ class Variant:
     softcap: float = 0.0
     sinks: bool = False
     vector_scales: bool = False
+    qk_norm: bool = False
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
@@ -62,6 +63,26 @@ class Variant:
         cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
         scale = self._scale(self.rows)
         launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64), k_scale=scale, v_scale=scale)
+
+    def _norm(self) -> None:
+        x, weight = (
+            _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype]),
+            _meta(self.head_dim, dtype=torch.bfloat16),
+        )
+        step.add_rms_norm(x, x, weight, 1e-5)
+
+    def _gate(self) -> None:
+        x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        step.silu_mul(x, x)
+
+    def _qkv(self) -> None:
+        """As many query heads as KV heads."""
+        qkv = _meta(16, 3 * self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
+        turn, slots = _meta(16, 1, self.head_dim, dtype=DTYPES[self.dtype]), _meta(16, dtype=torch.int64)
+        norms = _meta(2 * self.rows, self.head_dim, dtype=DTYPES[self.dtype]) if self.qk_norm else None
+        scale = self._scale(self.rows)
+        step.split_qkv(qkv, norms, 1e-5, (turn, turn), cache, cache, slots, k_scale=scale, v_scale=scale)
 
     def _decode(self) -> Tensor:
         return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), **self._features())
@@ -142,6 +163,12 @@ def _features() -> Iterator[Variant]:
     yield Variant("decode", 128, 8, queries=8)
     yield Variant("mla_decode", 576, 16, v_dim=512, cache_dtype="int8", vector_scales=True)
     yield Variant("store", 128, 8, cache_dtype="int8", vector_scales=True)
+    yield Variant("qkv", 128, 8)
+    yield Variant("qkv", 128, 8, cache_dtype="e4m3", qk_norm=True)
+    yield Variant("qkv", 128, 8, cache_dtype="int8", vector_scales=True, qk_norm=True)
+    for hidden_size in (2048, 16384):
+        yield Variant("norm", hidden_size, 16)
+    yield Variant("gate", 14336, 16)
 
 
 def _tiles() -> Iterator[Variant]:
