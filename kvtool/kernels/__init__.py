@@ -19,6 +19,35 @@ if TYPE_CHECKING:
 BACKENDS = ("triton", "torch", "reference")
 
 
+class StepKernels(Protocol):
+    """What lies between the products of a decoder step, one kernel each: T tokens, hidden size n."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x and residual [T,n], weight [n] -> (RMSNorm of their sum, the sum)."""
+
+    def split_qkv(
+        self,
+        qkv: Tensor,
+        norms: Tensor | None,
+        eps: float,
+        rotation: tuple[Tensor, Tensor],
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+        *,
+        k_scale: Scale = 1.0,
+        v_scale: Scale = 1.0,
+    ) -> Tensor:
+        """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the cache, as `store_kv` does.
+
+        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned: x cos + roll(x, D/2) sin for
+        `rotation` = (cos, signed sin), [T,1,D] each.
+        """
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate and up [T,n] -> gate / (1 + exp(-gate)) * up."""
+
+
 class Kernels(Protocol):
     """The operations of a paged KV cache.
 
@@ -34,6 +63,10 @@ class Kernels(Protocol):
     A scale is one number for a whole cache, or fp32 [P,B,HKV] ([P,B] of latents): one beside each stored vector, which
     a store writes and attention reads.
     """
+
+    @property
+    def fused(self) -> StepKernels | None:
+        """The rest of a step in kernels of its own; None where plain torch operations are as good."""
 
     def store_kv(
         self,

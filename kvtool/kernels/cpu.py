@@ -21,7 +21,9 @@ from kvtool.kernels.dense import capped_attention, causal_attention, tokens_of
 from kvtool.kernels.quantise import largest, stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels import Scale, StepKernels
+
+fused: StepKernels | None = None
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.

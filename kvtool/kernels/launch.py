@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels import checks, configs
+from kvtool.kernels import checks, configs, step
 from kvtool.kernels.configs import Target, Tile, padded
 from kvtool.kernels.quantise import largest
 from kvtool.kernels.triton.decode import decode_kernel, merge_kernel
@@ -24,8 +24,9 @@ from kvtool.kernels.triton.prefill import prefill_kernel
 from kvtool.kernels.triton.store import store_kernel
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels import Scale, StepKernels
 
+fused: StepKernels | None = step
 MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
 GRAPHS = -1  # in the place of a stream
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32

@@ -13,7 +13,9 @@ from torch import Tensor
 from kvtool.kernels.quantise import stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels import Scale, StepKernels
+
+fused: StepKernels | None = None
 
 
 def store_kv(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvtool.errors import KvtoolError
-from kvtool.kernels import BACKENDS, Kernels, load_kernels
+from kvtool.kernels import BACKENDS, Kernels, StepKernels, load_kernels, step_reference
 
 OPERATIONS = [name for name, member in vars(Kernels).items() if inspect.isfunction(member) and name[0] != "_"]
 
@@ -29,6 +29,13 @@ def test_every_backend_has_the_signatures_of_the_contract(backend: str, operatio
     promised = list(inspect.signature(getattr(Kernels, operation)).parameters.values())[1:]
     offered = list(inspect.signature(getattr(load_kernels(backend), operation)).parameters.values())
     assert offered == promised
+
+
+@pytest.mark.parametrize("operation", ["add_rms_norm", "split_qkv", "silu_mul"])
+def test_the_fused_kernels_and_their_twins_have_the_signatures_of_the_contract(operation: str) -> None:
+    promised = list(inspect.signature(getattr(StepKernels, operation)).parameters.values())[1:]
+    for module in (load_kernels("triton").fused, step_reference):
+        assert list(inspect.signature(getattr(module, operation)).parameters.values()) == promised
 
 
 def test_an_unknown_backend_is_named() -> None:

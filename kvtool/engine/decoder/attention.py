@@ -15,7 +15,7 @@ from kvtool.engine.weights.source import WeightSource
 
 
 class GroupedQueryAttention:
-    """x [T, hidden] -> attention of it + plus [T, hidden]. Writes the K and V of the step's tokens first."""
+    """x [T, hidden] -> attention of it (+ plus [T, hidden]). Writes the K and V of the step's tokens first."""
 
     def __init__(
         self,
@@ -54,16 +54,24 @@ class GroupedQueryAttention:
         k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
         assert cache.v is not None
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)
+        q = self._split(qkv, step, cache.k, cache.v)
+        return self.out(self._attend(q, step, cache.k, cache.v).flatten(1), plus)
+
+    def _split(self, qkv: Tensor, step: StepContext, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Q and K normalised and turned; K and V written to the cache; Q [T, HQ, D] returned."""
+        if step.kernels.fused is not None:
+            norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
+            return step.kernels.fused.split_qkv(qkv, norms, eps, step.rotation, k_cache, v_cache, step.batch.slots)
         qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         qk = rotate(qk, step.rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        step.kernels.store_kv(k, v, cache.k, cache.v, step.batch.slots)
-        return self.out(self._attend(q, step, cache.k, cache.v).flatten(1), plus)
+        step.kernels.store_kv(k, v, k_cache, v_cache, step.batch.slots)
+        return q
 
     def _attend(self, q: Tensor, step: StepContext, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         decode, prefill = step.batch.decode, step.batch.prefill

@@ -59,7 +59,7 @@ class LatentQueryProjection:
 
 
 class MultiHeadLatentAttention:
-    """x [T, hidden] -> attention of it + plus [T, hidden]. Writes [latent, rotated key] of the tokens first."""
+    """x [T, hidden] -> attention of it (+ plus [T, hidden]). Writes [latent, rotated key] of the tokens first."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class MultiHeadLatentAttention:
             bias = None if bias is None else _halves_last(bias[None], self.rope)[0]
         return Linear(weight, bias)
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
         q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
         q_rope = rotate(q_rope, step.rotation)
         latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)

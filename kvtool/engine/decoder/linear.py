@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
 from kvtool.errors import KvtoolError
+from kvtool.kernels import StepKernels
 
 # oneDNN chooses its packed layout for a number of rows; the one for 64 serves single rows as fast as any.
 _PACKED_ROWS = 64
@@ -65,10 +66,12 @@ class GatedLinear:
         self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
         self.packed = (_pack(gate), _pack(up)) if packs_on(gate.device, gate.dtype) else None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
         gate_bias, up_bias = self.biases
         if self.packed is None or len(x) > _PACKED_ROWS:
             gate, up = (linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True))
+            if fused is not None and self.activation == "silu":
+                return fused.silu_mul(gate, up)
             return _ACTIVATIONS[self.activation](gate).mul_(up)
         packed_gate, packed_up = self.packed
         gated = _product(x, packed_gate, gate_bias, *_POST_OPS[self.activation])
