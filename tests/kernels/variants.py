@@ -1,4 +1,4 @@
-"""Every attention variant the launchers can pick, compiled for one target: `python -m tests.kernels.variants 90`.
+"""Every variant the launchers can pick, compiled for one target: `python -m tests.kernels.variants 90`.
 
 Prints one JSON object a line. A compiler that crashes takes its process along, so tests run this in one of their own.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
+import triton
 from torch import Tensor
 
 from kvtool.kernels import launch, step
@@ -195,7 +196,11 @@ def compile_one(variant: Variant, index: int, capability: int) -> dict[str, obje
     """The index-th launch of a variant, compiled: what it is, what it costs, or the compiler's error."""
     one = variant.launches(_target(capability))[index]
     row = dataclasses.asdict(variant) | {"name": f"{one.name} {variant}", "kernel": one.name}
-    row |= {"block_m": one.arguments.get("BLOCK_M", 0), "by_descriptor": bool(one.arguments.get("TMA"))}
+    row |= {
+        "triton": triton.__version__,
+        "block_m": one.arguments.get("BLOCK_M", 0),
+        "by_descriptor": bool(one.arguments.get("TMA")),
+    }
     try:
         return row | dataclasses.asdict(compile_launch(one, capability)) | {"error": None}
     except Exception as error:  # whatever the compiler raises is a result to report
