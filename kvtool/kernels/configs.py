@@ -47,12 +47,16 @@ class Tile:
         frugal = self.num_warps == 4 and self.block_n == 64 and page % self.block_n == 0
         return DECODE_REGISTERS if frugal else MAX_REGISTERS
 
-    def uses_tma(self, head_dim: int, page: int, cache_bytes: int, target: Target) -> bool:
+    def uses_tma(
+        self, head_dim: int, page: int, cache_bytes: int, target: Target, *, vector_scales: bool = False
+    ) -> bool:
         """Whether a tile is one box of a page, on a card that copies boxes, with registers left for it.
 
-        fp32 has no tensor cores to keep fed. Tall tiles of wide heads spill where loads are not masked as they come.
+        fp32 has no tensor cores to keep fed. Tall tiles of wide heads, or of scales to load beside the vectors, spill
+        where loads are not masked as they come.
         """
-        suits = cache_bytes < 4 and self.block_n >= 32 and (head_dim <= 128 or self.block_m == 16)
+        tallest = 16 if head_dim > 128 else 64 if vector_scales else 128
+        suits = cache_bytes < 4 and self.block_n >= 32 and self.block_m <= tallest
         return suits and target.capability >= 90 and page % self.block_n == 0
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:

@@ -219,7 +219,9 @@ class _Keys:
         for tensor in (self.k, self.v):
             starts += [int(tensor.storage_offset()), *tensor.stride()[:3]]
         aligned = all(start * self.k.element_size() % configs.TMA_ALIGNMENT == 0 for start in starts)
-        uses_tma = aligned and tile.uses_tma(_dot_dim(self.head_dim), self.k.shape[1], self.k.element_size(), target)
+        has_scales = isinstance(self.k_scale, Tensor)
+        shape = _dot_dim(self.head_dim), self.k.shape[1], self.k.element_size()
+        uses_tma = aligned and tile.uses_tma(*shape, target, vector_scales=has_scales)
         if uses_tma:
             triton.set_allocator(_descriptor_memory)
         return uses_tma
