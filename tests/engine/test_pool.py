@@ -55,8 +55,16 @@ def test_a_page_of_llama_holds_what_a_page_of_llama_holds(tiny: SaveTiny) -> Non
     assert KvPool(loaded.specs, 1, 16, CPU).bytes == 3 * 2 * 2 * 8 * 2 * 16
 
 
-@pytest.mark.parametrize("name", ["llama-3-gqa", "deepseek-v3"])
-@pytest.mark.parametrize("kv_cache_dtype", ["fp32", "fp8", "int8_per_token_head"])
+@pytest.mark.parametrize(
+    ("name", "kv_cache_dtype"),
+    [
+        ("llama-3-gqa", "fp32"),
+        ("llama-3-gqa", "fp8"),
+        ("llama-3-gqa", "int8_per_token_head"),
+        ("deepseek-v3", "fp32"),
+        ("deepseek-v3", "fp8"),
+    ],
+)
 def test_copying_pages_copies_every_layer_and_nothing_else(tiny: SaveTiny, name: str, kv_cache_dtype: str) -> None:
     loaded = load(tiny(name).folder, kv_cache_dtype=kv_cache_dtype)
     pool = KvPool(loaded.specs, 5, 16, CPU)
