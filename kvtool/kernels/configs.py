@@ -42,9 +42,14 @@ class Tile:
         """Tiles of the shortest split."""
         return max(1, MIN_SPLIT_TOKENS // self.block_n)
 
+    @property
+    def is_small(self) -> bool:
+        """Few enough rows that a program's registers leave room for two more."""
+        return self.num_warps == 4 and self.block_m == 16
+
     def decode_registers(self, page: int) -> int:
         """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
-        frugal = self.num_warps == 4 and self.block_n == 64 and page % self.block_n == 0
+        frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0
         return DECODE_REGISTERS if frugal else MAX_REGISTERS
 
     def uses_tma(
@@ -62,7 +67,7 @@ class Tile:
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
         pipeline_bytes = max(1, self.num_stages - 1) * self.block_n * bytes_per_key
-        by_registers = 3 if self.num_warps == 4 else 2
+        by_registers = 3 if self.is_small else 2
         return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
 
 
