@@ -47,9 +47,9 @@ class Tile:
         """Few enough rows that a program's registers leave room for two more."""
         return self.num_warps == 4 and self.block_m == 16
 
-    def decode_registers(self, page: int) -> int:
+    def decode_registers(self, page: int, *, vector_scales: bool = False) -> int:
         """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
-        frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0
+        frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0 and not vector_scales
         return DECODE_REGISTERS if frugal else MAX_REGISTERS
 
     def uses_tma(

@@ -329,7 +329,7 @@ def _decode(q: Tensor, keys: _Keys, block_tables: Tensor, seq_lens: Tensor, soft
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers(page),
+        maxnreg=tile.decode_registers(page, vector_scales=isinstance(keys.k_scale, Tensor)),
     )
     if partial is not None and lse is not None and arrivals is None:
         _merge(partial, lse, seq_lens, out, tile, softmax.span)
