@@ -85,15 +85,13 @@ def _contiguous(loaded: LoadedModel, prompt_ids: list[int], output_len: int, *, 
         token_ids.append(int(row.argmax()))
         times_s.append(time.perf_counter() - start_s)
         logits.append(row)
-    held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.k, layer.v) if t is not None)
+    held = sum(t.numel() * t.element_size() for layer in layers for t in layer.tensors)
     return Generated(times_s, token_ids[len(prompt_ids) :], logits, held)
 
 
 def _grown(layer: LayerCache) -> LayerCache:
     """Room for one more token: a new tensor, and everything copied into it."""
-    k, v = (None if t is None else torch.cat((t, torch.zeros_like(t[:, :1])), dim=1) for t in (layer.k, layer.v))
-    assert k is not None
-    return LayerCache(k, v)
+    return layer.map(lambda tensor: torch.cat((tensor, torch.zeros_like(tensor[:, :1])), dim=1))
 
 
 def _one_sequence(token_ids: list[int], computed: int, device: torch.device) -> StepBatch:

@@ -19,6 +19,7 @@ from kvtool.bench.timers import Call
 from kvtool.engine.engine import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, LayerCache, pool_specs
 from kvtool.kernels import Kernels, load_kernels
+from kvtool.kernels.quantise import stored
 from kvtool.results import KernelCheck
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 
@@ -27,6 +28,7 @@ ROUNDING = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 2e-2}
 CHECKED_SEQUENCES = 4
 CHECKED_QUERIES = 16  # of the first and of the last queries of a chunk
 CHECKED_ROWS = 64
+INT8_UNIT = 30  # what int8 holds random values of order 1 times
 TILE_ELEMENTS = 4_194_301  # prime: repeated through a pool, it never puts the same values into two pages
 
 
@@ -43,10 +45,10 @@ class Queries:
 def filled_pool(work: KernelWork, num_pages: int, device: torch.device, random: torch.Generator) -> KvPool:
     """A pool of one layer with random values in every slot."""
     pool = KvPool(pool_specs((work.spec,)), num_pages, work.block_size, device)
-    flat = [tensor.view(-1) for tensor in (pool.layers[0].k, pool.layers[0].v) if tensor is not None]
+    flat = [tensor.view(-1) for tensor in pool.layers[0].tensors]
     tile = torch.randn(min(TILE_ELEMENTS, max(map(len, flat))), device=device, generator=random)
     for tensor in flat:
-        values = tile.to(tensor.dtype)
+        values = stored(tile * INT8_UNIT if tensor.dtype == torch.int8 else tile, tensor.dtype)
         for start in range(0, len(tensor), TILE_ELEMENTS):
             tensor[start : start + TILE_ELEMENTS].copy_(values[: len(tensor) - start])
     return pool
@@ -128,9 +130,7 @@ class Measurement:
         for kernels in (self.kernels, load_kernels("reference")):
             pool = KvPool(pool_specs((work.spec,)), -(-2 * count // work.block_size), work.block_size, self.device)
             store_call(work, kernels, pool.layers[0], rows, slots)()
-            pools.append(
-                torch.cat([t.float().flatten() for t in (pool.layers[0].k, pool.layers[0].v) if t is not None])
-            )
+            pools.append(torch.cat([t.float().flatten() for t in pool.layers[0].tensors]))
         return compared(*pools, dtype=work.dtype, what=f"{count} rows")
 
 
@@ -143,10 +143,12 @@ def attention_call(work: KernelWork, kernels: Kernels, layer: LayerCache, querie
         arguments["max_query_len"] = work.query_len
     if isinstance(work.spec, LatentSpec):
         function: Callable[..., Tensor] = kernels.mla_decode if work.part == DECODE else kernels.mla_prefill
-        return partial(function, queries.q, layer.k, *tensors, latent_dim=work.spec.kv_lora_rank, **arguments)
+        arguments |= {"latent_dim": work.spec.kv_lora_rank, "cache_scale": layer.k_scale}
+        return partial(function, queries.q, layer.k, *tensors, **arguments)
     assert layer.v is not None  # only a latent has no V of its own
     if isinstance(work.spec, SlidingSpec):
         arguments["window"] = work.spec.window
+    arguments |= {"k_scale": layer.k_scale, "v_scale": layer.v_scale}
     function = kernels.paged_decode if work.part == DECODE else kernels.paged_prefill
     return partial(function, queries.q, layer.k, layer.v, *tensors, **arguments)
 
@@ -154,12 +156,12 @@ def attention_call(work: KernelWork, kernels: Kernels, layer: LayerCache, querie
 def store_call(work: KernelWork, kernels: Kernels, layer: LayerCache, rows: Tensor, slots: Tensor) -> Call:
     """rows [T, elements of a token] into slots [T]."""
     if layer.v is None:
-        return partial(kernels.store_latent, rows, layer.k, slots)
+        return partial(kernels.store_latent, rows, layer.k, slots, scale=layer.k_scale)
     heads, k_dim, v_dim = work.spec.kv_heads, work.spec.k_head_dim, work.spec.v_head_dim
     k, v = rows.split((heads * k_dim, heads * v_dim), dim=1)
-    return partial(
-        kernels.store_kv, k.unflatten(1, (heads, k_dim)), v.unflatten(1, (heads, v_dim)), layer.k, layer.v, slots
-    )
+    k, v = k.unflatten(1, (heads, k_dim)), v.unflatten(1, (heads, v_dim))
+    k_scale, v_scale = layer.k_scale, layer.v_scale
+    return partial(kernels.store_kv, k, v, layer.k, layer.v, slots, k_scale=k_scale, v_scale=v_scale)
 
 
 def decode_sample(queries: Queries) -> tuple[Queries, Tensor]:
@@ -186,7 +188,7 @@ def _head_call(
     one = Queries(queries.q[:, head : head + 1], queries.block_tables, queries.seq_lens, queries.query_starts)
     if layer.v is not None:
         shared = head // (of // work.spec.kv_heads)
-        layer = LayerCache(layer.k[:, :, shared : shared + 1], layer.v[:, :, shared : shared + 1])
+        layer = layer.map(lambda tensor: tensor[:, :, shared : shared + 1])
     return attention_call(work, kernels, layer, one)()
 
 

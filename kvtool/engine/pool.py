@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
 from kvtool.errors import KvtoolError
+from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
+
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
 
 CACHE_DTYPES = {
     "fp32": torch.float32,
@@ -17,15 +23,33 @@ CACHE_DTYPES = {
     "fp16": torch.float16,
     "fp8": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+    "fp8_per_token_head": torch.float8_e4m3fn,
+    "int8_per_token_head": torch.int8,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """k [P, B, kv_heads, k_head_dim] and v [P, B, kv_heads, v_head_dim]; for MLA `k` is the latent [P, B, R+E]."""
+    """k [P, B, kv_heads, k_head_dim] and v [P, B, kv_heads, v_head_dim]; for MLA `k` is the latent [P, B, R+E].
+
+    A scale is 1, or fp32 [P, B, kv_heads], one beside each vector.
+    """
 
     k: Tensor
     v: Tensor | None
+    k_scale: Scale = 1.0
+    v_scale: Scale = 1.0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that is stored, page after page."""
+        return [held for held in (self.k, self.v, self.k_scale, self.v_scale) if isinstance(held, Tensor)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LayerCache:
+        """The cache of what `function` makes of each tensor."""
+        parts = (self.k_scale, self.v_scale)
+        k_scale, v_scale = (function(scale) if isinstance(scale, Tensor) else scale for scale in parts)
+        return LayerCache(function(self.k), None if self.v is None else function(self.v), k_scale, v_scale)
 
 
 class KvPool:
@@ -39,8 +63,7 @@ class KvPool:
     @property
     def bytes(self) -> int:
         """What the tensors hold, asked of the tensors."""
-        tensors = [tensor for layer in self.layers for tensor in (layer.k, layer.v) if tensor is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for layer in self.layers for tensor in layer.tensors)
 
     @property
     def page_bytes(self) -> int:
@@ -50,10 +73,9 @@ class KvPool:
     def copy_pages(self, copies: list[PageCopy]) -> None:
         """Copy-on-write of whole pages, in every layer."""
         for layer in self.layers:
-            for tensor in (layer.k, layer.v):
-                if tensor is not None:
-                    for copy in copies:
-                        tensor[copy.target].copy_(tensor[copy.source])
+            for tensor in layer.tensors:
+                for copy in copies:
+                    tensor[copy.target].copy_(tensor[copy.source])
 
 
 def pool_specs(specs: tuple[CacheSpec, ...]) -> tuple[CacheSpec, ...]:
@@ -81,13 +103,29 @@ def cache_dtype(name: str) -> torch.dtype:
 def _layer_cache(spec: CacheSpec, num_pages: int, block_size: int, device: torch.device) -> LayerCache:
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
     if isinstance(spec, LatentSpec) and not spec.sparse:
+        if _is_scaled(spec.cache_format):
+            raise KvtoolError(
+                f"the engine cannot run a {spec.cache_format.name!r} cache of MLA latents: use bf16 or fp8"
+            )
         dtype = cache_dtype(spec.cache_format.name)
-        return LayerCache(torch.zeros(num_pages, block_size, spec.k_head_dim, dtype=dtype, device=device), None)
+        latents = torch.zeros(num_pages, block_size, spec.k_head_dim, dtype=dtype, device=device)
+        return LayerCache(latents, None)
     if isinstance(spec, HeadsSpec):
         dtype = cache_dtype(spec.cache_format.name)
         shape = (num_pages, block_size, spec.kv_heads)
-        return LayerCache(
-            torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device),
-            torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device),
-        )
+        k = torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device)
+        v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
+        return LayerCache(k, v, _scales(spec, k), _scales(spec, v))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
+
+
+def _scales(spec: HeadsSpec, vectors: Tensor) -> Scale:
+    """One fp32 beside each of the vectors [..., D], where the format keeps it."""
+    if not _is_scaled(spec.cache_format):
+        return 1.0
+    return torch.zeros(vectors.shape[:-1], dtype=torch.float32, device=vectors.device)
+
+
+def _is_scaled(cache_format: CacheFormat) -> bool:
+    """Whether a scale stands beside every vector."""
+    return cache_format.key is not None and cache_format.key.scale_bytes > 0

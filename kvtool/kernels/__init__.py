@@ -14,7 +14,38 @@ from kvtool.errors import KvtoolError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Scale = float | Tensor
+
 BACKENDS = ("triton", "torch", "reference")
+
+
+class StepKernels(Protocol):
+    """What lies between the products of a decoder step, one kernel each: T tokens, hidden size n."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x and residual [T,n], weight [n] -> (RMSNorm of their sum, the sum)."""
+
+    def split_qkv(
+        self,
+        qkv: Tensor,
+        norms: Tensor | None,
+        eps: float,
+        rotation: tuple[Tensor, Tensor],
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+        *,
+        k_scale: Scale = 1.0,
+        v_scale: Scale = 1.0,
+    ) -> Tensor:
+        """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the cache, as `store_kv` does.
+
+        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned: x cos + roll(x, D/2) sin for
+        `rotation` = (cos, signed sin), [T,1,D] each.
+        """
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate and up [T,n] -> gate / (1 + exp(-gate)) * up."""
 
 
 class Kernels(Protocol):
@@ -28,7 +59,14 @@ class Kernels(Protocol):
     sequence s. `seq_lens` counts every token in the cache, those of this step included. A cached value is
     `stored * scale`. Slots past the end and pages wholly before the window are never used: they may hold NaN, and the
     block table anything.
+
+    A scale is one number for a whole cache, or fp32 [P,B,HKV] ([P,B] of latents): one beside each stored vector, which
+    a store writes and attention reads.
     """
+
+    @property
+    def fused(self) -> StepKernels | None:
+        """The rest of a step in kernels of its own; None where plain torch operations are as good."""
 
     def store_kv(
         self,
@@ -38,15 +76,16 @@ class Kernels(Protocol):
         v_cache: Tensor,
         slots: Tensor,
         *,
-        k_scale: float = 1.0,
-        v_scale: float = 1.0,
+        k_scale: Scale = 1.0,
+        v_scale: Scale = 1.0,
     ) -> None:
         """Write k [T,HKV,D], v [T,HKV,DV] to slots [T] int64 of k_cache [P,B,HKV,D], v_cache [P,B,HKV,DV].
 
-        stored = clamp(x / scale, finite range of the cache's dtype); slot -1 writes nothing.
+        stored = clamp(x / scale, finite range of the cache's dtype), rounded to the nearest; slot -1 writes nothing.
+        Where each vector has its scale, that is the one which makes its largest element the largest of the dtype.
         """
 
-    def store_latent(self, latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+    def store_latent(self, latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
         """Write latent [T,R+E] to slots [T] int64 of cache [P,B,R+E], as `store_kv` does."""
 
     def paged_decode(
@@ -59,13 +98,17 @@ class Kernels(Protocol):
         *,
         scale: float,
         window: int = 0,
-        k_scale: float = 1.0,
-        v_scale: float = 1.0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        k_scale: Scale = 1.0,
+        v_scale: Scale = 1.0,
     ) -> Tensor:
-        """softmax(scale * q k^T) v of one query per sequence: q [S,HQ,D] -> [S,HQ,DV] in q's dtype.
+        """softmax(scale * q k^T) v of Q queries per sequence, its last Q tokens: q [S*Q,HQ,D] -> [S*Q,HQ,DV].
 
-        block_tables [S,N] and seq_lens [S] are int32. window > 0 sees the last `window` tokens, the current one
-        included; a sequence of length 0 (a padding row) gives zeros.
+        Q is 1, or a few to verify tokens that were guessed, causal among themselves. block_tables [S,N] and seq_lens
+        [S] are int32. window > 0 sees the last `window` tokens, the current one included; softcap > 0 makes scores s
+        softcap * tanh(s / softcap); sinks [HQ] are logits that take part in the softmax and have no value. Out is in
+        q's dtype; a sequence of length 0 (a padding row) gives zeros.
         """
 
     def paged_prefill(
@@ -79,8 +122,10 @@ class Kernels(Protocol):
         *,
         scale: float,
         window: int = 0,
-        k_scale: float = 1.0,
-        v_scale: float = 1.0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        k_scale: Scale = 1.0,
+        v_scale: Scale = 1.0,
         max_query_len: int | None = None,
     ) -> Tensor:
         """Causal attention of q [T,HQ,D], sequence after sequence, over what is already in the cache -> [T,HQ,DV].
@@ -98,7 +143,7 @@ class Kernels(Protocol):
         *,
         latent_dim: int,
         scale: float,
-        cache_scale: float = 1.0,
+        cache_scale: Scale = 1.0,
     ) -> Tensor:
         """`paged_decode` of absorbed queries [S,H,R+E] over latent rows [P,B,R+E] -> [S,H,R].
 
@@ -116,7 +161,7 @@ class Kernels(Protocol):
         *,
         latent_dim: int,
         scale: float,
-        cache_scale: float = 1.0,
+        cache_scale: Scale = 1.0,
         max_query_len: int | None = None,
     ) -> Tensor:
         """`paged_prefill` of absorbed queries [T,H,R+E] over latent rows [P,B,R+E] -> [T,H,R]."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from kvtool.errors import DeviceError
 
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
+
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
-CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES)
+CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES, torch.int8)
 FP8_CAPABILITY = (8, 9)
 
 
@@ -25,6 +30,61 @@ def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor,
     require(q.stride(2) == 1, "the last dimension of q must be contiguous")
     require(window >= 0, f"window is {window}, not 0 (none) or more")
     sequences(block_tables, seq_lens)
+
+
+def queries(q: Tensor, seq_lens: Tensor) -> None:
+    """The same number of queries for each sequence."""
+    even = len(seq_lens) > 0 and len(q) % len(seq_lens) == 0
+    require(even or len(q) == 0, f"{len(q)} queries for {len(seq_lens)} sequences")
+
+
+def softmax(softcap: float, sinks: Tensor | None, num_heads: int) -> None:
+    """sinks [HQ] in a floating dtype."""
+    require(softcap >= 0, f"softcap is {softcap}, not 0 (none) or more")
+    if sinks is not None:
+        require(sinks.shape == (num_heads,), f"sinks {shape(sinks)} for {num_heads} query heads")
+        require(sinks.is_floating_point() and sinks.is_contiguous(), "sinks must be contiguous floating-point logits")
+
+
+def scales(k_scale: Scale, v_scale: Scale, pool: Tensor) -> None:
+    """Two numbers, or two tensors fp32 [P,B,HKV] laid out alike, of pool [P,B,HKV,*]."""
+    tensors = [scale for scale in (k_scale, v_scale) if isinstance(scale, Tensor)]
+    require(len(tensors) != 1, "k_scale and v_scale must both be numbers or both be tensors")
+    for scale in tensors:
+        require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
+        require(scale.shape == pool.shape[:3], f"scales {shape(scale)} do not fit the cache {shape(pool)}")
+        require(scale.stride() == tensors[0].stride(), "k_scale and v_scale must be laid out alike")
+
+
+def split_qkv(
+    qkv: Tensor,
+    norms: Tensor | None,
+    rotation: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> None:
+    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,D] twice, caches [P,B,HKV,D]."""
+    kv_heads, head_dim = k_cache.shape[2], qkv.shape[2]
+    require(qkv.stride(1) == head_dim and qkv.stride(2) == 1, "the heads of a token of qkv must lie side by side")
+    require(qkv.shape[1] > 2 * kv_heads, f"qkv {shape(qkv)} has no query beside {kv_heads} KV heads")
+    require(head_dim % 2 == 0, f"a head of {head_dim} has no two halves to turn")
+    require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
+    store(qkv[:, -kv_heads:], k_cache, slots)
+    store(qkv[:, -kv_heads:], v_cache, slots)
+    turned = (qkv.shape[1] - kv_heads, head_dim)
+    require(norms is None or (norms.shape == turned and norms.is_contiguous()), f"norms are not contiguous {turned}")
+    for table in rotation:
+        require(table.shape == (len(qkv), 1, head_dim), f"rotation {shape(table)} does not fit qkv {shape(qkv)}")
+        require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
+
+
+def rows(*tensors: Tensor) -> None:
+    """[T,n], all alike, of rows that are contiguous."""
+    for tensor in tensors:
+        require(tensor.ndim == 2 and tensor.shape == tensors[0].shape, f"rows {shape(tensor)} and {shape(tensors[0])}")
+        require(tensor.stride(1) == 1, "the last dimension of the rows must be contiguous")
+        require(tensor.dtype == tensors[0].dtype, f"rows of {tensor.dtype} and {tensors[0].dtype}")
 
 
 def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
-MERGE_BLOCK_DV = 128  # columns of one merge program: MAX_SPLITS x 128 fp32 partials stay in registers
+MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many splits as are merged at once
+TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
 STORE_BLOCK = 1024  # elements of one store program
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
 DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs in a multiprocessor's 65,536
@@ -41,15 +42,32 @@ class Tile:
         """Tiles of the shortest split."""
         return max(1, MIN_SPLIT_TOKENS // self.block_n)
 
-    def decode_registers(self, page: int) -> int:
+    @property
+    def is_small(self) -> bool:
+        """Few enough rows that a program's registers leave room for two more."""
+        return self.num_warps == 4 and self.block_m == 16
+
+    def decode_registers(self, page: int, *, vector_scales: bool = False) -> int:
         """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
-        frugal = self.num_warps == 4 and self.block_n == 64 and page % self.block_n == 0
+        frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0 and not vector_scales
         return DECODE_REGISTERS if frugal else MAX_REGISTERS
+
+    def uses_tma(
+        self, head_dim: int, page: int, cache_bytes: int, target: Target, *, vector_scales: bool = False
+    ) -> bool:
+        """Whether a tile is one box of a page, on a card that copies boxes, with registers left for it.
+
+        fp32 has no tensor cores to keep fed. Tall tiles of wide heads, or of scales to load beside the vectors, spill
+        where loads are not masked as they come.
+        """
+        tallest = 16 if head_dim > 128 else 64 if vector_scales else 128
+        suits = cache_bytes < 4 and self.block_n >= 32 and self.block_m <= tallest
+        return suits and target.capability >= 90 and page % self.block_n == 0
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
         pipeline_bytes = max(1, self.num_stages - 1) * self.block_n * bytes_per_key
-        by_registers = 3 if self.num_warps == 4 else 2
+        by_registers = 3 if self.is_small else 2
         return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
 
 
@@ -93,6 +111,11 @@ def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -
     """
     by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
+
+
+def merged_at_once(block_dv: int, num_warps: int) -> int:
+    """Splits whose partial outputs of block_dv fp32 values a program holds in MERGE_REGISTERS."""
+    return max(1, min(MAX_SPLITS, MERGE_REGISTERS * 32 * num_warps // block_dv))
 
 
 def padded(dim: int) -> int:

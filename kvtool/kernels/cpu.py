@@ -13,13 +13,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvtool.kernels.dense import causal_attention, tokens_of
+from kvtool.kernels.dense import capped_attention, causal_attention, tokens_of
 from kvtool.kernels.native import ROW, native, serves
+from kvtool.kernels.quantise import largest, stored, vector_scales
+
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale, StepKernels
+
+fused: StepKernels | None = None
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.
@@ -59,11 +66,11 @@ def store_kv(
     v_cache: Tensor,
     slots: Tensor,
     *,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
 ) -> None:
     kernels = native()
-    if kernels is not None and k_scale == v_scale == 1.0 and all(_whole_rows(t) for t in (k, v, k_cache, v_cache)):
+    if kernels is not None and _are_one(k_scale, v_scale) and all(_whole_rows(t) for t in (k, v, k_cache, v_cache)):
         kernels.store_rows(k, k_cache, slots)
         kernels.store_rows(v, v_cache, slots)
         return
@@ -74,9 +81,9 @@ def store_kv(
     _store(v, v_cache, slots, v_scale)
 
 
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
     kernels = native()
-    if kernels is not None and scale == 1.0 and serves(latent, cache):
+    if kernels is not None and _are_one(scale) and serves(latent, cache):
         kernels.store_rows(latent, cache, slots)
         return
     if not _all_written(slots):
@@ -93,11 +100,19 @@ def paged_decode(
     *,
     scale: float,
     window: int = 0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
 ) -> Tensor:
+    if softcap or sinks is not None or len(q) > len(seq_lens) or not _are_numbers(k_scale, v_scale):
+        query_starts = torch.arange(len(seq_lens) + 1) * (len(q) // len(seq_lens))
+        features: dict[str, Any] = {"softcap": softcap, "sinks": sinks, "k_scale": k_scale, "v_scale": v_scale}
+        return paged_prefill(
+            q, k_cache, v_cache, block_tables, seq_lens, query_starts, scale=scale, window=window, **features
+        )
     kernels = native()
-    if kernels is not None and k_scale == v_scale == 1.0 and serves(q, k_cache, v_cache):
+    if kernels is not None and _are_one(k_scale, v_scale) and serves(q, k_cache, v_cache):
         return kernels.paged_decode(q, k_cache, v_cache, block_tables, seq_lens, scale, window)
     num_heads, kv_heads = q.shape[1], k_cache.shape[2]
     # [S, HKV, G, D]: the queries of one group are rows over the same keys.
@@ -129,8 +144,10 @@ def paged_prefill(
     *,
     scale: float,
     window: int = 0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
     out = q.new_empty(*q.shape[:2], v_cache.shape[3])  # every row is some sequence's
@@ -138,10 +155,18 @@ def paged_prefill(
     for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
         if start == stop:
             continue
+        if seq_len == 0:  # a padding row
+            out[start:stop] = 0
+            continue
         first = max(0, seq_len - (stop - start) - window + 1) if window else 0
         k = tokens_of(k_cache, table, first, seq_len, dtype=q.dtype, scale=k_scale)
         v = tokens_of(v_cache, table, first, seq_len, dtype=q.dtype, scale=v_scale)
-        out[start:stop] = causal_attention(q[start:stop], k, v, scale=scale, window=window)
+        if softcap or sinks is not None:
+            out[start:stop] = capped_attention(
+                q[start:stop], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks
+            )
+        else:
+            out[start:stop] = causal_attention(q[start:stop], k, v, scale=scale, window=window)
     return out
 
 
@@ -153,10 +178,14 @@ def mla_decode(
     *,
     latent_dim: int,
     scale: float,
-    cache_scale: float = 1.0,
+    cache_scale: Scale = 1.0,
 ) -> Tensor:
+    if len(q) > len(seq_lens):
+        query_starts = torch.arange(len(seq_lens) + 1) * (len(q) // len(seq_lens))
+        shape: dict[str, Any] = {"latent_dim": latent_dim, "scale": scale, "cache_scale": cache_scale}
+        return mla_prefill(q, cache, block_tables, seq_lens, query_starts, **shape)
     kernels = native()
-    if kernels is not None and cache_scale == 1.0 and latent_dim % ROW == 0 and serves(q, cache):
+    if kernels is not None and _are_one(cache_scale) and latent_dim % ROW == 0 and serves(q, cache):
         k_cache = cache.unsqueeze(2)  # as in mla_prefill
         return kernels.paged_decode(q, k_cache, k_cache[..., :latent_dim], block_tables, seq_lens, scale, window=0)
     out = q.new_zeros(*q.shape[:2], latent_dim)
@@ -177,10 +206,12 @@ def mla_prefill(
     *,
     latent_dim: int,
     scale: float,
-    cache_scale: float = 1.0,
+    cache_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
     k_cache = cache.unsqueeze(2)  # one key/value head, whose values are the first columns of its keys
+    if isinstance(cache_scale, Tensor):
+        cache_scale = cache_scale.unsqueeze(2)
     return paged_prefill(
         q,
         k_cache,
@@ -194,7 +225,7 @@ def mla_prefill(
     )
 
 
-def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: float) -> Tensor:
+def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: Scale) -> Tensor:
     """All sequences out of their pages, padded to the longest: [S, heads, N * B, D]."""
     rows = cache.index_select(0, plan.pages).flatten(0, 1)
     if rows.dtype != dtype:
@@ -211,24 +242,35 @@ def _whole_rows(tensor: Tensor) -> bool:
     return serves(tensor) and tensor.stride(-2) == tensor.shape[-1]
 
 
+def _are_numbers(*scales: Scale) -> bool:
+    return not any(isinstance(scale, Tensor) for scale in scales)
+
+
+def _are_one(*scales: Scale) -> bool:
+    return all(not isinstance(scale, Tensor) and scale == 1.0 for scale in scales)
+
+
 @lru_cache(maxsize=2)
 def _all_written(slots: Tensor) -> bool:
     """Whether no slot is -1. Remembered by identity, as in `_plan`."""
     return not bool((slots < 0).any())
 
 
-def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: float) -> None:
+def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
     """rows [T, ...] to the slots [T] of cache [P, B, ...]."""
+    if isinstance(scale, Tensor):
+        vectors = vector_scales(rows, cache.dtype)
+        _store(vectors, scale, slots, 1.0)
+        rows, scale = rows.float() / vectors.unsqueeze(-1), 1.0
     if scale != 1.0:
         rows = rows / scale
-    finite = torch.finfo(cache.dtype)
-    if finite.max < torch.finfo(rows.dtype).max:
-        rows = rows.float().clamp(finite.min, finite.max)
-    stored = rows.to(cache.dtype)
+    if largest(cache.dtype) < torch.finfo(rows.dtype).max:
+        rows = stored(rows.float(), cache.dtype)
+    rows = rows.to(cache.dtype)
     if cache.dtype.itemsize == 1:  # index_copy_ has no fp8: the same bytes as uint8
-        cache, stored = cache.view(torch.uint8), stored.view(torch.uint8)
+        cache, rows = cache.view(torch.uint8), rows.view(torch.uint8)
     page_size = cache.shape[1]
     if cache.stride(0) == page_size * cache.stride(1):
-        cache.flatten(0, 1).index_copy_(0, slots, stored)
+        cache.flatten(0, 1).index_copy_(0, slots, rows)
     else:  # pages lie apart, as in a pool [P, 2, B, ...]: flattening would write to a copy
-        cache[slots // page_size, slots % page_size] = stored
+        cache[slots // page_size, slots % page_size] = rows

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
+
 
 def tokens_of(
-    cache: Tensor, table: list[int], first: int, last: int, *, dtype: torch.dtype, scale: float = 1.0
+    cache: Tensor, table: list[int], first: int, last: int, *, dtype: torch.dtype, scale: Scale = 1.0
 ) -> Tensor:
     """Tokens first .. last-1 of a sequence out of cache [P, B, ...]: [last - first, ...] in `dtype`, times `scale`.
 
     A view of the pool where the sequence's pages are consecutive, a copy elsewhere.
     """
+    if isinstance(scale, Tensor):
+        scales = tokens_of(scale, table, first, last, dtype=torch.float32)
+        return (tokens_of(cache, table, first, last, dtype=torch.float32) * scales.unsqueeze(-1)).to(dtype)
     block_size = cache.shape[1]
     start, stop = first // block_size, -(-last // block_size)
     pages = table[start:stop]
@@ -46,10 +54,30 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: i
     return attended[0].transpose(0, 1)[..., :v_head_dim]
 
 
-def causal_mask(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor | None:
-    """[Q, L], True where a query sees a key; None where one query sees all or Q = L is plain causal."""
+def capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """`causal_attention` with what SDPA lacks: scores bounded by `softcap` > 0, and sinks [HQ] in the softmax."""
+    grouped = q.float().unflatten(1, (k.shape[1], -1))
+    scores = torch.einsum("qhgd,khd->hgqk", grouped, k.float()) * scale
+    if softcap:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    mask = causal_mask(len(q), len(k), window, q.device, square=True)
+    if mask is not None:
+        scores.masked_fill_(~mask, float("-inf"))
+    if sinks is not None:
+        logits = sinks.float().view(k.shape[1], -1, 1, 1).expand(-1, -1, len(q), 1)
+        scores = torch.cat((scores, logits), dim=-1)
+    weights = scores.softmax(dim=-1)[..., : len(k)]
+    return torch.einsum("hgqk,khd->qhgd", weights, v.float()).flatten(1, 2).to(q.dtype)
+
+
+def causal_mask(
+    num_queries: int, num_keys: int, window: int, device: torch.device, *, square: bool = False
+) -> Tensor | None:
+    """[Q, L], True where a query sees a key. None where one query sees all or, unless `square`, Q = L is causal."""
     windowed = 0 < window < num_keys
-    if num_queries in (1, num_keys) and not windowed:
+    if not windowed and (num_queries == 1 or (num_queries == num_keys and not square)):
         return None
     keys = torch.arange(num_keys, device=device)
     ages = keys[num_keys - num_queries :, None] - keys

@@ -1,7 +1,8 @@
 """The Triton kernels as functions of tensors: checks shapes and dtypes, picks a tile, sizes the grid, launches.
 
 Scores are kept in base 2: exp(scale * s) = exp2(scale * log2(e) * s), so the scale, log2(e) and the keys'
-dequantisation scale are one factor; the values' scale multiplies the normalised output.
+dequantisation scale are one factor; the values' scale multiplies the normalised output. A scale beside each vector
+multiplies a key's scores and a value's weights instead.
 """
 
 from __future__ import annotations
@@ -9,18 +10,26 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels import checks, configs
+from kvtool.kernels import checks, configs, step
 from kvtool.kernels.configs import Target, Tile, padded
+from kvtool.kernels.quantise import largest
 from kvtool.kernels.triton.decode import decode_kernel, merge_kernel
 from kvtool.kernels.triton.prefill import prefill_kernel
 from kvtool.kernels.triton.store import store_kernel
 
-NO_WINDOW = 2**31 - 1  # longer than any sequence
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale, StepKernels
+
+fused: StepKernels | None = step
+MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
+GRAPHS = -1  # in the place of a stream
+NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
 
 def store_kv(
@@ -30,17 +39,17 @@ def store_kv(
     v_cache: Tensor,
     slots: Tensor,
     *,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
 ) -> None:
     """k [T,HKV,D] and v [T,HKV,DV] into slots [T] of [P,B,HKV,*], one launch each."""
     _store(k, k_cache, slots, k_scale)
     _store(v, v_cache, slots, v_scale)
 
 
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
     """latent [T,R+E] into slots [T] of [P,B,R+E]: a row of one head."""
-    _store(latent.unsqueeze(1), cache.unsqueeze(2), slots, scale)
+    _store(latent.unsqueeze(1), cache.unsqueeze(2), slots, _of_one_head(scale))
 
 
 def paged_decode(
@@ -52,12 +61,16 @@ def paged_decode(
     *,
     scale: float,
     window: int = 0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
 ) -> Tensor:
-    """q [S,HQ,D] -> [S,HQ,DV]: out = softmax(scale * k_scale * q K^T) V * v_scale, a KV head's query heads together."""
+    """q [S*Q,HQ,D] -> [S*Q,HQ,DV]: softmax(scale * k_scale * q K^T) V * v_scale, the rows of a KV head together."""
     checks.attention(q, k_cache, v_cache, block_tables, seq_lens, window)
-    return _decode(q, _Keys(k_cache, v_cache), block_tables, seq_lens, scale * k_scale, v_scale, window)
+    checks.queries(q, seq_lens)
+    softmax = _Softmax(scale, window, softcap, sinks)
+    return _decode(q, _Keys(k_cache, v_cache, k_scale, v_scale), block_tables, seq_lens, softmax)
 
 
 def paged_prefill(
@@ -70,15 +83,18 @@ def paged_prefill(
     *,
     scale: float,
     window: int = 0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
     """q [T,HQ,D] -> [T,HQ,DV]: as `paged_decode`, query i of q_len seeing keys 0 .. seq_len - q_len + i."""
     checks.attention(q, k_cache, v_cache, block_tables, seq_lens, window)
     checks.query_starts(query_starts, seq_lens)
-    keys, longest = _Keys(k_cache, v_cache), _longest(query_starts, max_query_len)
-    return _prefill(q, keys, block_tables, seq_lens, query_starts, longest, scale * k_scale, v_scale, window)
+    keys, softmax = _Keys(k_cache, v_cache, k_scale, v_scale), _Softmax(scale, window, softcap, sinks)
+    longest = _longest(query_starts, max_query_len)
+    return _prefill(q, keys, block_tables, seq_lens, query_starts, longest, softmax)
 
 
 def mla_decode(
@@ -89,12 +105,13 @@ def mla_decode(
     *,
     latent_dim: int,
     scale: float,
-    cache_scale: float = 1.0,
+    cache_scale: Scale = 1.0,
 ) -> Tensor:
-    """q [S,H,R+E] absorbed -> [S,H,R]: `paged_decode` of H heads on one latent head, V = the first R columns of K."""
-    keys = _latent_keys(cache, latent_dim)
+    """q [S*Q,H,R+E] absorbed -> [S*Q,H,R]: `paged_decode` of H heads on one latent head, V = K's first R columns."""
+    keys = _latent_keys(cache, latent_dim, cache_scale)
     checks.attention(q, keys.k, keys.v, block_tables, seq_lens, window=0)
-    return _decode(q, keys, block_tables, seq_lens, scale * cache_scale, cache_scale, window=0)
+    checks.queries(q, seq_lens)
+    return _decode(q, keys, block_tables, seq_lens, _Softmax(scale))
 
 
 def mla_prefill(
@@ -106,26 +123,55 @@ def mla_prefill(
     *,
     latent_dim: int,
     scale: float,
-    cache_scale: float = 1.0,
+    cache_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
     """q [T,H,R+E] absorbed -> [T,H,R]: `paged_prefill` of H heads on one latent head."""
-    keys = _latent_keys(cache, latent_dim)
+    keys = _latent_keys(cache, latent_dim, cache_scale)
     checks.attention(q, keys.k, keys.v, block_tables, seq_lens, window=0)
     checks.query_starts(query_starts, seq_lens)
     longest = _longest(query_starts, max_query_len)
-    return _prefill(q, keys, block_tables, seq_lens, query_starts, longest, scale * cache_scale, cache_scale, window=0)
+    return _prefill(q, keys, block_tables, seq_lens, query_starts, longest, _Softmax(scale))
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """What happens to the scores of a row: scaled, capped, hidden behind a window, joined by the sink of its head."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+
+    def arguments(self, keys: _Keys, num_heads: int) -> dict[str, object]:
+        """qk_scale and cap in base 2: s -> s * qk_scale, or -> cap * tanh(s * qk_scale)."""
+        checks.softmax(self.softcap, self.sinks, num_heads)
+        scale = self.scale if isinstance(keys.k_scale, Tensor) else self.scale * keys.k_scale
+        return {
+            "sinks_ptr": self.sinks,
+            "qk_scale": scale / self.softcap if self.softcap else scale * math.log2(math.e),
+            "cap": self.softcap * math.log2(math.e),
+            "window": self.span,
+            "CAPPED": self.softcap > 0,
+        }
+
+    @property
+    def span(self) -> int:
+        """Keys that one query sees at most."""
+        return self.window or NO_WINDOW
 
 
 @dataclass(frozen=True)
 class _Keys:
-    """The pool as both attention kernels take it: k [P,B,HKV,D] and v [P,B,HKV,DV].
+    """The pool as both attention kernels take it: k [P,B,HKV,D] and v [P,B,HKV,DV], with their scales.
 
     With rope_dim > 0 a row of k is [latent | rotary key] and v its latent part, which the kernels then load once.
     """
 
     k: Tensor
     v: Tensor
+    k_scale: Scale
+    v_scale: Scale
     rope_dim: int = 0
 
     @property
@@ -145,7 +191,7 @@ class _Keys:
     def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
         return configs.attention_tile(_dot_dim(self.head_dim), rows, q.element_size(), self.k.element_size(), target)
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
         k, v, v_dim = self.k, self.v, self.v.shape[3]
         return {
             "k_ptr": k,
@@ -163,109 +209,148 @@ class _Keys:
             "BLOCK_DV": _dot_dim(v_dim),
             "BLOCK_ROPE": _dot_dim(self.rope_dim) if self.rope_dim else 0,
             "PAGE": k.shape[1],
+            "TMA": self._by_descriptor(tile, target),
+            "num_pages": len(k),
+        } | self._scale_arguments()
+
+    def _by_descriptor(self, tile: Tile, target: Target) -> bool:
+        """Whether TMA loads the tiles: where rows and pages begin at multiples of its 16 bytes."""
+        starts: list[int] = [self.head_dim if self.rope_dim else 0]
+        for tensor in (self.k, self.v):
+            starts += [int(tensor.storage_offset()), *tensor.stride()[:3]]
+        aligned = all(start * self.k.element_size() % configs.TMA_ALIGNMENT == 0 for start in starts)
+        has_scales = isinstance(self.k_scale, Tensor)
+        shape = _dot_dim(self.head_dim), self.k.shape[1], self.k.element_size()
+        uses_tma = aligned and tile.uses_tma(*shape, target, vector_scales=has_scales)
+        if uses_tma:
+            triton.set_allocator(_descriptor_memory)
+        return uses_tma
+
+    def _scale_arguments(self) -> dict[str, object]:
+        """With scales of their own, values are taken times the largest of the dtype, which v_scale takes out again."""
+        checks.scales(self.k_scale, self.v_scale, self.k)
+        k_scale = self.k_scale if isinstance(self.k_scale, Tensor) else None
+        v_scale = self.v_scale if isinstance(self.v_scale, Tensor) else None
+        return {
+            "k_scale_ptr": k_scale,
+            "v_scale_ptr": v_scale,
+            "v_scale": self.v_scale if v_scale is None else 1.0 / largest(self.v.dtype),
+            **_scale_strides(k_scale),
         }
 
 
-def _latent_keys(cache: Tensor, latent_dim: int) -> _Keys:
+def _latent_keys(cache: Tensor, latent_dim: int, scale: Scale) -> _Keys:
     checks.latent(cache, latent_dim)
-    k = cache.unsqueeze(2)
-    return _Keys(k, k[..., :latent_dim], rope_dim=cache.shape[2] - latent_dim)
+    k, scale = cache.unsqueeze(2), _of_one_head(scale)
+    return _Keys(k, k[..., :latent_dim], scale, scale, rope_dim=cache.shape[2] - latent_dim)
 
 
-def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: float) -> None:
-    """rows [T,H,D] into slots [T] of cache [P,B,H,D]. Grid: (T, blocks of a row)."""
+def _of_one_head(scale: Scale) -> Scale:
+    return scale.unsqueeze(2) if isinstance(scale, Tensor) else scale
+
+
+def _scale_strides(scales: Tensor | None) -> dict[str, object]:
+    page, slot, head = (0, 0, 0) if scales is None else scales.stride()
+    return {"scale_page_stride": page, "scale_slot_stride": slot, "scale_head_stride": head}
+
+
+def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
+    """rows [T,H,D] into slots [T] of cache [P,B,H,D]. Grid: (T, blocks of heads)."""
     checks.store(rows, cache, slots)
+    checks.scales(scale, scale, cache)
     num_tokens, num_heads, head_dim = rows.shape
     if num_tokens == 0:
         return
-    block = min(padded(num_heads * head_dim), configs.STORE_BLOCK)
-    store_kernel[(num_tokens, math.ceil(num_heads * head_dim / block))](
-        rows,
-        cache,
-        slots,
-        scale,
-        rows.stride(0),
-        rows.stride(1),
-        cache.stride(0),
-        cache.stride(1),
-        cache.stride(2),
-        ROW=num_heads * head_dim,
+    block_d = padded(head_dim)
+    block_h = max(1, min(padded(num_heads), configs.STORE_BLOCK // block_d))
+    scales = scale if isinstance(scale, Tensor) else None
+    store_kernel[(num_tokens, math.ceil(num_heads / block_h))](
+        x_ptr=rows,
+        cache_ptr=cache,
+        scales_ptr=scales,
+        slots_ptr=slots,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        x_token_stride=rows.stride(0),
+        x_head_stride=rows.stride(1),
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        head_stride=cache.stride(2),
+        **_scale_strides(scales),
+        HEADS=num_heads,
         HEAD_DIM=head_dim,
         PAGE=cache.shape[1],
-        MAX=torch.finfo(cache.dtype).max,
-        BLOCK=block,
+        MAX=largest(cache.dtype),
+        BLOCK_H=block_h,
+        BLOCK_D=block_d,
         num_warps=4,
     )
 
 
-def _decode(
-    q: Tensor,
-    keys: _Keys,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    qk_scale: float,
-    v_scale: float,
-    window: int,
-) -> Tensor:
-    """Grid: (S, HKV x blocks of a group, splits); with several splits their partial outputs are merged."""
-    num_seqs, num_heads, _ = q.shape
-    v_dim = keys.v.shape[3]
-    out = q.new_empty(num_seqs, num_heads, v_dim)
+def _decode(q: Tensor, keys: _Keys, block_tables: Tensor, seq_lens: Tensor, softmax: _Softmax) -> Tensor:
+    """Grid: (S, HKV x blocks of its rows, splits); with several splits their partial outputs are merged."""
+    num_tokens, num_heads, _ = q.shape
+    num_seqs, v_dim = len(seq_lens), keys.v.shape[3]
+    out = q.new_empty(num_tokens, num_heads, v_dim)
     if out.numel() == 0:
         return out
-    group, target = num_heads // keys.num_heads, _target(q.device)
-    tile = keys.tile(q, rows=group, target=target)
-    programs = keys.num_heads * math.ceil(group / tile.block_m)
+    query_len, group, target = num_tokens // num_seqs, num_heads // keys.num_heads, _target(q.device)
+    tile = keys.tile(q, rows=group * query_len, target=target)
+    programs = keys.num_heads * math.ceil(group * query_len / tile.block_m)
     page = keys.k.shape[1]
     max_context = block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
     splits = configs.num_splits(num_seqs * programs, max_context, resident)
-    partial = q.new_empty(num_seqs, num_heads, splits, v_dim, dtype=torch.float32) if splits > 1 else out
-    lse = q.new_empty(num_seqs, num_heads, splits, dtype=torch.float32)
+    partial = lse = arrivals = None
+    if splits > 1:
+        partial = q.new_empty(num_tokens, num_heads, splits, v_dim, dtype=torch.float32)
+        lse = q.new_empty(num_tokens, num_heads, splits, dtype=torch.float32)
+        arrivals = _arrivals(q.device, num_seqs * programs)
     decode_kernel[(num_seqs, programs, splits)](
         q_ptr=q,
         table_ptr=block_tables,
         lens_ptr=seq_lens,
-        out_ptr=partial,
+        out_ptr=out,
+        partial_ptr=partial,
         lse_ptr=lse,
-        qk_scale=qk_scale * math.log2(math.e),
-        v_scale=v_scale,
-        window=window or NO_WINDOW,
+        arrivals_ptr=arrivals,
         group=group,
+        query_len=query_len,
         num_heads=num_heads,
         num_splits=splits,
-        q_seq_stride=q.stride(0),
+        q_token_stride=q.stride(0),
         q_head_stride=q.stride(1),
         table_stride=block_tables.stride(0),
         SPLIT=splits > 1,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
+        BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), tile.num_warps),
         MIN_TILES=tile.min_tiles,
-        **keys.arguments(),
+        **keys.arguments(tile, target),
+        **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers(page),
+        maxnreg=tile.decode_registers(page, vector_scales=isinstance(keys.k_scale, Tensor)),
     )
-    if splits > 1:
-        _merge(partial, lse, seq_lens, out, tile, window)
+    if partial is not None and lse is not None and arrivals is None:
+        _merge(partial, lse, seq_lens, out, tile, softmax.span)
     return out
 
 
 def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, tile: Tile, window: int) -> None:
-    """partial [S,HQ,splits,DV] and lse [S,HQ,splits] -> out [S,HQ,DV]. Grid: (S, HQ, blocks of DV)."""
-    num_seqs, num_heads, splits, v_dim = partial.shape
-    block_dv = min(padded(v_dim), configs.MERGE_BLOCK_DV)
-    merge_kernel[(num_seqs, num_heads, math.ceil(v_dim / block_dv))](
+    """partial [T,HQ,splits,DV] and lse [T,HQ,splits] -> out [T,HQ,DV]. Grid: (T, HQ)."""
+    num_tokens, num_heads, splits, v_dim = partial.shape
+    merge_kernel[(num_tokens, num_heads)](
         partial,
         lse,
         seq_lens,
         out,
-        window=window or NO_WINDOW,
-        num_splits=splits,
+        window=window,
+        query_len=num_tokens // len(seq_lens),
         num_heads=num_heads,
+        num_splits=splits,
         V_DIM=v_dim,
-        BLOCK_DV=block_dv,
-        BLOCK_SPLITS=padded(splits),
+        BLOCK_DV=padded(v_dim),
+        BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), num_warps=4),
         BLOCK_N=tile.block_n,
         MIN_TILES=tile.min_tiles,
         num_warps=4,
@@ -279,9 +364,7 @@ def _prefill(
     seq_lens: Tensor,
     query_starts: Tensor,
     longest: int,
-    qk_scale: float,
-    v_scale: float,
-    window: int,
+    softmax: _Softmax,
 ) -> Tensor:
     """Grid: S x HKV x the blocks of the `longest` query, each sequence's last block first."""
     num_tokens, num_heads, _ = q.shape
@@ -291,16 +374,14 @@ def _prefill(
         return out
     group = num_heads // keys.num_heads
     rows = longest * group
-    tile = keys.tile(q, rows, _target(q.device))
+    target = _target(q.device)
+    tile = keys.tile(q, rows, target)
     prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
         q_ptr=q,
         table_ptr=block_tables,
         lens_ptr=seq_lens,
         starts_ptr=query_starts,
         out_ptr=out,
-        qk_scale=qk_scale * math.log2(math.e),
-        v_scale=v_scale,
-        window=window or NO_WINDOW,
         group=group,
         num_heads=num_heads,
         num_seqs=num_seqs,
@@ -309,7 +390,8 @@ def _prefill(
         table_stride=block_tables.stride(0),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        **keys.arguments(),
+        **keys.arguments(tile, target),
+        **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=configs.MAX_REGISTERS,
@@ -326,6 +408,32 @@ def _longest(query_starts: Tensor, max_query_len: int | None) -> int:
 def _dot_dim(dim: int) -> int:
     """A dimension padded for `tl.dot`, which needs at least 16."""
     return max(16, padded(dim))
+
+
+def _arrivals(device: torch.device, count: int) -> Tensor | None:
+    """At least [count] int32 zeros for a decode kernel to count in, which leaves them zero, for the next one.
+
+    Each stream has its own, and all graphs of a device share one, as they share memory: they are replayed in turn.
+    None for the interpreter, which runs one program after another and merges in a kernel of its own.
+    """
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or count > MAX_ARRIVALS:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    of_graphs = _kept_arrivals(device, GRAPHS)  # made by the call that compiles, before any capture
+    if torch.cuda.is_current_stream_capturing():
+        return of_graphs
+    return _kept_arrivals(device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@functools.cache
+def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
+
+
+def _descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where a launch's programs build their TMA descriptors."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @functools.cache

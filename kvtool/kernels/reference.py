@@ -5,8 +5,17 @@ For reading and for tests; slow on purpose. Everything is computed in fp32, or i
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from kvtool.kernels.quantise import stored, vector_scales
+
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale, StepKernels
+
+fused: StepKernels | None = None
 
 
 def store_kv(
@@ -16,14 +25,14 @@ def store_kv(
     v_cache: Tensor,
     slots: Tensor,
     *,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
 ) -> None:
     _store(k, k_cache, slots, k_scale)
     _store(v, v_cache, slots, v_scale)
 
 
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: float = 1.0) -> None:
+def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
     _store(latent, cache, slots, scale)
 
 
@@ -36,19 +45,23 @@ def paged_decode(
     *,
     scale: float,
     window: int = 0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
 ) -> Tensor:
-    one_query_each = torch.arange(len(q) + 1)
+    query_starts = torch.arange(len(seq_lens) + 1) * (len(q) // max(1, len(seq_lens)))
     return paged_prefill(
         q,
         k_cache,
         v_cache,
         block_tables,
         seq_lens,
-        one_query_each,
+        query_starts,
         scale=scale,
         window=window,
+        softcap=softcap,
+        sinks=sinks,
         k_scale=k_scale,
         v_scale=v_scale,
     )
@@ -64,8 +77,10 @@ def paged_prefill(
     *,
     scale: float,
     window: int = 0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
     out = q.new_zeros(q.shape[0], q.shape[1], v_cache.shape[-1])
@@ -76,9 +91,9 @@ def paged_prefill(
         first_key = (
             max(0, seq_len - (end - start) - window + 1) if window else 0
         )  # of the first query: the lowest in use
-        k = _gather(k_cache, table, first_key, seq_len, q.dtype) * k_scale
-        v = _gather(v_cache, table, first_key, seq_len, q.dtype) * v_scale
-        out[start:end] = _causal_attention(q[start:end], k, v, scale, window).to(q.dtype)
+        k = _gather(k_cache, k_scale, table, first_key, seq_len, q.dtype)
+        v = _gather(v_cache, v_scale, table, first_key, seq_len, q.dtype)
+        out[start:end] = _causal_attention(q[start:end], k, v, scale, window, softcap, sinks).to(q.dtype)
     return out
 
 
@@ -90,13 +105,10 @@ def mla_decode(
     *,
     latent_dim: int,
     scale: float,
-    cache_scale: float = 1.0,
+    cache_scale: Scale = 1.0,
 ) -> Tensor:
-    k_cache = cache.unsqueeze(2)  # MLA is one shared key/value head whose values are the first columns of its keys
-    v_cache = k_cache[..., :latent_dim]
-    return paged_decode(
-        q, k_cache, v_cache, block_tables, seq_lens, scale=scale, k_scale=cache_scale, v_scale=cache_scale
-    )
+    caches, one = _as_one_head(cache, latent_dim, cache_scale)
+    return paged_decode(q, *caches, block_tables, seq_lens, scale=scale, k_scale=one, v_scale=one)
 
 
 def mla_prefill(
@@ -108,42 +120,55 @@ def mla_prefill(
     *,
     latent_dim: int,
     scale: float,
-    cache_scale: float = 1.0,
+    cache_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
+    caches, one = _as_one_head(cache, latent_dim, cache_scale)
+    return paged_prefill(q, *caches, block_tables, seq_lens, query_starts, scale=scale, k_scale=one, v_scale=one)
+
+
+def _as_one_head(cache: Tensor, latent_dim: int, scale: Scale) -> tuple[tuple[Tensor, Tensor], Scale]:
+    """MLA is one shared key/value head whose values are the first columns of its keys."""
     k_cache = cache.unsqueeze(2)
-    v_cache = k_cache[..., :latent_dim]
-    return paged_prefill(
-        q, k_cache, v_cache, block_tables, seq_lens, query_starts, scale=scale, k_scale=cache_scale, v_scale=cache_scale
-    )
+    return (k_cache, k_cache[..., :latent_dim]), scale.unsqueeze(2) if isinstance(scale, Tensor) else scale
 
 
-def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: float) -> None:
+def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
     """rows [T,...] to the slots [T] of cache [P,B,...]; slot -1 writes nothing."""
-    page_size = cache.shape[1]
-    finite = torch.finfo(cache.dtype)
     for row, slot in zip(rows, slots.tolist(), strict=True):
-        if slot >= 0:
-            stored = (row.to(_compute_dtype(row.dtype)) / scale).clamp(finite.min, finite.max)
-            cache[slot // page_size, slot % page_size] = stored.to(cache.dtype)
+        if slot < 0:
+            continue
+        where = slot // cache.shape[1], slot % cache.shape[1]
+        row_scale: Scale = scale
+        if isinstance(scale, Tensor):
+            scale[where] = vector_scales(row, cache.dtype)
+            row_scale = scale[where].unsqueeze(-1)
+        cache[where] = stored(row.to(_compute_dtype(row.dtype)) / row_scale, cache.dtype)
 
 
-def _gather(cache: Tensor, table: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
+def _gather(cache: Tensor, scale: Scale, table: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
     """Tokens first .. last-1 of the sequence with block table [N], from cache [P,B,...] -> [last-first,...]."""
     page_size = cache.shape[1]
     tokens = torch.arange(first, last, device=cache.device)
-    pages = table[tokens // page_size].long()
-    return cache[pages, tokens % page_size].to(_compute_dtype(dtype))
+    where = table[tokens // page_size].long(), tokens % page_size
+    return cache[where].to(_compute_dtype(dtype)) * (scale[where].unsqueeze(-1) if isinstance(scale, Tensor) else scale)
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
+def _causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float, sinks: Tensor | None
+) -> Tensor:
     """q [Q,HQ,D], k [L,HKV,D], v [L,HKV,DV] -> [Q,HQ,DV]; the last query sits at the last key."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scores = torch.einsum("qhd,khd->hqk", q.to(k.dtype), k) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     ages = torch.arange(len(q), device=q.device)[:, None] + (len(k) - len(q)) - torch.arange(len(k), device=q.device)
     visible = (ages >= 0) & (ages < window) if window else ages >= 0
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sinks is not None:  # one more logit a row, whose weight falls on nothing
+        scores = torch.cat((scores, sinks.to(scores.dtype)[:, None, None].expand(-1, len(q), 1)), dim=-1)
+    weights = scores.softmax(dim=-1)[..., : len(k)]
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvtool.kernels import launch
+from kvtool.kernels import launch, step
 from kvtool.kernels.configs import Target
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -28,6 +29,7 @@ POINTERS = {
     "torch.float16": "*fp16",
     "torch.float8_e4m3fn": "*fp8e4nv",
     "torch.float8_e5m2": "*fp8e5",
+    "torch.int8": "*i8",
     "torch.int32": "*i32",
     "torch.int64": "*i64",
 }
@@ -56,7 +58,7 @@ class Launch:
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
             special = isinstance(value, int) and not parameter.do_not_specialize
-            if parameter.is_constexpr or (special and value == 1):
+            if parameter.is_constexpr or value is None or (special and value == 1):
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)
@@ -84,11 +86,16 @@ class Recorder:
 
 def record(call: Callable[[], object], target: Target) -> list[Launch]:
     """The launches of one call of a launcher, on a device such as `target`."""
-    names = [name for name in vars(launch) if name.endswith("_kernel")]
-    recorders = {name: Recorder(getattr(launch, name)) for name in names}
-    with patch.multiple(launch, **recorders, _target=lambda device: target):
+    recorders: dict[ModuleType, dict[str, Recorder]] = {
+        module: {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
+        for module in (launch, step)
+    }
+    with (
+        patch.multiple(launch, **recorders[launch], _target=lambda device: target),
+        patch.multiple(step, **recorders[step]),
+    ):
         call()
-    return [one for recorder in recorders.values() for one in recorder.launches]
+    return [one for kernels in recorders.values() for recorder in kernels.values() for one in recorder.launches]
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class Compiled:
     shared_bytes: int
     local_bytes: int  # of a thread's local memory: what does not fit in registers spills there
     wgmma: int
+    tma: int  # instructions that copy a box of memory
     buffers: int  # tiles of K and V kept in shared memory at once: the least over all loops; 0 without pipelining
 
 
@@ -108,12 +116,14 @@ def compile_launch(one: Launch, capability: int) -> Compiled:
         file.write(binary.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
+        sass = _run("cuobjdump", "-sass", file.name)
     depths = [int(d) for d in re.findall(r"ttg\.local_alloc\s*:.*?memdesc<(\d+)x\d+x\d+x", binary.asm["ttgir"])]
     return Compiled(
         registers=int(re.search(r"REG:(\d+)", usage).group(1)),
         shared_bytes=binary.metadata.shared,
         local_bytes=sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         wgmma=binary.asm["ptx"].count("wgmma.mma_async"),
+        tma=sass.count("UTMALDG"),
         buffers=min(depths, default=0),
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.checks import FP8_CAPABILITY, FP8_DTYPES
+from kvtool.kernels.quantise import stored
 
 FAR_OUTSIDE = 2**30
 
@@ -33,11 +34,10 @@ class Case:
     window: int = 0
     k_scale: float = 1.0
     v_scale: float = 1.0
+    vector_scales: bool = False  # a scale beside each vector, of the order of k_scale and v_scale
+    softcap: float = 0.0
+    sinks: bool = False
     device: str = "cpu"
-
-    @property
-    def scales(self) -> dict[str, float]:
-        return {"k_scale": self.k_scale, "v_scale": self.v_scale}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Pool:
     seq_lens: Tensor
     query_starts: Tensor
     q: Tensor
+    features: dict[str, object]  # keywords of `paged_decode` and `paged_prefill`
 
     def reference_arguments(self) -> tuple[Tensor, ...]:
         """The same in fp64 (exact for every cache dtype), with the queries in front."""
@@ -70,8 +71,8 @@ def lay_out(case: Case, seed: int = 0) -> Pool:
     num_pages = sum(pages_of) + 2
     order = torch.randperm(num_pages, generator=random)
     shape = (num_pages, case.page, case.kv_heads)
-    k_cache = torch.full((*shape, case.head_dim), float("nan")).to(case.cache_dtype)
-    v_cache = torch.full((*shape, case.v_dim), float("nan")).to(case.cache_dtype)
+    k_cache, v_cache = (_poison(*shape, dim, dtype=case.cache_dtype) for dim in (case.head_dim, case.v_dim))
+    scales = {name: _poison(*shape) if case.vector_scales else getattr(case, name) for name in ("k_scale", "v_scale")}
     tables = torch.full((len(case.lens), width), FAR_OUTSIDE, dtype=torch.int32)
     for row, (length, query_len, pages) in enumerate(zip(case.lens, case.query_lens, pages_of, strict=True)):
         mine, order = order[:pages], order[pages:]
@@ -80,12 +81,24 @@ def lay_out(case: Case, seed: int = 0) -> Pool:
         tables[row, : lowest // case.page] = FAR_OUTSIDE  # these pages were given back
         token = torch.arange(lowest, length)
         page, slot = mine[token // case.page], token % case.page
-        k_cache[page, slot] = _values(random, len(token), case.kv_heads, case.head_dim).to(case.cache_dtype)
-        v_cache[page, slot] = _values(random, len(token), case.kv_heads, case.v_dim).to(case.cache_dtype)
+        for cache in (k_cache, v_cache):
+            values = _values(random, len(token), case.kv_heads, cache.shape[-1])
+            cache[page, slot] = stored(values * (40 if case.cache_dtype == torch.int8 else 1), case.cache_dtype)
+        for name, scale in scales.items():
+            if case.vector_scales:
+                factors = torch.rand(len(token), case.kv_heads, generator=random) + 0.5
+                scale[page, slot] = factors * getattr(case, name)
     starts = torch.tensor([0, *case.query_lens]).cumsum(0).to(torch.int32)
     q = _values(random, int(starts[-1]), case.heads, case.head_dim).to(case.dtype)
     lens = torch.tensor(case.lens, dtype=torch.int32)
-    return Pool(*(tensor.to(case.device) for tensor in (k_cache, v_cache, tables, lens, starts, q)))
+    features = scales | {"sinks": 2 * _values(random, case.heads) if case.sinks else None}
+    on_device = {
+        name: value.to(case.device) if isinstance(value, Tensor) else value for name, value in features.items()
+    }
+    return Pool(
+        *(tensor.to(case.device) for tensor in (k_cache, v_cache, tables, lens, starts, q)),
+        on_device | {"window": case.window, "softcap": case.softcap},
+    )
 
 
 def one_query_each(lens: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,6 +109,11 @@ def largest_error(actual: Tensor, expected: Tensor) -> float:
     """NaN anywhere is an infinite error."""
     difference = (actual.double() - expected).abs()
     return float("inf") if difference.isnan().any() else float(difference.max()) if difference.numel() else 0.0
+
+
+def _poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """NaN, or the loudest value of a dtype that has none."""
+    return torch.full(shape, 127 if dtype == torch.int8 else float("nan")).to(dtype)
 
 
 def _values(random: torch.Generator, *shape: int) -> Tensor:

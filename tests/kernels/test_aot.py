@@ -1,19 +1,34 @@
-"""Every attention variant compiles for each target and keeps to its budget, with no GPU at hand (`make aot`)."""
+"""Every variant compiles for each target and keeps to its budget, with no GPU at hand (`make aot`).
+
+On the installed Triton, which the versions are pinned to, and on the oldest that kvtool supports, which GPU machines
+have: what fits in registers differs between them. That one is downloaded once, and kept in the user's cache folder.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
+import triton
 
-from kvtool.kernels.budgets import LOCAL_BYTES, MIN_DECODE_BUFFERS, SHARED_BYTES, WGMMA_ROWS
+from kvtool.kernels.budgets import LOCAL_BYTES, MIN_DECODE_BUFFERS, RESIDENT_DECODES, SHARED_BYTES, WGMMA_ROWS
 
 pytestmark = pytest.mark.aot
 REPOSITORY = Path(__file__).parents[2]
+INSTALLED, OLDEST = triton.__version__, "3.6.0"
+TARGETS = [pytest.param(INSTALLED, capability, id=f"{INSTALLED}-sm_{capability}") for capability in SHARED_BYTES]
+TARGETS += [
+    pytest.param(OLDEST, capability, id=f"{OLDEST}-sm_{capability}", marks=pytest.mark.network)
+    for capability in SHARED_BYTES
+    if capability != 89 and INSTALLED != OLDEST  # 89 is 80 with less shared memory: a matter of tiles, not of versions
+]
 
 
 @dataclass(frozen=True)
@@ -25,17 +40,47 @@ class Built:
         """The variants that exceed a budget, and by what they do."""
         return {row["name"]: row[column] for row in self.rows if row[column] > limit}
 
+    def of(self, kernel: str) -> list[dict[str, object]]:
+        found = [row for row in self.rows if row["kernel"] == kernel]
+        assert found
+        return found
 
-@pytest.fixture(scope="module", params=SHARED_BYTES)
+
+@pytest.fixture(scope="module", params=TARGETS)
 def built(request: pytest.FixtureRequest) -> Built:
-    command = [sys.executable, "-m", "tests.kernels.variants", str(request.param)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    version, capability = request.param
+    command = [sys.executable, "-m", "tests.kernels.variants", str(capability)]
+    path = [str(_fetched(version))] if version != INSTALLED else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(REPOSITORY)])}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     failed = {row["name"]: row["error"] for row in rows if row["error"]}
-    assert len(rows) > 10
+    assert len(rows) > 30
     assert not failed
-    return Built(request.param, rows)
+    assert {row["triton"] for row in rows} == {version}
+    return Built(capability, rows)
+
+
+def _fetched(version: str) -> Path:
+    """A folder with that Triton alone; it appears in the cache whole or not at all. Skips without a registry."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool-tests"
+    folder = cache / f"triton-{version}"
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(prefix="triton-", dir=cache))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--timeout", "20"]
+    try:
+        found = subprocess.run(
+            [*pip, "--target", str(unfinished), f"triton=={version}"], capture_output=True, check=False
+        )
+        if found.returncode != 0:
+            pytest.skip(f"no package registry can be reached for triton {version}")
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 def test_nothing_spills(built: Built) -> None:
@@ -49,13 +94,31 @@ def test_shared_memory_fits(built: Built) -> None:
 def test_decode_keeps_loads_in_flight(built: Built) -> None:
     """fp32 has no tensor cores to feed, and a small card's shared memory no room beside a wide head."""
     wide = 128 if built.capability == 89 else 1024
-    rows = [row for row in built.rows if row["kernel"] == "decode_kernel" and row["head_dim"] <= wide]
+    rows = [row for row in built.of("decode_kernel") if row["head_dim"] <= wide]
     rows = [row for row in rows if "fp32" not in (row["dtype"], row["cache_dtype"])]
     assert rows
     assert {row["name"]: row["buffers"] for row in rows if row["buffers"] < MIN_DECODE_BUFFERS} == {}
 
 
 def test_long_prefill_multiplies_with_wgmma_on_hopper(built: Built) -> None:
-    rows = [row for row in built.rows if row["kernel"] == "prefill_kernel" and row["block_m"] >= WGMMA_ROWS]
+    rows = [row for row in built.of("prefill_kernel") if row["block_m"] >= WGMMA_ROWS]
     assert rows
     assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
+
+
+def test_tma_copies_what_is_read_by_descriptor(built: Built) -> None:
+    rows = built.of("decode_kernel") + built.of("prefill_kernel")
+    assert any(row["by_descriptor"] for row in rows) == (built.capability >= 90)
+    assert {row["name"]: row["tma"] for row in rows if (row["tma"] > 0) != row["by_descriptor"]} == {}
+
+
+def test_as_many_decode_programs_are_resident_as_splits_are_made_for(built: Built) -> None:
+    """The common shape: heads of 128, 16 rows of 16 bits, pages of whole tiles, no scales beside the vectors."""
+    rows = [row for row in built.of("decode_kernel") if (row["head_dim"], row["block_m"], row["page"]) == (128, 16, 64)]
+    rows = [row for row in rows if "fp32" not in (row["dtype"], row["cache_dtype"]) and not row["vector_scales"]]
+    assert rows
+    resident = RESIDENT_DECODES[built.capability]
+    threads = 4 * 32
+    for row in rows:
+        assert resident * row["registers"] * threads <= 65536, row["name"]
+        assert resident * (row["shared_bytes"] + 1024) <= SHARED_BYTES[built.capability] + 1024, row["name"]

@@ -22,6 +22,11 @@ def decode(lens: tuple[int, ...] = RAGGED, **shape: object) -> Case:
     return Case(lens, one_query_each(lens), **shape)
 
 
+def guesses(lens: tuple[int, ...], queries: int, **shape: object) -> Case:
+    """The last `queries` tokens of each sequence at once, as when guessed tokens are verified."""
+    return Case(lens, (queries,) * len(lens), **shape)
+
+
 CASES = {
     "mha": decode(heads=2, kv_heads=2),
     "gqa4": decode(heads=8, kv_heads=2),
@@ -48,16 +53,46 @@ CASES = {
     "bf16": decode(dtype=BF16, cache_dtype=BF16),
     "fp16": decode(dtype=F16, cache_dtype=F16),
     "fp8 e4m3": decode(dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=2.0),
+    "head 192": decode((1, 70), head_dim=192, v_dim=192, dtype=BF16, cache_dtype=BF16, page=64),
     "fp8 e5m2": decode(dtype=F16, cache_dtype=E5M2, k_scale=2.0, v_scale=0.25),
     "fp8 e4m3 under fp32": decode((40,), cache_dtype=E4M3, k_scale=0.5, v_scale=2.0),
     "bf16 under fp32": decode((40,), cache_dtype=BF16),
     "fp32 under bf16": decode((40,), dtype=BF16),
+    "int8": decode(dtype=BF16, cache_dtype=torch.int8, k_scale=0.02, v_scale=0.03),
+    "int8, a scale a vector": decode(dtype=F16, cache_dtype=torch.int8, k_scale=0.02, v_scale=3e-5, vector_scales=True),
+    "fp8, a scale a vector": decode(dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=2.0, vector_scales=True),
+    "a scale a vector, window and splits": decode(
+        (300, 17), window=200, cache_dtype=E4M3, page=64, vector_scales=True, heads=2, kv_heads=1
+    ),
+    "softcap": decode(softcap=1.5),
+    "softcap, bf16": decode(dtype=BF16, cache_dtype=BF16, softcap=30.0, window=50),
+    "sinks": decode(sinks=True),
+    "sinks and splits": decode((300, 0, 129, 1), sinks=True, heads=8, kv_heads=1, page=64, dtype=F16, cache_dtype=F16),
+    "sinks and window, as gpt-oss": decode((300, 5), sinks=True, window=128, heads=8, kv_heads=1, page=64),
+    "2 queries": guesses((2, 17, 0, 200), 2),
+    "3 queries, mqa8": guesses((3, 66), 3, heads=8, kv_heads=1, dtype=BF16, cache_dtype=BF16),
+    "8 queries over splits": guesses((300, 8, 130), 8, page=64, heads=4, kv_heads=1),
+    "8 queries, 7 heads: rows past a tile": guesses((70, 9), 8, heads=7, kv_heads=1, dtype=F16, cache_dtype=F16),
+    "5 queries behind a window": guesses((200, 5, 64), 5, window=37),
+    "4 queries, everything": guesses(
+        (300, 4, 0, 33),
+        4,
+        window=150,
+        softcap=5.0,
+        sinks=True,
+        cache_dtype=torch.int8,
+        k_scale=0.02,
+        v_scale=0.02,
+        vector_scales=True,
+        heads=4,
+        kv_heads=1,
+    ),
 }
 
 
 def check(backend: Backend, case: Case, seed: int = 0) -> None:
     pool = lay_out(replace(case, device=backend.device), seed)
-    arguments = {"scale": case.head_dim**-0.5, "window": case.window, **case.scales}
+    arguments = {"scale": case.head_dim**-0.5, **pool.features}
     actual = backend.kernels.paged_decode(
         pool.q, pool.k_cache, pool.v_cache, pool.block_tables, pool.seq_lens, **arguments
     )
@@ -79,12 +114,18 @@ def test_equals_the_reference(backend: Backend, case: Case) -> None:
     head_dim=st.sampled_from([16, 24, 64]),
     dtypes=st.sampled_from([(F32, F32), (BF16, BF16), (F16, F16), (BF16, E4M3), (F16, E5M2)]),
     window=st.integers(0, 90),
+    queries=st.integers(1, 8),
+    softcap=st.sampled_from([0.0, 2.0]),
+    sinks=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_shape(backend, lens, page, kv_heads, group, head_dim, dtypes, window, seed) -> None:
-    case = decode(
-        lens,
+def test_any_shape(
+    backend, lens, page, kv_heads, group, head_dim, dtypes, window, queries, softcap, sinks, seed
+) -> None:
+    case = guesses(
+        tuple(length and max(length, queries) for length in lens),
+        queries,
         page=page,
         heads=kv_heads * group,
         kv_heads=kv_heads,
@@ -93,8 +134,63 @@ def test_any_shape(backend, lens, page, kv_heads, group, head_dim, dtypes, windo
         dtype=dtypes[0],
         cache_dtype=dtypes[1],
         window=window,
+        softcap=softcap,
+        sinks=sinks,
     )
     check(backend, case, seed)
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+def test_a_sink_enters_a_sequence_once(backend: Backend, splits: int) -> None:
+    """Equal scores and values of one: out = n / (n + exp(sink)), however many splits share the n keys."""
+    tokens = 128 * splits
+    ones = torch.ones(splits, 128, 1, 16, device=backend.device)
+    where = {
+        "block_tables": torch.arange(splits, dtype=torch.int32, device=backend.device)[None],
+        "seq_lens": torch.full((1,), tokens, dtype=torch.int32, device=backend.device),
+    }
+    q, sinks = torch.zeros(1, 2, 16, device=backend.device), torch.tensor([5.0, -1.0], device=backend.device)
+    out = backend.kernels.paged_decode(q, ones, ones, **where, scale=1.0, sinks=sinks)
+    expected = tokens / (tokens + sinks.double().exp())
+    assert largest_error(out, expected[None, :, None].expand(1, 2, 16)) < 1e-5
+
+
+def test_a_large_score_is_capped_not_nan(backend: Backend) -> None:
+    case = decode((20,), softcap=50.0, device=backend.device)
+    pool = lay_out(case)
+    out = backend.kernels.paged_decode(
+        1e6 * pool.q, pool.k_cache, pool.v_cache, pool.block_tables, pool.seq_lens, scale=1.0, **pool.features
+    )
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, queries: int) -> None:
+    """As on a GPU, and the counters are zero again, so that a graph can be replayed."""
+    if not backend.interpreted:
+        pytest.skip("only Triton's programs arrive, and on CUDA every test of splits has them do so")
+    from kvtool.kernels import launch
+
+    arrivals = torch.zeros(64, dtype=torch.int32)
+    monkeypatch.setattr(launch, "_arrivals", lambda device, count: arrivals[:count])
+    monkeypatch.setattr(launch, "_merge", None)
+    shape = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
+    for lens in ((300, 0, 129), (3, 300, 200)):
+        check(backend, guesses(lens, queries, **shape))
+        assert not arrivals.any()
+
+
+@pytest.mark.parametrize(("page", "descriptors"), [(16, False), (64, True)])
+def test_tiles_within_a_page_are_read_by_descriptor(backend: Backend, monkeypatch, page, descriptors) -> None:
+    if not backend.interpreted:
+        pytest.skip("a GPU decides by its capability")
+    from kvtool.kernels import launch
+
+    seen = []
+    original = launch._Keys.arguments
+    monkeypatch.setattr(launch._Keys, "arguments", lambda *a: seen.append(original(*a)) or seen[-1])
+    check(backend, decode((130, 64, 1), page=page, dtype=F16, cache_dtype=F16))
+    assert [arguments["TMA"] for arguments in seen] == [descriptors]
 
 
 def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
@@ -109,16 +205,21 @@ def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
     assert largest_error(actual, expected) < TOLERANCE[F16]
 
 
-def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
+@pytest.mark.parametrize(("page", "dtype"), [(16, F32), (64, F16)], ids=["by pointer", "by descriptor"])
+def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend, page: int, dtype: torch.dtype) -> None:
     """Three pages 2**30 elements apart; the memory between them is never touched, so it costs nothing."""
-    stride, shape = 2**30, (3, 16, 1, 16)
-    memory = torch.empty(2 * stride + 16 * 16, dtype=E5M2, device=backend.device)
+    stride, shape = 2**30, (3, page, 1, 16)
+    memory = torch.empty(2 * stride + page * 16, dtype=E5M2, device=backend.device)
     cache = memory.as_strided(shape, (stride, 16, 16, 1))
-    near = lay_out(decode((16,), kv_heads=1, head_dim=16, v_dim=16, cache_dtype=E5M2, device=backend.device))
+    near = lay_out(
+        decode(
+            (page,), page=page, kv_heads=1, head_dim=16, v_dim=16, dtype=dtype, cache_dtype=E5M2, device=backend.device
+        )
+    )
     cache[2] = near.k_cache[near.block_tables[0, 0]]
     where = {"block_tables": torch.tensor([[2]], dtype=torch.int32, device=backend.device), "seq_lens": near.seq_lens}
     actual = backend.kernels.paged_decode(near.q, cache, cache, **where, scale=0.25)
     expected = reference.paged_decode(
         near.q.double(), near.k_cache.double(), near.k_cache.double(), near.block_tables, near.seq_lens, scale=0.25
     )
-    assert largest_error(actual, expected) < TOLERANCE[F32]
+    assert largest_error(actual, expected) < TOLERANCE[dtype]

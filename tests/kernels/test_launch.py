@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvtool.errors import KvtoolError
-from kvtool.kernels import BACKENDS, Kernels, load_kernels
+from kvtool.kernels import BACKENDS, Kernels, StepKernels, load_kernels, step_reference
 
 OPERATIONS = [name for name, member in vars(Kernels).items() if inspect.isfunction(member) and name[0] != "_"]
 
@@ -31,6 +31,13 @@ def test_every_backend_has_the_signatures_of_the_contract(backend: str, operatio
     assert offered == promised
 
 
+@pytest.mark.parametrize("operation", ["add_rms_norm", "split_qkv", "silu_mul"])
+def test_the_fused_kernels_and_their_twins_have_the_signatures_of_the_contract(operation: str) -> None:
+    promised = list(inspect.signature(getattr(StepKernels, operation)).parameters.values())[1:]
+    for module in (load_kernels("triton").fused, step_reference):
+        assert list(inspect.signature(getattr(module, operation)).parameters.values()) == promised
+
+
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(KvtoolError, match="unknown backend 'tritn': did you mean triton"):
         load_kernels("tritn")
@@ -45,7 +52,8 @@ def test_an_unknown_backend_is_named() -> None:
         ("q", torch.zeros(2, 32, 4).transpose(1, 2), "must be contiguous"),
         ("v_cache", torch.zeros(5, 16, 2, 32, dtype=torch.float16), "v_cache torch.float16"),
         ("v_cache", torch.zeros(4, 16, 2, 32), "differ"),
-        ("k_cache", torch.zeros(5, 16, 2, 32, dtype=torch.int8), "k_cache is torch.int8"),
+        ("k_cache", torch.zeros(5, 16, 2, 32, dtype=torch.int16), "k_cache is torch.int16"),
+        ("q", torch.zeros(3, 4, 32), "3 queries for 2 sequences"),
         ("block_tables", torch.zeros(2, 3, dtype=torch.int64), "block_tables must be 2-D torch.int32"),
         ("block_tables", torch.zeros(3, 3, dtype=torch.int32), "3 block tables for 2 seq_lens"),
         ("seq_lens", torch.ones(2), "seq_lens must be 1-D torch.int32"),
@@ -59,6 +67,25 @@ def test_what_does_not_fit_is_refused(name: str, value: torch.Tensor, message: s
 def test_a_negative_window_is_refused() -> None:
     with pytest.raises(ValueError, match="window is -1"):
         load_kernels("triton").paged_decode(**decode_arguments(), scale=1.0, window=-1)
+
+
+def scales(*shape: int) -> torch.Tensor:
+    return torch.ones(shape)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"softcap": -1.0}, "softcap is -1.0"),
+        ({"sinks": torch.zeros(2)}, r"sinks \[2\] for 4 query heads"),
+        ({"k_scale": scales(5, 16, 2)}, "both be numbers or both be tensors"),
+        ({"k_scale": scales(5, 16, 1), "v_scale": scales(5, 16, 1)}, "do not fit the cache"),
+        ({"k_scale": scales(5, 16, 2), "v_scale": scales(5, 2, 16).transpose(1, 2)}, "laid out alike"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_kernels("triton").paged_decode(**decode_arguments(), scale=1.0, **features)
 
 
 def test_a_store_of_other_heads_is_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvtool.kernels import reference
 from tests.kernels.conftest import Backend
-from tests.kernels.paged_case import TOLERANCE, Case, largest_error, lay_out, one_query_each
+from tests.kernels.paged_case import TOLERANCE, Case, Pool, largest_error, lay_out, one_query_each
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 E4M3 = torch.float8_e4m3fn
@@ -30,6 +30,9 @@ DECODE = {
     "DeepSeek-V3": latent((1, 70), page=64, heads=16, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
     "a tiny model": latent((33, 5), head_dim=40, v_dim=32, dtype=F32, cache_dtype=F32),
     "fp8": latent((70,), dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.5),
+    "int8, a scale a vector": latent((70, 5), cache_dtype=torch.int8, k_scale=0.02, vector_scales=True),
+    "3 queries": latent((200, 0, 3), (3, 3, 3), heads=16),
+    "2 queries, a scale a vector": latent((70,), (2,), dtype=BF16, cache_dtype=E4M3, vector_scales=True),
 }
 PREFILL = {
     "plain": latent((1, 16, 40), (1, 16, 40)),
@@ -37,11 +40,14 @@ PREFILL = {
     "DeepSeek-V3": latent((20,), (5,), page=64, heads=16, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
     "a tiny model": latent((33, 0), (33, 0), head_dim=40, v_dim=32, dtype=F32, cache_dtype=F32),
     "fp8": latent((40,), (30,), dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.5),
+    "fp8, a scale a vector": latent((40,), (30,), dtype=BF16, cache_dtype=E4M3, vector_scales=True),
 }
 
 
-def latent_arguments(case: Case) -> dict[str, float]:
-    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": case.k_scale}
+def latent_arguments(case: Case, pool: Pool) -> dict[str, object]:
+    scale = pool.features["k_scale"]
+    cache_scale = scale.squeeze(2) if isinstance(scale, Tensor) else scale
+    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": cache_scale}
 
 
 @pytest.mark.parametrize("case", DECODE.values(), ids=DECODE.keys())
@@ -49,8 +55,8 @@ def test_decode_equals_the_reference(backend: Backend, case: Case) -> None:
     pool = lay_out(replace(case, device=backend.device))
     cache = pool.k_cache.squeeze(2)
     where = (pool.block_tables, pool.seq_lens)
-    actual = backend.kernels.mla_decode(pool.q, cache, *where, **latent_arguments(case))
-    expected = reference.mla_decode(pool.q.double(), cache.double(), *where, **latent_arguments(case))
+    actual = backend.kernels.mla_decode(pool.q, cache, *where, **latent_arguments(case, pool))
+    expected = reference.mla_decode(pool.q.double(), cache.double(), *where, **latent_arguments(case, pool))
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype]
 
@@ -60,8 +66,8 @@ def test_prefill_equals_the_reference(backend: Backend, case: Case) -> None:
     pool = lay_out(replace(case, device=backend.device))
     cache = pool.k_cache.squeeze(2)
     where = (pool.block_tables, pool.seq_lens, pool.query_starts)
-    actual = backend.kernels.mla_prefill(pool.q, cache, *where, **latent_arguments(case))
-    expected = reference.mla_prefill(pool.q.double(), cache.double(), *where, **latent_arguments(case))
+    actual = backend.kernels.mla_prefill(pool.q, cache, *where, **latent_arguments(case, pool))
+    expected = reference.mla_prefill(pool.q.double(), cache.double(), *where, **latent_arguments(case, pool))
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype]
 

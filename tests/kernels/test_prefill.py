@@ -47,13 +47,27 @@ CASES = {
     "window over whole tiles": prefill((300,), (60,), window=150),
     "window of one": prefill((40,), (20,), window=1),
     "window of pages": prefill((200,), (70,), window=64, page=64),
+    "softcap": prefill((70, 9), (40, 9), softcap=1.5),
+    "softcap, window": prefill((70, 9), (70, 9), softcap=30.0, window=20, dtype=F32, cache_dtype=F32),
+    "sinks": prefill((70, 0, 9), (40, 0, 9), sinks=True),
+    "sinks, window": prefill((200,), (60,), sinks=True, window=70, heads=8, kv_heads=1),
+    "int8": prefill((70,), (50,), dtype=BF16, cache_dtype=torch.int8, k_scale=0.02, v_scale=0.03),
+    "int8, a scale a vector": prefill(
+        (200, 3), (50, 3), cache_dtype=torch.int8, k_scale=0.02, v_scale=0.03, vector_scales=True
+    ),
+    "fp8, a scale a vector, sinks, softcap": prefill(
+        (100,), (70,), dtype=BF16, cache_dtype=E4M3, vector_scales=True, sinks=True, softcap=9.0, page=64
+    ),
+    "head 96": prefill((40,), (30,), head_dim=96, v_dim=96, dtype=BF16, cache_dtype=BF16),
+    "head 112": prefill((70,), (30,), head_dim=112, v_dim=112, page=64),
+    "head 192": prefill((40,), (30,), head_dim=192, v_dim=192),
     "window longer than everything": prefill((70,), (70,), window=1000),
 }
 
 
 def check(backend: Backend, case: Case, seed: int = 0, *, max_query_len: int | None = None) -> None:
     pool = lay_out(replace(case, device=backend.device), seed)
-    arguments = {"scale": case.head_dim**-0.5, "window": case.window, **case.scales}
+    arguments = {"scale": case.head_dim**-0.5, **pool.features}
     actual = backend.kernels.paged_prefill(
         pool.q,
         pool.k_cache,
@@ -81,10 +95,12 @@ def test_equals_the_reference(backend: Backend, case: Case) -> None:
     group=st.integers(1, 5),
     dtypes=st.sampled_from([(F32, F32), (BF16, BF16), (F16, F16), (BF16, E4M3), (F16, E5M2)]),
     window=st.integers(0, 100),
+    softcap=st.sampled_from([0.0, 2.0]),
+    sinks=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_shape(backend, lens, page, kv_heads, group, dtypes, window, seed) -> None:
+def test_any_shape(backend, lens, page, kv_heads, group, dtypes, window, softcap, sinks, seed) -> None:
     query_lens, seq_lens = zip(*lens, strict=True)
     case = prefill(
         seq_lens,
@@ -95,6 +111,8 @@ def test_any_shape(backend, lens, page, kv_heads, group, dtypes, window, seed) -
         dtype=dtypes[0],
         cache_dtype=dtypes[1],
         window=window,
+        softcap=softcap,
+        sinks=sinks,
     )
     check(backend, case, seed)
 

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import reference
+from kvtool.kernels.quantise import largest
+from kvtool.sizing.formats import CACHE_FORMATS
+from kvtool.sizing.specs import FullSpec
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import skip_unless_held
 
@@ -78,6 +81,55 @@ def test_what_the_dtype_cannot_hold_is_clamped(backend: Backend, dtype: torch.dt
     cache = torch.zeros(1, 1, 1, 16, dtype=dtype, device=backend.device)
     backend.kernels.store_kv(row.view(1, 1, 16), row.view(1, 1, 16), cache, cache.clone(), slots(backend.device)[1:2])
     assert cache.float().flatten().tolist() == [largest, -largest, largest, -largest] * 4
+
+
+BYTE_DTYPES = {"fp8_per_token_head": torch.float8_e4m3fn, "int8_per_token_head": torch.int8}
+
+
+@pytest.mark.parametrize("name", BYTE_DTYPES)
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(1, 64), (3, 80), (8, 128)])
+def test_a_scale_beside_each_vector(backend: Backend, name: str, kv_heads: int, head_dim: int) -> None:
+    """The largest element becomes the largest of the dtype, the rest is right to half a step, and the bytes of a page
+    are those that sizing counts."""
+    dtype = BYTE_DTYPES[name]
+    random = torch.Generator().manual_seed(0)
+    rows = (
+        torch.randn(len(SLOTS), kv_heads, head_dim, generator=random) * torch.logspace(-5, 5, len(SLOTS))[:, None, None]
+    )
+    rows[1] = 0  # a vector of zeros stays one
+    rows = rows.to(backend.device)
+    stores = []
+    for kernels in (backend.kernels, reference):
+        cache = torch.zeros(4, 16, kv_heads, head_dim, dtype=dtype, device=backend.device)
+        scales = poisoned(4, 16, kv_heads, dtype=torch.float32, device=backend.device)
+        kernels.store_kv(
+            rows, rows, cache, cache.clone(), slots(backend.device), k_scale=scales, v_scale=scales.clone()
+        )
+        stores.append((cache, scales))
+    (cache, scales), (expected_cache, expected_scales) = stores
+    if backend.interpreted:  # it loses the carry where fp8 is rounded up to a power of two
+        cache = torch.where(2 * cache.float() == expected_cache.float(), expected_cache.float(), cache.float()).to(
+            dtype
+        )
+    assert torch.equal(bits(cache), bits(expected_cache))
+    assert torch.equal(bits(scales), bits(expected_scales))
+    kept = slots(backend.device) >= 0
+    where = slots(backend.device)[kept]
+    stored = cache.flatten(0, 1)[where].float()
+    vectors = scales.flatten(0, 1)[where].unsqueeze(-1)
+    step = vectors * (1.0 if dtype == torch.int8 else 32.0)  # between 256 and 448 an e4m3 step is 32
+    assert ((stored * vectors - rows[kept]).abs() <= 0.51 * step).all()
+    amax = stored.abs().amax(dim=-1)
+    assert (amax[amax > 0] == largest(dtype)).all()
+    spec = FullSpec(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim, cache_format=CACHE_FORMATS[name])
+    assert 2 * (cache[0].nbytes + scales[0].nbytes) == spec.page_bytes(16)
+
+
+def test_int8_rounds_to_the_nearest(backend: Backend) -> None:
+    row = torch.tensor([0.5, 1.5, -0.5, -2.5, 126.6, 300.0, -300.0, 0.49] * 2, device=backend.device).view(1, 1, 16)
+    cache = torch.zeros(1, 1, 1, 16, dtype=torch.int8, device=backend.device)
+    backend.kernels.store_kv(row, row, cache, cache.clone(), slots(backend.device)[1:2])
+    assert cache.flatten().tolist() == [0, 2, 0, -2, 127, 127, -127, 0] * 2
 
 
 def test_rows_may_be_slices_of_a_fused_projection(backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""Every attention variant the launchers can pick, compiled for one target: `python -m tests.kernels.variants 90`.
+"""Every variant the launchers can pick, compiled for one target: `python -m tests.kernels.variants 90`.
 
 Prints one JSON object a line. A compiler that crashes takes its process along, so tests run this in one of their own.
 """
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
+import triton
 from torch import Tensor
 
-from kvtool.kernels import launch
+from kvtool.kernels import launch, step
 from kvtool.kernels.budgets import SHARED_BYTES
 from kvtool.kernels.configs import Target
 from tests.kernels.ahead_of_time import Launch, compile_launch, record
@@ -28,6 +29,7 @@ DTYPES = {
     "fp16": torch.float16,
     "e4m3": torch.float8_e4m3fn,
     "e5m2": torch.float8_e5m2,
+    "int8": torch.int8,
 }
 FP8 = ("e4m3", "e5m2")
 LONG = 2048  # rows of a long prefill
@@ -45,6 +47,11 @@ class Variant:
     cache_dtype: str = "bf16"
     seqs: int = 1
     v_dim: int = 0  # 0: as head_dim; the latent dimension for MLA
+    queries: int = 1  # of a sequence in decode
+    softcap: float = 0.0
+    sinks: bool = False
+    vector_scales: bool = False
+    qk_norm: bool = False
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
@@ -55,35 +62,60 @@ class Variant:
     def _store(self) -> None:
         rows = _meta(16, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
         cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
-        launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64))
+        scale = self._scale(self.rows)
+        launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64), k_scale=scale, v_scale=scale)
+
+    def _norm(self) -> None:
+        x, weight = (
+            _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype]),
+            _meta(self.head_dim, dtype=torch.bfloat16),
+        )
+        step.add_rms_norm(x, x, weight, 1e-5)
+
+    def _gate(self) -> None:
+        x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        step.silu_mul(x, x)
+
+    def _qkv(self) -> None:
+        """As many query heads as KV heads."""
+        qkv = _meta(16, 3 * self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
+        turn, slots = _meta(16, 1, self.head_dim, dtype=DTYPES[self.dtype]), _meta(16, dtype=torch.int64)
+        norms = _meta(2 * self.rows, self.head_dim, dtype=DTYPES[self.dtype]) if self.qk_norm else None
+        scale = self._scale(self.rows)
+        step.split_qkv(qkv, norms, 1e-5, (turn, turn), cache, cache, slots, k_scale=scale, v_scale=scale)
 
     def _decode(self) -> Tensor:
-        return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), scale=0.1)
+        return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), **self._features())
 
     def _prefill(self) -> Tensor:
         starts = _meta(self.seqs + 1, dtype=torch.int32)
         q = _meta(LONG, 1, self.head_dim, dtype=DTYPES[self.dtype])
-        return launch.paged_prefill(q, *self._caches(), *self._sequences(), starts, scale=0.1, max_query_len=self.rows)
+        longest = {"max_query_len": self.rows}
+        return launch.paged_prefill(q, *self._caches(), *self._sequences(), starts, **longest, **self._features())
 
     def _mla_decode(self) -> Tensor:
-        return launch.mla_decode(
-            self._q(self.seqs), self._latents(), *self._sequences(), latent_dim=self.v_dim, scale=0.1
-        )
+        return launch.mla_decode(self._q(self.seqs), self._latents(), *self._sequences(), **self._latent_features())
 
     def _mla_prefill(self) -> Tensor:
-        starts = _meta(self.seqs + 1, dtype=torch.int32)
-        return launch.mla_prefill(
-            self._q(LONG),
-            self._latents(),
-            *self._sequences(),
-            starts,
-            latent_dim=self.v_dim,
-            scale=0.1,
-            max_query_len=1,
-        )
+        where = (*self._sequences(), _meta(self.seqs + 1, dtype=torch.int32))
+        return launch.mla_prefill(self._q(LONG), self._latents(), *where, max_query_len=1, **self._latent_features())
 
-    def _q(self, tokens: int) -> Tensor:
-        return _meta(tokens, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+    def _features(self) -> dict[str, object]:
+        scale, heads = self._scale(1), self.rows if self.operation == "decode" else 1
+        sinks = _meta(heads, dtype=torch.bfloat16) if self.sinks else None
+        return {"scale": 0.1, "softcap": self.softcap, "sinks": sinks, "k_scale": scale, "v_scale": scale}
+
+    def _latent_features(self) -> dict[str, object]:
+        scale = self._scale(1)
+        cache_scale = scale.squeeze(2) if isinstance(scale, Tensor) else scale
+        return {"latent_dim": self.v_dim, "scale": 0.1, "cache_scale": cache_scale}
+
+    def _scale(self, heads: int) -> float | Tensor:
+        return _meta(64, self.page, heads, dtype=torch.float32) if self.vector_scales else 1.0
+
+    def _q(self, seqs: int) -> Tensor:
+        return _meta(seqs * self.queries, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
 
     def _caches(self) -> tuple[Tensor, Tensor]:
         dtype = DTYPES[self.cache_dtype]
@@ -106,38 +138,69 @@ def variants(capability: int) -> Iterator[Variant]:
 
 
 def _all_variants() -> Iterator[Variant]:
-    pairs = [("bf16", "bf16"), ("bf16", "e4m3"), ("fp32", "fp32")]
-    others = [(q, cache) for q in ("fp32", "bf16", "fp16") for cache in DTYPES if (q, cache) not in pairs]
-    for dtype, cache_dtype in pairs:
-        for page in (16, 64):
-            yield from _tiles(page=page, dtype=dtype, cache_dtype=cache_dtype)
-    for dtype, cache_dtype in others:
+    yield from _tiles()
+    yield from _long_tiles(page=16)
+    yield from _long_tiles(cache_dtype="e4m3")
+    yield from _long_tiles(page=16, cache_dtype="e4m3")
+    yield from _long_tiles(page=16, dtype="fp32", cache_dtype="fp32")
+    for dtype, cache_dtype in (("fp16", "fp16"), ("fp16", "e5m2"), ("bf16", "int8"), ("fp32", "bf16")):
         yield Variant("decode", 128, 16, dtype=dtype, cache_dtype=cache_dtype)
-    for dtype, cache_dtype in pairs + others:
         yield Variant("store", 128, 8, dtype=dtype, cache_dtype=cache_dtype)
-    for head_dim in (16, 32, 80, 96, 112, 192):
-        yield Variant("decode", head_dim, 16, page=16)
-        yield Variant("prefill", head_dim, LONG, page=16)
+    for head_dim in (80, 96, 112, 192):
+        yield Variant("decode", head_dim, 16)
+        yield Variant("prefill", head_dim, LONG)
     yield Variant("prefill", 192, LONG, v_dim=128)
     yield Variant("decode", 128, 16, seqs=4096)  # so many that a sequence is not split
+    yield from _features()
 
 
-def _tiles(**shape: object) -> Iterator[Variant]:
+def _features() -> Iterator[Variant]:
+    """Once in decode and once in prefill, at the head dimension of most models."""
+    for operation, rows in (("decode", 16), ("prefill", LONG)):
+        yield Variant(operation, 128, rows, softcap=30.0)
+        yield Variant(operation, 64, rows, sinks=True)  # gpt-oss
+        for cache_dtype in ("e4m3", "int8"):
+            yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
+    yield Variant("decode", 128, 8, queries=8)
+    yield Variant("mla_decode", 576, 16, v_dim=512, cache_dtype="int8", vector_scales=True)
+    yield Variant("store", 128, 8, cache_dtype="int8", vector_scales=True)
+    yield Variant("qkv", 128, 8)
+    yield Variant("qkv", 128, 8, cache_dtype="e4m3", qk_norm=True)
+    yield Variant("qkv", 128, 8, cache_dtype="int8", vector_scales=True, qk_norm=True)
+    for hidden_size in (2048, 16384):
+        yield Variant("norm", hidden_size, 16)
+    yield Variant("gate", 14336, 16)
+
+
+def _tiles() -> Iterator[Variant]:
+    """Each tile of 16-bit queries over a 16-bit cache."""
     for head_dim in (64, 128, 256):
         for rows in (16, 64):
-            yield Variant("decode", head_dim, rows, **shape)
+            yield Variant("decode", head_dim, rows)
         for rows in (16, 64, LONG):
-            yield Variant("prefill", head_dim, rows, **shape)
+            yield Variant("prefill", head_dim, rows)
     for operation in ("mla_decode", "mla_prefill"):
         for heads in (16, 128):
-            yield Variant(operation, 576, heads, v_dim=512, **shape)
+            yield Variant(operation, 576, heads, v_dim=512)
+
+
+def _long_tiles(**shape: object) -> Iterator[Variant]:
+    """One decode and one long prefill a head dimension."""
+    for head_dim in (64, 128, 256):
+        yield Variant("decode", head_dim, 16, **shape)
+        yield Variant("prefill", head_dim, LONG, **shape)
+    yield Variant("mla_decode", 576, 16, v_dim=512, **shape)
 
 
 def compile_one(variant: Variant, index: int, capability: int) -> dict[str, object]:
     """The index-th launch of a variant, compiled: what it is, what it costs, or the compiler's error."""
     one = variant.launches(_target(capability))[index]
     row = dataclasses.asdict(variant) | {"name": f"{one.name} {variant}", "kernel": one.name}
-    row |= {"block_m": one.arguments.get("BLOCK_M", 0)}
+    row |= {
+        "triton": triton.__version__,
+        "block_m": one.arguments.get("BLOCK_M", 0),
+        "by_descriptor": bool(one.arguments.get("TMA")),
+    }
     try:
         return row | dataclasses.asdict(compile_launch(one, capability)) | {"error": None}
     except Exception as error:  # whatever the compiler raises is a result to report

@@ -15,7 +15,7 @@ from kvtool.engine.weights.source import WeightSource
 
 
 class GroupedQueryAttention:
-    """x [T, hidden] -> attention of it + plus [T, hidden]. Writes the K and V of the step's tokens first."""
+    """x [T, hidden] -> attention of it (+ plus [T, hidden]). Writes the K and V of the step's tokens first."""
 
     def __init__(
         self,
@@ -54,41 +54,57 @@ class GroupedQueryAttention:
         k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
-        assert cache.v is not None
+    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)
+        q = self._split(qkv, step, cache)
+        return self.out(self._attend(q, step, cache).flatten(1), plus)
+
+    def _split(self, qkv: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
+        """Q and K normalised and turned; K and V written to the cache; Q [T, HQ, D] returned."""
+        assert cache.v is not None
+        where = (cache.k, cache.v, step.batch.slots)
+        if step.kernels.fused is not None:
+            norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
+            return step.kernels.fused.split_qkv(
+                qkv, norms, eps, step.rotation, *where, k_scale=cache.k_scale, v_scale=cache.v_scale
+            )
         qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         qk = rotate(qk, step.rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        step.kernels.store_kv(k, v, cache.k, cache.v, step.batch.slots)
-        return self.out(self._attend(q, step, cache.k, cache.v).flatten(1), plus)
+        step.kernels.store_kv(k, v, *where, k_scale=cache.k_scale, v_scale=cache.v_scale)
+        return q
 
-    def _attend(self, q: Tensor, step: StepContext, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
+        assert cache.v is not None
         decode, prefill = step.batch.decode, step.batch.prefill
         num_decodes = decode.num_tokens if decode else 0
         decoded = prefilled = None
         if decode:
             decoded = step.kernels.paged_decode(
                 q[:num_decodes],
-                k_cache,
-                v_cache,
+                cache.k,
+                cache.v,
                 decode.block_tables,
                 decode.seq_lens,
                 scale=self.scale,
                 window=self.window,
+                k_scale=cache.k_scale,
+                v_scale=cache.v_scale,
             )
         if prefill:
             prefilled = step.kernels.paged_prefill(
                 q[num_decodes:],
-                k_cache,
-                v_cache,
+                cache.k,
+                cache.v,
                 prefill.block_tables,
                 prefill.seq_lens,
                 prefill.query_starts,
                 scale=self.scale,
                 window=self.window,
+                k_scale=cache.k_scale,
+                v_scale=cache.v_scale,
                 max_query_len=prefill.max_query_len,
             )
         return join(decoded, prefilled)

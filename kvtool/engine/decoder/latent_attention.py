@@ -59,7 +59,7 @@ class LatentQueryProjection:
 
 
 class MultiHeadLatentAttention:
-    """x [T, hidden] -> attention of it + plus [T, hidden]. Writes [latent, rotated key] of the tokens first."""
+    """x [T, hidden] -> attention of it (+ plus [T, hidden]). Writes [latent, rotated key] of the tokens first."""
 
     def __init__(
         self,
@@ -100,38 +100,40 @@ class MultiHeadLatentAttention:
             bias = None if bias is None else _halves_last(bias[None], self.rope)[0]
         return Linear(weight, bias)
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
         q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
         q_rope = rotate(q_rope, step.rotation)
         latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
         k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
-        step.kernels.store_latent(torch.cat((self.latent_norm(latent), k_rope), dim=-1), cache.k, step.batch.slots)
+        rows = torch.cat((self.latent_norm(latent), k_rope), dim=-1)
+        step.kernels.store_latent(rows, cache.k, step.batch.slots, scale=cache.k_scale)
         decode, prefill = step.batch.decode, step.batch.prefill
         num_decodes = decode.num_tokens if decode else 0
         decoded = (
-            self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache.k, step.kernels) if decode else None
+            self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache, step.kernels) if decode else None
         )
-        prefilled = self._prefill(q_nope[num_decodes:], q_rope[num_decodes:], prefill, cache.k) if prefill else None
+        prefilled = self._prefill(q_nope[num_decodes:], q_rope[num_decodes:], prefill, cache) if prefill else None
         return self.out(join(decoded, prefilled).flatten(1), plus)
 
-    def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: Tensor, kernels: Kernels) -> Tensor:
+    def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: LayerCache, kernels: Kernels) -> Tensor:
         absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)  # [S, H, R]
         attended = kernels.mla_decode(
             torch.cat((absorbed, q_rope), dim=-1),
-            cache,
+            cache.k,
             rows.block_tables,
             rows.seq_lens,
             latent_dim=self.rank,
             scale=self.scale,
+            cache_scale=cache.k_scale,
         )
         return torch.bmm(attended.transpose(0, 1), self.w_uv).transpose(0, 1)  # [S, H, v]
 
-    def _prefill(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: Tensor) -> Tensor:
+    def _prefill(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: LayerCache) -> Tensor:
         q = torch.cat((q_nope, q_rope), dim=-1)
         starts = rows.query_starts.tolist()
         attended = []
         for index, (table, seq_len) in enumerate(zip(rows.block_tables.tolist(), rows.seq_lens.tolist(), strict=True)):
-            stored = tokens_of(cache, table, 0, seq_len, dtype=q.dtype)
+            stored = tokens_of(cache.k, table, 0, seq_len, dtype=q.dtype, scale=cache.k_scale)
             k, v = self._decompressed(stored)
             attended.append(causal_attention(q[starts[index] : starts[index + 1]], k, v, scale=self.scale))
         return torch.cat(attended)

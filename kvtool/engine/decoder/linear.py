@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, linear, silu
 
 from kvtool.engine.decoder.packed import FEW_ROWS, packed_gated_linear, packed_linear
 from kvtool.errors import KvtoolError
+from kvtool.kernels import StepKernels
 from kvtool.kernels.native import native, serves
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -53,10 +54,12 @@ class GatedLinear:
         self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
         self.packed = packed_gated_linear(gate, up, self.biases, activation)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
         if self.packed is not None and len(x) <= FEW_ROWS:
             return self.packed(x)
         gate, up = (linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True))
+        if fused is not None and self.activation == "silu":
+            return fused.silu_mul(gate, up)
         kernels = native()
         if kernels is not None and serves(gate, up):
             return kernels.gate_(gate, up, self.activation)

@@ -12,6 +12,7 @@ from kvtool.catalog.model import Moe, Router
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.linear import GatedLinear, Linear
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels import StepKernels
 
 
 class GatedMlp:
@@ -42,8 +43,10 @@ class GatedMlp:
             weights.tensor(f"{prefix}.{down}.bias", hidden_size) if biased else None,
         )
 
-    def __call__(self, x: Tensor, batch: StepBatch, plus: Tensor | None = None) -> Tensor:
-        return self.down(self.gated(x), plus)
+    def __call__(
+        self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
+    ) -> Tensor:
+        return self.down(self.gated(x, fused), plus)
 
 
 class MoeMlp:
@@ -61,12 +64,13 @@ class MoeMlp:
         self.experts = experts
         self.shared = shared
 
-    def __call__(self, x: Tensor, batch: StepBatch, plus: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, batch: StepBatch, plus: Tensor, fused: StepKernels | None = None) -> Tensor:
         chosen, shares = self.router(x, batch)
-        out = self.shared(x, batch, plus) if self.shared else plus.clone()
+        out = self.shared(x, batch, plus, fused) if self.shared else plus.clone()
         for expert in chosen.unique().tolist():
             rows, ranks = (chosen == expert).nonzero(as_tuple=True)
-            out.index_add_(0, rows, self.experts[expert](x[rows], batch) * shares[rows, ranks, None].to(x.dtype))
+            expert_out = self.experts[expert](x[rows], batch, fused=fused)
+            out.index_add_(0, rows, expert_out * shares[rows, ranks, None].to(x.dtype))
         return out
 
 

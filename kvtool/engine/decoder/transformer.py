@@ -35,8 +35,14 @@ class DecoderLayer:
         self.mlp = _mlp(model, decoder, index, weights, prefix)
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
-        x = self.attention(self.input_norm(x), step, cache, plus=x)
-        return self.mlp(self.mlp_norm(x), step.batch, plus=x)
+        normed, fused = self.input_norm(x), step.kernels.fused
+        if fused is None:
+            x = self.attention(normed, step, cache, plus=x)
+            normed = self.mlp_norm(x)
+        else:
+            attended = self.attention(normed, step, cache, plus=None)
+            normed, x = fused.add_rms_norm(attended, x, self.mlp_norm.weight, self.mlp_norm.eps)
+        return self.mlp(normed, step.batch, plus=x, fused=fused)
 
 
 class Transformer:

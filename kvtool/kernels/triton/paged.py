@@ -9,6 +9,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # The running maximum starts at a finite floor, so that a row that has seen no key yet gives exp2(-inf) = 0, never NaN.
 FLOOR = tl.constexpr(-1e30)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -21,6 +22,14 @@ def dot(a, b):
 
 
 @triton.jit
+def widened(x, dtype: tl.constexpr):
+    """Stored values in the queries' dtype; from int8 by way of fp32, as a GPU does, for the interpreter's sake."""
+    if x.dtype == tl.int8:
+        x = x.to(tl.float32)
+    return x.to(dtype)
+
+
+@triton.jit
 def load_pages(table_ptr, tile, first_key, end_key, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
     """The physical page of a tile: one id where the tile lies within a page, else one for each of its keys."""
     if PAGE % BLOCK_N == 0:
@@ -30,6 +39,18 @@ def load_pages(table_ptr, tile, first_key, end_key, PAGE: tl.constexpr, BLOCK_N:
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = (key >= first_key) & (key < end_key)
     return tl.load(table_ptr + key // PAGE, mask=inside, other=0)
+
+
+@triton.jit
+def page_tiles(
+    ptr, num_pages, page_stride, slot_stride, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+    PAGE: tl.constexpr,
+):
+    """A TMA descriptor of one head's rows [P, PAGE, DIM], read BLOCK_N slots of a page at a time; past DIM are zeros.
+
+    Its coordinates count pages and slots, so no offset can overflow.
+    """
+    return tl.make_tensor_descriptor(ptr, [num_pages, PAGE, DIM], [page_stride, slot_stride, 1], [1, BLOCK_N, BLOCK])
 
 
 @triton.jit
@@ -49,36 +70,93 @@ def load_rows(row_ptrs, inside, DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: 
 
 
 @triton.jit
+def load_scales(scale_ptrs, inside, MASKED: tl.constexpr):
+    """The scales of the keys at scale_ptrs [N]; beside an unused slot lies anything."""
+    return tl.load(scale_ptrs, mask=inside, other=0.0) if MASKED else tl.load(scale_ptrs)
+
+
+@triton.jit
+def tanh(x):
+    """By exp2, which is fast and, kept from overflowing, right at both ends."""
+    return 1.0 - 2.0 / (tl.exp2(tl.minimum(x * (2 * LOG2E), 126.0)) + 1.0)
+
+
+@triton.jit
+def first_softmax(sinks_ptr, head, is_row, BLOCK_M: tl.constexpr):
+    """Running maximum and sum of rows that have seen no key: nothing, or the sink of their head [BLOCK_M]."""
+    if sinks_ptr is not None:
+        sink = tl.load(sinks_ptr + head, mask=is_row, other=0.0).to(tl.float32)
+        row_max = tl.maximum(sink * LOG2E, FLOOR)
+        row_sum = tl.full([BLOCK_M], 1.0, tl.float32)
+    else:
+        row_max = tl.full([BLOCK_M], FLOOR, tl.float32)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+    return row_max, row_sum
+
+
+@triton.jit
 def attend(
     acc, row_max, row_sum, q, q_rope, position,
-    k_ptr, v_ptr, table_ptr, first_tile, last_tile, first_key, end_key, window, qk_scale,
-    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride,
-    MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+    first_tile, last_tile, first_key, end_key, window, qk_scale, v_gain, cap,
+    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+    CAPPED: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ):
     """Fold the tiles first_tile .. last_tile-1 into the running (acc, row_max, row_sum) of the rows of q.
 
     ROPE_DIM > 0 is MLA: a stored row is [latent | rotary key], and the latent tile, loaded once, is key and value.
-    Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are read as zeros.
+    Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are read as zeros. With
+    k_scale_ptr each key has its own scale, and so has each value: v_gain makes those of order 1, for fp16's few digits.
     """
+    if TMA:
+        k_tiles = page_tiles(k_ptr, num_pages, k_page_stride, k_slot_stride, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE)
+        if ROPE_DIM > 0:
+            rope_tiles = page_tiles(
+                k_ptr + HEAD_DIM, num_pages, k_page_stride, k_slot_stride, ROPE_DIM, BLOCK_ROPE, BLOCK_N, PAGE
+            )
+        else:
+            v_tiles = page_tiles(v_ptr, num_pages, v_page_stride, v_slot_stride, V_DIM, BLOCK_DV, BLOCK_N, PAGE)
     pages = load_pages(table_ptr, first_tile, first_key, end_key, PAGE, BLOCK_N)
-    for tile in range(first_tile, last_tile):
+    # What is masked after it came passes through shared memory once more: there is room for that without a pipeline.
+    STAGES: tl.constexpr = 1 if TMA and MASKED else None
+    for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
         # The next tile's page id is fetched now: a block-table load in front of K and V would hold up their pipeline.
         next_pages = load_pages(table_ptr, tile + 1, first_key, end_key, PAGE, BLOCK_N)
         key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = (key >= first_key) & (key < end_key)
         page = pages.to(tl.int64)  # page * stride passes 2**31 in a pool of a few GB
+        slot = tile * BLOCK_N % PAGE
         k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
-        k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED).to(q.dtype)
+        if TMA:
+            k = k_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_D)
+        else:
+            k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED)
+        k = widened(k, q.dtype)
         scores = dot(q, tl.trans(k))
         if ROPE_DIM > 0:
-            k_rope = load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED).to(q.dtype)
-            scores += dot(q_rope, tl.trans(k_rope))
+            if TMA:
+                k_rope = rope_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_ROPE)
+            else:
+                k_rope = load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED)
+            scores += dot(q_rope, tl.trans(widened(k_rope, q.dtype)))
             v = k
         else:
-            v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
-            v = load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED).to(q.dtype)
+            if TMA:
+                v = v_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_DV)
+            else:
+                v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
+                v = load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED)
+            v = widened(v, q.dtype)
+        if TMA and MASKED:  # the box holds whole rows, unused slots too: 0 * NaN is NaN
+            v = tl.where(inside[:, None], v, 0.0)
+        if k_scale_ptr is not None:
+            at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
+            scores *= load_scales(k_scale_ptr + at, inside, MASKED)[None, :]
         scores *= qk_scale
+        if CAPPED:
+            scores = cap * tanh(scores)
         if MASKED:
             visible = (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
             scores = tl.where(visible, scores, float("-inf"))
@@ -86,6 +164,9 @@ def attend(
         weights = tl.exp2(scores - new_max[:, None])
         decay = tl.exp2(row_max - new_max)
         row_sum = row_sum * decay + tl.sum(weights, 1)
+        if v_scale_ptr is not None:
+            at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
+            weights *= (v_gain * load_scales(v_scale_ptr + at, inside, MASKED))[None, :]
         acc = acc * decay[:, None] + dot(weights.to(q.dtype), v)
         row_max = new_max
         pages = next_pages
@@ -99,10 +180,18 @@ def normalise(acc, row_sum, v_scale):
 
 
 @triton.jit
-def split_tiles(split, length, window, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr):
-    """First and one past the last tile of a split, MIN_TILES or more: a short sequence leaves its last splits empty."""
-    first = tl.maximum(length - window, 0) // BLOCK_N
+def split_tiles(split, length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr):
+    """First and one past the last tile of a split of the last `span` keys, MIN_TILES or more: a short sequence leaves
+    its last splits empty."""
+    first = tl.maximum(length - span, 0) // BLOCK_N
     last = tl.cdiv(length, BLOCK_N)
     tiles_per_split = tl.maximum(tl.cdiv(last - first, num_splits), MIN_TILES)
     begin = first + split * tiles_per_split
     return begin, tl.minimum(begin + tiles_per_split, last)
+
+
+@triton.jit
+def used_splits(length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr):
+    """How many splits have tiles; of an empty sequence the first counts."""
+    first, end = split_tiles(0, length, span, num_splits, BLOCK_N, MIN_TILES)
+    return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_N) - first, tl.maximum(end - first, 1)), 1)

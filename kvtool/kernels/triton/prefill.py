@@ -5,18 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.paged import FLOOR, attend, load_rows, normalise
+from kvtool.kernels.triton.paged import attend, first_softmax, load_rows, normalise
 
 
 # What changes from step to step must not compile a new variant.
 @triton.jit(do_not_specialize=["window", "group", "num_heads", "num_seqs", "table_stride"])
 def prefill_kernel(
-    q_ptr, k_ptr, v_ptr, table_ptr, lens_ptr, starts_ptr, out_ptr,
-    qk_scale, v_scale, window, group, num_heads, num_seqs,
+    q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, table_ptr, lens_ptr, starts_ptr, out_ptr,
+    qk_scale, v_scale, cap, window, group, num_heads, num_seqs,
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
+    CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ):
     """One program: BLOCK_M rows of one KV head of one sequence, a row being one (token, query head of the group) pair.
 
@@ -59,18 +61,21 @@ def prefill_kernel(
 
     k_ptr += kv_head.to(tl.int64) * k_head_stride
     v_ptr += kv_head.to(tl.int64) * v_head_stride
+    if k_scale_ptr is not None:
+        k_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
+        v_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
     table_ptr += seq * table_stride
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    row_max = tl.full([BLOCK_M], FLOOR, tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    row_max, row_sum = first_softmax(sinks_ptr, head, is_row, BLOCK_M)
     for part in tl.static_range(3):
         begin = first if part == 0 else full if part == 1 else tail
         end = full if part == 0 else tail if part == 1 else last
         acc, row_max, row_sum = attend(
             acc, row_max, row_sum, q, q_rope, context + token,
-            k_ptr, v_ptr, table_ptr, begin, end, first_key, end_key, window, qk_scale,
-            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride,
-            part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
+            k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+            begin, end, first_key, end_key, window, qk_scale, 1.0 / v_scale, cap,
+            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+            CAPPED, TMA, part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
         )
 
     dim = tl.arange(0, BLOCK_DV)

@@ -5,23 +5,51 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.quantise import SMALLEST_LARGEST
+
+_SMALLEST = tl.constexpr(SMALLEST_LARGEST)
+_LARGEST_FP32 = tl.constexpr(3.4028234663852886e38)
+_TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2**23: fp32 has no fractions there, so adding it rounds to the nearest
+
 
 @triton.jit
 def store_kernel(
-    x_ptr, cache_ptr, slots_ptr, scale,
+    x_ptr, cache_ptr, scales_ptr, slots_ptr, scale,
     x_token_stride, x_head_stride, page_stride, slot_stride, head_stride,
-    ROW: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX: tl.constexpr, BLOCK: tl.constexpr,
+    scale_page_stride, scale_slot_stride, scale_head_stride,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """One program writes BLOCK of the ROW = heads * HEAD_DIM values of one token."""
+    """One program writes BLOCK_H heads of one token; with scales_ptr each vector gets the scale that suits it."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
     if slot < 0:
         return
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    head = column // HEAD_DIM
-    dim = column % HEAD_DIM
-    inside = column < ROW
-    x = tl.load(x_ptr + token * x_token_stride + head * x_head_stride + dim, mask=inside).to(tl.float32)
-    stored = tl.clamp(x / scale, -MAX, MAX, propagate_nan=tl.PropagateNan.ALL)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    dim = tl.arange(0, BLOCK_D)
+    is_head = head < HEADS
+    inside = is_head[:, None] & (dim < HEAD_DIM)[None, :]
+    x_ptrs = x_ptr + token * x_token_stride + head[:, None] * x_head_stride + dim[None, :]
+    x = tl.load(x_ptrs, mask=inside, other=0.0).to(tl.float32)
     row_ptr = cache_ptr + (slot // PAGE) * page_stride + (slot % PAGE) * slot_stride
-    tl.store(row_ptr + head * head_stride + dim, stored.to(cache_ptr.dtype.element_ty), mask=inside)
+    scale_ptrs = scales_ptr
+    if scales_ptr is not None:
+        scale_ptrs = scales_ptr + (slot // PAGE) * scale_page_stride + (slot % PAGE) * scale_slot_stride
+        scale_ptrs += head * scale_head_stride
+    write_heads(x, row_ptr + head[:, None] * head_stride + dim[None, :], inside, scale_ptrs, is_head, scale, MAX)
+
+
+@triton.jit
+def write_heads(x, cache_ptrs, inside, scale_ptrs, is_head, scale, MAX: tl.constexpr):
+    """x [H, D] fp32 to cache_ptrs [H, D], over `scale`, or over scales of their own, which go to scale_ptrs [H]."""
+    if scale_ptrs is not None:
+        largest = tl.max(tl.abs(x), 1)
+        scales = tl.div_rn(tl.minimum(tl.maximum(largest, _SMALLEST), _LARGEST_FP32), MAX)
+        tl.store(scale_ptrs, scales, mask=is_head)
+        x = tl.div_rn(x, scales[:, None])
+    else:
+        x = tl.div_rn(x, scale)
+    stored = tl.clamp(x, -MAX, MAX, propagate_nan=tl.PropagateNan.ALL)
+    if cache_ptrs.dtype.element_ty == tl.int8:
+        stored = (stored + _TO_INTEGER) - _TO_INTEGER
+    tl.store(cache_ptrs, stored.to(cache_ptrs.dtype.element_ty), mask=inside)

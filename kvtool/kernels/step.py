@@ -1,0 +1,114 @@
+"""The rest of a decoder step by Triton: what lies between two products with weights, in one launch each."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvtool.kernels import checks, configs
+from kvtool.kernels.configs import padded
+from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton.step import add_rms_norm_kernel, qkv_kernel, silu_mul_kernel
+
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x and residual [T,n], weight [n] -> (norm of their sum, their sum). One program a row."""
+    checks.rows(x, residual)
+    num_tokens, size = x.shape
+    normed, added = x.new_empty(num_tokens, size), x.new_empty(num_tokens, size)
+    if num_tokens == 0:
+        return normed, added
+    block = padded(size)
+    add_rms_norm_kernel[(num_tokens,)](
+        x,
+        residual,
+        weight,
+        normed,
+        added,
+        eps,
+        x.stride(0),
+        residual.stride(0),
+        SIZE=size,
+        BLOCK=block,
+        num_warps=8 if block > 2048 else 4,
+    )
+    return normed, added
+
+
+def split_qkv(
+    qkv: Tensor,
+    norms: Tensor | None,
+    eps: float,
+    rotation: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
+) -> Tensor:
+    """qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]. Grid: (T, heads of Q, K and V)."""
+    checks.split_qkv(qkv, norms, rotation, k_cache, v_cache, slots)
+    checks.scales(k_scale, v_scale, k_cache)
+    num_tokens, all_heads, head_dim = qkv.shape
+    kv_heads = k_cache.shape[2]
+    q = qkv.new_empty(num_tokens, all_heads - 2 * kv_heads, head_dim)
+    if num_tokens == 0:
+        return q
+    cos, sin = rotation
+    k_scales = k_scale if isinstance(k_scale, Tensor) else None
+    v_scales = v_scale if isinstance(v_scale, Tensor) else None
+    page, slot, head = (0, 0, 0) if k_scales is None else k_scales.stride()
+    qkv_kernel[(num_tokens, all_heads)](
+        qkv_ptr=qkv,
+        norms_ptr=norms,
+        cos_ptr=cos,
+        sin_ptr=sin,
+        slots_ptr=slots,
+        q_ptr=q,
+        k_cache_ptr=k_cache,
+        v_cache_ptr=v_cache,
+        k_scales_ptr=k_scales,
+        v_scales_ptr=v_scales,
+        eps=eps,
+        k_scale=1.0 if isinstance(k_scale, Tensor) else k_scale,
+        v_scale=1.0 if isinstance(v_scale, Tensor) else v_scale,
+        qkv_stride=qkv.stride(0),
+        rotation_stride=cos.stride(0),
+        k_page_stride=k_cache.stride(0),
+        k_slot_stride=k_cache.stride(1),
+        k_head_stride=k_cache.stride(2),
+        v_page_stride=v_cache.stride(0),
+        v_slot_stride=v_cache.stride(1),
+        v_head_stride=v_cache.stride(2),
+        scale_page_stride=page,
+        scale_slot_stride=slot,
+        scale_head_stride=head,
+        HEADS=q.shape[1],
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        PAGE=k_cache.shape[1],
+        MAX=largest(k_cache.dtype),
+        BLOCK_D=padded(head_dim),
+        num_warps=1,
+    )
+    return q
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """gate and up [T,n] -> silu(gate) * up. Grid: (T, blocks of a row)."""
+    checks.rows(gate, up)
+    num_tokens, size = gate.shape
+    out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    if out.numel() == 0:
+        return out
+    block = min(padded(size), configs.STORE_BLOCK)
+    grid = (num_tokens, math.ceil(size / block))
+    silu_mul_kernel[grid](gate, up, out, gate.stride(0), up.stride(0), SIZE=size, BLOCK=block, num_warps=4)
+    return out

@@ -1,0 +1,54 @@
+"""The torch twins of `step`: the same in plain operations, in fp32, or in fp64 where they are given that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from kvtool.kernels.reference import store_kv
+
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    added = x + residual
+    return (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
+
+
+def split_qkv(
+    qkv: Tensor,
+    norms: Tensor | None,
+    eps: float,
+    rotation: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
+) -> Tensor:
+    kv_heads = k_cache.shape[2]
+    qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
+    wide = _wide(qk)
+    if norms is not None:
+        wide = _rms_norm(wide, eps) * norms
+    cos, sin = rotation
+    turned = wide * cos + wide.roll(wide.shape[-1] // 2, dims=-1) * sin
+    store_kv(turned[:, -kv_heads:], v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
+    return turned[:, :-kv_heads].to(qkv.dtype)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    return (silu(_wide(gate)) * up).to(gate.dtype)
+
+
+def _rms_norm(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,42 @@
+"""The engine on Triton kernels, in Triton's interpreter: what it says equals what transformers says, as on torch.
+
+The interpreter is chosen when triton is imported, so the models run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kvtool.kernels import load_kernels
+from tests.engine.conftest import SaveTiny
+from tests.engine.running import engine_of, generate, largest_difference, load, prompt
+from tests.kernels.test_interpreter import QUIET, REFUSED
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.skipif(INTERPRETED or REFUSED, reason="the interpreter of triton 3.6 needs numpy < 2.4")
+def test_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", QUIET, __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs inside the test above")
+@pytest.mark.parametrize("name", ["llama-3-gqa", "qwen3", "llama-wide-heads", "mistral-window", "deepseek-v2-lite"])
+def test_tokens_and_logits_are_those_of_torch(tiny: SaveTiny, name: str) -> None:
+    """A prompt in two chunks, then decode beside another's prefill: GQA, QK norm, GELU, a window, MLA and experts."""
+    reference = tiny(name)
+    loaded = load(reference.folder, max_num_batched_tokens=16)
+    prompts = [prompt(21), prompt(3)]
+    on_torch = generate(engine_of(loaded), prompts, 3)
+    loaded.kernels = load_kernels("triton")
+    on_triton = generate(engine_of(loaded), prompts, 3)
+    assert [s.output_ids for s in on_triton] == [s.output_ids for s in on_torch]
+    assert max(largest_difference(reference, sequence) for sequence in on_triton) < 2e-4

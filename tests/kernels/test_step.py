@@ -1,0 +1,116 @@
+"""Residual and norm, QKV to query and cache, SiLU gate: each against its fp64 twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvtool.kernels import step_reference
+from tests.kernels.conftest import Backend
+from tests.kernels.paged_case import TOLERANCE, largest_error
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+EPS = 1e-5
+
+
+@pytest.fixture
+def step(backend: Backend):
+    if backend.device == "cpu" and not backend.interpreted:
+        return step_reference
+    from kvtool.kernels import step
+
+    return step
+
+
+def values(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize(("tokens", "size"), [(1, 64), (5, 576), (3, 4096), (0, 64)])
+def test_residual_and_norm(backend: Backend, step, dtype: torch.dtype, tokens: int, size: int) -> None:
+    where = {"dtype": dtype, "device": backend.device}
+    x, residual = values(tokens, size, **where), 3 * values(tokens, 2 * size, seed=1, **where)[:, :size]
+    weight = values(size, seed=2, **where)
+    normed, added = step.add_rms_norm(x, residual, weight, EPS)
+    assert (normed.dtype, added.dtype) == (dtype, dtype)
+    exact = x.double() + residual.double()
+    assert ((added.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs()).all()
+    expected, _ = step_reference.add_rms_norm(added.double(), torch.zeros_like(added).double(), weight.double(), EPS)
+    assert largest_error(normed, expected) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize(("tokens", "size"), [(1, 96), (3, 1500), (0, 64)])
+def test_gate(backend: Backend, step, dtype: torch.dtype, tokens: int, size: int) -> None:
+    both = 4 * values(tokens, 2 * size, dtype=dtype, device=backend.device)
+    both[:1, :2] = torch.tensor([-200.0, 200.0])
+    gate, up = both.chunk(2, dim=1)
+    expected = step_reference.silu_mul(gate.double(), up.double())
+    error = (step.silu_mul(gate, up).double() - expected).abs() / (1 + expected.abs())
+    assert tokens == 0 or float(error.max()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "qk norm"])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype", "vector_scales", "head_dim"),
+    [
+        (F32, F32, False, 24),
+        (BF16, BF16, False, 64),
+        (F16, torch.int8, True, 80),
+        (BF16, torch.float8_e5m2, False, 16),
+        (F32, torch.int8, False, 64),
+    ],
+    ids=str,
+)
+def test_qkv_becomes_query_and_cache(
+    backend: Backend, step, normed, dtype, cache_dtype, vector_scales, head_dim
+) -> None:
+    """Rows are slices of a wider product, one token has no slot, and what no token owns keeps its bits."""
+    heads, kv_heads, tokens = 6, 2, 5
+    where = {"dtype": dtype, "device": backend.device}
+    qkv = values(tokens, (heads + 2 * kv_heads + 1) * head_dim, **where)[:, : (heads + 2 * kv_heads) * head_dim]
+    qkv = qkv.unflatten(1, (-1, head_dim))
+    norms = 1 + 0.3 * values(heads + kv_heads, head_dim, seed=1, **where) if normed else None
+    angles = 3 * values(tokens, 1, head_dim // 2, dtype=F32, device=backend.device, seed=2)
+    rotation = (torch.cat([angles.cos()] * 2, -1).to(dtype), torch.cat([-angles.sin(), angles.sin()], -1).to(dtype))
+    slots = torch.tensor([33, 0, -1, 15, 16], device=backend.device)
+    results = []
+    for kernels, wide in ((step, False), (step_reference, True)):
+        k_cache, v_cache = (torch.zeros(3, 16, kv_heads, head_dim, device=backend.device).to(cache_dtype) for _ in "kv")
+        scales = [torch.zeros(3, 16, kv_heads, device=backend.device) if vector_scales else 0.05 for _ in "kv"]
+        if cache_dtype.is_floating_point:
+            scales = [0.5, 2.0]
+        up = (lambda x: x if x is None else x.double()) if wide else (lambda x: x)
+        q = kernels.split_qkv(
+            up(qkv), up(norms), EPS, (up(rotation[0]), up(rotation[1])), k_cache, v_cache, slots,
+            k_scale=scales[0], v_scale=scales[1],
+        )  # fmt: skip
+        stored = [
+            cache.double() * (scale.unsqueeze(-1) if vector_scales else scale)
+            for cache, scale in zip((k_cache, v_cache), scales, strict=True)
+        ]
+        results.append((q, *stored))
+    (q, *caches), (expected_q, *expected_caches) = results
+    assert (q.dtype, q.shape) == (dtype, (tokens, heads, head_dim))
+    assert largest_error(q, expected_q) < 2 * TOLERANCE[dtype]
+    for cache, expected in zip(caches, expected_caches, strict=True):
+        step_size = {torch.int8: 0.06, torch.float8_e5m2: 2.1}.get(cache_dtype, 3 * TOLERANCE[dtype])
+        assert largest_error(cache, expected) < step_size
+        owned = torch.zeros(48, dtype=torch.bool)
+        owned[slots[slots >= 0].cpu()] = True
+        assert not cache.flatten(0, 1)[~owned].any()
+        assert cache.flatten(0, 1)[owned].any(dim=-1).all()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    from kvtool.kernels import step
+
+    with pytest.raises(ValueError, match=r"rows \[2, 4\] and \[2, 8\]"):
+        step.silu_mul(torch.zeros(2, 8), torch.zeros(2, 4))
+    qkv, cache = torch.zeros(1, 6, 8), torch.zeros(1, 16, 2, 8)
+    turn, slots = torch.zeros(1, 1, 8), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"rotation \[1, 1, 4\]"):
+        step.split_qkv(qkv, None, EPS, (turn[..., :4], turn[..., :4]), cache, cache, slots)
+    with pytest.raises(ValueError, match="norms are not contiguous"):
+        step.split_qkv(qkv, torch.zeros(6, 8), EPS, (turn, turn), cache, cache, slots)
