@@ -23,9 +23,9 @@ from kvtool.kernels.budgets import LOCAL_BYTES, MIN_DECODE_BUFFERS, RESIDENT_DEC
 pytestmark = pytest.mark.aot
 REPOSITORY = Path(__file__).parents[2]
 INSTALLED, OLDEST = triton.__version__, "3.6.0"
-TARGETS = [pytest.param(INSTALLED, capability, id=f"{INSTALLED}-sm_{capability}") for capability in SHARED_BYTES]
+TARGETS = [pytest.param((INSTALLED, capability), id=f"{INSTALLED}-sm_{capability}") for capability in SHARED_BYTES]
 TARGETS += [
-    pytest.param(OLDEST, capability, id=f"{OLDEST}-sm_{capability}", marks=pytest.mark.network)
+    pytest.param((OLDEST, capability), id=f"{OLDEST}-sm_{capability}", marks=pytest.mark.network)
     for capability in SHARED_BYTES
     if capability != 89 and INSTALLED != OLDEST  # 89 is 80 with less shared memory: a matter of tiles, not of versions
 ]
