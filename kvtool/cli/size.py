@@ -247,5 +247,6 @@ def answer(
         if not json:
             print_ledgers(document, Console())
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
-    if document.solutions == [] or all(row.fit.fits is False or row.engine.refusal for row in document.rows):
+    refused = all(row.fit.fits is False or row.engine.refusal for row in document.rows)
+    if refused if document.solutions is None else not document.solutions:
         raise typer.Exit(1)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def print_size(document: SizeDocument, console: Console) -> None:
     """What was found, then for each model what its layers keep and a row for each batch; the assumptions last."""
     if document.solutions is not None:
-        print_solutions(document.solutions, console)
+        print_solutions(document.solutions, document.rejected or [], console)
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         _print_model(list(rows), console)
     for assumption in document.assumptions:
