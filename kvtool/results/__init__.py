@@ -19,7 +19,7 @@ from kvtool.results.bench import (
     Summary,
 )
 from kvtool.results.calibration import Calibration, read_calibration
-from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument
+from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
 from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
@@ -69,6 +69,7 @@ __all__ = [
     "KernelRoofline",
     "KernelsDocument",
     "MatrixDocument",
+    "MatrixRefused",
     "Memory",
     "Metrics",
     "Power",

@@ -42,6 +42,7 @@ def serve(plan: SizePlan, name: str, *, users: int | None, context: int | None) 
 
     Raises KvtoolError for what the engine cannot be asked, and where the weights are not known.
     """
+    pool_bytes(plan, plan.options)
     most = (plan.options.max_num_seqs or MAX_BATCH_SIZE) * (
         plan.options.parallel.dp if plan.options.max_num_seqs else 1
     )

@@ -15,7 +15,7 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.serve import ENGINE_NAMES, FIRST_NODE, NODE_GPUS, Command, command, nodes_of
-from kvtool.sizing.served import Served, as_asked, page_users, pool_bytes, serve
+from kvtool.sizing.served import Served, as_asked, page_users, serve
 from kvtool.sizing.size import size
 from kvtool.units import ceil_div
 
@@ -130,7 +130,6 @@ def _try(model: Model, options: SizeOptions, question: Question, layout: Paralle
     """What each engine asked for, else both, would serve at this setting."""
     base = replace(options, parallel=layout, kv_cache_dtypes=(dtype,), lengths=None, contexts=(), batch_sizes=(1,))
     plan = replace(make_plan(model, replace(base, engine=None), dtype), options=base)
-    pool_bytes(plan, base)  # the weights must be known, whatever the engine
     served: dict[str, Served] = {}
     errors: dict[str, KvtoolError] = {}
     for name in (options.engine.name,) if options.engine else ENGINE_NAMES:

@@ -202,6 +202,15 @@ def test_a_published_checkpoint_weighs_what_it_does() -> None:
     assert weigh(gpt_oss).stored_bytes == pytest.approx(expected, rel=1e-4)
 
 
+def test_deepseek_v4_keeps_its_experts_in_fp4() -> None:
+    """44 layers (one of them a draft) x 256 experts x 3 x 4,096 x 2,048 at 4.25 bits; embedding and head in bf16."""
+    experts, outer = 44 * 256 * 3 * 4_096 * 2_048, 2 * 129_280 * 4_096
+    rest = 290_944_616_402 - experts - outer
+    weights = weigh(CATALOGUE.get("deepseek-v4-flash"))
+    assert weights.stored_bytes == pytest.approx(experts * 4.25 / 8 + 2 * outer + rest * (1 + 1 / 4096), abs=1)
+    assert weights.source.endswith("in fp8, experts in 4.25 bits")
+
+
 def _load(tmp_path: Path, text: str) -> Catalogue:
     path = tmp_path / "models.yaml"
     path.write_text(text)
