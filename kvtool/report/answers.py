@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeLengths, SizeRejected, SizeRow, SizeSolution, SizeTier
+from kvtool.results import SizeLengths, SizeRejected, SizeRow, SizeSetting, SizeSolution, SizeTier
 from kvtool.units import format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -146,13 +146,13 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
     )
 
 
-def _layout(one: SizeSolution | SizeRejected) -> str:
+def _layout(one: SizeSetting) -> str:
     """`tp8`, `tp8 pp2 dcp8`, and `tp8 dpa8` for replicas of the attention alone (--enable-dp-attention)."""
     degrees = {"tp": one.tp, "pp": one.pp, "dpa" if one.enable_dp_attention else "dp": one.dp, "dcp": one.dcp}
     return " ".join(f"{name}{degree}" for name, degree in degrees.items() if degree > 1 or name == "tp")
 
 
-def _setting(one: SizeRejected) -> str:
+def _setting(one: SizeSetting) -> str:
     return f"{one.num_gpus} GPU{'s' if one.num_gpus > 1 else ''} ({_layout(one)}), {one.kv_cache_dtype}"
 
 

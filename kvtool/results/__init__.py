@@ -33,6 +33,7 @@ from kvtool.results.kernels import (
     KernelsDocument,
 )
 from kvtool.results.size import (
+    ENGINE_NAMES,
     SizeDecode,
     SizeDocument,
     SizeEngine,
@@ -44,6 +45,7 @@ from kvtool.results.size import (
     SizeModel,
     SizeRejected,
     SizeRow,
+    SizeSetting,
     SizeSharing,
     SizeSolution,
     SizeTier,
@@ -52,6 +54,7 @@ from kvtool.results.size import (
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
+    "ENGINE_NAMES",
     "BenchDocument",
     "Calibration",
     "Case",
@@ -87,6 +90,7 @@ __all__ = [
     "SizeModel",
     "SizeRejected",
     "SizeRow",
+    "SizeSetting",
     "SizeSharing",
     "SizeSolution",
     "SizeTier",

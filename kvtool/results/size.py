@@ -7,6 +7,8 @@ from typing import Any
 from kvtool.results.document import Struct
 from kvtool.units import format_bytes
 
+ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}  # as their makers write them
+
 
 class SizeModel(Struct, frozen=True, kw_only=True):
     id: str
@@ -178,20 +180,25 @@ class SizeLengths(Struct, frozen=True, kw_only=True):
     method: str
 
 
-class SizeSolution(Struct, frozen=True, kw_only=True):
-    """A way to serve `users` sequences of `context` tokens. `vllm_users` and `sglang_users`: how many such sequences
-    the pools of that engine's start hold, None where it would not start; `page_users`: how many whole pages of the
-    formula would. Commands are None with the reason where none would do.
-    """
+class SizeSetting(Struct, frozen=True, kw_only=True):
+    """A layout and a cache dtype that were tried."""
 
     num_gpus: int
-    nodes: int
     tp: int
     pp: int
     dp: int
     dcp: int
     enable_dp_attention: bool
     kv_cache_dtype: str
+
+
+class SizeSolution(SizeSetting, frozen=True, kw_only=True):
+    """A way to serve `users` sequences of `context` tokens. `vllm_users` and `sglang_users`: how many such sequences
+    the pools of that engine's start hold, None where it would not start; `page_users`: how many whole pages of the
+    formula would. Commands are None with the reason where none would do.
+    """
+
+    nodes: int
     users: int
     context: int
     kv_bytes_per_gpu: int
@@ -205,16 +212,9 @@ class SizeSolution(Struct, frozen=True, kw_only=True):
     reason: str | None
 
 
-class SizeRejected(Struct, frozen=True, kw_only=True):
+class SizeRejected(SizeSetting, frozen=True, kw_only=True):
     """A setting that no engine asked for serves, and why."""
 
-    num_gpus: int
-    tp: int
-    pp: int
-    dp: int
-    dcp: int
-    enable_dp_attention: bool
-    kv_cache_dtype: str
     reason: str
 
 

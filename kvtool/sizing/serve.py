@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from kvtool.catalog.model import Model
+from kvtool.results import ENGINE_NAMES
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.fit import BatchLimits, Budget
@@ -14,7 +15,6 @@ from kvtool.sizing.options import DEFAULT_BLOCK_SIZE, SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import ceil_div
 
-ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
 NODE_GPUS = 8
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
-from kvtool.results import SizeDocument, SizeRejected, SizeSolution
+from kvtool.results import ENGINE_NAMES, SizeDocument, SizeRejected, SizeSolution
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.fit import MAX_BATCH_SIZE
 from kvtool.sizing.layouts import layouts_of
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
-from kvtool.sizing.serve import ENGINE_NAMES, FIRST_NODE, NODE_GPUS, Command, command, nodes_of
+from kvtool.sizing.serve import FIRST_NODE, NODE_GPUS, Command, command, nodes_of
 from kvtool.sizing.served import Served, as_asked, page_users, serve
 from kvtool.sizing.size import size
 from kvtool.units import ceil_div
@@ -141,19 +142,13 @@ def _try(model: Model, options: SizeOptions, question: Question, layout: Paralle
 
 
 def _solution(one: _Candidate, best: Served, question: Question) -> SizeSolution:
-    parallel, options = one.parallel, best.options
+    options = best.options
     commands = {name: _command(one, served, question) for name, served in one.served.items() if served.answers}
     lines = {name: found.line for name, found in commands.items()}
     reasons = [*_reasons(one, question), *(found.reason for found in commands.values() if found.reason)]
     return SizeSolution(
-        num_gpus=parallel.num_gpus,
-        nodes=nodes_of(parallel),
-        tp=parallel.tp,
-        pp=parallel.pp,
-        dp=parallel.dp,
-        dcp=parallel.dcp,
-        enable_dp_attention=parallel.dp_attention,
-        kv_cache_dtype=one.plan.cache_format.name,
+        **_setting(one),
+        nodes=nodes_of(one.parallel),
         users=best.users,
         context=best.context,
         kv_bytes_per_gpu=one.plan.cache.bytes_per_gpu(
@@ -168,6 +163,13 @@ def _solution(one: _Candidate, best: Served, question: Question) -> SizeSolution
         sglang=lines.get("sglang"),
         reason="; ".join(dict.fromkeys(reasons)) or None,
     )
+
+
+def _setting(one: _Candidate) -> dict[str, Any]:
+    """The fields of a SizeSetting."""
+    degrees = {name: getattr(one.parallel, name) for name in ("num_gpus", "tp", "pp", "dp", "dcp")}
+    dtype = one.plan.cache_format.name
+    return {**degrees, "enable_dp_attention": one.parallel.dp_attention, "kv_cache_dtype": dtype}
 
 
 def _capacity(one: _Candidate, name: str) -> float | None:
@@ -186,15 +188,8 @@ def _command(one: _Candidate, served: Served, question: Question) -> Command:
 
 
 def _rejected(one: _Candidate, question: Question) -> SizeRejected:
-    parallel = one.parallel
     return SizeRejected(
-        num_gpus=parallel.num_gpus,
-        tp=parallel.tp,
-        pp=parallel.pp,
-        dp=parallel.dp,
-        dcp=parallel.dcp,
-        enable_dp_attention=parallel.dp_attention,
-        kv_cache_dtype=one.plan.cache_format.name,
+        **_setting(one),
         reason="; ".join(_reasons(one, question)),
     )
 
