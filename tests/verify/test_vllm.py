@@ -190,7 +190,7 @@ def test_what_no_plan_follows_is_said() -> None:
 def test_drafted_tokens_of_the_log_are_an_input_that_the_plan_says_it_leaves_out(config: str) -> None:
     facts = from_text(
         "non-default args: {'model': 'm', 'max_model_len': 131072}\n"
-        f"config: model='m', speculative_config={config}, dtype=torch.bfloat16\n"
+        f"Initializing a V1 LLM engine (v0.33.0) with config: model='m', speculative_config={config}, tp=1\n"
         "Available KV cache memory: 56.21 GiB\nGPU KV cache size: 400,000 tokens"
     )
     document = held(facts, "llama-3.1-8b")
