@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeLengths, SizeRejected, SizeRow, SizeSetting, SizeSolution, SizeTier
+from kvtool.results import ENGINE_NAMES, SizeLengths, SizeRejected, SizeRow, SizeSetting, SizeSolution, SizeTier
 from kvtool.units import format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRe
 
 def solution_table(solutions: Sequence[SizeSolution]) -> Table:
     """One line a setting that an engine serves."""
+    engines = [name for name in ENGINE_NAMES if any(getattr(one, f"{name}_users") is not None for one in solutions)]
     rows = [
         (
             f"{one.num_gpus}",
@@ -128,21 +129,21 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
             one.kv_cache_dtype,
             f"{one.users:,}",
             format_length(one.context),
-            _users(one.vllm_users),
-            _users(one.sglang_users),
+            *(_users(getattr(one, f"{name}_users")) for name in engines),
             f"{one.page_users:,}",
             format_bytes_short(one.kv_pool_bytes),
         )
         for one in solutions
     ]
+    names = [ENGINE_NAMES[name] for name in engines]
     margin = format_bytes_short(max(one.margin_bytes for one in solutions))
     return Table(
         title="What fits, best first",
-        columns=("GPUs", "layout", "cache", "users", "context", "vLLM", "SGLang", "pages", "room"),
+        columns=("GPUs", "layout", "cache", "users", "context", *names, "pages", "room"),
         rows=rows,
-        note="Best: fewest GPUs, then the cache dtypes in the order tried. vLLM, SGLang: users of that context in "
-        "its plan; pages: that whole pages of the formula would. Room: for caches on a GPU, give or take "
-        f"{margin}. Below, what starts the first line.",
+        note=f"Best: fewest GPUs, then the cache dtypes in the order tried. {' and '.join(names)}: users of that "
+        "context in the plan of its start; pages: that whole pages of the formula would hold. Room: for caches on a GPU, give or "
+        f"take {margin}. Below, what starts the first line.",
     )
 
 

@@ -13,9 +13,10 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.fit import BatchLimits, Budget
 from kvtool.sizing.options import DEFAULT_BLOCK_SIZE, SizeOptions
 from kvtool.sizing.parallel import Parallel
-from kvtool.units import ceil_div
+from kvtool.units import ceil_div, round_up
 
 NODE_GPUS = 8
+SGLANG_CHUNK_STEP = 128  # its chunks are whole pages, of 128 tokens at most (validation_hook.py, check_server_args)
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CACHE_DTYPES = {
@@ -91,7 +92,7 @@ def start_of(name: str, options: SizeOptions, limits: BatchLimits, memory: Budge
     return replace(
         start,
         mem_fraction_static=given.mem_fraction_static or _static_share(given, memory),
-        chunked_prefill_size=given.chunked_prefill_size or limits.tokens,
+        chunked_prefill_size=given.chunked_prefill_size or round_up(limits.tokens, SGLANG_CHUNK_STEP),
         max_running_requests=given.max_running_requests or limits.sequences * replicas,
     )
 
@@ -166,8 +167,6 @@ def _sglang(start: EngineOptions, served: str, cache_dtype: str) -> Iterator[str
         yield from ("--mem-fraction-static", f"{start.mem_fraction_static:.3f}")
     yield from _state_words(start, "--mamba-ssm-dtype")
     yield from _words(start, SGLANG_FLAGS)
-    if parallel.dp_attention:
-        yield "--enable-dp-attention"
     if parallel.ep > 1:
         yield from ("--expert-parallel-size", str(parallel.ep))
     if nodes_of(parallel) > 1:
@@ -175,10 +174,10 @@ def _sglang(start: EngineOptions, served: str, cache_dtype: str) -> Iterator[str
 
 
 def _layout(parallel: Parallel) -> Iterator[str]:
-    """Both engines call these the same."""
+    """Both engines call these the same; replicas of the attention alone are SGLang's."""
     yield from ("--tensor-parallel-size", str(parallel.tp), "--pipeline-parallel-size", str(parallel.pp))
     if parallel.dp > 1:
-        yield from ("--data-parallel-size", str(parallel.dp))
+        yield from ("--attn-dp-size" if parallel.dp_attention else "--data-parallel-size", str(parallel.dp))
     if parallel.dcp > 1:
         yield from ("--decode-context-parallel-size", str(parallel.dcp))
 

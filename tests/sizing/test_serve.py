@@ -134,7 +134,15 @@ def test_replicas_of_the_attention_share_out_the_requests() -> None:
     """SGLang divides --max-running-requests among the replicas of --enable-dp-attention (srt/managers/scheduler)."""
     found = lines(DEEPSEEK_V3, parallel=Parallel(tp=8, dp=8, dp_attention=True), max_num_seqs=4)
     assert "--max-running-requests 32 " in (found.sglang or "")
-    assert "--enable-dp-attention" in (found.sglang or "")
+    assert "--attn-dp-size 8 " in (found.sglang or "")  # --enable-dp-attention is its old name
+    assert "--data-parallel-size" not in (found.sglang or "")
+
+
+def test_chunks_of_sglang_are_whole_pages() -> None:
+    """A step of 3 x 1,000 tokens at most; SGLang stops where its pages do not divide the chunk."""
+    found = lines(max_num_seqs=3, max_model_len=1000)
+    assert "--max-num-batched-tokens 3000 " in (found.vllm or "")
+    assert "--chunked-prefill-size 3072 " in (found.sglang or "")
 
 
 @pytest.mark.parametrize(
