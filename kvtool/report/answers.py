@@ -142,8 +142,8 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
         columns=("GPUs", "layout", "cache", "users", "context", *names, "pages", "room"),
         rows=rows,
         note=f"Best: fewest GPUs, then the cache dtypes in the order tried. {' and '.join(names)}: users of that "
-        "context in the plan of its start; pages: that whole pages of the formula would hold. Room: for caches on a GPU, give or "
-        f"take {margin}. Below, what starts the first line.",
+        "context in the plan of its start; pages: that whole pages of the formula would hold. Room: for caches on a "
+        f"GPU, give or take {margin}. Below, what starts the first line.",
     )
 
 

@@ -20,7 +20,7 @@ from kvtool.sizing.served import Served, as_asked, page_users, serve
 from kvtool.sizing.size import size
 from kvtool.units import ceil_div
 
-RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first)"
+RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first), then most users"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,12 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
 
 def _ranked(found: list[_Candidate], tried: list[_Candidate]) -> list[_Candidate]:
     order = list(dict.fromkeys(one.plan.cache_format.name for one in tried))
-    return sorted(found, key=lambda one: (one.parallel.num_gpus, order.index(one.plan.cache_format.name)))
+
+    def key(one: _Candidate) -> tuple[int, int, int, int]:
+        users, context = (one.best.users, one.best.context) if one.best else (0, 0)
+        return one.parallel.num_gpus, order.index(one.plan.cache_format.name), -users, -context
+
+    return sorted(found, key=key)
 
 
 def _raise_if_never_asked(tried: list[_Candidate]) -> None:
@@ -199,7 +204,7 @@ def _reasons(one: _Candidate, question: Question) -> Iterator[str]:
     yield from (f"{ENGINE_NAMES[name]}: {error}" for name, error in one.errors.items())
     for name, served in one.served.items():
         if served.refusal is not None:
-            yield f"{ENGINE_NAMES[name]} would not start: {served.refusal}"
+            yield f"{ENGINE_NAMES[name]}: {served.refusal}"
         elif not served.answers:
             yield f"{ENGINE_NAMES[name]} holds {served.capacity:,.2f} of {question.users or 1:,} users"
 

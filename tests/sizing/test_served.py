@@ -102,6 +102,20 @@ def test_latent_layouts_without_copies_are_tried(models: dict[str, Model]) -> No
     assert {(8, 1, False), (1, 8, True)} <= shared
 
 
+def test_layouts_of_as_many_gpus_that_serve_more_come_first(models: dict[str, Model]) -> None:
+    asked = replace(QUESTION, open_gpus=True, open_pp=True)
+    document, _ = solve(models["deepseek-v3"], SizeOptions(gpu=find_gpu("h200")), asked)
+    on_eight = [one.users for one in document.solutions or () if one.num_gpus == 8]
+    assert on_eight == sorted(on_eight, reverse=True)
+    assert len(on_eight) == 3
+
+
+def test_what_is_not_planned_is_not_said_to_be_refused(models: dict[str, Model]) -> None:
+    document, _ = solve(models["deepseek-v4-flash"], SizeOptions(gpu=find_gpu("h200")), replace(QUESTION, users=64))
+    (one,) = document.rejected or ()
+    assert "SGLang: SGLang's pools of compressed layers (DeepSeek-V4) are not planned" in one.reason
+
+
 def test_a_shared_prefix_is_in_the_pool_once(models: dict[str, Model]) -> None:
     """20 GiB of Llama-3.1-8B: 10,240 blocks of 2 MiB. 8,192 tokens take 512 of them, of which 4,096 share 256."""
     model = models["llama-3.1-8b"]
