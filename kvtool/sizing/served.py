@@ -20,7 +20,7 @@ class Served:
 
     `capacity` is how many such sequences the pools of its `start` hold, all replicas together; `options` are those of a
     size of that start. `pool_bytes` is what a GPU has for caches by the budget, give or take `margin_bytes`; a
-    `refusal` says why it would not start.
+    `refusal` says why it would not start, `assumptions` what its plan takes for given.
     """
 
     start: EngineOptions
@@ -31,6 +31,7 @@ class Served:
     pool_bytes: int
     margin_bytes: int
     refusal: str | None
+    assumptions: tuple[str, ...]
 
     @property
     def answers(self) -> bool:
@@ -78,6 +79,7 @@ def _served(
         pool_bytes=pool_bytes(plan, options),
         margin_bytes=0 if memory is None or run.options.kv_cache_memory_bytes is not None else memory.margin_bytes,
         refusal=run.refusal,
+        assumptions=run.assumptions,
     )
 
 

@@ -77,7 +77,7 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
         rows=document.rows,
         solutions=[_solution(one, best, question) for one in found if (best := one.best)],
         rejected=[_rejected(one, question) for one in tried if one.best is None],
-        assumptions=[*document.assumptions, *_assumptions(found)],
+        assumptions=list(dict.fromkeys([*document.assumptions, *_assumptions(found)])),
     )
     return solved, shown
 
@@ -215,6 +215,9 @@ def _assumptions(found: list[_Candidate]) -> Iterator[str]:
         "solutions are by the plans that engines would make of the estimated pool, for requests all as long as the "
         "context; page_users counts whole pages of the formula, without what an engine pads or reserves"
     )
+    for one in found[:1]:
+        for served in one.served.values():
+            yield from served.assumptions if served.refusal is None else ()
     if any(nodes_of(one.parallel) > 1 for one in found):
         yield (
             f"a node has {NODE_GPUS} GPUs; the commands are the first node's: put its address for {FIRST_NODE}, and on "

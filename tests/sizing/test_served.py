@@ -110,6 +110,14 @@ def test_layouts_of_as_many_gpus_that_serve_more_come_first(models: dict[str, Mo
     assert len(on_eight) == 3
 
 
+def test_what_the_plans_of_the_best_take_for_given_is_said(models: dict[str, Model]) -> None:
+    document, _ = solve(models["qwen3-next-80b-a3b-instruct"], SizeOptions(gpu=find_gpu("b200")), QUESTION)
+    said = "\n".join(document.assumptions)
+    assert "the vLLM plan is approximate: B200-SXM-180GB: which kernels vLLM picks on Blackwell" in said
+    assert "SGLang: recurrent state in fp32" in said
+    assert len(set(document.assumptions)) == len(document.assumptions)
+
+
 def test_what_is_not_planned_is_not_said_to_be_refused(models: dict[str, Model]) -> None:
     document, _ = solve(models["deepseek-v4-flash"], SizeOptions(gpu=find_gpu("h200")), replace(QUESTION, users=64))
     (one,) = document.rejected or ()
