@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import msgspec
@@ -45,13 +46,14 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: list[Gpu]
 
 
-def load_gpus() -> list[Gpu]:
-    """Every card of the packaged gpus.yaml, in its order."""
+@functools.cache
+def load_gpus() -> tuple[Gpu, ...]:
+    """Every card of the packaged gpus.yaml, in its order; read once."""
     raw = yaml.load(Path(__file__).with_name("gpus.yaml").read_bytes(), Loader=yaml.CSafeLoader)
     file = msgspec.convert(raw, _File)
     if file.schema != _SCHEMA:
         raise KvtoolError(f"gpus.yaml has schema {file.schema!r}: this kvtool reads {_SCHEMA}")
-    return file.gpus
+    return tuple(file.gpus)
 
 
 def find_gpu(name: str) -> Gpu:

@@ -31,6 +31,7 @@ from kvtool.catalog.model import (
     Model,
     Moe,
     OtherState,
+    Quantisation,
     RopeScaling,
     Router,
     SharedAttention,
@@ -40,7 +41,14 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
-_BLOCKS = {**CACHES, "indexer": Indexer, "moe": Moe, "rope_scaling": RopeScaling, "router": Router}
+_BLOCKS = {
+    **CACHES,
+    "indexer": Indexer,
+    "moe": Moe,
+    "quantisation": Quantisation,
+    "rope_scaling": RopeScaling,
+    "router": Router,
+}
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +99,8 @@ class Entry(_Strict, frozen=True, kw_only=True):
     dtype: str | None = None
     recurrent_state_dtype: str | None = None
     decoder: _DecoderFacts = _DecoderFacts()
+    quantisation: Quantisation | None = None
+    quantisation_source: str | None = None
     params_total: int | None = None
     params_source: str | None = None
     notes: str | None = None
@@ -121,6 +131,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
             dtype=self.dtype,
             recurrent_state_dtype=self.recurrent_state_dtype,
             decoder=self._decoder(),
+            quantisation=self.quantisation,
             params_total=self.params_total,
             params_source=self.params_source,
             confidence=self.confidence,

@@ -14,20 +14,30 @@ from kvtool.cli.engine_options import (
     KvCacheMemoryBytesOption,
     engine_options,
 )
-from kvtool.cli.memory_options import optional_size
+from kvtool.cli.memory_options import MaxNumBatchedTokensOption, MaxNumSeqsOption, optional_size
 from kvtool.cli.options import (
     BatchSizeOption,
     ContextOption,
     DcpOption,
+    DpAttentionOption,
     DpOption,
     EpOption,
+    GpuMemoryUtilizationOption,
+    GpuOption,
+    IndexDtypeOption,
     JsonOption,
     KvCacheDtypeOption,
+    MambaSsmCacheDtypeOption,
+    MaxModelLenOption,
     ModelsOption,
     OutOption,
     PpOption,
+    SharedPrefixOption,
+    WeightDtypeOption,
     count_list,
     length_list,
+    longest_sequence,
+    prefix_length,
 )
 from kvtool.errors import KvtoolError
 from kvtool.units import split_list
@@ -44,7 +54,9 @@ EXAMPLES = (
 DEFAULT_CONTEXTS = "4k,32k"
 FOR_MODELS = (
     *("context", "batch_size", "kv_cache_dtype", "block_size", "tp", "pp", "dp", "dcp", "ep", "gpu"),
-    *("gpu_memory_utilization", "engine", "kv_cache_memory_bytes", "models"),
+    *("gpu_memory_utilization", "engine", "kv_cache_memory_bytes", "models", "shared_prefix", "enable_dp_attention"),
+    *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "weight_dtype", "mamba_ssm_cache_dtype"),
+    "index_dtype",
 )
 
 
@@ -63,13 +75,21 @@ def compare(
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     block_size: EngineBlockSizeOption = None,
+    shared_prefix: SharedPrefixOption = "0",
     tp: Annotated[str, typer.Option("--tp", metavar="LIST", help="Tensor parallel ranks, as 1,8.")] = "1",
     pp: PpOption = 1,
     dp: DpOption = 1,
     dcp: DcpOption = 1,
     ep: EpOption = 1,
-    gpu: Annotated[str | None, typer.Option(help="Does it fit this card? A name of `kvtool gpus`, or local.")] = None,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="Part of the card's memory that may be used.")] = 0.92,
+    enable_dp_attention: DpAttentionOption = False,
+    gpu: GpuOption = None,
+    gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
+    max_model_len: MaxModelLenOption = None,
+    max_num_batched_tokens: MaxNumBatchedTokensOption = None,
+    max_num_seqs: MaxNumSeqsOption = None,
+    weight_dtype: WeightDtypeOption = "auto",
+    mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
+    index_dtype: IndexDtypeOption = "auto",
     engine: EngineOption = None,
     kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
     models: ModelsOption = None,
@@ -92,6 +112,7 @@ def compare(
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
     card = find_gpu(gpu) if gpu else None
+    longest, auto_fit = longest_sequence(max_model_len)
     options = SizeOptions(
         contexts=length_list(context or DEFAULT_CONTEXTS, "context"),
         batch_sizes=count_list(batch_size, "batch size"),
@@ -99,15 +120,28 @@ def compare(
         block_size=16 if block_size is None else block_size,
         gpu=card,
         gpu_memory_utilization=gpu_memory_utilization,
+        max_model_len=longest,
+        shared_prefix=prefix_length(shared_prefix),
+        weight_dtype=weight_dtype,
+        state_dtype=mamba_ssm_cache_dtype,
+        index_dtype=index_dtype,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
         engine=engine_options(
             engine,
             gpu=card,
             gpu_memory_utilization=gpu_memory_utilization,
             block_size=block_size,
+            max_model_len=longest,
+            auto_fit=auto_fit,
             kv_cache_memory_bytes=optional_size(kv_cache_memory_bytes, "kv cache memory bytes"),
+            mamba_ssm_cache_dtype=mamba_ssm_cache_dtype,
         ),
     )
-    layouts = [Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep) for ranks in count_list(tp, "tp")]
+    layouts = [
+        Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
+        for ranks in count_list(tp, "tp")
+    ]
     compare_models(names, options, layouts, models_path=models, json=json, out=out)
 
 

@@ -39,8 +39,8 @@ UsersOption = Annotated[
     typer.Option(
         "--users",
         metavar="N|max",
-        help="What serves N users at a time (or how many: max)? Tries 1 to 16 GPUs without --tp, bf16 and fp8 without "
-        "--kv-cache-dtype, and the longest context without --context.",
+        help="What serves N users at a time (or how many: max), by the plans of vLLM and SGLang (or --engine)? Tries "
+        "1 to 16 GPUs without --tp, bf16 and fp8 without --kv-cache-dtype, and the longest context without --context.",
     ),
 ]
 LengthsOption = Annotated[

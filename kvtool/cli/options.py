@@ -111,6 +111,16 @@ def optional_length(text: str | None, what: str) -> int | None:
     return None if text is None else parse_length(text, what)
 
 
+def longest_sequence(text: str | None) -> tuple[int | None, bool]:
+    """(--max-model-len or None, whether it is -1: what fits). Raises KvtoolError."""
+    return (None, True) if text == "-1" else (optional_length(text, "max model len"), False)
+
+
+def prefix_length(text: str) -> int:
+    """--shared-prefix in tokens, 0 for none. Raises KvtoolError."""
+    return 0 if text == "0" else parse_length(text, "shared prefix")
+
+
 def chosen_model(
     name: str | None,
     models_path: Path | None,

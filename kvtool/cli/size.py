@@ -71,9 +71,10 @@ from kvtool.cli.options import (
     chosen_model,
     count_list,
     length_list,
-    optional_length,
+    longest_sequence,
+    prefix_length,
 )
-from kvtool.units import parse_length, split_list
+from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.sizing.options import SizeOptions
@@ -154,8 +155,7 @@ def size(
     )
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
     card = find_gpu(gpu) if gpu else None
-    auto_fit = max_model_len == "-1"
-    longest = None if auto_fit else optional_length(max_model_len, "max model len")
+    longest, auto_fit = longest_sequence(max_model_len)
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),
         batch_sizes=count_list(batch_size, "batch size"),
@@ -165,7 +165,7 @@ def size(
         gpu=card,
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=longest,
-        shared_prefix=0 if shared_prefix == "0" else parse_length(shared_prefix, "shared prefix"),
+        shared_prefix=prefix_length(shared_prefix),
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         index_dtype=index_dtype,
@@ -247,5 +247,6 @@ def answer(
         if not json:
             print_ledgers(document, Console())
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
-    if document.solutions == [] or all(row.fit.fits is False or row.engine.refusal for row in document.rows):
+    refused = all(row.fit.fits is False or row.engine.refusal for row in document.rows)
+    if refused if document.solutions is None else not document.solutions:
         raise typer.Exit(1)

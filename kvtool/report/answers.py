@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeLengths, SizeRow, SizeSolution, SizeTier
+from kvtool.results import ENGINE_NAMES, SizeLengths, SizeRejected, SizeRow, SizeSetting, SizeSolution, SizeTier
 from kvtool.units import format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -100,10 +100,13 @@ def lengths_table(lengths: SizeLengths) -> Table:
     return Table(title="Requests that fit at once", columns=("", "requests"), rows=rows, labels=1, note=note)
 
 
-def print_solutions(solutions: Sequence[SizeSolution], console: Console) -> None:
-    """The settings that fit, best first, and the commands of the best; a line where there are none."""
+def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRejected], console: Console) -> None:
+    """The settings that are served, best first, and the commands of the best; where there are none, why."""
     if not solutions:
-        console.print("[bold]Nothing that was tried fits[/bold]: the sizes below are those of the last try.\n")
+        console.print("[bold]Nothing that was tried fits[/bold]: the sizes below are those of the last try.")
+        for one in rejected:
+            console.print(f"- {_setting(one)}: {one.reason}", markup=False, highlight=False)
+        console.print()
         return
     console.print(to_rich(solution_table(solutions), console.width))
     best = solutions[0]
@@ -117,27 +120,45 @@ def print_solutions(solutions: Sequence[SizeSolution], console: Console) -> None
 
 
 def solution_table(solutions: Sequence[SizeSolution]) -> Table:
-    """One line a setting that fits."""
+    """One line a setting that an engine serves."""
+    engines = [name for name in ENGINE_NAMES if any(getattr(one, f"{name}_users") is not None for one in solutions)]
     rows = [
         (
             f"{one.num_gpus}",
-            f"{one.tp} x {one.pp} x {one.dp}",
+            _layout(one),
             one.kv_cache_dtype,
             f"{one.users:,}",
             format_length(one.context),
-            format_bytes_short(one.kv_bytes_per_gpu),
+            *(_users(getattr(one, f"{name}_users")) for name in engines),
+            f"{one.page_users:,}",
             format_bytes_short(one.kv_pool_bytes),
-            format_bytes_short(one.margin_bytes),
         )
         for one in solutions
     ]
+    names = [ENGINE_NAMES[name] for name in engines]
+    margin = format_bytes_short(max(one.margin_bytes for one in solutions))
     return Table(
         title="What fits, best first",
-        columns=("GPUs", "tp x pp x dp", "cache", "users", "context", "KV a\nGPU", "room\na GPU", "give or\ntake"),
+        columns=("GPUs", "layout", "cache", "users", "context", *names, "pages", "room"),
         rows=rows,
-        note="Best: fewest GPUs, then the cache dtypes in the order tried. Rooms are estimates, give or take the last "
-        "column. Below, what starts the first line.",
+        note=f"Best: fewest GPUs, then the cache dtypes in the order tried. {' and '.join(names)}: users of that "
+        "context in the plan of its start; pages: that whole pages of the formula would hold. Room: for caches on a "
+        f"GPU, give or take {margin}. Below, what starts the first line.",
     )
+
+
+def _layout(one: SizeSetting) -> str:
+    """`tp8`, `tp8 pp2 dcp8`, and `tp8 dpa8` for replicas of the attention alone (--enable-dp-attention)."""
+    degrees = {"tp": one.tp, "pp": one.pp, "dpa" if one.enable_dp_attention else "dp": one.dp, "dcp": one.dcp}
+    return " ".join(f"{name}{degree}" for name, degree in degrees.items() if degree > 1 or name == "tp")
+
+
+def _setting(one: SizeSetting) -> str:
+    return f"{one.num_gpus} GPU{'s' if one.num_gpus > 1 else ''} ({_layout(one)}), {one.kv_cache_dtype}"
+
+
+def _users(count: float | None) -> str:
+    return "-" if count is None else f"{count:,.2f}"
 
 
 def wrapped_command(command: str) -> list[str]:

@@ -6,13 +6,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import SizeDocument, SizeEngine, SizeRow
+from kvtool.results import ENGINE_NAMES, SizeDocument, SizeEngine, SizeRow
 from kvtool.units import format_bytes, format_length
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
 _POOLS = {"full": "tokens", "swa": "tokens of windows", "state": "states"}
 # vLLM's names of its specs, as the layer table calls such layers.
 _WORDS = {
@@ -45,7 +44,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
 
 def engine_name(engine: SizeEngine) -> str:
     """As its makers write it."""
-    return _NAMES.get(engine.name or "", engine.name or "")
+    return ENGINE_NAMES.get(engine.name or "", engine.name or "")
 
 
 def _blocks(engine: SizeEngine) -> str:

@@ -64,15 +64,19 @@ def matrix_table(document: MatrixDocument, contexts: Sequence[int] = (), *, shor
         note += f"; ratio: to {document.baseline} at {longest}"
         note += f". fits, most seqs: at {longest} on {first.gpu}" if first.gpu is not None else ""
     lines: list[tuple[str, ...]] = []
-    model = None
-    for rows in _groups(document):
-        last = rows[every[-1]]
-        if last.model.id != model:
-            model = last.model.id
-            lines.append((model.rsplit("/")[-1], *[""] * (len(columns) - 1)))
-        cells = _cells(document, [rows[context] for context in contexts], last, short=short)
-        lines.append((f"  {_setting_name(last)}", *cells))
+    for model in _models(document):
+        lines.append((model.rsplit("/")[-1], *[""] * (len(columns) - 1)))
+        for rows in _groups(document, model):
+            cells = _cells(document, [rows[context] for context in contexts], rows[every[-1]], short=short)
+            lines.append((f"  {_setting_name(rows[every[-1]])}", *cells))
+        lines += _refused_lines(document, model, len(columns))
     return Table(title=f"KV cache against {document.baseline}", columns=columns, rows=lines, labels=1, note=f"{note}.")
+
+
+def _refused_lines(document: MatrixDocument, model: str, columns: int) -> list[tuple[str, ...]]:
+    """The layouts that this model cannot take, for which it has no numbers."""
+    refused = [one for one in document.refused if one.model == model]
+    return [(f"  {_gpus(one.num_gpus)}", *["-"] * (columns - 1)) for one in refused]
 
 
 def _tables_within(document: MatrixDocument, width: int) -> list[Table]:
@@ -120,13 +124,12 @@ def engine_table(document: MatrixDocument) -> Table | None:
     if engine.name is None:
         return None
     lines: list[tuple[str, ...]] = []
-    model = None
-    for rows in _groups(document):
-        row = next(iter(rows.values()))
-        if row.model.id != model:
-            model = row.model.id
-            lines.append((model.rsplit("/")[-1], "", "", "", ""))
-        lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
+    for model in _models(document):
+        lines.append((model.rsplit("/")[-1], "", "", "", ""))
+        for rows in _groups(document, model):
+            row = next(iter(rows.values()))
+            lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
+        lines += _refused_lines(document, model, 5)
     return Table(
         title=f"What {engine_name(engine)} {engine.version} would cache",
         columns=("cache", "memory", "tokens", "longest", "at once"),
@@ -151,7 +154,8 @@ def _tables(document: MatrixDocument) -> list[Table]:
 
 
 def _models(document: MatrixDocument) -> list[str]:
-    return list(dict.fromkeys(row.model.id for row in document.rows))
+    """Those with rows, in their order, then those of which every layout was refused."""
+    return list(dict.fromkeys([*(row.model.id for row in document.rows), *(one.model for one in document.refused)]))
 
 
 def _contexts(document: MatrixDocument) -> list[int]:
@@ -162,20 +166,22 @@ def _setting(row: SizeRow) -> Setting:
     return row.inputs.kv_cache_dtype, row.inputs.num_gpus, row.inputs.batch_size
 
 
-def _groups(document: MatrixDocument) -> list[dict[int, SizeRow]]:
-    """The rows of each model and setting, by context."""
-    groups: dict[tuple[str, Setting], dict[int, SizeRow]] = {}
+def _groups(document: MatrixDocument, model: str) -> list[dict[int, SizeRow]]:
+    """The rows of each setting of a model, by context."""
+    groups: dict[Setting, dict[int, SizeRow]] = {}
     for row in document.rows:
-        groups.setdefault((row.model.id, _setting(row)), {})[row.inputs.context] = row
+        if row.model.id == model:
+            groups.setdefault(_setting(row), {})[row.inputs.context] = row
     return list(groups.values())
 
 
 def _ratio_to_baseline(document: MatrixDocument, row: SizeRow) -> float | None:
-    """KV bytes on a GPU over those of the baseline model at the same place of its own rows: the same options, though
-    `auto` may have become another dtype.
+    """KV bytes on a GPU over those of the baseline model at the same place of its own rows on as many GPUs: the same
+    options, though `auto` may have become another dtype. None where the baseline does not take that layout.
     """
-    own = [other for other in document.rows if other.model.id == row.model.id]
-    base = [other for other in document.rows if other.model.id == document.baseline]
+    alike = [other for other in document.rows if other.inputs.num_gpus == row.inputs.num_gpus]
+    own = [other for other in alike if other.model.id == row.model.id]
+    base = [other for other in alike if other.model.id == document.baseline]
     place = next(place for place, other in enumerate(own) if other is row)
     if len(base) != len(own) or not base[place].kv.bytes_per_gpu:
         return None
@@ -193,9 +199,10 @@ def matrix_figure(document: MatrixDocument) -> Figure:
     """
     contexts = _contexts(document)
     groups: dict[str, list[tuple[str, list[Cell]]]] = {}
-    for rows in _groups(document):
-        cells = [Cell(count=rows[c].kv.bytes_per_gpu, crossed=rows[c].fit.fits is False) for c in contexts]
-        groups.setdefault(rows[contexts[0]].model.id, []).append((_setting_name(rows[contexts[0]]), cells))
+    for model in dict.fromkeys(row.model.id for row in document.rows):
+        for rows in _groups(document, model):
+            cells = [Cell(count=rows[c].kv.bytes_per_gpu, crossed=rows[c].fit.fits is False) for c in contexts]
+            groups.setdefault(model, []).append((_setting_name(rows[contexts[0]]), cells))
     gpu = document.rows[0].inputs.gpu
     return heat_map(
         "KV cache on one GPU, in GiB",
@@ -208,5 +215,9 @@ def matrix_figure(document: MatrixDocument) -> Figure:
 def _setting_name(row: SizeRow) -> str:
     """`bf16, 8 GPUs, batch 4`; one GPU and a batch of one go without saying."""
     dtype, num_gpus, batch_size = _setting(row)
-    gpus = f", {num_gpus} GPUs" if num_gpus > 1 else ""
+    gpus = f", {_gpus(num_gpus)}" if num_gpus > 1 else ""
     return f"{dtype}{gpus}" + (f", batch {batch_size}" if batch_size > 1 else "")
+
+
+def _gpus(num_gpus: int) -> str:
+    return f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}"

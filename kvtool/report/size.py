@@ -23,10 +23,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+# What a CSV file tells of the engine that was asked for; groups and ledgers are in the JSON.
+ENGINE_COLUMNS = (
+    *("name", "version", "block_size", "num_blocks", "blocks_per_request", "max_concurrency"),
+    *("gpu_kv_cache_tokens", "max_model_len", "refusal"),
+)
+
+
 def print_size(document: SizeDocument, console: Console) -> None:
     """What was found, then for each model what its layers keep and a row for each batch; the assumptions last."""
     if document.solutions is not None:
-        print_solutions(document.solutions, console)
+        print_solutions(document.solutions, document.rejected or [], console)
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         _print_model(list(rows), console)
     for assumption in document.assumptions:
@@ -129,6 +136,8 @@ def size_csv_rows(document: SizeDocument) -> Iterator[dict[str, CsvValue]]:
             flat |= {f"{group}_{name}": _cell(value) for name, value in _items(getattr(row, group))}
         if row.sharing is not None:
             flat |= {f"sharing_{name}": _cell(value) for name, value in _items(row.sharing)}
+        if row.engine.name is not None:
+            flat |= {f"engine_{name}": _cell(getattr(row.engine, name)) for name in ENGINE_COLUMNS}
         yield flat
 
 

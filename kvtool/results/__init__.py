@@ -19,7 +19,7 @@ from kvtool.results.bench import (
     Summary,
 )
 from kvtool.results.calibration import Calibration, read_calibration
-from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument
+from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
 from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
@@ -33,6 +33,7 @@ from kvtool.results.kernels import (
     KernelsDocument,
 )
 from kvtool.results.size import (
+    ENGINE_NAMES,
     SizeDecode,
     SizeDocument,
     SizeEngine,
@@ -42,7 +43,9 @@ from kvtool.results.size import (
     SizeLayers,
     SizeLengths,
     SizeModel,
+    SizeRejected,
     SizeRow,
+    SizeSetting,
     SizeSharing,
     SizeSolution,
     SizeTier,
@@ -51,6 +54,7 @@ from kvtool.results.size import (
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
+    "ENGINE_NAMES",
     "BenchDocument",
     "Calibration",
     "Case",
@@ -68,6 +72,7 @@ __all__ = [
     "KernelRoofline",
     "KernelsDocument",
     "MatrixDocument",
+    "MatrixRefused",
     "Memory",
     "Metrics",
     "Power",
@@ -83,7 +88,9 @@ __all__ = [
     "SizeLayers",
     "SizeLengths",
     "SizeModel",
+    "SizeRejected",
     "SizeRow",
+    "SizeSetting",
     "SizeSharing",
     "SizeSolution",
     "SizeTier",

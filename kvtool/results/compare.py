@@ -29,11 +29,20 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
     assumptions: list[str]
 
 
+class MatrixRefused(Struct, frozen=True, kw_only=True):
+    """A layout that one of the models cannot take, and why."""
+
+    model: str
+    num_gpus: int
+    reason: str
+
+
 class MatrixDocument(Struct, frozen=True, kw_only=True):
     """`kvtool compare` of models: one size row per model and setting; `baseline` is the first model."""
 
     schema: str = "kvtool.compare/1"
     baseline: str
     rows: list[SizeRow]
+    refused: list[MatrixRefused]
     warnings: list[str]
     assumptions: list[str]

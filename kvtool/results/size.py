@@ -7,6 +7,8 @@ from typing import Any
 from kvtool.results.document import Struct
 from kvtool.units import format_bytes
 
+ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}  # as their makers write them
+
 
 class SizeModel(Struct, frozen=True, kw_only=True):
     id: str
@@ -178,23 +180,42 @@ class SizeLengths(Struct, frozen=True, kw_only=True):
     method: str
 
 
-class SizeSolution(Struct, frozen=True, kw_only=True):
-    """A way to serve `users` sequences of `context` tokens; commands are None with the reason where none would do."""
+class SizeSetting(Struct, frozen=True, kw_only=True):
+    """A layout and a cache dtype that were tried."""
 
     num_gpus: int
-    nodes: int
     tp: int
     pp: int
     dp: int
+    dcp: int
+    enable_dp_attention: bool
     kv_cache_dtype: str
+
+
+class SizeSolution(SizeSetting, frozen=True, kw_only=True):
+    """A way to serve `users` sequences of `context` tokens. `vllm_users` and `sglang_users`: how many such sequences
+    the pools of that engine's start hold, None where it would not start; `page_users`: how many whole pages of the
+    formula would. Commands are None with the reason where none would do.
+    """
+
+    nodes: int
     users: int
     context: int
     kv_bytes_per_gpu: int
     kv_pool_bytes: int
     margin_bytes: int
+    page_users: int
+    vllm_users: float | None
+    sglang_users: float | None
     vllm: str | None
     sglang: str | None
     reason: str | None
+
+
+class SizeRejected(SizeSetting, frozen=True, kw_only=True):
+    """A setting that no engine asked for serves, and why."""
+
+    reason: str
 
 
 class SizeRow(Struct, frozen=True, kw_only=True):
@@ -215,4 +236,5 @@ class SizeDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.size/1"
     rows: list[SizeRow]
     solutions: list[SizeSolution] | None = None
+    rejected: list[SizeRejected] | None = None
     assumptions: list[str]

@@ -112,6 +112,11 @@ def speculative(model: Model, state: StateFormat, tokens: int) -> StateFormat:
     return replace(state, speculative_tokens=tokens)
 
 
+def has_indexer(model: Model) -> bool:
+    """Whether any layer has the index keys of sparse attention."""
+    return any(layer.indexer for layer in model.layers)
+
+
 def with_index_dtype(model: Model, dtype: str) -> Model:
     """The model with its index keys stored in `dtype`; `auto` leaves them as its engine stores them. Raises KvtoolError
     where they cannot be.
@@ -121,7 +126,7 @@ def with_index_dtype(model: Model, dtype: str) -> Model:
     stored = next((name for name in INDEX_KEYS if name == dtype), None)
     if stored is None:
         raise KvtoolError(f"unknown index dtype {dtype[:40]!r}: use one of {', '.join([AUTO, *INDEX_KEYS])}")
-    if not any(layer.indexer for layer in model.layers):
+    if not has_indexer(model):
         raise KvtoolError(f"--index-dtype {dtype} means nothing for {model.id}: it has no sparse-attention indexer")
     layers, drafts = (
         tuple(

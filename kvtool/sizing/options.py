@@ -17,6 +17,7 @@ from kvtool.sizing.tiers import Places
 from kvtool.units import MAX_LENGTH_TOKENS
 
 DEFAULT_CONTEXTS = (4096, 32768)
+DEFAULT_BLOCK_SIZE = 16
 MAX_COUNT = 1 << 24
 MAX_DRAFTED = 64
 
@@ -33,7 +34,7 @@ class SizeOptions:
     contexts: tuple[int, ...] = ()
     batch_sizes: tuple[int, ...] = (1,)
     kv_cache_dtypes: tuple[str, ...] = (AUTO,)
-    block_size: int = 16
+    block_size: int = DEFAULT_BLOCK_SIZE
     parallel: Parallel = field(default_factory=Parallel)
     gpu: Gpu | None = None
     gpu_memory_utilization: float = 0.92

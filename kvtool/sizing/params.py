@@ -117,6 +117,8 @@ FAMILIES: dict[str, _Family] = {
     "nemotron_h": _Family(mlp_matrices=2, norms=1, mixer_or_mlp=True),
 }
 
+_SWIGLU_EXPERTS = ("deepseek_v4",)  # attention not counted; the config's silu and swiglu_limit tell the experts
+
 
 def count_params(model: Model) -> ParamCount | None:
     """The count from the shape, or None where the family or a size of its blocks is not known."""
@@ -138,6 +140,14 @@ def count_params(model: Model) -> ParamCount | None:
         sparse_layers=sum(sparse),
         by_layer=by_layer,
     )
+
+
+def experts_stored(model: Model) -> int | None:
+    """Routed experts of all layers, draft layers included, of families of which only those are known; else None."""
+    if model.architecture not in _SWIGLU_EXPERTS or model.moe is None:
+        return None
+    layers = sum(_is_sparse(model, index) for index in range(model.num_layers + len(model.draft_layers)))
+    return layers * _expert_params(model, _LLAMA)
 
 
 def _has_mlp_sizes(model: Model) -> bool:

@@ -1,24 +1,26 @@
-"""The inverse question: which layout, cache dtype, users or context fit a card. Best first, with commands."""
+"""The inverse question: which layout, cache dtype, users or context an engine serves. Best first, with commands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from kvtool.catalog.model import Model, SharedAttention
+from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
-from kvtool.results import SizeDocument, SizeSolution
+from kvtool.results import ENGINE_NAMES, SizeDocument, SizeRejected, SizeSolution
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
-from kvtool.sizing.fit import MAX_BATCH_SIZE, largest
+from kvtool.sizing.fit import MAX_BATCH_SIZE
+from kvtool.sizing.layouts import layouts_of
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.plan import SizePlan, card_memory, make_plan
-from kvtool.sizing.serve import FIRST_NODE, NODE_GPUS, commands, nodes_of
+from kvtool.sizing.plan import SizePlan, make_plan
+from kvtool.sizing.serve import FIRST_NODE, NODE_GPUS, Command, command, nodes_of
+from kvtool.sizing.served import Served, as_asked, page_users, serve
 from kvtool.sizing.size import size
-from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
+from kvtool.units import ceil_div
 
-GPU_COUNTS = (1, 2, 4, 8, 16)
-RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first)"
+RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first), then most users"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,37 +41,69 @@ class Question:
             raise KvtoolError(f"users {self.users} must be from 1 to {MAX_BATCH_SIZE}, or max")
 
 
-@dataclass(frozen=True, slots=True)
-class _Tried:
-    """One setting and what it holds: no users, or no context, where it does not hold what is asked."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """One layout and cache dtype, and what each engine makes of it: its answer, or why it has none."""
 
-    options: SizeOptions
-    cache_dtype: str
-    users: int
-    context: int
+    plan: SizePlan
+    served: Mapping[str, Served]
+    errors: Mapping[str, KvtoolError]
+
+    @property
+    def best(self) -> Served | None:
+        """The answer of the engine that serves most."""
+        found = [one for one in self.served.values() if one.answers]
+        return max(found, key=lambda one: (one.users, one.context)) if found else None
+
+    @property
+    def parallel(self) -> Parallel:
+        return self.plan.options.parallel
 
 
 def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeDocument, SizeOptions]:
-    """Every setting that fits, and the size of the best; of the last one tried where none does. Also the options of
-    that size.
+    """Every setting that an engine would serve, and the size of the best; of the last one tried where there is none.
+    Also the options of that size.
 
-    Raises KvtoolError where a fit cannot be told: without a card or the bytes of the weights, or beyond the model.
+    Raises KvtoolError where it cannot be told: without a card or the bytes of the weights, or beyond the model.
     """
     _check(model, options, question)
-    tried = [_tried(model, options, question, layout, dtype) for layout, dtype in _settings(model, options, question)]
-    found = [one for one in tried if one.users and one.context]
-    order = list(dict.fromkeys(one.cache_dtype for one in tried))
-    found.sort(key=lambda one: (one.options.parallel.num_gpus, order.index(one.cache_dtype)))
-    shown = found[0] if found else tried[-1]
-    users, context = shown.users or question.users or 1, shown.context or question.context or options.block_size
-    shown_options = _as_asked(shown.options, users, context)
-    document = size(model, options=shown_options)
+    tried = [_try(model, options, question, *setting) for setting in _settings(model, options, question)]
+    found = _ranked([one for one in tried if one.best is not None], tried)
+    if not found:
+        _raise_if_never_asked(tried)
+    shown = _options_shown(options, found[0] if found else tried[-1], question)
+    document = size(model, options=shown)
     solved = SizeDocument(
         rows=document.rows,
-        solutions=[_solution(model, one, question.served) for one in found],
-        assumptions=[*document.assumptions, *_assumptions(found)],
+        solutions=[_solution(one, best, question) for one in found if (best := one.best)],
+        rejected=[_rejected(one, question) for one in tried if one.best is None],
+        assumptions=list(dict.fromkeys([*document.assumptions, *_assumptions(found)])),
     )
-    return solved, shown_options
+    return solved, shown
+
+
+def _ranked(found: list[_Candidate], tried: list[_Candidate]) -> list[_Candidate]:
+    order = list(dict.fromkeys(one.plan.cache_format.name for one in tried))
+
+    def key(one: _Candidate) -> tuple[int, int, int, int]:
+        users, context = (one.best.users, one.best.context) if one.best else (0, 0)
+        return one.parallel.num_gpus, order.index(one.plan.cache_format.name), -users, -context
+
+    return sorted(found, key=key)
+
+
+def _raise_if_never_asked(tried: list[_Candidate]) -> None:
+    """A value that no engine takes on any layout is a mistake, not a lack of memory."""
+    if not any(one.served for one in tried):
+        raise next(iter(tried[0].errors.values()))
+
+
+def _options_shown(options: SizeOptions, shown: _Candidate, question: Question) -> SizeOptions:
+    """The start of the engine that serves most, told as that engine's only where one was asked for."""
+    served = shown.best or next(iter(shown.served.values()), None)
+    if served is None:
+        return as_asked(replace(shown.plan.options, engine=None), question.users or 1, question.context or 1)
+    return replace(served.options, engine=None if options.engine is None else served.start)
 
 
 def _check(model: Model, options: SizeOptions, question: Question) -> None:
@@ -77,6 +111,9 @@ def _check(model: Model, options: SizeOptions, question: Question) -> None:
         raise KvtoolError("--users asks what fits a card: name it with --gpu")
     if options.calibration is not None and question.open_gpus:
         raise KvtoolError("--calibration was measured on one layout: say which with --tp")
+    sequences = ceil_div(question.users or 1, options.parallel.dp)
+    if options.max_num_seqs is not None and options.max_num_seqs < sequences:
+        raise KvtoolError(f"--max-num-seqs {options.max_num_seqs} is less than the {sequences} users of a replica")
     limit = options.max_context(model)
     if question.context is not None and limit is not None and question.context > limit:
         raise KvtoolError(f"context {question.context} is longer than the {limit} tokens of {model.id}")
@@ -89,125 +126,99 @@ def _settings(model: Model, options: SizeOptions, question: Question) -> Iterato
     if question.open_dtype:
         own = canonical_dtype(model.dtype or "bf16")
         dtypes = ("bf16" if own == "fp32" else AUTO, "fp8")
-    for layout in _layouts(model, options, question):
+    layouts = layouts_of(model, options, open_pp=question.open_pp) if question.open_gpus else [options.parallel]
+    for layout in layouts:
         for dtype in dtypes:
             yield layout, dtype
 
 
-def _layouts(model: Model, options: SizeOptions, question: Question) -> list[Parallel]:
-    """Each number of GPUs, with the widest tensor parallelism that the model takes in a node and stages beyond it.
-
-    Raises KvtoolError where the model takes none of them.
-    """
-    given = options.parallel
-    if not question.open_gpus:
-        return [given]
-    layouts: list[Parallel] = []
-    refusal: KvtoolError | None = None
-    for gpus in GPU_COUNTS:
-        try:
-            layouts.append(_layout(model, options, gpus, question.open_pp))
-        except KvtoolError as error:
-            refusal = refusal or error
-    if not layouts and refusal is not None:
-        raise refusal
-    return layouts
-
-
-def _layout(model: Model, options: SizeOptions, gpus: int, open_pp: bool) -> Parallel:
-    """The layout of `gpus` GPUs a replica and stage. Raises the KvtoolError of the widest where none is possible."""
-    given, refusal = options.parallel, KvtoolError(f"no layout of {model.id} on {gpus} GPUs")
-    for tp in (count for count in (8, 4, 2, 1) if count <= gpus):
-        pp = gpus // tp if open_pp else given.pp
-        if not open_pp and tp != gpus:
-            break
-        if open_pp and pp > 1 and any(isinstance(layer.cache, SharedAttention) for layer in model.layers):
-            break  # vLLM refuses pipeline stages for layers that read another layer's cache
-        try:
-            layout = replace(given, tp=tp, pp=pp)
-            make_plan(model, replace(options, parallel=layout, lengths=None))
-        except KvtoolError as error:
-            refusal = error
-            continue
-        return layout
-    raise refusal
-
-
-def _tried(model: Model, options: SizeOptions, question: Question, layout: Parallel, dtype: str) -> _Tried:
-    """The most users, or the longest context, that this setting holds: 0 where it does not hold what is asked."""
+def _try(model: Model, options: SizeOptions, question: Question, layout: Parallel, dtype: str) -> _Candidate:
+    """What each engine asked for, else both, would serve at this setting."""
     base = replace(options, parallel=layout, kv_cache_dtypes=(dtype,), lengths=None, contexts=(), batch_sizes=(1,))
-    plan = make_plan(model, base, dtype)
-    longest = question.context or options.max_context(model) or MAX_LENGTH_TOKENS
-
-    def holds(users: int, context: int) -> bool:
-        return _holds(plan, users, context)
-
-    if question.users is None:
-        most = options.max_num_seqs * layout.dp if options.max_num_seqs else MAX_BATCH_SIZE
-        users, context = largest(lambda n: holds(n, longest), most), longest
-    elif question.context is None:
-        asked = question.users
-        users, context = asked, largest(lambda tokens: holds(asked, tokens), longest)
-    else:
-        context = question.context
-        users = question.users if holds(question.users, context) else 0
-    return _Tried(base, plan.cache_format.name, users, context)
+    plan = replace(make_plan(model, replace(base, engine=None), dtype), options=base)
+    served: dict[str, Served] = {}
+    errors: dict[str, KvtoolError] = {}
+    for name in (options.engine.name,) if options.engine else ENGINE_NAMES:
+        try:
+            served[name] = serve(plan, name, users=question.users, context=question.context)
+        except KvtoolError as error:
+            errors[name] = error
+    return _Candidate(plan=plan, served=served, errors=errors)
 
 
-def _holds(plan: SizePlan, users: int, context: int) -> bool:
-    """Whether the batch fits beside the activations of that many sequences. Raises KvtoolError without weights."""
-    _, memory = card_memory(plan.model, _as_asked(plan.options, users, context), plan.weights)
-    pool = memory.kv_pool_bytes if memory else None
-    if pool is None:
-        raise KvtoolError(f"{plan.model.id}: weights {plan.weights.source}; --calibration can give them")
-    prefix = min(plan.options.shared_prefix, context)
-    return plan.cache.bytes_per_gpu(tokens=context, batch_size=users, shared_prefix=prefix) <= pool
-
-
-def _as_asked(options: SizeOptions, users: int, context: int) -> SizeOptions:
-    """The options of an engine that is started for just these users and this context."""
-    sequences = ceil_div(users, options.parallel.dp)
-    if options.max_num_seqs is not None and options.max_num_seqs < sequences:
-        raise KvtoolError(f"--max-num-seqs {options.max_num_seqs} is less than the {sequences} users of a replica")
-    return replace(
-        options,
-        contexts=(context,),
-        batch_sizes=(users,),
-        shared_prefix=min(options.shared_prefix, context),
-        max_model_len=context,
-        max_num_seqs=options.max_num_seqs or sequences,
-    )
-
-
-def _solution(model: Model, one: _Tried, served: str | None) -> SizeSolution:
-    options = _as_asked(one.options, one.users, one.context)
-    plan = make_plan(model, options, options.kv_cache_dtypes[0])
-    parallel, memory = options.parallel, plan.memory
-    starts = commands(plan, served=served, context=one.context)
+def _solution(one: _Candidate, best: Served, question: Question) -> SizeSolution:
+    options = best.options
+    commands = {name: _command(one, served, question) for name, served in one.served.items() if served.answers}
+    lines = {name: found.line for name, found in commands.items()}
+    reasons = [*_reasons(one, question), *(found.reason for found in commands.values() if found.reason)]
     return SizeSolution(
-        num_gpus=parallel.num_gpus,
-        nodes=nodes_of(parallel),
-        tp=parallel.tp,
-        pp=parallel.pp,
-        dp=parallel.dp,
-        kv_cache_dtype=one.cache_dtype,
-        users=one.users,
-        context=one.context,
-        kv_bytes_per_gpu=plan.cache.bytes_per_gpu(
-            tokens=one.context, batch_size=one.users, shared_prefix=options.shared_prefix
+        **_setting(one),
+        nodes=nodes_of(one.parallel),
+        users=best.users,
+        context=best.context,
+        kv_bytes_per_gpu=one.plan.cache.bytes_per_gpu(
+            tokens=best.context, batch_size=best.users, shared_prefix=options.shared_prefix
         ),
-        kv_pool_bytes=(memory.kv_pool_bytes if memory else None) or 0,
-        margin_bytes=memory.margin_bytes if memory else 0,
-        vllm=starts.vllm,
-        sglang=starts.sglang,
-        reason=starts.reason,
+        kv_pool_bytes=best.pool_bytes,
+        margin_bytes=best.margin_bytes,
+        page_users=page_users(one.plan, best),
+        vllm_users=_capacity(one, "vllm"),
+        sglang_users=_capacity(one, "sglang"),
+        vllm=lines.get("vllm"),
+        sglang=lines.get("sglang"),
+        reason="; ".join(dict.fromkeys(reasons)) or None,
     )
 
 
-def _assumptions(found: list[_Tried]) -> Iterator[str]:
+def _setting(one: _Candidate) -> dict[str, Any]:
+    """The fields of a SizeSetting."""
+    degrees = {name: getattr(one.parallel, name) for name in ("num_gpus", "tp", "pp", "dp", "dcp")}
+    dtype = one.plan.cache_format.name
+    return {**degrees, "enable_dp_attention": one.parallel.dp_attention, "kv_cache_dtype": dtype}
+
+
+def _capacity(one: _Candidate, name: str) -> float | None:
+    served = one.served.get(name)
+    return None if served is None or served.refusal is not None else served.capacity
+
+
+def _command(one: _Candidate, served: Served, question: Question) -> Command:
+    return command(
+        one.plan.model,
+        served.start,
+        served=question.served,
+        cache_dtype=one.plan.cache_format.name,
+        weight_dtype=one.plan.options.weight_dtype,
+    )
+
+
+def _rejected(one: _Candidate, question: Question) -> SizeRejected:
+    return SizeRejected(
+        **_setting(one),
+        reason="; ".join(_reasons(one, question)),
+    )
+
+
+def _reasons(one: _Candidate, question: Question) -> Iterator[str]:
+    """Why the engines do not serve what is asked, of those that do not."""
+    yield from (f"{ENGINE_NAMES[name]}: {error}" for name, error in one.errors.items())
+    for name, served in one.served.items():
+        if served.refusal is not None:
+            yield f"{ENGINE_NAMES[name]}: {served.refusal}"
+        elif not served.answers:
+            yield f"{ENGINE_NAMES[name]} holds {served.capacity:,.2f} of {question.users or 1:,} users"
+
+
+def _assumptions(found: list[_Candidate]) -> Iterator[str]:
     yield RANKING
-    yield "solutions count whole pages of the formula; what an engine pads or reserves beyond it is not in them"
-    if any(nodes_of(one.options.parallel) > 1 for one in found):
+    yield (
+        "solutions are by the plans that engines would make of the estimated pool, for requests all as long as the "
+        "context; page_users counts whole pages of the formula, without what an engine pads or reserves"
+    )
+    for one in found[:1]:
+        for served in one.served.values():
+            yield from served.assumptions if served.refusal is None else ()
+    if any(nodes_of(one.parallel) > 1 for one in found):
         yield (
             f"a node has {NODE_GPUS} GPUs; the commands are the first node's: put its address for {FIRST_NODE}, and on "
             "the others --node-rank 1, ... (vLLM: with --headless)"

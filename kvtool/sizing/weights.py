@@ -13,7 +13,7 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.quantised_parts import DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel, pipeline_stages
-from kvtool.sizing.params import ParamCount, count_params
+from kvtool.sizing.params import ParamCount, count_params, experts_stored
 from kvtool.sizing.traffic import experts_touched
 from kvtool.units import ceil_div
 
@@ -171,8 +171,7 @@ def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | Non
         source = f"unknown: the {unknown} is not known"
         return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
     if params is None and not stored.uniform:
-        source = f"unknown: {stored.name} stores parts in several ways, and how large they are is not known"
-        return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
+        return _weigh_experts_apart(model, stored, total)
     counted = _counted_bits(params, stored) if params else 0.0
     beyond = total - (params.total if params else 0)  # published parameters that are not counted, or too many counted
     origin = "published parameters" if model.params_total else "parameters counted from the shape"
@@ -182,6 +181,23 @@ def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | Non
         format=stored,
         stored_bytes=math.ceil((counted + beyond * stored.bits) / 8),
         source=f"{total:,} {origin} in {stored.name}",
+    )
+
+
+def _weigh_experts_apart(model: Model, stored: WeightFormat, total: int) -> Weights:
+    """For a family of which no more than the experts are known: embedding and head as they are, all else in `bits`."""
+    experts = experts_stored(model)
+    if experts is None or model.vocab_size is None or stored.bits != stored.mixer_bits:
+        source = f"unknown: {stored.name} stores parts in several ways, and how large they are is not known"
+        return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
+    outer = (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size
+    bits = experts * stored.expert_bits + outer * stored.outer_bits + (total - experts - outer) * stored.bits
+    return Weights(
+        model=model,
+        params=None,
+        format=stored,
+        stored_bytes=math.ceil(bits / 8),
+        source=f"{total:,} published parameters in {stored.name}, experts in {stored.expert_bits:g} bits",
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines.sglang.plan import VERSION as SGLANG_VERSION
+from kvtool.sizing.engines.vllm.document import inexact
 from kvtool.sizing.engines.vllm.plan import VERSION as VLLM_VERSION
 from kvtool.sizing.engines.vllm.plan import plan as vllm_plan
 from kvtool.verify.budget import Estimate, kv_pool, pool_row, vllm_rows
@@ -73,7 +74,7 @@ def _pool(facts: LogFacts, started: Started, estimated: Estimate) -> tuple[Figur
 
 def _plan_assumptions(facts: LogFacts, started: Started, plans: Planned, pool: Figure | None) -> list[str]:
     inputs, refusal = plans.value.inputs, (plans.counted or plans.value).refusal
-    found = []
+    found = [f"the vLLM plan is approximate: {reason}" for reason in inexact(plans.value)]
     if "max_num_batched_tokens" not in started.inputs and _batch_matters(started, plans, pool):
         card = (
             f"on {inputs.gpu.name}"

@@ -56,6 +56,7 @@ _NAMES = {
         "swa_full_tokens_ratio": "swa_full_tokens_ratio",
         "mamba_full_memory_ratio": "mamba_full_memory_ratio",
         "max_mamba_cache_size": "max_mamba_cache_size",
+        "speculative_num_steps": "num_speculative_tokens",
         "enable_dp_attention": "dp_attention",
     },
 }
@@ -76,8 +77,9 @@ _DEGREES = ("tp", "pp", "dp", "dcp", "ep")
 _COUNTS = (
     *("max_model_len", "block_size", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"),
     *("num_gpu_blocks_override", "chunked_prefill_size", "max_total_tokens", "max_running_requests"),
-    "max_mamba_cache_size",
+    *("max_mamba_cache_size", "num_speculative_tokens"),
 )
+_DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
 _FRACTIONS = ("gpu_memory_utilization", "mem_fraction_static", "swa_full_tokens_ratio", "mamba_full_memory_ratio")
 _SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
@@ -138,6 +140,8 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
         inputs["hybrid_kv_cache_manager"] = "False"
     if facts.engine == "sglang" and facts.flags.get("disable_radix_cache") == "True":
         inputs["enable_prefix_caching"] = "False"
+    if drafted := _DRAFTED.search(facts.flags.get("speculative_config", "")):
+        inputs["num_speculative_tokens"] = drafted[1]
     if (length := facts.last("max_model_len")) is not None:
         inputs["max_model_len"] = str(int(length.value))
     return inputs

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kvtool.catalog.fields import Fields
+from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import (
     ChunkedAttention,
     CompressedAttention,
@@ -23,8 +25,10 @@ from kvtool.catalog.model import (
     SlidingAttention,
 )
 from kvtool.catalog.models_yaml import Catalogue, load_catalogue
+from kvtool.catalog.quantisation import read_quantisation
 from kvtool.errors import KvtoolError
-from tests.catalog.data import facts
+from kvtool.sizing.weights import weigh
+from tests.catalog.data import DATA, facts
 
 FACTS = facts()
 CATALOGUE = load_catalogue()
@@ -166,6 +170,45 @@ def test_parameter_counts_that_mislead_were_replaced() -> None:
     """The published gpt2 holds its causal masks, Qwen3-0.6B its tied embedding twice."""
     assert CATALOGUE.get("gpt2").params_total == 124_439_808
     assert CATALOGUE.get("qwen3-0.6b").params_total == 596_049_920
+
+
+PUBLISHED = {  # quantization_config of the configs that each entry names as its source
+    "deepseek-ai/DeepSeek-R1": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "moonshotai/Kimi-K2-Instruct": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "deepseek-ai/DeepSeek-V4-Flash": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+
+
+def test_published_weights_are_those_of_their_configs() -> None:
+    read = {}
+    for id_ in ("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3.2", "openai/gpt-oss-120b"):
+        read[id_] = read_config(DATA / "hf_configs" / f"{id_.replace('/', '--')}.json").quantisation
+    for id_, published in PUBLISHED.items():
+        more = {"expert_dtype": "fp4"} if "V4" in id_ else {}
+        read[id_] = read_quantisation(Fields({"quantization_config": published, **more}, where=id_))
+    assert read == {entry.id: entry.quantisation for entry in CATALOGUE.entries() if entry.quantisation}
+    assert all(entry.quantisation_source for entry in CATALOGUE.entries() if entry.quantisation)
+
+
+def test_a_published_checkpoint_weighs_what_it_does() -> None:
+    """DeepSeek-V3: 684.5e9 parameters of 1 byte, 1/4096 of scales and 2 x 129,280 x 7,168 bytes more for embedding and
+    head in bf16. gpt-oss-120b: 36 x 128 experts of 24.9e6 parameters at 4.25 bits, the rest in bf16.
+    """
+    v3, gpt_oss = (CATALOGUE.get(name) for name in ("deepseek-v3", "gpt-oss-120b"))
+    assert weigh(v3).stored_bytes == pytest.approx(684.53e9 * (1 + 1 / 4096) + 2 * 129_280 * 7_168, rel=1e-4)
+    assert weigh(v3, "bf16").stored_bytes == 2 * 684_531_386_000
+    experts = 36 * 128 * (3 * 2880 * 2880 + 2 * 2880 + 2880)
+    expected = experts * 4.25 / 8 + 2 * (116_829_156_672 - experts)
+    assert weigh(gpt_oss).stored_bytes == pytest.approx(expected, rel=1e-4)
+
+
+def test_deepseek_v4_keeps_its_experts_in_fp4() -> None:
+    """44 layers (one of them a draft) x 256 experts x 3 x 4,096 x 2,048 at 4.25 bits; embedding and head in bf16."""
+    experts, outer = 44 * 256 * 3 * 4_096 * 2_048, 2 * 129_280 * 4_096
+    rest = 290_944_616_402 - experts - outer
+    weights = weigh(CATALOGUE.get("deepseek-v4-flash"))
+    assert weights.stored_bytes == pytest.approx(experts * 4.25 / 8 + 2 * outer + rest * (1 + 1 / 4096), abs=1)
+    assert weights.source.endswith("in fp8, experts in 4.25 bits")
 
 
 def _load(tmp_path: Path, text: str) -> Catalogue:

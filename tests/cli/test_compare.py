@@ -73,6 +73,22 @@ def test_models_as_json_and_as_a_table(run, tmp_path: Path) -> None:
     assert "Qwen3-8B" in out
 
 
+def test_models_with_the_flags_of_size(run) -> None:
+    options = ("--context", "8k", "--tp", "8", "--enable-dp-attention", "--dp", "8", "--shared-prefix", "4k")
+    more = ("--weight-dtype", "bf16", "--index-dtype", "bf16", "--mamba-ssm-cache-dtype", "fp32")
+    engine = ("--engine", "vllm", "--kv-cache-memory-bytes", "20GiB", "--max-num-batched-tokens", "4096")
+    code, out, _ = run("deepseek-v3.2", "qwen3-next-80b-a3b-instruct", *options, *more, "--json")
+    rows = json.loads(out)["rows"]
+    assert code == 0
+    assert {(r["inputs"]["shared_prefix"], r["inputs"]["enable_dp_attention"]) for r in rows} == {(4096, True)}
+    assert [r["inputs"]["weight_dtype"] for r in rows] == ["bf16", "bf16"]
+    assert rows[0]["kv"]["indexer_bytes_per_token"] == 61 * 128 * 2
+    assert rows[1]["kv"]["state_bytes_per_sequence"] > 36 * 32 * 128 * 128 * 4  # fp32 states, and convolutions
+    code, out, _ = run("llama-3.1-8b", "qwen3-8b", "--context", "8k", "--max-model-len", "16k", *engine, "--json")
+    plans = [row["engine"] for row in json.loads(out)["rows"]]
+    assert [(plan["max_model_len"], plan["max_num_batched_tokens"]) for plan in plans] == [(16384, 4096)] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -83,6 +99,8 @@ def test_models_as_json_and_as_a_table(run, tmp_path: Path) -> None:
         (["llama-3.1-8b", "qwen3-8b", "--fail-on-regression", "5%"], "is for bench documents"),
         (["llama-3.1-8b", "qwen3-8c"], "qwen3-8b"),
         (["llama-3.1-8b", "qwen3-8b", "--tp", "0"], "tp 0"),
+        (["llama-3.1-8b", "qwen3-8b", "--tp", "3"], "tp 3"),
+        (["base", "same", "--weight-dtype", "fp8"], "--weight-dtype is for models"),
         (["llama-3.1-8b", "qwen3-8b", "--context", "x"], "'x'"),
     ],
 )

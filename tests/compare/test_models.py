@@ -46,3 +46,16 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_models([model, model], SizeOptions(contexts=(64,)), LAYOUTS)
     with pytest.raises(KvtoolError, match="tp 3"):
         compare_models([model], SizeOptions(contexts=(64,)), [Parallel(tp=3)])
+
+
+def test_a_layout_that_one_model_cannot_take_is_left_out_of_its_rows() -> None:
+    """14 query heads of Qwen2.5-0.5B are not dealt out to 8 ranks; 32 of Llama-3.1-8B are."""
+    models = [resolve_model(name) for name in ("qwen2.5-0.5b", "llama-3.1-8b")]
+    found = compare_models(models, SizeOptions(contexts=(64,)), LAYOUTS)
+    assert [(row.model.id, row.inputs.tp) for row in found.rows] == [
+        (models[0].id, 1), (models[1].id, 1), (models[1].id, 8)
+    ]  # fmt: skip
+    assert [(one.model, one.num_gpus) for one in found.refused] == [(models[0].id, 8)]
+    assert found.warnings == ["left out: tp 8 does not divide the 14 query heads of Qwen/Qwen2.5-0.5B"]
+    with pytest.raises(KvtoolError, match="tp 3"):
+        compare_models(models, SizeOptions(contexts=(64,)), [Parallel(tp=3)])

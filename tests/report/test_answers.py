@@ -18,6 +18,7 @@ from kvtool.report.answers import (
 from kvtool.report.size import print_size, size_csv_rows
 from kvtool.sizing.length_sources import lognormal
 from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
 from kvtool.sizing.solve import Question, solve
 from kvtool.sizing.tiers import Places
@@ -31,6 +32,9 @@ OPTIONS = SizeOptions(
     shared_prefix=1024,
 )  # fmt: skip
 QUESTION = Question(users=64, context=32768, open_gpus=True, open_pp=True, open_dtype=True, served="org/model")
+
+HOPPER = msgspec.structs.replace(CARD, vendor="NVIDIA", arch="Hopper")
+ONE = replace(QUESTION, open_gpus=False, open_dtype=False)
 
 
 def console(width: int) -> Console:
@@ -78,10 +82,10 @@ def test_everything_keeps_to_the_width(width: int) -> None:
 
 
 def test_solutions_in_a_table_and_as_commands() -> None:
-    document, _ = solve(LLAMA_8B, SizeOptions(gpu=CARD), QUESTION)
+    document, _ = solve(LLAMA_8B, SizeOptions(gpu=HOPPER), QUESTION)
     assert document.solutions is not None
     assert solution_table(document.solutions).rows[0] == (
-        "4", "4 x 1 x 1", "fp8", "64", "32k", "32 GiB", "63.4 GiB", "626 MiB"
+        "4", "tp4", "fp8", "64", "32k", "126.72", "126.60", "126", "63.4 GiB"
     )  # fmt: skip
     shown = console(80)
     print_size(document, shown)
@@ -94,9 +98,13 @@ def test_solutions_in_a_table_and_as_commands() -> None:
 
 
 def test_no_solution_is_said() -> None:
+    document, _ = solve(LLAMA_8B, SizeOptions(gpu=HOPPER, parallel=Parallel(tp=2)), replace(ONE, users=200))
+    assert document.solutions == []
     shown = console(80)
-    print_solutions([], shown)
-    assert "Nothing that was tried fits" in text(shown)
+    print_solutions([], document.rejected or [], shown)
+    printed = " ".join(text(shown).split())
+    assert "Nothing that was tried fits" in printed
+    assert "2 GPUs (tp2), bf16: vLLM holds 29.70 of 200 users; SGLang holds 29.67 of 200 users" in printed
 
 
 def test_a_wrapped_command_is_the_same_to_a_shell() -> None:

@@ -95,6 +95,17 @@ def test_the_ratio_is_to_the_same_options_though_auto_is_another_dtype() -> None
     assert table.rows[3][-1] == "1.125"
 
 
+def test_a_layout_that_was_refused_has_dashes_and_is_no_baseline() -> None:
+    models = [resolve_model(name) for name in ("qwen2.5-0.5b", "llama-3.1-8b")]
+    found = compare_models(models, SizeOptions(contexts=(8192, 32768)), [Parallel(tp=1), Parallel(tp=8)])
+    rows = matrix_table(found).rows
+    assert rows[2] == ("  8 GPUs", "-", "-", "-", "-")
+    assert [row[-1] for row in rows[4:]] == ["10.667", "-"]  # 128 KiB a token against 12 KiB
+    printed = StringIO()
+    print_matrix(found, Console(file=printed, width=80))
+    assert "warning: left out: tp 8 does not divide the 14 query heads" in printed.getvalue()
+
+
 def test_the_chart_has_a_cell_for_every_row() -> None:
     document = large(3)
     axes, bar = matrix_figure(document).axes

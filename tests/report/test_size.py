@@ -10,6 +10,7 @@ from rich.console import Console
 from kvtool.report.files import csv_bytes, png_bytes
 from kvtool.report.size import layer_table, print_size, row_table, size_csv_rows, size_figure
 from kvtool.results import SizeDocument
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import curve, size
@@ -107,3 +108,17 @@ def test_weights_far_below_the_lines_stay_on_the_chart() -> None:
     document = size(LLAMA_8B, options=curve(LLAMA_8B, options))
     (axes,) = size_figure(document).axes
     assert axes.get_ylim()[0] < (document.rows[0].weights.bytes_per_gpu or 0)
+
+
+def test_csv_tells_the_scalars_of_an_engine_where_one_is_asked() -> None:
+    """20 GiB of Llama's 131,072 B a token: 10,240 blocks of 16 tokens."""
+    engine = EngineOptions(name="vllm", kv_cache_memory_bytes=20 << 30, max_model_len=8192)
+    (line,) = size_csv_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), engine=engine)))
+    told = {name: value for name, value in line.items() if name.startswith("engine_")}
+    assert told == {
+        "engine_name": "vllm", "engine_version": "0.33.0", "engine_block_size": 16, "engine_num_blocks": 10_240,
+        "engine_blocks_per_request": 512, "engine_max_concurrency": 20.0, "engine_gpu_kv_cache_tokens": 163_840,
+        "engine_max_model_len": 8192, "engine_refusal": None,
+    }  # fmt: skip
+    (without,) = size_csv_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,))))
+    assert not any(name.startswith("engine_") for name in without)

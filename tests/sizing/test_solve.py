@@ -116,8 +116,15 @@ def test_what_is_given_is_kept() -> None:
     }  # fmt: skip
     layouts = {(s.tp, s.pp) for s in found(users=4, context=4096, parallel=Parallel(tp=2), open_gpus=False)}
     assert layouts == {(2, 1)}
-    dtypes = [s.kv_cache_dtype for s in found(users=4, context=4096, kv_cache_dtypes=("int8",), open_dtype=False)]
-    assert set(dtypes) == {"int8"}
+    given = {"users": 4, "context": 4096, "open_dtype": False}
+    assert {s.kv_cache_dtype for s in found(**given, kv_cache_dtypes=("fp8_e5m2",))} == {"fp8_e5m2"}
+
+
+def test_a_cache_that_no_engine_has_is_no_solution() -> None:
+    document = ask(users=4, context=4096, kv_cache_dtypes=("int8",), **{**FIXED, "open_gpus": True})
+    assert document.solutions == []
+    assert document.rejected is not None
+    assert all("vLLM: --kv-cache-dtype int8: vLLM has none such" in one.reason for one in document.rejected)
 
 
 def test_an_fp32_checkpoint_is_served_in_16_bits() -> None:

@@ -178,3 +178,21 @@ def test_what_no_plan_follows_is_said() -> None:
     assert document.verdict == "off"
     assert "draft model" in row(document, "blocks").explanation
     assert any("draft model" in text for text in document.assumptions)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{'method': 'mtp', 'num_speculative_tokens': 2}",
+        "SpeculativeConfig(method='mtp', model='m', num_spec_tokens=2)",
+    ],
+)
+def test_drafted_tokens_of_the_log_are_an_input_that_the_plan_says_it_leaves_out(config: str) -> None:
+    facts = from_text(
+        "non-default args: {'model': 'm', 'max_model_len': 131072}\n"
+        f"Initializing a V1 LLM engine (v0.33.0) with config: model='m', speculative_config={config}, tp=1\n"
+        "Available KV cache memory: 56.21 GiB\nGPU KV cache size: 400,000 tokens"
+    )
+    document = held(facts, "llama-3.1-8b")
+    assert document.inputs["num_speculative_tokens"] == 2
+    assert any("speculative decoding is not modelled" in text for text in document.assumptions)

@@ -16,10 +16,16 @@ from kvtool.units import format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRun:
-    """`at(context)` describes the engine's plan, with the ledger of a request of `context` tokens."""
+    """`at(context)` describes the engine's plan, with the ledger of a request of `context` tokens; `holds(context,
+    prefix)` is how many such requests its pools hold at once, that many tokens of theirs shared, of the `max_requests`
+    that it runs. With a `refusal` it holds none.
+    """
 
     options: EngineOptions
     at: Callable[[int], SizeEngine]
+    holds: Callable[[int, int], float]
+    max_requests: int
+    refusal: str | None
     assumptions: tuple[str, ...]
 
 
@@ -34,6 +40,9 @@ def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> En
     return EngineRun(
         options=options,
         at=lambda context: vllm.size_engine(plan, context=context),
+        holds=lambda context, prefix: vllm.capacity(plan, context, shared_prefix=prefix),
+        max_requests=plan.inputs.max_num_seqs,
+        refusal=plan.refusal,
         assumptions=(*vllm.assumptions(plan, options), *_about_pool(options, memory)),
     )
 
@@ -44,6 +53,9 @@ def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> 
     return EngineRun(
         options=options,
         at=lambda context: sglang.size_engine(plan, context=context),
+        holds=lambda context, prefix: sglang.capacity(plan, context, shared_prefix=prefix),
+        max_requests=plan.allocation.max_running_requests if plan.allocation else 0,
+        refusal=plan.refusal,
         assumptions=(*sglang.assumptions(plan, options), *_about_pool(options, memory)),
     )
 

@@ -36,7 +36,7 @@ def size_engine(plan: SglangPlan, *, context: int | None = None) -> SizeEngine:
         bytes_per_block=page * cell.bytes_per_token,
         num_blocks=allocation.max_total_num_tokens // page,
         blocks_per_request=ceil_div(longest, page * allocation.dcp),
-        max_concurrency=min(allocation.concurrency(longest).values()),
+        max_concurrency=allocation.sequences(longest),
         gpu_kv_cache_tokens=allocation.cached_tokens,
         log_line="\n".join(log_lines(allocation, backend)),
         groups=list(_groups(allocation, longest)),
@@ -85,7 +85,7 @@ def _groups(allocation: Allocation, context: int) -> Iterator[dict[str, Any]]:
     if cells.state is not None and tokens.state_slots is not None:
         yield _state_group(cells.state, tokens.state_slots) | {
             "slots_per_request": allocation.flags.slots_per_request,
-            "sequences": tokens.state_slots // allocation.flags.slots_per_request,
+            "sequences": at_once["state"],
         }
 
 
@@ -187,8 +187,7 @@ def _window_costs(plan: SglangPlan, allocation: Allocation, context: int) -> Ite
     """What one of the two pools cannot use at full length because the other, or the scheduler, is out first."""
     cells, tokens = allocation.cells, allocation.tokens
     assert cells.swa is not None
-    at_once = allocation.concurrency(context)
-    runs = min(at_once.values())
+    runs = allocation.sequences(context)
     of_swa, of_full = allocation.swa_tokens_of(context), round_up(context, allocation.flags.page_size)
     ratio = max(1, math.ceil(1000 * of_swa / of_full)) / 1000
     remedy = f"--swa-full-tokens-ratio {ratio} balances the pools at {context:,} tokens"

@@ -59,15 +59,24 @@ class Allocation:
         """The int32 slot of every token of every request: beside the pools, out of what activations are left."""
         return (self.max_running_requests + 1) * (self.flags.context + REQUEST_TABLE_EXTRA_TOKENS) * 4
 
-    def concurrency(self, context: int) -> dict[str, float]:
-        """How many sequences of `context` tokens each pool holds at once, and how many the scheduler runs."""
-        page = self.flags.page_size
-        at_once: dict[str, float] = {"max_running_requests": float(self.max_running_requests)}
+    def concurrency(self, context: int, *, shared_prefix: int = 0) -> dict[str, float]:
+        """How many sequences of `context` tokens each pool holds at once; a common prefix once, in the full pool,
+        where the radix cache keeps it.
+        """
+        page = self.flags.page_size * self.dcp
+        shared = min(shared_prefix, context - 1) // page * page if self.flags.radix_cache else 0
+        at_once: dict[str, float] = {}
         if self.cells.full.bytes_per_token:
-            at_once["full"] = self.tokens.full * self.dcp / round_up(context, page * self.dcp)
+            at_once["full"] = (self.tokens.full * self.dcp - shared) / (round_up(context, page) - shared)
         if self.tokens.swa is not None:
             at_once["swa"] = self.tokens.swa / self.swa_tokens_of(context)
+        if self.tokens.state_slots is not None:
+            at_once["state"] = self.tokens.state_slots // self.flags.slots_per_request
         return at_once
+
+    def sequences(self, context: int) -> float:
+        """How many sequences of `context` tokens run at once: as many as the poorest pool holds and as are let in."""
+        return min(float(self.max_running_requests), *self.concurrency(context).values())
 
     def swa_tokens_of(self, context: int) -> int:
         """Tokens of the SWA pool that a running request of `context` tokens may keep."""
@@ -202,6 +211,13 @@ def _remarks(model: Model, options: EngineOptions, backend: Backend) -> list[str
             " each replica has pools of its own, and --max-running-requests is divided among them"
         )
     return remarks
+
+
+def capacity(plan: SglangPlan, tokens: int, *, shared_prefix: int = 0) -> float:
+    """Requests of `tokens` tokens that the pools hold at once: as many as the poorest of them."""
+    if plan.allocation is None:
+        return 0.0
+    return min(plan.allocation.concurrency(tokens, shared_prefix=shared_prefix).values(), default=0.0)
 
 
 def sliding_kept_whole(model: Model) -> bool:

@@ -19,7 +19,6 @@ from kvtool.sizing.engines.vllm.inputs import (
     has_state,
     ignores_cache_dtype,
 )
-from kvtool.sizing.engines.vllm.layers import FULL, MLA
 from kvtool.sizing.engines.vllm.ledger import ledger
 from kvtool.sizing.engines.vllm.plan import VERSION, VllmPlan
 from kvtool.units import ceil_div
@@ -95,20 +94,16 @@ def _ranges(indices: list[int]) -> str:
     )
 
 
-def _grows(group: Group) -> bool:
-    return group.layers[0].kind in (FULL, MLA)
-
-
 def _fixed_bytes(plan: VllmPlan, tokens: int) -> int:
     """What a long request takes whatever its length, on a GPU of the fullest stage: full windows, states, encoders."""
-    blocks = sum(group.blocks(tokens, plan.inputs) for group in plan.groups if not _grows(group))
+    blocks = sum(group.blocks(tokens, plan.inputs) for group in plan.groups if not group.grows)
     return blocks * max(plan.bytes_per_block)
 
 
 def _slope_bytes(plan: VllmPlan) -> int:
     """What one more token takes on a GPU of the fullest stage, in the long run, rounded up."""
     dcp = plan.inputs.parallel.dcp
-    return sum(ceil_div(max(plan.bytes_per_block), group.block_size * dcp) for group in plan.groups if _grows(group))
+    return sum(ceil_div(max(plan.bytes_per_block), group.block_size * dcp) for group in plan.groups if group.grows)
 
 
 def inexact(plan: VllmPlan) -> Iterator[str]:

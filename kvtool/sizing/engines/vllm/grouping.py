@@ -35,6 +35,11 @@ class Group:
         """Bytes of a block that this group's layers use."""
         return sum(cache.page_bytes for cache in self.layers)
 
+    @property
+    def grows(self) -> bool:
+        """Whether a request takes more blocks with every token that it keeps: no window, no state."""
+        return self.layers[0].kind in (FULL, MLA)
+
     def blocks(self, tokens: int, inputs: Inputs) -> int:
         """Blocks that a request of `tokens` tokens takes from the pool for this group."""
         return max(cache.blocks(tokens, inputs) for cache in self.layers)

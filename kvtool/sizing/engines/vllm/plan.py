@@ -178,6 +178,26 @@ def request_blocks(plan: VllmPlan, tokens: int) -> int:
     return sum(group.blocks(tokens, plan.inputs) for group in plan.groups)
 
 
+def capacity(plan: VllmPlan, tokens: int, *, shared_prefix: int = 0) -> float:
+    """Requests of `tokens` tokens that the pool holds at once, without the null block, which is nobody's. Blocks of
+    full and MLA layers under a common prefix count once where prompts are cached; what windows and states share, not.
+    """
+    blocks = request_blocks(plan, tokens)
+    if plan.refusal or not plan.num_blocks or not blocks:
+        return 0.0
+    shared = _shared_blocks(plan, min(shared_prefix, tokens - 1))
+    return (plan.num_blocks - 1 - shared) / (blocks - shared)
+
+
+def _shared_blocks(plan: VllmPlan, prefix_tokens: int) -> int:
+    """A prefix is found in steps that the blocks of every group divide."""
+    step = plan.scheduler_block_size
+    if step is None or not plan.inputs.prefix_caching:
+        return 0
+    found, dcp = prefix_tokens // step * step, plan.inputs.parallel.dcp
+    return sum(found // (group.block_size * dcp) for group in plan.groups if group.grows)
+
+
 def _longest_that_fits(plan: VllmPlan, available: int, bytes_per_block: int) -> int:
     return largest(
         lambda tokens: request_blocks(plan, tokens) * bytes_per_block <= available, plan.inputs.max_model_len
