@@ -143,7 +143,8 @@ def _tried(model: Model, options: SizeOptions, question: Question, layout: Paral
         return _holds(plan, users, context)
 
     if question.users is None:
-        most = options.max_num_seqs * layout.dp if options.max_num_seqs else MAX_BATCH_SIZE
+        bounds = [bound for bound in (options.max_num_seqs, options.max_num_batched_tokens) if bound is not None]
+        most = min(bounds) * layout.dp if bounds else MAX_BATCH_SIZE
         users, context = largest(lambda n: holds(n, longest), most), longest
     elif question.context is None:
         asked = question.users
@@ -169,6 +170,12 @@ def _as_asked(options: SizeOptions, users: int, context: int) -> SizeOptions:
     sequences = ceil_div(users, options.parallel.dp)
     if options.max_num_seqs is not None and options.max_num_seqs < sequences:
         raise KvtoolError(f"--max-num-seqs {options.max_num_seqs} is less than the {sequences} users of a replica")
+    tokens = options.max_num_batched_tokens
+    if tokens is not None and tokens < (options.max_num_seqs or sequences):
+        raise KvtoolError(
+            f"--max-num-batched-tokens {tokens} is less than the {options.max_num_seqs or sequences} sequences of a "
+            "step: each takes one token to decode"
+        )
     return replace(
         options,
         contexts=(context,),
