@@ -110,6 +110,12 @@ def test_another_version_is_warned_of() -> None:
     assert "vLLM 0.33.0 is modelled, not 0.34" in done.stdout
 
 
+@pytest.mark.parametrize("version", ["0.33", "0.33.0"])
+def test_the_modelled_version_is_not_warned_of(version: str) -> None:
+    done = kvtool("size", "llama-3.1-8b", "--engine", f"vllm=={version}", "--kv-cache-memory-bytes", "40GiB")
+    assert "is modelled, not" not in done.stdout
+
+
 def test_flags_reach_the_engine() -> None:
     flags = ("--max-num-batched-tokens", "2048", "--max-num-seqs", "64", "--no-async-scheduling",
              "--num-gpu-blocks-override", "9000", "--no-enable-prefix-caching")  # fmt: skip
@@ -126,6 +132,7 @@ def test_flags_reach_the_engine() -> None:
     ("args", "message"),
     [
         (("--engine", "vlm"), "did you mean vllm?"),
+        (("--engine", "vllm==new"), "'new' is no version; write vllm==0.33.0"),
         (("--engine", "vllm"), "needs --kv-cache-memory-bytes"),
         (("--engine", "vllm", "--kv-cache-memory-bytes", "much"), "is not a size"),
         (("--engine", "vllm", "--kv-cache-memory-bytes", "0"), "holds nothing"),
