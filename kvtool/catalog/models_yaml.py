@@ -10,7 +10,6 @@ import msgspec
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import default_decoder
-from kvtool.catalog.fields import Fields
 from kvtool.catalog.layer_kinds import CACHES, written_layers
 from kvtool.catalog.layer_pattern import expand_pattern
 from kvtool.catalog.model import (
@@ -31,14 +30,12 @@ from kvtool.catalog.model import (
     Model,
     Moe,
     OtherState,
-    Quantisation,
     RopeScaling,
     Router,
     SharedAttention,
     ShortConvolution,
     SlidingAttention,
 )
-from kvtool.catalog.quantisation import read_quantisation
 from kvtool.catalog.yaml_file import read_yaml
 from kvtool.errors import KvtoolError, did_you_mean
 
@@ -93,8 +90,6 @@ class Entry(_Strict, frozen=True, kw_only=True):
     max_position_embeddings: int | None = None
     dtype: str | None = None
     recurrent_state_dtype: str | None = None
-    quantization_config: dict[str, object] | None = None  # as in the published config.json; None: stored in dtype
-    expert_dtype: str | None = None
     decoder: _DecoderFacts = _DecoderFacts()
     params_total: int | None = None
     params_source: str | None = None
@@ -125,7 +120,6 @@ class Entry(_Strict, frozen=True, kw_only=True):
             max_position_embeddings=self.max_position_embeddings,
             dtype=self.dtype,
             recurrent_state_dtype=self.recurrent_state_dtype,
-            quantisation=self._quantisation(len(layers)),
             decoder=self._decoder(),
             params_total=self.params_total,
             params_source=self.params_source,
@@ -172,10 +166,6 @@ class Entry(_Strict, frozen=True, kw_only=True):
         if not same:
             raise KvtoolError(f"model {self.id}: layer {name!r} has no earlier {own!r} layer to share with")
         return SharedAttention(source_layer=same[-1])
-
-    def _quantisation(self, num_layers: int) -> Quantisation | None:
-        published = {"quantization_config": self.quantization_config, "expert_dtype": self.expert_dtype}
-        return read_quantisation(Fields(published, where=f"model {self.id}"), num_layers, self.moe)
 
     def _decoder(self) -> Decoder | None:
         default = default_decoder(self.architecture)

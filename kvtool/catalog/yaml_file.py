@@ -28,4 +28,5 @@ def read_yaml(path: Path) -> object:
 def _refuse_aliases(data: bytes, path: Path) -> None:
     for event in yaml.parse(data, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise KvtoolError(f"{path}: alias *{str(event.anchor)[:40]} is not read: write the block out")
+            line = event.start_mark.line + 1
+            raise KvtoolError(f"{path}, line {line}: alias *{event.anchor[:40]} is not read: write the block out")

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], message
 
 @pytest.mark.parametrize("text", ["a: &a [*a]", "&a {a: *a}", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"])
 def test_aliases_are_refused_before_they_are_followed(tmp_path: Path, text: str) -> None:
-    with pytest.raises(KvtoolError, match=r"alias \*a is not read"):
+    with pytest.raises(KvtoolError, match=r"line \d: alias \*a is not read"):
         read_layer_spec(write(tmp_path, text))
 
 
