@@ -66,7 +66,10 @@ def read_header(path: Path) -> CheckpointHeader:
     Raises KvtoolError naming the file that is missing, truncated or contradicts itself.
     """
     if path.is_dir():
-        return _folder_header(path)
+        header = _folder_header(path)
+        if not header.tensors:
+            raise KvtoolError(f"{path} has no tensors in its .safetensors files")
+        return header
     if path.suffix == ".gguf":
         from kvtool.catalog.gguf_file import read_gguf_header
 

@@ -198,7 +198,8 @@ def _windowed(fields: Fields, arch: str, full: list[FullAttention | None]) -> li
         every = fields.optional_integer("attention.sliding_window_pattern") or _FULL_EVERY[arch]
         local = [(layer + 1) % every != 0 for layer in range(len(full))]
     elif arch in _ALL_SLIDING:
-        local = [True] * len(full)
+        longest = fields.optional_integer("context_length")  # a window that long cuts nothing off (Phi-3.5)
+        local = [longest is None or window < longest] * len(full)
     else:
         raise fields.error("'attention.sliding_window' is set, but not which layers have it")
     if len(local) != len(full):

@@ -86,6 +86,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
     outer = Fields(config, where=source)
     fields, model_type = _text_fields(outer)
     family = FAMILIES[model_type]
+    _check_class(fields, model_type)
     for name in family.required:
         if fields.get(name) is None:
             raise fields.error(f"field {name!r} is missing")
@@ -149,9 +150,11 @@ def _flat(outer: Fields, model_type: str | None) -> tuple[Fields, str]:
 
 def _type_of(fields: Fields) -> str | None:
     """`model_type`, or in its absence the known type that the class in `architectures` is named after."""
-    model_type = fields.text("model_type")
-    if model_type is not None:
-        return model_type
+    return fields.text("model_type") or _type_of_class(fields)
+
+
+def _type_of_class(fields: Fields) -> str | None:
+    """The known type that the class in `architectures` is named after."""
     by_class = {known.replace("_", "").replace("-", "").lower(): known for known in (*WRAPPERS, *FAMILIES)}
     for name in fields.strings("architectures") or []:
         stem = name.replace("_", "").lower()
@@ -159,6 +162,14 @@ def _type_of(fields: Fields) -> str | None:
             if stem.endswith(ending) and (known := by_class.get(stem.removesuffix(ending))):
                 return known
     return None
+
+
+def _check_class(fields: Fields, model_type: str) -> None:
+    """Engines go by `architectures`: a class whose layers are read in another way contradicts `model_type`."""
+    named = _type_of_class(fields)
+    text_type = WRAPPERS.get(named, named) if named else None
+    if text_type is not None and FAMILIES[text_type].layers is not FAMILIES[model_type].layers:
+        raise fields.error(f"model_type is {model_type!r}, but 'architectures' names a class of {named!r}")
 
 
 def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:

@@ -66,7 +66,7 @@ def written_layers(groups: list[dict[str, object]], num_heads: int) -> list[Laye
 
 def _written_layer(kind: object, rest: dict[str, object]) -> Layer:
     indexer, cross = rest.pop("indexer", None), rest.pop("cross", None)
-    if kind != "none" and kind not in _WRITTEN:
+    if kind != "none" and (not isinstance(kind, str) or kind not in _WRITTEN):
         near = did_you_mean(str(kind)[:40], _WRITTEN) or f": use one of {', '.join([*_WRITTEN, 'none'])}"
         raise KvtoolError(f"layers: kind {str(kind)[:40]!r} is not known{near}")
     if kind == "none" and rest:

@@ -16,10 +16,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import yaml
 
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import Entry, refuse_unknown_keys
+from kvtool.catalog.yaml_file import read_yaml
 from kvtool.errors import KvtoolError
 
 _MAX_BYTES = 1 << 20
@@ -49,11 +49,9 @@ def _read(path: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise KvtoolError(f"{path} is larger than {_MAX_BYTES} bytes: not a layer spec")
-        raw = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
     except OSError as error:
         raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise KvtoolError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise KvtoolError(f"{path} is not a layer spec: {_FORM}")
     return raw

@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import msgspec
-import yaml
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoders import default_decoder
@@ -38,6 +37,7 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
+from kvtool.catalog.yaml_file import read_yaml
 from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
@@ -230,14 +230,10 @@ class Catalogue:
 def load_catalogue(path: Path | None = None) -> Catalogue:
     """The catalogue in `path`, else the checkout's models.yaml, else the packaged copy. Raises KvtoolError."""
     path = path or _default_path()
+    raw = read_yaml(path)
     try:
-        raw = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
         refuse_unknown_keys(raw)
         file = msgspec.convert(raw, _File)
-    except OSError as error:
-        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise KvtoolError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except (msgspec.ValidationError, RecursionError) as error:
         raise KvtoolError(f"{path} is not a catalogue of models: {error}") from error
     if file.schema != _SCHEMA:

@@ -102,7 +102,7 @@ def _room(fit: SizeFit) -> str:
     if fit.kv_pool_bytes is None or fit.usable_bytes is None:
         return ""
     if "kv_pool_bytes" in (fit.measured or ()):
-        return f"A GPU: {format_bytes(fit.kv_pool_bytes)} for cache, as measured."
+        return f"A GPU: {format_bytes(fit.kv_pool_bytes)} for cache, as given."
     return (
         f"A GPU: {format_bytes(fit.usable_bytes)} usable - {format_bytes(fit.weights_bytes or 0)} weights - "
         f"{format_bytes(fit.activation_bytes or 0)} activations - {format_bytes(fit.reserve_bytes or 0)} runtime = "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES
+from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES, Budget
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -188,6 +188,16 @@ def _card(plan: SizePlan) -> Iterator[str]:
     )
 
 
+def _given_pool(memory: Budget) -> Iterator[str]:
+    """That a pool was not subtracted from the card's memory, where the weights beside it are more than that."""
+    beside = (memory.weights_bytes or 0) + (memory.measured_pool_bytes or 0)
+    if beside > memory.memory_bytes:
+        yield (
+            f"the pool is taken as given, but with {format_bytes(memory.weights_bytes or 0)} of weights beside it that "
+            f"is more than the card's {format_bytes(memory.memory_bytes)}: take more GPUs or a smaller pool"
+        )
+
+
 def _memory(plan: SizePlan) -> Iterator[str]:
     """Which terms of the card's memory were measured, and how the others were estimated."""
     memory, limits, calibration = plan.memory, plan.limits, plan.options.calibration
@@ -197,6 +207,7 @@ def _memory(plan: SizePlan) -> Iterator[str]:
         terms = ", ".join(f"{name} {format_bytes(value)}" for name, value in calibration.measured.items())
         yield f"measured, not estimated: {terms} a GPU ({calibration.source})"
     if memory.measured_pool_bytes is not None:
+        yield from _given_pool(memory)
         return
     if "activation_bytes" not in memory.measured:
         yield (

@@ -42,8 +42,8 @@ MAX_BATCH_SIZE = 1 << 24
 class Budget:
     """One card's memory, and what is spoken for before the cache. `weights_bytes` is None where it is not known.
 
-    `measured_pool_bytes` is the cache's part where an engine told it: then nothing is subtracted. `margin_bytes` is by
-    how much the estimates among the terms may be off; `measured` names the terms that are none.
+    `measured_pool_bytes` is the cache's part where an engine or a user told it: then nothing is subtracted.
+    `margin_bytes` is by how much the estimates among the terms may be off; `measured` names the terms that are none.
     """
 
     memory_bytes: int
@@ -109,9 +109,14 @@ def budget(
     utilization: float,
     limits: BatchLimits | None = None,
     calibration: Calibration | None = None,
+    pool_bytes: int | None = None,
 ) -> Budget:
-    """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated."""
-    measured = calibration.measured if calibration else {}
+    """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated;
+    the cache's part is `pool_bytes` where that is given.
+    """
+    measured = dict(calibration.measured) if calibration else {}
+    if pool_bytes is not None:
+        measured["kv_pool_bytes"] = pool_bytes
     activations = activation_bytes(model, parallel, limits or batch_limits(gpu))
     margins = {"activation_bytes": ACTIVATION_MARGIN * activations, "reserve_bytes": RESERVE_MARGIN * RESERVE_BYTES}
     estimated = [margin for name, margin in margins.items() if name not in measured]

@@ -98,8 +98,11 @@ def _tokens(path: Path, data: bytes) -> Iterator[int]:
             request = decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise KvtoolError(f"{path}, request {number}: {error}; write input_length and output_length") from error
-        tokens = request if isinstance(request, int) else request.input_length + request.output_length
-        if not 1 <= tokens <= MAX_LENGTH_TOKENS or (isinstance(request, _Request) and request.output_length < 0):
+        parts = (request,) if isinstance(request, int) else (request.input_length, request.output_length)
+        tokens = sum(parts)
+        if min(parts) < 0:
+            raise KvtoolError(f"{path}, request {number}: a length of {min(parts)} tokens is negative")
+        if not 1 <= tokens <= MAX_LENGTH_TOKENS:
             raise KvtoolError(f"{path}, request {number}: {tokens} tokens must be from 1 to {MAX_LENGTH_TOKENS}")
         yield tokens
 

@@ -209,6 +209,7 @@ def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[B
         utilization=options.gpu_memory_utilization,
         limits=limits,
         calibration=options.calibration,
+        pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
     )
     return limits, memory
 

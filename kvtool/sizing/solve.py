@@ -114,6 +114,12 @@ def _check(model: Model, options: SizeOptions, question: Question) -> None:
     sequences = ceil_div(question.users or 1, options.parallel.dp)
     if options.max_num_seqs is not None and options.max_num_seqs < sequences:
         raise KvtoolError(f"--max-num-seqs {options.max_num_seqs} is less than the {sequences} users of a replica")
+    tokens, sequences = options.max_num_batched_tokens, options.max_num_seqs or sequences
+    if tokens is not None and tokens < sequences and question.users is not None:
+        raise KvtoolError(
+            f"--max-num-batched-tokens {tokens} is less than the {sequences} sequences of a step: each takes one token "
+            "to decode"
+        )
     limit = options.max_context(model)
     if question.context is not None and limit is not None and question.context > limit:
         raise KvtoolError(f"context {question.context} is longer than the {limit} tokens of {model.id}")

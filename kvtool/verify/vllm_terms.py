@@ -52,7 +52,18 @@ def planned(facts: LogFacts, started: Started, pool: Figure | None) -> Planned:
     if blocks:
         options = replace(options, num_gpu_blocks_override=blocks)
         counted = plan(started.model, options, pool_bytes=value.pool_bytes)
-    return Planned(value=value, low=low, high=high, counted=counted)
+    plans = Planned(value=value, low=low, high=high, counted=counted)
+    return replace(plans, counted=None) if _tokens_stand_alone(facts, plans) else plans
+
+
+def _tokens_stand_alone(facts: LogFacts, plans: Planned) -> bool:
+    """Whether the log's concurrency is that of its pool, but not of the blocks that its tokens come from: then the
+    tokens are off, and say nothing of the blocks.
+    """
+    logged = facts.last("max_concurrency")
+    if logged is None or plans.counted is None or facts.smallest("num_blocks") is not None:
+        return False
+    return logged.meets(*_ends(plans.of_pool(concurrency))) and not logged.meets(*_ends(plans.of(concurrency)))
 
 
 def plan_rows(facts: LogFacts, plans: Planned, pool: Figure | None) -> Iterator[VerifyRow]:
@@ -163,7 +174,8 @@ def _blocks_row(facts: LogFacts, plans: Planned, pool: Figure | None) -> VerifyR
     predicted = None if pool is None else plans.of_pool(lambda found: found.num_blocks)
     text = ""
     if facts.smallest("num_blocks") is None and tokens is not None:
-        text = "the only number that makes the logged tokens" if logged else "no number makes the logged tokens"
+        text = "no number makes both the logged tokens and concurrency"
+        text = "the only number that makes the logged tokens" if logged else text
     return bounded(exact_row("blocks", BLOCKS, logged, predicted, text), ranks_without_pool(facts, plans.value))
 
 

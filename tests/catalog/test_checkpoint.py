@@ -68,6 +68,12 @@ def test_an_index_that_does_not_fit_its_shards(tmp_path: Path, change: dict[str,
         read_header(tmp_path)
 
 
+def test_files_without_a_tensor(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(pack({}))
+    with pytest.raises(KvtoolError, match="has no tensors"):
+        read_header(tmp_path)
+
+
 @pytest.mark.parametrize("content", ['{"weight_map": []}', "{}", "[]", "{"])
 def test_an_index_without_a_map(tmp_path: Path, content: str) -> None:
     shards(tmp_path)

@@ -143,6 +143,11 @@ def test_windows_by_the_architectures_own_pattern(tmp_path: Path, arch: str, ful
     assert [i for i, layer in enumerate(model.layers) if not isinstance(layer.cache, SlidingAttention)] == full
 
 
+def test_a_window_longer_than_any_context_cuts_nothing_off(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", "phi3", context_length=4096, attention__sliding_window=262144)
+    assert all(type(layer.cache) is FullAttention for layer in gguf_model(path).layers)
+
+
 def test_mla(tmp_path: Path) -> None:
     latent = {"attention.kv_lora_rank": 32, "rope.dimension_count": 8, "attention.key_length_mla": 24}
     keys = {name.replace(".", "__"): value for name, value in latent.items()}

@@ -119,6 +119,8 @@ def test_a_default_that_is_another_models_shape_does_not_fill_in() -> None:
         ({"rope_theta": 10**400}, "a finite number is needed"),
         ({"model_type": 7}, "field 'model_type' is 7: a string is needed"),
         ({"rope_scaling": "yarn"}, "an object is needed"),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, "'architectures' names a class of 'deepseek_v3'"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, "'architectures' names a class of 'gemma3'"),
     ],
 )
 def test_a_wrong_or_contradictory_value_is_named(changes: dict[str, object], message: str) -> None:
@@ -126,6 +128,25 @@ def test_a_wrong_or_contradictory_value_is_named(changes: dict[str, object], mes
         read(llama(**changes))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("DeepSeek-V3", {"qk_head_dim": 200}, "'qk_head_dim' is not qk_nope_head_dim + qk_rope_head_dim (192)"),
+        ("Qwen3-Next-80B-A3B-Instruct", {"linear_num_value_heads": 24}, "24 does not divide among 16"),
+        ("Nemotron-Nano-9B-v2", {"n_groups": 7}, "128 state heads do not divide among 7 n_groups"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(name: str, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(KvtoolError) as refused:
+        read({**config(name), **changes})
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "YiForCausalLM", "NobodysForCausalLM"])
+def test_a_class_that_is_read_alike_or_not_known_says_nothing_else(name: str) -> None:
+    assert read(llama(architectures=[name])).layers == read(llama()).layers
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_a_catalogue_may_have_layers_written_out_too(tmp_path: Path) -> None:
         (("num_heads: 32", "heads: 32"), "Object contains unknown field `heads`: write num_heads: 32"),
         (("hidden_size: 4096", ""), "missing required field `hidden_size`: write num_heads: 32, hidden_size: 4096"),
         (("layers:", "- layers:"), "is not YAML"),
+        (("kind: full", "kind: [full]"), "is not known: did you mean full?"),
         ((SPEC, "[]"), "is not a layer spec: write num_heads: 32"),
         ((SPEC, "{num_heads: 1, hidden_size: 1, layers: []}"), "has no layers"),
     ],
@@ -98,6 +99,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], message
         read_layer_spec(path)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "&a {a: *a}", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"])
+def test_aliases_are_refused_before_they_are_followed(tmp_path: Path, text: str) -> None:
+    with pytest.raises(KvtoolError, match=r"line \d: alias \*a is not read"):
+        read_layer_spec(write(tmp_path, text))
 
 
 @settings(max_examples=200, deadline=None)

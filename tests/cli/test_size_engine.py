@@ -80,6 +80,21 @@ def test_with_a_card_the_pool_is_the_estimate_and_said_to_be_one() -> None:
     assert row["engine"]["exact_given_pool"] is True
 
 
+def test_a_given_pool_is_what_a_row_must_fit_into() -> None:
+    (row,) = rows(*LLAMA_32K, "--kv-cache-memory-bytes", "20GiB", "--gpu", "h100")
+    fit = row["fit"]
+    assert (fit["kv_pool_bytes"], fit["max_batch_size"], fit["fits"]) == (20 << 30, 5, True)
+    assert row["engine"]["max_concurrency"] == 5.0
+
+
+def test_a_given_pool_beside_too_many_weights_is_planned_and_said_to_be_too_much() -> None:
+    done = kvtool("size", "mixtral-8x7b", *LLAMA_32K[1:], "--kv-cache-memory-bytes", "40GiB", "--gpu", "h100", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert document["rows"][0]["engine"]["refusal"] is None
+    assert any("of weights beside it" in said for said in document["assumptions"])
+
+
 def test_the_ledger_is_explained() -> None:
     done = kvtool("size", "gpt-oss-120b", "--engine", "vllm", "--kv-cache-memory-bytes", "40GiB", "--explain",
                   "--context", "32k", columns=100)  # fmt: skip
@@ -93,6 +108,12 @@ def test_another_version_is_warned_of() -> None:
     done = kvtool("size", *args, "--kv-cache-memory-bytes", "40GiB", columns=200)
     assert done.returncode == 0
     assert "vLLM 0.33.0 is modelled, not 0.34" in done.stdout
+
+
+@pytest.mark.parametrize("version", ["0.33", "0.33.0"])
+def test_the_modelled_version_is_not_warned_of(version: str) -> None:
+    done = kvtool("size", "llama-3.1-8b", "--engine", f"vllm=={version}", "--kv-cache-memory-bytes", "40GiB")
+    assert "is modelled, not" not in done.stdout
 
 
 def test_flags_reach_the_engine() -> None:
@@ -111,6 +132,7 @@ def test_flags_reach_the_engine() -> None:
     ("args", "message"),
     [
         (("--engine", "vlm"), "did you mean vllm?"),
+        (("--engine", "vllm==new"), "'new' is no version; write vllm==0.33.0"),
         (("--engine", "vllm"), "needs --kv-cache-memory-bytes"),
         (("--engine", "vllm", "--kv-cache-memory-bytes", "much"), "is not a size"),
         (("--engine", "vllm", "--kv-cache-memory-bytes", "0"), "holds nothing"),

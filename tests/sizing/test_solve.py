@@ -153,6 +153,7 @@ def test_a_shared_prefix_makes_room() -> None:
         ({"users": 1, "context": 64, "shared_prefix": 65}, "shared prefix 65 is longer than the context 64"),
         ({"users": 1, "context": 64, "gpu": None}, "name it with --gpu"),
         ({"users": 9, "context": 64, "max_num_seqs": 8}, "--max-num-seqs 8 is less than the 9 users"),
+        ({"users": 9, "context": 64, "max_num_batched_tokens": 8}, "--max-num-batched-tokens 8 is less than the 9"),
         (
             {"users": 1, "context": 64, "calibration": Calibration(source="", kv_pool_bytes=1)},
             "--calibration was measured on one layout: say which with --tp",
@@ -171,6 +172,7 @@ def test_unknown_weights_are_refused() -> None:
 
 def test_the_most_users_keep_to_max_num_seqs() -> None:
     assert found(users=None, context=64, max_num_seqs=8, **FIXED)[0].users == 8
+    assert found(users=None, context=64, max_num_batched_tokens=8, **FIXED)[0].users == 8
 
 
 @given(model=st.sampled_from(WEIGHED), context=st.integers(1, 100_000), tp=st.sampled_from([1, 2, 8]))

@@ -22,6 +22,19 @@ def test_a_start_of_vllm_0_31_agrees_to_the_token() -> None:
     assert abs(row(document, "weights").difference or 0) < 0.01 * 15 * GIB
 
 
+def test_tokens_that_neither_the_pool_nor_the_concurrency_bears_out_are_what_is_off() -> None:
+    text = (
+        "Initializing a V1 LLM engine (v0.33.0) with config: model='meta-llama/Llama-3.1-8B', max_seq_len=32768\n"
+        "Available KV cache memory: 53.20 GiB\nGPU KV cache size: {} tokens\n"
+        "Maximum concurrency for 32,768 tokens per request: {}x\n"
+    )
+    assert held(from_text(text.format("435,808", "13.30")), None).verdict == "agrees"
+    edited = verdicts(held(from_text(text.format("335,808", "13.30")), None))
+    assert {term for term, verdict in edited.items() if verdict == "off"} == {"tokens", "tokens a GiB"}
+    both = verdicts(held(from_text(text.format("335,808", "10.25")), None))
+    assert {term for term, verdict in both.items() if verdict == "off"} == {"blocks", "tokens a GiB"}
+
+
 def test_a_pool_to_the_byte_gives_the_exact_tokens() -> None:
     document = held(quoted("vllm_0_10_llava_mistral_7b.log"), "mistral-7b")
     assert document.verdict == "agrees"

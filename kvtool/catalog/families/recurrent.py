@@ -37,6 +37,10 @@ def gated_delta_net(fields: Fields, shape: Shape) -> list[Layer]:
         value_head_dim=fields.integer("linear_value_head_dim"),
         conv_kernel=fields.integer("linear_conv_kernel_dim"),
     )
+    if state.value_heads % state.key_heads:
+        raise fields.error(
+            f"linear_num_value_heads {state.value_heads} does not divide among {state.key_heads} linear_num_key_heads"
+        )
     return _linear_every(fields, shape, interval, state, grouped_attention(fields, shape))
 
 
@@ -116,6 +120,14 @@ def mamba1(fields: Fields, shape: Shape) -> list[Layer]:
     return [Layer(cache=read_mamba1(fields, shape))] * shape.num_layers
 
 
+def _state_groups(fields: Fields, heads: int, *names: str) -> int:
+    """Groups of heads with B and C in common, which the heads must divide among."""
+    groups = fields.integer(*names)
+    if heads % groups:
+        raise fields.error(f"{heads} state heads do not divide among {groups} {names[0]}")
+    return groups
+
+
 def mamba2(fields: Fields, shape: Shape) -> list[Layer]:
     """Mamba-2: every layer keeps a state of num_heads x head_dim x state_size."""
     heads, head_dim = fields.integer("num_heads"), fields.integer("head_dim")
@@ -125,7 +137,7 @@ def mamba2(fields: Fields, shape: Shape) -> list[Layer]:
         heads=heads,
         head_dim=head_dim,
         state_dim=fields.integer("state_size"),
-        groups=fields.integer("n_groups"),
+        groups=_state_groups(fields, heads, "n_groups"),
         conv_kernel=fields.integer("conv_kernel"),
     )
     return [Layer(cache=state)] * shape.num_layers
@@ -153,7 +165,7 @@ def read_mamba2(fields: Fields, shape: Shape) -> Mamba2:
         heads=heads,
         head_dim=head_dim,
         state_dim=fields.integer("mamba_d_state"),
-        groups=fields.integer("mamba_n_groups"),
+        groups=_state_groups(fields, heads, "mamba_n_groups"),
         conv_kernel=fields.integer("mamba_d_conv"),
     )
 
@@ -210,11 +222,12 @@ def _nemotron_types(fields: Fields) -> list[str]:
 
 def nemotron_h(fields: Fields, shape: Shape) -> list[Layer]:
     """Nemotron-H: each layer is one of Mamba-2, attention, MLP or experts."""
+    heads = fields.integer("mamba_num_heads")
     state = Mamba2(
-        heads=fields.integer("mamba_num_heads"),
+        heads=heads,
         head_dim=fields.integer("mamba_head_dim"),
         state_dim=fields.integer("ssm_state_size"),
-        groups=fields.integer("n_groups", "mamba_n_groups"),
+        groups=_state_groups(fields, heads, "n_groups", "mamba_n_groups"),
         conv_kernel=fields.integer("conv_kernel", "mamba_d_conv"),
     )
     full, none = Layer(cache=grouped_attention(fields, shape)), Layer(cache=None)

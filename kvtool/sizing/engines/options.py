@@ -46,3 +46,13 @@ class EngineOptions:
     swa_full_tokens_ratio: float | None = None
     mamba_full_memory_ratio: float | None = None
     max_mamba_cache_size: int | None = None
+
+    def asks_other_than(self, modelled: str) -> bool:
+        """Whether another release than `modelled` was asked for; 0.33 is 0.33.0."""
+        return self.version is not None and _release(self.version) != _release(modelled)
+
+
+def _release(version: str) -> str:
+    while version.endswith(".0"):
+        version = version.removesuffix(".0")
+    return version

@@ -66,6 +66,9 @@ ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]
 }
 
 
+VERSIONS = {"vllm": vllm.VERSION, "sglang": sglang.VERSION}
+
+
 def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | None) -> int:
     """What one GPU has for caches: given, else estimated."""
     pool_bytes = estimated_bytes if options.kv_cache_memory_bytes is None else options.kv_cache_memory_bytes
@@ -95,4 +98,6 @@ def parse_engine(text: str) -> tuple[str, str | None]:
     if name not in ENGINES:
         near = did_you_mean(name, ENGINES) or f": use one of {', '.join(ENGINES)}"
         raise KvtoolError(f"unknown engine {text!r}{near}")
+    if version and not version[0].isdigit():
+        raise KvtoolError(f"engine {text!r}: {version[:20]!r} is no version; write {name}=={VERSIONS[name]}")
     return name, version or None

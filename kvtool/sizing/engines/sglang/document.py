@@ -61,7 +61,7 @@ def _fixed_bytes(allocation: Allocation) -> int:
 
 def assumptions(plan: SglangPlan, options: EngineOptions) -> Iterator[str]:
     """What the plan takes for given, and why it may not be what SGLang does."""
-    if options.version not in (None, VERSION):
+    if options.asks_other_than(VERSION):
         yield f"SGLang {VERSION} is modelled, not {options.version}: another release may plan otherwise"
     yield from (f"SGLang: {remark}" for remark in plan.remarks)
     yield from (f"the SGLang plan is approximate: {reason}" for reason in plan.inexact)

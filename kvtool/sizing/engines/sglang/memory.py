@@ -9,6 +9,7 @@ import math
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import is_mla
 from kvtool.sizing.fit import Budget
@@ -39,8 +40,11 @@ def mem_fraction_static(options: EngineOptions, gpu: Gpu, *, mla: bool) -> float
 
     A vision-language model gets less than this, by the size of its tower.
     """
-    if options.mem_fraction_static is not None:
-        return options.mem_fraction_static
+    given = options.mem_fraction_static
+    if given is not None:
+        if not 0 < given <= 1:
+            raise KvtoolError(f"--mem-fraction-static {given} must be above 0 and at most 1")
+        return given
     memory_mib = gpu.memory_bytes / MIB
     return round((memory_mib - _reserved_mib(options, gpu, memory_mib, mla=mla)) / memory_mib, 3)
 

@@ -130,7 +130,7 @@ def inexact(plan: VllmPlan) -> Iterator[str]:
 def assumptions(plan: VllmPlan, options: EngineOptions) -> Iterator[str]:
     """What the plan takes for given, and what vLLM would warn of."""
     inputs = plan.inputs
-    if options.version not in (None, VERSION):
+    if options.asks_other_than(VERSION):
         yield f"vLLM {VERSION} is modelled, not {options.version}: another release may plan otherwise"
     if options.gpu is None:
         yield f"vLLM's defaults and block sizes are those on one {ASSUMED_GPU}: --gpu names another card"

@@ -14,7 +14,7 @@ from kvtool.sizing.engines.vllm.hybrid import paged_layers
 from kvtool.sizing.engines.vllm.inputs import Inputs, resolve
 from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.packed import pack_layers
-from kvtool.sizing.engines.vllm.refusal import RefusedError, check_supported
+from kvtool.sizing.engines.vllm.refusal import RefusedError, check_batch, check_supported
 from kvtool.sizing.fit import largest
 from kvtool.sizing.parallel import pipeline_stages
 from kvtool.units import GIB
@@ -102,6 +102,7 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
     inputs = resolve(model, options)
     empty = VllmPlan(inputs=inputs, pool_bytes=pool_bytes)
     try:
+        check_batch(inputs.max_num_batched_tokens, inputs.max_num_seqs)
         check_supported(inputs.model, inputs.parallel)
         by_layer = paged_layers(inputs, choose_backend(inputs))
         groups = _groups([cache for layer in by_layer for cache in layer], inputs)

@@ -53,6 +53,14 @@ def check_supported(model: Model, parallel: Parallel) -> None:
         _check_dcp(model, parallel)
 
 
+def check_batch(tokens: int, sequences: int) -> None:
+    """Raises RefusedError where a step could not give every sequence a token (SchedulerConfig)."""
+    if tokens < sequences:
+        raise RefusedError(
+            f"max_num_batched_tokens ({tokens}) must be greater than or equal to max_num_seqs ({sequences})."
+        )
+
+
 def _check_sharing(model: Model, parallel: Parallel) -> None:
     """A layer can only read the cache of a layer on its own pipeline stage."""
     for stage in pipeline_stages(range(model.num_layers), parallel.pp):

@@ -7,6 +7,7 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
+from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.memory import chunked_prefill_size, estimate_pool_bytes, mem_fraction_static
 from kvtool.sizing.fit import budget
@@ -43,6 +44,13 @@ def test_a_small_decode_graph_still_leaves_10_gib_on_a_large_card() -> None:
 def test_chunks_by_card(card: str, chunk: int) -> None:
     assert chunked_prefill_size(replace(OPTIONS, gpu=find_gpu(card))) == chunk
     assert chunked_prefill_size(replace(OPTIONS, gpu=find_gpu(card), chunked_prefill_size=512)) == 512
+
+
+@pytest.mark.parametrize("part", [0.0, -0.5, 1.5, float("nan")])
+def test_a_part_of_a_card_is_no_more_than_the_card(part: float) -> None:
+    card = find_gpu("h100")
+    with pytest.raises(KvtoolError, match=r"--mem-fraction-static .* must be above 0 and at most 1"):
+        mem_fraction_static(EngineOptions(name="sglang", mem_fraction_static=part), card, mla=False)
 
 
 def test_the_flag_wins_and_the_pool_is_what_weights_leave() -> None:

@@ -95,6 +95,13 @@ def test_what_is_missing_is_exactly_what_would_make_it_fit() -> None:
     assert vllm("llama-3.1-8b", pool_bytes=(1 << 30) + missing).fits
 
 
+def test_a_step_must_have_a_token_for_every_sequence() -> None:
+    said = "max_num_batched_tokens ({}) must be greater than or equal to max_num_seqs ({})."
+    assert refusal("llama-3.1-8b", max_num_batched_tokens=100, max_num_seqs=200) == said.format(100, 200)
+    assert refusal("llama-3.1-8b", max_num_seqs=100_000) == said.format(8192, 100_000)
+    assert vllm("llama-3.1-8b", max_num_batched_tokens=100).inputs.max_num_seqs == 100
+
+
 def test_no_memory_at_all_is_refused_too() -> None:
     assert refusal("llama-3.1-8b", pool_bytes=0) == "No available memory for the cache blocks."
 
