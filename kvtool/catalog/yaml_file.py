@@ -28,5 +28,6 @@ def read_yaml(path: Path) -> object:
 def _refuse_aliases(data: bytes, path: Path) -> None:
     for event in yaml.parse(data, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1
-            raise KvtoolError(f"{path}, line {line}: alias *{event.anchor[:40]} is not read: write the block out")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            name = (event.anchor or "")[:40]
+            raise KvtoolError(f"{path}, line {line}: alias *{name} is not read: write the block out")

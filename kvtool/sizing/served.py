@@ -44,9 +44,8 @@ def serve(plan: SizePlan, name: str, *, users: int | None, context: int | None) 
     Raises KvtoolError for what the engine cannot be asked, and where the weights are not known.
     """
     pool_bytes(plan, plan.options)
-    most = (plan.options.max_num_seqs or MAX_BATCH_SIZE) * (
-        plan.options.parallel.dp if plan.options.max_num_seqs else 1
-    )
+    bounds = [bound for bound in (plan.options.max_num_seqs, plan.options.max_num_batched_tokens) if bound is not None]
+    most = min(bounds) * plan.options.parallel.dp if bounds else MAX_BATCH_SIZE
     longest = context or plan.options.max_context(plan.model) or MAX_LENGTH_TOKENS
 
     def holds(sequences: int, tokens: int) -> bool:

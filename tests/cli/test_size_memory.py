@@ -82,7 +82,7 @@ def test_a_calibration_takes_the_place_of_the_estimates(size: Size, tmp_path: Pa
     path = tmp_path / "calibration.json"
     path.write_text(CALIBRATION)
     done = size("--gpu", "h100", "--context", "8k", "--calibration", str(path))
-    assert "A GPU: 50.29 GiB for cache, as measured." in done.out
+    assert "A GPU: 50.29 GiB for cache, as given." in done.out
     assert "measured, not estimated: kv_pool_bytes 50.29 GiB a GPU (a log of vLLM)" in done.out.replace("\n", " ")
     (row,) = document(size("--gpu", "h100", "--context", "8k", "--calibration", str(path), "--json"))["rows"]
     fit = row["fit"]
