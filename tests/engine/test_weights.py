@@ -92,7 +92,7 @@ def rewrite(folder: Path, name: str, tensor: Tensor | None) -> None:
 
 
 def source_of(folder: Path) -> SafetensorsWeights:
-    return SafetensorsWeights(folder, **FP32)
+    return SafetensorsWeights(folder, resolve_model(str(folder)), **FP32)
 
 
 def assert_one_line(error: pytest.ExceptionInfo[KvtoolError]) -> None:
@@ -143,7 +143,7 @@ def test_a_truncated_safetensors_file_is_refused(folder: Path, kept_bytes: int) 
 
 def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(KvtoolError, match=r"has no \*\.safetensors file: point --weights at a folder") as error:
-        source_of(tmp_path)
+        SafetensorsWeights(tmp_path, resolve_model("llama-3.1-8b"), **FP32)
     assert_one_line(error)
 
 
