@@ -62,7 +62,7 @@ def test_a_model_cut_to_fewer_layers_has_the_same_first_ones(tiny: SaveTiny) -> 
 
 
 def test_random_weights_run_every_kind_of_attention(tiny: SaveTiny) -> None:
-    for name in ("mistral-window", "qwen2", "qwen3-moe", "deepseek-v3-yarn"):
+    for name in ("mistral-window", "qwen2", "qwen3-moe", "deepseek-v3-yarn", "gemma3", "gpt-oss", "gpt2", "opt"):
         model = resolve_model(str(tiny(name).folder))
         loaded = LoadedModel(model, EngineConfig(device="cpu", seed=5), max_positions=MAX_POSITIONS)
         once, again = (generate(engine_of(loaded), [prompt(20)], max_tokens=5)[0] for _ in range(2))

@@ -86,6 +86,7 @@ _LONGROPE = {
     "short_factor": [1.0, 1.3, 2.0, 4.5, 5.0, 7.5],
     "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
 }
+_LONG_CONTEXT = {"max_position_embeddings": 4096, "original_max_position_embeddings": 1024}
 _PHI3 = {**_PLAIN, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 # Every query and key of a tiny model is small: without a larger scale and narrower caps, soft-caps would cap nothing.
 _GEMMA = {
@@ -156,7 +157,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "phi3": Phi3Config(**_PHI3),
     "phi3-window": Phi3Config(**_PHI3, sliding_window=13),
     "phi3-longrope": Phi3Config(
-        **_PHI3 | {"max_position_embeddings": 4096}, rope_parameters=_LONGROPE | {"partial_rotary_factor": 0.75}
+        **_PHI3 | _LONG_CONTEXT, rope_parameters=_LONGROPE | {"partial_rotary_factor": 0.75}
     ),
     "olmo2": Olmo2Config(**_PLAIN),
     "smollm3": SmolLM3Config(**_PLAIN | {"num_hidden_layers": 5}, pad_token_id=0),

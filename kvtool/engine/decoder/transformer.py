@@ -116,7 +116,9 @@ class Embedding:
         if self.offset is not None:
             longest = model.max_position_embeddings or max_positions
             if max_positions > longest:
-                raise KvtoolError(f"{model.id} has learned {longest} positions: {max_positions} are too many")
+                raise KvtoolError(
+                    f"{model.id} has {longest} learned positions: prompt and output of {max_positions} are too long"
+                )
             rows = longest + self.offset
             self.positions = weights.tensor("model.embed_positions.weight", rows, model.hidden_size)
 
