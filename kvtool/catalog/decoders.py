@@ -199,7 +199,10 @@ def _interleaved(fields: Fields, family: str) -> bool:
 
 
 def _eos(fields: Fields) -> tuple[int, ...]:
+    """A multimodal config says them outside its text model."""
     value = fields.get("eos_token_id")
+    if value is None and fields.outer is not None:
+        return _eos(fields.outer)
     if isinstance(value, list):
         return tuple(fields.integers("eos_token_id") or [])
     token = fields.optional_integer("eos_token_id", low=-1)

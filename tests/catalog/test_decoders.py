@@ -147,6 +147,15 @@ def test_gemma_3_in_the_form_of_transformers_5() -> None:
     assert scaled.refused == "scaled positions in sliding layers"
 
 
+def test_a_multimodal_config_says_where_text_ends_outside_its_text_model() -> None:
+    text = {
+        "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 32,
+    }  # fmt: skip
+    found = of({"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text})
+    assert (found.family, found.eos_token_ids) == ("gemma3_text", (1, 106))
+
+
 def test_soft_caps_are_the_class_default_unless_given_or_switched_off() -> None:
     default, given = (
         decoder(model_type="gemma2", **GEMMA, **caps)
