@@ -102,9 +102,31 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held_for_reuse
+    return min(_machine_bytes(Path("/proc/meminfo")), *_container_bytes(Path("/sys/fs/cgroup")))
+
+
+def _machine_bytes(meminfo: Path) -> int:
+    """What the kernel says can be had, else all there is."""
     try:
-        with open("/proc/meminfo") as meminfo:
-            fields = dict(line.split(":") for line in meminfo)
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_bytes(cgroup: Path) -> list[int]:
+    """What a container's memory limit leaves, by cgroup version 2 or 1; empty where there is no limit ("max"). File
+    pages that nobody reads any more can be had too.
+    """
+    left = []
+    for limit, used, statistics in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        try:
+            fields = dict(line.split() for line in (cgroup / statistics).read_text().splitlines())
+            held = int((cgroup / used).read_text()) - int(fields["inactive_file"])
+            left.append(max(0, int((cgroup / limit).read_text()) - held))
+        except (OSError, KeyError, ValueError):
+            continue
+    return left

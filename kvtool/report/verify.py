@@ -79,4 +79,7 @@ def _difference(row: VerifyRow) -> str:
     amount = f"{'+' if row.difference > 0 else '-'}{_number(row.unit, abs(row.difference))}"
     if row.verdict == "equal":
         return f"({amount})"
-    return f"{amount} ({row.difference / row.logged:+.1%})" if row.logged else amount
+    if not row.logged:
+        return amount
+    share = row.difference / row.logged
+    return f"{amount} ({share:+.1%})" if abs(share) < 1 else f"{amount} ({share:+.0%})"
