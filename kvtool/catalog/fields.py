@@ -137,6 +137,13 @@ class Fields:
         self._check_length(name, value, length)
         return list(value)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A required list of finite numbers."""
+        value = self.get(name)
+        if not isinstance(value, list) or not all(type(item) in (int, float) and abs(item) < 1e18 for item in value):
+            raise self.error(f"field {name!r} is {_show(value)}: a list of numbers is needed")
+        return tuple(float(item) for item in value)
+
     def _check_length(self, name: str, value: list[object], length: int | None) -> None:
         if length is not None and len(value) != length:
             raise self.error(f"field {name!r} has {len(value)} items, but there are {length} layers")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
+from kvtool.catalog.decoder import Decoder, Router
 from kvtool.catalog.families.family import MAX_LAYERS
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.gguf_file import GgufFile, read_gguf
 from kvtool.catalog.gguf_recurrent import recurrent_at, recurrent_state
 from kvtool.catalog.model import (
     CacheKind,
-    Decoder,
     FullAttention,
     LatentAttention,
     Layer,
@@ -20,7 +20,6 @@ from kvtool.catalog.model import (
     Moe,
     Quantisation,
     RecurrentLayer,
-    Router,
     SharedAttention,
     SlidingAttention,
 )

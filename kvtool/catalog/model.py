@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kvtool.catalog.decoder import Decoder
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullAttention:
@@ -213,58 +215,6 @@ class Quantisation:
     bits_per_weight: float | None
     expert_bits: float | None = None
     whole: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeScaling:
-    """Long-context scaling of rotary positions, with HF's names. `kind`: llama3 | yarn | linear."""
-
-    kind: str
-    factor: float
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    truncate: bool = True  # whether YaRN's range of dimensions is rounded to whole ones
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Router:
-    """How experts are chosen. `scoring`: softmax | sigmoid. Groups as in DeepSeek-V2/V3 (1 group = none)."""
-
-    scoring: str = "softmax"
-    normalise: bool = True
-    scale: float = 1.0
-    groups: int = 1
-    groups_kept: int = 1
-    group_score: str = "max"  # max (DeepSeek-V2) | top2 (DeepSeek-V3)
-    bias: bool = False  # a learned correction of the choice, not of the weight (DeepSeek-V3)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoder:
-    """What running a model needs beyond its sizes. `exact` is False where a catalogue entry has its family's defaults.
-
-    `family` names the decoder: llama | mistral | qwen2 | qwen3 | mixtral | qwen3_moe | deepseek_v2 | deepseek_v3.
-    """
-
-    family: str
-    exact: bool
-    activation: str = "silu"
-    norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    rope_interleaved: bool = False
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    router: Router | None = None
-    eos_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

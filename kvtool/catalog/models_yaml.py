@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from kvtool.catalog.attention import attention_name
+from kvtool.catalog.decoder import Decoder, RopeScaling, Router
 from kvtool.catalog.decoders import default_decoder
 from kvtool.catalog.layer_kinds import CACHES, written_layers
 from kvtool.catalog.layer_pattern import expand_pattern
@@ -17,7 +18,6 @@ from kvtool.catalog.model import (
     ChunkedAttention,
     CompressedAttention,
     CrossAttention,
-    Decoder,
     FullAttention,
     GatedDeltaNet,
     Indexer,
@@ -31,8 +31,6 @@ from kvtool.catalog.model import (
     Moe,
     OtherState,
     Quantisation,
-    RopeScaling,
-    Router,
     SharedAttention,
     ShortConvolution,
     SlidingAttention,

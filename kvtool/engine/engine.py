@@ -120,9 +120,9 @@ class LoadedModel:
             if self.model.moe is not None:
                 found.append("experts are drawn evenly, because a router of random weights has learned nothing")
             if not decoder.exact:
-                found.append(
-                    f"RoPE theta and norm epsilon are the defaults of the {decoder.family} family: no effect on time"
-                )
+                rotary = decoder.position_offset is None
+                unread = "RoPE theta and norm epsilon are the defaults" if rotary else "norm epsilon is the default"
+                found.append(f"{unread} of the {decoder.family} family: no effect on time")
         if any(isinstance(layer.cache, SlidingAttention) for layer in self.model.layers):
             found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
         if self.model.num_layers != self.num_layers_of:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvtool.catalog.model import Decoder, FullAttention, Layer, Model
+from kvtool.catalog.decoder import Decoder
+from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import LoadedModel
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtool.catalog.checkpoint import read_header
+from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.gguf_file import read_gguf
 from kvtool.catalog.gguf_model import gguf_model
 from kvtool.catalog.model import (
     CacheKind,
-    Decoder,
     FullAttention,
     GatedDeltaNet,
     KimiDeltaAttention,

@@ -158,12 +158,14 @@ def test_indexers_of_glm_5_3_sit_where_its_schedule_puts_them() -> None:
 
 
 def test_families_the_engine_runs_have_a_decoder_that_says_it_is_not_exact() -> None:
-    llama, k2, gemma = (CATALOGUE.get(name) for name in ("llama-3.1-8b", "kimi-k2", "gemma-2-9b"))
+    llama, k2, gemma, falcon = (CATALOGUE.get(name) for name in ("llama-3.1-8b", "kimi-k2", "gemma-2-9b", "falcon-7b"))
     assert llama.decoder is not None
     assert (llama.decoder.family, llama.decoder.exact, llama.decoder.rope_theta) == ("llama", False, 500000.0)
     assert k2.decoder is not None
     assert k2.decoder.family == "deepseek_v3"
-    assert gemma.decoder is None
+    assert gemma.decoder is not None
+    assert (gemma.decoder.exact, gemma.decoder.attention_softcap, gemma.decoder.logit_softcap) == (False, 50.0, 30.0)
+    assert falcon.decoder is None
 
 
 def test_parameter_counts_that_mislead_were_replaced() -> None:

@@ -56,7 +56,7 @@ def test_tables_fit_the_terminal(kvtool: Kvtool) -> None:
     ("args", "message"),
     [
         (("bench", "smolm2-135m"), "did you mean"),
-        (("bench", "gpt2"), "does not run"),
+        (("bench", "falcon-7b"), "does not run"),
         (("bench", "--input-len", "-5"), "-5"),
         (("bench", "--input-len", "0"), "whole number of tokens"),
         (("bench", "--batch-size", "0"), "batch size 0"),

@@ -76,7 +76,10 @@ def test_a_narrow_cache_stays_close_to_the_reference(
     assert float(torch.stack(cosines).median()) > closeness  # the median: a rounding may send a token to another expert
 
 
-@pytest.mark.parametrize("name", ["llama-3-gqa", "llama-biased", "qwen2", "qwen3", "deepseek-v2-biased"])
+@pytest.mark.parametrize("name", [
+    *("llama-3-gqa", "llama-biased", "qwen2", "qwen3", "deepseek-v2-biased", "gemma2", "gemma3", "gpt-oss", "phi3"),
+    *("phi3-longrope", "olmo2", "smollm3", "gpt2", "opt"),
+])  # fmt: skip
 def test_bf16_is_as_close_as_bf16_can_be(tiny: SaveTiny, name: str) -> None:
     """Packed products, biases and gates: logits differ from those of fp32 by a few percent of their spread."""
     reference = tiny(name)

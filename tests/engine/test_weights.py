@@ -62,7 +62,7 @@ def test_a_model_cut_to_fewer_layers_has_the_same_first_ones(tiny: SaveTiny) -> 
 
 
 def test_random_weights_run_every_kind_of_attention(tiny: SaveTiny) -> None:
-    for name in ("mistral-window", "qwen2", "qwen3-moe", "deepseek-v3-yarn"):
+    for name in ("mistral-window", "qwen2", "qwen3-moe", "deepseek-v3-yarn", "gemma3", "gpt-oss", "gpt2", "opt"):
         model = resolve_model(str(tiny(name).folder))
         loaded = LoadedModel(model, EngineConfig(device="cpu", seed=5), max_positions=MAX_POSITIONS)
         once, again = (generate(engine_of(loaded), [prompt(20)], max_tokens=5)[0] for _ in range(2))
@@ -92,7 +92,7 @@ def rewrite(folder: Path, name: str, tensor: Tensor | None) -> None:
 
 
 def source_of(folder: Path) -> SafetensorsWeights:
-    return SafetensorsWeights(folder, **FP32)
+    return SafetensorsWeights(folder, resolve_model("llama-3.1-8b"), **FP32)
 
 
 def assert_one_line(error: pytest.ExceptionInfo[KvtoolError]) -> None:
@@ -143,7 +143,7 @@ def test_a_truncated_safetensors_file_is_refused(folder: Path, kept_bytes: int) 
 
 def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(KvtoolError, match=r"has no \*\.safetensors file: point --weights at a folder") as error:
-        source_of(tmp_path)
+        SafetensorsWeights(tmp_path, resolve_model("llama-3.1-8b"), **FP32)
     assert_one_line(error)
 
 

@@ -1,11 +1,14 @@
-"""MHA, MQA and GQA over pages, full or sliding: fused QKV, optional bias and QK norm, RoPE, store, attend."""
+"""MHA, MQA and GQA over pages, full or sliding: fused QKV, optional bias, QK norm and RoPE, store, attend."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvtool.catalog.model import Decoder, FullAttention, SlidingAttention
+from kvtool.catalog.decoder import Decoder
+from kvtool.catalog.model import FullAttention, SlidingAttention
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate
@@ -26,10 +29,16 @@ class GroupedQueryAttention:
         decoder: Decoder,
         weights: WeightSource,
         prefix: str,
+        rotates: bool = True,
     ) -> None:
         self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
-        self.window = shape.window if isinstance(shape, SlidingAttention) else 0
-        self.scale = self.head_dim**-0.5
+        self.rotates, self.is_local = rotates, isinstance(shape, SlidingAttention)
+        self.softmax: dict[str, Any] = {
+            "scale": decoder.attention_scale or self.head_dim**-0.5,
+            "window": shape.window if isinstance(shape, SlidingAttention) else 0,
+            "softcap": decoder.attention_softcap,
+            "sinks": weights.tensor(f"{prefix}.sinks", num_heads) if decoder.attention_sinks else None,
+        }
         rows = {"q_proj": num_heads, "k_proj": shape.kv_heads, "v_proj": shape.kv_heads}
         tensors = [
             weights.tensor(f"{prefix}.{name}.weight", heads * self.head_dim, hidden_size)
@@ -45,8 +54,16 @@ class GroupedQueryAttention:
             weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.head_dim),
             weights.tensor(f"{prefix}.o_proj.bias", hidden_size) if decoder.output_bias else None,
         )
-        norms = self._stacked_norms(weights, prefix) if decoder.qk_norm else None
-        self.qk_norm = None if norms is None else RmsNorm(norms, decoder.norm_eps)
+        self.qk_norm = self.q_norm = self.k_norm = None
+        if decoder.qk_norm_spans_heads:
+            self.q_norm, self.k_norm = (
+                RmsNorm(weights.tensor(f"{prefix}.{name}.weight", heads * self.head_dim), decoder.norm_eps)
+                for name, heads in (("q_norm", num_heads), ("k_norm", shape.kv_heads))
+            )
+        elif decoder.qk_norm:
+            self.qk_norm = RmsNorm(self._stacked_norms(weights, prefix), decoder.norm_eps)
+        # The fused kernel normalises by head and turns whole heads.
+        self.fusable = rotates and decoder.rotary_fraction == 1.0 and self.q_norm is None
 
     def _stacked_norms(self, weights: WeightSource, prefix: str) -> Tensor:
         """[HQ + HKV, D]: one weight row per head, so that Q and K are normalised in one pass."""
@@ -63,18 +80,28 @@ class GroupedQueryAttention:
         """Q and K normalised and turned; K and V written to the cache; Q [T, HQ, D] returned."""
         assert cache.v is not None
         where = (cache.k, cache.v, step.batch.slots)
-        if step.kernels.fused is not None:
+        rotation = step.local_rotation if self.is_local else step.rotation
+        if step.kernels.fused is not None and self.fusable:
             norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
             return step.kernels.fused.split_qkv(
-                qkv, norms, eps, step.rotation, *where, k_scale=cache.k_scale, v_scale=cache.v_scale
+                qkv, norms, eps, rotation, *where, k_scale=cache.k_scale, v_scale=cache.v_scale
             )
         qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
-        if self.qk_norm is not None:
-            qk = self.qk_norm(qk)
-        qk = rotate(qk, step.rotation)
+        qk = self._normalised(qk)
+        if self.rotates:
+            qk = rotate(qk, rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         step.kernels.store_kv(k, v, *where, k_scale=cache.k_scale, v_scale=cache.v_scale)
         return q
+
+    def _normalised(self, qk: Tensor) -> Tensor:
+        """qk [T, HQ + HKV, D], by head or over all heads of Q and of K."""
+        if self.qk_norm is not None:
+            return self.qk_norm(qk)
+        if self.q_norm is None or self.k_norm is None:
+            return qk
+        q, k = qk.flatten(1).split((self.q_norm.size, self.k_norm.size), dim=-1)
+        return torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1).view(qk.shape)
 
     def _attend(self, q: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
         assert cache.v is not None
@@ -88,8 +115,7 @@ class GroupedQueryAttention:
                 cache.v,
                 decode.block_tables,
                 decode.seq_lens,
-                scale=self.scale,
-                window=self.window,
+                **self.softmax,
                 k_scale=cache.k_scale,
                 v_scale=cache.v_scale,
             )
@@ -101,8 +127,7 @@ class GroupedQueryAttention:
                 prefill.block_tables,
                 prefill.seq_lens,
                 prefill.query_starts,
-                scale=self.scale,
-                window=self.window,
+                **self.softmax,
                 k_scale=cache.k_scale,
                 v_scale=cache.v_scale,
                 max_query_len=prefill.max_query_len,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvtool.catalog.model import Decoder, LatentAttention
+from kvtool.catalog.decoder import Decoder
+from kvtool.catalog.model import LatentAttention
 from kvtool.engine.batch import Rows
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import gelu, linear, relu, silu
 
+from kvtool.catalog.decoder import ClampedSwiglu
 from kvtool.engine.decoder.packed import FEW_ROWS, packed_gated_linear, packed_linear
 from kvtool.errors import KvtoolError
 from kvtool.kernels import StepKernels
-from kvtool.kernels.native import native, serves
+from kvtool.kernels.native import ACTIVATIONS, native, serves
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_new": lambda x: gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: gelu(x, approximate="tanh"),
+    "relu": relu,
 }
 
 
@@ -47,9 +49,8 @@ class GatedLinear:
     """
 
     def __init__(self, gate: Tensor, up: Tensor, activation: str, biases: tuple[Tensor, Tensor] | None = None) -> None:
-        if activation not in _ACTIVATIONS:
-            raise KvtoolError(f"activation {activation!r} is not one the engine runs: {', '.join(_ACTIVATIONS)}")
         self.activation = activation
+        self.activated = _activation(activation)
         self.weights = (gate, up)
         self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
         self.packed = packed_gated_linear(gate, up, self.biases, activation)
@@ -61,6 +62,34 @@ class GatedLinear:
         if fused is not None and self.activation == "silu":
             return fused.silu_mul(gate, up)
         kernels = native()
-        if kernels is not None and serves(gate, up):
+        if kernels is not None and self.activation in ACTIVATIONS and serves(gate, up):
             return kernels.gate_(gate, up, self.activation)
-        return _ACTIVATIONS[self.activation](gate).mul_(up)
+        return self.activated(gate).mul_(up)
+
+
+class ClampedGatedLinear:
+    """x [T, in] -> (up + 1) * gate * sigmoid(alpha * gate) of gate and up products clamped to `limit` (gpt-oss)."""
+
+    def __init__(self, gate: Linear, up: Linear, swiglu: ClampedSwiglu) -> None:
+        self.gate, self.up, self.swiglu = gate, up, swiglu
+
+    def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
+        limit = self.swiglu.limit
+        gate, up = self.gate(x).clamp(max=limit), self.up(x).clamp(-limit, limit)
+        return (up + 1) * (gate * (gate * self.swiglu.alpha).sigmoid())
+
+
+class ActivatedLinear:
+    """x [T, in] -> activation(x W^T + b). Raises KvtoolError for an unknown activation."""
+
+    def __init__(self, product: Linear, activation: str) -> None:
+        self.product, self.activated = product, _activation(activation)
+
+    def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
+        return self.activated(self.product(x))
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in _ACTIVATIONS:
+        raise KvtoolError(f"activation {name!r} is not one the engine runs: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]

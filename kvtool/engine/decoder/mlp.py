@@ -1,4 +1,4 @@
-"""Gated MLPs, dense or as a mixture of experts."""
+"""MLPs, dense or as a mixture of experts."""
 
 from __future__ import annotations
 
@@ -6,47 +6,52 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softmax
+from torch.nn.functional import linear, softmax
 
-from kvtool.catalog.model import Moe, Router
+from kvtool.catalog.decoder import Decoder, Router
+from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
-from kvtool.engine.decoder.linear import GatedLinear, Linear
+from kvtool.engine.decoder.linear import ActivatedLinear, ClampedGatedLinear, GatedLinear, Linear
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels import StepKernels
 
+Inner = GatedLinear | ClampedGatedLinear | ActivatedLinear
 
-class GatedMlp:
-    """down(act(gate x) * up x) + plus. `names` are those of gate, up and down below `prefix`."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        activation: str,
-        weights: WeightSource,
-        prefix: str,
-        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
-        biased: bool = False,
-    ) -> None:
-        gate, up, down = names
-        inner = intermediate_size
-        self.gated = GatedLinear(
-            weights.tensor(f"{prefix}.{gate}.weight", inner, hidden_size),
-            weights.tensor(f"{prefix}.{up}.weight", inner, hidden_size),
-            activation,
-            (weights.tensor(f"{prefix}.{gate}.bias", inner), weights.tensor(f"{prefix}.{up}.bias", inner))
-            if biased
-            else None,
-        )
-        self.down = Linear(
-            weights.tensor(f"{prefix}.{down}.weight", hidden_size, inner),
-            weights.tensor(f"{prefix}.{down}.bias", hidden_size) if biased else None,
-        )
+class Mlp:
+    """down(inner x) + plus."""
+
+    def __init__(self, inner: Inner, down: Linear) -> None:
+        self.inner, self.down = inner, down
 
     def __call__(
         self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
     ) -> Tensor:
-        return self.down(self.gated(x, fused), plus)
+        return self.down(self.inner(x, fused), plus)
+
+
+def load_mlp(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> Mlp:
+    """An MLP, or one expert, of the decoder's kind and `width` inner elements."""
+
+    def product(name: str, rows: int, columns: int) -> Linear:
+        bias = weights.tensor(f"{prefix}.{name}.bias", rows) if decoder.mlp_bias else None
+        return Linear(weights.tensor(f"{prefix}.{name}.weight", rows, columns), bias)
+
+    down = product("down_proj", hidden_size, width)
+    if not decoder.gated_mlp:
+        return Mlp(ActivatedLinear(product("up_proj", width, hidden_size), decoder.activation), down)
+    if decoder.clamped_swiglu is not None:
+        gate, up = (product(name, width, hidden_size) for name in ("gate_proj", "up_proj"))
+        return Mlp(ClampedGatedLinear(gate, up, decoder.clamped_swiglu), down)
+    return Mlp(_gated(hidden_size, width, decoder, weights, prefix), down)
+
+
+def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> GatedLinear:
+    gate, up = (weights.tensor(f"{prefix}.{name}.weight", width, hidden_size) for name in ("gate_proj", "up_proj"))
+    biases = None
+    if decoder.mlp_bias:
+        biases = (weights.tensor(f"{prefix}.gate_proj.bias", width), weights.tensor(f"{prefix}.up_proj.bias", width))
+    return GatedLinear(gate, up, decoder.activation, biases)
 
 
 class MoeMlp:
@@ -56,17 +61,22 @@ class MoeMlp:
         self,
         moe: Moe,
         router: Callable[[Tensor, StepBatch], tuple[Tensor, Tensor]],
-        experts: list[GatedMlp],
-        shared: GatedMlp | None,
+        experts: list[Mlp],
+        shared: Mlp | None,
     ) -> None:
         self.moe = moe
         self.router = router
         self.experts = experts
         self.shared = shared
 
-    def __call__(self, x: Tensor, batch: StepBatch, plus: Tensor, fused: StepKernels | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
+    ) -> Tensor:
         chosen, shares = self.router(x, batch)
-        out = self.shared(x, batch, plus, fused) if self.shared else plus.clone()
+        if self.shared is not None:
+            out = self.shared(x, batch, plus, fused)
+        else:
+            out = torch.zeros_like(x) if plus is None else plus.clone()
         for expert in chosen.unique().tolist():
             rows, ranks = (chosen == expert).nonzero(as_tuple=True)
             expert_out = self.experts[expert](x[rows], batch, fused=fused)
@@ -81,12 +91,13 @@ class LearnedRouter:
         self.moe = moe
         self.router = router
         self.weight = weights.tensor(f"{prefix}.weight", moe.num_experts, hidden_size).float()
+        self.logit_bias = weights.tensor(f"{prefix}.bias", moe.num_experts).float() if router.logit_bias else None
         self.bias = (
             weights.tensor(f"{prefix}.e_score_correction_bias", moe.num_experts).float() if router.bias else None
         )
 
     def __call__(self, x: Tensor, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        logits = x.float() @ self.weight.T
+        logits = linear(x.float(), self.weight, self.logit_bias)
         scores = logits.sigmoid() if self.router.scoring == "sigmoid" else softmax(logits, dim=-1)
         preferred = scores if self.bias is None else scores + self.bias
         if self.router.groups > 1:

@@ -1,4 +1,4 @@
-"""RMSNorm: x / rms(x) * weight, computed in fp32."""
+"""RMSNorm, x / rms(x) * weight, and LayerNorm, computed in fp32."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, rms_norm
 
+from kvtool.catalog.decoder import Decoder
+from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.native import native, serves
 
 _FEW_ROWS = 64
 
 
 class RmsNorm:
-    """Over the last dimension of x [..., n]; `weight` is [n], or [heads, n] for one row a head.
+    """Over the last dimension of x [..., n]; `weight` is [n], or [heads, n] for one row a head, in x's dtype or fp32.
 
     torch has a kernel for it on GPUs only; the compiled kernels have one for bf16 on CPUs. Without them few rows cost
     what their number of operations costs, and the LayerNorm kernel does it in three: the mean of (x, -x) is 0 and its
@@ -30,6 +32,8 @@ class RmsNorm:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.weight.dtype != x.dtype:
+            return (rms_norm(x.float(), (self.size,), eps=self.eps) * self.weight).to(x.dtype)
         kernels = native()
         if kernels is not None and self.weight.dim() == 1 and x.dim() == 2 and serves(x, self.weight):
             return kernels.rms_norm(x, self.weight, self.eps)
@@ -43,3 +47,24 @@ class RmsNorm:
         if self.weight.dim() == 1:
             return rms_norm(x, (self.size,), self.weight, eps=self.eps)
         return rms_norm(x, (self.size,), eps=self.eps) * self.weight
+
+
+class LayerNorm:
+    """(x - mean) / standard deviation * weight + bias over the last dimension of x [..., n]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+Norm = RmsNorm | LayerNorm
+
+
+def load_norm(decoder: Decoder, size: int, weights: WeightSource, name: str) -> Norm:
+    """The norm of the decoder's kind that is called `name`."""
+    weight = weights.tensor(f"{name}.weight", size)
+    if decoder.norm_kind == "layer":
+        return LayerNorm(weight, weights.tensor(f"{name}.bias", size), decoder.norm_eps)
+    return RmsNorm(weight, decoder.norm_eps)

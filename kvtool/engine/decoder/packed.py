@@ -92,7 +92,7 @@ def packed_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear | None:
 
 def packed_gated_linear(gate: Tensor, up: Tensor, biases: Biases, activation: str) -> PackedGatedLinear | None:
     """The gated product with weights [out, in] for few rows, or None."""
-    if not packs_on(gate.device, gate.dtype):
+    if activation not in _POST_OPS or not packs_on(gate.device, gate.dtype):
         return None
     kernels = native()
     if kernels is not None and _fits(gate):

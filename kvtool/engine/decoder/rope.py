@@ -1,4 +1,4 @@
-"""Rotary position embedding, with the long-context scalings of Llama 3, YaRN and linear interpolation."""
+"""Rotary position embedding, with the long-context scalings of Llama 3, YaRN, LongRoPE and linear interpolation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kvtool.catalog.model import Decoder, RopeScaling
+from kvtool.catalog.decoder import RopeScaling
 from kvtool.errors import KvtoolError
 from kvtool.kernels.native import ROW, native, serves
 
@@ -16,9 +16,17 @@ class Rope:
     """Tables of cos and signed sin, [max_positions, dim] each: x cos + roll(x, dim/2) sin rotates halves."""
 
     def __init__(
-        self, decoder: Decoder, dim: int, max_positions: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        theta: float,
+        scaling: RopeScaling | None,
+        dim: int,
+        max_positions: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        frequencies, magnitude = rope_frequencies(decoder.rope_theta, dim, decoder.rope_scaling)
+        _require_short(scaling, max_positions)
+        frequencies, magnitude = rope_frequencies(theta, dim, scaling)
         angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
         cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         self._cos = torch.cat((cos, cos), dim=-1).to(device, dtype)
@@ -30,8 +38,11 @@ class Rope:
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x [T, heads, dim] turned by what `Rope.at` gave."""
+    """x [T, heads, dim] turned by what `Rope.at` gave; of wider heads the first dimensions are turned."""
     cos, sin = rotation
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((rotate(x[..., :turned], rotation), x[..., turned:]), dim=-1)
     kernels = native()
     if kernels is not None and serves(x, cos, sin) and x.shape[-1] % (2 * ROW) == 0:
         return kernels.rotate(x, cos, sin)
@@ -49,7 +60,19 @@ def rope_frequencies(theta: float, dim: int, scaling: RopeScaling | None) -> tup
         return _llama3(frequencies, scaling), 1.0
     if scaling.kind == "yarn":
         return _yarn(frequencies, theta, dim, scaling)
-    raise KvtoolError(f"rope scaling {scaling.kind!r} is not one the engine runs: linear, llama3 or yarn")
+    if scaling.kind == "longrope":
+        return _longrope(frequencies, scaling)
+    raise KvtoolError(f"rope scaling {scaling.kind!r} is not one the engine runs: linear, llama3, yarn or longrope")
+
+
+def _require_short(scaling: RopeScaling | None, max_positions: int) -> None:
+    """LongRoPE turns all positions in another way once a sequence outgrows the original context: its cache would hold
+    keys of both."""
+    original = scaling.original_max_position_embeddings if scaling and scaling.kind == "longrope" else None
+    if original is not None and max_positions > original:
+        raise KvtoolError(
+            f"the engine runs LongRoPE inside its original context of {original} tokens, not {max_positions}"
+        )
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -71,6 +94,16 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     turns = original * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _longrope(frequencies: Tensor, scaling: RopeScaling) -> tuple[Tensor, float]:
+    """Each pair of dimensions is slowed by a factor of its own (arXiv 2402.13753)."""
+    if len(scaling.short_factor) != len(frequencies):
+        raise KvtoolError(
+            f"rope scaling 'longrope' has {len(scaling.short_factor)} short factors for {len(frequencies)} frequencies"
+        )
+    magnitude = _required(scaling.attention_factor, "attention_factor", "longrope")
+    return frequencies / torch.tensor(scaling.short_factor, dtype=torch.float32), magnitude
 
 
 def _yarn(frequencies: Tensor, theta: float, dim: int, scaling: RopeScaling) -> tuple[Tensor, float]:

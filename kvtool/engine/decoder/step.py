@@ -13,11 +13,13 @@ from kvtool.kernels import Kernels
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """`rotation` is the cos and sin of the step's positions, computed once for all layers."""
+    """`rotation` is the cos and sin of the step's positions, computed once for all layers; `local_rotation` is that of
+    sliding layers where they have a base of their own."""
 
     batch: StepBatch
     kernels: Kernels
     rotation: tuple[Tensor, Tensor]
+    local_rotation: tuple[Tensor, Tensor]
 
 
 def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from kvtool.catalog.model import Decoder, FullAttention, LatentAttention, Layer, Model
+from kvtool.catalog.decoder import Decoder
+from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
-from kvtool.engine.decoder.mlp import EvenRouter, GatedMlp, LearnedRouter, MoeMlp
-from kvtool.engine.decoder.norm import RmsNorm
+from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter, Mlp, MoeMlp, load_mlp
+from kvtool.engine.decoder.norm import RmsNorm, load_norm
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.decoder.step import StepContext
 from kvtool.engine.pool import LayerCache
@@ -20,29 +21,46 @@ from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels import Kernels
 
-_EXPERT_NAMES = {"mixtral": ("block_sparse_moe", ("w1", "w3", "w2"))}
+# The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
+_NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "before": ("input_layernorm", None, "post_attention_layernorm", None),
+    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "around": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
 
 
 class DecoderLayer:
-    """x + attention(norm x), then + mlp(norm ·)."""
+    """x + attention(x), then + mlp(·), with norms before them, after them, or both."""
 
     def __init__(self, model: Model, decoder: Decoder, index: int, weights: WeightSource) -> None:
         prefix = f"model.layers.{index}"
-        hidden, eps = model.hidden_size, decoder.norm_eps
-        self.input_norm = RmsNorm(weights.tensor(f"{prefix}.input_layernorm.weight", hidden), eps)
-        self.mlp_norm = RmsNorm(weights.tensor(f"{prefix}.post_attention_layernorm.weight", hidden), eps)
-        self.attention = _attention(model.layers[index], model, decoder, weights, f"{prefix}.self_attn")
-        self.mlp = _mlp(model, decoder, index, weights, prefix)
+        self.attention_in, self.attention_out, self.mlp_in, self.mlp_out = (
+            load_norm(decoder, model.hidden_size, weights, f"{prefix}.{name}") if name else None
+            for name in _NORMS[decoder.norms]
+        )
+        self.attention = _attention(index, model, decoder, weights, f"{prefix}.self_attn")
+        self.mlp = _mlp(model, decoder, index, weights, f"{prefix}.mlp")
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
-        normed, fused = self.input_norm(x), step.kernels.fused
-        if fused is None:
-            x = self.attention(normed, step, cache, plus=x)
-            normed = self.mlp_norm(x)
+        fused = step.kernels.fused
+        normed = self.attention_in(x) if self.attention_in else x
+        alone = self.attention_out is not None or fused is not None  # what attention gives is not added at once
+        attended = self.attention(normed, step, cache, plus=None if alone else x)
+        if self.attention_out is not None:
+            attended = self.attention_out(attended)
+        if fused is not None and isinstance(self.mlp_in, RmsNorm):
+            normed, x = fused.add_rms_norm(attended, x, self.mlp_in.weight, self.mlp_in.eps)
         else:
-            attended = self.attention(normed, step, cache, plus=None)
-            normed, x = fused.add_rms_norm(attended, x, self.mlp_norm.weight, self.mlp_norm.eps)
-        return self.mlp(normed, step.batch, plus=x, fused=fused)
+            x = x + attended if alone else attended
+            normed = self.mlp_in(x) if self.mlp_in else x
+        if self.mlp_out is None:
+            return self.mlp(normed, step.batch, plus=x, fused=fused)
+        return x + self.mlp_out(self.mlp(normed, step.batch, fused=fused))
 
 
 class Transformer:
@@ -59,65 +77,101 @@ class Transformer:
     ) -> None:
         decoder = runnable_decoder(model)
         assert model.vocab_size is not None
+        hidden = model.hidden_size
         self.model = model
-        self.embedding = weights.tensor("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
+        self.logit_softcap = decoder.logit_softcap
+        self.embedding = Embedding(model, decoder, weights, max_positions)
         self.layers = [DecoderLayer(model, decoder, index, weights) for index in range(model.num_layers)]
-        self.norm = RmsNorm(weights.tensor("model.norm.weight", model.hidden_size), decoder.norm_eps)
+        self.norm = load_norm(decoder, hidden, weights, "model.norm")
         tied = model.tie_word_embeddings
-        head = self.embedding if tied else weights.tensor("lm_head.weight", model.vocab_size, model.hidden_size)
-        self.head = Linear(head)
-        self.rope = Rope(decoder, rotary_dim(model), max_positions, dtype=dtype, device=device)
+        self.head = Linear(
+            self.embedding.tokens if tied else weights.tensor("lm_head.weight", model.vocab_size, hidden)
+        )
+        rotary = (rotary_dim(model, decoder), max_positions)
+        self.rope = Rope(decoder.rope_theta, decoder.rope_scaling, *rotary, dtype=dtype, device=device)
+        local_theta = decoder.local_rope_theta
+        self.local_rope = Rope(local_theta, None, *rotary, dtype=dtype, device=device) if local_theta else self.rope
 
     @torch.inference_mode()
     def __call__(self, batch: StepBatch, caches: list[LayerCache], kernels: Kernels) -> Tensor:
         """Logits [len(sample_rows), vocab]. `caches` has one entry a layer."""
-        step = StepContext(batch, kernels, self.rope.at(batch.positions))
-        x = embedding(batch.token_ids, self.embedding)
+        rotation = self.rope.at(batch.positions)
+        local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
+        step = StepContext(batch, kernels, rotation, local)
+        x = self.embedding(batch)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, step, cache)
-        return self.head(self.norm(x[batch.sample_rows]))
+        logits = self.head(self.norm(x[batch.sample_rows]))
+        return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
+
+
+class Embedding:
+    """Token ids and positions of a step -> x [T, hidden]."""
+
+    def __init__(self, model: Model, decoder: Decoder, weights: WeightSource, max_positions: int) -> None:
+        assert model.vocab_size is not None
+        self.tokens = weights.tensor("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
+        self.scale = torch.tensor(model.hidden_size**0.5, dtype=self.tokens.dtype) if decoder.scaled_embedding else None
+        self.offset = decoder.position_offset
+        if self.offset is not None:
+            longest = model.max_position_embeddings or max_positions
+            if max_positions > longest:
+                raise KvtoolError(
+                    f"{model.id} has {longest} learned positions: prompt and output of {max_positions} are too long"
+                )
+            rows = longest + self.offset
+            self.positions = weights.tensor("model.embed_positions.weight", rows, model.hidden_size)
+
+    def __call__(self, batch: StepBatch) -> Tensor:
+        x = embedding(batch.token_ids, self.tokens)
+        if self.scale is not None:
+            x = x * self.scale
+        return x if self.offset is None else x + embedding(batch.positions + self.offset, self.positions)
 
 
 def runnable_decoder(model: Model) -> Decoder:
-    """The model's decoder facts. Raises KvtoolError for a model that the engine has no decoder for."""
+    """The model's decoder facts. Raises KvtoolError for a model that the engine has no decoder for, or not all of."""
     if model.decoder is None or model.vocab_size is None:
         raise KvtoolError(
             f"the engine does not run {model.id} (architecture {model.architecture!r}): `kvtool size` can size it"
         )
+    if model.decoder.refused is not None:
+        raise KvtoolError(
+            f"the engine does not run {model.id}, which has {model.decoder.refused}: `kvtool size` can size it"
+        )
     return model.decoder
 
 
-def rotary_dim(model: Model) -> int:
+def rotary_dim(model: Model, decoder: Decoder) -> int:
     """How many dimensions of a head are rotated."""
     cache = model.layers[0].cache
     if isinstance(cache, LatentAttention):
         return cache.qk_rope_head_dim
     assert isinstance(cache, FullAttention)
-    return cache.k_head_dim
+    return int(cache.k_head_dim * decoder.rotary_fraction)
 
 
 def _attention(
-    layer: Layer, model: Model, decoder: Decoder, weights: WeightSource, prefix: str
+    index: int, model: Model, decoder: Decoder, weights: WeightSource, prefix: str
 ) -> GroupedQueryAttention | MultiHeadLatentAttention:
-    shape = layer.cache
+    shape = model.layers[index].cache
     common = {"num_heads": model.num_heads, "hidden_size": model.hidden_size}
     if isinstance(shape, LatentAttention):
         return MultiHeadLatentAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix)
     if isinstance(shape, FullAttention):
-        return GroupedQueryAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix)
+        rotates = decoder.rotates(index)
+        return GroupedQueryAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix, rotates=rotates)
     raise KvtoolError(f"the engine does not run layers of kind {type(shape).__name__}: `kvtool size` can size them")
 
 
-def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, prefix: str) -> GatedMlp | MoeMlp:
-    hidden, activation = model.hidden_size, decoder.activation
-    moe = model.moe
+def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, prefix: str) -> Mlp | MoeMlp:
+    hidden, moe = model.hidden_size, model.moe
     if moe is None or not moe.is_sparse(index):
         if model.intermediate_size is None:
             raise KvtoolError(f"the engine cannot run {model.id}: its intermediate_size is not known")
-        return GatedMlp(hidden, model.intermediate_size, activation, weights, f"{prefix}.mlp", biased=decoder.mlp_bias)
-    block, names = _EXPERT_NAMES.get(decoder.family, ("mlp", ("gate_proj", "up_proj", "down_proj")))
+        return load_mlp(hidden, model.intermediate_size, decoder, weights, prefix)
     experts = [
-        GatedMlp(hidden, moe.intermediate_size, activation, weights, f"{prefix}.{block}.experts.{expert}", names)
+        load_mlp(hidden, moe.intermediate_size, decoder, weights, f"{prefix}.experts.{expert}")
         for expert in range(moe.num_experts)
     ]
     shared = moe.shared_intermediate_size
@@ -126,7 +180,7 @@ def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, pref
         moe,
         EvenRouter(moe, index)
         if weights.even_routing
-        else LearnedRouter(moe, decoder.router, hidden, weights, f"{prefix}.{block}.gate"),
+        else LearnedRouter(moe, decoder.router, hidden, weights, f"{prefix}.gate"),
         experts,
-        GatedMlp(hidden, shared, activation, weights, f"{prefix}.mlp.shared_experts") if shared else None,
+        load_mlp(hidden, shared, decoder, weights, f"{prefix}.shared_experts") if shared else None,
     )

@@ -29,9 +29,8 @@ _INNER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
 }
-_EXPERT_PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+_EXPERT_PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 # llama.cpp rotates pairs (0, 1), (2, 3), … for these architectures, so its converter interleaved their Q and K rows.
 _INTERLEAVED_ARCHITECTURES = ("llama",)
 
@@ -95,7 +94,7 @@ def _gguf_name(name: str) -> tuple[str, int | None]:
     if match is None:
         return _OUTER.get(name, name), None
     layer, module, kind = match.groups()
-    expert = re.fullmatch(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)", module)
+    expert = re.fullmatch(r"mlp\.experts\.(\d+)\.(\w+)", module)
     if expert is None:
         return f"blk.{layer}.{_INNER.get(module, module)}.{kind}", None
     return f"blk.{layer}.ffn_{_EXPERT_PARTS[expert[2]]}_exps.{kind}", int(expert[1])

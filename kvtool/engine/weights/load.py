@@ -20,7 +20,7 @@ def weight_source(model: Model, config: EngineConfig, dtype: torch.dtype, device
         return RandomWeights(seed=config.seed, dtype=dtype, device=device)
     path = Path(config.weights)
     if path.is_dir():
-        return SafetensorsWeights(path, dtype=dtype, device=device)
+        return SafetensorsWeights(path, model, dtype=dtype, device=device)
     if path.is_file() and path.suffix == ".gguf":
         cache = model.layers[0].cache
         if not isinstance(cache, FullAttention):

@@ -16,8 +16,8 @@ class WeightSource(Protocol):
     even_routing: bool
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """The tensor called `name`, on the device and in the dtype of the run. Raises KvtoolError when it is missing
-        or of another shape."""
+        """The tensor that Llama would call `name`, on the device and in the dtype of the run; norm weights that are
+        stored less one come in fp32. Raises KvtoolError when it is missing or of another shape."""
 
 
 class RandomWeights:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.catalog.model import Moe, Router
+from kvtool.catalog.decoder import Router
+from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter
 

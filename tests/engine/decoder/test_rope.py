@@ -7,9 +7,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from kvtool.catalog.decoder import Decoder, RopeScaling
 from kvtool.catalog.hf_config import model_from_config
-from kvtool.catalog.model import Decoder, RopeScaling
 from kvtool.engine.decoder.rope import Rope, rope_frequencies, rotate
+from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.errors import KvtoolError
 
 # As in the config.json of meta-llama/Llama-3.1-8B, deepseek-ai/DeepSeek-V3, deepseek-ai/DeepSeek-V2, the model card of
@@ -58,8 +59,7 @@ def test_published_scalings_turn_as_in_transformers(dim: int, rope: dict[str, ob
 
 
 def test_tables_reach_exactly_to_the_last_position() -> None:
-    decoder = Decoder(family="llama", exact=True)
-    rope = Rope(decoder, 8, 100, dtype=torch.float32, device=torch.device("cpu"))
+    rope = Rope(10000.0, None, 8, 100, dtype=torch.float32, device=torch.device("cpu"))
     cos, sin = rope.at(torch.tensor([0, 99]))
     assert cos.shape == sin.shape == (2, 1, 8)
     angles = 99 * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
@@ -69,7 +69,7 @@ def test_tables_reach_exactly_to_the_last_position() -> None:
 
 
 def test_a_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
-    rope = Rope(Decoder(family="llama", exact=True), 16, 64, dtype=torch.float64, device=torch.device("cpu"))
+    rope = Rope(10000.0, None, 16, 64, dtype=torch.float64, device=torch.device("cpu"))
     q, k = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def at(x: torch.Tensor, position: int) -> torch.Tensor:
@@ -82,7 +82,8 @@ def test_a_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        (RopeScaling(kind="longrope", factor=4.0), "rope scaling 'longrope' is not one the engine runs"),
+        (RopeScaling(kind="dynamic", factor=4.0), "rope scaling 'dynamic' is not one the engine runs"),
+        (RopeScaling(kind="longrope", factor=4.0, short_factor=(1.0,)), "'longrope' has 1 short factors for 32 freq"),
         (RopeScaling(kind="yarn", factor=4.0), "rope scaling 'yarn' lacks 'original_max_position_embeddings'"),
         (RopeScaling(kind="llama3", factor=4.0, original_max_position_embeddings=8192), "lacks 'low_freq_factor'"),
     ],
@@ -93,13 +94,37 @@ def test_a_scaling_that_is_not_complete_is_refused(scaling: RopeScaling, message
 
 
 @pytest.mark.parametrize(
-    "rope",
+    ("rope", "refused"),
     [
-        {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 4096},
-        {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0},
-        {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
-        {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        ({"rope_type": "yarn", "original_max_position_embeddings": 4096}, "rope type 'yarn' without a factor"),
+        ({"rope_type": "longrope", "factor": 4.0}, "rope type 'longrope'"),
+        ({"rope_type": "dynamic", "factor": 4.0}, "rope type 'dynamic'"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"full_attention": {"rope_type": "default"}}, "rope parameters that differ between layers"),
     ],
 )
-def test_positions_that_the_engine_cannot_turn_give_no_decoder(rope: dict[str, object]) -> None:
-    assert decoder_of(rope) is None
+def test_positions_that_the_engine_cannot_turn_are_refused_by_name(rope: dict[str, object], refused: str) -> None:
+    model = model_from_config({**CONFIG, "rope_parameters": rope}, id="m", source="a test")
+    assert model.decoder is not None
+    assert model.decoder.refused == refused
+    with pytest.raises(KvtoolError, match=f"the engine does not run m, which has {refused}: `kvtool size` can"):
+        runnable_decoder(model)
+
+
+def test_longrope_stays_inside_its_original_context() -> None:
+    scaling = RopeScaling(
+        kind="longrope", factor=4.0, original_max_position_embeddings=64, attention_factor=1.2, short_factor=(1.0,) * 8
+    )
+    where = {"dtype": torch.float32, "device": torch.device("cpu")}
+    Rope(10000.0, scaling, 16, 64, **where)
+    with pytest.raises(KvtoolError, match="the engine runs LongRoPE inside its original context of 64 tokens, not 65"):
+        Rope(10000.0, scaling, 16, 65, **where)
+
+
+def test_a_part_of_a_head_is_turned() -> None:
+    rope = Rope(10000.0, None, 8, 64, dtype=torch.float64, device=torch.device("cpu"))
+    x = torch.randn(3, 2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rotation = rope.at(torch.tensor([5, 6, 7]))
+    turned = rotate(x, rotation)
+    assert torch.equal(turned[..., 8:], x[..., 8:])
+    assert torch.equal(turned[..., :8], rotate(x[..., :8], rotation))

@@ -163,7 +163,8 @@ def _max_model_len(model: Model, options: EngineOptions) -> int:
     longest = model.max_position_embeddings
     if longest is None:
         raise KvtoolError(f"{model.id}: its longest sequence is not known: give --max-model-len")
-    scaling = model.decoder.rope_scaling if model.decoder else None
+    # The length that a Gemma 3 config gives is stretched already.
+    scaling = model.decoder.rope_scaling if model.decoder and model.architecture != "gemma3_text" else None
     return int(longest * scaling.factor) if scaling and scaling.kind == "linear" else longest
 
 
