@@ -12,9 +12,18 @@ from kvtool.errors import KvtoolError
 if TYPE_CHECKING:
     from kvtool.sizing.engines.options import EngineOptions
 
+ENGINE = "What an engine would allocate"
+SWITCHES = "On and off, as in vLLM"
+SGLANG = "Of SGLang"
+
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", metavar="NAME[==VERSION]", help="What would this engine allocate? vllm, sglang."),
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="What would this engine allocate? vllm, sglang, or one as vllm==0.33.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 EngineBlockSizeOption = Annotated[
     int | None,
@@ -22,43 +31,75 @@ EngineBlockSizeOption = Annotated[
 ]
 KvCacheMemoryBytesOption = Annotated[
     str | None,
-    typer.Option("--kv-cache-memory-bytes", metavar="SIZE", help="What a GPU has for the cache, as 40GiB."),
+    typer.Option(
+        "--kv-cache-memory-bytes",
+        metavar="SIZE",
+        help="What a GPU has for the cache, as 40GiB.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 NumGpuBlocksOverrideOption = Annotated[
-    int | None, typer.Option("--num-gpu-blocks-override", help="Blocks of the engine's pool, whatever its memory.")
+    int | None,
+    typer.Option(
+        "--num-gpu-blocks-override", help="Blocks of the engine's pool, whatever its memory.", rich_help_panel=ENGINE
+    ),
 ]
 AsyncSchedulingOption = Annotated[
-    bool, typer.Option("--async-scheduling/--no-async-scheduling", help="Schedule a step while one runs.")
+    bool,
+    typer.Option(
+        "--async-scheduling/--no-async-scheduling",
+        help="Schedule a step while one runs (the default).",
+        show_default=False,
+        rich_help_panel=SWITCHES,
+    ),
 ]
 PrefixCachingOption = Annotated[
-    bool, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Keep what prompts have in common.")
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Keep what prompts have in common (the default).",
+        show_default=False,
+        rich_help_panel=SWITCHES,
+    ),
 ]
 DisableHybridOption = Annotated[
-    bool, typer.Option("--disable-hybrid-kv-cache-manager", help="Keep windows as full attention.")
+    bool,
+    typer.Option("--disable-hybrid-kv-cache-manager", help="Keep windows as full attention.", rich_help_panel=ENGINE),
 ]
 MambaCacheModeOption = Annotated[
-    str, typer.Option("--mamba-cache-mode", help="Which recurrent states are kept: auto, none, align or all.")
+    str,
+    typer.Option(
+        "--mamba-cache-mode", help="Which recurrent states are kept: auto, none, align or all.", rich_help_panel=ENGINE
+    ),
 ]
 MemFractionStaticOption = Annotated[
-    float | None, typer.Option("--mem-fraction-static", help="SGLang: part of a GPU for weights and caches.")
+    float | None,
+    typer.Option("--mem-fraction-static", help="Part of a GPU for weights and caches.", rich_help_panel=SGLANG),
 ]
 ChunkedPrefillSizeOption = Annotated[
-    int | None, typer.Option("--chunked-prefill-size", help="SGLang: tokens of a prefill that run at a time.")
+    int | None,
+    typer.Option("--chunked-prefill-size", help="Tokens of a prefill that run at a time.", rich_help_panel=SGLANG),
 ]
 MaxTotalTokensOption = Annotated[
-    int | None, typer.Option("--max-total-tokens", help="SGLang: tokens of its pool, whatever its memory.")
+    int | None,
+    typer.Option("--max-total-tokens", help="Tokens of its pool, whatever its memory.", rich_help_panel=SGLANG),
 ]
 MaxRunningRequestsOption = Annotated[
-    int | None, typer.Option("--max-running-requests", help="SGLang: requests that run at a time.")
+    int | None,
+    typer.Option("--max-running-requests", help="Requests that run at a time.", rich_help_panel=SGLANG),
 ]
 SwaFullTokensRatioOption = Annotated[
-    float | None, typer.Option("--swa-full-tokens-ratio", help="SGLang: tokens of windows to a token of full layers.")
+    float | None,
+    typer.Option(
+        "--swa-full-tokens-ratio", help="Tokens of windows to a token of full layers.", rich_help_panel=SGLANG
+    ),
 ]
 MambaFullMemoryRatioOption = Annotated[
-    float | None, typer.Option("--mamba-full-memory-ratio", help="SGLang: bytes of states to a byte of tokens.")
+    float | None,
+    typer.Option("--mamba-full-memory-ratio", help="Bytes of states to a byte of tokens.", rich_help_panel=SGLANG),
 ]
 MaxMambaCacheSizeOption = Annotated[
-    int | None, typer.Option("--max-mamba-cache-size", help="SGLang: slots of recurrent state.")
+    int | None, typer.Option("--max-mamba-cache-size", help="Slots of recurrent state.", rich_help_panel=SGLANG)
 ]
 
 

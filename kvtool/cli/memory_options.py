@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvtool.cli.options import CARD
 from kvtool.errors import KvtoolError
 from kvtool.units import parse_length, parse_size
 
@@ -15,25 +16,48 @@ if TYPE_CHECKING:
     from kvtool.sizing.solve import Question
     from kvtool.sizing.tiers import Places
 
+QUESTIONS = "What fits, and where"
+
 MaxNumBatchedTokensOption = Annotated[
     int | None,
-    typer.Option("--max-num-batched-tokens", help="Tokens that the engine runs in a step (default: vLLM's)."),
+    typer.Option(
+        "--max-num-batched-tokens",
+        help="Tokens that the engine runs in a step (default: vLLM's).",
+        rich_help_panel=CARD,
+    ),
 ]
 MaxNumSeqsOption = Annotated[
-    int | None, typer.Option("--max-num-seqs", help="Sequences that the engine runs at a time (default: vLLM's).")
+    int | None,
+    typer.Option(
+        "--max-num-seqs", help="Sequences that the engine runs at a time (default: vLLM's).", rich_help_panel=CARD
+    ),
 ]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
-        "--calibration", metavar="FILE", help="What an engine really took of a GPU, instead of the estimates."
+        "--calibration",
+        metavar="FILE",
+        help="What an engine really took of a GPU, instead of the estimates.",
+        rich_help_panel=CARD,
     ),
 ]
 TiersOption = Annotated[
-    bool, typer.Option("--tiers", help="Where the cache could live: registers, L2, HBM, and --dram and --nvme.")
+    bool,
+    typer.Option(
+        "--tiers",
+        help="Where the cache could live: registers, L2, HBM, and --dram and --nvme.",
+        rich_help_panel=QUESTIONS,
+    ),
 ]
-DramOption = Annotated[str | None, typer.Option("--dram", metavar="SIZE", help="DRAM for the cache, as 256GiB.")]
-NvmeOption = Annotated[str | None, typer.Option("--nvme", metavar="SIZE", help="NVMe for the cache, as 1TB.")]
-NvmeGbpsOption = Annotated[float | None, typer.Option("--nvme-gbps", help="What --nvme reads, in GB/s.")]
+DramOption = Annotated[
+    str | None, typer.Option("--dram", metavar="SIZE", help="DRAM for the cache, as 256GiB.", rich_help_panel=QUESTIONS)
+]
+NvmeOption = Annotated[
+    str | None, typer.Option("--nvme", metavar="SIZE", help="NVMe for the cache, as 1TB.", rich_help_panel=QUESTIONS)
+]
+NvmeGbpsOption = Annotated[
+    float | None, typer.Option("--nvme-gbps", help="What --nvme reads, in GB/s.", rich_help_panel=QUESTIONS)
+]
 UsersOption = Annotated[
     str | None,
     typer.Option(
@@ -41,6 +65,7 @@ UsersOption = Annotated[
         metavar="N|max",
         help="What serves N users at a time (or how many: max), by the plans of vLLM and SGLang (or --engine)? Tries "
         "1 to 16 GPUs without --tp, bf16 and fp8 without --kv-cache-dtype, and the longest context without --context.",
+        rich_help_panel=QUESTIONS,
     ),
 ]
 LengthsOption = Annotated[
@@ -49,6 +74,7 @@ LengthsOption = Annotated[
         "--lengths",
         metavar="FILE|MEAN,P95",
         help="How many requests of such lengths fit at once: a .jsonl trace, a list, 4k,12k, or p50=2k,p95=16k.",
+        rich_help_panel=QUESTIONS,
     ),
 ]
 

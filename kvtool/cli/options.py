@@ -11,6 +11,11 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.units import parse_length, split_list
 
+# Panels of --help.
+SHAPE = "Instead of MODEL"
+LAYOUT = "Layout over GPUs"
+CARD = "A card and its memory"
+
 ModelsOption = Annotated[
     Path | None,
     typer.Option("--models", metavar="FILE", help="A catalogue to use instead of kvtool's own models.yaml."),
@@ -32,14 +37,24 @@ KvCacheDtypeOption = Annotated[
     ),
 ]
 BlockSizeOption = Annotated[int, typer.Option("--block-size", help="Tokens a page.")]
-TpOption = Annotated[int, typer.Option("--tp", help="Tensor parallel ranks.")]
-PpOption = Annotated[int, typer.Option("--pp", help="Pipeline stages.")]
-DpOption = Annotated[int, typer.Option("--dp", help="Data parallel replicas: each holds its own sequences.")]
-DcpOption = Annotated[int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.")]
-EpOption = Annotated[int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.")]
+TpOption = Annotated[int, typer.Option("--tp", help="Tensor parallel ranks.", rich_help_panel=LAYOUT)]
+PpOption = Annotated[int, typer.Option("--pp", help="Pipeline stages.", rich_help_panel=LAYOUT)]
+DpOption = Annotated[
+    int, typer.Option("--dp", help="Data parallel replicas: each holds its own sequences.", rich_help_panel=LAYOUT)
+]
+DcpOption = Annotated[
+    int, typer.Option("--dcp", help="Decode context parallel ranks, out of the tp ranks.", rich_help_panel=LAYOUT)
+]
+EpOption = Annotated[
+    int, typer.Option("--ep", help="Expert parallel ranks, out of the tp x dp ranks.", rich_help_panel=LAYOUT)
+]
 DpAttentionOption = Annotated[
     bool,
-    typer.Option("--enable-dp-attention", help="dp divides the tp ranks into replicas of attention, as in SGLang."),
+    typer.Option(
+        "--enable-dp-attention",
+        help="dp divides the tp ranks into replicas of attention, as in SGLang.",
+        rich_help_panel=LAYOUT,
+    ),
 ]
 MaxModelLenOption = Annotated[
     str | None,
@@ -48,21 +63,29 @@ MaxModelLenOption = Annotated[
         help="The longest sequence served (default: the model's own maximum; -1 with --engine: what fits).",
     ),
 ]
-LayersOption = Annotated[int | None, typer.Option("--layers", help="Instead of MODEL: layers of the shape.")]
-HeadsOption = Annotated[int | None, typer.Option("--heads", help="Instead of MODEL: query heads.")]
+LayersOption = Annotated[int | None, typer.Option("--layers", help="Layers of the shape.", rich_help_panel=SHAPE)]
+HeadsOption = Annotated[int | None, typer.Option("--heads", help="Query heads.", rich_help_panel=SHAPE)]
 LayerSpecOption = Annotated[
     Path | None,
-    typer.Option("--layer-spec", metavar="FILE", help="Instead of MODEL: layers written out, in YAML or JSON."),
+    typer.Option(
+        "--layer-spec",
+        metavar="FILE",
+        help="Layers written out, in YAML or JSON.",
+        rich_help_panel=SHAPE,
+    ),
 ]
 KvHeadsOption = Annotated[
-    int | None, typer.Option("--kv-heads", help="Instead of MODEL: KV heads (default: as heads).")
+    int | None,
+    typer.Option("--kv-heads", help="KV heads (default: as heads).", rich_help_panel=SHAPE),
 ]
-HeadDimOption = Annotated[int | None, typer.Option("--head-dim", help="Instead of MODEL: elements of a head.")]
+HeadDimOption = Annotated[int | None, typer.Option("--head-dim", help="Elements of a head.", rich_help_panel=SHAPE)]
 GpuOption = Annotated[
-    str | None, typer.Option("--gpu", help="Does it fit this card? A name of `kvtool gpus`, or local.")
+    str | None,
+    typer.Option("--gpu", help="Does it fit this card? A name of `kvtool gpus`, or local.", rich_help_panel=CARD),
 ]
 GpuMemoryUtilizationOption = Annotated[
-    float, typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.")
+    float,
+    typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.", rich_help_panel=CARD),
 ]
 SharedPrefixOption = Annotated[
     str,

@@ -99,12 +99,12 @@ def start_of(name: str, options: SizeOptions, limits: BatchLimits, memory: Budge
 
 def _static_share(given: EngineOptions, memory: Budget) -> float | None:
     """The --mem-fraction-static that leaves the budget's pool for caches, rounded down: SGLang takes it of what is free
-    once its runtime is loaded.
+    once its runtime is loaded. The least that it takes where there is no room at all.
     """
     pool_bytes = memory.kv_pool_bytes if given.kv_cache_memory_bytes is None else given.kv_cache_memory_bytes
     if memory.weights_bytes is None or pool_bytes is None:
         return None
-    return 1000 * (memory.weights_bytes + pool_bytes) // (memory.memory_bytes - memory.reserve_bytes) / 1000
+    return max(1, 1000 * (memory.weights_bytes + pool_bytes) // (memory.memory_bytes - memory.reserve_bytes)) / 1000
 
 
 def command(model: Model, start: EngineOptions, *, served: str | None, cache_dtype: str, weight_dtype: str) -> Command:
