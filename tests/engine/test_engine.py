@@ -110,10 +110,18 @@ def changed(folder: Path, target: Path, **fields: object) -> str:
     [
         ("llama-3-gqa", {"vocab_size": None}, r"the engine does not run m \(architecture 'llama'\)"),
         ("llama-3-gqa", {"hidden_act": "xielu"}, "activation 'xielu' is not one the engine runs: silu, gelu"),
-        ("llama-3-gqa", {"model_type": "olmo2", "rope_parameters": None}, r"does not run m \(architecture 'olmo2'\)"),
+        (
+            "llama-3-gqa",
+            {"model_type": "granite", "rope_parameters": None},
+            r"does not run m \(architecture 'granite'\)",
+        ),
         ("llama-3-gqa", {"num_key_value_heads": 3}, "8 attention heads .* 3"),
         ("llama-yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' lacks 'original_max"),
-        ("llama-2-mha", {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, "does not run m"),
+        (
+            "llama-2-mha",
+            {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}},
+            "does not run m, which has rope type 'longrope'",
+        ),
         ("qwen3-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok"),
         ("deepseek-v3", {"kv_lora_rank": None}, "kv_lora_rank"),
     ],
