@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool size llama-3.1-8b --context 8k,128k --batch-size 1,16 --gpu h100\n\n"
-    "  kvtool size gemma-3-27b-it --engine vllm --kv-cache-memory-bytes 40GiB --explain"
+    "  kvtool size gpt-oss-120b --engine vllm --kv-cache-memory-bytes 40GiB"
 )
 
 
