@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kvtool.cli.options import JsonOption, ModelsOption
+from kvtool.cli.engine_options import SWITCHES
+from kvtool.cli.options import CARD, LAYOUT, JsonOption, ModelsOption
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -21,30 +22,44 @@ def verify(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As for `size`, where the log does not name it.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="The card, where the log does not tell its memory.")] = None,
-    tp: Annotated[int | None, typer.Option("--tp", help="Tensor parallel ranks, where the log does not say.")] = None,
-    pp: Annotated[int | None, typer.Option("--pp", help="Pipeline stages.")] = None,
-    dp: Annotated[int | None, typer.Option("--dp", help="Data parallel replicas.")] = None,
-    dcp: Annotated[int | None, typer.Option("--dcp", help="Decode context parallel ranks.")] = None,
-    ep: Annotated[int | None, typer.Option("--ep", help="Expert parallel ranks.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="The card, where the log does not tell its memory.", rich_help_panel=CARD),
+    ] = None,
+    tp: Annotated[
+        int | None,
+        typer.Option("--tp", help="Tensor parallel ranks, where the log does not say.", rich_help_panel=LAYOUT),
+    ] = None,
+    pp: Annotated[int | None, typer.Option("--pp", help="Pipeline stages.", rich_help_panel=LAYOUT)] = None,
+    dp: Annotated[int | None, typer.Option("--dp", help="Data parallel replicas.", rich_help_panel=LAYOUT)] = None,
+    dcp: Annotated[
+        int | None, typer.Option("--dcp", help="Decode context parallel ranks.", rich_help_panel=LAYOUT)
+    ] = None,
+    ep: Annotated[int | None, typer.Option("--ep", help="Expert parallel ranks.", rich_help_panel=LAYOUT)] = None,
     max_model_len: Annotated[str | None, typer.Option("--max-model-len", help="The longest sequence served.")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option("--kv-cache-dtype", help="Of the cache, as for `size`.")] = None,
     block_size: Annotated[int | None, typer.Option("--block-size", help="Tokens a block or page.")] = None,
     max_num_batched_tokens: Annotated[
-        int | None, typer.Option("--max-num-batched-tokens", help="Tokens that vLLM runs in a step.")
+        int | None,
+        typer.Option("--max-num-batched-tokens", help="Tokens that vLLM runs in a step.", rich_help_panel=CARD),
     ] = None,
-    max_num_seqs: Annotated[int | None, typer.Option("--max-num-seqs", help="Sequences run at a time.")] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option("--max-num-seqs", help="Sequences run at a time.", rich_help_panel=CARD)
+    ] = None,
     gpu_memory_utilization: Annotated[
-        float | None, typer.Option("--gpu-memory-utilization", help="vLLM's part of the card.")
+        float | None, typer.Option("--gpu-memory-utilization", help="vLLM's part of the card.", rich_help_panel=CARD)
     ] = None,
     mem_fraction_static: Annotated[
-        float | None, typer.Option("--mem-fraction-static", help="SGLang's part of the card.")
+        float | None, typer.Option("--mem-fraction-static", help="SGLang's part of the card.", rich_help_panel=CARD)
     ] = None,
     mamba_ssm_cache_dtype: Annotated[
         str | None, typer.Option("--mamba-ssm-cache-dtype", help="Of recurrent state.")
     ] = None,
     async_scheduling: Annotated[
-        bool | None, typer.Option("--async-scheduling/--no-async-scheduling", help="vLLM's, on by default.")
+        bool | None,
+        typer.Option(
+            "--async-scheduling/--no-async-scheduling", help="vLLM's, on by default.", rich_help_panel=SWITCHES
+        ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write what was measured, for `size --calibration`.")
