@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.batch import Rows, StepBatch
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool, LayerCache
 from kvtool.engine.sequence import SamplingParams
 from kvtool.units import ceil_div

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Sequence as Seq
 
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.results import Sample
 from kvtool.sizing.specs import CacheSpec

@@ -13,7 +13,8 @@ from kvtool.bench.nvml import NvmlSampler, open_card
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.power import power_of
 from kvtool.engine.batch import build_batch
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.kernels import load_kernels
 from kvtool.results import Case, Check, Memory, Roofline, Sample

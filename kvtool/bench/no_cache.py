@@ -9,7 +9,7 @@ from kvtool.bench.harness import case_inputs
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions
-from kvtool.engine.engine import LoadedModel
+from kvtool.engine.loaded import LoadedModel
 from kvtool.results import Case, Check, Memory, Roofline, Sample
 from kvtool.units import round_up
 from kvtool.workloads import fixed

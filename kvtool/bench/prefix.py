@@ -12,7 +12,8 @@ from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests,
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions, prompt_len
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
 from kvtool.errors import DeviceError
 from kvtool.results import Case, Check, Memory, Prefix, Roofline, Sample

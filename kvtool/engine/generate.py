@@ -8,7 +8,8 @@ from typing import Any
 
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.engine.text import Tokenizer
 from kvtool.results import GenerateDocument, GeneratedSequence

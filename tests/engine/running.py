@@ -9,7 +9,8 @@ import torch
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference
 
