@@ -55,6 +55,11 @@ def sample_of(sequence: Sequence, *, arm: str, iteration: int) -> Sample:
     )
 
 
+def at_once(engine: Engine, num_requests: int, concurrency: int | None) -> int:
+    """The most requests that decode together."""
+    return min(num_requests, concurrency or num_requests, engine.scheduler.limits.max_num_seqs)
+
+
 def stored_tokens(request: Request) -> int:
     """Tokens of a request in the cache at its longest: the last one out is never written."""
     return len(request.prompt_ids) + request.output_len - 1
@@ -88,5 +93,6 @@ def case_inputs(
         "backend": loaded.backend,
         "threads": loaded.num_threads,
         "max_num_batched_tokens": config.max_num_batched_tokens,
+        "graphs": config.graphs and loaded.capturable,
         **values,
     }

@@ -73,6 +73,7 @@ def _case(
             num_iters=options.num_iters,
             num_iters_warmup=0,
             seed=options.seed,
+            graphs=False,
         ),
         samples=samples,
         metrics=metrics,

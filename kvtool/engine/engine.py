@@ -39,8 +39,8 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         capture: Capture | None = None,
     ) -> None:
-        """`config` may differ from the one the model was loaded with in its limits and in prefix caching. `capture`
-        takes decode steps to the device whole; None leaves that to CUDA graphs, where the model runs on them."""
+        """`config` may differ from the one the model was loaded with in limits, prefix caching and graphs. `capture`
+        takes decode steps to the device whole; None leaves that to CUDA graphs, where they can be had."""
         config = config or loaded.config
         loaded.require_room(num_pages)
         self.loaded = loaded
@@ -59,7 +59,7 @@ class Engine:
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
         self.compiling = CompileTime(loaded.backend)
-        capture = capture or (CudaCapture() if loaded.uses_graphs else None)
+        capture = capture or (CudaCapture() if config.graphs and loaded.capturable else None)
         self.pipeline = None if capture is None else self._pipeline(capture, config)
         self._ids = count()
 

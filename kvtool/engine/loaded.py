@@ -69,10 +69,9 @@ class LoadedModel:
         return TORCH_DTYPES[self.dtype]
 
     @property
-    def uses_graphs(self) -> bool:
-        """Whether decode steps are captured as CUDA graphs: torch's own kernels ask the host about the step's shape."""
-        on_triton = self.device.type == "cuda" and self.backend == "triton"
-        return self.config.graphs and on_triton and self.transformer.capturable
+    def capturable(self) -> bool:
+        """Whether decode steps can be CUDA graphs: Triton's kernels never wait for the device, the others do."""
+        return self.device.type == "cuda" and self.backend == "triton" and self.transformer.capturable
 
     @property
     def vocab_size(self) -> int:
