@@ -83,6 +83,11 @@ class DecodeGraphs:
     def __len__(self) -> int:
         return len(self._captured)
 
+    @property
+    def buckets(self) -> list[int]:
+        """The numbers of rows that steps were captured for, in that order."""
+        return list(dict.fromkeys(bucket for bucket, _, _ in self._captured))
+
     def step(self, num_rows: int, draw: Draw, *, keep_logits: bool) -> Tensor | None:
         """Launch a step of the first `num_rows` rows. Their logits [num_rows, vocab] stay until the next one."""
         self.prepare(num_rows, draw, keep_logits=keep_logits)()

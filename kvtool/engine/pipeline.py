@@ -61,7 +61,7 @@ class DecodePipeline:
         self._rows = rows
         self._occupants: list[Occupant] = []  # of the first rows; those behind are padding
         self._flights: deque[Flight] = deque()
-        self._launched = 0
+        self.num_launched = 0
         self._hosts = [torch.zeros(num_rows, dtype=torch.int64, pin_memory=on_gpu) for _ in range(MAX_IN_FLIGHT)]
         self._events = [torch.cuda.Event() if on_gpu else None for _ in range(MAX_IN_FLIGHT)]
 
@@ -77,8 +77,8 @@ class DecodePipeline:
         draw = draw_of(item.sequence.params for item in work)
         logits = self.graphs.step(len(placed), draw, keep_logits=keep_logits)
         row_of = {sequence: row for row, sequence in enumerate(placed)}
-        turn = self._launched % MAX_IN_FLIGHT
-        self._launched += 1
+        turn = self.num_launched % MAX_IN_FLIGHT
+        self.num_launched += 1
         flight = Flight(
             work=work,
             rows=[row_of[item.sequence] for item in work],
