@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from kvtool.cache.manager import CacheManager, SequenceCache
+from kvtool.cache.manager import CacheManager
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
@@ -84,10 +84,12 @@ class Scheduler:
         others_may_join = bool(self.waiting) and len(self.running) < self.limits.max_num_seqs
         if others_may_join or sequences != self.running or any(item.is_last for item in work):
             return False
-        missing = sum(cache.table.pages_missing(tokens) for cache, tokens in map(_after_next, sequences))
-        if missing > self.cache.num_available_pages:
-            return False
-        return all(self.cache.reserve(cache, tokens) for cache, tokens in map(_after_next, sequences))
+        return all(self._reserve_ahead(sequence) for sequence in sequences)
+
+    def _reserve_ahead(self, sequence: Sequence) -> bool:
+        """Room for the token of the next step and for that of the step behind it."""
+        assert sequence.pages is not None
+        return self.cache.reserve(sequence.pages, sequence.num_computed + 2)
 
     def _prefills_alone(self) -> list[Work]:
         """Prefills while there are any, then decodes. A preempted sequence comes back as a prefill of what it lost."""
@@ -164,9 +166,3 @@ class Scheduler:
         self.cache.close(sequence.pages)
         sequence.pages = None
         sequence.status = Status.FINISHED
-
-
-def _after_next(sequence: Sequence) -> tuple[SequenceCache, int]:
-    """The pages of a decoding sequence, and how many tokens they hold after the step behind the next one."""
-    assert sequence.pages is not None
-    return sequence.pages, sequence.num_computed + 2

@@ -33,7 +33,11 @@ def engine_of(loaded: LoadedModel, *, num_pages: int = 64, capture: Capture | No
 
 
 def as_it_is(step: Step, generator: torch.Generator) -> Step:
-    """The capture of a device that has no graphs: the static step itself, so that all of the host's part is the same."""
+    """The capture of a device without graphs: the static step itself, warmed up; all else is as with graphs."""
+    state = generator.get_state()
+    for _ in range(2):
+        step()
+    generator.set_state(state)
     return step
 
 

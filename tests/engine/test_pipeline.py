@@ -98,7 +98,9 @@ def test_random_weights_route_every_token_to_the_same_experts(tiny: SaveTiny) ->
     """Experts are drawn from tokens and positions, which are on the device alone."""
     model = resolve_model(str(tiny("qwen3-moe").folder))
     config = EngineConfig(weights="random", dtype="fp32", device="cpu")
-    assert_same(LoadedModel(model, config, max_positions=MAX_POSITIONS), [Request(prompt(9), 20), Request(prompt(4), 5)])
+    assert_same(
+        LoadedModel(model, config, max_positions=MAX_POSITIONS), [Request(prompt(9), 20), Request(prompt(4), 5)]
+    )
 
 
 def test_sequences_that_end_one_after_the_other(loaded: LoadedModel) -> None:
@@ -144,6 +146,16 @@ def test_requests_that_arrive_while_a_step_is_in_flight(loaded: LoadedModel) -> 
     assert_same(loaded, requests, prefill_first=True)
     assert_same(loaded, requests, max_num_batched_tokens=7)
     assert_same(loaded, requests, max_num_seqs=2)
+
+
+def test_a_request_waits_for_no_more_than_the_steps_in_flight(loaded: LoadedModel) -> None:
+    engine = engine_of(loaded, capture=as_it_is)
+    engine.add(prompt(12), SamplingParams(max_tokens=100))
+    for _ in range(10):
+        engine.step()
+    late = engine.add(prompt(5), SamplingParams(max_tokens=3))
+    engine.step()  # was in flight
+    assert late in engine.step()
 
 
 def test_a_pool_too_small_for_all_makes_some_give_way(loaded: LoadedModel) -> None:
@@ -230,12 +242,12 @@ def test_a_full_bucket_draws_what_the_plain_engine_draws(loaded: LoadedModel) ->
 def test_an_interrupt_leaves_an_engine_that_goes_on(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Ctrl-C in any call of any step: what was not read is computed again."""
-    requests = [Request(prompt(12), 20), Request(prompt(15), 9)]
+    """Ctrl-C in any call of any step: what was not read is computed again. Pages of who ended are soon another's."""
+    requests = [Request(prompt(n), m) for n, m in ((12, 40), (15, 9), (14, 5), (3, 30), (1, 4))]
     expected = [s.output_ids for s in run(engine_of(loaded), requests)]
     owner = RowChanges if where == "send" else pipelines.DecodePipeline
     method = getattr(owner, where)
-    for at in range(1, 18, 4):
+    for at in range(39 if where != "wait" else 38):
         calls = iter(range(1000))
 
         def interrupted(self, *args, _calls=calls, _at=at, **kwargs):
@@ -245,7 +257,7 @@ def test_an_interrupt_leaves_an_engine_that_goes_on(
                 raise KeyboardInterrupt
             return result
 
-        engine = engine_of(loaded, capture=as_it_is)
+        engine = engine_of(loaded, num_pages=8, prefix_caching=False, capture=as_it_is)
         monkeypatch.setattr(owner, where, interrupted)
         sequences = [engine.add(request.prompt, SamplingParams(max_tokens=request.max_tokens)) for request in requests]
         with pytest.raises(KeyboardInterrupt):
