@@ -58,7 +58,7 @@ class DecodePipeline:
     def __init__(self, rows: DecodeRows, graphs: DecodeGraphs) -> None:
         num_rows, on_gpu = len(rows.positions), rows.positions.is_cuda
         self.graphs = graphs
-        self._rows = rows
+        self.rows = rows
         self._occupants: list[Occupant] = []  # of the first rows; those behind are padding
         self._flights: deque[Flight] = deque()
         self.num_launched = 0
@@ -86,7 +86,7 @@ class DecodePipeline:
             landed=self._events[turn],
             logits=None if logits is None else logits.clone(),  # before the next step overwrites them
         )
-        flight.tokens[: len(placed)].copy_(self._rows.token_ids[: len(placed)], non_blocking=True)
+        flight.tokens[: len(placed)].copy_(self.rows.token_ids[: len(placed)], non_blocking=True)
         if flight.landed is not None:
             flight.landed.record()
         self._flights.append(flight)
@@ -115,7 +115,7 @@ class DecodePipeline:
     def forget(self) -> None:
         """After an error or an interrupt: what is under way is not read, and every row is written anew."""
         self._flights.clear()
-        self._occupants = [Occupant() for _ in range(len(self._rows.positions))]
+        self._occupants = [Occupant() for _ in range(len(self.rows.positions))]
 
     def _placed(self, sequences: list[Sequence]) -> list[Sequence]:
         """The sequences by row. Those in the first rows stay where they are; the others fill the gaps."""
@@ -134,7 +134,7 @@ class DecodePipeline:
         self._occupants += [Occupant() for _ in range(len(placed) - len(self._occupants))]
         for row, sequence in enumerate(placed):
             self._occupy(row, sequence, sequence.num_computed + ahead, changes)
-        changes.send(self._rows)
+        changes.send(self.rows)
 
     def _occupy(self, row: int, sequence: Sequence, position: int, changes: RowChanges) -> None:
         """A row that holds the sequence at this position needs its new pages only."""
@@ -146,6 +146,6 @@ class DecodePipeline:
             occupant = self._occupants[row] = Occupant(sequence)
         pages = sequence.pages.table.pages
         if len(pages) > occupant.num_pages:
-            width = self._rows.block_tables.shape[1]
+            width = self.rows.block_tables.shape[1]
             changes.extend(row * width + occupant.num_pages, pages[occupant.num_pages :])
         occupant.num_pages, occupant.position = len(pages), position + 1

@@ -1,4 +1,4 @@
-"""Decode steps launched ahead of their tokens say what the plain engine says: whoever comes, goes, stops or gives way."""
+"""Steps launched ahead of their tokens give what the plain engine gives: whoever comes, goes, stops or gives way."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(engine: Engine, requests: list[Request]) -> list[Sequence]:
 
 
 def assert_same(loaded: LoadedModel, requests: list[Request], **config: object) -> tuple[Engine, list[Sequence]]:
-    """Both engines: tokens, logits and pages of every request. Returns the one that launches ahead, and its sequences."""
+    """Tokens, logits and pages of every request. Returns the engine that launches ahead, and its sequences."""
     plain, ahead = (engine_of(loaded, capture=capture, **config) for capture in (None, as_it_is))
     expected, found = run(plain, requests), run(ahead, requests)
     assert [s.output_ids for s in found] == [s.output_ids for s in expected]
@@ -262,7 +262,9 @@ def test_an_interrupt_leaves_an_engine_that_goes_on(
         sequences = [engine.add(request.prompt, SamplingParams(max_tokens=request.max_tokens)) for request in requests]
         with pytest.raises(KeyboardInterrupt):
             list(engine.run_until_idle())
-        list(engine.run_until_idle())
+        for _ in engine.run_until_idle():
+            num_live = int((engine.pipeline.rows.positions >= 0).sum())
+            assert num_live == len(engine.pipeline.last) or not engine.pipeline.last
         assert [s.output_ids for s in sequences] == expected
         engine.cache.check()
         monkeypatch.setattr(owner, where, method)
