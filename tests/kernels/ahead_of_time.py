@@ -9,16 +9,16 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from unittest.mock import patch
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvtool.kernels import launch, step
+from kvtool.kernels import attention, gpu, step, store
 from kvtool.kernels.configs import Target
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -86,16 +86,15 @@ class Recorder:
 
 def record(call: Callable[[], object], target: Target) -> list[Launch]:
     """The launches of one call of a launcher, on a device such as `target`."""
-    recorders: dict[ModuleType, dict[str, Recorder]] = {
-        module: {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
-        for module in (launch, step)
-    }
-    with (
-        patch.multiple(launch, **recorders[launch], _target=lambda device: target),
-        patch.multiple(step, **recorders[step]),
-    ):
+    recorders: list[Recorder] = []
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(gpu, "target", lambda device: target))
+        for module in (attention, step, store):
+            mine = {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
+            patches.enter_context(patch.multiple(module, **mine))
+            recorders += mine.values()
         call()
-    return [one for kernels in recorders.values() for recorder in kernels.values() for one in recorder.launches]
+    return [one for recorder in recorders for one in recorder.launches]
 
 
 @dataclass(frozen=True)

@@ -169,11 +169,11 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
     """As on a GPU, and the counters are zero again, so that a graph can be replayed."""
     if not backend.interpreted:
         pytest.skip("only Triton's programs arrive, and on CUDA every test of splits has them do so")
-    from kvtool.kernels import launch
+    from kvtool.kernels import attention, gpu
 
     arrivals = torch.zeros(64, dtype=torch.int32)
-    monkeypatch.setattr(launch, "_arrivals", lambda device, count: arrivals[:count])
-    monkeypatch.setattr(launch, "_merge", None)
+    monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
+    monkeypatch.setattr(attention, "_merge", None)
     shape = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
     for lens in ((300, 0, 129), (3, 300, 200)):
         check(backend, guesses(lens, queries, **shape))
@@ -184,11 +184,11 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
 def test_tiles_within_a_page_are_read_by_descriptor(backend: Backend, monkeypatch, page, descriptors) -> None:
     if not backend.interpreted:
         pytest.skip("a GPU decides by its capability")
-    from kvtool.kernels import launch
+    from kvtool.kernels.keys import Keys
 
     seen = []
-    original = launch._Keys.arguments
-    monkeypatch.setattr(launch._Keys, "arguments", lambda *a: seen.append(original(*a)) or seen[-1])
+    original = Keys.arguments
+    monkeypatch.setattr(Keys, "arguments", lambda *a: seen.append(original(*a)) or seen[-1])
     check(backend, decode((130, 64, 1), page=page, dtype=F16, cache_dtype=F16))
     assert [arguments["TMA"] for arguments in seen] == [descriptors]
 

@@ -1,0 +1,50 @@
+"""What the launchers ask of a device: its size, counters for programs that meet, memory for TMA descriptors."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+from torch import Tensor
+
+from kvtool.kernels.configs import Target
+
+MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
+GRAPHS = -1  # in the place of a stream
+
+
+@functools.cache
+def target(device: torch.device) -> Target:
+    """The GPU; for the interpreter a device of a few multiprocessors, so that there are splits."""
+    if device.type != "cuda":
+        return Target(capability=90, multiprocessors=4, shared_bytes=227 * 1024)
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target(10 * major + minor, properties["multiprocessor_count"], properties["max_shared_mem"])
+
+
+def arrivals(device: torch.device, count: int) -> Tensor | None:
+    """At least [count] int32 zeros for a decode kernel to count in, which leaves them zero, for the next one.
+
+    Each stream has its own, and all graphs of a device share one, as they share memory: they are replayed in turn.
+    None for the interpreter, which runs one program after another and merges in a kernel of its own.
+    """
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or count > MAX_ARRIVALS:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    of_graphs = _kept_arrivals(device, GRAPHS)  # made by the call that compiles, before any capture
+    if torch.cuda.is_current_stream_capturing():
+        return of_graphs
+    return _kept_arrivals(device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@functools.cache
+def _kept_arrivals(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
+
+
+def descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where a launch's programs build their TMA descriptors."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")

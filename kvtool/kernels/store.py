@@ -1,0 +1,57 @@
+"""Launch the kernel that writes rows to slots of a pool."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from kvtool.kernels import checks, configs
+from kvtool.kernels.configs import padded
+from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton.store import store_kernel
+
+if TYPE_CHECKING:
+    from kvtool.kernels import Scale
+
+
+def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
+    """rows [T,H,D] into slots [T] of cache [P,B,H,D]. Grid: (T, blocks of heads)."""
+    checks.store(rows, cache, slots)
+    checks.scales(scale, scale, cache)
+    num_tokens, num_heads, head_dim = rows.shape
+    if num_tokens == 0:
+        return
+    block_d = padded(head_dim)
+    block_h = max(1, min(padded(num_heads), configs.STORE_BLOCK // block_d))
+    scales = scale if isinstance(scale, Tensor) else None
+    store_kernel[(num_tokens, math.ceil(num_heads / block_h))](
+        x_ptr=rows,
+        cache_ptr=cache,
+        scales_ptr=scales,
+        slots_ptr=slots,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        x_token_stride=rows.stride(0),
+        x_head_stride=rows.stride(1),
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        head_stride=cache.stride(2),
+        **scale_strides(scales),
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        PAGE=cache.shape[1],
+        MAX=largest(cache.dtype),
+        BLOCK_H=block_h,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+
+
+def of_one_head(scale: Scale) -> Scale:
+    return scale.unsqueeze(2) if isinstance(scale, Tensor) else scale
+
+
+def scale_strides(scales: Tensor | None) -> dict[str, object]:
+    page, slot, head = (0, 0, 0) if scales is None else scales.stride()
+    return {"scale_page_stride": page, "scale_slot_stride": slot, "scale_head_stride": head}
