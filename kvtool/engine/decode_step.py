@@ -14,6 +14,7 @@ from kvtool.engine.batch import Rows, StepBatch
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, next_tokens
+from kvtool.kernels import Kernels, step_reference
 from kvtool.units import ceil_div
 
 PADDING = -1
@@ -47,31 +48,20 @@ class DecodeRows:
             query_starts=self.query_starts[: num_rows + 1],
         )
 
-    def batch(self, block_size: int) -> StepBatch:
-        """The step that these rows are at."""
-        at = self.positions.clamp(min=0)
-        pages = self.block_tables.gather(1, (at // block_size).unsqueeze(1)).squeeze(1)
-        slots = torch.add(at % block_size, pages, alpha=block_size)  # int64, as positions are
+    def next_batch(self, block_size: int, kernels: Kernels) -> StepBatch:
+        """The step that these rows are at; then they stand at the position behind it."""
+        place = step_reference.place if kernels.fused is None else kernels.fused.place
+        positions, slots, seq_lens = place(self.positions, self.block_tables, block_size)
         rows = Rows(
-            num_tokens=len(at),
+            num_tokens=len(positions),
             block_tables=self.block_tables,
-            seq_lens=(self.positions + 1).int(),
+            seq_lens=seq_lens,
             query_starts=self.query_starts,
             max_query_len=1,
         )
         return StepBatch(
-            token_ids=self.token_ids,
-            positions=at,
-            slots=slots.masked_fill_(self.positions < 0, PADDING),
-            decode=rows,
-            prefill=None,
-            sample_rows=None,
+            token_ids=self.token_ids, positions=positions, slots=slots, decode=rows, prefill=None, sample_rows=None
         )
-
-    def advance(self, token_ids: Tensor) -> None:
-        """Each sequence goes on with its next token [R]; padding stays where it is."""
-        self.token_ids.copy_(token_ids)
-        self.positions.add_(self.positions >= 0)
 
 
 def decode_rows(num_rows: int, max_tokens: int, block_size: int, device: torch.device) -> DecodeRows:
@@ -91,7 +81,8 @@ def decode_step(
     loaded: LoadedModel, pool: KvPool, rows: DecodeRows, draw: Draw, generator: torch.Generator, logits: Tensor | None
 ) -> None:
     """Embedding, layers, logits, sampling and the move to the next position. `logits` [R, vocab] takes the logits."""
-    found = loaded.transformer(rows.batch(pool.block_size), pool.layers, loaded.kernels)
+    batch = rows.next_batch(pool.block_size, loaded.kernels)
+    found = loaded.transformer(batch, pool.layers, loaded.kernels)
     if logits is not None:
         logits.copy_(found)
-    rows.advance(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator))
+    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator))

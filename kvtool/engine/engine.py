@@ -79,12 +79,12 @@ class Engine:
             graphs=len(graphs) if graphs else None,
         )
 
-    def prepare(self, batch_sizes: Iterable[int]) -> None:
-        """Capture the greedy decode steps of so many sequences now, so that no request waits for it."""
+    def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
+        """Capture the decode steps of so many sequences now, so that no request waits for it."""
         if self.pipeline is not None:
             with self.compiling.measured():
                 for size in sorted(batch_sizes, reverse=True):  # memory that served the largest serves all others
-                    self.pipeline.graphs.prepare(size, Draw.GREEDY, keep_logits=self.keep_logits)
+                    self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
 
     def add(self, prompt_ids: list[int], params: SamplingParams, *, arrival_s: float | None = None) -> Sequence:
         """Queue a request. Raises KvtoolError for a prompt that is empty, out of vocabulary, or too long."""
