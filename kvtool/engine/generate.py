@@ -51,6 +51,7 @@ def generate(
             "num_layers": loaded.model.num_layers,
             "device": str(loaded.device),
             "backend": loaded.backend,
+            "graphs": engine.pipeline is not None,
             "output_len": params.max_tokens,
             "ignore_eos": params.ignore_eos,
             "temperature": params.temperature,
