@@ -22,8 +22,13 @@ BACKENDS = ("triton", "torch", "reference")
 class StepKernels(Protocol):
     """What lies between the products of a decoder step, one kernel each: T tokens, hidden size n."""
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x and residual [T,n], weight [n] -> (RMSNorm of their sum, the sum)."""
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x and residual [T,n] -> (RMSNorm of their sum by weight [n], the sum), x normalised first by x_weight [n].
+
+        Without a weight nothing is normalised there. Weights may be wider than x: there is one rounding, the last.
+        """
 
     def split_qkv(
         self,

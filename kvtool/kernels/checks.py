@@ -87,6 +87,13 @@ def rows(*tensors: Tensor) -> None:
         require(tensor.dtype == tensors[0].dtype, f"rows of {tensor.dtype} and {tensors[0].dtype}")
 
 
+def norms(size: int, *weights: Tensor | None) -> None:
+    """[n] of rows of n, contiguous."""
+    for weight in weights:
+        fits = weight is None or (weight.shape == (size,) and weight.is_contiguous())
+        require(fits, f"a norm is not {size} weights side by side")
+
+
 def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:
     indices(block_tables, "block_tables", torch.int32, ndim=2)
     indices(seq_lens, "seq_lens", torch.int32, ndim=1)

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from kvtool.kernels import Scale
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x and residual [T,n], weight [n] -> (norm of their sum, their sum). One program a row."""
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x and residual [T,n], weights [n] -> (norm of their sum, their sum). One program a row."""
     checks.rows(x, residual)
     num_tokens, size = x.shape
-    normed, added = x.new_empty(num_tokens, size), x.new_empty(num_tokens, size)
+    checks.norms(size, weight, x_weight)
+    added = x.new_empty(num_tokens, size)
+    normed = added if weight is None else torch.empty_like(added)
     if num_tokens == 0:
         return normed, added
     block = padded(size)
@@ -29,6 +33,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         x,
         residual,
         weight,
+        x_weight,
         normed,
         added,
         eps,

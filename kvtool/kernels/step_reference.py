@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from kvtool.kernels import Scale
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    added = x + residual
-    return (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    wide = _wide(x) if x_weight is None else (_rms_norm(_wide(x), eps) * x_weight).to(x.dtype)
+    added = (wide + residual).to(x.dtype)
+    return added if weight is None else (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
 
 
 def split_qkv(

@@ -32,12 +32,30 @@ def test_residual_and_norm(backend: Backend, step, dtype: torch.dtype, tokens: i
     where = {"dtype": dtype, "device": backend.device}
     x, residual = values(tokens, size, **where), 3 * values(tokens, 2 * size, seed=1, **where)[:, :size]
     weight = values(size, seed=2, **where)
-    normed, added = step.add_rms_norm(x, residual, weight, EPS)
+    normed, added = step.add_rms_norm(x, residual, weight, eps=EPS)
     assert (normed.dtype, added.dtype) == (dtype, dtype)
     exact = x.double() + residual.double()
     assert ((added.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs()).all()
-    expected, _ = step_reference.add_rms_norm(added.double(), torch.zeros_like(added).double(), weight.double(), EPS)
+    nothing = torch.zeros_like(added).double()
+    expected, _ = step_reference.add_rms_norm(added.double(), nothing, weight.double(), eps=EPS)
     assert largest_error(normed, expected) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("normed_after", [True, False], ids=["Gemma", "OLMo 2"])
+def test_a_branch_with_a_norm_of_its_own(backend: Backend, step, dtype: torch.dtype, normed_after: bool) -> None:
+    """Weights in fp32, as Gemma's are; without a second norm the sum is what the next product reads."""
+    where = {"device": backend.device}
+    x, residual = (values(5, 96, dtype=dtype, seed=seed, **where) for seed in (0, 1))
+    x_weight, weight = (1 + 0.3 * values(96, dtype=F32, seed=seed, **where) for seed in (2, 3))
+    weight = weight if normed_after else None
+    normed, added = step.add_rms_norm(x, residual, weight, x_weight, eps=EPS)
+    wide = None if weight is None else weight.double()
+    expected = step_reference.add_rms_norm(x.double(), residual.double(), wide, x_weight.double(), eps=EPS)
+    for found, exact in zip((normed, added), expected, strict=True):
+        assert found.dtype == dtype
+        assert largest_error(found, exact) < 2 * TOLERANCE[dtype]
+    assert normed_after or torch.equal(normed, added)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
@@ -108,6 +126,8 @@ def test_what_does_not_fit_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"rows \[2, 4\] and \[2, 8\]"):
         step.silu_mul(torch.zeros(2, 8), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="a norm is not 8 weights"):
+        step.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(16)[::2], eps=EPS)
     qkv, cache = torch.zeros(1, 6, 8), torch.zeros(1, 16, 2, 8)
     turn, slots = torch.zeros(1, 1, 8), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"rotation \[1, 1, 4\]"):

@@ -66,11 +66,10 @@ class Variant:
         launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64), k_scale=scale, v_scale=scale)
 
     def _norm(self) -> None:
-        x, weight = (
-            _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype]),
-            _meta(self.head_dim, dtype=torch.bfloat16),
-        )
-        step.add_rms_norm(x, x, weight, 1e-5)
+        """With `qk_norm` of the branch too, as in Gemma, whose weights are fp32."""
+        x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        weight = _meta(self.head_dim, dtype=torch.float32 if self.qk_norm else torch.bfloat16)
+        step.add_rms_norm(x, x, weight, weight if self.qk_norm else None, eps=1e-5)
 
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
@@ -169,6 +168,7 @@ def _features() -> Iterator[Variant]:
     yield Variant("qkv", 128, 8, cache_dtype="int8", vector_scales=True, qk_norm=True)
     for hidden_size in (2048, 16384):
         yield Variant("norm", hidden_size, 16)
+        yield Variant("norm", hidden_size, 16, qk_norm=True)
     yield Variant("gate", 14336, 16)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -13,7 +15,8 @@ from kvtool.engine.decoder.attention import GroupedQueryAttention
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter, Mlp, MoeMlp, load_mlp
-from kvtool.engine.decoder.norm import RmsNorm, load_norm
+from kvtool.engine.decoder.norm import load_norm
+from kvtool.engine.decoder.residual import Residual, added
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.decoder.step import StepContext
 from kvtool.engine.pool import LayerCache
@@ -46,21 +49,12 @@ class DecoderLayer:
         self.attention = _attention(index, model, decoder, weights, f"{prefix}.self_attn")
         self.mlp = _mlp(model, decoder, index, weights, f"{prefix}.mlp")
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
+    def __call__(self, stream: Residual, step: StepContext, cache: LayerCache) -> Residual:
         fused = step.kernels.fused
-        normed = self.attention_in(x) if self.attention_in else x
-        alone = self.attention_out is not None or fused is not None  # what attention gives is not added at once
-        attended = self.attention(normed, step, cache, plus=None if alone else x)
-        if self.attention_out is not None:
-            attended = self.attention_out(attended)
-        if fused is not None and isinstance(self.mlp_in, RmsNorm):
-            normed, x = fused.add_rms_norm(attended, x, self.mlp_in.weight, self.mlp_in.eps)
-        else:
-            x = x + attended if alone else attended
-            normed = self.mlp_in(x) if self.mlp_in else x
-        if self.mlp_out is None:
-            return self.mlp(normed, step.batch, plus=x, fused=fused)
-        return x + self.mlp_out(self.mlp(normed, step.batch, fused=fused))
+        normed, x = stream.normed(self.attention_in, fused)
+        stream = added(x, partial(self.attention, normed, step, cache), self.attention_out, fused)
+        normed, x = stream.normed(self.mlp_in, fused)
+        return added(x, partial(self.mlp, normed, step.batch, fused=fused), self.mlp_out, fused)
 
 
 class Transformer:
@@ -98,10 +92,12 @@ class Transformer:
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         step = StepContext(batch, kernels, rotation, local)
-        x = self.embedding(batch)
+        stream = Residual(self.embedding(batch))
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, step, cache)
-        logits = self.head(self.norm(x[batch.sample_rows]))
+            stream = layer(stream, step, cache)
+        if len(batch.sample_rows) < len(batch.token_ids):  # else they are all rows, in order
+            stream = stream.rows(batch.sample_rows)
+        logits = self.head(stream.normed(self.norm, kernels.fused)[0])
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
 
