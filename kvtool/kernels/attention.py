@@ -17,7 +17,7 @@ from kvtool.kernels.triton.prefill import prefill_kernel
 def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softmax: Softmax) -> Tensor:
     """Grid: (S, HKV x blocks of its rows, splits); with several splits their partial outputs are merged."""
     num_tokens, num_heads, _ = q.shape
-    num_seqs, v_dim = len(seq_lens), keys.v.shape[3]
+    num_seqs, v_dim = len(seq_lens), keys.values.shape[3]
     out = q.new_empty(num_tokens, num_heads, v_dim)
     if out.numel() == 0:
         return out
@@ -57,7 +57,7 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers(page, vector_scales=isinstance(keys.k_scale, Tensor)),
+        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales),
     )
     if partial is not None and lse is not None and arrivals is None:
         _merge(partial, lse, seq_lens, out, tile, softmax.span)
@@ -97,7 +97,7 @@ def prefill(
     """Grid: S x HKV x the blocks of the `longest` query, each sequence's last block first."""
     num_tokens, num_heads, _ = q.shape
     num_seqs = len(seq_lens)
-    out = q.new_empty(num_tokens, num_heads, keys.v.shape[3])
+    out = q.new_empty(num_tokens, num_heads, keys.values.shape[3])
     if out.numel() == 0:
         return out
     group = num_heads // keys.num_heads

@@ -45,9 +45,13 @@ PREFILL = {
 
 
 def latent_arguments(case: Case, pool: Pool) -> dict[str, object]:
-    scale = pool.features["k_scale"]
-    cache_scale = scale.squeeze(2) if isinstance(scale, Tensor) else scale
-    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": cache_scale}
+    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": latent_scale(pool)}
+
+
+def latent_scale(pool: Pool) -> float | Tensor:
+    """The scales of a pool's one head and, where each row has two, as those of its values: [P,B,2]."""
+    scale, other = pool.features["k_scale"], pool.features["v_scale"]
+    return torch.cat((scale, other), dim=2) if isinstance(scale, Tensor) else scale
 
 
 @pytest.mark.parametrize("case", DECODE.values(), ids=DECODE.keys())
@@ -103,7 +107,8 @@ def test_absorbed_weights_give_the_uncompressed_attention(backend: Backend) -> N
     absorbed = torch.cat([torch.einsum("hn,hnr->hr", model.q_nope, model.w_uk), model.q_rope], dim=1)
     rows = torch.cat([model.latents, model.rope_keys], dim=1)
     cache = torch.zeros(2, 16, latent_dim + rope, device=backend.device)
-    backend.kernels.store_latent(rows.float().to(backend.device), cache, torch.arange(length, device=backend.device))
+    slots = torch.arange(length, device=backend.device)
+    backend.kernels.store_latent(rows.float().to(backend.device), cache, slots, latent_dim=latent_dim)
     attended = backend.kernels.mla_decode(
         absorbed.float().to(backend.device)[None],
         cache,

@@ -68,8 +68,8 @@ def test_rows_land_in_their_slots(
 def test_latent_rows(backend: Backend, dtype: torch.dtype) -> None:
     latent = eighths(len(SLOTS), 64 + 16).to(backend.device)
     actual, expected = (poisoned(4, 16, 80, dtype=dtype, device=backend.device) for _ in range(2))
-    backend.kernels.store_latent(latent, actual, slots(backend.device), scale=2.0)
-    reference.store_latent(latent, expected, slots(backend.device), scale=2.0)
+    backend.kernels.store_latent(latent, actual, slots(backend.device), latent_dim=64, scale=2.0)
+    reference.store_latent(latent, expected, slots(backend.device), latent_dim=64, scale=2.0)
     assert torch.equal(bits(actual), bits(expected))
 
 

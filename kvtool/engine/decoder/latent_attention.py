@@ -107,7 +107,7 @@ class MultiHeadLatentAttention:
         latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
         k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
         rows = torch.cat((self.latent_norm(latent), k_rope), dim=-1)
-        step.kernels.store_latent(rows, cache.k, step.batch.slots, scale=cache.k_scale)
+        step.kernels.store_latent(rows, cache.k, step.batch.slots, latent_dim=self.rank, scale=cache.k_scale)
         decode, prefill = step.batch.decode, step.batch.prefill
         num_decodes = decode.num_tokens if decode else 0
         decoded = (

@@ -14,12 +14,12 @@ from kvtool.kernels.triton.paged import FLOOR, attend, first_softmax, load_rows,
 # What changes from step to step must not compile a new variant.
 @triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride"])
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr, partial_ptr, lse_ptr,
-    arrivals_ptr,
+    q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr,
+    partial_ptr, lse_ptr, arrivals_ptr,
     qk_scale, v_scale, cap, window, group, query_len, num_heads, num_splits,
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
+    rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
     SPLIT: tl.constexpr, CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
     ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SPLITS: tl.constexpr, MIN_TILES: tl.constexpr,
@@ -49,7 +49,7 @@ def decode_kernel(
     q_ptrs = q_ptr + (seq * query_len + token) * q_token_stride + head * q_head_stride
     q = load_rows(q_ptrs, is_row, HEAD_DIM, BLOCK_D, True)
     q_rope = q
-    if ROPE_DIM > 0:
+    if rope_ptr is not None:
         q_rope = load_rows(q_ptrs + HEAD_DIM, is_row, ROPE_DIM, BLOCK_ROPE, True)
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
@@ -59,7 +59,8 @@ def decode_kernel(
         row_max = tl.where(split == 0, row_max, FLOOR)
         row_sum = tl.where(split == 0, row_sum, 0.0)
     k_ptr += kv_head.to(tl.int64) * k_head_stride
-    v_ptr += kv_head.to(tl.int64) * v_head_stride
+    if v_ptr is not None:
+        v_ptr += kv_head.to(tl.int64) * v_head_stride
     if k_scale_ptr is not None:
         k_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
         v_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
@@ -75,10 +76,11 @@ def decode_kernel(
     for part in tl.static_range(PARTS):
         acc, row_max, row_sum = attend(
             acc, row_max, row_sum, q, q_rope, length - query_len + token,
-            k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+            k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, table_ptr,
             begin if part == 0 else full if part == 1 else tail, full if part == 0 else tail if part == 1 else end,
             first_key, length, window, qk_scale, 1.0 / v_scale, cap,
-            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, rope_page_stride, rope_slot_stride,
+            scale_page_stride, scale_slot_stride, num_pages,
             CAPPED, TMA, part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
         )
 
