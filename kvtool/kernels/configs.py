@@ -73,8 +73,11 @@ class Tile:
         return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
 
 
-def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target) -> Tile:
-    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), by the bytes of an element.
+def attention_tile(
+    head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target, rope_dim: int = 0
+) -> Tile:
+    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), by the bytes of an element;
+    of MLA a rotary part of `rope_dim` goes beside them.
 
     `rows` is the group of one KV head in decode, times the longest query in prefill. The accumulator, of block_m x
     head_dim values, is what fills the registers: up to 4096 suit 4 warps, up to 16384 suit 8.
@@ -87,7 +90,7 @@ def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int,
         block_m,
         _block_keys(head_dim, block_m),
         num_warps=4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8,
-        num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
+        num_stages=3 if head_dim + rope_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
     )
 
 

@@ -12,6 +12,7 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
+from kvtool.engine.decoder.gathered import Gathered, gathered
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter, Mlp, MoeMlp, load_mlp
@@ -23,6 +24,8 @@ from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels import Kernels
+
+_TILE_TOKENS = 64  # that prefill reads at once, where they are in one block
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
 _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
@@ -91,7 +94,7 @@ class Transformer:
         """Logits [len(sample_rows), vocab]. `caches` has one entry a layer."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
-        step = StepContext(batch, kernels, rotation, local)
+        step = StepContext(batch, kernels, rotation, local, self._gathered(batch, caches[0], kernels))
         stream = Residual(self.embedding(batch))
         for layer, cache in zip(self.layers, caches, strict=True):
             stream = layer(stream, step, cache)
@@ -99,6 +102,13 @@ class Transformer:
             stream = stream.rows(batch.sample_rows)
         logits = self.head(stream.normed(self.norm, kernels.fused)[0])
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
+
+    def _gathered(self, batch: StepBatch, cache: LayerCache, kernels: Kernels) -> Gathered | None:
+        """Of the prefill rows of MLA, which are decompressed side by side, in blocks of a tile of the GPU's kernel."""
+        if batch.prefill is None or not isinstance(self.model.layers[0].cache, LatentAttention):
+            return None
+        block_tokens = 1 if kernels.fused is None else _TILE_TOKENS
+        return gathered(batch.prefill.pages, cache.k.shape[1], block_tokens, cache.k.device)
 
 
 class Embedding:
