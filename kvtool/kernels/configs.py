@@ -8,6 +8,7 @@ from dataclasses import dataclass
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many splits as are merged at once
+MERGED_BYTES = 2**18  # that one program reads in about the time of a launch, 2 us
 TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
 STORE_BLOCK = 1024  # elements of one store program
 ROTARY_HEADS = 16  # whose rotary part one program turns
@@ -116,6 +117,12 @@ def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -
     """
     by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
+
+
+def merges_alone(rows: int, splits: int, v_dim: int) -> bool:
+    """Whether the last program to arrive merges `rows` rows itself: what a launch costs is more than a few reads of
+    one multiprocessor, but not than those of the many rows of MLA."""
+    return rows * splits * v_dim * 4 <= MERGED_BYTES
 
 
 def merged_at_once(block_dv: int, num_warps: int) -> int:
