@@ -22,7 +22,7 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
     if out.numel() == 0:
         return out
     query_len, group, target = num_tokens // num_seqs, num_heads // keys.num_heads, gpu.target(q.device)
-    tile = keys.tile(q, rows=group * query_len, target=target)
+    tile = keys.decode_tile(q, rows=group * query_len, target=target)
     programs = keys.num_heads * math.ceil(group * query_len / tile.block_m)
     page = keys.k.shape[1]
     max_context = block_tables.shape[1] * page
@@ -106,7 +106,7 @@ def prefill(
     group = num_heads // keys.num_heads
     rows = longest * group
     target = gpu.target(q.device)
-    tile = keys.tile(q, rows, target)
+    tile = keys.prefill_tile(q, rows, target)
     prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
         q_ptr=q,
         table_ptr=block_tables,

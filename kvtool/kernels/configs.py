@@ -14,7 +14,9 @@ STORE_BLOCK = 1024  # elements of one store program
 ROTARY_HEADS = 16  # whose rotary part one program turns
 GATHER_BLOCK = 4096  # elements of one gather program: enough loads in flight to be bound by memory
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
-DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs in a multiprocessor's 65,536
+REGISTERS = 65536  # of a multiprocessor
+DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs
+LATENT_REGISTERS = 128  # and 8 warps of so many for two
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int = MAX_REGISTERS
 
     @property
     def min_tiles(self) -> int:
@@ -53,7 +56,7 @@ class Tile:
     def decode_registers(self, page: int, *, vector_scales: bool = False) -> int:
         """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
         frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0 and not vector_scales
-        return DECODE_REGISTERS if frugal else MAX_REGISTERS
+        return DECODE_REGISTERS if frugal else self.max_registers
 
     def uses_tma(
         self, head_dim: int, page: int, cache_bytes: int, target: Target, *, vector_scales: bool = False
@@ -61,17 +64,34 @@ class Tile:
         """Whether a tile is one box of a page, on a card that copies boxes, with registers left for it.
 
         fp32 has no tensor cores to keep fed. Tall tiles of wide heads, or of scales to load beside the vectors, spill
-        where loads are not masked as they come.
+        where loads are not masked as they come; so do those that are to leave registers to another program.
         """
         tallest = 16 if head_dim > 128 else 64 if vector_scales else 128
         suits = cache_bytes < 4 and self.block_n >= 32 and self.block_m <= tallest
+        suits = suits and self.max_registers == MAX_REGISTERS
         return suits and target.capability >= 90 and page % self.block_n == 0
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
-        pipeline_bytes = max(1, self.num_stages - 1) * self.block_n * bytes_per_key
-        by_registers = 3 if self.is_small else 2
-        return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
+        tiles = max(1, self.num_stages - 1) * self.block_n + self.block_m
+        registers = DECODE_REGISTERS if self.is_small else self.max_registers
+        by_registers = REGISTERS // (32 * self.num_warps * registers)
+        return target.multiprocessors * max(1, min(target.shared_bytes // (tiles * bytes_per_key), by_registers))
+
+
+def decode_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target) -> Tile:
+    """As `attention_tile`. Decode walks the keys in one loop, which leaves latents of 16 bits room for more.
+
+    Few heads are bound by memory: two programs in a multiprocessor keep more loads in flight. Many are multiplied by
+    wgmma, and read a latent once for 64 of them.
+    """
+    if head_dim > 256 and query_bytes == cache_bytes == 2:
+        if rows > 32 and target.capability == 90:
+            return Tile(64, 32, num_warps=8, num_stages=4)
+        if rows <= 16:
+            num_stages = 3 if target.shared_bytes > 128 * 1024 else 2
+            return Tile(16, 32, num_warps=8, num_stages=num_stages, max_registers=LATENT_REGISTERS)
+    return attention_tile(head_dim, rows, query_bytes, cache_bytes, target)
 
 
 def attention_tile(

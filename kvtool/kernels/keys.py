@@ -84,9 +84,13 @@ class Keys:
         dims = [tensor.shape[-1] for tensor in (self.k, self.v, self.rope) if tensor is not None]
         return sum(dims) * self.k.element_size()
 
-    def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
-        dims = _dot_dim(self.k.shape[3]), 0 if self.rope is None else self.rope.shape[2]
-        return configs.attention_tile(dims[0], rows, q.element_size(), self.k.element_size(), target, dims[1])
+    def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        head_dim = _dot_dim(self.k.shape[3])
+        return configs.decode_tile(head_dim, rows, q.element_size(), self.k.element_size(), target)
+
+    def prefill_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        head_dim, rope_dim = _dot_dim(self.k.shape[3]), 0 if self.rope is None else self.rope.shape[2]
+        return configs.attention_tile(head_dim, rows, q.element_size(), self.k.element_size(), target, rope_dim)
 
     def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
         k, v, rope = self.k, self.v, self.rope

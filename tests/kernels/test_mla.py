@@ -28,6 +28,7 @@ DECODE = {
     "splits": latent((300, 5), page=64, heads=16),
     "heads past a tile": latent((40, 3), heads=72),
     "DeepSeek-V3": latent((1, 70), page=64, heads=16, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
+    "64 heads to a tile": latent((130, 3), page=64, heads=72, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
     "a tiny model": latent((33, 5), head_dim=40, v_dim=32, dtype=F32, cache_dtype=F32),
     "fp8": latent((70,), dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.5),
     "int8, a scale a vector": latent((70, 5), cache_dtype=torch.int8, k_scale=0.02, vector_scales=True),

@@ -209,6 +209,10 @@ def _tiles() -> Iterator[Variant]:
     for operation in ("mla_decode", "mla_prefill"):
         for heads in (16, 128):
             yield Variant(operation, 576, heads, v_dim=512)
+    yield Variant("mla_decode", 576, 32, v_dim=512)
+    yield Variant("mla_decode", 576, 128, v_dim=512, page=16)
+    yield Variant("mla_decode", 576, 128, v_dim=512, dtype="fp16", cache_dtype="fp16")
+    yield Variant("mla_decode", 576, 128, v_dim=512, seqs=4096)
 
 
 def _long_tiles(**shape: object) -> Iterator[Variant]:
