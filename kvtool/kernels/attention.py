@@ -58,7 +58,7 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales),
+        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
     )
     if partial is not None and lse is not None and arrivals is None:
         _merge(partial, lse, seq_lens, out, group, tile, softmax.span)

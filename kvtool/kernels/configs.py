@@ -53,10 +53,13 @@ class Tile:
         """Few enough rows that a program's registers leave room for two more."""
         return self.num_warps == 4 and self.block_m == 16
 
-    def decode_registers(self, page: int, *, vector_scales: bool = False) -> int:
-        """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
-        frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0 and not vector_scales
-        return DECODE_REGISTERS if frugal else self.max_registers
+    def decode_registers(self, page: int, *, vector_scales: bool = False, split: bool = True) -> int:
+        """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page, and one
+        of latents there or where a sequence is split."""
+        within = page % self.block_n == 0
+        if self.is_small and self.block_n == 64 and within and not vector_scales:
+            return DECODE_REGISTERS
+        return self.max_registers if within or split else MAX_REGISTERS
 
     def uses_tma(
         self, head_dim: int, page: int, cache_bytes: int, target: Target, *, vector_scales: bool = False

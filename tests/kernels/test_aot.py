@@ -117,8 +117,9 @@ def test_mla_decode_of_many_heads_multiplies_with_wgmma_on_hopper(built: Built) 
 
 
 def test_two_programs_of_few_mla_heads_are_resident(built: Built) -> None:
+    """Of latents of 16 bits; the splits are made for as many."""
     rows = [row for row in built.of("decode_kernel") if row["operation"] == "mla_decode" and row["block_m"] == 16]
-    rows = [row for row in rows if row["cache_dtype"] in ("bf16", "fp16")]
+    rows = [row for row in rows if row["cache_dtype"] in ("bf16", "fp16") and row["seqs"] == 1]
     assert rows
     threads, shared = 8 * 32, SHARED_BYTES[built.capability]
     assert all(2 * row["registers"] * threads <= 65536 for row in rows)

@@ -212,7 +212,9 @@ def _tiles() -> Iterator[Variant]:
     yield Variant("mla_decode", 576, 32, v_dim=512)
     yield Variant("mla_decode", 576, 128, v_dim=512, page=16)
     yield Variant("mla_decode", 576, 128, v_dim=512, dtype="fp16", cache_dtype="fp16")
-    yield Variant("mla_decode", 576, 128, v_dim=512, seqs=4096)
+    for heads in (16, 128):
+        for page in (16, 64):
+            yield Variant("mla_decode", 576, heads, v_dim=512, page=page, seqs=4096)
 
 
 def _long_tiles(**shape: object) -> Iterator[Variant]:

@@ -90,7 +90,8 @@ def decode_kernel(
     out = normalise(acc, row_sum, v_scale)
     out_row = seq * query_len * num_heads + kv_head * group
     if not SPLIT:
-        out_ptrs = out_ptr + out_row * V_DIM + ((token * num_heads + row % group)[:, None] * V_DIM + dim[None, :])
+        of_seq = token * num_heads + row % group if v_ptr is not None else row  # of latents there is one KV head
+        out_ptrs = out_ptr + out_row * V_DIM + (of_seq[:, None] * V_DIM + dim[None, :])
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=stored)
     else:
         unit = (seq * tl.num_programs(1) + tl.program_id(1)) * num_splits * BLOCK_M

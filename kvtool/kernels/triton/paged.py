@@ -165,7 +165,9 @@ def attend(
         if CAPPED:
             scores = cap * tanh(scores)
         if MASKED:
-            visible = (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
+            visible = key[None, :] <= position[:, None]
+            if v_ptr is not None:  # latents have no window
+                visible &= key[None, :] > position[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         weights = tl.exp2(scores - new_max[:, None])
