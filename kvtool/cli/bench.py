@@ -70,12 +70,11 @@ def bench(
     out: OutOption = None,
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
-    from rich.console import Console
-
     from kvtool.bench.defaults import bench_options, default_model
     from kvtool.bench.run import bench as run_bench
     from kvtool.report.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
+    from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
     if num_prompts is not None and concurrency is None and request_rate is None:
@@ -119,7 +118,7 @@ def bench(
     if json:
         typer.echo(encode(outcome.document), nl=False)
     else:
-        print_bench(outcome.document, Console())
+        print_bench(outcome.document, Terminal())
         if out is not None:
             typer.echo(f"\nWritten to {out}: bench.json, bench.csv, bench.png, report.html", err=True)
     for error in outcome.errors:

@@ -155,11 +155,10 @@ def parse_percent(text: str) -> float:
 
 def compare_documents(names: list[str], limit: float | None, *, json: bool, out: Path | None) -> None:
     """Print or write the comparison of bench documents; exit 1 for a regression beyond `limit`."""
-    from rich.console import Console
-
     from kvtool.compare import documents
     from kvtool.compare.sources import read_bench
     from kvtool.report.compare import print_compare, write_compare
+    from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
     baseline, *others = [read_bench(name) for name in names]
@@ -169,7 +168,7 @@ def compare_documents(names: list[str], limit: float | None, *, json: bool, out:
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_compare(document, Console())
+        print_compare(document, Terminal())
     failing = [] if limit is None else documents.regressions(document.rows, limit)
     for row in failing:
         typer.echo(f"regression: {row.document}: {row.case} {row.metric} {row.verdict}", err=True)
@@ -187,11 +186,10 @@ def compare_models(
     out: Path | None,
 ) -> None:
     """Print or write the matrix of models."""
-    from rich.console import Console
-
     from kvtool.catalog.resolve import resolve_model
     from kvtool.compare import models
     from kvtool.report.matrix import print_matrix, write_matrix
+    from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
     chosen = [resolve_model(name, models_path=models_path) for name in names]
@@ -201,4 +199,4 @@ def compare_models(
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_matrix(document, Console())
+        print_matrix(document, Terminal())

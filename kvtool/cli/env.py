@@ -16,13 +16,12 @@ def env(
     """Show the versions, the processor and the GPU that a benchmark here would report."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from kvtool.bench.environment import describe_environment
     from kvtool.bench.roofline import measure_roofline
     from kvtool.engine.config import resolve_device
     from kvtool.engine.pool import cache_dtype
     from kvtool.report.environment import print_environment
+    from kvtool.report.terminal import Terminal
     from kvtool.results import EnvDocument, encode
     from kvtool.sizing.dtypes import parse_float_dtype
 
@@ -34,4 +33,4 @@ def env(
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_environment(document, Console())
+        print_environment(document, Terminal())

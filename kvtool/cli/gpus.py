@@ -30,11 +30,10 @@ def gpus(
         cards = [msgspec.to_builtins(gpu) for gpu in rows]
         typer.echo(encode({"schema": "kvtool.gpus/1", "gpus": cards}), nl=False)
         return
-    from rich.console import Console
-
     from kvtool.report.tables import to_rich
+    from kvtool.report.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     console.print(to_rich(overview(rows), console.width))
     if len(rows) == 1:
         console.print(to_rich(details(rows[0]), console.width))

@@ -45,13 +45,12 @@ def kernels(
     out: OutOption = None,
 ) -> None:
     """Time paged decode, prefill and KV store alone: GB/s and TFLOP/s next to what this machine can do."""
-    from rich.console import Console
-
     from kvtool.bench.kernel_options import default_model, kernels_options
     from kvtool.bench.kernels import measure_kernels
     from kvtool.catalog.resolve import resolve_model
     from kvtool.report.files import check_writable
     from kvtool.report.kernels import print_kernels, write_kernels
+    from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
     if out is not None:
@@ -77,7 +76,7 @@ def kernels(
     if json:
         typer.echo(encode(outcome.document), nl=False)
     else:
-        print_kernels(outcome.document, Console())
+        print_kernels(outcome.document, Terminal())
     for line in (*outcome.errors, *outcome.unequal):
         typer.echo(f"kvtool: {line}", err=True)
     if outcome.interrupted:

@@ -38,11 +38,10 @@ def models(
 
         typer.echo(encode({"schema": "kvtool.models/1", "models": [describe(*row) for row in rows]}), nl=False)
         return
-    from rich.console import Console
-
     from kvtool.report.tables import to_rich
+    from kvtool.report.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     console.print(to_rich(overview(rows), console.width))
     if len(rows) == 1:
         console.print(to_rich(details(*rows[0]), console.width))

@@ -213,12 +213,11 @@ def answer(
     """Write the files, print the document; exit 1 where no row fits, nothing is found that would, or the engine
     would not start.
     """
-    from rich.console import Console
-
     from kvtool.report.budget import budget_figure
     from kvtool.report.engine import print_ledgers
     from kvtool.report.files import write_result
     from kvtool.report.size import print_size, size_csv_rows, size_figure
+    from kvtool.report.terminal import Terminal
     from kvtool.results import encode
     from kvtool.sizing.explain import explain as explain_rows
     from kvtool.sizing.size import curve
@@ -242,10 +241,10 @@ def answer(
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_size(document, Console())
+        print_size(document, Terminal())
     if explain:
         if not json:
-            print_ledgers(document, Console())
+            print_ledgers(document, Terminal())
         typer.echo("\n".join(explain_rows(model, options=options)), err=json)
     refused = all(row.fit.fits is False or row.engine.refusal for row in document.rows)
     if refused if document.solutions is None else not document.solutions:

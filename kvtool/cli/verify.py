@@ -107,10 +107,9 @@ def verify(
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        from rich.console import Console
-
+        from kvtool.report.terminal import Terminal
         from kvtool.report.verify import print_verify
 
-        print_verify(document, Console())
+        print_verify(document, Terminal())
     if document.verdict in ("off", "refused"):
         raise typer.Exit(1)

@@ -169,3 +169,26 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", "import kvtool.cli;" + code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--explain",)])
+def test_a_reader_that_goes_away_is_no_answer(arguments: tuple[str, ...]) -> None:
+    """`kvtool size ... | head -c1`: the pipe closes, and the exit code still says that the answer was found."""
+    contexts = ",".join(str(1024 * step) for step in range(1, 400))
+    command = [
+        sys.executable,
+        "-c",
+        "from kvtool.cli import main; main()",
+        "size",
+        "llama-3.1-8b",
+        "--context",
+        contexts,
+        *arguments,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
