@@ -24,11 +24,13 @@ from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
+    ColdStart,
     KernelBytes,
     KernelCase,
     KernelCheck,
     KernelMemory,
     KernelMetrics,
+    KernelPeer,
     KernelRoofline,
     KernelsDocument,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "Calibration",
     "Case",
     "Check",
+    "ColdStart",
     "CompareDocument",
     "CompareRow",
     "EnvDocument",
@@ -69,6 +72,7 @@ __all__ = [
     "KernelCheck",
     "KernelMemory",
     "KernelMetrics",
+    "KernelPeer",
     "KernelRoofline",
     "KernelsDocument",
     "MatrixDocument",
