@@ -342,7 +342,7 @@ def vllm() -> ModuleType:
         q_descale,
         k_descale,
         v_descale,
-        seq_threshold_3D=None,
+        seq_threshold_3D=None,  # noqa: N803
         num_par_softmax_segments=None,
         softmax_segm_output=None,
         softmax_segm_max=None,
