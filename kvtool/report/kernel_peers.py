@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DIFFERENT = "WRONG"
+DOT_GAP = 0.13  # of a row, between the dots of two peers
 POINT_KEYS = ("layer", "kv_cache_dtype", "block_size")
 
 
@@ -97,8 +98,10 @@ def draw_peers(axes: Axes, cases: Sequence[KernelCase]) -> None:
 
     cases = [case for case in cases if any(peer.ratio is not None for peer in case.peers)]
     axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
-    for colour, name in zip(COLOURS, peer_names(cases), strict=False):
-        dots = [(row, peer) for row, case in enumerate(cases) if (peer := _peer(case, name)) and peer.ratio]
+    names = peer_names(cases)
+    for index, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+        above = DOT_GAP * (index - (len(names) - 1) / 2)
+        dots = [(row + above, peer) for row, case in enumerate(cases) if (peer := _peer(case, name)) and peer.ratio]
         if dots:
             _draw_dots(axes, dots, name, colour)
     axes.set_yticks(range(len(cases)), [point(case, cases) for case in cases], fontsize=9)
@@ -111,7 +114,7 @@ def draw_peers(axes: Axes, cases: Sequence[KernelCase]) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(0, 1.12), ncols=3, frameon=False, fontsize=9)
 
 
-def _draw_dots(axes: Axes, dots: Sequence[tuple[int, KernelPeer]], name: str, colour: str) -> None:
+def _draw_dots(axes: Axes, dots: Sequence[tuple[float, KernelPeer]], name: str, colour: str) -> None:
     rows = [row for row, _ in dots]
     ratios = [peer.ratio or 1.0 for _, peer in dots]
     low = [ratio - (peer.ratio_ci_low or ratio) for ratio, (_, peer) in zip(ratios, dots, strict=True)]

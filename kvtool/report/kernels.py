@@ -39,6 +39,10 @@ HEADINGS = {
     "context": "ctx",
     "batch_size": "batch",
     "query_len": "new\ntokens",
+    "flashinfer": "flash-\ninfer",
+    "flash-attn": "flash-\nattn",
+    "vllm-triton": "vllm-\ntriton",
+    "sglang-triton": "sglang-\ntriton",
 }
 SHOW_MS_FROM = 10.0  # a table with a longer time than this is in milliseconds
 
@@ -73,8 +77,8 @@ def kernel_tables(document: KernelsDocument) -> list[Table]:
         (stream_table, ("batch_size", "query_len"), cases_of(document, "store")),
     )
     shown = [table(cases, keys) for table, keys, cases in tables if cases]
-    compared = with_peers(document.cases)
-    return [*shown, peers_table(compared)] if compared else shown
+    raced = [(table_keys, with_peers(cases)) for _, table_keys, cases in tables]
+    return shown + [peers_table(cases, keys) for keys, cases in raced if cases]
 
 
 def cases_of(document: KernelsDocument, part: str) -> list[KernelCase]:
@@ -129,18 +133,18 @@ def prefill_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
     )
 
 
-def peers_table(cases: Sequence[KernelCase]) -> Table:
+def peers_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
     """Times of other libraries' kernels as multiples of ours, a column a peer."""
     names = peer_names(cases)
     rounds = sorted({len(case.samples_s) for case in cases})
     return labelled(
         cases,
-        ("context", "batch_size", "query_len"),
-        columns=tuple(name.replace("-", "-\n") for name in names),
+        keys,
+        columns=tuple(HEADINGS.get(name, name) for name in names),
         figures=[tuple(ratio_cell(case, name) for name in names) for case in cases],
         note=f"Median time of each / ours over {' or '.join(map(str, rounds))} rounds in turns, on the same pages: "
         f"above 1.00x ours is faster. {DASH}: not timed, see below.",
-        title="peers: time / ours",
+        title=f"peers of {' and '.join(sorted({case.kernel for case in cases}))}: time / ours",
     )
 
 

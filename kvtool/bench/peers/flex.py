@@ -56,7 +56,10 @@ def _call(attend: Callable[..., Any], work: KernelWork, k: Tensor, v: Tensor, sc
     q = scene.q.unflatten(0, (work.batch_size, work.query_len)).transpose(1, 2)
     keys, values = (cache.flatten(0, 1).transpose(0, 1).unsqueeze(0) for cache in (k, v))
     mask = block_mask(work, scene.block_tables, num_pages=len(k))
-    return partial(attend, q, keys, values, block_mask=mask, scale=work.spec.k_head_dim**-0.5, enable_gqa=True)
+    # Triton's tile of keys must divide a page, which the tiles that torch would choose do only for large ones.
+    options = {"BLOCK_N": work.block_size} if k.is_cuda and work.block_size < QUERY_BLOCK else None
+    scale = work.spec.k_head_dim**-0.5
+    return partial(attend, q, keys, values, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)
 
 
 def block_mask(work: KernelWork, tables: Tensor, *, num_pages: int) -> Any:
