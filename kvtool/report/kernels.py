@@ -39,10 +39,10 @@ HEADINGS = {
     "context": "ctx",
     "batch_size": "batch",
     "query_len": "new\ntokens",
-    "flashinfer": "flash-\ninfer",
-    "flash-attn": "flash-\nattn",
-    "vllm-triton": "vllm-\ntriton",
-    "sglang-triton": "sglang-\ntriton",
+    "flashinfer": "flash\ninfer",
+    "flash-attn": "flash\nattn",
+    "vllm-triton": "vllm\ntriton",
+    "sglang-triton": "sglang\ntriton",
 }
 SHOW_MS_FROM = 10.0  # a table with a longer time than this is in milliseconds
 
@@ -144,7 +144,7 @@ def peers_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
         figures=[tuple(ratio_cell(case, name) for name in names) for case in cases],
         note=f"Median time of each / ours over {' or '.join(map(str, rounds))} rounds in turns, on the same pages: "
         f"above 1.00x ours is faster. {DASH}: not timed, see below.",
-        title=f"peers of {' and '.join(sorted({case.kernel for case in cases}))}: time / ours",
+        title=f"peers of {' and '.join(sorted({case.kernel for case in cases}))}",
     )
 
 

@@ -55,7 +55,7 @@ def test_tables_fit_the_terminal(kvtool: Kvtool) -> None:
 
 def test_peers_stand_beside_ours_in_every_form(kvtool: Kvtool, tmp_path: Path) -> None:
     done = kvtool(*QUICK, "--peers", "sdpa,vllm-triton", "--out", str(tmp_path))
-    assert "peers of paged_decode: time / ours" in done.out
+    assert "peers of paged_decode" in done.out
     assert "vllm-triton: not importable: " in done.out
     assert max(len(line) for line in done.out.splitlines()) <= 100
     cases = json.loads((tmp_path / "kernels.json").read_text())["cases"]
