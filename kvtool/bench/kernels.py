@@ -28,7 +28,7 @@ from kvtool.bench.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.catalog.model import Model
 from kvtool.engine.config import available_bytes, resolve_backend, resolve_device, resolve_dtype
 from kvtool.engine.device import device_errors
-from kvtool.engine.engine import TORCH_DTYPES
+from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels

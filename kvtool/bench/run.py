@@ -18,7 +18,7 @@ from kvtool.bench.prefix import prefix_case
 from kvtool.bench.roofline import Ceiling, measure_roofline
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
+from kvtool.engine.loaded import TORCH_DTYPES, LoadedModel
 from kvtool.results import BenchDocument, Case
 from kvtool.results.warnings import load_warnings, throttle_warnings
 from kvtool.units import ceil_div
