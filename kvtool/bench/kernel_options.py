@@ -23,7 +23,7 @@ class KernelsOptions:
     """The grid: every context with every batch size, cache dtype and page size. Lengths are tokens.
 
     `chunk_len` is the tokens of a prefill chunk, the last of its context. `drop_oversized` leaves out what does not
-    fit the memory, where nobody asked for it by name.
+    fit the memory, where nobody asked for it by name. `peers` are names of `kvtool.bench.peers`.
     """
 
     contexts: tuple[int, ...]
@@ -38,6 +38,7 @@ class KernelsOptions:
     backend: str = "auto"
     seed: int = 0
     drop_oversized: bool = False
+    peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {

@@ -25,11 +25,13 @@ from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
+    ColdStart,
     KernelBytes,
     KernelCase,
     KernelCheck,
     KernelMemory,
     KernelMetrics,
+    KernelPeer,
     KernelRoofline,
     KernelsDocument,
 )
@@ -71,6 +73,7 @@ __all__ = [
     "KernelCheck",
     "KernelMemory",
     "KernelMetrics",
+    "KernelPeer",
     "KernelRoofline",
     "KernelsDocument",
     "MatrixDocument",

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvtool.bench import kernels
+from kvtool.bench import kernels, passes
 from kvtool.bench.kernel_calls import Measurement, filled_pool
 from kvtool.bench.kernel_options import KernelsOptions, kernels_options
 from kvtool.bench.kernel_work import MAX_CALLS, KernelWork, left_out, plan
@@ -277,9 +277,9 @@ def test_defaults_are_the_device_s_and_only_they_may_be_dropped() -> None:
 
 def test_a_slow_kernel_gets_fewer_calls() -> None:
     calls = [lambda: None] * 10
-    assert len(kernels._within(1.0, calls, timer=lambda call: 0.3)) == 4
-    assert len(kernels._within(1.0, calls, timer=lambda call: 5.0)) == 1
-    assert len(kernels._within(1.0, calls, timer=lambda call: 0.01)) == 10
+    assert len(passes.within(1.0, calls, timer=lambda call: 0.3)) == 4
+    assert len(passes.within(1.0, calls, timer=lambda call: 5.0)) == 1
+    assert len(passes.within(1.0, calls, timer=lambda call: 0.01)) == 10
 
 
 # --- the roofline ----------------------------------------------------------------------------------------------------
