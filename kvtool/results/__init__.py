@@ -25,10 +25,10 @@ from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
-    ColdStart,
     KernelBytes,
     KernelCase,
     KernelCheck,
+    KernelColdStart,
     KernelMemory,
     KernelMetrics,
     KernelPeer,
@@ -71,6 +71,7 @@ __all__ = [
     "KernelBytes",
     "KernelCase",
     "KernelCheck",
+    "KernelColdStart",
     "KernelMemory",
     "KernelMetrics",
     "KernelPeer",
