@@ -124,9 +124,8 @@ def test_the_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_source_that_does_not_compile_leaves_torch_and_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken.c"
-    broken.write_text("int linear(")
-    monkeypatch.setattr(module, "SOURCE", broken)
+    (tmp_path / "broken.c").write_text("int linear(")
+    monkeypatch.setattr(module, "SOURCES", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     native.cache_clear()
     assert native() is None
