@@ -21,6 +21,7 @@ from kvtool.workloads import Request
 ACCOUNTING_LIMIT = 1.03  # more than this share of a measured limit means that bytes or FLOPs were miscounted
 IMPOSSIBLE = "accounting error"
 CACHE_MULTIPLE = 2  # a working set under this many last-level caches may be served from them
+MOVED = "memory read faster than it does beside the case: its speed changed in the middle"
 IN_CACHE = f"the working set is under {CACHE_MULTIPLE}x the last-level cache, which may serve it faster than memory"
 
 
@@ -61,15 +62,21 @@ def _weights_read(loaded: LoadedModel, params: ParamCount, batch_size: int) -> i
     return params.dense_read + round(params.experts * experts_touched(moe, batch_size) / moe.num_experts)
 
 
-def with_roofline(case: Case, ceiling: Ceiling) -> Case:
-    """The case next to the measured limits. An MBU or MFU that no device can reach is null, and `reason` says so."""
+def with_roofline(case: Case, ceiling: Ceiling, read_gbps: float | None = None) -> Case:
+    """The case next to the measured limits, and to `read_gbps`, measured beside it, where there is one.
+
+    An MBU or MFU that no device can reach is null, and `reason` says so.
+    """
+    read_gbps = read_gbps or ceiling.read_gbps
     moved = case.bytes
     step_total = moved.weights_read + moved.kv_read + moved.kv_written + moved.other
-    memory_s, compute_s = step_total / (ceiling.read_gbps * 1e9), moved.decode_flops / (ceiling.tflops * 1e12)
-    prefill_memory_s = moved.weights_read / (ceiling.read_gbps * 1e9)
+    memory_s, compute_s = step_total / (read_gbps * 1e9), moved.decode_flops / (ceiling.tflops * 1e12)
+    prefill_memory_s = moved.weights_read / (read_gbps * 1e9)
     prefill_compute_s = moved.prefill_flops / (ceiling.tflops * 1e12)
     reason = _no_mbu_reason(case, step_total, ceiling.llc_bytes)
     mbu = None if reason or case.metrics.tpot_ms is None else memory_s / (case.metrics.tpot_ms.p50 / 1e3)
+    if mbu is not None and mbu > ACCOUNTING_LIMIT >= mbu * read_gbps / ceiling.read_gbps:
+        mbu, reason = None, MOVED
     mfu = (
         None
         if case.inputs.get("request_rate") or case.inputs.get("concurrency")
@@ -79,7 +86,7 @@ def with_roofline(case: Case, ceiling: Ceiling) -> Case:
     if wrong:
         mbu, mfu, reason = None, None, f"{IMPOSSIBLE}: {' and '.join(wrong)} of what the device did in the same run"
     roofline = Roofline(
-        read_gbps_measured=ceiling.read_gbps,
+        read_gbps_measured=read_gbps,
         copy_gbps_measured=ceiling.copy_gbps,
         tflops_measured=ceiling.tflops,
         ideal_tpot_ms=max(memory_s, compute_s) * 1e3,

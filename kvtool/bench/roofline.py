@@ -1,9 +1,10 @@
 """What the device itself can do, measured: bytes read and copied per second, and FLOP/s of a matrix product.
 
-The ceiling of a read is the best of several kernels, because no single one reaches it on every device: on CPUs a
-matrix-vector product prefetches better than a sum. Kernels take turns, so that a neighbour's burst hits all of them
-alike; a kernel's figure is the best median of any `WINDOW` turns in a row. A single lucky turn cannot set it, and an
-unlucky stretch cannot lower it, which would make a later bandwidth look higher than the device allows.
+The ceiling of a read is the best of several kernels, because no single one reaches it on every device: on some CPUs a
+matrix-vector product prefetches better than a sum, and a compiled stream better than both. Kernels take turns, so that
+a neighbour's burst hits all of them alike; a kernel's figure is the best median of any `WINDOW` turns in a row. A
+single lucky turn cannot set it, and an unlucky stretch cannot lower it, which would make a later bandwidth look higher
+than the device allows.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def measure_roofline(device: str, dtype: torch.dtype, *, seconds: float = 3.0) -
     timer = call_timer(device)
     try:
         with torch.inference_mode():
-            buffer = torch.ones(buffer_bytes // dtype.itemsize, dtype=dtype, device=device)
+            buffer = read_buffer(device, dtype, buffer_bytes)
             reads = race(read_kernels(buffer), timer=timer, seconds=seconds * READ_SHARE)
             copies = race([copy_kernel(buffer)], timer=timer, seconds=seconds * COPY_SHARE)
             del buffer
@@ -115,9 +116,20 @@ def best_rate(rates: list[float]) -> float:
     return max(median(rates[i : i + WINDOW]) for i in range(max(1, len(rates) - WINDOW + 1)))
 
 
+def read_buffer(device: str, dtype: torch.dtype, num_bytes: int) -> torch.Tensor:
+    """Ones to stream over, in pages as large as those that hold the engine's weights."""
+    import torch
+
+    from kvtool.kernels.native import huge_pages
+
+    return huge_pages(torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)).fill_(1)
+
+
 def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
     """Kernels that read the whole buffer once and write next to nothing."""
     import torch
+
+    from kvtool.kernels.native import native
 
     floats = buffer.view(torch.float32)
     half = floats.numel() // 2
@@ -135,6 +147,8 @@ def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
     }
     if buffer.is_cuda:
         calls["read triton"] = _triton_read(floats)
+    elif (kernels := native()) is not None:
+        calls["read compiled"] = lambda: kernels.read_all(buffer)
     return [Kernel(name, call, buffer.nbytes) for name, call in calls.items()]
 
 

@@ -87,6 +87,7 @@ class Native:
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
         library.prefill_scratch_bytes.argtypes, library.prefill_scratch_bytes.restype = (_POINTER,), _COUNT
+        library.read_all.restype = ctypes.c_uint32
         self.prefill_pays = bool(library.prefill_pays())
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
@@ -210,9 +211,9 @@ class Native:
         self._library.paged_prefill(ctypes.byref(call))
         return out
 
-    def read_all(self, tensor: Tensor) -> None:
-        """Reads a contiguous tensor once with all threads."""
-        self._library.read_all(tensor.data_ptr(), tensor.nbytes)
+    def read_all(self, tensor: Tensor) -> int:
+        """Reads a contiguous tensor once with all threads; the sum of its 32-bit words, modulo 2^32, is by the way."""
+        return int(self._library.read_all(tensor.data_ptr(), tensor.nbytes))
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -225,12 +226,13 @@ def packed(weight: Tensor) -> Tensor:
 def huge_pages(tensor: Tensor) -> Tensor:
     """A tensor of memory not yet written, which Linux is asked to give in pages of 2 MiB: a stream of weights crosses
     a page of 4 KiB every 100 ns, and waits for its address. Elsewhere nothing changes."""
+    if tensor.device.type != "cpu" or tensor.nbytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if tensor.nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int)
-        madvise(start, stop - start, mmap.MADV_HUGEPAGE)  # advice: a refusal costs speed alone
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int)
+    madvise(start, stop - start, mmap.MADV_HUGEPAGE)  # advice: a refusal costs speed alone
     return tensor
 
 

@@ -4,7 +4,7 @@
 
 #define STREAMS 4 // a thread reads so many stretches in turns: one alone leaves prefetchers idle at the end of a page
 
-// Reads `bytes`, a multiple of 1024, once with every thread. The sum of all words is there to be used.
+// Reads `bytes`, a multiple of 4096, once with every thread. The sum of all words is there to be used.
 uint32_t read_all(const char *data, int64_t bytes) {
     uint32_t total = 0;
 #pragma omp parallel for schedule(static, 1) reduction(+ : total)
