@@ -12,7 +12,7 @@ from kvtool.bench.metrics import metrics_of
 from kvtool.bench.nvml import NvmlSampler, open_card
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.power import power_of
-from kvtool.bench.windows import ReadWindows
+from kvtool.bench.windows import Windows
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine, LoadedModel
 from kvtool.engine.sequence import SamplingParams
@@ -23,7 +23,7 @@ from kvtool.workloads import Request, fixed, poisson_arrivals
 
 
 def latency_case(
-    loaded: LoadedModel, options: BenchOptions, windows: ReadWindows, *, input_len: int, batch_size: int
+    loaded: LoadedModel, options: BenchOptions, windows: Windows, *, input_len: int, batch_size: int
 ) -> Case:
     """One cell of the grid. Raises DeviceError where a step fails or the accounting cannot be right."""
     num_requests = (options.num_prompts or 4 * batch_size) if options.queues else batch_size

@@ -9,7 +9,7 @@ from kvtool.bench.harness import case_inputs
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions
-from kvtool.bench.windows import ReadWindows
+from kvtool.bench.windows import Windows
 from kvtool.engine.engine import LoadedModel
 from kvtool.results import Case, Check, Memory, Roofline, Sample
 from kvtool.units import round_up
@@ -18,7 +18,7 @@ from kvtool.workloads import fixed
 MAX_PREALLOCATED_TOKENS = 8192  # of a model that allows more: the point is made, and it fits
 
 
-def no_cache_cases(loaded: LoadedModel, options: BenchOptions, windows: ReadWindows, *, input_len: int) -> list[Case]:
+def no_cache_cases(loaded: LoadedModel, options: BenchOptions, windows: Windows, *, input_len: int) -> list[Case]:
     """One case an arm at one length. Arms take turns within each iteration."""
     model_max = loaded.model.max_position_embeddings or MAX_PREALLOCATED_TOKENS
     total = input_len + options.no_cache_output_len

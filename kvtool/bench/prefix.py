@@ -12,7 +12,7 @@ from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests,
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions, prompt_len
-from kvtool.bench.windows import ReadWindows
+from kvtool.bench.windows import Windows
 from kvtool.engine.engine import Engine, LoadedModel
 from kvtool.engine.sequence import Sequence
 from kvtool.errors import DeviceError
@@ -51,7 +51,7 @@ class Arms:
         return done
 
 
-def prefix_case(loaded: LoadedModel, options: BenchOptions, windows: ReadWindows, *, hit_rate: float) -> Case:
+def prefix_case(loaded: LoadedModel, options: BenchOptions, windows: Windows, *, hit_rate: float) -> Case:
     """One hit rate: paired samples of both arms, in turns A B B A."""
     workloads = [_workload(loaded, options, hit_rate, iteration) for iteration in range(options.num_iters + 1)]
     requests = workloads[0].requests

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WINDOW = 3
 MAX_ROUNDS = 200
 READ_SHARE, COPY_SHARE, FLOPS_SHARE = 0.5, 0.15, 0.35
+CPU_PRODUCTS = ((512, 512, 512), (1024, 1024, 1024), (512, 2048, 2048), (2048, 2048, 2048))
+GPU_PRODUCTS = ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 8192, 14336))
 CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -171,25 +173,31 @@ def copy_kernel(buffer: torch.Tensor) -> Kernel:
 
 def matmul_kernels(device: str, dtype: torch.dtype, timer: CallTimer, seconds: float) -> list[Kernel]:
     """Square products and one shaped like a prefill, as large as the time allows (a slow dtype gets the small ones)."""
-    shapes = [(512, 512, 512), (1024, 1024, 1024), (512, 2048, 2048), (2048, 2048, 2048)]
-    if is_cuda(device):
-        shapes += [(4096, 4096, 4096), (8192, 8192, 8192), (4096, 8192, 14336)]
-    smallest = _matmul(device, dtype, *shapes[0])
+    shapes = CPU_PRODUCTS + (GPU_PRODUCTS if is_cuda(device) else ())
+    smallest = matmul_kernel(device, dtype, shapes[0])
     smallest.call()
     flops_per_s = smallest.work / timer(smallest.call)
     fitting = [s for s in shapes[1:] if 2 * s[0] * s[1] * s[2] / flops_per_s < seconds * FLOPS_SHARE / (2 * WINDOW)]
-    return [smallest, *(_matmul(device, dtype, *shape) for shape in fitting)]
+    return [smallest, *(matmul_kernel(device, dtype, shape) for shape in fitting)]
 
 
-def _matmul(device: str, dtype: torch.dtype, m: int, k: int, n: int) -> Kernel:
+def product_name(shape: tuple[int, int, int]) -> str:
+    """What the kernel of a product [m, k] by [k, n] is called."""
+    return f"matmul {'x'.join(map(str, shape))}"
+
+
+def matmul_kernel(device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> Kernel:
+    """The product of random [m, k] and [k, n]."""
     import torch
+
+    m, k, n = shape
 
     # Random values: a GPU multiplies constants at a higher clock than it can hold on real weights.
     draw = torch.Generator(device).manual_seed(0)
     a = torch.randn(m, k, dtype=dtype, device=device, generator=draw)
     b = torch.randn(k, n, dtype=dtype, device=device, generator=draw)
     out = torch.empty(m, n, dtype=dtype, device=device)
-    return Kernel(f"matmul {m}x{k}x{n}", lambda: torch.mm(a, b, out=out), 2 * m * k * n)
+    return Kernel(product_name(shape), lambda: torch.mm(a, b, out=out), 2 * m * k * n)
 
 
 def stream_buffer_bytes(device: str, llc_bytes: int | None) -> int:

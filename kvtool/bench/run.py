@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
 
 from kvtool.bench.accounting import is_impossible, with_roofline
 from kvtool.bench.definitions import DEFINITIONS
@@ -15,7 +15,7 @@ from kvtool.bench.no_cache import no_cache_cases
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.prefix import prefix_case
 from kvtool.bench.roofline import Ceiling, measure_roofline
-from kvtool.bench.windows import ReadWindows
+from kvtool.bench.windows import Windows
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
@@ -54,15 +54,15 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     _require_room(loaded, options)
     progress("measuring the device", 0.0)
     ceiling = _ceiling(loaded)
-    windows = ReadWindows(str(loaded.device), TORCH_DTYPES[loaded.dtype], ceiling)
+    windows = Windows(str(loaded.device), TORCH_DTYPES[loaded.dtype], ceiling)
     found, interrupted = _run(list(_steps(loaded, options, windows)), windows, progress)
     if not found:
         raise KeyboardInterrupt
     progress("measuring the device again", 1.0)
     # The device may have been busier with others before or after: its limit is the better of the two.
     ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(loaded))
-    ceiling = replace(ceiling, read_gbps=max(ceiling.read_gbps, *(rate or 0.0 for _, rate in found)))
-    cases = [with_roofline(case, ceiling, rate) for case, rate in found]
+    best = reduce(Ceiling.best_of, (limit for _, beside in found for limit in beside), ceiling)
+    cases = [with_roofline(case, best, beside) for case, beside in found]
     document = BenchDocument(
         environment=describe_environment(str(loaded.device)),
         definitions=DEFINITIONS,
@@ -80,21 +80,21 @@ def _require_room(loaded: LoadedModel, options: BenchOptions) -> None:
     loaded.require_room(at_once * ceil_div(largest, loaded.config.block_size))
 
 
-def _run(steps: list[Step], windows: ReadWindows, progress: Progress) -> tuple[list[tuple[Case, float | None]], bool]:
-    """The cases of all steps, each with the GB/s read beside it, or of those before Ctrl-C and True."""
-    cases: list[tuple[Case, float | None]] = []
+def _run(steps: list[Step], windows: Windows, progress: Progress) -> tuple[list[tuple[Case, list[Ceiling]]], bool]:
+    """The cases of all steps, each with the limits beside its iterations, or of those before Ctrl-C and True."""
+    cases: list[tuple[Case, list[Ceiling]]] = []
     try:
         for done, step in enumerate(steps):
             progress(step.name, done / len(steps))
-            made, read_gbps = step.cases(), windows.take()
-            cases += [(case, read_gbps) for case in made]
+            made, beside = step.cases(), windows.take()
+            cases += [(case, beside) for case in made]
             gc.collect()  # the pools of a case go before the next one asks for its own
     except KeyboardInterrupt:
         return cases, True
     return cases, False
 
 
-def _steps(loaded: LoadedModel, options: BenchOptions, windows: ReadWindows) -> Iterator[Step]:
+def _steps(loaded: LoadedModel, options: BenchOptions, windows: Windows) -> Iterator[Step]:
     shared = (loaded, options, windows)
     if "latency" in options.parts:
         for length in options.input_lens:

@@ -1,59 +1,78 @@
-"""How fast memory reads right beside each iteration of a case.
+"""What the CPU can do right beside each iteration of a case.
 
 A virtual CPU moves: its host may run two of them on two chiplets, each with a link to memory of its own, on one, or on
-the threads of one core, and for seconds on end the same machine reads twice as fast as before. A limit measured once
-says nothing of the seconds in which a case ran, so reads take turns with its iterations.
+the threads of one core, and for seconds on end the same machine reads or multiplies half as fast as before. A limit
+measured once says nothing of the seconds in which a case ran, so short measurements take turns with its iterations.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
-from statistics import median
+from math import prod
 from typing import TYPE_CHECKING
 
-from kvtool.bench.roofline import Ceiling, Kernel, best_rate, race, read_buffer, read_kernels
+from kvtool.bench.roofline import (
+    CPU_PRODUCTS,
+    Ceiling,
+    Kernel,
+    best_rate,
+    matmul_kernel,
+    product_name,
+    race,
+    read_buffer,
+    read_kernels,
+)
 from kvtool.bench.timers import CallTimer, call_timer, is_cuda
 
 if TYPE_CHECKING:
     import torch
 
-FASTEST = 2  # kernels that take turns in a window
+FASTEST = 2  # read kernels that take turns in a window
+LONGEST_PRODUCT_S = 0.02
 
 
-class ReadWindows:
-    """Short races of the kernels that read fastest in `ceiling`. On a GPU, whose memory is its own, there are none."""
+class Windows:
+    """Short races of the kernels that were fastest in `ceiling`. On a GPU, whose memory is its own, there are none."""
 
     def __init__(self, device: str, dtype: torch.dtype, ceiling: Ceiling) -> None:
         self._timer = call_timer(device)
-        self._kernels: list[Kernel] = []
-        self._rates: list[float] = []
+        self._ceiling = ceiling
+        self._reads: list[Kernel] = []
+        self._products: list[Kernel] = []
+        self._found: list[Ceiling] = []
         self.buffer_bytes = 0
-        reads = {name: rate for name, rate in ceiling.kernels.items() if name.startswith("read")}
-        if reads and not is_cuda(device):
-            names = sorted(reads, key=reads.__getitem__)[-FASTEST:]
+        if ceiling.kernels and not is_cuda(device):
             buffer = read_buffer(device, dtype, ceiling.read_buffer_bytes)
-            self._kernels = [kernel for kernel in read_kernels(buffer) if kernel.name in names]
             self.buffer_bytes = buffer.nbytes
+            self._reads = fastest(read_kernels(buffer), ceiling, FASTEST)
+            self._products = fastest(short_products(device, dtype, ceiling), ceiling, 1)
 
     def measure(self) -> None:
-        """One window, of a few reads."""
-        if self._kernels:
-            self._rates.append(window_rate(self._kernels, self._timer))
+        """One window, of a few reads and products."""
+        if self._reads:
+            read, product = (race_rate(kernels, self._timer) for kernels in (self._reads, self._products))
+            self._found.append(replace(self._ceiling, read_gbps=read / 1e9, tflops=product / 1e12))
 
-    def take(self) -> float | None:
-        """The case's own limit in GB/s, None where there were no windows; the next case starts afresh."""
-        rates, self._rates = self._rates, []
-        return beside(rates) / 1e9 if rates else None
+    def take(self) -> list[Ceiling]:
+        """The limits of each iteration of the case that ended, out of the windows before, between and after them: the
+        better of its two neighbours. The next case starts afresh."""
+        found, self._found = self._found, []
+        return [before.best_of(after) for before, after in pairwise(found)]
 
 
-def window_rate(kernels: list[Kernel], timer: CallTimer) -> float:
-    """Bytes per second of the best kernel, as the median of WINDOW turns."""
+def fastest(kernels: list[Kernel], ceiling: Ceiling, count: int) -> list[Kernel]:
+    """The `count` kernels with the highest rates in `ceiling`, which knows them all."""
+    return sorted(kernels, key=lambda kernel: ceiling.kernels[kernel.name])[-count:]
+
+
+def short_products(device: str, dtype: torch.dtype, ceiling: Ceiling) -> list[Kernel]:
+    """The matrix products of `ceiling` that are over soon, at least the smallest."""
+    known = [shape for shape in CPU_PRODUCTS if product_name(shape) in ceiling.kernels]
+    short = [s for s in known if 2e-12 * prod(s) / ceiling.kernels[product_name(s)] < LONGEST_PRODUCT_S]
+    return [matmul_kernel(device, dtype, shape) for shape in short or known[:1]]
+
+
+def race_rate(kernels: list[Kernel], timer: CallTimer) -> float:
+    """Work per second of the best kernel, as the median of WINDOW turns."""
     return max(best_rate(rates) for rates in race(kernels, timer=timer, seconds=0.0).values())
-
-
-def beside(rates: list[float]) -> float:
-    """Of windows before, between and after iterations: the median over iterations of the better of its two neighbours.
-
-    As a case's TPOT is a median, a change of speed half way through moves both alike.
-    """
-    return median(max(pair) for pair in pairwise(rates)) if len(rates) > 1 else rates[0]
