@@ -62,8 +62,8 @@ class Windows:
 
 
 def fastest(kernels: list[Kernel], ceiling: Ceiling, count: int) -> list[Kernel]:
-    """The `count` kernels with the highest rates in `ceiling`, which knows them all."""
-    return sorted(kernels, key=lambda kernel: ceiling.kernels[kernel.name])[-count:]
+    """The `count` kernels that have the highest rates in `ceiling`."""
+    return sorted(kernels, key=lambda kernel: ceiling.kernels.get(kernel.name, 0.0))[-count:]
 
 
 def short_products(device: str, dtype: torch.dtype, ceiling: Ceiling) -> list[Kernel]:

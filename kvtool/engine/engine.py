@@ -14,6 +14,7 @@ from kvtool.engine.batch import build_batch
 from kvtool.engine.config import (
     EngineConfig,
     available_bytes,
+    default_threads,
     resolve_backend,
     resolve_device,
     resolve_dtype,
@@ -47,8 +48,7 @@ class LoadedModel:
         self.num_layers_of = model.num_layers
         self.config = config
         self.device = resolve_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or default_threads(torch.get_num_threads()))
         self.dtype = resolve_dtype(config.dtype, model, self.device)
         self.cache_format = parse_cache_format(
             self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype

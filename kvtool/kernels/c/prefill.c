@@ -1,10 +1,14 @@
 // Causal attention of many queries a sequence over its pages. Keys and values of 128 tokens at a time are packed as
 // weights are, so that both products are `product`; nothing of the cache is copied but the tile at hand.
 
-#include <omp.h>
-
 #include "pages.h"
 #include "product.h"
+
+#ifdef _OPENMP
+int omp_get_thread_num(void); // by hand: a compiler may know -fopenmp and have no omp.h
+#else
+#define omp_get_thread_num() 0
+#endif
 
 #define KEYS TOKENS_AT_ONCE
 #define QUERIES 64      // a task has so many positions
