@@ -118,6 +118,18 @@ def test_a_prefill_is_as_near_to_the_truth_as_torchs(kernels: Native) -> None:
     assert error < 1.2 * of_torchs
 
 
+@needs_gcc
+@pytest.mark.parametrize("token", [0, 37, 38, 90])
+def test_a_key_that_is_nan_reaches_the_queries_that_see_it(kernels: Native, token: int) -> None:
+    q, k, v = (drawn(100, 2, 64, seed=seed) for seed in range(3))
+    k[token] = float("nan")
+    table, lengths, starts = (torch.tensor(x, dtype=torch.int32) for x in ([[0]], [100], [0, 100]))
+    found = kernels.paged_prefill(q, k[None], v[None], table, lengths, starts, 0.125, 0, 100)
+    assert found[token:].isnan().all()
+    assert not found[:token].isnan().any()
+    assert kernels.paged_decode(q[-1:], k[None], v[None], table, lengths, 0.125, 0).isnan().all()
+
+
 def test_huge_pages_change_no_contents_and_take_what_is_too_small() -> None:
     for size in (1, 100, 3 << 20, (4 << 20) + 5):
         tensor = torch.empty(size, dtype=torch.uint8)

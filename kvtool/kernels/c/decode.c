@@ -39,7 +39,7 @@ INLINE void attend(const int heads, const bf16 *q, int64_t q_head, float scale, 
             vec scores = sums(dots[h]) * scale, lowest = {0};
             float most = fmaxf(to.maxima[h], maximum(scores)); // a token that stands in for none repeats the first
             kept[h] = exp2f(to.maxima[h] - most);
-            weights[h] = exp2_of(larger(scores - most, lowest - 126.0f));
+            weights[h] = exp2_of(larger(lowest - 126.0f, scores - most));
             for (int t = n; t < LANES; t++) weights[h][t] = 0.0f;
             to.maxima[h] = most;
             to.sums[h] = to.sums[h] * kept[h] + sum(weights[h]);

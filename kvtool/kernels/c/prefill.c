@@ -125,8 +125,8 @@ INLINE float soften(pair *scores, int64_t stride, int64_t n, int64_t from, int64
     const vec lowest = (vec){0} - 126.0f;
     for (int64_t b = 0; b < n / STEP; b++) {
         pair part = scores[b * stride];
-        part.even = exp2_of(larger(part.even - highest, lowest));
-        part.odd = exp2_of(larger(part.odd - highest, lowest));
+        part.even = exp2_of(larger(lowest, part.even - highest));
+        part.odd = exp2_of(larger(lowest, part.odd - highest));
         total += part.even + part.odd;
         store(weights + b * STEP, part);
     }

@@ -73,6 +73,7 @@ INLINE vec add_products(vec sum, words a, words b) {
 #endif
 }
 
+// b where one is NaN.
 INLINE vec larger(vec a, vec b) {
 #ifdef __AVX512F__
     return (vec)_mm512_max_ps((__m512)a, (__m512)b);
