@@ -82,12 +82,8 @@ def with_roofline(case: Case, best: Ceiling, beside: Sequence[Ceiling] = ()) -> 
         mbu = median(step_total / s / (limits[i].read_gbps * 1e9) for i, s in _tpot_s(case).items())
     if not queues:
         mfu = median(moved.prefill_flops / s / (limits[i].tflops * 1e12) for i, s in _prefill_s(case).items())
-    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
-    if wrong:
-        # The run's best is what no case can beat; the speed beside a case may have changed in its middle.
-        possible = (mbu or 0.0) * read_gbps / best.read_gbps, (mfu or 0.0) * tflops / best.tflops
-        verdict = IMPOSSIBLE if max(possible) > ACCOUNTING_LIMIT else MOVED
-        mbu, mfu, reason = None, None, f"{verdict}: {' and '.join(wrong)} of what the device did in the same run"
+    if beyond := _beyond(mbu, mfu, read_gbps / best.read_gbps, tflops / best.tflops):
+        mbu, mfu, reason = None, None, beyond
     roofline = Roofline(
         read_gbps_measured=read_gbps,
         copy_gbps_measured=best.copy_gbps,
@@ -100,6 +96,16 @@ def with_roofline(case: Case, best: Ceiling, beside: Sequence[Ceiling] = ()) -> 
         reason=reason,
     )
     return msgspec.structs.replace(case, roofline=roofline)
+
+
+def _beyond(mbu: float | None, mfu: float | None, read_share: float, tflops_share: float) -> str | None:
+    """What is wrong with an MBU or MFU above the limit. Beside the case the device did these shares of the run's best,
+    which nothing can beat; the speed beside a case it may have beaten by changing in its middle."""
+    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
+    if not wrong:
+        return None
+    impossible = max((mbu or 0.0) * read_share, (mfu or 0.0) * tflops_share) > ACCOUNTING_LIMIT
+    return f"{IMPOSSIBLE if impossible else MOVED}: {' and '.join(wrong)} of what the device did in the same run"
 
 
 def is_impossible(case: Case) -> bool:
