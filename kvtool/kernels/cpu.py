@@ -1,6 +1,7 @@
 """The fast torch path, for CPUs: index_copy into pages, then SDPA over the tokens of each sequence.
 
-In bf16 the compiled kernels of `native` write the pages and decode, where this machine can build them.
+In bf16 the compiled kernels of `native` write the pages and attend over them in place, where this machine can build
+them.
 
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
@@ -155,6 +156,12 @@ def paged_prefill(
     k_rope: Tensor | None = None,
     max_query_len: int | None = None,
 ) -> Tensor:
+    plain = not softcap and sinks is None and _are_one(k_scale, v_scale)
+    kernels = native() if plain else None
+    if kernels is not None and kernels.prefill_pays and serves(q, k_cache, v_cache):
+        indices = (block_tables.int(), seq_lens.int(), query_starts.int())
+        longest = max_query_len or int(query_starts.diff().max())
+        return kernels.paged_prefill(q, k_cache, v_cache, *indices, scale, window, longest)
     out = q.new_empty(*q.shape[:2], v_cache.shape[3])  # every row is some sequence's
     starts = query_starts.tolist()
     for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
