@@ -1,9 +1,13 @@
-"""The tile each Triton kernel runs with, and the splits decode divides a sequence into. The one place to tune."""
+"""The tile each Triton kernel runs with, and the splits decode divides a sequence into: rules for any card.
+
+What was timed on a card (`tuned`) goes before the rules.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
@@ -20,13 +24,30 @@ DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs
 LATENT_REGISTERS = 128  # and 8 warps of so many for two
 
 
+MAX_SHAPE_ROWS = 256  # more rows than the tallest tile has are all alike
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What calls have in common that run with one tile. Dimensions and rows are padded to powers of two."""
+
+    operation: str  # decode | prefill
+    head_dim: int
+    rope_dim: int
+    rows: int
+    query_bytes: int
+    cache_bytes: int
+    page: int
+
+
 @dataclass(frozen=True)
 class Target:
-    """What of a device the choice of tile and grid depends on."""
+    """What of a device the choice of tile and grid depends on; `tuned` holds tiles that were timed on it."""
 
     capability: int  # 80, 90, ...
     multiprocessors: int
     shared_bytes: int  # that one program may use
+    tuned: Mapping[Shape, Tile] = field(default_factory=dict)
 
     @property
     def multiplies_from_shared_memory(self) -> bool:
@@ -43,11 +64,26 @@ class Tile:
     num_warps: int
     num_stages: int
     max_registers: int = MAX_REGISTERS
+    min_split_tokens: int = MIN_SPLIT_TOKENS
+
+    @property
+    def fault(self) -> str | None:
+        """Why no kernel can run with it, or None."""
+        for name in ("block_m", "block_n"):
+            if getattr(self, name) < 16 or padded(getattr(self, name)) != getattr(self, name):
+                return f"has {name} {getattr(self, name)}, which is no power of two from 16 on"
+        if self.num_warps not in (1, 2, 4, 8, 16):
+            return f"has {self.num_warps} warps, which is not 1, 2, 4, 8 or 16"
+        limits = {"num_stages": (1, 8), "max_registers": (32, MAX_REGISTERS), "min_split_tokens": (16, 2**20)}
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                return f"has {name} {getattr(self, name)}, which is not within {least} and {most}"
+        return None
 
     @property
     def min_tiles(self) -> int:
         """Tiles of the shortest split."""
-        return max(1, MIN_SPLIT_TOKENS // self.block_n)
+        return max(1, self.min_split_tokens // self.block_n)
 
     @property
     def is_small(self) -> bool:
@@ -134,12 +170,14 @@ def _block_keys(head_dim: int, block_m: int) -> int:
     return 32 if head_dim <= 256 or block_m == 16 else 16
 
 
-def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -> int:
+def num_splits(
+    programs: int, max_context_tokens: int, resident_programs: int, min_split_tokens: int = MIN_SPLIT_TOKENS
+) -> int:
     """Splits of each sequence, so that `programs` x splits are all resident at once.
 
     Shapes alone decide, never lengths, so that a captured graph stays right; splits left empty exit at once.
     """
-    by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
+    by_length = math.ceil(max_context_tokens / min_split_tokens)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
 
 

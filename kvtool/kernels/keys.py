@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from kvtool.kernels import checks, configs, gpu
-from kvtool.kernels.configs import Target, Tile, padded
+from kvtool.kernels.configs import Shape, Target, Tile, padded
 from kvtool.kernels.quantise import largest
 from kvtool.kernels.store import scale_strides
 
@@ -85,12 +85,25 @@ class Keys:
         return sum(dims) * self.k.element_size()
 
     def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
-        head_dim = _dot_dim(self.k.shape[3])
-        return configs.decode_tile(head_dim, rows, q.element_size(), self.k.element_size(), target)
+        shape = self._shape("decode", q, rows)
+        rule = configs.decode_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target)
+        return target.tuned.get(shape, rule)
 
     def prefill_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
-        head_dim, rope_dim = _dot_dim(self.k.shape[3]), 0 if self.rope is None else self.rope.shape[2]
-        return configs.attention_tile(head_dim, rows, q.element_size(), self.k.element_size(), target, rope_dim)
+        shape, rope_dim = self._shape("prefill", q, rows), 0 if self.rope is None else self.rope.shape[2]
+        rule = configs.attention_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target, rope_dim)
+        return target.tuned.get(shape, rule)
+
+    def _shape(self, operation: str, q: Tensor, rows: int) -> Shape:
+        return Shape(
+            operation,
+            head_dim=_dot_dim(self.k.shape[3]),
+            rope_dim=0 if self.rope is None else padded(self.rope.shape[2]),
+            rows=min(padded(rows), configs.MAX_SHAPE_ROWS),
+            query_bytes=q.element_size(),
+            cache_bytes=self.k.element_size(),
+            page=self.k.shape[1],
+        )
 
     def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
         k, v, rope = self.k, self.v, self.rope
