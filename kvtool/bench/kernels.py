@@ -196,18 +196,22 @@ def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
         samples_s=samples,
         metrics=_metrics(work, samples),
         bytes=work.bytes,
-        memory=KernelMemory(
-            pool_bytes=pool.bytes,
-            working_set_bytes=ours.num_calls * work.kv_bytes,
-            calls_per_sample=ours.num_calls,
-            flushed=flushes[0] is not None,
-        ),
+        memory=_memory(work, pool, ours, flushed=flushes[0] is not None),
         roofline=KernelRoofline(),
         check=check,
         cold_start=KernelColdStart(first_call_s=first_s, capture_s=ours.capture_s),
         power=power_of(power.summary),
         steady=timed[0].warm_up.steady,
         peers=[with_times(e, next(peers_s).seconds, samples) if e.timed is not None else e.result for e in entries],
+    )
+
+
+def _memory(work: KernelWork, pool: KvPool, ours: Pass, *, flushed: bool) -> KernelMemory:
+    return KernelMemory(
+        pool_bytes=pool.bytes,
+        working_set_bytes=ours.num_calls * work.kv_bytes,
+        calls_per_sample=ours.num_calls,
+        flushed=flushed,
     )
 
 

@@ -72,6 +72,34 @@ def test_one_warm_up_call_asked_for_still_gets_the_chance_to_be_steady():
     assert (timed.warm_up.calls, timed.warm_up.steady) == (5, True)
 
 
+def test_a_gpu_is_held_while_the_call_is_submitted(monkeypatch):
+    """So that launching from the CPU is in no time: the events stand behind the hold, around the call alone."""
+    import contextlib
+
+    import torch
+
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def synchronize(self):
+            log.append("wait")
+
+        def elapsed_time(self, other):
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("hold"))
+    assert call_timer("cuda:0")(lambda: log.append("call")) == 2.5e-3
+    assert log == ["hold", "record", "call", "record", "wait"]
+
+
 def test_the_wall_timer_measures_a_sleep():
     seconds = call_timer("cpu")(lambda: time.sleep(0.02))
     assert 0.02 <= seconds < 1

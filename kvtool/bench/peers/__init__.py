@@ -73,17 +73,19 @@ def load_peer(name: str) -> Peer:
 
 
 def imported(*modules: str) -> ModuleType:
-    """The first of these modules that can be imported. Raises PeerError with what the last one died of.
+    """The first of these modules that can be imported. Raises PeerError with the reason where none can.
 
     A library built for another torch may raise anything at all when it is imported, or exit.
     """
-    reason = ""
+    errors: list[BaseException] = []
     for module in modules:
         try:
             return import_module(module)
         except (Exception, SystemExit) as error:
-            reason = one_line(error)
-    raise PeerError(f"not importable: {reason}")
+            errors.append(error)
+    # A place that another version of the library has says less than an error of the one that is installed.
+    telling = next((error for error in errors if not isinstance(error, ModuleNotFoundError)), errors[0])
+    raise PeerError(f"not importable: {one_line(telling)}")
 
 
 def why_not_here(device: torch.device, *modules: str) -> str | None:

@@ -52,6 +52,14 @@ def test_whatever_an_import_raises_is_a_reason(
         imported("broken_library")
 
 
+def test_the_reason_is_that_of_the_place_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_place.py").write_text("raise OSError('libcudart.so.11')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert why_not_imported("broken_place", "no_such_place") == "not importable: OSError: libcudart.so.11"
+    assert why_not_imported("no_such_place", "broken_place") == "not importable: OSError: libcudart.so.11"
+    assert why_not_imported("first_place", "second_place") == "not importable: No module named 'first_place'"
+
+
 def test_the_first_module_that_imports_is_taken() -> None:
     assert imported("no_such_library", "json").__name__ == "json"
     assert why_not_imported("no_such_library", "json") is None
