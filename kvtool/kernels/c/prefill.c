@@ -110,18 +110,18 @@ INLINE pair masked(pair scores, int64_t from, int64_t to) {
                   (vec)(((ints)scores.odd & seen_odd) | (other & ~seen_odd))};
 }
 
-// One query's scores [n / 32] a stride apart become weights [n]; its maximum and sum move on. Returns what is left of the
-// values before. It sees keys from .. to - 1.
-INLINE float soften(pair *scores, int64_t stride, int64_t n, int64_t from, int64_t to, float scale, float *maximum_,
-                    float *sum_, bf16 *weights) {
-    vec most = (vec){0} + *maximum_, total = {0};
+// One query's scores [n / 32] a stride apart become weights [n]; its maximum and sum move on. Returns what is left of
+// the values before. It sees keys from .. to - 1.
+INLINE float soften(pair *scores, int64_t stride, int64_t n, int64_t from, int64_t to, float scale, float *so_far,
+                    float *sum_so_far, bf16 *weights) {
+    vec most = (vec){0} + *so_far, total = {0};
     for (int64_t b = 0; b < n / STEP; b++) {
         pair *part = scores + b * stride;
         *part = scaled(*part, scale);
         if (from > b * STEP || to < (b + 1) * STEP) *part = masked(*part, from - b * STEP, to - b * STEP);
         most = larger(most, larger(part->even, part->odd));
     }
-    const float highest = maximum(most), kept = exp2f(*maximum_ - highest);
+    const float highest = maximum(most), kept = exp2f(*so_far - highest);
     const vec lowest = (vec){0} - 126.0f;
     for (int64_t b = 0; b < n / STEP; b++) {
         pair part = scores[b * stride];
@@ -130,8 +130,8 @@ INLINE float soften(pair *scores, int64_t stride, int64_t n, int64_t from, int64
         total += part.even + part.odd;
         store(weights + b * STEP, part);
     }
-    *maximum_ = highest;
-    *sum_ = *sum_ * kept + sum(total);
+    *so_far = highest;
+    *sum_so_far = *sum_so_far * kept + sum(total);
     return kept;
 }
 
@@ -197,8 +197,8 @@ static void attend_task(const Prefill *p, const Task *task, const Work *work) {
         pack_values(p->v.data + task->kv_head * p->v.head, p->v.dim, &tokens, work->values);
         for (int64_t i = 0; i < task->count; i += ROWS_AT_ONCE) {
             const int64_t position = task->position + i;
-            if (position + ROWS_AT_ONCE <= first) continue;                                  // all before the tile
-            if (p->window && position >= first + tokens.count + p->window - 1) continue;     // all past it
+            if (position + ROWS_AT_ONCE <= first) continue; // all before the tile
+            if (p->window && position >= first + tokens.count + p->window - 1) continue; // behind the window
             for (int64_t h = 0; h < task->heads; h++)
                 attend_rows(p, work, h * QUERIES + i, position, first, tokens.count);
         }
@@ -215,8 +215,8 @@ int prefill_pays(void) {
 #endif
 }
 
-// out [rows, heads, v.dim] = softmax(scale q k^T) v, causal; queries are a sequence's last tokens. Sequences of length 0
-// give zeros.
+// out [rows, heads, v.dim] = softmax(scale q k^T) v, causal; queries are a sequence's last tokens. Sequences of length
+// 0 give zeros.
 void paged_prefill(const Prefill *p) {
     const int64_t group = p->heads / p->kv_heads, shares = (group + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
     const int64_t blocks = (p->longest + QUERIES - 1) / QUERIES;

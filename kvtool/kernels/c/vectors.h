@@ -1,4 +1,4 @@
-// bf16 rows as vectors of floats, in GCC's and clang's generic vectors; AVX-512 by name only where the compiler misses it.
+// bf16 rows as vectors of floats, generic ones of GCC and clang; AVX-512 by name only where the compiler misses it.
 //
 // A 32-bit word holds two bf16, so 32 of them are one vector of words, and two vectors of floats by a shift and a mask:
 // the elements at even places and those at odd ones. Every row is a multiple of 32, and nothing is ever shuffled apart.
