@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,9 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.row_changes import RowChanges
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.kernels import Kernels, load_kernels
-from tests.engine.ask_nothing import AskNothing
+from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
-from tests.engine.recording import recorded
+from tests.engine.requests import Request, run
 from tests.engine.running import as_it_is, engine_of, generate, load, prompt
 from tests.engine.test_engine import changed
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE
@@ -32,41 +29,6 @@ LOGIT_TOLERANCE = 2e-5  # fp32: a batch of another size sums in another order
 @pytest.fixture(scope="module")
 def loaded(tiny: SaveTiny) -> LoadedModel:
     return load(tiny("llama-3-gqa").folder)
-
-
-class DecodesAskNothing(AskNothing):
-    """Prefill, which runs as ever, by other kernels."""
-
-    def __init__(self, prefills: Kernels) -> None:
-        self.paged_prefill = prefills.paged_prefill
-
-
-@dataclass(frozen=True)
-class Request:
-    """Comes before step `arrival` of the engine."""
-
-    prompt: list[int]
-    max_tokens: int
-    arrival: int = 0
-    ignore_eos: bool = True
-
-
-def run(engine: Engine, requests: list[Request]) -> list[Sequence]:
-    """Sequences in the order of the requests; the cache is checked after every step, and empty of them at the end."""
-    pending = deque(sorted(range(len(requests)), key=lambda index: requests[index].arrival))
-    sequences: dict[int, Sequence] = {}
-    step = 0
-    while pending or not engine.scheduler.is_idle:
-        while pending and (requests[pending[0]].arrival <= step or engine.scheduler.is_idle):
-            request = requests[pending[0]]
-            params = SamplingParams(max_tokens=request.max_tokens, ignore_eos=request.ignore_eos)
-            sequences[pending.popleft()] = engine.add(request.prompt, params)
-        stepped = engine.step()
-        assert all(len(sequence.token_times_s) == sequence.num_output for sequence in stepped)
-        engine.cache.check()
-        step += 1
-    assert engine.cache.counters().allocated_pages == 0
-    return [sequences[index] for index in range(len(requests))]
 
 
 def assert_same(loaded: LoadedModel, requests: list[Request], **config: object) -> tuple[Engine, list[Sequence]]:
@@ -101,46 +63,6 @@ def test_every_kind_of_model(tiny: SaveTiny, name: str, backend: str) -> None:
     loaded = load(tiny(name).folder)
     loaded.kernels = load_kernels(backend)
     assert_same(loaded, [Request(prompt(21), 20), Request(prompt(3), 9), Request(prompt(30), 14)])
-
-
-CAPTURABLE = ("llama-3-gqa", "mistral-window", "qwen3", "gemma2", "gemma3", "phi3-longrope", "olmo2", "smollm3", "gpt2")
-
-
-@pytest.mark.parametrize("name", [*CAPTURABLE, "deepseek-v2-yarn"])
-def test_nothing_that_varies_is_baked_into_a_recorded_step(tiny: SaveTiny, name: str) -> None:
-    """Steps are recorded over padding, and replayed at every length, across pages, in every row."""
-    loaded = load(tiny(name).folder, num_layers=1 if name.startswith("deepseek") else None)  # its dense layer
-    requests = [Request(prompt(21), 20), Request(prompt(3), 9), Request(prompt(30), 14), Request(prompt(15), 3)]
-    expected = run(engine_of(loaded), requests)
-    assert loaded.transformer.capturable
-    loaded.kernels = DecodesAskNothing(loaded.kernels)
-    found = run(engine_of(loaded, capture=recorded), requests)
-    assert [s.output_ids for s in found] == [s.output_ids for s in expected]
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_a_recorded_step_draws_anew_each_time(loaded: LoadedModel, top_p: float) -> None:
-    kernels, outputs = loaded.kernels, []
-    for capture in (None, recorded):
-        engine = engine_of(loaded, seed=3, capture=capture)
-        params = SamplingParams(max_tokens=15, temperature=1.2, top_p=top_p)
-        sequences = [engine.add(prompt(5 + index), params) for index in range(4)]
-        list(engine.run_until_idle())
-        outputs.append([s.output_ids for s in sequences])
-        loaded.kernels = DecodesAskNothing(kernels)
-    loaded.kernels = kernels
-    assert outputs[0] == outputs[1]
-
-
-def test_a_step_that_asks_the_device_cannot_be_recorded(tiny: SaveTiny) -> None:
-    """The experts that were chosen while it was recorded stay chosen: what `capturable` keeps from being captured."""
-    loaded = load(tiny("mixtral").folder)
-    requests = [Request(prompt(21), 20), Request(prompt(3), 9)]
-    expected = run(engine_of(loaded), requests)
-    assert not loaded.transformer.capturable
-    loaded.kernels = DecodesAskNothing(loaded.kernels)
-    found = run(engine_of(loaded, capture=recorded), requests)
-    assert [s.output_ids for s in found] != [s.output_ids for s in expected]
 
 
 def test_random_weights_route_every_token_to_the_same_experts(tiny: SaveTiny) -> None:
