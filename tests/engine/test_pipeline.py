@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvtool.catalog.resolve import resolve_model
@@ -251,6 +251,24 @@ def often_ending(tiny: SaveTiny, tmp_path_factory: pytest.TempPathFactory) -> Lo
 
 
 @settings(max_examples=60, deadline=None)
+@example(  # one gives way, finds all its whole pages again, and decodes at once at the position where it was
+    requests=[
+        Request([36, 36], 28, arrival=15, ignore_eos=False),
+        Request([36, 36], 9, arrival=28, ignore_eos=False),
+        Request(PROMPTS[1] + PROMPTS[2], 9, ignore_eos=False),
+        Request(PROMPTS[1] + PROMPTS[4], 7, arrival=30, ignore_eos=False),
+        Request(PROMPTS[1] + PROMPTS[4], 7, arrival=30, ignore_eos=False),
+        Request(PROMPTS[4] + PROMPTS[1], 17, arrival=19, ignore_eos=False),
+    ],
+    num_pages=45,
+    config={
+        "block_size": 4,
+        "max_num_seqs": 6,
+        "max_num_batched_tokens": 500,
+        "prefill_first": False,
+        "prefix_caching": True,
+    },
+)
 @given(
     requests=st.lists(
         st.builds(
