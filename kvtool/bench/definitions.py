@@ -1,4 +1,4 @@
-"""What every word of a bench document means. Printed into each one."""
+"""What every word of a bench or kernels document means. Printed into each one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ DEFINITIONS = {
     "prefill_tokens_per_s": "prompt tokens of the batch / time until its last first token; null where requests queue",
     "decode_tokens_per_s": "tokens after the first of each request / time between the last first token and the end",
     "mbu": "model bandwidth utilisation: bytes a decode step must move / TPOT / read bandwidth measured in this run",
+    "measured": "the best of several kernels; on a CPU measured again before and after every iteration, whose limit is "
+    "the better of the two, so that MBU and MFU are medians over iterations; shown is the median limit",
     "mfu": "model FLOP/s utilisation of prefill: FLOPs of the prompts / time of prefill / FLOP/s measured in this run",
     "ideal_tpot_ms": "the longer of bytes / measured read bandwidth and FLOPs / measured FLOP/s of a decode step",
     "bytes": "mean over decode steps: weights read, KV read, KV written; other = embedding rows and logits",
@@ -21,4 +23,28 @@ DEFINITIONS = {
     "ttft_saved_ms": "median over paired requests of uncached - cached TTFT; 95 % bootstrap interval over pairs",
     "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",
     "percentiles": "linear interpolation; std with n - 1",
+}
+
+KERNEL_DEFINITIONS = {
+    "time_ms": "of one call: the mean over a pass of calls one after another, the gap between a kernel and the next "
+    "included, as a step has them; percentiles are over passes. Where Triton runs, a CUDA graph of the pass is "
+    "replayed, and submitting it is not in the time: of a short context this is the latency of the operation",
+    "bytes": "what a call must move at least once: K and V of the tokens that its queries see, once; other = queries, "
+    "outputs and block tables, or the rows to store",
+    "working_set_bytes": "the cache that the calls of one pass go through, each on pages of its own in random order",
+    "flushed": "before every pass something else was read, untimed, until nothing of ours was left in the "
+    "last-level cache: so it is where a pass goes through less than twice that cache; a pass meets no page twice",
+    "gbps": "bytes / median time",
+    "tflops": "FLOPs of QK^T and PV, causal, a multiply-accumulate being two / median time",
+    "mbu": "gbps / read bandwidth measured in this run; null for stores into so little that a cache may hold it",
+    "mfu": "tflops / FLOP/s of a matrix product measured in this run",
+    "ideal_ms": "the longer of bytes / measured read bandwidth and FLOPs / measured FLOP/s",
+    "max_abs_diff": "of one call: largest difference from the reference kernels, which compute in fp32",
+    "cold_start": "on the wall, in no other figure: the case's first call (compiling, where no case before did), and "
+    "capturing a pass as a CUDA graph",
+    "steady": "whether the last 4 warm-up passes varied by less than 5 % (standard deviation / mean)",
+    "power": "of the card while the case and its peers were timed",
+    "peers": "other libraries' kernels on the same pages and queries, checked against the same reference and timed in "
+    "turns with ours, pass by pass; ratio = peer's median time / ours, above 1 where ours is faster, with the 95 % "
+    "bootstrap interval over rounds; layouts, plans and compilation are not timed",
 }

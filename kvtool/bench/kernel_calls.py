@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -63,6 +63,8 @@ class Measurement:
         self.work, self.kernels, self.pool, self.random = work, kernels, pool, random
         self.layer = pool.layers[0]
         self.device = self.layer.k.device
+        self.scenes: list[Queries] = []  # the queries of each call, none of a store
+        self.calls: list[Callable[[], Any]]
         tables = self._block_tables(num_calls)
         if work.part == STORE:
             self.rows = self._normal(num_calls, work.new_tokens, work.row_elements)
@@ -72,13 +74,12 @@ class Measurement:
             ]
         else:
             self.queries = self._queries(tables[0])
-            self.calls = [
-                attention_call(work, kernels, self.layer, replace(self.queries, block_tables=table)) for table in tables
-            ]
+            self.scenes = [replace(self.queries, block_tables=table) for table in tables]
+            self.calls = [attention_call(work, kernels, self.layer, scene) for scene in self.scenes]
 
     def check(self) -> KernelCheck:
         """One call against the reference kernels."""
-        return self._check_store() if self.work.part == STORE else self._check_attention()
+        return self._check_store() if self.work.part == STORE else self.check_output(self.calls[0]())
 
     def _block_tables(self, num_calls: int) -> Tensor:
         """[calls, S, N] int32: no page twice; entries before `first_page`, which nobody follows, are 0."""
@@ -105,20 +106,20 @@ class Measurement:
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=TORCH_DTYPES[self.work.dtype], device=self.device, generator=self.random)
 
-    def _check_attention(self) -> KernelCheck:
-        work, reference = self.work, load_kernels("reference")
-        ran = attention_call(work, self.kernels, self.layer, self.queries)()
-        queries, checked = decode_sample(self.queries) if work.part == DECODE else prefill_sample(self.queries)
+    def check_output(self, ran: Tensor) -> KernelCheck:
+        """What anybody's kernel made of the first scene, [T,HQ,DV], against the reference kernels."""
+        rows, expected = self._expected
+        what = f"{len(rows.unique())} of {len(self.queries.q)} queries, all heads"
+        return compared(ran[rows].float(), expected, dtype=self.work.dtype, what=what)
+
+    @cached_property
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """Some rows of the first scene's output, and the reference's fp32 values of them."""
+        work, heads, reference = self.work, self.queries.q.shape[1], load_kernels("reference")
+        queries, rows = decode_sample(self.queries) if work.part == DECODE else prefill_sample(self.queries)
         # A head at a time, so that the reference's fp32 copies of long contexts stay small.
-        expected = torch.cat(
-            [
-                _head_call(work, reference, self.layer, queries, head=head, of=ran.shape[1])
-                for head in range(ran.shape[1])
-            ],
-            dim=1,
-        )
-        what = f"{len(checked.unique())} of {len(ran)} queries, all heads"
-        return compared(ran[checked].float(), expected.float(), dtype=work.dtype, what=what)
+        outputs = [_head_call(work, reference, self.layer, queries, head=head, of=heads) for head in range(heads)]
+        return rows, torch.cat(outputs, dim=1).float()
 
     def _check_store(self) -> KernelCheck:
         """The first rows into two pools of zeros: every slot of both must hold the same."""
@@ -156,7 +157,9 @@ def attention_call(work: KernelWork, kernels: Kernels, layer: LayerCache, querie
 def store_call(work: KernelWork, kernels: Kernels, layer: LayerCache, rows: Tensor, slots: Tensor) -> Call:
     """rows [T, elements of a token] into slots [T]."""
     if layer.v is None:
-        return partial(kernels.store_latent, rows, layer.k, slots, scale=layer.k_scale)
+        assert isinstance(work.spec, LatentSpec)  # nothing else is one tensor
+        latent_dim = work.spec.kv_lora_rank
+        return partial(kernels.store_latent, rows, layer.k, slots, latent_dim=latent_dim, scale=layer.k_scale)
     heads, k_dim, v_dim = work.spec.kv_heads, work.spec.k_head_dim, work.spec.v_head_dim
     k, v = rows.split((heads * k_dim, heads * v_dim), dim=1)
     k, v = k.unflatten(1, (heads, k_dim)), v.unflatten(1, (heads, v_dim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvtool.bench.peers import peer_names
 from kvtool.engine.config import DTYPES, resolve_device
 from kvtool.errors import KvtoolError
 
@@ -23,7 +24,7 @@ class KernelsOptions:
     """The grid: every context with every batch size, cache dtype and page size. Lengths are tokens.
 
     `chunk_len` is the tokens of a prefill chunk, the last of its context. `drop_oversized` leaves out what does not
-    fit the memory, where nobody asked for it by name.
+    fit the memory, where nobody asked for it by name. `peers` are names of `kvtool.bench.peers`.
     """
 
     contexts: tuple[int, ...]
@@ -38,6 +39,7 @@ class KernelsOptions:
     backend: str = "auto"
     seed: int = 0
     drop_oversized: bool = False
+    peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -51,6 +53,7 @@ class KernelsOptions:
             for value in values:
                 if value < 1:
                     raise KvtoolError(f"{name} {value} must be at least 1")
+        peer_names(self.peers)  # refuses unknown ones
         if self.num_iters_warmup < 0:
             raise KvtoolError(f"num-iters-warmup {self.num_iters_warmup} must not be negative")
         if self.dtype not in ("auto", *DTYPES):

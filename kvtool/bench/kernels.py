@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 
 import msgspec
 import torch
 
 from kvtool.bench.accounting import ACCOUNTING_LIMIT, CACHE_MULTIPLE, IMPOSSIBLE, IN_CACHE
+from kvtool.bench.definitions import KERNEL_DEFINITIONS
 from kvtool.bench.environment import describe_environment
 from kvtool.bench.kernel_calls import Measurement, filled_pool
 from kvtool.bench.kernel_options import KernelsOptions
+from kvtool.bench.kernel_peers import Track, enter, with_times
 from kvtool.bench.kernel_work import KernelWork, left_out, plan
 from kvtool.bench.metrics import summary_ms
+from kvtool.bench.nvml import NvmlSampler, open_card
+from kvtool.bench.other_load import LoadMeter
+from kvtool.bench.passes import Pass, cache_flush, first_call_s, make_pass, within
+from kvtool.bench.power import power_of
 from kvtool.bench.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
 from kvtool.bench.run import CEILING_SECONDS, Progress
-from kvtool.bench.timers import Call, CallTimer, call_timer, is_cuda, time_samples
+from kvtool.bench.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.catalog.model import Model
 from kvtool.engine.config import available_bytes, resolve_backend, resolve_device, resolve_dtype
 from kvtool.engine.device import device_errors
@@ -27,25 +32,13 @@ from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
-from kvtool.results import KernelCase, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
+from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
+from kvtool.results.warnings import load_warnings, throttle_warnings, unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.units import format_bytes, format_length
 
 PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer
 USABLE_SHARE = 0.9  # of the memory that is free: the rest is for the allocator and the kernels' scratch
-DEFINITIONS = {
-    "time_ms": "of one call: the mean over a pass through the working set; percentiles are over passes. Where Triton "
-    "runs, a CUDA graph of the pass is replayed, so that no launch from Python is in it",
-    "bytes": "what a call must move at least once: K and V of the tokens that its queries see, once; other = queries, "
-    "outputs and block tables, or the rows to store",
-    "working_set_bytes": "the cache that the calls of one pass go through, each on pages of its own in random order",
-    "gbps": "bytes / median time",
-    "tflops": "FLOPs of QK^T and PV, causal, a multiply-accumulate being two / median time",
-    "mbu": "gbps / read bandwidth measured in this run",
-    "mfu": "tflops / FLOP/s of a matrix product measured in this run",
-    "ideal_ms": "the longer of bytes / measured read bandwidth and FLOPs / measured FLOP/s",
-    "max_abs_diff": "of one call: largest difference from the reference kernels, which compute in fp32",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +62,7 @@ class Setup:
     formats: tuple[CacheFormat, ...]
     llc_bytes: int | None
     stream_bytes: int
+    flush: Call | None
 
 
 def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress) -> Outcome:
@@ -80,6 +74,7 @@ def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress
     works = plan(model, options, setup.formats, setup.dtype)
     fitting = _fitting(works, setup)
     progress("measuring the device", 0.0)
+    load = LoadMeter()
     ceiling = _ceiling(setup)
     cases, interrupted = _run(fitting, setup, progress)
     if not cases:
@@ -92,11 +87,13 @@ def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress
     assumptions += left_out(model, setup.formats[0])
     if len(fitting) < len(works):
         assumptions.append(f"{len(works) - len(fitting)} cases of the default grid do not fit the memory: left out")
+    environment = describe_environment(str(setup.device), other_load_cores=load.other_cores())
+    assumptions += [*unsteady_warnings(cases), *throttle_warnings(cases), *load_warnings(environment)]
     if interrupted:
         assumptions.append("interrupted: cases are missing")
     document = KernelsDocument(
-        environment=describe_environment(str(setup.device)),
-        definitions=DEFINITIONS,
+        environment=environment,
+        definitions=KERNEL_DEFINITIONS,
         assumptions=assumptions,
         cases=cases,
     )
@@ -123,6 +120,7 @@ def _setup(model: Model, options: KernelsOptions) -> Setup:
         formats=formats,
         llc_bytes=llc_bytes,
         stream_bytes=_stream_bytes(str(device), llc_bytes),
+        flush=cache_flush(str(device), CACHE_MULTIPLE * llc_bytes) if llc_bytes else None,
     )
 
 
@@ -172,34 +170,60 @@ def _with_pools(works: list[KernelWork], setup: Setup) -> Iterator[tuple[KernelW
 
 
 def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
-    options = setup.options
+    device = str(setup.device)
     measurement = Measurement(work, load_kernels(setup.backend), pool, work.calls(setup.stream_bytes), _random(setup))
+    first_s = first_call_s(measurement.calls[0], device)
     check = measurement.check()
-    calls = _within(PASS_SECONDS, measurement.calls, call_timer(str(setup.device)))
-    sweep = captured(calls, setup.device) if setup.backend == "triton" else partial(run_all, calls)
-    passes = time_samples(
-        sweep, device=str(setup.device), warmup=options.num_iters_warmup, iterations=options.num_iters
-    )
-    samples = [seconds / len(calls) for seconds in passes]
-    time_ms = summary_ms(samples)
-    assert time_ms is not None
-    moved, seconds = work.bytes, time_ms.p50 / 1e3
+    timer, capture = call_timer(device), setup.backend == "triton"
+    ours = make_pass(within(PASS_SECONDS, measurement.calls, timer), setup.device, capture=capture)
+    track = Track(setup.device, ours.num_calls, PASS_SECONDS, timer, capture)
+    entries = [enter(name, measurement, track) for name in setup.options.peers] if measurement.scenes else []
+    passes = [ours, *(entry.timed for entry in entries if entry.timed is not None)]
+    flushes = [setup.flush if _may_stay_cached(each, work, setup) else None for each in passes]
+    with NvmlSampler(open_card(device)) as power:
+        timed = time_in_turns(
+            [each.contender(flush) for each, flush in zip(passes, flushes, strict=True)],
+            device=device,
+            warmup=setup.options.num_iters_warmup,
+            iterations=setup.options.num_iters,
+        )
+    samples = [seconds / ours.num_calls for seconds in timed[0].seconds]
+    peers_s = iter(timed[1:])
     return KernelCase(
         name=work.name,
         kernel=work.kernel,
         inputs=_inputs(work, setup),
         samples_s=samples,
-        metrics=KernelMetrics(
-            time_ms=time_ms,
-            gbps=(moved.kv_read + moved.kv_written + moved.other) / seconds / 1e9,
-            tflops=moved.flops / seconds / 1e12 if moved.flops else None,
-        ),
-        bytes=moved,
+        metrics=_metrics(work, samples),
+        bytes=work.bytes,
         memory=KernelMemory(
-            pool_bytes=pool.bytes, working_set_bytes=len(calls) * work.kv_bytes, calls_per_sample=len(calls)
+            pool_bytes=pool.bytes,
+            working_set_bytes=ours.num_calls * work.kv_bytes,
+            calls_per_sample=ours.num_calls,
+            flushed=flushes[0] is not None,
         ),
         roofline=KernelRoofline(),
         check=check,
+        cold_start=KernelColdStart(first_call_s=first_s, capture_s=ours.capture_s),
+        power=power_of(power.summary),
+        steady=timed[0].warm_up.steady,
+        peers=[with_times(e, next(peers_s).seconds, samples) if e.timed is not None else e.result for e in entries],
+    )
+
+
+def _may_stay_cached(each: Pass, work: KernelWork, setup: Setup) -> bool:
+    """Whether a pass goes through so little that the next may find it in the device's cache."""
+    return setup.llc_bytes is not None and each.num_calls * work.kv_bytes < CACHE_MULTIPLE * setup.llc_bytes
+
+
+def _metrics(work: KernelWork, samples: list[float]) -> KernelMetrics:
+    time_ms = summary_ms(samples)
+    assert time_ms is not None
+    moved, seconds = work.bytes, time_ms.p50 / 1e3
+    return KernelMetrics(
+        time_ms=time_ms,
+        gbps=(moved.kv_read + moved.kv_written + moved.other) / seconds / 1e9,
+        tflops=moved.flops / seconds / 1e12 if moved.flops else None,
     )
 
 
@@ -223,39 +247,15 @@ def _inputs(work: KernelWork, setup: Setup) -> dict[str, str | int | float | boo
     }
 
 
-def run_all(calls: Sequence[Call]) -> None:
-    """One pass through the working set."""
-    for call in calls:
-        call()
-
-
-def _within(seconds: float, calls: Sequence[Call], timer: CallTimer) -> Sequence[Call]:
-    """As many of the calls, at least one, as take so long together."""
-    spent_s = 0.0
-    for count, call in enumerate(calls, 1):
-        spent_s += timer(call)
-        if spent_s >= seconds:
-            return calls[:count]
-    return calls
-
-
-def captured(calls: Sequence[Call], device: torch.device) -> Call:
-    """A pass as one CUDA graph: replaying it leaves the cost of launching from Python out."""
-    with torch.cuda.device(device):
-        run_all(calls)  # compiles what has not run yet, which a capture must not
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run_all(calls)
-    return graph.replay
-
-
 def with_roofline(case: KernelCase, ceiling: Ceiling) -> KernelCase:
     """The case next to the measured limits. A share that no device can reach is null, and `reason` says so."""
     moved, seconds = case.bytes, case.metrics.time_ms.p50 / 1e3
     memory_s = (moved.kv_read + moved.kv_written + moved.other) / (ceiling.read_gbps * 1e9)
     compute_s = moved.flops / (ceiling.tflops * 1e12)
-    streams = ceiling.llc_bytes is None or case.memory.working_set_bytes >= CACHE_MULTIPLE * ceiling.llc_bytes
+    memory = case.memory
+    streams = ceiling.llc_bytes is None or memory.working_set_bytes >= CACHE_MULTIPLE * ceiling.llc_bytes
+    # What is read after a flush comes from memory; what is written may still be on its way there.
+    streams = streams or (memory.flushed and not moved.kv_written)
     mbu = memory_s / seconds if streams else None
     mfu = compute_s / seconds if moved.flops else None
     reason = None if streams else IN_CACHE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
@@ -14,6 +14,8 @@ CallTimer = Callable[[Call], float]
 
 STEADY_CV = 0.05
 STEADY_WINDOW = 4
+STEADY_AT_MOST = 2 * STEADY_WINDOW  # calls to wait for a steady window, at least
+HOLD_CYCLES = 1_000_000  # of a GPU: half a millisecond, in which a CPU submits a graph or some hundred kernels
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def _cuda_event_timer(device: str) -> CallTimer:
     def timer(call: Call) -> float:
         with torch.cuda.device(device):
             start, stop = new_event(enable_timing=True), new_event(enable_timing=True)
+            torch.cuda._sleep(HOLD_CYCLES)  # the call is submitted behind it, so that none of that is in the time
             start.record()
             call()
             stop.record()
@@ -92,24 +95,42 @@ def warm_up(call: Call, *, timer: CallTimer, at_least: int, at_most: int | None 
     return WarmUp(first_s=seconds[0] if seconds else None, calls=len(seconds), steady=steady)
 
 
-def time_samples(
-    call: Call,
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A call to time. `flush` runs untimed before each measured call, to empty the caches."""
+
+    call: Call
+    flush: Call | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """`seconds` of each measured call of one contender, after its warm-up."""
+
+    seconds: list[float]
+    warm_up: WarmUp
+
+
+def time_in_turns(
+    contenders: Sequence[Contender],
     *,
     device: str,
     warmup: int,
     iterations: int,
-    flush: Call | None = None,
     timer: CallTimer | None = None,
-) -> list[float]:
-    """Seconds of each of `iterations` calls, after `warmup` to 4 x `warmup` calls (until steady).
+) -> list[Timed]:
+    """Each contender warmed up for `warmup` calls or more (until steady), then `iterations` rounds of all of them.
 
-    `flush` runs untimed before every measured call, to empty the caches. `timer` defaults to the device's own.
+    Every second round goes backwards: a burst of the neighbours hits all alike, and nobody always comes first.
+    `timer` defaults to the device's own.
     """
     timer = timer or call_timer(device)
-    warm_up(call, timer=timer, at_least=warmup, at_most=4 * warmup)
-    seconds = []
-    for _ in range(iterations):
-        if flush is not None:
-            flush()
-        seconds.append(timer(call))
-    return seconds
+    at_most = max(4 * warmup, STEADY_AT_MOST) if warmup else 0
+    timed = [Timed([], warm_up(each.call, timer=timer, at_least=warmup, at_most=at_most)) for each in contenders]
+    entered = list(zip(contenders, timed, strict=True))
+    for turn in range(iterations):
+        for contender, result in entered if turn % 2 == 0 else reversed(entered):
+            if contender.flush is not None:
+                contender.flush()
+            result.seconds.append(timer(contender.call))
+    return timed

@@ -39,6 +39,14 @@ def kernels(
     backend: BackendOption = "auto",
     num_iters: Annotated[int | None, typer.Option(help="Measured passes a case.")] = None,
     num_iters_warmup: Annotated[int | None, typer.Option(help="Passes before, thrown away.")] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Time these beside ours, on the same pages: all, or of sdpa, flex, flashinfer, flash-attn, "
+            "vllm-triton, sglang-triton.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of random values and of the order of pages.")] = 0,
     models: ModelsOption = None,
     json: JsonOption = False,
@@ -47,6 +55,7 @@ def kernels(
     """Time paged decode, prefill and KV store alone: GB/s and TFLOP/s next to what this machine can do."""
     from kvtool.bench.kernel_options import default_model, kernels_options
     from kvtool.bench.kernels import measure_kernels
+    from kvtool.bench.peers import peer_names
     from kvtool.catalog.resolve import resolve_model
     from kvtool.report.files import check_writable
     from kvtool.report.kernels import print_kernels, write_kernels
@@ -68,6 +77,7 @@ def kernels(
         num_iters=num_iters,
         num_iters_warmup=num_iters_warmup,
         seed=seed,
+        peers=peer_names(split_list(peers)) if peers is not None else (),
     )
     with progress_bar() as progress:
         outcome = measure_kernels(chosen, options, progress=progress)

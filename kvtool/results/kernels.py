@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvtool.results.bench import Summary
+import msgspec
+
+from kvtool.results.bench import Power, Summary
 from kvtool.results.document import Struct
 
 
@@ -26,11 +28,15 @@ class KernelBytes(Struct, frozen=True, kw_only=True):
 
 
 class KernelMemory(Struct, frozen=True, kw_only=True):
-    """`working_set_bytes` is the cache that `calls_per_sample` calls go through, each on pages of its own."""
+    """`working_set_bytes` is the cache that `calls_per_sample` calls go through, each on pages of its own.
+
+    `flushed`: something else filled the device's cache before every sample.
+    """
 
     pool_bytes: int
     working_set_bytes: int
     calls_per_sample: int
+    flushed: bool = False
 
 
 class KernelRoofline(Struct, frozen=True, kw_only=True):
@@ -54,8 +60,36 @@ class KernelCheck(Struct, frozen=True, kw_only=True):
     text: str
 
 
+class KernelColdStart(Struct, frozen=True, kw_only=True):
+    """Before anything was timed. `capture_s` is None where no graph was captured."""
+
+    first_call_s: float | None = None
+    capture_s: float | None = None
+
+
+class KernelPeer(Struct, frozen=True, kw_only=True):
+    """Another library's kernel on the same pages and queries, timed in turns with ours. `ratio`: its time / ours.
+
+    Where it could not run, or computed something else, there is no time, and `note` says why.
+    """
+
+    name: str
+    version: str | None
+    time_ms: Summary | None = None
+    ratio: float | None = None
+    ratio_ci_low: float | None = None
+    ratio_ci_high: float | None = None
+    outputs_equal: bool | None = None
+    max_abs_diff: float | None = None
+    note: str = ""
+    samples_s: list[float] = msgspec.field(default_factory=list)
+
+
 class KernelCase(Struct, frozen=True, kw_only=True):
-    """`samples_s`: seconds of a call, each the mean over one pass through the working set."""
+    """`samples_s`: seconds of a call, each the mean over one pass through the working set.
+
+    `steady`: the last passes of the warm-up took the same time within a few percent.
+    """
 
     name: str
     kernel: str
@@ -66,6 +100,10 @@ class KernelCase(Struct, frozen=True, kw_only=True):
     memory: KernelMemory
     roofline: KernelRoofline
     check: KernelCheck
+    cold_start: KernelColdStart = KernelColdStart()
+    power: Power = Power()
+    steady: bool = False
+    peers: list[KernelPeer] = msgspec.field(default_factory=list)
 
 
 class KernelsDocument(Struct, frozen=True, kw_only=True):

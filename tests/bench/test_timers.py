@@ -6,11 +6,12 @@ import time
 
 from kvtool.bench.timers import (
     STEADY_WINDOW,
+    Contender,
     call_timer,
     coefficient_of_variation,
     device_clock,
     is_cuda,
-    time_samples,
+    time_in_turns,
     warm_up,
 )
 
@@ -49,18 +50,26 @@ def test_no_warm_up_calls_nothing():
     assert (result.first_s, result.calls, result.steady) == (None, 0, False)
 
 
-def test_samples_hold_the_measured_calls_only_and_flush_runs_before_each():
+def test_contenders_take_turns_and_are_flushed_only_where_measured():
     log = []
-    samples = time_samples(
-        lambda: log.append("call"),
+    timed = time_in_turns(
+        [
+            Contender(lambda: log.append("a"), flush=lambda: log.append("flush")),
+            Contender(lambda: log.append("b")),
+        ],
         device="cpu",
-        warmup=1,
-        iterations=2,
-        flush=lambda: log.append("flush"),
-        timer=scripted([5.0, 3.0, 2.0, 0.1, 0.2, 0.3]),
+        warmup=2,
+        iterations=3,
+        timer=scripted([9.0, *[1.0] * 4, *[7.0, 2.0] * 4, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
     )
-    assert samples == [0.2, 0.3]
-    assert log == ["call"] * 4 + ["flush", "call"] * 2
+    assert log == ["a"] * 5 + ["b"] * 8 + ["flush", "a", "b", "b", "flush", "a", "flush", "a", "b"]
+    assert [each.seconds for each in timed] == [[0.1, 0.4, 0.5], [0.2, 0.3, 0.6]]
+    assert [(each.warm_up.first_s, each.warm_up.steady) for each in timed] == [(9.0, True), (7.0, False)]
+
+
+def test_one_warm_up_call_asked_for_still_gets_the_chance_to_be_steady():
+    (timed,) = time_in_turns([Contender(lambda: None)], device="cpu", warmup=1, iterations=0, timer=scripted([1.0] * 5))
+    assert (timed.warm_up.calls, timed.warm_up.steady) == (5, True)
 
 
 def test_the_wall_timer_measures_a_sleep():
