@@ -118,10 +118,11 @@ class DecodeGraphs:
             self._generator,
             None if logits is None else logits[:bucket],
         )
-        captured = self._capture(step, self._generator)
-        rows.token_ids.copy_(held[0])
-        rows.positions.copy_(held[1])
-        return captured
+        try:
+            return self._capture(step, self._generator)
+        finally:
+            rows.token_ids.copy_(held[0])
+            rows.positions.copy_(held[1])
 
     def _kept(self) -> Tensor:
         """[rows, vocab] where a step leaves its logits, once anybody asked for them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvtool.cache.manager import SequenceCache
 from kvtool.engine.decode_step import DecodeRows
 from kvtool.engine.graphs import DecodeGraphs
 from kvtool.engine.row_changes import RowChanges
@@ -25,9 +26,10 @@ MAX_IN_FLIGHT = 2
 @dataclass(slots=True)
 class Occupant:
     """What a row holds on the device: the position its next step computes, and how many pages of its sequence. Without
-    a sequence, nobody knows."""
+    a sequence, nobody knows. One that gave way and came back has another `cache`, at the same position perhaps."""
 
     sequence: Sequence | None = None
+    cache: SequenceCache | None = None
     position: int = 0
     num_pages: int = 0
 
@@ -140,10 +142,10 @@ class DecodePipeline:
         """A row that holds the sequence at this position needs its new pages only."""
         assert sequence.pages is not None
         occupant = self._occupants[row]
-        if occupant.sequence is not sequence or occupant.position != position:
+        if occupant.cache is not sequence.pages or occupant.position != position:
             assert position == sequence.num_computed, "the host has not read the token of this row"
             changes.put(row, sequence)
-            occupant = self._occupants[row] = Occupant(sequence)
+            occupant = self._occupants[row] = Occupant(sequence, sequence.pages)
         pages = sequence.pages.table.pages
         if len(pages) > occupant.num_pages:
             width = self.rows.block_tables.shape[1]

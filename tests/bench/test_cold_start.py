@@ -11,13 +11,16 @@ from kvtool.bench import latency, prefix
 from kvtool.bench.latency import latency_case
 from kvtool.bench.no_cache import no_cache_cases
 from kvtool.bench.prefix import prefix_case
+from kvtool.bench.windows import Windows
 from kvtool.engine import engine as engines
 from kvtool.engine.engine import Engine
 from kvtool.engine.graphs import Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.results import ColdStart
-from tests.bench.test_run import OPTIONS
+from tests.bench.test_run import FAST, OPTIONS
 from tests.bench.tiny_model import loaded
+
+NO_WINDOWS = Windows("cpu", torch.float32, FAST)
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_a_latency_case_captures_before_its_first_request(events: list[str], options: object, graphs: int) -> None:
-    case = latency_case(loaded(), options, input_len=20, batch_size=3)
+    case = latency_case(loaded(), options, NO_WINDOWS, input_len=20, batch_size=3)
     assert events[:graphs] == ["capture"] * graphs
     assert "capture" not in events[graphs:]
     assert case.inputs["graphs"] is True
@@ -68,7 +71,7 @@ def test_a_latency_case_captures_before_its_first_request(events: list[str], opt
 
 
 def test_a_prefix_case_captures_nothing_between_its_samples(events: list[str]) -> None:
-    case = prefix_case(loaded(), OPTIONS, hit_rate=0.5)
+    case = prefix_case(loaded(), OPTIONS, NO_WINDOWS, hit_rate=0.5)
     assert events.count("capture") == 4  # of either arm: with logits for the check, and without
     assert "capture" not in events[events.index("sample") :]
     assert case.check.outputs_equal
@@ -76,11 +79,11 @@ def test_a_prefix_case_captures_nothing_between_its_samples(events: list[str]) -
 
 
 def test_ways_to_keep_a_cache_are_all_launched_alike(events: list[str]) -> None:
-    cases = no_cache_cases(loaded(), OPTIONS, input_len=16)
+    cases = no_cache_cases(loaded(), OPTIONS, NO_WINDOWS, input_len=16)
     assert "capture" not in events
     assert {case.inputs["graphs"] for case in cases} == {False}
 
 
 def test_where_nothing_is_captured_nothing_is_told() -> None:
-    case = latency_case(loaded(), OPTIONS, input_len=20, batch_size=1)
+    case = latency_case(loaded(), OPTIONS, NO_WINDOWS, input_len=20, batch_size=1)
     assert (case.cold_start, case.inputs["graphs"]) == (ColdStart(), False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvtool.catalog.resolve import resolve_model
@@ -20,6 +18,7 @@ from kvtool.engine.row_changes import RowChanges
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
+from tests.engine.requests import Request, run
 from tests.engine.running import as_it_is, engine_of, generate, load, prompt
 from tests.engine.test_engine import changed
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE
@@ -30,34 +29,6 @@ LOGIT_TOLERANCE = 2e-5  # fp32: a batch of another size sums in another order
 @pytest.fixture(scope="module")
 def loaded(tiny: SaveTiny) -> LoadedModel:
     return load(tiny("llama-3-gqa").folder)
-
-
-@dataclass(frozen=True)
-class Request:
-    """Comes before step `arrival` of the engine."""
-
-    prompt: list[int]
-    max_tokens: int
-    arrival: int = 0
-    ignore_eos: bool = True
-
-
-def run(engine: Engine, requests: list[Request]) -> list[Sequence]:
-    """Sequences in the order of the requests; the cache is checked after every step, and empty of them at the end."""
-    pending = deque(sorted(range(len(requests)), key=lambda index: requests[index].arrival))
-    sequences: dict[int, Sequence] = {}
-    step = 0
-    while pending or not engine.scheduler.is_idle:
-        while pending and (requests[pending[0]].arrival <= step or engine.scheduler.is_idle):
-            request = requests[pending[0]]
-            params = SamplingParams(max_tokens=request.max_tokens, ignore_eos=request.ignore_eos)
-            sequences[pending.popleft()] = engine.add(request.prompt, params)
-        stepped = engine.step()
-        assert all(len(sequence.token_times_s) == sequence.num_output for sequence in stepped)
-        engine.cache.check()
-        step += 1
-    assert engine.cache.counters().allocated_pages == 0
-    return [sequences[index] for index in range(len(requests))]
 
 
 def assert_same(loaded: LoadedModel, requests: list[Request], **config: object) -> tuple[Engine, list[Sequence]]:
@@ -280,6 +251,24 @@ def often_ending(tiny: SaveTiny, tmp_path_factory: pytest.TempPathFactory) -> Lo
 
 
 @settings(max_examples=60, deadline=None)
+@example(  # one gives way, finds all its whole pages again, and decodes at once at the position where it was
+    requests=[
+        Request([36, 36], 28, arrival=15, ignore_eos=False),
+        Request([36, 36], 9, arrival=28, ignore_eos=False),
+        Request(PROMPTS[1] + PROMPTS[2], 9, ignore_eos=False),
+        Request(PROMPTS[1] + PROMPTS[4], 7, arrival=30, ignore_eos=False),
+        Request(PROMPTS[1] + PROMPTS[4], 7, arrival=30, ignore_eos=False),
+        Request(PROMPTS[4] + PROMPTS[1], 17, arrival=19, ignore_eos=False),
+    ],
+    num_pages=45,
+    config={
+        "block_size": 4,
+        "max_num_seqs": 6,
+        "max_num_batched_tokens": 500,
+        "prefill_first": False,
+        "prefix_caching": True,
+    },
+)
 @given(
     requests=st.lists(
         st.builds(
