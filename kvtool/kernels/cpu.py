@@ -156,6 +156,8 @@ def paged_prefill(
     k_rope: Tensor | None = None,
     max_query_len: int | None = None,
 ) -> Tensor:
+    if k_rope is not None:  # to each head its whole keys
+        k_cache = torch.cat((k_cache, k_rope.unsqueeze(2).expand(-1, -1, k_cache.shape[2], -1)), dim=-1)
     plain = not softcap and sinks is None and _are_one(k_scale, v_scale)
     kernels = native() if plain else None
     if kernels is not None and kernels.prefill_pays and serves(q, k_cache, v_cache):
@@ -173,9 +175,6 @@ def paged_prefill(
         first = max(0, seq_len - (stop - start) - window + 1) if window else 0
         k = tokens_of(k_cache, table, first, seq_len, dtype=q.dtype, scale=k_scale)
         v = tokens_of(v_cache, table, first, seq_len, dtype=q.dtype, scale=v_scale)
-        if k_rope is not None:
-            shared = tokens_of(k_rope, table, first, seq_len, dtype=q.dtype)
-            k = torch.cat((k, shared.unsqueeze(1).expand(-1, k.shape[1], -1)), dim=-1)
         if softcap or sinks is not None:
             out[start:stop] = capped_attention(
                 q[start:stop], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks

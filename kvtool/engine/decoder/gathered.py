@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvtool.engine.batch import to_device
 from kvtool.units import ceil_div
 
 
@@ -32,7 +33,5 @@ def gathered(sequences: tuple[list[int], ...], page_size: int, block_tokens: int
         pages += own + own[-1:] * (num_blocks * pages_per_block - len(own))
     width = max(len(table) for table in tables)
     padded = [table + [0] * (width - len(table)) for table in tables]
-    copied, block_tables = (
-        torch.tensor(ids, dtype=torch.int32).to(device, non_blocking=True) for ids in (pages, padded)
-    )
+    copied, block_tables = to_device(device, pages, torch.int32), to_device(device, padded, torch.int32)
     return Gathered(copied, block_tables, pages_per_block * page_size)
