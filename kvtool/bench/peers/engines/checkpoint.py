@@ -21,18 +21,39 @@ from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
 
 SHARD_BYTES = 2 << 30  # held on the CPU at once
+SPARE_TOKENS = 512  # of a sequence's last page, and of pages that an engine keeps for itself
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`folder` has config.json and safetensors. `max_tokens` of a sequence and `max_batch` sequences are asked for."""
+    """`folder` has config.json and safetensors. At most `max_batch` sequences of `max_tokens` are asked for at once,
+    whose K and V take `token_bytes` a token."""
 
     folder: Path
     device: torch.device
     dtype: str
     max_tokens: int
     max_batch: int
-    kv_bytes: int  # of max_batch sequences of max_tokens
+    token_bytes: int
+
+    @property
+    def torch_dtype(self) -> str:
+        """`bfloat16`, as other engines spell it."""
+        return str(TORCH_DTYPES[self.dtype]).removeprefix("torch.")
+
+    @property
+    def roomy_tokens(self) -> int:
+        """Slots of a pool in which nothing ever waits, whatever its pages."""
+        return self.max_batch * (self.max_tokens + SPARE_TOKENS) + SPARE_TOKENS
+
+    @property
+    def roomy_kv_bytes(self) -> int:
+        return self.roomy_tokens * self.token_bytes
+
+    def require_first_gpu(self, library: str) -> None:
+        """Raises PeerError elsewhere: such a library chooses its device by itself."""
+        if self.device.type != "cuda" or self.device.index:
+            raise PeerError(f"{library} is compared on the first CUDA device, not on {self.device}")
 
     @cached_property
     def in_transformers(self) -> Any:

@@ -55,7 +55,7 @@ def loaded_as(model, **given: object) -> LoadedModel:
 
 
 def opened(folder: Path) -> Checkpoint:
-    return Checkpoint(folder, torch.device("cpu"), "fp32", max_tokens=64, max_batch=2, kv_bytes=1 << 20)
+    return Checkpoint(folder, torch.device("cpu"), "fp32", max_tokens=64, max_batch=2, token_bytes=512)
 
 
 @pytest.mark.parametrize("name", MODELS)
