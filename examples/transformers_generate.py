@@ -20,7 +20,8 @@ import transformers
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.units import ceil_div
 

@@ -9,7 +9,7 @@ from statistics import mean, median
 import msgspec
 
 from kvtool.bench.roofline import Ceiling
-from kvtool.engine.engine import LoadedModel
+from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.results import Case, Roofline, StepBytes
 from kvtool.sizing.dtypes import FLOAT_BYTES

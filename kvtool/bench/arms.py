@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.batch import Rows, StepBatch
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool, LayerCache
 from kvtool.engine.sequence import SamplingParams
 from kvtool.units import ceil_div
@@ -43,8 +44,9 @@ def generate(loaded: LoadedModel, arm: str, prompt_ids: list[int], output_len: i
 
 
 def _paged(loaded: LoadedModel, prompt_ids: list[int], output_len: int) -> Generated:
-    block_size = loaded.config.block_size
-    engine = Engine(loaded, num_pages=ceil_div(len(prompt_ids) + output_len - 1, block_size))
+    config = replace(loaded.config, graphs=False)  # launched as the other arms are: only the cache differs
+    num_pages = ceil_div(len(prompt_ids) + output_len - 1, config.block_size)
+    engine = Engine(loaded, num_pages=num_pages, config=config)
     engine.keep_logits = True
     sequence = engine.add(prompt_ids, SamplingParams(max_tokens=output_len))
     for _ in engine.run_until_idle():

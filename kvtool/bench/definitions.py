@@ -19,6 +19,7 @@ DEFINITIONS = {
     "kv_waste_bytes": "allocated - bytes of the tokens that attention still needs",
     "hit_rate": "prompt tokens found in the cache / prompt tokens, micro-averaged, by the allocator's own counters",
     "ttft_saved_ms": "median over paired requests of uncached - cached TTFT; 95 % bootstrap interval over pairs",
+    "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",
     "percentiles": "linear interpolation; std with n - 1",
 }
 

@@ -22,8 +22,8 @@ GPU_FACTS = (
 )
 
 
-def describe_environment(device: str) -> dict[str, Any]:
-    """Facts of this machine and of `device`, JSON-clean and flat. None: not known, or no GPU."""
+def describe_environment(device: str, *, other_load_cores: float | None = None) -> dict[str, Any]:
+    """Facts of this machine and of `device`, JSON-clean and flat. None: not known, not measured, or no GPU."""
     return {
         "kvtool": __version__,
         "git_commit": git_commit(Path(__file__).parents[2]),
@@ -31,6 +31,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "device": device,
         **_software(),
         **_processor(),
+        "other_load_cores": other_load_cores,
         "llc_bytes": last_level_cache_bytes(device),
         **_gpu(device),
     }

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Sequence as Seq
 
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.results import Sample
 from kvtool.sizing.specs import CacheSpec
@@ -54,6 +55,11 @@ def sample_of(sequence: Sequence, *, arm: str, iteration: int) -> Sample:
     )
 
 
+def at_once(engine: Engine, num_requests: int, concurrency: int | None) -> int:
+    """The most requests that decode together."""
+    return min(num_requests, concurrency or num_requests, engine.scheduler.limits.max_num_seqs)
+
+
 def stored_tokens(request: Request) -> int:
     """Tokens of a request in the cache at its longest: the last one out is never written."""
     return len(request.prompt_ids) + request.output_len - 1
@@ -87,5 +93,6 @@ def case_inputs(
         "backend": loaded.backend,
         "threads": loaded.num_threads,
         "max_num_batched_tokens": config.max_num_batched_tokens,
+        "graphs": config.graphs and loaded.capturable,
         **values,
     }

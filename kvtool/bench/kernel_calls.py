@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvtool.bench.kernel_work import DECODE, PREFILL, STORE, KernelWork
 from kvtool.bench.timers import Call
-from kvtool.engine.engine import TORCH_DTYPES
+from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, LayerCache, pool_specs
 from kvtool.kernels import Kernels, load_kernels
 from kvtool.kernels.quantise import stored

@@ -16,10 +16,10 @@ from kvtool.bench.environment import describe_environment
 from kvtool.bench.kernel_calls import Measurement, filled_pool
 from kvtool.bench.kernel_options import KernelsOptions
 from kvtool.bench.kernel_peers import Track, enter, with_times
-from kvtool.bench.kernel_remarks import remarks
 from kvtool.bench.kernel_work import KernelWork, left_out, plan
 from kvtool.bench.metrics import summary_ms
 from kvtool.bench.nvml import NvmlSampler, open_card
+from kvtool.bench.other_load import LoadMeter
 from kvtool.bench.passes import Pass, cache_flush, first_call_s, make_pass, within
 from kvtool.bench.power import power_of
 from kvtool.bench.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
@@ -28,11 +28,12 @@ from kvtool.bench.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.catalog.model import Model
 from kvtool.engine.config import available_bytes, resolve_backend, resolve_device, resolve_dtype
 from kvtool.engine.device import device_errors
-from kvtool.engine.engine import TORCH_DTYPES
+from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
 from kvtool.results import ColdStart, KernelCase, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
+from kvtool.results.warnings import load_warnings, throttle_warnings, unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.units import format_bytes, format_length
 
@@ -73,6 +74,7 @@ def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress
     works = plan(model, options, setup.formats, setup.dtype)
     fitting = _fitting(works, setup)
     progress("measuring the device", 0.0)
+    load = LoadMeter()
     ceiling = _ceiling(setup)
     cases, interrupted = _run(fitting, setup, progress)
     if not cases:
@@ -85,11 +87,12 @@ def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress
     assumptions += left_out(model, setup.formats[0])
     if len(fitting) < len(works):
         assumptions.append(f"{len(works) - len(fitting)} cases of the default grid do not fit the memory: left out")
-    assumptions += remarks(cases)
+    environment = describe_environment(str(setup.device), other_load_cores=load.other_cores())
+    assumptions += [*unsteady_warnings(cases), *throttle_warnings(cases), *load_warnings(environment)]
     if interrupted:
         assumptions.append("interrupted: cases are missing")
     document = KernelsDocument(
-        environment=describe_environment(str(setup.device)),
+        environment=environment,
         definitions=KERNEL_DEFINITIONS,
         assumptions=assumptions,
         cases=cases,

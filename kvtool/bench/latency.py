@@ -6,14 +6,15 @@ import torch
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.checks import logits_check
-from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests, sample_of
+from kvtool.bench.harness import at_once, case_inputs, kv_bytes, pages_for, run_requests, sample_of
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.nvml import NvmlSampler, open_card
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.power import power_of
 from kvtool.engine.batch import build_batch
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.kernels import load_kernels
 from kvtool.results import Case, Check, Memory, Roofline, Sample
@@ -34,6 +35,8 @@ def latency_case(loaded: LoadedModel, options: BenchOptions, *, input_len: int, 
     engine = Engine(loaded, num_pages=max(at_least, pages_for(batches[0], loaded.config.block_size)))
     samples: list[Sample] = []
     concurrency = options.concurrency
+    most = at_once(engine, num_requests, concurrency)
+    engine.prepare(range(1, most + 1) if options.queues else [most])
     for requests in batches[: options.num_iters_warmup]:
         run_requests(engine, requests, concurrency=concurrency)
     engine.cache.reset_counters()
@@ -76,6 +79,7 @@ def latency_case(loaded: LoadedModel, options: BenchOptions, *, input_len: int, 
         prefix=None,
         check=_kernel_check(engine, batches[-1]),
         power=power_of(power.summary, samples),
+        cold_start=engine.cold_start,
     )
 
 

@@ -9,7 +9,7 @@ from kvtool.bench.harness import case_inputs
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions
-from kvtool.engine.engine import LoadedModel
+from kvtool.engine.loaded import LoadedModel
 from kvtool.results import Case, Check, Memory, Roofline, Sample
 from kvtool.units import round_up
 from kvtool.workloads import fixed
@@ -73,6 +73,7 @@ def _case(
             num_iters=options.num_iters,
             num_iters_warmup=0,
             seed=options.seed,
+            graphs=False,
         ),
         samples=samples,
         metrics=metrics,

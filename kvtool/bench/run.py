@@ -13,12 +13,14 @@ from kvtool.bench.environment import describe_environment
 from kvtool.bench.latency import latency_case
 from kvtool.bench.no_cache import no_cache_cases
 from kvtool.bench.options import BenchOptions
+from kvtool.bench.other_load import LoadMeter
 from kvtool.bench.prefix import prefix_case
 from kvtool.bench.roofline import Ceiling, measure_roofline
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
+from kvtool.engine.loaded import TORCH_DTYPES, LoadedModel
 from kvtool.results import BenchDocument, Case
+from kvtool.results.warnings import load_warnings, throttle_warnings
 from kvtool.units import ceil_div
 
 CEILING_SECONDS = 2.0
@@ -52,6 +54,7 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1)
     _require_room(loaded, options)
     progress("measuring the device", 0.0)
+    load = LoadMeter()
     ceiling = _ceiling(loaded)
     cases, interrupted = _run(list(_steps(loaded, options)), progress)
     if not cases:
@@ -60,10 +63,12 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     # The device may have been busier with others before or after: its limit is the better of the two.
     ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(loaded))
     cases = [with_roofline(case, ceiling) for case in cases]
+    environment = describe_environment(str(loaded.device), other_load_cores=load.other_cores())
+    warnings = [*throttle_warnings(cases), *load_warnings(environment)]
     document = BenchDocument(
-        environment=describe_environment(str(loaded.device)),
+        environment=environment,
         definitions=DEFINITIONS,
-        assumptions=[*loaded.assumptions(), *(["interrupted: cases are missing"] if interrupted else [])],
+        assumptions=[*loaded.assumptions(), *warnings, *(["interrupted: cases are missing"] if interrupted else [])],
         cases=cases,
     )
     errors = [f"{case.name}: {case.roofline.reason}" for case in cases if is_impossible(case)]

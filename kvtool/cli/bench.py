@@ -14,6 +14,7 @@ from kvtool.cli.run_options import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    NoGraphsOption,
     NumLayersOption,
     RunKvCacheDtypeOption,
     SeedOption,
@@ -63,6 +64,7 @@ def bench(
     num_layers: NumLayersOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
+    no_graphs: NoGraphsOption = False,
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     models: ModelsOption = None,
@@ -110,6 +112,7 @@ def bench(
         threads=threads,
         seed=seed,
         prefill_first=not options.queues,
+        graphs=not no_graphs,
     )
     with progress_bar() as progress:
         outcome = run_bench(chosen, config, options, progress=progress)

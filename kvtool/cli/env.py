@@ -17,6 +17,7 @@ def env(
     from dataclasses import asdict
 
     from kvtool.bench.environment import describe_environment
+    from kvtool.bench.other_load import LoadMeter
     from kvtool.bench.roofline import measure_roofline
     from kvtool.engine.config import resolve_device
     from kvtool.engine.pool import cache_dtype
@@ -26,9 +27,11 @@ def env(
     from kvtool.sizing.dtypes import parse_float_dtype
 
     where, element = str(resolve_device(device)), cache_dtype(parse_float_dtype(dtype, "dtype"))
+    load = LoadMeter()
+    roofline = asdict(measure_roofline(where, element)) if measure else None
+    other_load_cores = load.other_cores() if measure else None
     document = EnvDocument(
-        environment=describe_environment(where),
-        roofline=asdict(measure_roofline(where, element)) if measure else None,
+        environment=describe_environment(where, other_load_cores=other_load_cores), roofline=roofline
     )
     if json:
         typer.echo(encode(document), nl=False)

@@ -12,6 +12,7 @@ from kvtool.cli.run_options import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    NoGraphsOption,
     NumLayersOption,
     RunKvCacheDtypeOption,
     SeedOption,
@@ -57,6 +58,7 @@ def generate(
     num_layers: NumLayersOption = None,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
+    no_graphs: NoGraphsOption = False,
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     models: ModelsOption = None,
@@ -91,6 +93,7 @@ def generate(
         num_layers=num_layers,
         threads=threads,
         seed=seed,
+        graphs=not no_graphs,
     )
     params = SamplingParams(max_tokens=output_len, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos)
     streams = not json and len(ids) == 1

@@ -28,6 +28,9 @@ NumLayersOption = Annotated[
     int | None, typer.Option("--num-layers", help="Run only the first N layers of a model too large for the device.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own).")]
+NoGraphsOption = Annotated[
+    bool, typer.Option("--no-graphs", help="Launch decode steps kernel by kernel on a GPU, not as CUDA graphs.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, prompts and sampling.")]
 
 
@@ -73,6 +76,7 @@ def engine_config(
     seed: int,
     prefill_first: bool = False,
     prefix_caching: bool = True,
+    graphs: bool = True,
 ) -> EngineConfig:
     """The options as a config. Raises KvtoolError for what no run can be."""
     from kvtool.engine.config import EngineConfig
@@ -89,4 +93,5 @@ def engine_config(
         seed=seed,
         prefill_first=prefill_first,
         prefix_caching=prefix_caching,
+        graphs=graphs,
     )

@@ -14,7 +14,7 @@ from kvtool.results import BenchDocument, Case, CompareDocument, CompareRow
 from kvtool.stats import CONFIDENCE, Estimate, ratio_of_medians, verdict
 
 # Facts of a run that differ between any two runs and say nothing about whether they may be compared.
-INCIDENTAL = frozenset({"date_utc", "git_commit"})
+INCIDENTAL = frozenset({"date_utc", "git_commit", "other_load_cores"})
 MAX_LISTED = 4
 
 

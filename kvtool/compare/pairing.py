@@ -32,7 +32,7 @@ class Pairing:
 
 def pair_cases(a: Sequence[Case], b: Sequence[Case]) -> Pairing:
     """Pairs in the order of `a`. Cases with equal inputs, as repeats are, pair in their order."""
-    names = sorted({name for case in (*a, *b) for name in case.inputs})
+    names = sorted(_names(a) & _names(b))  # an input that only newer documents tell is no difference
     settings = _differing_settings(a, b, names)
     keys = [name for name in names if name not in settings and name not in REPEATS]
     waiting: dict[tuple[object, ...], list[Case]] = defaultdict(list)
@@ -47,6 +47,10 @@ def pair_cases(a: Sequence[Case], b: Sequence[Case]) -> Pairing:
         else:
             only_a.append(case)
     return Pairing(pairs, _differing(pairs, names), only_a, only_b=[case for left in waiting.values() for case in left])
+
+
+def _names(cases: Sequence[Case]) -> set[str]:
+    return {name for case in cases for name in case.inputs}
 
 
 def _key(case: Case, names: Sequence[str]) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """token_ids, positions and slots [T] int64; `sample_rows` [n] are the rows whose logits give a next token."""
+    """token_ids, positions and slots [T] int64; `sample_rows` [n] are the rows whose logits give a next token, None
+    stands for all of them."""
 
     token_ids: Tensor
     positions: Tensor
     slots: Tensor
     decode: Rows | None
     prefill: Rows | None
-    sample_rows: Tensor
+    sample_rows: Tensor | None
 
 
 def build_batch(work: list[Work], device: torch.device) -> StepBatch:
@@ -51,12 +53,12 @@ def build_batch(work: list[Work], device: torch.device) -> StepBatch:
     decodes = [item for item in work if item.is_decode]
     prefills = work[len(decodes) :]
     return StepBatch(
-        token_ids=_to(device, token_ids, torch.int64),
-        positions=_to(device, positions, torch.int64),
-        slots=_to(device, slots, torch.int64),
+        token_ids=to_device(device, token_ids, torch.int64),
+        positions=to_device(device, positions, torch.int64),
+        slots=to_device(device, slots, torch.int64),
         decode=_rows(decodes, device),
         prefill=_rows(prefills, device),
-        sample_rows=_to(device, sample_rows, torch.int64),
+        sample_rows=None if len(sample_rows) == len(token_ids) else to_device(device, sample_rows, torch.int64),
     )
 
 
@@ -70,12 +72,13 @@ def _rows(work: list[Work], device: torch.device) -> Rows | None:
         query_starts.append(query_starts[-1] + item.num_tokens)
     return Rows(
         num_tokens=query_starts[-1],
-        block_tables=_to(device, [table + [0] * (width - len(table)) for table in tables], torch.int32),
-        seq_lens=_to(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
-        query_starts=_to(device, query_starts, torch.int32),
+        block_tables=to_device(device, [table + [0] * (width - len(table)) for table in tables], torch.int32),
+        seq_lens=to_device(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
+        query_starts=to_device(device, query_starts, torch.int32),
         max_query_len=max(item.num_tokens for item in work),
     )
 
 
-def _to(device: torch.device, values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+def to_device(device: torch.device, values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """The values as a tensor on `device`, which the host does not wait for: pinned memory is reused once it is read."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)

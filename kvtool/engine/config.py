@@ -22,7 +22,8 @@ MAX_SEED = 2**32 - 1  # of a longer one, torch's CPU generator would see the las
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all."""
+    """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all;
+    `graphs` lets decode steps be CUDA graphs where they can be."""
 
     weights: str = "random"
     dtype: str = "auto"
@@ -35,6 +36,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 8192
     prefill_first: bool = False
     prefix_caching: bool = True
+    graphs: bool = True
     threads: int | None = None
     seed: int = 0
 

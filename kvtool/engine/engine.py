@@ -3,131 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
 import torch
+from torch import Tensor
 
 from kvtool.cache.manager import CacheManager
-from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.batch import build_batch
-from kvtool.engine.config import (
-    EngineConfig,
-    available_bytes,
-    resolve_backend,
-    resolve_device,
-    resolve_dtype,
-    truncated,
-)
-from kvtool.engine.decoder.packed import packs_on
-from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
+from kvtool.engine.cold_start import CompileTime
+from kvtool.engine.config import EngineConfig
+from kvtool.engine.decode_step import decode_rows
+from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.engine.device import device_errors
-from kvtool.engine.pool import KvPool, cache_dtype, pool_specs
-from kvtool.engine.sampler import sample
+from kvtool.engine.graphs import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.pipeline import DecodePipeline
+from kvtool.engine.pool import KvPool
+from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.engine.weights.load import weight_source
-from kvtool.errors import DeviceError, KvtoolError
-from kvtool.kernels import load_kernels
-from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.formats import parse_cache_format
-from kvtool.sizing.layers import layer_specs
-from kvtool.sizing.params import count_params
-from kvtool.units import ceil_div, format_bytes
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class LoadedModel:
-    """A decoder on its device, with the specs of its cache. Engines with pools of different sizes can share it."""
-
-    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int) -> None:
-        runnable_decoder(model)
-        self.model = truncated(model, config.num_layers)
-        self.num_layers_of = model.num_layers
-        self.config = config
-        self.device = resolve_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        self.dtype = resolve_dtype(config.dtype, model, self.device)
-        self.cache_format = parse_cache_format(
-            self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype
-        )
-        cache_dtype(self.cache_format.name)
-        self.backend = resolve_backend(config.backend, self.device)
-        self.kernels = load_kernels(self.backend)
-        self.specs = pool_specs(layer_specs(self.model, self.cache_format))
-        self.max_positions = max_positions
-        self._require_room_for_weights()
-        self.require_room(ceil_div(max_positions, config.block_size))
-        self.weights = weight_source(self.model, config, TORCH_DTYPES[self.dtype], self.device)
-        with device_errors(f"loading {model.id}"):
-            self.transformer = Transformer(
-                self.model,
-                self.weights,
-                max_positions=max_positions,
-                dtype=TORCH_DTYPES[self.dtype],
-                device=self.device,
-            )
-
-    @property
-    def vocab_size(self) -> int:
-        assert self.model.vocab_size is not None  # runnable_decoder has seen to it
-        return self.model.vocab_size
-
-    @property
-    def num_threads(self) -> int:
-        """Threads that torch computes with on the CPU."""
-        return torch.get_num_threads()
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one page over all layers, from the specs."""
-        return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
-
-    def _require_room_for_weights(self) -> None:
-        """Raises DeviceError where loading would exhaust the device's memory; unknown sizes are left to be tried."""
-        params = count_params(self.model)
-        if params is None:
-            return
-        needed = params.total * FLOAT_BYTES[self.dtype] * (2 if packs_on(self.device, TORCH_DTYPES[self.dtype]) else 1)
-        available = available_bytes(self.device)
-        if needed > available:
-            outside = params.embedding + params.head
-            layers = int(self.model.num_layers * max(0.0, available * params.total / needed - outside) / params.total)
-            raise DeviceError(
-                f"{self.model.id} takes {format_bytes(needed)} to run here, but {self.device} has "
-                f"{format_bytes(available)} free: run fewer layers, as --num-layers {max(1, layers)}"
-            )
-
-    def require_room(self, num_pages: int) -> None:
-        """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many."""
-        if num_pages < 1:
-            raise KvtoolError(f"a pool of {num_pages} pages holds nothing: at least 1 is needed")
-        needed, available = num_pages * self.page_bytes, available_bytes(self.device)
-        if needed > available:
-            raise DeviceError(
-                f"a pool of {num_pages:,} pages needs {format_bytes(needed)}, but {self.device} has "
-                f"{format_bytes(available)} free: ask for fewer or shorter requests"
-            )
-
-    def assumptions(self) -> list[str]:
-        """What was not read or measured, in words."""
-        found = []
-        decoder = runnable_decoder(self.model)
-        if self.weights.even_routing:
-            found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")
-            if self.model.moe is not None:
-                found.append("experts are drawn evenly, because a router of random weights has learned nothing")
-            if not decoder.exact:
-                rotary = decoder.position_offset is None
-                unread = "RoPE theta and norm epsilon are the defaults" if rotary else "norm epsilon is the default"
-                found.append(f"{unread} of the {decoder.family} family: no effect on time")
-        if any(isinstance(layer.cache, SlidingAttention) for layer in self.model.layers):
-            found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
-        if self.model.num_layers != self.num_layers_of:
-            found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
-        return found
+from kvtool.errors import KvtoolError
+from kvtool.results import ColdStart
 
 
 class Engine:
@@ -140,8 +37,10 @@ class Engine:
         num_pages: int,
         config: EngineConfig | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        capture: Capture | None = None,
     ) -> None:
-        """`config` may differ from the one the model was loaded with in its limits and in prefix caching."""
+        """`config` may differ from the one the model was loaded with in limits, prefix caching and graphs. `capture`
+        takes decode steps to the device whole; None leaves that to CUDA graphs, where they can be had."""
         config = config or loaded.config
         loaded.require_room(num_pages)
         self.loaded = loaded
@@ -159,7 +58,33 @@ class Engine:
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
+        self.compiling = CompileTime(loaded.backend)
+        capture = capture or (CudaCapture() if config.graphs and loaded.capturable else None)
+        self.pipeline = None if capture is None else self._pipeline(capture, config)
         self._ids = count()
+
+    def _pipeline(self, capture: Capture, config: EngineConfig) -> DecodePipeline:
+        loaded = self.loaded
+        rows = decode_rows(config.max_num_seqs, loaded.max_positions, config.block_size, loaded.device)
+        clock = self.compiling.apart_from(self.clock)
+        return DecodePipeline(rows, DecodeGraphs(loaded, self.pool, rows, self.generator, capture, clock))
+
+    @property
+    def cold_start(self) -> ColdStart:
+        """What was done once so far, apart from the steps themselves."""
+        graphs = self.pipeline.graphs if self.pipeline else None
+        return ColdStart(
+            jit_s=self.compiling.seconds,
+            capture_s=graphs.capture_s if graphs else None,
+            graphs=len(graphs) if graphs else None,
+        )
+
+    def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
+        """Capture the decode steps of so many sequences now, so that no request waits for it."""
+        if self.pipeline is not None:
+            with self.compiling.measured():
+                for size in sorted(batch_sizes, reverse=True):  # memory that served the largest serves all others
+                    self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
 
     def add(self, prompt_ids: list[int], params: SamplingParams, *, arrival_s: float | None = None) -> Sequence:
         """Queue a request. Raises KvtoolError for a prompt that is empty, out of vocabulary, or too long."""
@@ -186,21 +111,42 @@ class Engine:
 
     def step(self) -> list[Sequence]:
         """Compute one batch. Returns the sequences that got a token."""
-        work = self.scheduler.schedule()
-        tokens = self.run(work)
-        return self.postprocess(work, tokens)
+        with self.compiling.measured(), device_errors("a step of the engine"):
+            if self.pipeline is not None:
+                return self._step_ahead(self.pipeline)
+            work = self.scheduler.schedule()
+            return self.postprocess(work, self.run(work))
+
+    def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:
+        """The same, but a step that is certain to follow is launched before the tokens of this one are read."""
+        try:
+            if not pipeline.last:
+                work = self.scheduler.schedule()
+                if not all(item.is_decode for item in work):
+                    return self.postprocess(work, self.run(work))
+                pipeline.launch(work, keep_logits=self.keep_logits)
+            if self.scheduler.repeats(pipeline.last):
+                pipeline.launch(pipeline.last, keep_logits=self.keep_logits)
+            landed = pipeline.wait()
+            if landed.logits is not None:
+                self._keep(landed.work, landed.logits)
+            stepped = self.postprocess(landed.work, landed.tokens)
+            pipeline.drop_finished()
+            return stepped
+        except BaseException:
+            pipeline.forget()
+            raise
 
     def run(self, work: list[Work]) -> list[int]:
         """The next token of each item that completes, in order."""
         batch = build_batch(work, self.loaded.device)
         params = [item.sequence.params for item in work if item.completes]
-        with device_errors("a step of the engine"):
-            logits = self.loaded.transformer(batch, self.pool.layers, self.loaded.kernels)
-            if self.keep_logits:
-                self._keep(work, logits)
-            return sample(logits, params, self.generator).tolist() if params else []
+        logits = self.loaded.transformer(batch, self.pool.layers, self.loaded.kernels)
+        if self.keep_logits:
+            self._keep(work, logits)
+        return sample(logits, params, self.generator).tolist() if params else []
 
-    def _keep(self, work: list[Work], logits: torch.Tensor) -> None:
+    def _keep(self, work: list[Work], logits: Tensor) -> None:
         sequences = [item.sequence for item in work if item.completes]
         for sequence, row in zip(sequences, logits, strict=True):
             sequence.logits.append(row)
@@ -226,4 +172,4 @@ class Engine:
     def _is_finished(self, sequence: Sequence, token: int) -> bool:
         params = sequence.params
         stops = not params.ignore_eos and token in runnable_decoder(self.loaded.model).eos_token_ids
-        return stops or len(sequence.token_ids) - sequence.prompt_tokens >= params.max_tokens
+        return stops or sequence.num_output >= params.max_tokens

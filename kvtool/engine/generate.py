@@ -8,7 +8,9 @@ from typing import Any
 
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams
 from kvtool.engine.text import Tokenizer
 from kvtool.results import GenerateDocument, GeneratedSequence
@@ -33,6 +35,7 @@ def generate(
     loaded = LoadedModel(model, config, max_positions=longest)
     pages = sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts)
     engine = Engine(loaded, num_pages=max(1, pages), config=replace(config, prefill_first=True))
+    engine.prepare([len(prompts)], draw_of([params]))
     sequences = [engine.add(prompt, params) for prompt in prompts]
     index_of = {sequence.id: index for index, sequence in enumerate(sequences)}
     for stepped in engine.run_until_idle():
@@ -48,6 +51,7 @@ def generate(
             "num_layers": loaded.model.num_layers,
             "device": str(loaded.device),
             "backend": loaded.backend,
+            "graphs": engine.pipeline is not None,
             "output_len": params.max_tokens,
             "ignore_eos": params.ignore_eos,
             "temperature": params.temperature,

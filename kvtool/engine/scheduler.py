@@ -30,6 +30,11 @@ class Work:
         """Nothing is pending afterwards, so that the step's logits give the next token."""
         return self.num_tokens == self.sequence.num_pending
 
+    @property
+    def is_last(self) -> bool:
+        """The token that it gives is the sequence's last, whatever it is."""
+        return self.sequence.num_output + 1 >= self.sequence.params.max_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
@@ -72,6 +77,20 @@ class Scheduler:
             work = self._with_admitted(self._continue(self.running))
         return sorted(work, key=lambda item: not item.is_decode)
 
+    def repeats(self, work: list[Work]) -> bool:
+        """Whether the step after `work` decodes the same sequences once more, whatever their tokens will be. If so,
+        pages for it are reserved. False also where no page is left, as somebody would have to give way."""
+        sequences = [item.sequence for item in work]
+        others_may_join = bool(self.waiting) and len(self.running) < self.limits.max_num_seqs
+        if others_may_join or sequences != self.running or any(item.is_last for item in work):
+            return False
+        return all(self._reserve_ahead(sequence) for sequence in sequences)
+
+    def _reserve_ahead(self, sequence: Sequence) -> bool:
+        """Room for the token of the next step and for that of the step behind it."""
+        assert sequence.pages is not None
+        return self.cache.reserve(sequence.pages, sequence.num_computed + 2)
+
     def _prefills_alone(self) -> list[Work]:
         """Prefills while there are any, then decodes. A preempted sequence comes back as a prefill of what it lost."""
         prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
@@ -100,7 +119,6 @@ class Scheduler:
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        sequence.peak_pages = max(sequence.peak_pages, len(sequence.pages.table.pages))
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -126,7 +144,6 @@ class Scheduler:
                 break
             self.waiting.popleft()
             sequence.pages, sequence.num_computed, sequence.status = pages, pages.cached_tokens, Status.RUNNING
-            sequence.peak_pages = max(sequence.peak_pages, len(pages.table.pages))
             if sequence.cached_tokens is None:
                 sequence.cached_tokens = pages.cached_tokens
             self.running.append(sequence)
@@ -139,6 +156,7 @@ class Scheduler:
         sequence = item.sequence
         assert sequence.pages is not None
         sequence.num_computed += item.num_tokens
+        sequence.peak_pages = max(sequence.peak_pages, ceil_div(sequence.num_computed, self.cache.block_size))
         tokens = sequence.token_ids if sequence.num_pending == 0 else sequence.token_ids[: sequence.num_computed]
         self.cache.commit(sequence.pages, tokens)
 

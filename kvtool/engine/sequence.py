@@ -37,6 +37,11 @@ class SamplingParams:
         """A temperature this low leaves only the maximum, and dividing by it would overflow."""
         return self.temperature < _GREEDY_BELOW
 
+    @property
+    def divisor(self) -> float:
+        """What the logits are divided by; 0 for greedy rows, whose logits are left alone."""
+        return 0.0 if self.is_greedy else self.temperature
+
 
 class Status(Enum):
     WAITING = "waiting"
@@ -70,6 +75,10 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens whose K/V is still to be computed: the prompt at first, then one at a time."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.prompt_tokens
 
     @property
     def output_ids(self) -> list[int]:

@@ -44,6 +44,11 @@ class StepKernels(Protocol):
         `rotation` = (cos, signed sin), [T,1,D] each.
         """
 
+    def place(self, positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where decode rows stand: positions [S] int64 (-1: a padding row) -> (the same with 0 for padding, slots [S]
+        int64 with -1, seq_lens [S] int32 with 0). In place, positions go on by one; padding stays.
+        """
+
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate and up [T,n] -> gate / (1 + exp(-gate)) * up."""
 

@@ -10,6 +10,7 @@ MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many splits as are merged at once
 TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
 STORE_BLOCK = 1024  # elements of one store program
+PLACE_ROWS = 32  # decode rows that one program places: a warp
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
 DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs in a multiprocessor's 65,536
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvtool.kernels import checks, configs
 from kvtool.kernels.configs import padded
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton.step import add_rms_norm_kernel, qkv_kernel, silu_mul_kernel
+from kvtool.kernels.triton.step import add_rms_norm_kernel, place_kernel, qkv_kernel, silu_mul_kernel
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
@@ -99,6 +99,28 @@ def split_qkv(
         num_warps=1,
     )
     return q
+
+
+def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """positions [S] and block_tables [S,N] -> (positions, slots, seq_lens) [S]. Grid: blocks of rows."""
+    checks.indices(positions, "positions", torch.int64, ndim=1)
+    checks.indices(block_tables, "block_tables", torch.int32, ndim=2)
+    num_rows = len(positions)
+    at, slots = torch.empty_like(positions), torch.empty_like(positions)
+    seq_lens = torch.empty_like(positions, dtype=torch.int32)
+    place_kernel[(math.ceil(num_rows / configs.PLACE_ROWS),)](
+        positions,
+        block_tables,
+        at,
+        slots,
+        seq_lens,
+        num_rows,
+        block_tables.stride(0),
+        PAGE=block_size,
+        BLOCK=configs.PLACE_ROWS,
+        num_warps=1,
+    )
+    return at, slots, seq_lens
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The torch twins of `step`: the same in plain operations, in fp32, or in fp64 where they are given that."""
+"""The torch twins of `step`: the same in plain operations, in fp32, or in fp64 where they are given that. Where no
+kernels are fused, `place` is also what the engine runs."""
 
 from __future__ import annotations
 
@@ -40,6 +41,15 @@ def split_qkv(
     turned = wide * cos + wide.roll(wide.shape[-1] // 2, dims=-1) * sin
     store_kv(turned[:, -kv_heads:], v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
     return turned[:, :-kv_heads].to(qkv.dtype)
+
+
+def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    at = positions.clamp(min=0)
+    pages = block_tables.gather(1, (at // block_size).unsqueeze(1)).squeeze(1)
+    slots = torch.add(at % block_size, pages, alpha=block_size)  # int64, as positions are
+    slots, seq_lens = slots.masked_fill_(positions < 0, -1), (positions + 1).int()
+    positions.add_(positions >= 0)
+    return at, slots, seq_lens
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:

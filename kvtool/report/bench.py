@@ -14,6 +14,7 @@ from kvtool.report.environment import environment_table
 from kvtool.report.files import png_bytes, write_result
 from kvtool.report.tables import to_html, to_rich
 from kvtool.results import BenchDocument
+from kvtool.results.warnings import load_warnings, throttle_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,7 @@ def print_bench(document: BenchDocument, console: Console) -> None:
     """What ran, every table, the findings in words, and what was assumed."""
     from rich.text import Text
 
+    warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
     console.print(Text(describe_run(document), style="dim"))
     for table in bench_tables(document):
         console.print()
@@ -31,7 +33,7 @@ def print_bench(document: BenchDocument, console: Console) -> None:
         if sentences:
             console.print(Text(f"\n{heading}", style="bold"))
         for sentence in sentences:
-            console.print(Text(f"- {sentence}"))
+            console.print(Text(f"- {sentence}", style="yellow" if sentence in warnings else ""))
 
 
 def write_bench(document: BenchDocument, directory: Path) -> list[Path]:

@@ -36,6 +36,8 @@ def bench_tables(document: BenchDocument) -> list[Table]:
     tables = []
     if latency:
         tables += [latency_table(latency), roofline_table(latency), memory_table(latency)]
+    if any(case.cold_start.jit_s is not None for case in latency):
+        tables.append(cold_start_table(latency))
     if prefix:
         tables += [prefix_table(prefix), prefix_savings_table(prefix)]
     if arms:
@@ -117,6 +119,27 @@ def memory_table(cases: Sequence[Case]) -> Table:
         labels=len(keys),
         note="predicted: what kvtool size computes. allocated: pages held by the requests at their longest. waste: "
         "slots of their last pages that no token fills. peak: most memory in use on the device, where it tells.",
+    )
+
+
+def cold_start_table(cases: Sequence[Case]) -> Table:
+    keys = varying(cases, ("input_len", "batch_size"))
+    rows = [
+        (
+            *labels(case, keys),
+            optional_seconds(case.cold_start.jit_s),
+            optional_seconds(case.cold_start.capture_s),
+            str(DASH if case.cold_start.graphs is None else case.cold_start.graphs),
+        )
+        for case in cases
+    ]
+    return Table(
+        title="Before the first sample",
+        columns=(*(heading(k) for k in keys), "compiling\ns", "capturing\ns", "graphs"),
+        rows=rows,
+        labels=len(keys),
+        note="compiling: Triton's kernels, those of an earlier case or run excepted. capturing: one CUDA graph of the "
+        "whole decode step for each bucket of the batch.",
     )
 
 
@@ -266,6 +289,10 @@ def format_flops(flops: int) -> str:
 
 def optional_bytes(count: int | None) -> str:
     return DASH if count is None else format_bytes(count)
+
+
+def optional_seconds(seconds: float | None) -> str:
+    return DASH if seconds is None else f"{seconds:.2f}"
 
 
 def waste_ratio(case: Case) -> float | None:

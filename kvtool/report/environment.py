@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import EnvDocument
+from kvtool.results.warnings import load_warnings
 from kvtool.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ NAMES = {
     "torch_threads": "torch threads",
     "cpu_kernels": "CPU kernels in bf16",
     "memory_bytes": "memory",
+    "other_load_cores": "cores that others used",
     "gpu": "GPU",
     "gpu_memory_bytes": "GPU memory",
     "gpu_sm_count": "GPU multiprocessors",
@@ -75,6 +77,10 @@ def ceiling_table(roofline: dict[str, Any]) -> Table:
 
 def print_environment(document: EnvDocument, console: Console) -> None:
     """The environment, and the roofline where it was measured."""
+    from rich.text import Text
+
     console.print(to_rich(environment_table(document.environment), console.width))
     if document.roofline is not None:
         console.print(to_rich(ceiling_table(document.roofline), console.width))
+    for line in load_warnings(document.environment):
+        console.print(Text(f"- {line}", style="yellow"))

@@ -12,8 +12,17 @@ from kvtool.report.bench_tables import DASH, percent
 from kvtool.report.cases import case_rows, case_title, shared_inputs, varying_inputs
 from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, new_figure, tokens_axis
 from kvtool.report.files import write_result
+from kvtool.report.kernel_peers import (
+    draw_peers,
+    peer_columns,
+    peer_lines,
+    peer_names,
+    ratio_cell,
+    with_peers,
+)
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import KernelCase, KernelRoofline, KernelsDocument
+from kvtool.results.warnings import load_warnings, throttle_warnings
 from kvtool.units import format_bytes_short, format_length, format_ms
 
 if TYPE_CHECKING:
@@ -30,6 +39,10 @@ HEADINGS = {
     "context": "ctx",
     "batch_size": "batch",
     "query_len": "new\ntokens",
+    "flashinfer": "flash\ninfer",
+    "flash-attn": "flash\nattn",
+    "vllm-triton": "vllm\ntriton",
+    "sglang-triton": "sglang\ntriton",
 }
 SHOW_MS_FROM = 10.0  # a table with a longer time than this is in milliseconds
 
@@ -42,14 +55,18 @@ def print_kernels(document: KernelsDocument, console: Console) -> None:
     for table in kernel_tables(document):
         console.print()
         console.print(to_rich(table, console.width))
+    for line in peer_lines(with_peers(document.cases)):
+        console.print(Text(f"- {line}"))
+    warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
     for assumption in document.assumptions:
-        console.print(Text(f"- {assumption}", style="dim"))
+        console.print(Text(f"- {assumption}", style="yellow" if assumption in warnings else "dim"))
 
 
 def write_kernels(document: KernelsDocument, directory: Path) -> list[Path]:
     """kernels.json, .csv and .png in `directory`; the paths written. Raises KvtoolError."""
-    figure = kernels_figure(document)
-    return write_result(directory, "kernels", document, rows=case_rows(document.cases), figure=figure)
+    peers = peer_columns(document.cases)
+    rows = [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
+    return write_result(directory, "kernels", document, rows=rows, figure=kernels_figure(document))
 
 
 def kernel_tables(document: KernelsDocument) -> list[Table]:
@@ -59,7 +76,9 @@ def kernel_tables(document: KernelsDocument) -> list[Table]:
         (prefill_table, ("context", "query_len"), cases_of(document, "prefill")),
         (stream_table, ("batch_size", "query_len"), cases_of(document, "store")),
     )
-    return [table(cases, keys) for table, keys, cases in tables if cases]
+    shown = [table(cases, keys) for table, keys, cases in tables if cases]
+    raced = [(table_keys, with_peers(cases)) for _, table_keys, cases in tables]
+    return shown + [peers_table(cases, keys) for keys, cases in raced if cases]
 
 
 def cases_of(document: KernelsDocument, part: str) -> list[KernelCase]:
@@ -114,6 +133,21 @@ def prefill_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
     )
 
 
+def peers_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
+    """Times of other libraries' kernels as multiples of ours, a column a peer."""
+    names = peer_names(cases)
+    rounds = sorted({len(case.samples_s) for case in cases})
+    return labelled(
+        cases,
+        keys,
+        columns=tuple(HEADINGS.get(name, name) for name in names),
+        figures=[tuple(ratio_cell(case, name) for name in names) for case in cases],
+        note=f"Median time of each / ours over {' or '.join(map(str, rounds))} rounds in turns, on the same pages: "
+        f"above 1.00x ours is faster. {DASH}: not timed, see below.",
+        title=f"peers of {' and '.join(sorted({case.kernel for case in cases}))}",
+    )
+
+
 def labelled(
     cases: Sequence[KernelCase],
     keys: tuple[str, ...],
@@ -121,6 +155,7 @@ def labelled(
     columns: tuple[str, ...],
     figures: Sequence[tuple[str, ...]],
     note: str,
+    title: str | None = None,
 ) -> Table:
     """The figures behind what tells their cases apart: the variant, where there are several, then `keys`."""
     variant = varying_inputs(cases, VARIANTS)
@@ -128,11 +163,12 @@ def labelled(
     labels = [((name,) if variant else ()) + cells(case, keys) for name, case in zip(names, cases, strict=True)]
     heading = (" ".join(HEADINGS.get(key, key) for key in variant),) if variant else ()
     return Table(
-        title=" and ".join(sorted({case.kernel for case in cases})),
+        title=title or " and ".join(sorted({case.kernel for case in cases})),
         columns=heading + tuple(HEADINGS[key] for key in keys) + columns,
         rows=[label + row for label, row in zip(labels, figures, strict=True)],
         labels=len(heading) + len(keys),
-        note=f"{'ctx: tokens a sequence. ' if 'context' in keys else ''}max diff: from the reference kernels. {note}",
+        note=f"{'ctx: tokens a sequence. ' if 'context' in keys else ''}"
+        f"{'' if title else 'max diff: from the reference kernels. '}{note}",
     )
 
 
@@ -184,15 +220,19 @@ class Panel:
 def kernels_figure(document: KernelsDocument) -> Figure:
     """Decode's GB/s and prefill's TFLOP/s against context, under what the device reached in the same run."""
     panels = [panel for panel in kernel_panels(document) if panel.points]
+    compared = [case for case in document.cases if any(peer.ratio is not None for peer in case.peers)]
     subtitle = shared_inputs(document.cases, (*VARIANTS[1:], "backend"))
     figure, axes = new_figure(
         case_title("kernels", document.cases, document.environment),
         subtitle=subtitle,
-        panels=max(1, len(panels)),
-        width_in=11.5,
+        panels=max(1, len(panels) + bool(compared)),
+        width_in=18.0 if compared else 11.5,
+        height_in=max(5.4, 2.0 + 0.22 * len(compared)),
     )
     for axis, panel in zip(axes, panels, strict=False):
         draw(figure, axis, panel)
+    if compared:
+        draw_peers(axes[-1], compared)
     return figure
 
 

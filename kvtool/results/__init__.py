@@ -9,6 +9,7 @@ from kvtool.results.bench import (
     BenchDocument,
     Case,
     Check,
+    ColdStart,
     Memory,
     Metrics,
     Power,

@@ -109,6 +109,15 @@ class Power(Struct, frozen=True, kw_only=True):
     throttle_reasons: list[str] | None = None
 
 
+class ColdStart(Struct, frozen=True, kw_only=True):
+    """What the case did once, outside its samples: seconds that Triton compiled, seconds in which CUDA graphs of the
+    decode step were captured, warm-up included, and how many. None where there was no such thing."""
+
+    jit_s: float | None = None
+    capture_s: float | None = None
+    graphs: int | None = None
+
+
 class Case(Struct, frozen=True, kw_only=True):
     name: str
     part: str
@@ -121,6 +130,7 @@ class Case(Struct, frozen=True, kw_only=True):
     prefix: Prefix | None
     check: Check
     power: Power = Power()
+    cold_start: ColdStart = ColdStart()
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -7,15 +7,17 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 
-from kvtool.bench import kernels, passes
+from kvtool.bench import kernels
 from kvtool.bench.kernel_calls import Measurement, filled_pool
 from kvtool.bench.kernel_options import KernelsOptions, kernels_options
 from kvtool.bench.kernel_work import MAX_CALLS, KernelWork, left_out, plan
 from kvtool.bench.kernels import measure_kernels, with_roofline
 from kvtool.bench.roofline import Ceiling
+from kvtool.bench.timers import Contender, Timed, WarmUp
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model, SlidingAttention
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.errors import DeviceError, KvtoolError
@@ -275,11 +277,41 @@ def test_defaults_are_the_device_s_and_only_they_may_be_dropped() -> None:
     assert not kernels_options("cpu", contexts=(64,)).drop_oversized
 
 
-def test_a_slow_kernel_gets_fewer_calls() -> None:
-    calls = [lambda: None] * 10
-    assert len(passes.within(1.0, calls, timer=lambda call: 0.3)) == 4
-    assert len(passes.within(1.0, calls, timer=lambda call: 5.0)) == 1
-    assert len(passes.within(1.0, calls, timer=lambda call: 0.01)) == 10
+def test_a_cold_start_and_a_warm_up_are_told_apart_from_the_times(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "first_call_s", lambda call, device: 7.5)
+    monkeypatch.setattr(kernels, "call_timer", lambda device: lambda call: 0.5)
+    monkeypatch.setattr(
+        kernels,
+        "time_in_turns",
+        lambda contenders, **_: [Timed([1.0, 3.0], WarmUp(first_s=9.0, calls=8, steady=False))],
+    )
+    outcome = run()
+    for case in outcome.document.cases:
+        assert (case.cold_start.first_call_s, case.cold_start.capture_s, case.steady) == (7.5, None, False)
+        assert case.samples_s == [1.0 / case.memory.calls_per_sample, 3.0 / case.memory.calls_per_sample]
+    (line,) = [line for line in outcome.document.assumptions if line.startswith("not steady")]
+    assert outcome.document.cases[0].name in line
+
+
+@pytest.mark.parametrize(("llc_bytes", "flushed"), [(40_000, False), (80_000, True), (None, False)])
+def test_a_pass_through_less_than_twice_the_cache_follows_a_flush(
+    quick: None, llc_bytes: int | None, flushed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five calls of 3 x 40 tokens x 256 B are 153,600 B."""
+    entered = []
+
+    def take(contenders: list[Contender], **_: object) -> list[Timed]:
+        entered.extend(contenders)
+        return [Timed([1.0], WarmUp(first_s=1.0, calls=1, steady=True))]
+
+    monkeypatch.setattr(kernels, "time_in_turns", take)
+    monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda device: llc_bytes)
+    monkeypatch.setattr(kernels, "_stream_bytes", lambda device, llc: 153_600)
+    monkeypatch.setattr(kernels, "call_timer", lambda device: lambda call: 0.0)
+    decode = run(num_iters=1).document.cases[0]
+    assert decode.memory.working_set_bytes == 153_600
+    assert decode.memory.flushed is flushed
+    assert (entered[0].flush is not None) is flushed
 
 
 # --- the roofline ----------------------------------------------------------------------------------------------------
@@ -316,6 +348,14 @@ def test_what_the_cache_may_serve_has_no_mbu() -> None:
     roofline = with_roofline(case_of(2e-3, working_set_bytes=2 * MIB - 1), CEILING).roofline
     assert roofline.mbu is None
     assert "under 2x the last-level cache" in (roofline.reason or "")
+
+
+def test_what_is_read_after_a_flush_comes_from_memory_and_what_is_written_may_not_be_there_yet() -> None:
+    small = case_of(2e-3, working_set_bytes=MIB)
+    flushed = msgspec.structs.replace(small, memory=msgspec.structs.replace(small.memory, flushed=True))
+    assert with_roofline(flushed, CEILING).roofline.mbu == pytest.approx(0.5)
+    writes = msgspec.structs.replace(flushed.bytes, kv_read=0, kv_written=9_000_000)
+    assert with_roofline(msgspec.structs.replace(flushed, bytes=writes), CEILING).roofline.mbu is None
 
 
 def test_faster_than_the_device_is_an_accounting_error() -> None:

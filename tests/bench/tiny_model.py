@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import LoadedModel
+from kvtool.engine.loaded import LoadedModel
 
 TINY = Model(
     id="tiny-llama",

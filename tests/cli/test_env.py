@@ -7,7 +7,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from kvtool.bench import roofline
+from kvtool.bench import other_load, roofline
+from kvtool.bench.other_load import Usage
 from kvtool.cli.app import app
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.units import MIB
@@ -37,6 +38,17 @@ def test_measure_adds_the_roofline(quick):
     document = json.loads(run("--json", "--device", "cpu", "--measure", "--dtype", "fp32"))
     assert document["roofline"]["dtype"] == "float32"
     assert document["roofline"]["read_gbps"] > 0
+
+
+def test_the_load_of_others_is_measured_beside_and_warned_of(quick, monkeypatch):
+    readings = iter([Usage(wall_s=0.0, busy_s=0.0, own_s=0.0), Usage(wall_s=10.0, busy_s=19.0, own_s=10.0)] * 2)
+    monkeypatch.setattr(other_load, "read_usage", lambda: next(readings))
+    document = json.loads(run("--json", "--device", "cpu", "--measure"))
+    assert document["environment"]["other_load_cores"] == 0.9
+    text = " ".join(run("--device", "cpu", "--measure").split())
+    assert "- another process used 0.9 cores while this ran" in text
+    monkeypatch.setattr(other_load, "read_usage", lambda: None)
+    assert json.loads(run("--json", "--device", "cpu"))["environment"]["other_load_cores"] is None
 
 
 def test_the_tables_name_the_processor_and_every_kernel(quick):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -52,6 +53,20 @@ def test_tables_fit_the_terminal(kvtool: Kvtool) -> None:
     assert max(len(line) for line in done.out.splitlines()) <= 100
 
 
+def test_peers_stand_beside_ours_in_every_form(kvtool: Kvtool, tmp_path: Path) -> None:
+    done = kvtool(*QUICK, "--peers", "sdpa,vllm-triton", "--out", str(tmp_path))
+    assert "peers of paged_decode" in done.out
+    assert "vllm-triton: not importable: " in done.out
+    assert max(len(line) for line in done.out.splitlines()) <= 100
+    cases = json.loads((tmp_path / "kernels.json").read_text())["cases"]
+    peers = [[(peer["name"], peer["outputs_equal"]) for peer in case["peers"]] for case in cases]
+    assert peers == [[("sdpa", True), ("vllm-triton", None)]] * 6 + [[]] * 3
+    rows = list(csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines()))
+    assert float(rows[0]["peers.sdpa.ratio"]) == cases[0]["peers"][0]["ratio"]
+    assert rows[0]["peers.vllm-triton.note"].startswith("not importable")
+    assert rows[-1]["peers.sdpa.ratio"] == ""
+
+
 def test_a_wrong_output_exits_1_after_the_table(kvtool: Kvtool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtool.bench.kernel_calls.ROUNDING", dict.fromkeys(("fp32", "bf16", "fp16"), -1.0))
     monkeypatch.setattr(kernels, "ACCOUNTING_LIMIT", 1e9)
@@ -83,6 +98,8 @@ def test_an_impossible_share_exits_3_after_the_table(kvtool: Kvtool, monkeypatch
         (["--dtype", "int4"], 2, "dtype 'int4'"),
         (["--backend", "triton"], 2, "needs a CUDA device"),
         (["--num-iters", "0"], 2, "num-iters 0 must be at least 1"),
+        (["--peers", "sdpa,flashinfr"], 2, "unknown peer 'flashinfr': did you mean flashinfer"),
+        (["--peers", ""], 2, "empty item"),
         (["--out", "/dev/null/x"], 2, "--out /dev/null/x: cannot make this folder"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+
 from kvtool.compare.pairing import pair_cases
 from tests.compare.example import document
 
@@ -45,3 +47,16 @@ def test_repeated_cases_pair_in_their_order() -> None:
     pairing = pair_cases(twice, twice)
     assert all(a is b for a, b in pairing.pairs)
     assert len(pairing.pairs) == 4
+
+
+def test_an_input_that_only_newer_documents_tell_is_no_difference() -> None:
+    """Even where it varies within one of them."""
+    older, newer = document(input_lens=(128, 512)).cases, document(input_lens=(128, 512)).cases
+    newer = [
+        msgspec.structs.replace(case, inputs=case.inputs | {"graphs": graphs})
+        for case, graphs in zip(newer, (True, False), strict=True)
+    ]
+    for a, b in ((older, newer), (newer, older)):
+        pairing = pair_cases(a, b)
+        assert names(pairing.pairs) == [("latency/128x2", "latency/128x2"), ("latency/512x2", "latency/512x2")]
+        assert pairing.differing == {}

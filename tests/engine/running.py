@@ -9,7 +9,9 @@ import torch
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.graphs import Capture, Step
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference
 
@@ -22,12 +24,21 @@ def load(path: Path, *, dtype: str = "fp32", **config: object) -> LoadedModel:
     return LoadedModel(resolved(str(path)), settings, max_positions=MAX_POSITIONS)
 
 
-def engine_of(loaded: LoadedModel, *, num_pages: int = 64, **config: object) -> Engine:
+def engine_of(loaded: LoadedModel, *, num_pages: int = 64, capture: Capture | None = None, **config: object) -> Engine:
     """An engine that keeps its logits; `config` overrides what the model was loaded with."""
     settings = {name: getattr(loaded.config, name) for name in loaded.config.__slots__} | config
-    engine = Engine(loaded, num_pages=num_pages, config=EngineConfig(**settings))
+    engine = Engine(loaded, num_pages=num_pages, config=EngineConfig(**settings), capture=capture)
     engine.keep_logits = True
     return engine
+
+
+def as_it_is(step: Step, generator: torch.Generator) -> Step:
+    """The capture of a device without graphs: the static step itself, warmed up; all else is as with graphs."""
+    state = generator.get_state()
+    for _ in range(2):
+        step()
+    generator.set_state(state)
+    return step
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -13,7 +13,8 @@ import torch
 
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.engine.config import EngineConfig, resolve_device, resolve_dtype
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.errors import DeviceError, KvtoolError
 from tests.engine.conftest import SaveTiny

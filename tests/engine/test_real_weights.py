@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 
 pytestmark = pytest.mark.network

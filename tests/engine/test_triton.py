@@ -13,7 +13,7 @@ import pytest
 
 from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
-from tests.engine.running import engine_of, generate, largest_difference, load, prompt
+from tests.engine.running import as_it_is, engine_of, generate, largest_difference, load, prompt
 from tests.kernels.test_interpreter import QUIET, REFUSED
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -41,5 +41,22 @@ def test_tokens_and_logits_are_those_of_torch(tiny: SaveTiny, name: str) -> None
     on_torch = generate(engine_of(loaded), prompts, 3)
     loaded.kernels = load_kernels("triton")
     on_triton = generate(engine_of(loaded), prompts, 3)
+    assert [s.output_ids for s in on_triton] == [s.output_ids for s in on_torch]
+    assert max(largest_difference(reference, sequence) for sequence in on_triton) < 2e-4
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs inside the test above")
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-v2-lite", "gpt2"])
+def test_the_step_that_graphs_record_says_so_too(tiny: SaveTiny, name: str) -> None:
+    """Rows that stay in place on the device, padding among them, and tables as wide as the longest sequence."""
+    reference = tiny(name)
+    loaded = load(reference.folder)
+    prompts = [prompt(17), prompt(3), prompt(15)]
+    on_torch = generate(engine_of(loaded), prompts, 4)
+    loaded.kernels = load_kernels("triton")
+    engine = engine_of(loaded, capture=as_it_is)
+    on_triton = generate(engine, prompts, 4)
+    assert engine.pipeline is not None
+    assert engine.pipeline.num_launched == 3
     assert [s.output_ids for s in on_triton] == [s.output_ids for s in on_torch]
     assert max(largest_difference(reference, sequence) for sequence in on_triton) < 2e-4

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import LoadedModel
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.weights.gguf import GgufWeights
 from kvtool.engine.weights.load import weight_source
 from kvtool.engine.weights.safetensors import SafetensorsWeights

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvtool.bench.passes import captured
 from tests.cli.in_process import Done, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -55,6 +56,35 @@ def test_kernels(kvtool: Kvtool, model: str) -> None:
     assert all(case["check"]["outputs_equal"] for case in cases)
     streams = [case for case in cases if case["kernel"].endswith("decode") and case["inputs"]["context"] == 8192]
     assert all(0.05 < case["roofline"]["mbu"] <= 1.03 for case in streams if case["inputs"]["batch_size"] == 16)
+
+
+def test_kernels_beside_their_peers(kvtool: Kvtool) -> None:
+    """torch's own at least: equal outputs, in graphs, timed as often as ours."""
+    grid = ("--context", "1k,8k", "--batch-size", "1,8", "--block-size", "64", "--num-iters", "5", "--json")
+    done = kvtool("kernels", "llama-3.1-8b", *grid, "--peers", "all")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    for case in document["cases"]:
+        assert case["cold_start"]["capture_s"] > 0
+        assert case["power"]["samples"] >= 2 or case["power"]["power_w"] is None
+        for peer in case["peers"]:
+            assert peer["outputs_equal"] is not False, (case["name"], peer)
+            assert len(peer["samples_s"]) == (len(case["samples_s"]) if peer["time_ms"] else 0)
+            if peer["name"] in ("sdpa", "flex"):
+                assert peer["ratio"], (case["name"], peer["note"])
+                assert "no CUDA graph" not in peer["note"]
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was() -> None:
+    def cannot() -> None:
+        torch.ones(1, device="cuda").item()
+
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        captured([cannot], torch.device("cuda:0"))
+    assert torch.cuda.current_stream() == before
+    assert float(torch.ones(4, device="cuda").sum()) == 4.0
+    captured([lambda: torch.ones(4, device="cuda")], torch.device("cuda:0"))()
 
 
 def test_kernels_on_torch_agree(kvtool: Kvtool) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import LoadedModel
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
 from tests.engine.running import engine_of, generate, prompt
 from tests.engine.tiny import MAX_POSITIONS, Reference, save_tiny

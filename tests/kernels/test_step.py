@@ -114,3 +114,23 @@ def test_what_does_not_fit_is_refused() -> None:
         step.split_qkv(qkv, None, EPS, (turn[..., :4], turn[..., :4]), cache, cache, slots)
     with pytest.raises(ValueError, match="norms are not contiguous"):
         step.split_qkv(qkv, torch.zeros(6, 8), EPS, (turn, turn), cache, cache, slots)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 33, 100])
+@pytest.mark.parametrize("block_size", [16, 24])
+def test_where_decode_rows_stand(backend: Backend, step, num_rows: int, block_size: int) -> None:
+    """At both ends of pages, with padding between; pages so far out that a slot is no int32; no entry past a row's."""
+    drawn = torch.Generator().manual_seed(num_rows)
+    pages = torch.randint(2**31 - 1, (num_rows, 6), generator=drawn, dtype=torch.int32)
+    positions = torch.randint(-1, 5 * block_size, (num_rows,), generator=drawn)
+    positions[0], pages[0, 4] = 5 * block_size - 1, 2**31 - 1
+    expected = [int(p) // block_size if p >= 0 else None for p in positions]
+    slots = [-1 if i is None else int(pages[r, i]) * block_size + int(positions[r]) % block_size
+             for r, i in enumerate(expected)]  # fmt: skip
+    rows = positions.to(backend.device, copy=True)
+    at, found, seq_lens = step.place(rows, pages.to(backend.device)[:, :5], block_size)
+    assert at.tolist() == positions.clamp(min=0).tolist()
+    assert found.tolist() == slots
+    assert (found.dtype, seq_lens.dtype) == (torch.int64, torch.int32)
+    assert seq_lens.tolist() == (positions + 1).tolist()
+    assert rows.tolist() == [int(p) + 1 if p >= 0 else -1 for p in positions]

@@ -76,6 +76,9 @@ class Variant:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
         step.silu_mul(x, x)
 
+    def _place(self) -> None:
+        step.place(_meta(self.rows, dtype=torch.int64), _meta(self.rows, 64, dtype=torch.int32), self.page)
+
     def _qkv(self) -> None:
         """As many query heads as KV heads."""
         qkv = _meta(16, 3 * self.rows, self.head_dim, dtype=DTYPES[self.dtype])
@@ -170,6 +173,8 @@ def _features() -> Iterator[Variant]:
     for hidden_size in (2048, 16384):
         yield Variant("norm", hidden_size, 16)
     yield Variant("gate", 14336, 16)
+    for rows in (1, 4, 16):
+        yield Variant("place", 0, rows)
 
 
 def _tiles() -> Iterator[Variant]:

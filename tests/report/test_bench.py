@@ -207,3 +207,12 @@ def test_all_files_are_written(document, tmp_path):
 
 def test_flops_are_short():
     assert [format_flops(n) for n in (0, 999, 2_750_000_000, 1_408_000_000_000)] == ["0", "999", "2.75 G", "1.41 T"]
+
+
+def test_what_came_before_the_first_sample_is_shown_where_something_did(document):
+    assert "Before the first sample" not in printed(document, 80)
+    compiled = with_case(document, "latency", cold_start={"jit_s": 4.256, "capture_s": 0.3, "graphs": 1})
+    assert "Before the first sample" in printed(compiled, 80)
+    assert "4.26" in printed(compiled, 80)
+    uncaptured = with_case(document, "latency", cold_start={"jit_s": 4.256})
+    assert bench_tables(uncaptured)[3].rows[0][-3:] == ("4.26", "-", "-")

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from kvtool.report.kernel_peers import peer_lines, ratio
 from kvtool.report.kernels import kernel_tables, kernels_figure, print_kernels, write_kernels
 from kvtool.results import (
     KernelBytes,
@@ -19,11 +20,14 @@ from kvtool.results import (
     KernelCheck,
     KernelMemory,
     KernelMetrics,
+    KernelPeer,
     KernelRoofline,
     KernelsDocument,
+    Power,
     Summary,
     read_document,
 )
+from kvtool.results.warnings import load_warnings
 
 READ_GBPS, TFLOPS = 2900.0, 750.0
 KINDS = {"decode": "paged_decode", "prefill": "paged_prefill", "store": "store_kv"}
@@ -163,3 +167,101 @@ def test_three_files_are_written_and_read_back(tmp_path: Path) -> None:
     assert rows[6]["inputs.context"] == ""  # a store has no context
     assert float(rows[0]["metrics.time_ms.p50"]) == pytest.approx(0.002)
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+LIBRARIES = ("sdpa", "flex", "flashinfer", "flash-attn", "vllm-triton", "sglang-triton")
+
+
+def peer(name: str, value: float | None = None, *, spread: float = 0.1, **given: object) -> KernelPeer:
+    """Timed at `value` times ours, or not at all."""
+    if value is None:
+        return KernelPeer(**{"name": name, "version": None, "note": "not importable: no such module", **given})
+    time_ms = Summary(**dict.fromkeys(("mean", "std", "p50", "p90", "p95", "p99"), 0.1 * value), n=5)
+    timed = {"time_ms": time_ms, "ratio": value, "ratio_ci_low": value - spread, "ratio_ci_high": value + spread}
+    return KernelPeer(**{"name": name, "version": "9.1", "outputs_equal": True, **timed, **given})
+
+
+def with_peers(what: KernelCase, *peers: KernelPeer) -> KernelCase:
+    return msgspec.structs.replace(what, peers=list(peers))
+
+
+def raced(what: KernelsDocument) -> KernelsDocument:
+    """Every peer at every point that is no store."""
+    timed = [peer(name, 0.5 + 3.7 * index) for index, name in enumerate(LIBRARIES)]
+    cases = [case if "store" in case.kernel else with_peers(case, *timed) for case in what.cases]
+    return msgspec.structs.replace(what, cases=cases)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("what", [raced(document()), raced(widest())], ids=["plain", "widest"])
+def test_a_table_of_all_peers_keeps_to_the_width(what: KernelsDocument, width: int) -> None:
+    lines = printed(what, width).splitlines()
+    assert max(map(len, lines)) <= width
+    *_, decode, prefill = kernel_tables(what)
+    assert (decode.title, prefill.title) == tuple(f"peers of {KINDS[k]}" for k in ("decode", "prefill"))
+    flattened = [" ".join(line.split()) for line in lines]
+    assert [row for table in (decode, prefill) for row in table.rows if " ".join(row) not in flattened] == []
+    assert decode.columns[-6:] == ("sdpa", "flex", "flash\ninfer", "flash\nattn", "vllm\ntriton", "sglang\ntriton")
+
+
+def test_a_peer_s_cell_is_its_time_over_ours() -> None:
+    wrong = peer("flex", None, outputs_equal=False, note="different")
+    decode = with_peers(case("decode", 1024, 8), peer("sdpa", 1.2345), wrong, peer("flashinfer"))
+    (_, table) = kernel_tables(document(decode, with_peers(case("decode", 2048, 8), peer("sdpa", 0.9))))
+    assert [row[-3:] for row in table.rows] == [("1.23x", "WRONG", "-"), ("0.90x", "-", "-")]
+    assert [ratio(value) for value in (0.071, 9.99, 12.34, 123.4)] == ["0.07x", "9.99x", "12.3x", "123x"]
+
+
+def test_points_where_a_peer_is_ahead_are_named() -> None:
+    cases = [
+        with_peers(case("decode", 1024, 8), peer("sdpa", 0.8)),
+        with_peers(case("decode", 32768, 8), peer("sdpa", 0.95)),
+        with_peers(case("prefill", 2048, 1), peer("sdpa", 1.05)),
+    ]
+    ahead, version = peer_lines(cases)
+    assert ahead == "sdpa is ahead at decode 1k x 8 (0.80x), decode 32k x 8 (0.95x, within chance: 0.85x to 1.05x)."
+    assert version == "sdpa 9.1."
+    assert peer_lines(cases[2:])[0] == "No peer is ahead of ours at any of the 1 points."
+    assert peer_lines([with_peers(case("decode", 1, 1), peer("flex"))]) == ["flex: not importable: no such module."]
+
+
+def test_a_note_of_some_points_says_of_how_many() -> None:
+    cases = [
+        with_peers(case("decode", 1024, 8), peer("flex", 2.0, note="compiled")),
+        with_peers(case("decode", 2048, 8), peer("flex", None, note="failed: out of memory")),
+    ]
+    assert peer_lines(cases)[1:] == [
+        "flex 9.1: compiled (at 1 of 2 points).",
+        "flex 9.1: failed: out of memory (at 1 of 2 points).",
+    ]
+
+
+def test_the_chart_has_a_row_for_each_point_and_a_colour_for_each_peer(tmp_path: Path) -> None:
+    figure = kernels_figure(raced(document()))
+    peers = figure.axes[-1]
+    assert peers.get_yticklabels()[0].get_text() == "decode 1k x 1"
+    assert len(peers.get_yticklabels()) == 6
+    assert [text.get_text() for text in peers.get_legend().get_texts()] == list(LIBRARIES)
+    assert len({handle.lines[0].get_color() for handle in peers.containers}) == len(LIBRARIES)
+    assert len(kernels_figure(document()).axes) == 2
+    paths = write_kernels(raced(document()), tmp_path)
+    assert read_document(paths[0], KernelsDocument) == raced(document())
+
+
+def test_warnings_are_told_in_yellow_and_the_rest_is_dim() -> None:
+    throttled = msgspec.structs.replace(case("decode", 1024, 1), power=Power(throttle_reasons=["power cap"]))
+    warning = "the card throttled (power cap) during decode/1024x1"
+    load = "another process used 0.9 cores while this ran"
+    what = msgspec.structs.replace(
+        document(throttled),
+        environment={"other_load_cores": 0.9},
+        assumptions=["random", warning, *load_warnings({"other_load_cores": 0.9})],
+    )
+    console = Console(width=200, file=io.StringIO(), force_terminal=True, color_system="standard")
+    print_kernels(what, console)
+    styled = console.file.getvalue()
+    assert f"\x1b[33m- {warning}" in styled
+    assert f"\x1b[33m- {load}" in styled
+    assert "\x1b[2m- random" in styled

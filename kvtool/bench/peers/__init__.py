@@ -86,6 +86,11 @@ def imported(*modules: str) -> ModuleType:
     raise PeerError(f"not importable: {reason}")
 
 
+def why_not_here(device: torch.device, *modules: str) -> str | None:
+    """Why the first of these modules cannot be imported, or else cannot run on `device`: all of them are for GPUs."""
+    return why_not_imported(*modules) or (None if device.type == "cuda" else "needs a GPU")
+
+
 def why_not_imported(*modules: str) -> str | None:
     """`imported`'s reason, or None."""
     try:

@@ -21,6 +21,8 @@ Inner = GatedLinear | ClampedGatedLinear | ActivatedLinear
 class Mlp:
     """down(inner x) + plus."""
 
+    capturable = True
+
     def __init__(self, inner: Inner, down: Linear) -> None:
         self.inner, self.down = inner, down
 
@@ -56,6 +58,8 @@ def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource
 
 class MoeMlp:
     """Each token through its chosen experts, weighted, plus the shared ones if there are any."""
+
+    capturable = False  # which experts run is asked of the device
 
     def __init__(
         self,

@@ -92,16 +92,22 @@ class Transformer:
         local_theta = decoder.local_rope_theta
         self.local_rope = Rope(local_theta, None, *rotary, dtype=dtype, device=device) if local_theta else self.rope
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a decode step never waits for the device, so that it can be part of a CUDA graph."""
+        return all(layer.mlp.capturable for layer in self.layers)
+
     @torch.inference_mode()
     def __call__(self, batch: StepBatch, caches: list[LayerCache], kernels: Kernels) -> Tensor:
-        """Logits [len(sample_rows), vocab]. `caches` has one entry a layer."""
+        """Logits [sampled rows, vocab]. `caches` has one entry a layer."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         step = StepContext(batch, kernels, rotation, local)
         x = self.embedding(batch)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, step, cache)
-        logits = self.head(self.norm(x[batch.sample_rows]))
+        sampled = x if batch.sample_rows is None else x[batch.sample_rows]
+        logits = self.head(self.norm(sampled))
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
 

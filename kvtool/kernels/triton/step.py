@@ -90,6 +90,24 @@ def write_vector(x, cache_ptr, dim, inside, scales_ptr, scale_offset, scale, MAX
 
 
 @triton.jit
+def place_kernel(
+    positions_ptr, table_ptr, at_ptr, slots_ptr, lens_ptr, num_rows, table_stride,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """BLOCK decode rows a program: where each writes and how much it sees; then its position goes on."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < num_rows
+    position = tl.load(positions_ptr + row, mask=inside, other=-1)
+    is_live = position >= 0
+    at = tl.maximum(position, 0)
+    page = tl.load(table_ptr + row * table_stride + at // PAGE, mask=is_live, other=0).to(tl.int64)
+    tl.store(at_ptr + row, at, mask=inside)
+    tl.store(slots_ptr + row, tl.where(is_live, page * PAGE + at % PAGE, -1), mask=inside)
+    tl.store(lens_ptr + row, (position + 1).to(tl.int32), mask=inside)
+    tl.store(positions_ptr + row, position + 1, mask=is_live)
+
+
+@triton.jit
 def silu_mul_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """out [T, n] = gate / (1 + exp(-gate)) * up, BLOCK columns of a row a program."""
     row = tl.program_id(0).to(tl.int64)

@@ -10,7 +10,8 @@ import torch
 from kvtool.catalog.decoder import ClampedSwiglu, Router
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import generate, prompt
 from tests.engine.tiny import MAX_POSITIONS

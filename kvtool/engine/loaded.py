@@ -1,0 +1,133 @@
+"""A model ready to run: its weights on their device, and what of the run follows from model and config alone."""
+
+from __future__ import annotations
+
+import torch
+
+from kvtool.catalog.model import Model, SlidingAttention
+from kvtool.engine.config import (
+    EngineConfig,
+    available_bytes,
+    resolve_backend,
+    resolve_device,
+    resolve_dtype,
+    truncated,
+)
+from kvtool.engine.decoder.packed import packs_on
+from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
+from kvtool.engine.device import device_errors
+from kvtool.engine.pool import cache_dtype, pool_specs
+from kvtool.engine.weights.load import weight_source
+from kvtool.errors import DeviceError, KvtoolError
+from kvtool.kernels import load_kernels
+from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.formats import parse_cache_format
+from kvtool.sizing.layers import layer_specs
+from kvtool.sizing.params import count_params
+from kvtool.units import ceil_div, format_bytes
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LoadedModel:
+    """A decoder on its device, with the specs of its cache. Engines with pools of different sizes can share it."""
+
+    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int) -> None:
+        runnable_decoder(model)
+        self.model = truncated(model, config.num_layers)
+        self.num_layers_of = model.num_layers
+        self.config = config
+        self.device = resolve_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if self.device.index is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels are launched, and graphs replayed, on the current one
+        self.dtype = resolve_dtype(config.dtype, model, self.device)
+        self.cache_format = parse_cache_format(
+            self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype
+        )
+        cache_dtype(self.cache_format.name)
+        self.backend = resolve_backend(config.backend, self.device)
+        self.kernels = load_kernels(self.backend)
+        self.specs = pool_specs(layer_specs(self.model, self.cache_format))
+        self.max_positions = max_positions
+        self._require_room_for_weights()
+        self.require_room(ceil_div(max_positions, config.block_size))
+        self.weights = weight_source(self.model, config, self.torch_dtype, self.device)
+        with device_errors(f"loading {model.id}"):
+            self.transformer = Transformer(
+                self.model,
+                self.weights,
+                max_positions=max_positions,
+                dtype=self.torch_dtype,
+                device=self.device,
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether decode steps can be CUDA graphs: Triton's kernels never wait for the device, the others do."""
+        return self.device.type == "cuda" and self.backend == "triton" and self.transformer.capturable
+
+    @property
+    def vocab_size(self) -> int:
+        assert self.model.vocab_size is not None  # runnable_decoder has seen to it
+        return self.model.vocab_size
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that torch computes with on the CPU."""
+        return torch.get_num_threads()
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers, from the specs."""
+        return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
+
+    def _require_room_for_weights(self) -> None:
+        """Raises DeviceError where loading would exhaust the device's memory; unknown sizes are left to be tried."""
+        params = count_params(self.model)
+        if params is None:
+            return
+        needed = params.total * FLOAT_BYTES[self.dtype] * (2 if packs_on(self.device, self.torch_dtype) else 1)
+        available = available_bytes(self.device)
+        if needed > available:
+            outside = params.embedding + params.head
+            layers = int(self.model.num_layers * max(0.0, available * params.total / needed - outside) / params.total)
+            raise DeviceError(
+                f"{self.model.id} takes {format_bytes(needed)} to run here, but {self.device} has "
+                f"{format_bytes(available)} free: run fewer layers, as --num-layers {max(1, layers)}"
+            )
+
+    def require_room(self, num_pages: int) -> None:
+        """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many."""
+        if num_pages < 1:
+            raise KvtoolError(f"a pool of {num_pages} pages holds nothing: at least 1 is needed")
+        needed, available = num_pages * self.page_bytes, available_bytes(self.device)
+        if needed > available:
+            raise DeviceError(
+                f"a pool of {num_pages:,} pages needs {format_bytes(needed)}, but {self.device} has "
+                f"{format_bytes(available)} free: ask for fewer or shorter requests"
+            )
+
+    def assumptions(self) -> list[str]:
+        """What was not read or measured, in words."""
+        found = []
+        decoder = runnable_decoder(self.model)
+        if self.weights.even_routing:
+            found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")
+            if self.model.moe is not None:
+                found.append("experts are drawn evenly, because a router of random weights has learned nothing")
+            if not decoder.exact:
+                rotary = decoder.position_offset is None
+                unread = "RoPE theta and norm epsilon are the defaults" if rotary else "norm epsilon is the default"
+                found.append(f"{unread} of the {decoder.family} family: no effect on time")
+        if any(isinstance(layer.cache, SlidingAttention) for layer in self.model.layers):
+            found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
+        if self.model.num_layers != self.num_layers_of:
+            found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
+        return found

@@ -1,0 +1,86 @@
+"""What happens once is done before the first request and told apart: no sample has a capture in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvtool.bench import latency, prefix
+from kvtool.bench.latency import latency_case
+from kvtool.bench.no_cache import no_cache_cases
+from kvtool.bench.prefix import prefix_case
+from kvtool.engine import engine as engines
+from kvtool.engine.engine import Engine
+from kvtool.engine.graphs import Step
+from kvtool.engine.loaded import LoadedModel
+from kvtool.results import ColdStart
+from tests.bench.test_run import OPTIONS
+from tests.bench.tiny_model import loaded
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What an engine does, in order, on a machine whose decode steps can be captured."""
+    seen: list[str] = []
+
+    def capture(step: Step, generator: torch.Generator) -> Step:
+        seen.append("capture")
+        return step
+
+    add, sample_of = Engine.add, latency.sample_of
+
+    def traced_add(engine: Engine, *arguments: object, **named: object) -> object:
+        seen.append("request")
+        return add(engine, *arguments, **named)
+
+    def traced_sample(*arguments: object, **named: object) -> object:
+        seen.append("sample")
+        return sample_of(*arguments, **named)
+
+    monkeypatch.setattr(LoadedModel, "capturable", True)
+    monkeypatch.setattr(engines, "CudaCapture", lambda: capture)
+    monkeypatch.setattr(Engine, "add", traced_add)
+    for module in (latency, prefix):
+        monkeypatch.setattr(module, "sample_of", traced_sample)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "graphs"),
+    [
+        (OPTIONS, 1),  # a batch decodes together to its end
+        (replace(OPTIONS, num_iters_warmup=0), 1),
+        (replace(OPTIONS, num_iters_warmup=0, concurrency=3, num_prompts=7), 3),  # 1, 2 and 3 in 4
+        (replace(OPTIONS, num_iters_warmup=0, request_rate=500.0, num_prompts=9), 5),  # any number up to 9
+    ],
+)
+def test_a_latency_case_captures_before_its_first_request(events: list[str], options: object, graphs: int) -> None:
+    case = latency_case(loaded(), options, input_len=20, batch_size=3)
+    assert events[:graphs] == ["capture"] * graphs
+    assert "capture" not in events[graphs:]
+    assert case.inputs["graphs"] is True
+    assert case.cold_start.graphs == graphs
+    assert case.cold_start.capture_s > 0.0
+    assert case.cold_start.jit_s is None, "torch compiles nothing"
+    assert case.check.outputs_equal
+
+
+def test_a_prefix_case_captures_nothing_between_its_samples(events: list[str]) -> None:
+    case = prefix_case(loaded(), OPTIONS, hit_rate=0.5)
+    assert events.count("capture") == 4  # of either arm: with logits for the check, and without
+    assert "capture" not in events[events.index("sample") :]
+    assert case.check.outputs_equal
+    assert case.cold_start.graphs == 2
+
+
+def test_ways_to_keep_a_cache_are_all_launched_alike(events: list[str]) -> None:
+    cases = no_cache_cases(loaded(), OPTIONS, input_len=16)
+    assert "capture" not in events
+    assert {case.inputs["graphs"] for case in cases} == {False}
+
+
+def test_where_nothing_is_captured_nothing_is_told() -> None:
+    case = latency_case(loaded(), OPTIONS, input_len=20, batch_size=1)
+    assert (case.cold_start, case.inputs["graphs"]) == (ColdStart(), False)
