@@ -32,7 +32,7 @@ from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
-from kvtool.results import ColdStart, KernelCase, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
+from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
 from kvtool.results.warnings import load_warnings, throttle_warnings, unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.units import format_bytes, format_length
@@ -204,7 +204,7 @@ def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
         ),
         roofline=KernelRoofline(),
         check=check,
-        cold_start=ColdStart(first_call_s=first_s, capture_s=ours.capture_s),
+        cold_start=KernelColdStart(first_call_s=first_s, capture_s=ours.capture_s),
         power=power_of(power.summary),
         steady=timed[0].warm_up.steady,
         peers=[with_times(e, next(peers_s).seconds, samples) if e.timed is not None else e.result for e in entries],

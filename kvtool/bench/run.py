@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from kvtool.bench.accounting import is_impossible, with_roofline
 from kvtool.bench.definitions import DEFINITIONS
+from kvtool.bench.engine_peers import Entrant, entrants
 from kvtool.bench.environment import describe_environment
 from kvtool.bench.latency import latency_case
 from kvtool.bench.no_cache import no_cache_cases
@@ -56,7 +57,10 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     progress("measuring the device", 0.0)
     load = LoadMeter()
     ceiling = _ceiling(loaded)
-    cases, interrupted = _run(list(_steps(loaded, options)), progress)
+    if options.peers:
+        progress("loading the peers", 0.0)
+    with entrants(loaded, options) as peers:
+        cases, interrupted = _run(list(_steps(loaded, options, peers)), progress)
     if not cases:
         raise KeyboardInterrupt
     progress("measuring the device again", 1.0)
@@ -95,13 +99,13 @@ def _run(steps: list[Step], progress: Progress) -> tuple[list[Case], bool]:
     return cases, False
 
 
-def _steps(loaded: LoadedModel, options: BenchOptions) -> Iterator[Step]:
+def _steps(loaded: LoadedModel, options: BenchOptions, peers: Sequence[Entrant]) -> Iterator[Step]:
     if "latency" in options.parts:
         for length in options.input_lens:
             for batch in options.batch_sizes:
                 yield Step(
                     f"latency: {length} tokens x {batch}",
-                    partial(_one, latency_case, loaded, options, input_len=length, batch_size=batch),
+                    partial(_one, latency_case, loaded, options, peers, input_len=length, batch_size=batch),
                 )
     if "prefix" in options.parts:
         for rate in options.hit_rates:

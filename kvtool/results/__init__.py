@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from kvtool.results.bench import (
     BenchDocument,
+    BenchPeer,
     Case,
     Check,
     ColdStart,
     Memory,
     Metrics,
+    PeerTurn,
     Power,
     Prefix,
     Roofline,
@@ -25,10 +27,10 @@ from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
-    ColdStart,
     KernelBytes,
     KernelCase,
     KernelCheck,
+    KernelColdStart,
     KernelMemory,
     KernelMetrics,
     KernelPeer,
@@ -59,6 +61,7 @@ from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, V
 __all__ = [
     "ENGINE_NAMES",
     "BenchDocument",
+    "BenchPeer",
     "Calibration",
     "Case",
     "Check",
@@ -71,6 +74,7 @@ __all__ = [
     "KernelBytes",
     "KernelCase",
     "KernelCheck",
+    "KernelColdStart",
     "KernelMemory",
     "KernelMetrics",
     "KernelPeer",
@@ -80,6 +84,7 @@ __all__ = [
     "MatrixRefused",
     "Memory",
     "Metrics",
+    "PeerTurn",
     "Power",
     "Prefix",
     "Roofline",

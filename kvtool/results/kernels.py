@@ -60,7 +60,7 @@ class KernelCheck(Struct, frozen=True, kw_only=True):
     text: str
 
 
-class ColdStart(Struct, frozen=True, kw_only=True):
+class KernelColdStart(Struct, frozen=True, kw_only=True):
     """Before anything was timed. `capture_s` is None where no graph was captured."""
 
     first_call_s: float | None = None
@@ -100,7 +100,7 @@ class KernelCase(Struct, frozen=True, kw_only=True):
     memory: KernelMemory
     roofline: KernelRoofline
     check: KernelCheck
-    cold_start: ColdStart = ColdStart()
+    cold_start: KernelColdStart = KernelColdStart()
     power: Power = Power()
     steady: bool = False
     peers: list[KernelPeer] = msgspec.field(default_factory=list)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kvtool.bench.kernel_calls import Queries
 from kvtool.bench.kernel_work import DECODE, KernelWork
 from kvtool.bench.peers import Prepared, distribution_version, imported, why_not_here
-from kvtool.engine.engine import TORCH_DTYPES
+from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import LayerCache
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import MIB, ceil_div

@@ -18,7 +18,7 @@ from torch import Tensor
 from kvtool.bench.peers import PeerError, imported
 from kvtool.bench.peers.engines.config_json import config_json
 from kvtool.engine.decoder.transformer import runnable_decoder
-from kvtool.engine.engine import TORCH_DTYPES, LoadedModel
+from kvtool.engine.loaded import TORCH_DTYPES, LoadedModel
 
 SHARD_BYTES = 2 << 30  # held on the CPU at once
 SPARE_TOKENS = 512  # of a sequence's last page, and of pages that an engine keeps for itself

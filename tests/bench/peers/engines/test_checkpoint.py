@@ -14,7 +14,8 @@ from kvtool.bench.peers.engines.checkpoint import Checkpoint, weights_folder, wr
 from kvtool.catalog.decoder import Decoder, RopeScaling
 from kvtool.catalog.model import FullAttention, Layer, Moe, SlidingAttention
 from kvtool.catalog.resolve import resolve_model
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from tests.bench.tiny_model import TINY, config
 

@@ -15,7 +15,8 @@ import torch
 from kvtool.bench.peers import PeerError
 from kvtool.bench.peers.engines import ENGINE_PEERS, load_engine_peer
 from kvtool.bench.peers.engines.checkpoint import Checkpoint, write_random
-from kvtool.engine.engine import Engine, LoadedModel
+from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from tests.bench.tiny_model import TINY, config
 
