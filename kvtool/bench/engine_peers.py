@@ -116,13 +116,22 @@ def _take_turn(entrant: Entrant, requests: Sequence[Request], theirs: dict[str, 
     if entrant.engine is None:
         return entrant
     try:
-        prompts = [request.prompt_ids for request in requests]
-        theirs[entrant.name] = entrant.engine.generate(prompts, requests[0].output_len)
+        theirs[entrant.name] = _answered(entrant.engine, requests)
     except PeerError as refusal:
         return replace(entrant, engine=None, note=str(refusal))
     except Exception as error:  # of somebody else's library
         return replace(entrant, engine=None, note=f"failed: {one_line(error)}")
     return entrant
+
+
+def _answered(engine: RunningEngine, requests: Sequence[Request]) -> Answers:
+    """Raises PeerError for answers of another length: their times would be of other work."""
+    output_len = requests[0].output_len
+    answers = engine.generate([request.prompt_ids for request in requests], output_len)
+    found = [len(row) for row in answers.output_ids]
+    if found != [output_len] * len(requests):
+        raise PeerError(f"answered with {found} tokens, not with {output_len} for each of {len(requests)} prompts")
+    return answers
 
 
 def _ours(engine: Engine, requests: Sequence[Request]) -> Answers:
