@@ -1,6 +1,8 @@
-"""`make gpu`: the GPU tests and a suite of measurements with this interpreter, into a folder. Installs nothing.
+"""`make gpu`: tests, tuning and measurements on this machine's GPU with this interpreter. Installs nothing.
 
-Exit codes: 0 done, 1 a test or a run failed or there was no time for it, 3 something that is needed is not here.
+What matters most comes first. A piece that outlasts its time is interrupted and keeps what it measured; in the end
+`targets.md` sets the figures beside what kvtool aims at. Exit codes: 0 done, 1 a test or a run failed or there was no
+time for it, 3 something that is needed is not here.
 """
 
 from __future__ import annotations
@@ -8,9 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,33 +23,73 @@ NEEDED = (
     *("torch", "triton", "numpy", "safetensors", "msgspec", "yaml"),
     *("typer", "rich", "pandas", "matplotlib", "pytest", "hypothesis", "transformers"),
 )
-# Folder under --out -> arguments of kvtool. Shapes whose weights fit a card of 40 GB; what matters most comes first.
-SUITE = {
-    "kernels": "kernels llama-3.1-8b --kv-cache-dtype bf16,fp8",
-    "bench": "bench",
-    "bench-qwen3-0.6b": "bench qwen3-0.6b --parts latency --input-len 1k --batch-size 1,8,32 --num-iters 3",
-    "bench-llama-3.1-8b": "bench llama-3.1-8b --parts latency,prefix --input-len 2k --batch-size 1,32 --num-iters 3",
-    "bench-llama-3.1-8b-fp8": (
-        "bench llama-3.1-8b --parts latency --input-len 2k --batch-size 1,32 --num-iters 3 --kv-cache-dtype fp8"
+GRACE_S = 15.0  # for an interrupted run to write what it has
+KVTOOL = "from kvtool.cli import main; main()"
+KERNELS = "--block-size 64 --peers all"
+BENCH = "--parts latency --block-size 64 --num-iters 3"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A command of kvtool with a folder of its own under --out, and the seconds that it may take."""
+
+    name: str
+    arguments: str
+    limit_s: float
+
+
+# The points that `tools/targets.py` looks for. Shapes whose weights fit a card of 40 GB.
+SUITE = (
+    Piece("kernels", f"kernels llama-3.1-8b --context 1k,4k --batch-size 1,32 --kv-cache-dtype bf16,fp8 {KERNELS}", 60),
+    Piece("bench-llama-3.1-8b", f"bench llama-3.1-8b --input-len 1k --batch-size 1 --output-len 128 {BENCH}", 45),
+    Piece("kernels-16k", f"kernels llama-3.1-8b --context 16k --batch-size 8 --chunk-len 16k {KERNELS}", 30),
+    Piece("bench-qwen3-0.6b", f"bench qwen3-0.6b --input-len 1k --batch-size 1 --output-len 128 {BENCH}", 30),
+    Piece("kernels-long", f"kernels llama-3.1-8b --context 32k,128k --batch-size 1 --chunk-len 2k {KERNELS}", 30),
+    Piece("bench-llama-3.2-1b", f"bench llama-3.2-1b --input-len 1k --batch-size 1 --output-len 128 {BENCH}", 30),
+    Piece("kernels-mla-16", f"kernels deepseek-v2-lite --context 8k --batch-size 32 --chunk-len 2k {KERNELS}", 25),
+    Piece("kernels-mla-128", f"kernels deepseek-v3 --context 8k --batch-size 32 --chunk-len 2k {KERNELS}", 25),
+    Piece(
+        "bench-deepseek-v2-lite", f"bench deepseek-v2-lite --input-len 1k --batch-size 1 --output-len 64 {BENCH}", 40
     ),
-    "bench-mla": "bench deepseek-v2-lite --parts latency --input-len 2k --batch-size 1,32 --num-iters 3",
-    "kernels-mla": "kernels deepseek-v3 --context 8k --batch-size 1,32",
-    "kernels-block-size": "kernels llama-3.1-8b --context 8k --batch-size 1,32 --block-size 16,32,64,128",
-}
+    Piece("bench-llama-3.1-8b-x64", f"bench llama-3.1-8b --input-len 4k --batch-size 64 --output-len 32 {BENCH}", 70),
+    Piece("bench-llama-3.1-8b-8k", f"bench llama-3.1-8b --input-len 8k --batch-size 1 --output-len 8 {BENCH}", 35),
+    Piece(
+        "bench-peers",
+        f"bench llama-3.2-1b --input-len 1k --batch-size 1,8 --output-len 64 {BENCH} --peers all",
+        90,
+    ),
+    Piece("kernels-8k", f"kernels llama-3.1-8b --context 8k --batch-size 16 --chunk-len 8k {KERNELS}", 30),
+    Piece("bench", "bench --parts prefix,no-cache", 40),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process: its name, its command line and its seconds."""
+
+    name: str
+    command: list[str]
+    limit_s: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for the documents")
     parser.add_argument("--minutes", type=float, default=8, help="stop after so many (default: 8)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and for how long at most")
     options = parser.parse_args()
     out, deadline = options.out.resolve(), time.monotonic() + 60 * options.minutes
+    if options.dry_run:
+        for run in runs(out):
+            print(f"{run.limit_s:4.0f} s  {shlex.join(run.command)}")
+        return
     if (lack := what_is_missing()) is not None:
         print(f"make gpu: {lack}", file=sys.stderr)
         sys.exit(3)
-    failed = [name for name, command in commands(out).items() if not succeeds(command, deadline)]
+    failed = [run.name for run in runs(out) if not succeeds(run, deadline)]
+    tell_targets(out)
     if failed:
-        print(f"make gpu: failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"make gpu: failed or cut short: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
     print(f"make gpu: every test passed; the documents are in {out}")
 
@@ -62,27 +106,54 @@ def what_is_missing() -> str | None:
     return None
 
 
-def commands(out: Path) -> dict[str, list[str]]:
-    """What to run, by name: the tests first."""
-    kvtool = [sys.executable, "-c", "from kvtool.cli import main; main()"]
-    runs = {name: [*kvtool, *shlex.split(text), "--out", str(out / name)] for name, text in SUITE.items()}
-    tests = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"]
-    return {"tests": tests, "env": [*kvtool, "env", "--measure"], **runs}
+def runs(out: Path) -> list[Run]:
+    """What to run, in this order: the tests, the tuning that the measurements profit from, the measurements."""
+    kvtool = [sys.executable, "-c", KVTOOL]
+    tools = ROOT / "tools"
+    return [
+        Run("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"], 100),
+        Run("env", [*kvtool, "env", "--measure"], 20),
+        Run("tune", [sys.executable, str(tools / "tune.py"), "--out", str(out), "--seconds", "70"], 90),
+        *(Run(p.name, [*kvtool, *shlex.split(p.arguments), "--out", str(out / p.name)], p.limit_s) for p in SUITE),
+    ]
 
 
-def succeeds(command: list[str], deadline: float) -> bool:
-    """Run it in the checkout, whether or not kvtool is installed; say what runs, and whether time ran out."""
-    print("\n$", shlex.join(command), flush=True)
+def succeeds(run: Run, deadline: float) -> bool:
+    """Run it in the checkout, whether or not kvtool is installed; say what runs, and whether time ran out.
+
+    Out of time it is interrupted, as by Ctrl-C, which makes kvtool write what it has, and stopped if that takes long.
+    """
+    limit_s = min(run.limit_s, deadline - time.monotonic())
+    print(f"\n$ {shlex.join(run.command)}", flush=True)
+    if limit_s <= 0:
+        print("no time left for this: give more --minutes", flush=True)
+        return False
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    left_s = deadline - time.monotonic()
+    process = subprocess.Popen(run.command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
     try:
-        if left_s > 0:
-            environment = os.environ | {"PYTHONPATH": path}
-            return subprocess.run(command, cwd=ROOT, env=environment, timeout=left_s).returncode == 0
+        return process.wait(limit_s) == 0
     except subprocess.TimeoutExpired:
-        pass
-    print("no time left for this: give more --minutes", flush=True)
-    return False
+        print(f"{run.name} outlasted its {limit_s:.0f} s: interrupted", flush=True)
+        stop(process)
+        return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, and after GRACE_S the end."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def tell_targets(out: Path) -> None:
+    """`targets.json` and `targets.md` of all documents in the folder, and the second one on standard output."""
+    sys.path.insert(0, str(ROOT))
+    from tools.targets import write_targets
+
+    print("\n" + write_targets(out))
 
 
 if __name__ == "__main__":

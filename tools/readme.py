@@ -7,6 +7,8 @@ A block is a fenced `console` block that shows its commands, under a comment tha
     <!-- recorded -->                 the command, run once by `make readme` on the machine that the README names
     <!-- tests -->                    the closing line of the tests, run once like the recorded ones, and last
 
+Between <!-- gpu --> and <!-- /gpu --> stand the cards that have a folder in examples/reports, as `make gpu` wrote it.
+
     python tools/readme.py            measure everything anew (some ten minutes of an idle machine)
     python tools/readme.py --exact    only what needs no measurement
 """
@@ -38,6 +40,8 @@ COLUMNS = 100
 BLOCK = re.compile(
     r"<!-- (?P<kind>run|report|recorded|tests)(?:: (?P<what>.+?))? -->\n```console\n(?P<body>.*?)```\n", re.S
 )
+GPU = re.compile(r"(?<=<!-- gpu -->\n).*?(?=<!-- /gpu -->\n)", re.S)
+NO_CARD = "No figures of a card are published yet: `make gpu` measures yours.\n"
 MACHINE = re.compile(r"(?<=<!-- machine -->\n).*\n")
 SMALL = "--parts latency --input-len 512 --batch-size 8 --output-len 16"
 # What is measured into examples/reports; a name with .json is the file for what the command prints.
@@ -82,6 +86,7 @@ def update(kind: str) -> None:
 
     text = README.read_text()
     text = MACHINE.sub(lambda _: machine() + "\n", BLOCK.sub(renew, text))
+    text = GPU.sub(lambda _: cards(REPORTS), text)
     write_atomic(README, text.encode())
 
 
@@ -152,6 +157,23 @@ def sections(text: str, known: list[str], wanted: tuple[str, ...]) -> str:
     parts = re.split(rf"^(?=(?:{'|'.join(map(re.escape, known))})$)", text, flags=re.M)
     kept = [tidy(part) if part.splitlines()[0] in wanted else "[...]\n" for part in parts]
     return "\n".join(part for part, before in zip(kept, [None, *kept], strict=False) if part != before)
+
+
+def cards(reports: Path) -> str:
+    """The targets of every card that has a folder, and its pictures; NO_CARD where none has."""
+    folders = sorted(path.parent for path in reports.glob("*/targets.md"))
+    return "\n".join(card(folder) for folder in folders) or NO_CARD
+
+
+def card(folder: Path) -> str:
+    """One card: what `make gpu` said of it, and its charts."""
+    where = f"examples/reports/{folder.name}"
+    pictures = sorted(folder.rglob("*.png"))
+    shown = [
+        f"![{path.parent.name} on {folder.name}]({where}/{path.relative_to(folder).as_posix()})" for path in pictures
+    ]
+    text = (folder / "targets.md").read_text()
+    return "\n".join([text, *(f"{picture}\n" for picture in shown), f"The documents are in [{where}]({where}).\n"])
 
 
 def machine() -> str:

@@ -8,6 +8,7 @@ from statistics import mean, median
 
 import msgspec
 
+from kvtool.bench.metrics import tpot_s
 from kvtool.bench.roofline import Ceiling
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
@@ -21,6 +22,7 @@ from kvtool.workloads import Request
 ACCOUNTING_LIMIT = 1.03  # more than this share of a measured limit means that bytes or FLOPs were miscounted
 IMPOSSIBLE = "accounting error"
 CACHE_MULTIPLE = 2  # a working set under this many last-level caches may be served from them
+MOVED = "the device's speed changed in the middle of the case"
 IN_CACHE = f"the working set is under {CACHE_MULTIPLE}x the last-level cache, which may serve it faster than memory"
 
 
@@ -61,27 +63,31 @@ def _weights_read(loaded: LoadedModel, params: ParamCount, batch_size: int) -> i
     return params.dense_read + round(params.experts * experts_touched(moe, batch_size) / moe.num_experts)
 
 
-def with_roofline(case: Case, ceiling: Ceiling) -> Case:
-    """The case next to the measured limits. An MBU or MFU that no device can reach is null, and `reason` says so."""
+def with_roofline(case: Case, best: Ceiling, beside: Sequence[Ceiling] = ()) -> Case:
+    """The case next to the limits measured `beside` each of its iterations, where they were, or to the run's `best`.
+
+    An MBU or MFU that no device can reach is null, and `reason` says so.
+    """
+    iterations = 1 + max(sample.iteration for sample in case.samples)
+    limits = beside if len(beside) == iterations else [best] * iterations
+    read_gbps, tflops = median(limit.read_gbps for limit in limits), median(limit.tflops for limit in limits)
     moved = case.bytes
     step_total = moved.weights_read + moved.kv_read + moved.kv_written + moved.other
-    memory_s, compute_s = step_total / (ceiling.read_gbps * 1e9), moved.decode_flops / (ceiling.tflops * 1e12)
-    prefill_memory_s = moved.weights_read / (ceiling.read_gbps * 1e9)
-    prefill_compute_s = moved.prefill_flops / (ceiling.tflops * 1e12)
-    reason = _no_mbu_reason(case, step_total, ceiling.llc_bytes)
-    mbu = None if reason or case.metrics.tpot_ms is None else memory_s / (case.metrics.tpot_ms.p50 / 1e3)
-    mfu = (
-        None
-        if case.inputs.get("request_rate") or case.inputs.get("concurrency")
-        else prefill_compute_s / _prefill_s(case)
-    )
-    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
-    if wrong:
-        mbu, mfu, reason = None, None, f"{IMPOSSIBLE}: {' and '.join(wrong)} of what the device did in the same run"
+    memory_s, compute_s = step_total / (read_gbps * 1e9), moved.decode_flops / (tflops * 1e12)
+    prefill_memory_s, prefill_compute_s = moved.weights_read / (read_gbps * 1e9), moved.prefill_flops / (tflops * 1e12)
+    reason = _no_mbu_reason(case, step_total, best.llc_bytes)
+    queues = case.inputs.get("request_rate") or case.inputs.get("concurrency")
+    mbu = mfu = None
+    if not reason:
+        mbu = median(step_total / s / (limits[i].read_gbps * 1e9) for i, s in _tpot_s(case).items())
+    if not queues:
+        mfu = median(moved.prefill_flops / s / (limits[i].tflops * 1e12) for i, s in _prefill_s(case).items())
+    if beyond := _beyond(mbu, mfu, read_gbps / best.read_gbps, tflops / best.tflops):
+        mbu, mfu, reason = None, None, beyond
     roofline = Roofline(
-        read_gbps_measured=ceiling.read_gbps,
-        copy_gbps_measured=ceiling.copy_gbps,
-        tflops_measured=ceiling.tflops,
+        read_gbps_measured=read_gbps,
+        copy_gbps_measured=best.copy_gbps,
+        tflops_measured=tflops,
         ideal_tpot_ms=max(memory_s, compute_s) * 1e3,
         mbu=mbu,
         mfu=mfu,
@@ -92,18 +98,37 @@ def with_roofline(case: Case, ceiling: Ceiling) -> Case:
     return msgspec.structs.replace(case, roofline=roofline)
 
 
+def _beyond(mbu: float | None, mfu: float | None, read_share: float, tflops_share: float) -> str | None:
+    """What is wrong with an MBU or MFU above the limit. Beside the case the device did these shares of the run's best,
+    which nothing can beat; the speed beside a case it may have beaten by changing in its middle."""
+    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
+    if not wrong:
+        return None
+    impossible = max((mbu or 0.0) * read_share, (mfu or 0.0) * tflops_share) > ACCOUNTING_LIMIT
+    return f"{IMPOSSIBLE if impossible else MOVED}: {' and '.join(wrong)} of what the device did in the same run"
+
+
 def is_impossible(case: Case) -> bool:
     """Whether the accounting of the case must be wrong."""
     return (case.roofline.reason or "").startswith(IMPOSSIBLE)
 
 
-def _prefill_s(case: Case) -> float:
-    """The median time of a prefill of the whole batch with nothing cached."""
+def _tpot_s(case: Case) -> dict[int, float]:
+    """The median TPOT of each iteration, of the arm that the case's metrics are of."""
+    found = defaultdict(list)
+    for sample in case.samples:
+        if sample.arm != "uncached" and (seconds := tpot_s(sample)) is not None:
+            found[sample.iteration].append(seconds)
+    return {iteration: median(seconds) for iteration, seconds in found.items()}
+
+
+def _prefill_s(case: Case) -> dict[int, float]:
+    """The time of each iteration's prefill of the whole batch with nothing cached."""
     batches = defaultdict(list)
     for sample in case.samples:
         if sample.arm != "cached":
             batches[sample.iteration].append(sample.ttft_s)
-    return median(max(batch) for batch in batches.values())
+    return {iteration: max(batch) for iteration, batch in batches.items()}
 
 
 def _no_mbu_reason(case: Case, step_total: int, llc_bytes: int | None) -> str | None:

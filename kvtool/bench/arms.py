@@ -105,6 +105,7 @@ def _one_sequence(token_ids: list[int], computed: int, device: torch.device) -> 
         seq_lens=torch.tensor([len(token_ids)], dtype=torch.int32, device=device),
         query_starts=torch.tensor([0, len(token_ids) - computed], dtype=torch.int32, device=device),
         max_query_len=len(token_ids) - computed,
+        pages=([0],),
     )
     is_decode = computed > 0
     return StepBatch(

@@ -11,6 +11,8 @@ DEFINITIONS = {
     "prefill_tokens_per_s": "prompt tokens of the batch / time until its last first token; null where requests queue",
     "decode_tokens_per_s": "tokens after the first of each request / time between the last first token and the end",
     "mbu": "model bandwidth utilisation: bytes a decode step must move / TPOT / read bandwidth measured in this run",
+    "measured": "the best of several kernels; on a CPU measured again before and after every iteration, whose limit is "
+    "the better of the two, so that MBU and MFU are medians over iterations; shown is the median limit",
     "mfu": "model FLOP/s utilisation of prefill: FLOPs of the prompts / time of prefill / FLOP/s measured in this run",
     "ideal_tpot_ms": "the longer of bytes / measured read bandwidth and FLOPs / measured FLOP/s of a decode step",
     "bytes": "mean over decode steps: weights read, KV read, KV written; other = embedding rows and logits",

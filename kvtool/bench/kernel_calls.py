@@ -157,7 +157,9 @@ def attention_call(work: KernelWork, kernels: Kernels, layer: LayerCache, querie
 def store_call(work: KernelWork, kernels: Kernels, layer: LayerCache, rows: Tensor, slots: Tensor) -> Call:
     """rows [T, elements of a token] into slots [T]."""
     if layer.v is None:
-        return partial(kernels.store_latent, rows, layer.k, slots, scale=layer.k_scale)
+        assert isinstance(work.spec, LatentSpec)  # nothing else is one tensor
+        latent_dim = work.spec.kv_lora_rank
+        return partial(kernels.store_latent, rows, layer.k, slots, latent_dim=latent_dim, scale=layer.k_scale)
     heads, k_dim, v_dim = work.spec.kv_heads, work.spec.k_head_dim, work.spec.v_head_dim
     k, v = rows.split((heads * k_dim, heads * v_dim), dim=1)
     k, v = k.unflatten(1, (heads, k_dim)), v.unflatten(1, (heads, v_dim))

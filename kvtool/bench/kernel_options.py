@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvtool.bench.peers import peer_names
 from kvtool.engine.config import DTYPES, resolve_device
 from kvtool.errors import KvtoolError
 
@@ -52,6 +53,7 @@ class KernelsOptions:
             for value in values:
                 if value < 1:
                     raise KvtoolError(f"{name} {value} must be at least 1")
+        peer_names(self.peers)  # refuses unknown ones
         if self.num_iters_warmup < 0:
             raise KvtoolError(f"num-iters-warmup {self.num_iters_warmup} must not be negative")
         if self.dtype not in ("auto", *DTYPES):

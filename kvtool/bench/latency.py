@@ -15,6 +15,7 @@ from kvtool.bench.metrics import metrics_of
 from kvtool.bench.nvml import NvmlSampler, open_card
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.power import power_of
+from kvtool.bench.windows import Windows
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -26,7 +27,13 @@ from kvtool.workloads import Request, fixed, poisson_arrivals
 
 
 def latency_case(
-    loaded: LoadedModel, options: BenchOptions, peers: Sequence[Entrant], *, input_len: int, batch_size: int
+    loaded: LoadedModel,
+    options: BenchOptions,
+    windows: Windows,
+    *,
+    input_len: int,
+    batch_size: int,
+    peers: Sequence[Entrant] = (),
 ) -> Case:
     """One cell of the grid. Raises DeviceError where a step fails or the accounting cannot be right."""
     num_requests = (options.num_prompts or 4 * batch_size) if options.queues else batch_size
@@ -34,7 +41,7 @@ def latency_case(
         _requests(loaded, options, num_requests, input_len, iteration)
         for iteration in range(options.num_iters_warmup + options.num_iters)
     ]
-    peak_bytes = peak_memory(loaded.device)
+    peak_bytes = peak_memory(loaded.device, apart_bytes=windows.buffer_bytes)
     # The check at the end decodes once behind a whole prompt, even where the case has no decode step.
     at_least = ceil_div(input_len + 1, loaded.config.block_size)
     engine = Engine(loaded, num_pages=max(at_least, pages_for(batches[0], loaded.config.block_size)))
@@ -47,8 +54,10 @@ def latency_case(
     engine.cache.reset_counters()
     with NvmlSampler(open_card(str(loaded.device))) as power:
         for iteration, requests in enumerate(batches[options.num_iters_warmup :]):
+            windows.measure()
             done = run_requests(engine, requests, concurrency=concurrency)
             samples += [sample_of(sequence, arm="baseline", iteration=iteration) for sequence in done]
+        windows.measure()
     metrics = metrics_of(samples, queues=options.queues)
     moved = step_bytes(loaded, batches[0][:batch_size])
     predicted, stored = kv_bytes(loaded.specs, batches[0], loaded.config.block_size)

@@ -9,6 +9,7 @@ from kvtool.bench.harness import case_inputs
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions
+from kvtool.bench.windows import Windows
 from kvtool.engine.loaded import LoadedModel
 from kvtool.results import Case, Check, Memory, Roofline, Sample
 from kvtool.units import round_up
@@ -17,7 +18,7 @@ from kvtool.workloads import fixed
 MAX_PREALLOCATED_TOKENS = 8192  # of a model that allows more: the point is made, and it fits
 
 
-def no_cache_cases(loaded: LoadedModel, options: BenchOptions, *, input_len: int) -> list[Case]:
+def no_cache_cases(loaded: LoadedModel, options: BenchOptions, windows: Windows, *, input_len: int) -> list[Case]:
     """One case an arm at one length. Arms take turns within each iteration."""
     model_max = loaded.model.max_position_embeddings or MAX_PREALLOCATED_TOKENS
     total = input_len + options.no_cache_output_len
@@ -25,6 +26,7 @@ def no_cache_cases(loaded: LoadedModel, options: BenchOptions, *, input_len: int
     runs: dict[str, list[Generated]] = {arm: [] for arm in ARMS}
     peaks: dict[str, int | None] = {}
     for iteration in range(options.num_iters):
+        windows.measure()
         prompt = list(
             fixed(
                 batch_size=1,
@@ -35,9 +37,10 @@ def no_cache_cases(loaded: LoadedModel, options: BenchOptions, *, input_len: int
             )[0].prompt_ids
         )
         for arm in ARMS if iteration % 2 == 0 else reversed(ARMS):
-            peak_bytes = peak_memory(loaded.device)
+            peak_bytes = peak_memory(loaded.device, apart_bytes=windows.buffer_bytes)
             runs[arm].append(generate(loaded, arm, prompt, options.no_cache_output_len, max_tokens=max_tokens))
             peaks[arm] = peak_bytes()
+    windows.measure()
     return [
         _case(loaded, options, arm, runs, input_len=input_len, max_tokens=max_tokens, peak_bytes=peaks[arm])
         for arm in ARMS

@@ -12,6 +12,7 @@ from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests,
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions, prompt_len
+from kvtool.bench.windows import Windows
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
@@ -53,20 +54,22 @@ class Arms:
         return done
 
 
-def prefix_case(loaded: LoadedModel, options: BenchOptions, *, hit_rate: float) -> Case:
+def prefix_case(loaded: LoadedModel, options: BenchOptions, windows: Windows, *, hit_rate: float) -> Case:
     """One hit rate: paired samples of both arms, in turns A B B A."""
     workloads = [_workload(loaded, options, hit_rate, iteration) for iteration in range(options.num_iters + 1)]
     requests = workloads[0].requests
     block_size = loaded.config.block_size
-    peak_bytes = peak_memory(loaded.device)
+    peak_bytes = peak_memory(loaded.device, apart_bytes=windows.buffer_bytes)
     # Room for the priming request and for what finished requests leave cached.
     arms = Arms(loaded, 2 * pages_for(requests, block_size) + workloads[0].cached_len // block_size + 1)
     check = _check(arms, workloads[-1], loaded.dtype)
     samples: list[Sample] = []
     for iteration, workload in enumerate(workloads[: options.num_iters]):
         order = ("cached", "uncached") if iteration % 2 == 0 else ("uncached", "cached")
+        windows.measure()
         for arm in order:
             samples += [sample_of(sequence, arm=arm, iteration=iteration) for sequence in arms.run(arm, workload)]
+    windows.measure()
     cached = [sample for sample in samples if sample.arm == "cached"]
     metrics = metrics_of(cached, queues=True)
     moved = step_bytes(loaded, requests[:1])

@@ -1,9 +1,10 @@
 """What the device itself can do, measured: bytes read and copied per second, and FLOP/s of a matrix product.
 
-The ceiling of a read is the best of several kernels, because no single one reaches it on every device: on CPUs a
-matrix-vector product prefetches better than a sum. Kernels take turns, so that a neighbour's burst hits all of them
-alike; a kernel's figure is the best median of any `WINDOW` turns in a row. A single lucky turn cannot set it, and an
-unlucky stretch cannot lower it, which would make a later bandwidth look higher than the device allows.
+The ceiling of a read is the best of several kernels, because no single one reaches it on every device: on some CPUs a
+matrix-vector product prefetches better than a sum, and a compiled stream better than both. Kernels take turns, so that
+a neighbour's burst hits all of them alike; a kernel's figure is the best median of any `WINDOW` turns in a row. A
+single lucky turn cannot set it, and an unlucky stretch cannot lower it, which would make a later bandwidth look higher
+than the device allows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 WINDOW = 3
 MAX_ROUNDS = 200
 READ_SHARE, COPY_SHARE, FLOPS_SHARE = 0.5, 0.15, 0.35
+CPU_PRODUCTS = ((512, 512, 512), (1024, 1024, 1024), (512, 2048, 2048), (2048, 2048, 2048))
+GPU_PRODUCTS = ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 8192, 14336))
 CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -74,7 +77,7 @@ def measure_roofline(device: str, dtype: torch.dtype, *, seconds: float = 3.0) -
     timer = call_timer(device)
     try:
         with torch.inference_mode():
-            buffer = torch.ones(buffer_bytes // dtype.itemsize, dtype=dtype, device=device)
+            buffer = read_buffer(device, dtype, buffer_bytes)
             reads = race(read_kernels(buffer), timer=timer, seconds=seconds * READ_SHARE)
             copies = race([copy_kernel(buffer)], timer=timer, seconds=seconds * COPY_SHARE)
             del buffer
@@ -115,9 +118,20 @@ def best_rate(rates: list[float]) -> float:
     return max(median(rates[i : i + WINDOW]) for i in range(max(1, len(rates) - WINDOW + 1)))
 
 
+def read_buffer(device: str, dtype: torch.dtype, num_bytes: int) -> torch.Tensor:
+    """Ones to stream over, in pages as large as those that hold the engine's weights."""
+    import torch
+
+    from kvtool.kernels.native import huge_pages
+
+    return huge_pages(torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)).fill_(1)
+
+
 def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
     """Kernels that read the whole buffer once and write next to nothing."""
     import torch
+
+    from kvtool.kernels.native import native
 
     floats = buffer.view(torch.float32)
     half = floats.numel() // 2
@@ -135,6 +149,8 @@ def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
     }
     if buffer.is_cuda:
         calls["read triton"] = _triton_read(floats)
+    elif (kernels := native()) is not None:
+        calls["read compiled"] = lambda: kernels.read_all(buffer)
     return [Kernel(name, call, buffer.nbytes) for name, call in calls.items()]
 
 
@@ -157,25 +173,31 @@ def copy_kernel(buffer: torch.Tensor) -> Kernel:
 
 def matmul_kernels(device: str, dtype: torch.dtype, timer: CallTimer, seconds: float) -> list[Kernel]:
     """Square products and one shaped like a prefill, as large as the time allows (a slow dtype gets the small ones)."""
-    shapes = [(512, 512, 512), (1024, 1024, 1024), (512, 2048, 2048), (2048, 2048, 2048)]
-    if is_cuda(device):
-        shapes += [(4096, 4096, 4096), (8192, 8192, 8192), (4096, 8192, 14336)]
-    smallest = _matmul(device, dtype, *shapes[0])
+    shapes = CPU_PRODUCTS + (GPU_PRODUCTS if is_cuda(device) else ())
+    smallest = matmul_kernel(device, dtype, shapes[0])
     smallest.call()
     flops_per_s = smallest.work / timer(smallest.call)
     fitting = [s for s in shapes[1:] if 2 * s[0] * s[1] * s[2] / flops_per_s < seconds * FLOPS_SHARE / (2 * WINDOW)]
-    return [smallest, *(_matmul(device, dtype, *shape) for shape in fitting)]
+    return [smallest, *(matmul_kernel(device, dtype, shape) for shape in fitting)]
 
 
-def _matmul(device: str, dtype: torch.dtype, m: int, k: int, n: int) -> Kernel:
+def product_name(shape: tuple[int, int, int]) -> str:
+    """What the kernel of a product [m, k] by [k, n] is called."""
+    return f"matmul {'x'.join(map(str, shape))}"
+
+
+def matmul_kernel(device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> Kernel:
+    """The product of random [m, k] and [k, n]."""
     import torch
+
+    m, k, n = shape
 
     # Random values: a GPU multiplies constants at a higher clock than it can hold on real weights.
     draw = torch.Generator(device).manual_seed(0)
     a = torch.randn(m, k, dtype=dtype, device=device, generator=draw)
     b = torch.randn(k, n, dtype=dtype, device=device, generator=draw)
     out = torch.empty(m, n, dtype=dtype, device=device)
-    return Kernel(f"matmul {m}x{k}x{n}", lambda: torch.mm(a, b, out=out), 2 * m * k * n)
+    return Kernel(product_name(shape), lambda: torch.mm(a, b, out=out), 2 * m * k * n)
 
 
 def stream_buffer_bytes(device: str, llc_bytes: int | None) -> int:

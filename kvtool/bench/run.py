@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 from kvtool.bench.accounting import is_impossible, with_roofline
 from kvtool.bench.definitions import DEFINITIONS
@@ -17,6 +17,7 @@ from kvtool.bench.options import BenchOptions
 from kvtool.bench.other_load import LoadMeter
 from kvtool.bench.prefix import prefix_case
 from kvtool.bench.roofline import Ceiling, measure_roofline
+from kvtool.bench.windows import Windows
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import TORCH_DTYPES, LoadedModel
@@ -57,16 +58,18 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     progress("measuring the device", 0.0)
     load = LoadMeter()
     ceiling = _ceiling(loaded)
+    windows = Windows(str(loaded.device), TORCH_DTYPES[loaded.dtype], ceiling)
     if options.peers:
         progress("loading the peers", 0.0)
     with entrants(loaded, options) as peers:
-        cases, interrupted = _run(list(_steps(loaded, options, peers)), progress)
-    if not cases:
+        found, interrupted = _run(list(_steps(loaded, options, windows, peers)), windows, progress)
+    if not found:
         raise KeyboardInterrupt
     progress("measuring the device again", 1.0)
     # The device may have been busier with others before or after: its limit is the better of the two.
     ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(loaded))
-    cases = [with_roofline(case, ceiling) for case in cases]
+    best = reduce(Ceiling.best_of, (limit for _, beside in found for limit in beside), ceiling)
+    cases = [with_roofline(case, best, beside) for case, beside in found]
     environment = describe_environment(str(loaded.device), other_load_cores=load.other_cores())
     warnings = [*throttle_warnings(cases), *load_warnings(environment)]
     document = BenchDocument(
@@ -86,35 +89,35 @@ def _require_room(loaded: LoadedModel, options: BenchOptions) -> None:
     loaded.require_room(at_once * ceil_div(largest, loaded.config.block_size))
 
 
-def _run(steps: list[Step], progress: Progress) -> tuple[list[Case], bool]:
-    """The cases of all steps, or of those before Ctrl-C and True."""
-    cases: list[Case] = []
+def _run(steps: list[Step], windows: Windows, progress: Progress) -> tuple[list[tuple[Case, list[Ceiling]]], bool]:
+    """The cases of all steps, each with the limits beside its iterations, or of those before Ctrl-C and True."""
+    cases: list[tuple[Case, list[Ceiling]]] = []
     try:
         for done, step in enumerate(steps):
             progress(step.name, done / len(steps))
-            cases += step.cases()
+            made, beside = step.cases(), windows.take()
+            cases += [(case, beside) for case in made]
             gc.collect()  # the pools of a case go before the next one asks for its own
     except KeyboardInterrupt:
         return cases, True
     return cases, False
 
 
-def _steps(loaded: LoadedModel, options: BenchOptions, peers: Sequence[Entrant]) -> Iterator[Step]:
+def _steps(loaded: LoadedModel, options: BenchOptions, windows: Windows, peers: Sequence[Entrant]) -> Iterator[Step]:
+    shared = (loaded, options, windows)
     if "latency" in options.parts:
         for length in options.input_lens:
             for batch in options.batch_sizes:
                 yield Step(
                     f"latency: {length} tokens x {batch}",
-                    partial(_one, latency_case, loaded, options, peers, input_len=length, batch_size=batch),
+                    partial(_one, latency_case, *shared, peers=peers, input_len=length, batch_size=batch),
                 )
     if "prefix" in options.parts:
         for rate in options.hit_rates:
-            yield Step(f"prefix hits: {rate:.0%}", partial(_one, prefix_case, loaded, options, hit_rate=rate))
+            yield Step(f"prefix hits: {rate:.0%}", partial(_one, prefix_case, *shared, hit_rate=rate))
     if "no-cache" in options.parts:
         for length in options.no_cache_lens:
-            yield Step(
-                f"with and without a cache: {length} tokens", partial(no_cache_cases, loaded, options, input_len=length)
-            )
+            yield Step(f"with and without a cache: {length} tokens", partial(no_cache_cases, *shared, input_len=length))
 
 
 def _one(make: Callable[..., Case], *arguments: object, **named: object) -> list[Case]:

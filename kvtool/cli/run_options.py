@@ -27,7 +27,10 @@ BackendOption = Annotated[str, typer.Option("--backend", help="auto, triton (GPU
 NumLayersOption = Annotated[
     int | None, typer.Option("--num-layers", help="Run only the first N layers of a model too large for the device.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own).")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads (default: physical cores, within a container's quota)."),
+]
 NoGraphsOption = Annotated[
     bool, typer.Option("--no-graphs", help="Launch decode steps kernel by kernel on a GPU, not as CUDA graphs.")
 ]

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.scheduler import Work
+from kvtool.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Sequences of one kind. block_tables [S, N] and seq_lens [S] int32; prefill also has query_starts [S+1] int32."""
+    """Sequences of one kind. block_tables [S, N] and seq_lens [S] int32; prefill also has query_starts [S+1] int32, and
+    `pages`, what each sequence uses of its block table, on the host."""
 
     num_tokens: int
     block_tables: Tensor
     seq_lens: Tensor
     query_starts: Tensor
     max_query_len: int
+    pages: tuple[list[int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,15 @@ def _rows(work: list[Work], device: torch.device) -> Rows | None:
         seq_lens=to_device(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
         query_starts=to_device(device, query_starts, torch.int32),
         max_query_len=max(item.num_tokens for item in work),
+        pages=tuple(_used(item) for item in work),
     )
+
+
+def _used(item: Work) -> list[int]:
+    """The pages that hold tokens once the step is done."""
+    assert item.sequence.pages is not None
+    table = item.sequence.pages.table
+    return table.pages[: ceil_div(item.sequence.num_computed + item.num_tokens, table.block_size)]
 
 
 def to_device(device: torch.device, values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:

@@ -107,6 +107,24 @@ def available_bytes(device: torch.device) -> int:
     return min(_machine_bytes(Path("/proc/meminfo")), *_container_bytes(Path("/sys/fs/cgroup")))
 
 
+def default_threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """`cores` (torch's own choice: the physical ones this process may run on), or as many as a container's CPU quota
+    pays for in whole: threads wait for each other, so one that is held back holds back all."""
+    return max(1, min([cores, *_quota_cpus(cgroup)]))
+
+
+def _quota_cpus(cgroup: Path) -> list[int]:
+    """Whole CPUs of the quota by cgroup version 2 or 1; empty where there is none ("max", -1)."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return []
+    return [int(quota) // int(period)] if quota.strip().isdigit() and int(period) > 0 else []
+
+
 def _machine_bytes(meminfo: Path) -> int:
     """What the kernel says can be had, else all there is."""
     try:

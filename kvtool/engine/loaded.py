@@ -8,6 +8,7 @@ from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.config import (
     EngineConfig,
     available_bytes,
+    default_threads,
     resolve_backend,
     resolve_device,
     resolve_dtype,
@@ -38,8 +39,7 @@ class LoadedModel:
         self.num_layers_of = model.num_layers
         self.config = config
         self.device = resolve_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or default_threads(torch.get_num_threads()))
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels are launched, and graphs replayed, on the current one
         self.dtype = resolve_dtype(config.dtype, model, self.device)

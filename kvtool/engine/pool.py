@@ -32,7 +32,7 @@ CACHE_DTYPES = {
 class LayerCache:
     """k [P, B, kv_heads, k_head_dim] and v [P, B, kv_heads, v_head_dim]; for MLA `k` is the latent [P, B, R+E].
 
-    A scale is 1, or fp32 [P, B, kv_heads], one beside each vector.
+    A scale is 1, or fp32 [P, B, kv_heads], one beside each vector; for MLA [P, B, 2], the latent's and its key's.
     """
 
     k: Tensor
@@ -103,27 +103,21 @@ def cache_dtype(name: str) -> torch.dtype:
 def _layer_cache(spec: CacheSpec, num_pages: int, block_size: int, device: torch.device) -> LayerCache:
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
     if isinstance(spec, LatentSpec) and not spec.sparse:
-        if _is_scaled(spec.cache_format):
-            raise KvtoolError(
-                f"the engine cannot run a {spec.cache_format.name!r} cache of MLA latents: use bf16 or fp8"
-            )
         dtype = cache_dtype(spec.cache_format.name)
         latents = torch.zeros(num_pages, block_size, spec.k_head_dim, dtype=dtype, device=device)
-        return LayerCache(latents, None)
+        return LayerCache(latents, None, _scales(spec, (num_pages, block_size, 2), device))
     if isinstance(spec, HeadsSpec):
         dtype = cache_dtype(spec.cache_format.name)
         shape = (num_pages, block_size, spec.kv_heads)
         k = torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device)
         v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
-        return LayerCache(k, v, _scales(spec, k), _scales(spec, v))
+        return LayerCache(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
 
 
-def _scales(spec: HeadsSpec, vectors: Tensor) -> Scale:
-    """One fp32 beside each of the vectors [..., D], where the format keeps it."""
-    if not _is_scaled(spec.cache_format):
-        return 1.0
-    return torch.zeros(vectors.shape[:-1], dtype=torch.float32, device=vectors.device)
+def _scales(spec: HeadsSpec | LatentSpec, shape: tuple[int, ...], device: torch.device) -> Scale:
+    """One fp32 beside each of so many vectors, where the format keeps it."""
+    return torch.zeros(shape, dtype=torch.float32, device=device) if _is_scaled(spec.cache_format) else 1.0
 
 
 def _is_scaled(cache_format: CacheFormat) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from kvtool.errors import KvtoolError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Scale = float | Tensor
@@ -22,8 +23,13 @@ BACKENDS = ("triton", "torch", "reference")
 class StepKernels(Protocol):
     """What lies between the products of a decoder step, one kernel each: T tokens, hidden size n."""
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x and residual [T,n], weight [n] -> (RMSNorm of their sum, the sum)."""
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x and residual [T,n] -> (RMSNorm of their sum by weight [n], the sum), x normalised first by x_weight [n].
+
+        Without a weight nothing is normalised there. Weights may be wider than x: there is one rounding, the last.
+        """
 
     def split_qkv(
         self,
@@ -49,6 +55,26 @@ class StepKernels(Protocol):
         int64 with -1, seq_lens [S] int32 with 0). In place, positions go on by one; padding stays.
         """
 
+    def split_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        norm: Tensor,
+        eps: float,
+        rotation: tuple[Tensor, Tensor],
+        cache: Tensor,
+        slots: Tensor,
+        num_absorbed: int,
+        *,
+        scale: Scale = 1.0,
+    ) -> Tensor:
+        """MLA before attention: latent [T,R+E] goes to the cache as `store_latent` does, its first R columns normalised
+        by norm [R], the others turned; and the last E columns of q [T,H,N+E] are turned, `rotation` as in `split_qkv`.
+
+        Of the first num_absorbed tokens they are the last columns of what is returned, [num_absorbed,H,R+E], whose
+        first R are the caller's to fill; of the others they stay in q.
+        """
+
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate and up [T,n] -> gate / (1 + exp(-gate)) * up."""
 
@@ -65,8 +91,8 @@ class Kernels(Protocol):
     `stored * scale`. Slots past the end and pages wholly before the window are never used: they may hold NaN, and the
     block table anything.
 
-    A scale is one number for a whole cache, or fp32 [P,B,HKV] ([P,B] of latents): one beside each stored vector, which
-    a store writes and attention reads.
+    A scale is one number for a whole cache, or fp32 [P,B,HKV], one beside each stored vector, which a store writes and
+    attention reads; of latents [P,B,2], of the latent and of the rotary key.
     """
 
     @property
@@ -90,8 +116,10 @@ class Kernels(Protocol):
         Where each vector has its scale, that is the one which makes its largest element the largest of the dtype.
         """
 
-    def store_latent(self, latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
-        """Write latent [T,R+E] to slots [T] int64 of cache [P,B,R+E], as `store_kv` does."""
+    def store_latent(
+        self, latent: Tensor, cache: Tensor, slots: Tensor, *, latent_dim: int, scale: Scale = 1.0
+    ) -> None:
+        """Write latent [T,R+E] to slots [T] int64 of cache [P,B,R+E], as `store_kv` does; latent_dim is R."""
 
     def paged_decode(
         self,
@@ -131,12 +159,14 @@ class Kernels(Protocol):
         sinks: Tensor | None = None,
         k_scale: Scale = 1.0,
         v_scale: Scale = 1.0,
+        k_rope: Tensor | None = None,
         max_query_len: int | None = None,
     ) -> Tensor:
         """Causal attention of q [T,HQ,D], sequence after sequence, over what is already in the cache -> [T,HQ,DV].
 
         query_starts [S+1] int32 bounds each sequence's queries; query i of q_len sits at position seq_len - q_len + i.
         So plain, chunked and prefix-cached prefill are one call. `max_query_len` (at least the longest) saves a sync.
+        Keys of decompressed MLA, which have no scale, go on in k_rope [P,B,E], which all heads share: q is [T,HQ,D+E].
         """
 
     def mla_decode(
@@ -170,6 +200,12 @@ class Kernels(Protocol):
         max_query_len: int | None = None,
     ) -> Tensor:
         """`paged_prefill` of absorbed queries [T,H,R+E] over latent rows [P,B,R+E] -> [T,H,R]."""
+
+    def gather_latents(
+        self, cache: Tensor, pages: Tensor, *, latent_dim: int, dtype: torch.dtype, scale: Scale = 1.0
+    ) -> Tensor:
+        """Whole pages [n] int32 of cache [P,B,R+E], times their scale, in `dtype`: [n,B,R+E]. Unused slots give
+        anything; latent_dim is R."""
 
 
 def load_kernels(backend: str) -> Kernels:

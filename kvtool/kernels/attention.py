@@ -17,12 +17,12 @@ from kvtool.kernels.triton.prefill import prefill_kernel
 def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softmax: Softmax) -> Tensor:
     """Grid: (S, HKV x blocks of its rows, splits); with several splits their partial outputs are merged."""
     num_tokens, num_heads, _ = q.shape
-    num_seqs, v_dim = len(seq_lens), keys.v.shape[3]
+    num_seqs, v_dim = len(seq_lens), keys.values.shape[3]
     out = q.new_empty(num_tokens, num_heads, v_dim)
     if out.numel() == 0:
         return out
     query_len, group, target = num_tokens // num_seqs, num_heads // keys.num_heads, gpu.target(q.device)
-    tile = keys.tile(q, rows=group * query_len, target=target)
+    tile = keys.decode_tile(q, rows=group * query_len, target=target)
     programs = keys.num_heads * math.ceil(group * query_len / tile.block_m)
     page = keys.k.shape[1]
     max_context = block_tables.shape[1] * page
@@ -30,9 +30,10 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
     splits = configs.num_splits(num_seqs * programs, max_context, resident)
     partial = lse = arrivals = None
     if splits > 1:
-        partial = q.new_empty(num_tokens, num_heads, splits, v_dim, dtype=torch.float32)
-        lse = q.new_empty(num_tokens, num_heads, splits, dtype=torch.float32)
-        arrivals = gpu.arrivals(q.device, num_seqs * programs)
+        partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
+        lse = q.new_empty(partial.shape[:-1], dtype=torch.float32)
+        if configs.merges_alone(min(tile.block_m, group * query_len), splits, v_dim):
+            arrivals = gpu.arrivals(q.device, num_seqs * programs)
     decode_kernel[(num_seqs, programs, splits)](
         q_ptr=q,
         table_ptr=block_tables,
@@ -57,26 +58,28 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers(page, vector_scales=isinstance(keys.k_scale, Tensor)),
+        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
     )
     if partial is not None and lse is not None and arrivals is None:
-        _merge(partial, lse, seq_lens, out, tile, softmax.span)
+        _merge(partial, lse, seq_lens, out, group, tile, softmax.span)
     return out
 
 
-def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, tile: Tile, window: int) -> None:
-    """partial [T,HQ,splits,DV] and lse [T,HQ,splits] -> out [T,HQ,DV]. Grid: (T, HQ)."""
-    num_tokens, num_heads, splits, v_dim = partial.shape
+def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: int, tile: Tile, window: int) -> None:
+    """partial [S,HKV x row blocks,splits,BLOCK_M,DV] and lse -> out [T,HQ,DV]. Grid: (T, HQ)."""
+    num_tokens, num_heads, v_dim = out.shape
     merge_kernel[(num_tokens, num_heads)](
         partial,
         lse,
         seq_lens,
         out,
         window=window,
+        group=group,
         query_len=num_tokens // len(seq_lens),
         num_heads=num_heads,
-        num_splits=splits,
+        num_splits=partial.shape[2],
         V_DIM=v_dim,
+        BLOCK_M=tile.block_m,
         BLOCK_DV=padded(v_dim),
         BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), num_warps=4),
         BLOCK_N=tile.block_n,
@@ -97,13 +100,13 @@ def prefill(
     """Grid: S x HKV x the blocks of the `longest` query, each sequence's last block first."""
     num_tokens, num_heads, _ = q.shape
     num_seqs = len(seq_lens)
-    out = q.new_empty(num_tokens, num_heads, keys.v.shape[3])
+    out = q.new_empty(num_tokens, num_heads, keys.values.shape[3])
     if out.numel() == 0:
         return out
     group = num_heads // keys.num_heads
     rows = longest * group
     target = gpu.target(q.device)
-    tile = keys.tile(q, rows, target)
+    tile = keys.prefill_tile(q, rows, target)
     prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
         q_ptr=q,
         table_ptr=block_tables,

@@ -18,11 +18,23 @@ CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES, torch.int8)
 FP8_CAPABILITY = (8, 9)
 
 
-def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, seq_lens: Tensor, window: int) -> None:
-    """q [*,HQ,D], caches [P,B,HKV,D] and [P,B,HKV,DV] of one dtype, block_tables [S,N] and seq_lens [S] int32."""
+def attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    window: int,
+    k_rope: Tensor | None = None,
+) -> None:
+    """q [*,HQ,D], caches [P,B,HKV,D] and [P,B,HKV,DV] of one dtype, block_tables [S,N] and seq_lens [S] int32.
+
+    With k_rope [P,B,E] q is [*,HQ,D+E].
+    """
     cache(k_cache, "k_cache", ndim=4)
     cache(v_cache, "v_cache", ndim=4)
-    require(q.ndim == 3 and q.shape[2] == k_cache.shape[3], f"q {shape(q)} does not fit k_cache {shape(k_cache)}")
+    key_dim = k_cache.shape[3] + (0 if k_rope is None else k_rope.shape[-1])
+    require(q.ndim == 3 and q.shape[2] == key_dim, f"q {shape(q)} does not fit k_cache {shape(k_cache)}")
     require(k_cache.shape[:3] == v_cache.shape[:3], f"k_cache {shape(k_cache)} and v_cache {shape(v_cache)} differ")
     require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
     require(q.shape[1] % k_cache.shape[2] == 0, f"{q.shape[1]} query heads on {k_cache.shape[2]} KV heads")
@@ -79,12 +91,43 @@ def split_qkv(
         require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
 
 
+def split_latent(
+    q: Tensor,
+    latents: Tensor,
+    norm: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    pool: Tensor,
+    slots: Tensor,
+    num_absorbed: int,
+) -> None:
+    """q [T,H,N+E], latents [T,R+E], norm [R], rotation [T,1,E] twice, pool [P,B,R+E]."""
+    latent_dim, rope_dim = len(norm), rotation[0].shape[-1]
+    require(latents.shape[1] == latent_dim + rope_dim, f"rows {shape(latents)} are not {latent_dim} + {rope_dim}")
+    require(q.ndim == 3 and len(q) == len(latents), f"q {shape(q)} for {len(latents)} tokens")
+    require(q.shape[2] > rope_dim and q.stride(2) == 1, f"q {shape(q)} has no rotary part of {rope_dim} at its end")
+    require(rope_dim % 2 == 0, f"a rotary part of {rope_dim} has no two halves to turn")
+    require(0 <= num_absorbed <= len(q), f"{num_absorbed} of {len(q)} tokens")
+    norms(latent_dim, norm)
+    latent(pool, latent_dim)
+    store(latents.unsqueeze(1), pool.unsqueeze(2), slots)
+    for table in rotation:
+        require(table.shape == (len(q), 1, rope_dim), f"rotation {shape(table)} does not fit q {shape(q)}")
+        require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
+
+
 def rows(*tensors: Tensor) -> None:
     """[T,n], all alike, of rows that are contiguous."""
     for tensor in tensors:
         require(tensor.ndim == 2 and tensor.shape == tensors[0].shape, f"rows {shape(tensor)} and {shape(tensors[0])}")
         require(tensor.stride(1) == 1, "the last dimension of the rows must be contiguous")
         require(tensor.dtype == tensors[0].dtype, f"rows of {tensor.dtype} and {tensors[0].dtype}")
+
+
+def norms(size: int, *weights: Tensor | None) -> None:
+    """[n] of rows of n, contiguous."""
+    for weight in weights:
+        fits = weight is None or (weight.shape == (size,) and weight.is_contiguous())
+        require(fits, f"a norm is not {size} weights side by side")
 
 
 def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:
@@ -105,6 +148,23 @@ def store(rows: Tensor, pool: Tensor, slots: Tensor) -> None:
     require(rows.shape[1:] == pool.shape[2:], f"rows {shape(rows)} do not fit the cache {shape(pool)}")
     require(len(rows) == len(slots), f"{len(rows)} rows for {len(slots)} slots")
     require(rows.stride(-1) == 1, "the last dimension of the rows must be contiguous")
+
+
+def shared_keys(k_rope: Tensor | None, k_cache: Tensor, k_scale: Scale) -> None:
+    """k_rope [P,B,E] beside k_cache [P,B,HKV,D], both as they are."""
+    if k_rope is not None:
+        cache(k_rope, "k_rope", ndim=3)
+        fits = k_rope.shape[:2] == k_cache.shape[:2] and k_rope.dtype == k_cache.dtype
+        require(fits, f"k_rope {shape(k_rope)} of {k_rope.dtype} does not fit k_cache {shape(k_cache)}")
+        require(
+            not isinstance(k_scale, Tensor) and k_scale == 1.0, "keys with a part that all heads share have no scale"
+        )
+
+
+def latent_scales(scale: Tensor, pool: Tensor) -> None:
+    """fp32 [P,B,2] of pool [P,B,R+E]: of the latent, then of the rotary key."""
+    require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
+    require(scale.shape == (*pool.shape[:2], 2), f"scales {shape(scale)} do not fit the cache {shape(pool)}")
 
 
 def latent(pool: Tensor, latent_dim: int) -> None:

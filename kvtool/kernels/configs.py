@@ -8,11 +8,16 @@ from dataclasses import dataclass
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many splits as are merged at once
+MERGED_BYTES = 2**18  # that one program reads in about the time of a launch, 2 us
 TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
 STORE_BLOCK = 1024  # elements of one store program
 PLACE_ROWS = 32  # decode rows that one program places: a warp
+ROTARY_HEADS = 16  # whose rotary part one program turns
+GATHER_BLOCK = 4096  # elements of one gather program: enough loads in flight to be bound by memory
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
-DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs in a multiprocessor's 65,536
+REGISTERS = 65536  # of a multiprocessor
+DECODE_REGISTERS = 168  # 4 warps of so many leave room for three programs
+LATENT_REGISTERS = 128  # and 8 warps of so many for two
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int = MAX_REGISTERS
 
     @property
     def min_tiles(self) -> int:
@@ -48,10 +54,13 @@ class Tile:
         """Few enough rows that a program's registers leave room for two more."""
         return self.num_warps == 4 and self.block_m == 16
 
-    def decode_registers(self, page: int, *, vector_scales: bool = False) -> int:
-        """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page."""
-        frugal = self.is_small and self.block_n == 64 and page % self.block_n == 0 and not vector_scales
-        return DECODE_REGISTERS if frugal else MAX_REGISTERS
+    def decode_registers(self, page: int, *, vector_scales: bool = False, split: bool = True) -> int:
+        """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page, and one
+        of latents there or where a sequence is split."""
+        within = page % self.block_n == 0
+        if self.is_small and self.block_n == 64 and within and not vector_scales:
+            return DECODE_REGISTERS
+        return self.max_registers if within or split else MAX_REGISTERS
 
     def uses_tma(
         self, head_dim: int, page: int, cache_bytes: int, target: Target, *, vector_scales: bool = False
@@ -59,21 +68,41 @@ class Tile:
         """Whether a tile is one box of a page, on a card that copies boxes, with registers left for it.
 
         fp32 has no tensor cores to keep fed. Tall tiles of wide heads, or of scales to load beside the vectors, spill
-        where loads are not masked as they come.
+        where loads are not masked as they come; so do those that are to leave registers to another program.
         """
         tallest = 16 if head_dim > 128 else 64 if vector_scales else 128
         suits = cache_bytes < 4 and self.block_n >= 32 and self.block_m <= tallest
+        suits = suits and self.max_registers == MAX_REGISTERS
         return suits and target.capability >= 90 and page % self.block_n == 0
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
         """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
-        pipeline_bytes = max(1, self.num_stages - 1) * self.block_n * bytes_per_key
-        by_registers = 3 if self.is_small else 2
-        return target.multiprocessors * max(1, min(target.shared_bytes // pipeline_bytes, by_registers))
+        tiles = max(1, self.num_stages - 1) * self.block_n + self.block_m
+        registers = DECODE_REGISTERS if self.is_small else self.max_registers
+        by_registers = REGISTERS // (32 * self.num_warps * registers)
+        return target.multiprocessors * max(1, min(target.shared_bytes // (tiles * bytes_per_key), by_registers))
 
 
-def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target) -> Tile:
-    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), by the bytes of an element.
+def decode_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target) -> Tile:
+    """As `attention_tile`. Decode walks the keys in one loop, which leaves latents of 16 bits room for more.
+
+    Few heads are bound by memory: two programs in a multiprocessor keep more loads in flight. Many are multiplied by
+    wgmma, and read a latent once for 64 of them.
+    """
+    if head_dim > 256 and query_bytes == cache_bytes == 2:
+        if rows > 32 and target.capability == 90:
+            return Tile(64, 32, num_warps=8, num_stages=4)
+        if rows <= 16:
+            num_stages = 3 if target.shared_bytes > 128 * 1024 else 2
+            return Tile(16, 32, num_warps=8, num_stages=num_stages, max_registers=LATENT_REGISTERS)
+    return attention_tile(head_dim, rows, query_bytes, cache_bytes, target)
+
+
+def attention_tile(
+    head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target, rope_dim: int = 0
+) -> Tile:
+    """The tile for `rows` query rows over keys of `head_dim` (padded; MLA: of the latent), by the bytes of an element;
+    of MLA a rotary part of `rope_dim` goes beside them.
 
     `rows` is the group of one KV head in decode, times the longest query in prefill. The accumulator, of block_m x
     head_dim values, is what fills the registers: up to 4096 suit 4 warps, up to 16384 suit 8.
@@ -86,7 +115,7 @@ def attention_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int,
         block_m,
         _block_keys(head_dim, block_m),
         num_warps=4 if block_m * head_dim <= 4096 and head_dim <= 128 else 8,
-        num_stages=3 if head_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
+        num_stages=3 if head_dim + rope_dim <= 128 or target.shared_bytes > 128 * 1024 else 2,
     )
 
 
@@ -112,6 +141,12 @@ def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -
     """
     by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
+
+
+def merges_alone(rows: int, splits: int, v_dim: int) -> bool:
+    """Whether the last program to arrive merges `rows` rows itself: what a launch costs is more than a few reads of
+    one multiprocessor, but not than those of the many rows of MLA."""
+    return rows * splits * v_dim * 4 <= MERGED_BYTES
 
 
 def merged_at_once(block_dv: int, num_warps: int) -> int:

@@ -1,6 +1,7 @@
 """The fast torch path, for CPUs: index_copy into pages, then SDPA over the tokens of each sequence.
 
-In bf16 the compiled kernels of `native` write the pages and decode, where this machine can build them.
+In bf16 the compiled kernels of `native` write the pages and attend over them in place, where this machine can build
+them.
 
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
@@ -81,14 +82,18 @@ def store_kv(
     _store(v, v_cache, slots, v_scale)
 
 
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
+def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, latent_dim: int, scale: Scale = 1.0) -> None:
     kernels = native()
     if kernels is not None and _are_one(scale) and serves(latent, cache):
         kernels.store_rows(latent, cache, slots)
         return
     if not _all_written(slots):
         latent, slots = latent[slots >= 0], slots[slots >= 0]
-    _store(latent, cache, slots, scale)
+    if not isinstance(scale, Tensor):
+        _store(latent, cache, slots, scale)
+        return
+    for part, one in ((slice(latent_dim), 0), (slice(latent_dim, None), 1)):
+        _store(latent[:, part], cache[..., part], slots, scale[..., one])
 
 
 def paged_decode(
@@ -148,8 +153,15 @@ def paged_prefill(
     sinks: Tensor | None = None,
     k_scale: Scale = 1.0,
     v_scale: Scale = 1.0,
+    k_rope: Tensor | None = None,
     max_query_len: int | None = None,
 ) -> Tensor:
+    plain = not softcap and sinks is None and _are_one(k_scale, v_scale)
+    kernels = native() if plain else None
+    if kernels is not None and kernels.prefill_pays and serves(q, k_cache, v_cache):
+        indices = (block_tables.int(), seq_lens.int(), query_starts.int())
+        longest = max_query_len or int(query_starts.diff().max())
+        return kernels.paged_prefill(q, k_cache, v_cache, *indices, scale, window, longest)
     out = q.new_empty(*q.shape[:2], v_cache.shape[3])  # every row is some sequence's
     starts = query_starts.tolist()
     for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
@@ -161,6 +173,9 @@ def paged_prefill(
         first = max(0, seq_len - (stop - start) - window + 1) if window else 0
         k = tokens_of(k_cache, table, first, seq_len, dtype=q.dtype, scale=k_scale)
         v = tokens_of(v_cache, table, first, seq_len, dtype=q.dtype, scale=v_scale)
+        if k_rope is not None:
+            shared = tokens_of(k_rope, table, first, seq_len, dtype=q.dtype)
+            k = torch.cat((k, shared.unsqueeze(1).expand(-1, k.shape[1], -1)), dim=-1)
         if softcap or sinks is not None:
             out[start:stop] = capped_attention(
                 q[start:stop], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks
@@ -186,12 +201,12 @@ def mla_decode(
         return mla_prefill(q, cache, block_tables, seq_lens, query_starts, **shape)
     kernels = native()
     if kernels is not None and _are_one(cache_scale) and latent_dim % ROW == 0 and serves(q, cache):
-        k_cache = cache.unsqueeze(2)  # as in mla_prefill
+        k_cache = cache.unsqueeze(2)  # one key/value head, whose values are the first columns of its keys
         return kernels.paged_decode(q, k_cache, k_cache[..., :latent_dim], block_tables, seq_lens, scale, window=0)
     out = q.new_zeros(*q.shape[:2], latent_dim)
     for row, (table, seq_len) in enumerate(zip(block_tables.tolist(), seq_lens.tolist(), strict=True)):
         if seq_len > 0:
-            latent = tokens_of(cache, table, 0, seq_len, dtype=q.dtype, scale=cache_scale)
+            latent = _latents_of(cache, table, seq_len, latent_dim, dtype=q.dtype, scale=cache_scale)
             weights = torch.softmax((q[row] @ latent.T).float() * scale, dim=-1).to(q.dtype)
             out[row] = weights @ latent[:, :latent_dim]
     return out
@@ -209,20 +224,29 @@ def mla_prefill(
     cache_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
-    k_cache = cache.unsqueeze(2)  # one key/value head, whose values are the first columns of its keys
-    if isinstance(cache_scale, Tensor):
-        cache_scale = cache_scale.unsqueeze(2)
-    return paged_prefill(
-        q,
-        k_cache,
-        k_cache[..., :latent_dim],
-        block_tables,
-        seq_lens,
-        query_starts,
-        scale=scale,
-        k_scale=cache_scale,
-        v_scale=cache_scale,
-    )
+    out = q.new_zeros(*q.shape[:2], latent_dim)
+    starts = query_starts.tolist()
+    for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
+        if seq_len > 0 and start < stop:
+            rows = _latents_of(cache, table, seq_len, latent_dim, dtype=q.dtype, scale=cache_scale).unsqueeze(1)
+            out[start:stop] = causal_attention(q[start:stop], rows, rows[..., :latent_dim], scale=scale)
+    return out
+
+
+def gather_latents(cache: Tensor, pages: Tensor, *, latent_dim: int, dtype: torch.dtype, scale: Scale = 1.0) -> Tensor:
+    table = pages.tolist()
+    rows = _latents_of(cache, table, len(table) * cache.shape[1], latent_dim, dtype=dtype, scale=scale)
+    return rows.view(len(table), cache.shape[1], -1)
+
+
+def _latents_of(
+    cache: Tensor, table: list[int], length: int, latent_dim: int, *, dtype: torch.dtype, scale: Scale
+) -> Tensor:
+    """Rows [L, R+E] of a sequence; the latent and the rotary key have a scale of their own where rows have any."""
+    if not isinstance(scale, Tensor):
+        return tokens_of(cache, table, 0, length, dtype=dtype, scale=scale)
+    parts = ((cache[..., :latent_dim], scale[..., 0]), (cache[..., latent_dim:], scale[..., 1]))
+    return torch.cat([tokens_of(part, table, 0, length, dtype=dtype, scale=one) for part, one in parts], dim=-1)
 
 
 def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: Scale) -> Tensor:

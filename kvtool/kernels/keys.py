@@ -17,7 +17,7 @@ from torch import Tensor
 from kvtool.kernels import checks, configs, gpu
 from kvtool.kernels.configs import Target, Tile, padded
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.store import of_one_head, scale_strides
+from kvtool.kernels.store import scale_strides
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
@@ -56,49 +56,58 @@ class Softmax:
 class Keys:
     """The pool as both attention kernels take it: k [P,B,HKV,D] and v [P,B,HKV,DV], with their scales.
 
-    With rope_dim > 0 a row of k is [latent | rotary key] and v its latent part, which the kernels then load once.
+    Of MLA every key goes on in rope [P,B,E], which all heads share; without v a key is its own value, loaded once.
     """
 
     k: Tensor
-    v: Tensor
+    v: Tensor | None
     k_scale: Scale
     v_scale: Scale
-    rope_dim: int = 0
+    rope: Tensor | None = None
+    rope_scale: Scale = 1.0
 
     @property
-    def head_dim(self) -> int:
-        return self.k.shape[3] - self.rope_dim
+    def values(self) -> Tensor:
+        return self.k if self.v is None else self.v
 
     @property
     def num_heads(self) -> int:
         return self.k.shape[2]
 
     @property
-    def bytes_per_key(self) -> int:
-        """Read for one key of one head; a latent is read once for key and value."""
-        values = 0 if self.rope_dim else self.v.shape[3]
-        return (self.k.shape[3] + values) * self.k.element_size()
+    def has_vector_scales(self) -> bool:
+        return isinstance(self.k_scale, Tensor)
 
-    def tile(self, q: Tensor, rows: int, target: Target) -> Tile:
-        return configs.attention_tile(_dot_dim(self.head_dim), rows, q.element_size(), self.k.element_size(), target)
+    @property
+    def bytes_per_key(self) -> int:
+        """Read for one key of one head."""
+        dims = [tensor.shape[-1] for tensor in (self.k, self.v, self.rope) if tensor is not None]
+        return sum(dims) * self.k.element_size()
+
+    def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        head_dim = _dot_dim(self.k.shape[3])
+        return configs.decode_tile(head_dim, rows, q.element_size(), self.k.element_size(), target)
+
+    def prefill_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        head_dim, rope_dim = _dot_dim(self.k.shape[3]), 0 if self.rope is None else self.rope.shape[2]
+        return configs.attention_tile(head_dim, rows, q.element_size(), self.k.element_size(), target, rope_dim)
 
     def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
-        k, v, v_dim = self.k, self.v, self.v.shape[3]
+        k, v, rope = self.k, self.v, self.rope
+        head_dim, v_dim, rope_dim = k.shape[3], self.values.shape[3], 0 if rope is None else rope.shape[2]
         return {
             "k_ptr": k,
             "v_ptr": v,
-            "k_page_stride": k.stride(0),
-            "k_slot_stride": k.stride(1),
-            "k_head_stride": k.stride(2),
-            "v_page_stride": v.stride(0),
-            "v_slot_stride": v.stride(1),
-            "v_head_stride": v.stride(2),
-            "HEAD_DIM": self.head_dim,
+            "rope_ptr": rope,
+            **_strides("k", k, ("page", "slot", "head")),
+            **_strides("v", v, ("page", "slot", "head")),
+            **_strides("rope", rope, ("page", "slot")),
+            "HEAD_DIM": head_dim,
             "V_DIM": v_dim,
-            "ROPE_DIM": self.rope_dim,
-            "BLOCK_D": _dot_dim(self.head_dim),
+            "ROPE_DIM": rope_dim,
+            "BLOCK_D": _dot_dim(head_dim),
             "BLOCK_DV": _dot_dim(v_dim),
-            "BLOCK_ROPE": _dot_dim(self.rope_dim) if self.rope_dim else 0,
+            "BLOCK_ROPE": _dot_dim(rope_dim) if rope_dim else 0,
             "PAGE": k.shape[1],
             "TMA": self._by_descriptor(tile, target),
             "num_pages": len(k),
@@ -106,13 +115,13 @@ class Keys:
 
     def _by_descriptor(self, tile: Tile, target: Target) -> bool:
         """Whether TMA loads the tiles: where rows and pages begin at multiples of its 16 bytes."""
-        starts: list[int] = [self.head_dim if self.rope_dim else 0]
-        for tensor in (self.k, self.v):
-            starts += [int(tensor.storage_offset()), *tensor.stride()[:3]]
+        starts: list[int] = []
+        for tensor in (self.k, self.v, self.rope):
+            if tensor is not None:
+                starts += [int(tensor.storage_offset()), *tensor.stride()[:-1]]
         aligned = all(start * self.k.element_size() % configs.TMA_ALIGNMENT == 0 for start in starts)
-        has_scales = isinstance(self.k_scale, Tensor)
-        shape = _dot_dim(self.head_dim), self.k.shape[1], self.k.element_size()
-        uses_tma = aligned and tile.uses_tma(*shape, target, vector_scales=has_scales)
+        shape = _dot_dim(self.k.shape[3]), self.k.shape[1], self.k.element_size()
+        uses_tma = aligned and tile.uses_tma(*shape, target, vector_scales=self.has_vector_scales)
         if uses_tma:
             triton.set_allocator(gpu.descriptor_memory)
         return uses_tma
@@ -120,20 +129,32 @@ class Keys:
     def _scale_arguments(self) -> dict[str, object]:
         """With scales of their own, values are taken times the largest of the dtype, which v_scale takes out again."""
         checks.scales(self.k_scale, self.v_scale, self.k)
-        k_scale = self.k_scale if isinstance(self.k_scale, Tensor) else None
-        v_scale = self.v_scale if isinstance(self.v_scale, Tensor) else None
+        k_scale, v_scale, rope_scale = (
+            scale if isinstance(scale, Tensor) else None for scale in (self.k_scale, self.v_scale, self.rope_scale)
+        )
         return {
             "k_scale_ptr": k_scale,
             "v_scale_ptr": v_scale,
-            "v_scale": self.v_scale if v_scale is None else 1.0 / largest(self.v.dtype),
+            "rope_scale_ptr": rope_scale,
+            "v_scale": self.v_scale if v_scale is None else 1.0 / largest(self.k.dtype),
             **scale_strides(k_scale),
         }
 
 
 def latent_keys(cache: Tensor, latent_dim: int, scale: Scale) -> Keys:
+    """cache [P,B,R+E] as one head of latents, and scale fp32 [P,B,2] as that of the latents and that of their keys."""
     checks.latent(cache, latent_dim)
-    k, scale = cache.unsqueeze(2), of_one_head(scale)
-    return Keys(k, k[..., :latent_dim], scale, scale, rope_dim=cache.shape[2] - latent_dim)
+    latents, rope = cache[..., :latent_dim].unsqueeze(2), cache[..., latent_dim:]
+    if not isinstance(scale, Tensor):
+        return Keys(latents, None, scale, scale, rope, scale)
+    checks.latent_scales(scale, cache)
+    one, other = scale.split(1, dim=2)
+    return Keys(latents, None, one, one, rope, other)
+
+
+def _strides(name: str, tensor: Tensor | None, dims: tuple[str, ...]) -> dict[str, int]:
+    strides = (0,) * len(dims) if tensor is None else tensor.stride()
+    return {f"{name}_{dim}_stride": stride for dim, stride in zip(dims, strides, strict=False)}
 
 
 def _dot_dim(dim: int) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kvtool.kernels import attention, checks, step
 from kvtool.kernels.keys import Keys, Softmax, latent_keys
-from kvtool.kernels.store import of_one_head, store_rows
+from kvtool.kernels.store import gather_rows, store_rows
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale, StepKernels
@@ -31,9 +32,16 @@ def store_kv(
     store_rows(v, v_cache, slots, v_scale)
 
 
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
-    """latent [T,R+E] into slots [T] of [P,B,R+E]: a row of one head."""
-    store_rows(latent.unsqueeze(1), cache.unsqueeze(2), slots, of_one_head(scale))
+def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, latent_dim: int, scale: Scale = 1.0) -> None:
+    """latent [T,R+E] into slots [T] of [P,B,R+E]: a row of one head, or its two parts where each has its scale."""
+    rows, pool = latent.unsqueeze(1), cache.unsqueeze(2)
+    if not isinstance(scale, Tensor):
+        store_rows(rows, pool, slots, scale)
+        return
+    checks.latent(cache, latent_dim)
+    checks.latent_scales(scale, cache)
+    for part, one in ((slice(latent_dim), scale[..., :1]), (slice(latent_dim, None), scale[..., 1:])):
+        store_rows(rows[..., part], pool[..., part], slots, one)
 
 
 def paged_decode(
@@ -71,12 +79,14 @@ def paged_prefill(
     sinks: Tensor | None = None,
     k_scale: Scale = 1.0,
     v_scale: Scale = 1.0,
+    k_rope: Tensor | None = None,
     max_query_len: int | None = None,
 ) -> Tensor:
     """q [T,HQ,D] -> [T,HQ,DV]: as `paged_decode`, query i of q_len seeing keys 0 .. seq_len - q_len + i."""
-    checks.attention(q, k_cache, v_cache, block_tables, seq_lens, window)
+    keys, softmax = Keys(k_cache, v_cache, k_scale, v_scale, k_rope), Softmax(scale, window, softcap, sinks)
+    checks.attention(q, k_cache, v_cache, block_tables, seq_lens, window, k_rope)
+    checks.shared_keys(k_rope, k_cache, k_scale)
     checks.query_starts(query_starts, seq_lens)
-    keys, softmax = Keys(k_cache, v_cache, k_scale, v_scale), Softmax(scale, window, softcap, sinks)
     longest = _longest(query_starts, max_query_len)
     return attention.prefill(q, keys, block_tables, seq_lens, query_starts, longest, softmax)
 
@@ -91,9 +101,9 @@ def mla_decode(
     scale: float,
     cache_scale: Scale = 1.0,
 ) -> Tensor:
-    """q [S*Q,H,R+E] absorbed -> [S*Q,H,R]: `paged_decode` of H heads on one latent head, V = K's first R columns."""
+    """q [S*Q,H,R+E] absorbed -> [S*Q,H,R]: `paged_decode` of H heads on one latent head, its keys its values."""
     keys = latent_keys(cache, latent_dim, cache_scale)
-    checks.attention(q, keys.k, keys.v, block_tables, seq_lens, window=0)
+    checks.attention(q, keys.k, keys.k, block_tables, seq_lens, window=0, k_rope=keys.rope)
     checks.queries(q, seq_lens)
     return attention.decode(q, keys, block_tables, seq_lens, Softmax(scale))
 
@@ -112,10 +122,20 @@ def mla_prefill(
 ) -> Tensor:
     """q [T,H,R+E] absorbed -> [T,H,R]: `paged_prefill` of H heads on one latent head."""
     keys = latent_keys(cache, latent_dim, cache_scale)
-    checks.attention(q, keys.k, keys.v, block_tables, seq_lens, window=0)
+    checks.attention(q, keys.k, keys.k, block_tables, seq_lens, window=0, k_rope=keys.rope)
     checks.query_starts(query_starts, seq_lens)
     longest = _longest(query_starts, max_query_len)
     return attention.prefill(q, keys, block_tables, seq_lens, query_starts, longest, Softmax(scale))
+
+
+def gather_latents(cache: Tensor, pages: Tensor, *, latent_dim: int, dtype: torch.dtype, scale: Scale = 1.0) -> Tensor:
+    """cache [P,B,R+E] at pages [n] -> [n,B,R+E] in dtype, times their scale."""
+    checks.latent(cache, latent_dim)
+    checks.cache(cache, "the cache", ndim=3)
+    checks.indices(pages, "pages", torch.int32, ndim=1)
+    if isinstance(scale, Tensor):
+        checks.latent_scales(scale, cache)
+    return gather_rows(cache, pages, latent_dim, dtype, scale)
 
 
 def _longest(query_starts: Tensor, max_query_len: int | None) -> int:

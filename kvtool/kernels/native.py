@@ -1,4 +1,4 @@
-"""The kernels of `native.c` as functions of tensors, and how they are built: once, by the machine's gcc, in seconds.
+"""The kernels of `c/` as functions of tensors, and how they are built: once, by the machine's gcc, in seconds.
 
 They serve bf16 on CPUs. Without a compiler there are none, and torch's own operations do the work.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 import platform
 import shutil
@@ -18,35 +19,62 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math")
+SOURCES = Path(__file__).with_name("c")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fPIC",
+    "-std=gnu11",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+)
 ROW = 32  # every row is a multiple of so many elements
-TOKENS_PER_TASK = 128  # as in native.c
+TOKENS_AT_ONCE = 128  # as in pages.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
 BUILD_LIMIT_S = 60.0
+HUGE_PAGE_BYTES = 2 << 20
 
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
-    "linear": (_POINTER, _COUNT, *(_POINTER,) * 3, _COUNT, _POINTER, *(_COUNT,) * 3),
-    "gated_linear": (_POINTER, _COUNT, *(_POINTER,) * 4, _COUNT, _POINTER, *(_COUNT,) * 3),
+    "linear": (_POINTER, _COUNT, *(_POINTER,) * 3, _COUNT, _POINTER, *(_COUNT,) * 3, _POINTER),
+    "gated_linear": (_POINTER, _COUNT, *(_POINTER,) * 4, _COUNT, _POINTER, *(_COUNT,) * 3, _POINTER),
     "gate": (_POINTER, _POINTER, _COUNT, _COUNT),
     "rms_norm": (_POINTER, _COUNT, _POINTER, _NUMBER, _POINTER, _COUNT, _COUNT),
     "rotate": (_POINTER, _COUNT, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3),
     "store_rows": (_POINTER, _COUNT, _POINTER, _POINTER, *(_COUNT,) * 5),
     "paged_decode": (_POINTER,),
+    "paged_prefill": (_POINTER,),
+    "read_all": (_POINTER, _COUNT),
 }
 
 
+def _cache(name: str) -> tuple[tuple[str, type], ...]:
+    """The fields of a `Cache`."""
+    strides = ((f"{name}_{part}", _COUNT) for part in ("page", "slot", "head", "dim"))
+    return ((name, _POINTER), *strides)
+
+
 class _Decode(ctypes.Structure):
-    """`Decode` of native.c, its two `Cache`s field by field."""
+    """`Decode` of decode.c, its two `Cache`s field by field."""
 
     _fields_ = (
-        *(("q", _POINTER), ("q_seq", _COUNT), ("q_head", _COUNT)),
-        *(("k", _POINTER), ("k_page", _COUNT), ("k_slot", _COUNT), ("k_head", _COUNT), ("k_dim", _COUNT)),
-        *(("v", _POINTER), ("v_page", _COUNT), ("v_slot", _COUNT), ("v_head", _COUNT), ("v_dim", _COUNT)),
+        *(("q", _POINTER), ("q_seq", _COUNT), ("q_head", _COUNT), *_cache("k"), *_cache("v")),
         *(("tables", _POINTER), ("table_stride", _COUNT), ("lengths", _POINTER), ("scratch", _POINTER)),
         *(("out", _POINTER), ("scale", _NUMBER), ("window", _COUNT), ("seqs", _COUNT), ("heads", _COUNT)),
         *(("kv_heads", _COUNT), ("block", _COUNT), ("tasks", _COUNT)),
+    )
+
+
+class _Prefill(ctypes.Structure):
+    """`Prefill` of prefill.c."""
+
+    _fields_ = (
+        *(("q", _POINTER), ("q_row", _COUNT), ("q_head", _COUNT), *_cache("k"), *_cache("v")),
+        *(("tables", _POINTER), ("table_stride", _COUNT), ("lengths", _POINTER), ("starts", _POINTER)),
+        *(("scratch", _POINTER), ("out", _POINTER), ("scale", _NUMBER), ("window", _COUNT), ("seqs", _COUNT)),
+        *(("heads", _COUNT), ("kv_heads", _COUNT), ("block", _COUNT), ("longest", _COUNT)),
     )
 
 
@@ -58,11 +86,14 @@ class Native:
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
+        library.prefill_scratch_bytes.argtypes, library.prefill_scratch_bytes.restype = (_POINTER,), _COUNT
+        library.read_all.restype = ctypes.c_uint32
+        self.prefill_pays = bool(library.prefill_pays())
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
         """x [T, in] W^T + bias + plus -> [T, out], for a weight out of `packed`."""
         blocks, pairs = weight.shape[:2]
-        out = x.new_empty(len(x), blocks * ROW)
+        out, woven = x.new_empty(len(x), blocks * ROW), x.new_empty(x.shape)
         self._library.linear(
             x.data_ptr(),
             x.stride(0),
@@ -74,6 +105,7 @@ class Native:
             len(x),
             2 * pairs,
             blocks * ROW,
+            woven.data_ptr(),
         )
         return out
 
@@ -82,7 +114,7 @@ class Native:
     ) -> Tensor:
         """activation(x Wg^T + bg) * (x Wu^T + bu) -> [T, out], for weights out of `packed`."""
         blocks, pairs = gate.shape[:2]
-        out = x.new_empty(len(x), blocks * ROW)
+        out, woven = x.new_empty(len(x), blocks * ROW), x.new_empty(x.shape)
         self._library.gated_linear(
             x.data_ptr(),
             x.stride(0),
@@ -94,6 +126,7 @@ class Native:
             len(x),
             2 * pairs,
             blocks * ROW,
+            woven.data_ptr(),
         )
         return out
 
@@ -138,7 +171,7 @@ class Native:
         block, kv_heads, v_dim = v.shape[1:]
         out = q.new_empty(seqs, heads, v_dim)
         longest = block_tables.shape[1] * block
-        tasks = max(1, -(-(min(window, longest) if window else longest) // TOKENS_PER_TASK))
+        tasks = max(1, -(-(min(window, longest) if window else longest) // TOKENS_AT_ONCE))
         scratch = torch.empty(seqs * tasks * heads * (v_dim + ROW), dtype=torch.float32)
         call = _Decode(
             *(q.data_ptr(), q.stride(0), q.stride(1)),
@@ -150,11 +183,57 @@ class Native:
         self._library.paged_decode(ctypes.byref(call))
         return out
 
+    def paged_prefill(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_starts: Tensor,
+        scale: float,
+        window: int,
+        longest: int,
+    ) -> Tensor:
+        """`Kernels.paged_prefill` of q [T,HQ,D]; no sequence has more than `longest` queries. The indices are int32."""
+        block, kv_heads, v_dim = v.shape[1:]
+        out = q.new_empty(*q.shape[:2], v_dim)
+        call = _Prefill(
+            *(q.data_ptr(), q.stride(0), q.stride(1)),
+            *(k.data_ptr(), *k.stride()[:3], q.shape[2]),
+            *(v.data_ptr(), *v.stride()[:3], v_dim),
+            *(block_tables.data_ptr(), block_tables.stride(0), seq_lens.data_ptr(), query_starts.data_ptr()),
+            *(None, out.data_ptr(), scale, window, len(seq_lens), q.shape[1], kv_heads, block, longest),
+        )
+        thread_bytes = self._library.prefill_scratch_bytes(ctypes.byref(call))
+        scratch = torch.empty(torch.get_num_threads() * thread_bytes, dtype=torch.uint8)
+        call.scratch = scratch.data_ptr()
+        self._library.paged_prefill(ctypes.byref(call))
+        return out
+
+    def read_all(self, tensor: Tensor) -> int:
+        """Reads a contiguous tensor once with all threads; the sum of its 32-bit words, modulo 2^32, is by the way."""
+        return int(self._library.read_all(tensor.data_ptr(), tensor.nbytes))
+
 
 def packed(weight: Tensor) -> Tensor:
     """A weight [out, in] as [out / 32, in / 2, 2, 16, 2]: even outputs, then odd ones, two inputs each."""
     rows, columns = weight.shape
-    return weight.view(rows // ROW, ROW // 2, 2, columns // 2, 2).permute(0, 3, 2, 1, 4).contiguous()
+    by_block = weight.view(rows // ROW, ROW // 2, 2, columns // 2, 2).permute(0, 3, 2, 1, 4)
+    return huge_pages(torch.empty(by_block.shape, dtype=weight.dtype)).copy_(by_block)
+
+
+def huge_pages(tensor: Tensor) -> Tensor:
+    """A tensor of memory not yet written, which Linux is asked to give in pages of 2 MiB: a stream of weights crosses
+    a page of 4 KiB every 100 ns, and waits for its address. Elsewhere nothing changes."""
+    if tensor.device.type != "cpu" or tensor.nbytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int)
+    madvise(start, stop - start, mmap.MADV_HUGEPAGE)  # advice: a refusal costs speed alone
+    return tensor
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -184,15 +263,17 @@ def build(compiler: str, folder: Path) -> Path:
     """The shared library in `folder`, named after all it depends on. Raises OSError or SubprocessError."""
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else [])]
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=BUILD_LIMIT_S).stdout
-    made_of = (SOURCE.read_bytes(), " ".join(flags).encode(), version, _cpu())
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    made_of = (*(path.read_bytes() for path in sources), " ".join(flags).encode(), version, _cpu())
     library = folder / f"native-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         # Linked without OpenMP's library: torch has loaded its own, and two would fight for the cores.
-        steps = (["-c", str(SOURCE), *flags, "-o", "native.o"], ["-shared", "native.o", "-lm", "-o", "native.so"])
-        for step in steps:
+        units = [path for path in sources if path.suffix == ".c"]
+        objects = [f"{path.stem}.o" for path in units]
+        for step in (["-c", *map(str, units), *flags], ["-shared", *objects, "-lm", "-o", "native.so"]):
             subprocess.run([compiler, *step], check=True, capture_output=True, cwd=temporary, timeout=BUILD_LIMIT_S)
         os.replace(Path(temporary) / "native.so", library)
     return library

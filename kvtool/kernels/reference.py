@@ -32,8 +32,12 @@ def store_kv(
     _store(v, v_cache, slots, v_scale)
 
 
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, scale: Scale = 1.0) -> None:
-    _store(latent, cache, slots, scale)
+def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, latent_dim: int, scale: Scale = 1.0) -> None:
+    if not isinstance(scale, Tensor):
+        _store(latent, cache, slots, scale)
+        return
+    for part, one in ((slice(latent_dim), 0), (slice(latent_dim, None), 1)):
+        _store(latent[:, part], cache[..., part], slots, scale[..., one])
 
 
 def paged_decode(
@@ -81,6 +85,7 @@ def paged_prefill(
     sinks: Tensor | None = None,
     k_scale: Scale = 1.0,
     v_scale: Scale = 1.0,
+    k_rope: Tensor | None = None,
     max_query_len: int | None = None,
 ) -> Tensor:
     out = q.new_zeros(q.shape[0], q.shape[1], v_cache.shape[-1])
@@ -93,6 +98,9 @@ def paged_prefill(
         )  # of the first query: the lowest in use
         k = _gather(k_cache, k_scale, table, first_key, seq_len, q.dtype)
         v = _gather(v_cache, v_scale, table, first_key, seq_len, q.dtype)
+        if k_rope is not None:
+            shared = _gather(k_rope, 1.0, table, first_key, seq_len, q.dtype)
+            k = torch.cat((k, shared.unsqueeze(1).expand(-1, k.shape[1], -1)), dim=-1)
         out[start:end] = _causal_attention(q[start:end], k, v, scale, window, softcap, sinks).to(q.dtype)
     return out
 
@@ -107,8 +115,9 @@ def mla_decode(
     scale: float,
     cache_scale: Scale = 1.0,
 ) -> Tensor:
-    caches, one = _as_one_head(cache, latent_dim, cache_scale)
-    return paged_decode(q, *caches, block_tables, seq_lens, scale=scale, k_scale=one, v_scale=one)
+    query_starts = torch.arange(len(seq_lens) + 1) * (len(q) // max(1, len(seq_lens)))
+    where = (block_tables, seq_lens, query_starts)
+    return mla_prefill(q, cache, *where, latent_dim=latent_dim, scale=scale, cache_scale=cache_scale)
 
 
 def mla_prefill(
@@ -123,14 +132,31 @@ def mla_prefill(
     cache_scale: Scale = 1.0,
     max_query_len: int | None = None,
 ) -> Tensor:
-    caches, one = _as_one_head(cache, latent_dim, cache_scale)
-    return paged_prefill(q, *caches, block_tables, seq_lens, query_starts, scale=scale, k_scale=one, v_scale=one)
-
-
-def _as_one_head(cache: Tensor, latent_dim: int, scale: Scale) -> tuple[tuple[Tensor, Tensor], Scale]:
     """MLA is one shared key/value head whose values are the first columns of its keys."""
-    k_cache = cache.unsqueeze(2)
-    return (k_cache, k_cache[..., :latent_dim]), scale.unsqueeze(2) if isinstance(scale, Tensor) else scale
+    out = q.new_zeros(q.shape[0], q.shape[1], latent_dim)
+    starts = query_starts.tolist()
+    for table, seq_len, start, end in zip(block_tables, seq_lens.tolist(), starts, starts[1:], strict=False):
+        if seq_len == 0 or start == end:
+            continue
+        rows = _gather_latent(cache, cache_scale, table, seq_len, latent_dim, q.dtype).unsqueeze(1)
+        attended = _causal_attention(q[start:end], rows, rows[..., :latent_dim], scale, 0, 0.0, None)
+        out[start:end] = attended.to(q.dtype)
+    return out
+
+
+def gather_latents(cache: Tensor, pages: Tensor, *, latent_dim: int, dtype: torch.dtype, scale: Scale = 1.0) -> Tensor:
+    num_pages, page_size = len(pages), cache.shape[1]
+    found = _gather_latent(cache, scale, pages, num_pages * page_size, latent_dim, dtype)
+    return found.to(dtype).view(num_pages, page_size, -1)
+
+
+def _gather_latent(
+    cache: Tensor, scale: Scale, table: Tensor, length: int, latent_dim: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows [L,R+E] of the sequence with block table [N]; each part has a scale of its own where rows have any."""
+    one, other = (scale[..., 0], scale[..., 1]) if isinstance(scale, Tensor) else (scale, scale)
+    parts = ((cache[..., :latent_dim], one), (cache[..., latent_dim:], other))
+    return torch.cat([_gather(part, factor, table, 0, length, dtype) for part, factor in parts], dim=-1)
 
 
 def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:

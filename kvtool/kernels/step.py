@@ -11,17 +11,21 @@ from torch import Tensor
 from kvtool.kernels import checks, configs
 from kvtool.kernels.configs import padded
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton.step import add_rms_norm_kernel, place_kernel, qkv_kernel, silu_mul_kernel
+from kvtool.kernels.triton.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel, silu_mul_kernel
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x and residual [T,n], weight [n] -> (norm of their sum, their sum). One program a row."""
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x and residual [T,n], weights [n] -> (norm of their sum, their sum). One program a row."""
     checks.rows(x, residual)
     num_tokens, size = x.shape
-    normed, added = x.new_empty(num_tokens, size), x.new_empty(num_tokens, size)
+    checks.norms(size, weight, x_weight)
+    added = x.new_empty(num_tokens, size)
+    normed = added if weight is None else torch.empty_like(added)
     if num_tokens == 0:
         return normed, added
     block = padded(size)
@@ -29,6 +33,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         x,
         residual,
         weight,
+        x_weight,
         normed,
         added,
         eps,
@@ -121,6 +126,66 @@ def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Ten
         num_warps=1,
     )
     return at, slots, seq_lens
+
+
+def split_latent(
+    q: Tensor,
+    latent: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: tuple[Tensor, Tensor],
+    cache: Tensor,
+    slots: Tensor,
+    num_absorbed: int,
+    *,
+    scale: Scale = 1.0,
+) -> Tensor:
+    """latent [T,R+E] to the cache, q [T,H,N+E] turned -> [num_absorbed,H,R+E]. Grid: (T, blocks of heads, then 1)."""
+    checks.split_latent(q, latent, norm, rotation, cache, slots, num_absorbed)
+    if isinstance(scale, Tensor):
+        checks.latent_scales(scale, cache)
+    (num_tokens, num_heads, head_dim), width = q.shape, latent.shape[1]
+    absorbed = q.new_empty(num_absorbed, num_heads, width)
+    if num_tokens == 0:
+        return absorbed
+    cos, sin = rotation
+    rope_dim = cos.shape[2]
+    block_h = min(padded(num_heads), configs.ROTARY_HEADS)
+    scale_page, scale_slot, scale_part = scale.stride() if isinstance(scale, Tensor) else (0, 0, 0)
+    latent_kernel[(num_tokens, math.ceil(num_heads / block_h) + 1)](
+        q_ptr=q,
+        latent_ptr=latent,
+        norm_ptr=norm,
+        cos_ptr=cos,
+        sin_ptr=sin,
+        slots_ptr=slots,
+        absorbed_ptr=absorbed,
+        cache_ptr=cache,
+        scales_ptr=scale if isinstance(scale, Tensor) else None,
+        eps=eps,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        num_absorbed=num_absorbed,
+        q_token_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        latent_stride=latent.stride(0),
+        rotation_stride=cos.stride(0),
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        scale_page_stride=scale_page,
+        scale_slot_stride=scale_slot,
+        scale_part_stride=scale_part,
+        HEADS=num_heads,
+        NOPE=head_dim - rope_dim,
+        LATENT=width - rope_dim,
+        ROPE=rope_dim,
+        PAGE=cache.shape[1],
+        MAX=largest(cache.dtype),
+        BLOCK_H=block_h,
+        BLOCK_R=padded(width - rope_dim),
+        BLOCK_HALF=padded(rope_dim // 2),
+        num_warps=4,
+    )
+    return absorbed
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:

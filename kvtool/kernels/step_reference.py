@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from kvtool.kernels.reference import store_kv
+from kvtool.kernels.reference import store_kv, store_latent
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    added = x + residual
-    return (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    wide = _wide(x) if x_weight is None else (_rms_norm(_wide(x), eps) * x_weight).to(x.dtype)
+    added = (wide + residual).to(x.dtype)
+    return added if weight is None else (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
 
 
 def split_qkv(
@@ -37,8 +40,7 @@ def split_qkv(
     wide = _wide(qk)
     if norms is not None:
         wide = _rms_norm(wide, eps) * norms
-    cos, sin = rotation
-    turned = wide * cos + wide.roll(wide.shape[-1] // 2, dims=-1) * sin
+    turned = _turned(wide, rotation)
     store_kv(turned[:, -kv_heads:], v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
     return turned[:, :-kv_heads].to(qkv.dtype)
 
@@ -52,8 +54,37 @@ def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Ten
     return at, slots, seq_lens
 
 
+def split_latent(
+    q: Tensor,
+    latent: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: tuple[Tensor, Tensor],
+    cache: Tensor,
+    slots: Tensor,
+    num_absorbed: int,
+    *,
+    scale: Scale = 1.0,
+) -> Tensor:
+    latent_dim, rope_dim = len(norm), rotation[0].shape[-1]
+    wide = _wide(latent)
+    normed = _rms_norm(wide[:, :latent_dim], eps) * norm
+    k_rope = _turned(wide[:, None, latent_dim:], rotation).squeeze(1)
+    store_latent(torch.cat((normed, k_rope), dim=1), cache, slots, latent_dim=latent_dim, scale=scale)
+    q_rope = _turned(_wide(q[..., -rope_dim:]), rotation).to(q.dtype)
+    absorbed = q.new_empty(num_absorbed, q.shape[1], latent_dim + rope_dim)
+    absorbed[..., latent_dim:] = q_rope[:num_absorbed]
+    q[num_absorbed:, :, -rope_dim:] = q_rope[num_absorbed:]
+    return absorbed
+
+
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return (silu(_wide(gate)) * up).to(gate.dtype)
+
+
+def _turned(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rotation
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def _rms_norm(x: Tensor, eps: float) -> Tensor:

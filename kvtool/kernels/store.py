@@ -1,16 +1,17 @@
-"""Launch the kernel that writes rows to slots of a pool."""
+"""Launch the kernels that write rows to slots of a pool, and that read whole pages of it."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kvtool.kernels import checks, configs
 from kvtool.kernels.configs import padded
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton.store import store_kernel
+from kvtool.kernels.triton.store import gather_kernel, store_kernel
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
@@ -48,8 +49,35 @@ def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None
     )
 
 
-def of_one_head(scale: Scale) -> Scale:
-    return scale.unsqueeze(2) if isinstance(scale, Tensor) else scale
+def gather_rows(cache: Tensor, pages: Tensor, latent_dim: int, dtype: torch.dtype, scale: Scale) -> Tensor:
+    """cache [P,B,R+E] at pages [n] -> [n,B,R+E]. Grid: (n, blocks of slots)."""
+    page, width = cache.shape[1:]
+    out = torch.empty(len(pages), page, width, dtype=dtype, device=cache.device)
+    if out.numel() == 0:
+        return out
+    block_d = padded(width)
+    block_s = max(1, min(padded(page), configs.GATHER_BLOCK // block_d))
+    scales = scale if isinstance(scale, Tensor) else None
+    scale_page, scale_slot, scale_part = (0, 0, 0) if scales is None else scales.stride()
+    gather_kernel[(len(pages), math.ceil(page / block_s))](
+        cache_ptr=cache,
+        scales_ptr=scales,
+        pages_ptr=pages,
+        out_ptr=out,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        scale_page_stride=scale_page,
+        scale_slot_stride=scale_slot,
+        scale_part_stride=scale_part,
+        LATENT=latent_dim,
+        WIDTH=width,
+        PAGE=page,
+        BLOCK_S=block_s,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return out
 
 
 def scale_strides(scales: Tensor | None) -> dict[str, object]:

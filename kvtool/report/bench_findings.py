@@ -28,15 +28,28 @@ def _outputs(cases: Sequence[Case]) -> str:
 
 
 def _ceiling(cases: Sequence[Case]) -> str:
-    measured = next((case.roofline for case in cases if case.roofline.read_gbps_measured is not None), None)
-    if measured is None:
+    reads, copies, products = (
+        [rate for rate in rates if rate is not None]
+        for rates in (
+            [case.roofline.read_gbps_measured for case in cases],
+            [case.roofline.copy_gbps_measured for case in cases],
+            [case.roofline.tflops_measured for case in cases],
+        )
+    )
+    if not reads:
         return ""
-    parts = [f"reads {measured.read_gbps_measured:,.1f} GB/s"]
-    if measured.copy_gbps_measured is not None:
-        parts.append(f"copies {measured.copy_gbps_measured:,.1f} GB/s")
-    if measured.tflops_measured is not None:
-        parts.append(f"multiplies at {measured.tflops_measured:,.2f} TFLOP/s")
+    parts = [f"reads {_from_to(reads, '.1f')} GB/s"]
+    if copies:
+        parts.append(f"copies {_from_to(copies, '.1f')} GB/s")
+    if products:
+        parts.append(f"multiplies at {_from_to(products, '.2f')} TFLOP/s")
     return f"This device, measured in this run, {_list(parts)}."
+
+
+def _from_to(rates: list[float], digits: str) -> str:
+    """One figure where the cases' limits agree within rounding and noise, else both ends."""
+    low, high = min(rates), max(rates)
+    return f"{high:,{digits}}" if high < 1.1 * low else f"{low:,{digits}} to {high:,{digits}}"
 
 
 def _decode(cases: Sequence[Case]) -> str:

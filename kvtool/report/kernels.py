@@ -57,9 +57,23 @@ def print_kernels(document: KernelsDocument, console: Console) -> None:
         console.print(to_rich(table, console.width))
     for line in peer_lines(with_peers(document.cases)):
         console.print(Text(f"- {line}"))
+    if cold := cold_start(document.cases):
+        console.print(Text(f"- {cold}", style="dim"))
     warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
     for assumption in document.assumptions:
         console.print(Text(f"- {assumption}", style="yellow" if assumption in warnings else "dim"))
+
+
+def cold_start(cases: Sequence[KernelCase]) -> str:
+    """The longest first call and the longest capture, which no time above holds; empty where nothing was recorded."""
+    first_s = max((case.cold_start.first_call_s or 0.0 for case in cases), default=0.0)
+    capture_s = max((case.cold_start.capture_s or 0.0 for case in cases), default=0.0)
+    captures = f", capturing a graph up to {format_ms(1e3 * capture_s)} ms" if capture_s else ""
+    return (
+        f"cold start, in no time above: a first call took up to {format_ms(1e3 * first_s)} ms{captures}"
+        if first_s
+        else ""
+    )
 
 
 def write_kernels(document: KernelsDocument, directory: Path) -> list[Path]:

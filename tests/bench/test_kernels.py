@@ -374,6 +374,7 @@ def test_faster_than_the_device_is_an_accounting_error() -> None:
         ({"chunk_len": 0}, "chunk-len 0"),
         ({"num_iters": 0}, "num-iters 0"),
         ({"num_iters_warmup": -1}, "num-iters-warmup -1"),
+        ({"peers": ("spda",)}, "unknown peer 'spda': did you mean sdpa"),
         ({"dtype": "fp8"}, "dtype 'fp8' is not one the kernels compute in"),
     ],
 )

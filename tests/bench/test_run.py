@@ -145,6 +145,17 @@ def test_an_impossible_bandwidth_is_an_error_of_the_accounting(monkeypatch: pyte
     assert all(case.roofline.mbu is None for case in outcome.document.cases)
 
 
+def test_a_loaded_machine_is_said_in_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loaded:
+        def other_cores(self) -> float:
+            return 0.9
+
+    monkeypatch.setattr(run, "LoadMeter", Loaded)
+    document = bench(replace(OPTIONS, parts=("no-cache",))).document
+    assert document.environment["other_load_cores"] == 0.9
+    assert any(line.startswith("another process used 0.9 cores") for line in document.assumptions)
+
+
 def test_a_small_working_set_has_no_mbu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     ceiling = replace(FAST, llc_bytes=1 << 30)
     monkeypatch.setattr(run, "measure_roofline", lambda *arguments, **named: ceiling)

@@ -73,7 +73,11 @@ def test_every_document_gets_rows_and_their_spread_is_told() -> None:
 
 
 def test_whatever_else_differs_is_warned_of() -> None:
-    other = document(environment={**ENVIRONMENT, "cpu": "Other CPU", "date_utc": "later"}, seed=3, input_lens=(128, 64))
+    other = document(
+        environment={**ENVIRONMENT, "cpu": "Other CPU", "date_utc": "later", "other_load_cores": 0.1},
+        seed=3,
+        input_lens=(128, 64),
+    )
     other = replace(other, definitions={})
     assert compare(document(), other).warnings == [
         "new.json: the environment differs: cpu Example CPU against Other CPU",

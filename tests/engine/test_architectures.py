@@ -51,7 +51,7 @@ def test_a_preempted_sequence_is_computed_again_to_the_same_tokens(tiny: SaveTin
 
 
 @one_of_each_attention
-@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2", "bf16"])
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2", "bf16", "int8_per_token_head"])
 def test_a_narrow_cache_reads_the_same_in_prefill_and_decode(tiny: SaveTiny, name: str, kv_cache_dtype: str) -> None:
     """What is read is what was stored, so computing a sequence at once or token by token differs by rounding alone."""
     loaded = load(tiny(name).folder, kv_cache_dtype=kv_cache_dtype)
@@ -62,7 +62,10 @@ def test_a_narrow_cache_reads_the_same_in_prefill_and_decode(tiny: SaveTiny, nam
 
 
 @one_of_each_attention
-@pytest.mark.parametrize(("kv_cache_dtype", "closeness"), [("bf16", 0.9999), ("fp8", 0.99), ("fp8_e5m2", 0.93)])
+@pytest.mark.parametrize(("kv_cache_dtype", "closeness"), [
+    *(("bf16", 0.9999), ("fp8", 0.99), ("fp8_e5m2", 0.93)),
+    *(("fp8_per_token_head", 0.99), ("int8_per_token_head", 0.999)),
+])  # fmt: skip
 def test_a_narrow_cache_stays_close_to_the_reference(
     tiny: SaveTiny, name: str, kv_cache_dtype: str, closeness: float
 ) -> None:

@@ -1,12 +1,13 @@
-"""How much memory the engine believes it has: the machine's, or what a container's limit leaves of it."""
+"""How much memory and how many threads the engine believes it has: the machine's, or what a container leaves."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from kvtool.engine.config import _container_bytes, _machine_bytes, available_bytes
+from kvtool.engine.config import _container_bytes, _machine_bytes, available_bytes, default_threads
 
 
 def test_memory_that_can_be_had(tmp_path: Path) -> None:
@@ -35,3 +36,23 @@ def test_a_container_leaves_its_limit_less_what_it_uses(tmp_path: Path) -> None:
 
 def test_of_this_machine() -> None:
     assert available_bytes(torch.device("cpu")) > 1 << 28
+
+
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_threads_stay_within_a_containers_quota(tmp_path: Path, files: dict[str, str], threads: int) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert default_threads(8, tmp_path) == threads

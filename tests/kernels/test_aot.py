@@ -106,6 +106,27 @@ def test_long_prefill_multiplies_with_wgmma_on_hopper(built: Built) -> None:
     assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
 
 
+def test_mla_decode_of_many_heads_multiplies_with_wgmma_on_hopper(built: Built) -> None:
+    """The tile of latents is read once for 64 heads."""
+    rows = [row for row in built.of("decode_kernel") if row["operation"] == "mla_decode" and row["rows"] == 128]
+    rows = [row for row in rows if row["cache_dtype"] in ("bf16", "fp16")]
+    assert rows
+    if built.capability == 90:
+        assert {row["block_m"] for row in rows} == {WGMMA_ROWS}
+    assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
+
+
+def test_two_programs_of_few_mla_heads_are_resident(built: Built) -> None:
+    """Of latents of 16 bits; the splits are made for as many."""
+    rows = [row for row in built.of("decode_kernel") if row["operation"] == "mla_decode" and row["block_m"] == 16]
+    rows = [row for row in rows if row["cache_dtype"] in ("bf16", "fp16") and row["seqs"] == 1]
+    assert rows
+    threads, shared = 8 * 32, SHARED_BYTES[built.capability]
+    assert all(2 * row["registers"] * threads <= 65536 for row in rows)
+    if shared > 200 * 1024:
+        assert all(2 * (row["shared_bytes"] + 1024) <= shared + 1024 for row in rows)
+
+
 def test_tma_copies_what_is_read_by_descriptor(built: Built) -> None:
     rows = built.of("decode_kernel") + built.of("prefill_kernel")
     assert any(row["by_descriptor"] for row in rows) == (built.capability >= 90)

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.kernels.configs import MAX_SPLITS, MIN_SPLIT_TOKENS, Target, attention_tile, num_splits, padded
+from kvtool.kernels.configs import (
+    MAX_SPLITS,
+    MIN_SPLIT_TOKENS,
+    Target,
+    attention_tile,
+    decode_tile,
+    merges_alone,
+    num_splits,
+    padded,
+)
 
 H100 = Target(capability=90, multiprocessors=132, shared_bytes=227 * 1024)
 L40S = Target(capability=89, multiprocessors=142, shared_bytes=99 * 1024)
@@ -32,6 +41,27 @@ def test_one_long_sequence_fills_the_device() -> None:
     """Llama-8B at batch 1: 8 KV heads x 49 splits = 392 programs on 132 x 3 places."""
     tile = attention_tile(128, 4, 2, 2, H100)
     assert num_splits(8, 32768, tile.resident_programs(512, H100)) == 49
+
+
+@pytest.mark.parametrize(("heads", "block_m"), [(16, 16), (32, 32), (64, 64), (128, 64)])
+def test_many_heads_share_a_tile_of_latents_on_hopper(heads: int, block_m: int) -> None:
+    assert decode_tile(512, heads, 2, 2, H100).block_m == block_m
+
+
+def test_without_wgmma_or_with_bytes_to_convert_latents_have_few_rows() -> None:
+    assert decode_tile(512, 128, 2, 2, L40S).block_m == 32
+    assert decode_tile(512, 128, 2, 1, H100).block_m == 16
+
+
+@pytest.mark.parametrize(("heads", "resident"), [(16, 264), (128, 132)])
+def test_programs_of_latents_fill_the_device(heads: int, resident: int) -> None:
+    assert decode_tile(512, heads, 2, 2, H100).resident_programs(1152, H100) == resident
+
+
+def test_rows_of_mla_are_too_many_for_one_program_to_merge() -> None:
+    """Llama-8B at batch 1: 4 heads x 49 splits x 128 values; DeepSeek-V2-Lite: 16 heads x 64 splits x 512."""
+    assert merges_alone(4, 49, 128)
+    assert not merges_alone(16, 64, 512)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 2**20), st.integers(1, 1000))

@@ -28,6 +28,7 @@ DECODE = {
     "splits": latent((300, 5), page=64, heads=16),
     "heads past a tile": latent((40, 3), heads=72),
     "DeepSeek-V3": latent((1, 70), page=64, heads=16, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
+    "64 heads to a tile": latent((130, 3), page=64, heads=72, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
     "a tiny model": latent((33, 5), head_dim=40, v_dim=32, dtype=F32, cache_dtype=F32),
     "fp8": latent((70,), dtype=BF16, cache_dtype=E4M3, k_scale=0.5, v_scale=0.5),
     "int8, a scale a vector": latent((70, 5), cache_dtype=torch.int8, k_scale=0.02, vector_scales=True),
@@ -45,9 +46,13 @@ PREFILL = {
 
 
 def latent_arguments(case: Case, pool: Pool) -> dict[str, object]:
-    scale = pool.features["k_scale"]
-    cache_scale = scale.squeeze(2) if isinstance(scale, Tensor) else scale
-    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": cache_scale}
+    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": latent_scale(pool)}
+
+
+def latent_scale(pool: Pool) -> float | Tensor:
+    """The scales of a pool's one head and, where each row has two, as those of its values: [P,B,2]."""
+    scale, other = pool.features["k_scale"], pool.features["v_scale"]
+    return torch.cat((scale, other), dim=2) if isinstance(scale, Tensor) else scale
 
 
 @pytest.mark.parametrize("case", DECODE.values(), ids=DECODE.keys())
@@ -70,6 +75,57 @@ def test_prefill_equals_the_reference(backend: Backend, case: Case) -> None:
     expected = reference.mla_prefill(pool.q.double(), cache.double(), *where, **latent_arguments(case, pool))
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype]
+
+
+GATHERED = {
+    "fp16": latent((40,), page=16),
+    "fp8": latent((70,), page=64, dtype=BF16, cache_dtype=E4M3, k_scale=0.5),
+    "int8, two scales a row": latent(
+        (60,), page=48, cache_dtype=torch.int8, k_scale=0.02, v_scale=0.01, vector_scales=True
+    ),
+    "DeepSeek-V3": latent((70,), page=64, head_dim=576, v_dim=512, dtype=BF16, cache_dtype=BF16),
+}
+
+
+@pytest.mark.parametrize("case", GATHERED.values(), ids=GATHERED.keys())
+def test_gathered_pages_equal_the_reference(backend: Backend, case: Case) -> None:
+    """In any order, more than once, with room for what lies in unused slots."""
+    pool = lay_out(replace(case, device=backend.device))
+    cache, pages = pool.k_cache.squeeze(2), pool.block_tables[0, [0, -2, 0]]
+    shape = {"latent_dim": case.v_dim, "scale": latent_scale(pool)}
+    actual = backend.kernels.gather_latents(cache, pages, dtype=case.dtype, **shape)
+    expected = reference.gather_latents(cache.double(), pages, dtype=torch.float64, **shape)
+    assert (actual.dtype, actual.shape) == (case.dtype, (3, case.page, case.head_dim))
+    used = ~expected.isnan()
+    assert used[0].all()
+    assert largest_error(actual[used], expected[used]) < TOLERANCE[case.dtype]
+
+
+SHARED_KEYS = {
+    "plain": Case((1, 16, 40), (1, 16, 40), heads=4, kv_heads=4, dtype=F16, cache_dtype=F16),
+    "chunk": Case((130, 9), (20, 1), page=64, heads=2, kv_heads=2, head_dim=24, v_dim=16),
+    "a padding row": Case((33, 0), (33, 0), heads=4, kv_heads=4, head_dim=16, v_dim=12),
+    "DeepSeek": Case((70,), (9,), 64, 2, 2, 128, 128, BF16, BF16),
+}
+
+
+@pytest.mark.parametrize("case", SHARED_KEYS.values(), ids=SHARED_KEYS.keys())
+def test_heads_share_the_rotary_part_of_their_keys(backend: Backend, case: Case) -> None:
+    """K and V are halves of wider rows, and so is the part that all heads share."""
+    pool, rope = lay_out(replace(case, device=backend.device)), 24
+    shared = lay_out(replace(case, device=backend.device, kv_heads=1, head_dim=rope + 8), seed=0)
+    where = (pool.block_tables, pool.seq_lens, pool.query_starts)
+    both = torch.cat((pool.k_cache, pool.v_cache), dim=3)
+    k_cache, v_cache = both.split((case.head_dim, case.v_dim), dim=3)
+    k_rope = shared.k_cache.squeeze(2)[..., 8:]
+    q = torch.cat((pool.q, shared.q[..., :rope]), dim=2)
+    actual = backend.kernels.paged_prefill(q, k_cache, v_cache, *where, scale=0.2, k_rope=k_rope)
+    wide = torch.cat((k_cache, k_rope.unsqueeze(2).expand(-1, -1, case.kv_heads, -1)), dim=3).double()
+    expected = reference.paged_prefill(q.double(), wide, v_cache.double(), *where, scale=0.2)
+    assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
+    assert largest_error(actual, expected) < TOLERANCE[case.dtype]
+    again = reference.paged_prefill(q.double(), k_cache.double(), v_cache.double(), *where, scale=0.2, k_rope=k_rope)
+    assert largest_error(again, expected) < 1e-12
 
 
 @dataclass(frozen=True)
@@ -103,7 +159,8 @@ def test_absorbed_weights_give_the_uncompressed_attention(backend: Backend) -> N
     absorbed = torch.cat([torch.einsum("hn,hnr->hr", model.q_nope, model.w_uk), model.q_rope], dim=1)
     rows = torch.cat([model.latents, model.rope_keys], dim=1)
     cache = torch.zeros(2, 16, latent_dim + rope, device=backend.device)
-    backend.kernels.store_latent(rows.float().to(backend.device), cache, torch.arange(length, device=backend.device))
+    slots = torch.arange(length, device=backend.device)
+    backend.kernels.store_latent(rows.float().to(backend.device), cache, slots, latent_dim=latent_dim)
     attended = backend.kernels.mla_decode(
         absorbed.float().to(backend.device)[None],
         cache,

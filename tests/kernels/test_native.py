@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from kvtool.kernels import native as module
-from kvtool.kernels.native import ACTIVATIONS, Native, build, native, packed, serves
+from kvtool.kernels.native import ACTIVATIONS, Native, build, huge_pages, native, packed, serves
 
 BF16_EPS = 2.0**-8  # half a unit in the last place, relative
 ROUNDS_ONCE = 1.02 * BF16_EPS
@@ -98,6 +99,44 @@ def test_a_rotation_turns_halves(kernels: Native, rows: int) -> None:
     assert_rounded(kernels.rotate(x, cos, sin), exact, sum_of=1.0)
 
 
+@needs_gcc
+@pytest.mark.parametrize("megabytes", [0.004, 1, 5])
+def test_a_stream_reads_every_word(kernels: Native, megabytes: float) -> None:
+    words = torch.randint(-(2**31), 2**31 - 1, (int(megabytes * 256) * 1024,), dtype=torch.int32)
+    assert kernels.read_all(words) == int(words.sum()) % 2**32
+
+
+@needs_gcc
+def test_a_prefill_is_as_near_to_the_truth_as_torchs(kernels: Native) -> None:
+    q, k, v = (drawn(300, 2, 64, seed=seed) for seed in range(3))
+    indices = [torch.tensor(values, dtype=torch.int32) for values in ([[0]], [300], [0, 300])]
+    found = kernels.paged_prefill(q, k[None], v[None], *indices, 0.125, 0, 300)
+    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    exact = sdpa(*(x.double() for x in heads), is_causal=True, scale=0.125)[0].transpose(0, 1)
+    of_torch = sdpa(*heads, is_causal=True, scale=0.125)[0].transpose(0, 1)
+    error, of_torchs = ((x.double() - exact).square().mean().sqrt() for x in (found, of_torch))
+    assert error < 1.2 * of_torchs
+
+
+@needs_gcc
+@pytest.mark.parametrize("token", [0, 37, 38, 90])
+def test_a_key_that_is_nan_reaches_the_queries_that_see_it(kernels: Native, token: int) -> None:
+    q, k, v = (drawn(100, 2, 64, seed=seed) for seed in range(3))
+    k[token] = float("nan")
+    table, lengths, starts = (torch.tensor(x, dtype=torch.int32) for x in ([[0]], [100], [0, 100]))
+    found = kernels.paged_prefill(q, k[None], v[None], table, lengths, starts, 0.125, 0, 100)
+    assert found[token:].isnan().all()
+    assert not found[:token].isnan().any()
+    assert kernels.paged_decode(q[-1:], k[None], v[None], table, lengths, 0.125, 0).isnan().all()
+
+
+def test_huge_pages_change_no_contents_and_take_what_is_too_small() -> None:
+    for size in (1, 100, 3 << 20, (4 << 20) + 5):
+        tensor = torch.empty(size, dtype=torch.uint8)
+        assert huge_pages(tensor).fill_(7).data_ptr() == tensor.data_ptr()
+        assert bool((tensor == 7).all())
+
+
 def test_only_whole_rows_of_bf16_are_served() -> None:
     assert serves(drawn(3, 64))
     assert serves(drawn(3, 128)[:, 64:])
@@ -124,9 +163,8 @@ def test_the_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_source_that_does_not_compile_leaves_torch_and_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken.c"
-    broken.write_text("int linear(")
-    monkeypatch.setattr(module, "SOURCE", broken)
+    (tmp_path / "broken.c").write_text("int linear(")
+    monkeypatch.setattr(module, "SOURCES", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     native.cache_clear()
     assert native() is None

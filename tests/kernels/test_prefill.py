@@ -22,6 +22,11 @@ def prefill(lens: tuple[int, ...], query_lens: tuple[int, ...], **shape: object)
     return Case(lens, query_lens, **(half | shape))
 
 
+def compiled(lens: tuple[int, ...], query_lens: tuple[int, ...], **shape: object) -> Case:
+    """bf16, which the CPU's compiled kernels take."""
+    return prefill(lens, query_lens, **({"dtype": BF16, "cache_dtype": BF16, "head_dim": 64, "v_dim": 64} | shape))
+
+
 CASES = {
     "plain": prefill((1, 15, 16, 17, 70), (1, 15, 16, 17, 70)),
     "plain, one long": prefill((200,), (200,), heads=2, kv_heads=2),
@@ -62,6 +67,13 @@ CASES = {
     "head 112": prefill((70,), (30,), head_dim=112, v_dim=112, page=64),
     "head 192": prefill((40,), (30,), head_dim=192, v_dim=192),
     "window longer than everything": prefill((70,), (70,), window=1000),
+    "compiled, over tiles": compiled((300, 129, 128, 1), (300, 129, 1, 1), heads=3, kv_heads=1),
+    "compiled, chunks and padding rows": compiled((300, 0, 130), (70, 0, 9), heads=4, kv_heads=4, page=64),
+    "compiled, heads in two shares": compiled((140,), (140,), heads=12, kv_heads=2, page=1),
+    "compiled, window over tiles": compiled((600, 9), (200, 9), window=150, page=24),
+    "compiled, window of one": compiled((200,), (90,), window=1),
+    "compiled, narrow values": compiled((150,), (40,), head_dim=96, v_dim=32),
+    "compiled, latents": compiled((150,), (20,), heads=9, kv_heads=1, head_dim=288, v_dim=256),
 }
 
 

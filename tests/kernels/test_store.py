@@ -9,7 +9,7 @@ from torch import Tensor
 from kvtool.kernels import reference
 from kvtool.kernels.quantise import largest
 from kvtool.sizing.formats import CACHE_FORMATS
-from kvtool.sizing.specs import FullSpec
+from kvtool.sizing.specs import FullSpec, LatentSpec
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import skip_unless_held
 
@@ -68,8 +68,8 @@ def test_rows_land_in_their_slots(
 def test_latent_rows(backend: Backend, dtype: torch.dtype) -> None:
     latent = eighths(len(SLOTS), 64 + 16).to(backend.device)
     actual, expected = (poisoned(4, 16, 80, dtype=dtype, device=backend.device) for _ in range(2))
-    backend.kernels.store_latent(latent, actual, slots(backend.device), scale=2.0)
-    reference.store_latent(latent, expected, slots(backend.device), scale=2.0)
+    backend.kernels.store_latent(latent, actual, slots(backend.device), latent_dim=64, scale=2.0)
+    reference.store_latent(latent, expected, slots(backend.device), latent_dim=64, scale=2.0)
     assert torch.equal(bits(actual), bits(expected))
 
 
@@ -123,6 +123,27 @@ def test_a_scale_beside_each_vector(backend: Backend, name: str, kv_heads: int, 
     assert (amax[amax > 0] == largest(dtype)).all()
     spec = FullSpec(kv_heads=kv_heads, k_head_dim=head_dim, v_head_dim=head_dim, cache_format=CACHE_FORMATS[name])
     assert 2 * (cache[0].nbytes + scales[0].nbytes) == spec.page_bytes(16)
+
+
+@pytest.mark.parametrize("name", BYTE_DTYPES)
+def test_two_scales_beside_each_latent(backend: Backend, name: str) -> None:
+    """The latent has its own, and so has the rotary key, which is of another size; their bytes are those counted."""
+    dtype, rank, rope = BYTE_DTYPES[name], 64, 16
+    rows = eighths(len(SLOTS), rank + rope) * torch.tensor([1.0] * rank + [100.0] * rope)
+    stores = []
+    for kernels in (backend.kernels, reference):
+        cache = torch.zeros(4, 16, rank + rope, dtype=dtype, device=backend.device)
+        scales = poisoned(4, 16, 2, dtype=torch.float32, device=backend.device)
+        kernels.store_latent(rows.to(backend.device), cache, slots(backend.device), latent_dim=rank, scale=scales)
+        stores.append((cache, scales))
+    (cache, scales), (_, expected_scales) = stores
+    assert torch.equal(bits(scales), bits(expected_scales))
+    kept = slots(backend.device)[slots(backend.device) >= 0]
+    largest_stored = cache.flatten(0, 1)[kept].float().abs()
+    assert (largest_stored[:, :rank].amax(1) == largest(dtype)).all()
+    assert (largest_stored[:, rank:].amax(1) == largest(dtype)).all()
+    spec = LatentSpec(kv_lora_rank=rank, qk_rope_head_dim=rope, cache_format=CACHE_FORMATS[name])
+    assert cache[0].nbytes + scales[0].nbytes == spec.page_bytes(16)
 
 
 def test_int8_rounds_to_the_nearest(backend: Backend) -> None:

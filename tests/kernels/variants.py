@@ -66,11 +66,10 @@ class Variant:
         launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64), k_scale=scale, v_scale=scale)
 
     def _norm(self) -> None:
-        x, weight = (
-            _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype]),
-            _meta(self.head_dim, dtype=torch.bfloat16),
-        )
-        step.add_rms_norm(x, x, weight, 1e-5)
+        """With `qk_norm` of the branch too, as in Gemma, whose weights are fp32."""
+        x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
+        weight = _meta(self.head_dim, dtype=torch.float32 if self.qk_norm else torch.bfloat16)
+        step.add_rms_norm(x, x, weight, weight if self.qk_norm else None, eps=1e-5)
 
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
@@ -87,6 +86,29 @@ class Variant:
         norms = _meta(2 * self.rows, self.head_dim, dtype=DTYPES[self.dtype]) if self.qk_norm else None
         scale = self._scale(self.rows)
         step.split_qkv(qkv, norms, 1e-5, (turn, turn), cache, cache, slots, k_scale=scale, v_scale=scale)
+
+    def _split_latent(self) -> None:
+        """DeepSeek's rotary part; head_dim is the row of the cache and v_dim the latent."""
+        tokens, rope = self.seqs, self.head_dim - self.v_dim
+        q, latent = (
+            _meta(tokens, *shape, dtype=DTYPES[self.dtype]) for shape in ((self.rows, 128 + rope), (self.head_dim,))
+        )
+        turn, norm = (_meta(*shape, dtype=DTYPES[self.dtype]) for shape in ((tokens, 1, rope), (self.v_dim,)))
+        where = (self._latents(), _meta(tokens, dtype=torch.int64))
+        step.split_latent(q, latent, norm, 1e-6, (turn, turn), *where, tokens, scale=self._scale(2))
+
+    def _gather(self) -> Tensor:
+        dtype, pages = DTYPES[self.dtype], _meta(64, dtype=torch.int32)
+        return launch.gather_latents(self._latents(), pages, latent_dim=self.v_dim, dtype=dtype, scale=self._scale(2))
+
+    def _mha_prefill(self) -> Tensor:
+        """Decompressed MLA: K and V as halves of one product's rows, the rotary key beside them."""
+        heads = _meta(64, self.page, self.rows, 2 * self.head_dim, dtype=DTYPES[self.dtype])
+        k, v = heads.chunk(2, dim=3)
+        k_rope = _meta(64, self.page, 512 + 64, dtype=DTYPES[self.dtype])[..., 512:]
+        q = _meta(LONG, self.rows, self.head_dim + 64, dtype=DTYPES[self.dtype])
+        where = (*self._sequences(), _meta(self.seqs + 1, dtype=torch.int32))
+        return launch.paged_prefill(q, k, v, *where, scale=0.1, k_rope=k_rope, max_query_len=LONG)
 
     def _decode(self) -> Tensor:
         return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), **self._features())
@@ -110,9 +132,7 @@ class Variant:
         return {"scale": 0.1, "softcap": self.softcap, "sinks": sinks, "k_scale": scale, "v_scale": scale}
 
     def _latent_features(self) -> dict[str, object]:
-        scale = self._scale(1)
-        cache_scale = scale.squeeze(2) if isinstance(scale, Tensor) else scale
-        return {"latent_dim": self.v_dim, "scale": 0.1, "cache_scale": cache_scale}
+        return {"latent_dim": self.v_dim, "scale": 0.1, "cache_scale": self._scale(2)}
 
     def _scale(self, heads: int) -> float | Tensor:
         return _meta(64, self.page, heads, dtype=torch.float32) if self.vector_scales else 1.0
@@ -172,9 +192,16 @@ def _features() -> Iterator[Variant]:
     yield Variant("qkv", 128, 8, cache_dtype="int8", vector_scales=True, qk_norm=True)
     for hidden_size in (2048, 16384):
         yield Variant("norm", hidden_size, 16)
+        yield Variant("norm", hidden_size, 16, qk_norm=True)
     yield Variant("gate", 14336, 16)
     for rows in (1, 4, 16):
         yield Variant("place", 0, rows)
+    for operation in ("split_latent", "gather"):
+        for cache_dtype, vector_scales in (("bf16", False), ("e4m3", False), ("int8", True)):
+            yield Variant(operation, 576, 16, v_dim=512, cache_dtype=cache_dtype, vector_scales=vector_scales)
+    for page in (16, 64):
+        yield Variant("mha_prefill", 128, 16, page=page)
+    yield Variant("mha_prefill", 128, 16, dtype="fp16")
 
 
 def _tiles() -> Iterator[Variant]:
@@ -187,6 +214,12 @@ def _tiles() -> Iterator[Variant]:
     for operation in ("mla_decode", "mla_prefill"):
         for heads in (16, 128):
             yield Variant(operation, 576, heads, v_dim=512)
+    yield Variant("mla_decode", 576, 32, v_dim=512)
+    yield Variant("mla_decode", 576, 128, v_dim=512, page=16)
+    yield Variant("mla_decode", 576, 128, v_dim=512, dtype="fp16", cache_dtype="fp16")
+    for heads in (16, 128):
+        for page in (16, 64):
+            yield Variant("mla_decode", 576, heads, v_dim=512, page=page, seqs=4096)
 
 
 def _long_tiles(**shape: object) -> Iterator[Variant]:

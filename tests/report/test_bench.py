@@ -119,6 +119,12 @@ def test_a_missing_arm_is_a_dash(document):
     assert arm_time_table(cases).rows[-1][-2:] == ("-", "-")
 
 
+def test_a_device_whose_speed_moved_is_given_from_end_to_end(document):
+    slower = with_case(document, "latency", roofline={"read_gbps_measured": 12.61})
+    moved = msgspec.structs.replace(document, cases=[*document.cases, *slower.cases])
+    assert any("reads 12.6 to 25.3 GB/s, copies 17.5 GB/s and" in sentence for sentence in findings(moved))
+
+
 def test_findings_say_what_the_figures_say(document):
     text = "\n".join(findings(document))
     assert "compared inside this run and are the same in all 23 cases" in text

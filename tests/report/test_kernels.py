@@ -18,6 +18,7 @@ from kvtool.results import (
     KernelBytes,
     KernelCase,
     KernelCheck,
+    KernelColdStart,
     KernelMemory,
     KernelMetrics,
     KernelPeer,
@@ -248,6 +249,16 @@ def test_the_chart_has_a_row_for_each_point_and_a_colour_for_each_peer(tmp_path:
     assert len(kernels_figure(document()).axes) == 2
     paths = write_kernels(raced(document()), tmp_path)
     assert read_document(paths[0], KernelsDocument) == raced(document())
+
+
+def test_a_cold_start_is_told_where_it_was_recorded() -> None:
+    cold = [
+        msgspec.structs.replace(case("decode", 1024, 1), cold_start=KernelColdStart(first_call_s=s, capture_s=capture))
+        for s, capture in ((2.5, 0.05), (0.1, 0.25))
+    ]
+    said = "cold start, in no time above: a first call took up to 2,500 ms, capturing a graph up to 250 ms"
+    assert said in " ".join(printed(document(*cold), 100).split())
+    assert "cold start" not in printed(document(), 100)
 
 
 def test_warnings_are_told_in_yellow_and_the_rest_is_dim() -> None:

@@ -1,13 +1,14 @@
 """MLA over pages (DeepSeek-V2, arXiv 2405.04434): the latent and the rotated key part are all that is stored.
 
 Decode absorbs W_UK into the query and W_UV into the output, and attends over the latents themselves. Prefill
-decompresses the latents of a sequence once and attends as MHA, which is fewer FLOPs for many queries.
+decompresses the latents and attends as MHA, which is fewer FLOPs for many queries.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
@@ -20,8 +21,8 @@ from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels import Kernels
-from kvtool.kernels.dense import causal_attention, tokens_of
 
+_DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
 
 
@@ -83,9 +84,9 @@ class MultiHeadLatentAttention:
         self.latent = self._latent_projection(hidden_size, decoder, weights, f"{prefix}.kv_a_proj_with_mqa")
         self.latent_norm = RmsNorm(weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank), _LATENT_NORM_EPS)
         up = weights.tensor(f"{prefix}.kv_b_proj.weight", num_heads * (self.nope + self.v_head_dim), self.rank)
-        self.decompress = Linear(up)
+        self.up = up.unflatten(0, (num_heads, -1))
         # W_UK [H, nope, R] and W_UV [H, v, R]: the two halves of each head's rows of kv_b_proj.
-        self.w_uk, w_uv = up.unflatten(0, (num_heads, -1)).split((self.nope, self.v_head_dim), dim=1)
+        self.w_uk, w_uv = self.up.split((self.nope, self.v_head_dim), dim=1)
         self.w_uv = w_uv.transpose(1, 2)
         self.out = Linear(
             weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.v_head_dim),
@@ -102,24 +103,43 @@ class MultiHeadLatentAttention:
         return Linear(weight, bias)
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
-        q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
-        q_rope = rotate(q_rope, step.rotation)
-        latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
-        k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
-        rows = torch.cat((self.latent_norm(latent), k_rope), dim=-1)
-        step.kernels.store_latent(rows, cache.k, step.batch.slots, scale=cache.k_scale)
+        num_decodes = step.batch.decode.num_tokens if step.batch.decode else 0
+        absorbed, q = self._queries(x, step, cache, num_decodes)
         decode, prefill = step.batch.decode, step.batch.prefill
-        num_decodes = decode.num_tokens if decode else 0
-        decoded = (
-            self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache, step.kernels) if decode else None
-        )
-        prefilled = self._prefill(q_nope[num_decodes:], q_rope[num_decodes:], prefill, cache) if prefill else None
+        decoded = self._decode(absorbed, decode, cache, step.kernels) if decode else None
+        prefilled = self._prefill(q, prefill, step, cache) if prefill else None
         return self.out(join(decoded, prefilled).flatten(1), plus)
 
-    def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: LayerCache, kernels: Kernels) -> Tensor:
-        absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)  # [S, H, R]
+    def _queries(self, x: Tensor, step: StepContext, cache: LayerCache, num_decodes: int) -> tuple[Tensor, Tensor]:
+        """Absorbed queries [D, H, R + rope] of decode rows and q [T - D, H, nope + rope] of the others; the latents of
+        all rows go to the cache."""
+        q, latent = self.query(x), self.latent(x)
+        if step.kernels.fused is None:
+            rows = self._turn(q, latent, step)
+            step.kernels.store_latent(rows, cache.k, step.batch.slots, latent_dim=self.rank, scale=cache.k_scale)
+            absorbed = q.new_empty(num_decodes, self.num_heads, self.rank + self.rope)
+            absorbed[..., self.rank :] = q[:num_decodes, :, self.nope :]
+        else:
+            norm, where = self.latent_norm, (cache.k, step.batch.slots)
+            absorbed = step.kernels.fused.split_latent(
+                q, latent, norm.weight, norm.eps, step.rotation, *where, num_decodes, scale=cache.k_scale
+            )
+        if num_decodes:
+            q_nope = q[:num_decodes, :, : self.nope].transpose(0, 1)
+            torch.bmm(q_nope, self.w_uk, out=absorbed[..., : self.rank].transpose(0, 1))
+        return absorbed, q[num_decodes:]
+
+    def _turn(self, q: Tensor, latent: Tensor, step: StepContext) -> Tensor:
+        """Turns the rotary part of q in place. -> the rows to store: [latent normalised | rotary key turned]."""
+        q_rope = q[..., self.nope :]
+        q_rope.copy_(rotate(q_rope, step.rotation))
+        latent, k_rope = latent.split((self.rank, self.rope), dim=-1)
+        k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
+        return torch.cat((self.latent_norm(latent), k_rope), dim=-1)
+
+    def _decode(self, absorbed: Tensor, rows: Rows, cache: LayerCache, kernels: Kernels) -> Tensor:
         attended = kernels.mla_decode(
-            torch.cat((absorbed, q_rope), dim=-1),
+            absorbed,
             cache.k,
             rows.block_tables,
             rows.seq_lens,
@@ -127,25 +147,48 @@ class MultiHeadLatentAttention:
             scale=self.scale,
             cache_scale=cache.k_scale,
         )
-        return torch.bmm(attended.transpose(0, 1), self.w_uv).transpose(0, 1)  # [S, H, v]
+        out = absorbed.new_empty(len(absorbed), self.num_heads, self.v_head_dim)
+        torch.bmm(attended.transpose(0, 1), self.w_uv, out=out.transpose(0, 1))
+        return out
 
-    def _prefill(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: LayerCache) -> Tensor:
-        q = torch.cat((q_nope, q_rope), dim=-1)
-        starts = rows.query_starts.tolist()
-        attended = []
-        for index, (table, seq_len) in enumerate(zip(rows.block_tables.tolist(), rows.seq_lens.tolist(), strict=True)):
-            stored = tokens_of(cache.k, table, 0, seq_len, dtype=q.dtype, scale=cache.k_scale)
-            k, v = self._decompressed(stored)
-            attended.append(causal_attention(q[starts[index] : starts[index + 1]], k, v, scale=self.scale))
-        return torch.cat(attended)
+    def _prefill(self, q: Tensor, rows: Rows, step: StepContext, cache: LayerCache) -> Tensor:
+        """q [T, H, nope + rope] -> [T, H, v]. The latents of all tokens in use are copied out of their pages, and
+        decompressed for as many heads at a time as fit in _DECOMPRESSED_BYTES, of one head at least."""
+        side_by_side = step.gathered
+        assert side_by_side is not None
+        latents = step.kernels.gather_latents(
+            cache.k, side_by_side.pages, latent_dim=self.rank, dtype=q.dtype, scale=cache.k_scale
+        )
+        latents = latents.view(-1, side_by_side.block_size, self.rank + self.rope)
+        parts = []
+        for heads in _head_blocks(self.num_heads, self.up[0].shape[0] * latents[..., 0].numel() * q.element_size()):
+            k, v = self._decompressed(latents[..., : self.rank], heads)
+            attended = step.kernels.paged_prefill(
+                q[:, heads],
+                k,
+                v,
+                side_by_side.block_tables,
+                rows.seq_lens,
+                rows.query_starts,
+                scale=self.scale,
+                k_rope=latents[..., self.rank :],
+                max_query_len=rows.max_query_len,
+            )
+            parts.append(attended)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _decompressed(self, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent rows [L, R+E] -> k [L, H, nope + rope], v [L, H, v]."""
-        latent, k_rope = stored.split((self.rank, self.rope), dim=-1)
-        heads = self.decompress(latent).unflatten(-1, (self.num_heads, -1))
-        k_nope, v = heads.split((self.nope, self.v_head_dim), dim=-1)
-        shared = k_rope.unsqueeze(1).expand(-1, self.num_heads, -1)
-        return torch.cat((k_nope, shared), dim=-1), v
+    def _decompressed(self, latents: Tensor, heads: slice) -> tuple[Tensor, Tensor]:
+        """latents [n, B, R] -> k [n, B, heads, nope] and v [n, B, heads, v]."""
+        up = self.up[heads]
+        rows = linear(latents.flatten(0, 1), up.flatten(0, 1))
+        k, v = rows.view(*latents.shape[:2], *up.shape[:2]).split((self.nope, self.v_head_dim), dim=-1)
+        return k, v
+
+
+def _head_blocks(num_heads: int, head_bytes: int) -> list[slice]:
+    """All heads, in blocks of at most _DECOMPRESSED_BYTES."""
+    block = max(1, min(num_heads, _DECOMPRESSED_BYTES // head_bytes))
+    return [slice(first, min(first + block, num_heads)) for first in range(0, num_heads, block)]
 
 
 def _softmax_scale(decoder: Decoder, head_dim: int) -> float:

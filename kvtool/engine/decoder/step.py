@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.batch import StepBatch
+from kvtool.engine.decoder.gathered import Gathered
 from kvtool.kernels import Kernels
 
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """`rotation` is the cos and sin of the step's positions, computed once for all layers; `local_rotation` is that of
-    sliding layers where they have a base of their own."""
+    sliding layers where they have a base of their own. `gathered` is there for the prefill rows of MLA."""
 
     batch: StepBatch
     kernels: Kernels
     rotation: tuple[Tensor, Tensor]
     local_rotation: tuple[Tensor, Tensor]
+    gathered: Gathered | None = None
 
 
 def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -10,16 +12,20 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
+from kvtool.engine.decoder.gathered import Gathered, gathered
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter, Mlp, MoeMlp, load_mlp
-from kvtool.engine.decoder.norm import RmsNorm, load_norm
+from kvtool.engine.decoder.norm import load_norm
+from kvtool.engine.decoder.residual import Residual, added
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.decoder.step import StepContext
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels import Kernels
+
+_TILE_TOKENS = 64  # that prefill reads at once, where they are in one block
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
 _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
@@ -46,21 +52,12 @@ class DecoderLayer:
         self.attention = _attention(index, model, decoder, weights, f"{prefix}.self_attn")
         self.mlp = _mlp(model, decoder, index, weights, f"{prefix}.mlp")
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
+    def __call__(self, stream: Residual, step: StepContext, cache: LayerCache) -> Residual:
         fused = step.kernels.fused
-        normed = self.attention_in(x) if self.attention_in else x
-        alone = self.attention_out is not None or fused is not None  # what attention gives is not added at once
-        attended = self.attention(normed, step, cache, plus=None if alone else x)
-        if self.attention_out is not None:
-            attended = self.attention_out(attended)
-        if fused is not None and isinstance(self.mlp_in, RmsNorm):
-            normed, x = fused.add_rms_norm(attended, x, self.mlp_in.weight, self.mlp_in.eps)
-        else:
-            x = x + attended if alone else attended
-            normed = self.mlp_in(x) if self.mlp_in else x
-        if self.mlp_out is None:
-            return self.mlp(normed, step.batch, plus=x, fused=fused)
-        return x + self.mlp_out(self.mlp(normed, step.batch, fused=fused))
+        normed, x = stream.normed(self.attention_in, fused)
+        stream = added(x, partial(self.attention, normed, step, cache), self.attention_out, fused)
+        normed, x = stream.normed(self.mlp_in, fused)
+        return added(x, partial(self.mlp, normed, step.batch, fused=fused), self.mlp_out, fused)
 
 
 class Transformer:
@@ -102,13 +99,21 @@ class Transformer:
         """Logits [sampled rows, vocab]. `caches` has one entry a layer."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
-        step = StepContext(batch, kernels, rotation, local)
-        x = self.embedding(batch)
+        step = StepContext(batch, kernels, rotation, local, self._gathered(batch, caches[0], kernels))
+        stream = Residual(self.embedding(batch))
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, step, cache)
-        sampled = x if batch.sample_rows is None else x[batch.sample_rows]
-        logits = self.head(self.norm(sampled))
+            stream = layer(stream, step, cache)
+        if batch.sample_rows is not None:
+            stream = stream.rows(batch.sample_rows)
+        logits = self.head(stream.normed(self.norm, kernels.fused)[0])
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
+
+    def _gathered(self, batch: StepBatch, cache: LayerCache, kernels: Kernels) -> Gathered | None:
+        """Of the prefill rows of MLA, which are decompressed side by side, in blocks of a tile of the GPU's kernel."""
+        if batch.prefill is None or not isinstance(self.model.layers[0].cache, LatentAttention):
+            return None
+        block_tokens = 1 if kernels.fused is None else _TILE_TOKENS
+        return gathered(batch.prefill.pages, cache.k.shape[1], block_tokens, cache.k.device)
 
 
 class Embedding:

@@ -97,26 +97,28 @@ def first_softmax(sinks_ptr, head, is_row, BLOCK_M: tl.constexpr):
 @triton.jit
 def attend(
     acc, row_max, row_sum, q, q_rope, position,
-    k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+    k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, table_ptr,
     first_tile, last_tile, first_key, end_key, window, qk_scale, v_gain, cap,
-    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+    k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, rope_page_stride, rope_slot_stride,
+    scale_page_stride, scale_slot_stride, num_pages,
     CAPPED: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
     ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
     BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ):
     """Fold the tiles first_tile .. last_tile-1 into the running (acc, row_max, row_sum) of the rows of q.
 
-    ROPE_DIM > 0 is MLA: a stored row is [latent | rotary key], and the latent tile, loaded once, is key and value.
-    Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are read as zeros. With
-    k_scale_ptr each key has its own scale, and so has each value: v_gain makes those of order 1, for fp16's few digits.
+    MLA keys have a part [P, B, ROPE_DIM] that all heads share. Without v_ptr keys are latents, and the tile, loaded
+    once, is key and value. Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are
+    read as zeros. With k_scale_ptr each key has its own scale, and so has each value: v_gain makes those of order 1,
+    for fp16's few digits.
     """
     if TMA:
         k_tiles = page_tiles(k_ptr, num_pages, k_page_stride, k_slot_stride, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE)
-        if ROPE_DIM > 0:
+        if rope_ptr is not None:
             rope_tiles = page_tiles(
-                k_ptr + HEAD_DIM, num_pages, k_page_stride, k_slot_stride, ROPE_DIM, BLOCK_ROPE, BLOCK_N, PAGE
+                rope_ptr, num_pages, rope_page_stride, rope_slot_stride, ROPE_DIM, BLOCK_ROPE, BLOCK_N, PAGE
             )
-        else:
+        if v_ptr is not None:
             v_tiles = page_tiles(v_ptr, num_pages, v_page_stride, v_slot_stride, V_DIM, BLOCK_DV, BLOCK_N, PAGE)
     pages = load_pages(table_ptr, first_tile, first_key, end_key, PAGE, BLOCK_N)
     # What is masked after it came passes through shared memory once more: there is room for that without a pipeline.
@@ -128,19 +130,27 @@ def attend(
         inside = (key >= first_key) & (key < end_key)
         page = pages.to(tl.int64)  # page * stride passes 2**31 in a pool of a few GB
         slot = tile * BLOCK_N % PAGE
-        k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
         if TMA:
             k = k_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_D)
         else:
+            k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
             k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED)
         k = widened(k, q.dtype)
         scores = dot(q, tl.trans(k))
-        if ROPE_DIM > 0:
+        scale_at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
+        if k_scale_ptr is not None:
+            scores *= load_scales(k_scale_ptr + scale_at, inside, MASKED)[None, :]
+        if rope_ptr is not None:
             if TMA:
                 k_rope = rope_tiles.load([pages, slot, 0]).reshape(BLOCK_N, BLOCK_ROPE)
             else:
-                k_rope = load_rows(k_ptrs + HEAD_DIM, inside, ROPE_DIM, BLOCK_ROPE, MASKED)
-            scores += dot(q_rope, tl.trans(widened(k_rope, q.dtype)))
+                rope_ptrs = rope_ptr + page * rope_page_stride + (key % PAGE) * rope_slot_stride
+                k_rope = load_rows(rope_ptrs, inside, ROPE_DIM, BLOCK_ROPE, MASKED)
+            turned = dot(q_rope, tl.trans(widened(k_rope, q.dtype)))
+            if rope_scale_ptr is not None:
+                turned *= load_scales(rope_scale_ptr + scale_at, inside, MASKED)[None, :]
+            scores += turned
+        if v_ptr is None:
             v = k
         else:
             if TMA:
@@ -151,22 +161,20 @@ def attend(
             v = widened(v, q.dtype)
         if TMA and MASKED:  # the box holds whole rows, unused slots too: 0 * NaN is NaN
             v = tl.where(inside[:, None], v, 0.0)
-        if k_scale_ptr is not None:
-            at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
-            scores *= load_scales(k_scale_ptr + at, inside, MASKED)[None, :]
         scores *= qk_scale
         if CAPPED:
             scores = cap * tanh(scores)
         if MASKED:
-            visible = (key[None, :] <= position[:, None]) & (key[None, :] > position[:, None] - window)
+            visible = key[None, :] <= position[:, None]
+            if v_ptr is not None:  # latents have no window
+                visible &= key[None, :] > position[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         weights = tl.exp2(scores - new_max[:, None])
         decay = tl.exp2(row_max - new_max)
         row_sum = row_sum * decay + tl.sum(weights, 1)
         if v_scale_ptr is not None:
-            at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
-            weights *= (v_gain * load_scales(v_scale_ptr + at, inside, MASKED))[None, :]
+            weights *= (v_gain * load_scales(v_scale_ptr + scale_at, inside, MASKED))[None, :]
         acc = acc * decay[:, None] + dot(weights.to(q.dtype), v)
         row_max = new_max
         pages = next_pages

@@ -11,11 +11,12 @@ from kvtool.kernels.triton.paged import attend, first_softmax, load_rows, normal
 # What changes from step to step must not compile a new variant.
 @triton.jit(do_not_specialize=["window", "group", "num_heads", "num_seqs", "table_stride"])
 def prefill_kernel(
-    q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, table_ptr, lens_ptr, starts_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, starts_ptr,
+    out_ptr,
     qk_scale, v_scale, cap, window, group, num_heads, num_seqs,
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
+    rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
     CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
@@ -43,7 +44,7 @@ def prefill_kernel(
     q_ptrs = q_ptr + (start + token).to(tl.int64) * q_token_stride + head * q_head_stride
     q = load_rows(q_ptrs, is_row, HEAD_DIM, BLOCK_D, True)
     q_rope = q
-    if ROPE_DIM > 0:
+    if rope_ptr is not None:
         q_rope = load_rows(q_ptrs + HEAD_DIM, is_row, ROPE_DIM, BLOCK_ROPE, True)
 
     #   key      first_key ......................... end_key
@@ -60,7 +61,8 @@ def prefill_kernel(
     tail = tl.maximum((lowest + 1) // BLOCK_N, full)
 
     k_ptr += kv_head.to(tl.int64) * k_head_stride
-    v_ptr += kv_head.to(tl.int64) * v_head_stride
+    if v_ptr is not None:
+        v_ptr += kv_head.to(tl.int64) * v_head_stride
     if k_scale_ptr is not None:
         k_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
         v_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
@@ -72,9 +74,10 @@ def prefill_kernel(
         end = full if part == 0 else tail if part == 1 else last
         acc, row_max, row_sum = attend(
             acc, row_max, row_sum, q, q_rope, context + token,
-            k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+            k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, table_ptr,
             begin, end, first_key, end_key, window, qk_scale, 1.0 / v_scale, cap,
-            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale_page_stride, scale_slot_stride, num_pages,
+            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, rope_page_stride, rope_slot_stride,
+            scale_page_stride, scale_slot_stride, num_pages,
             CAPPED, TMA, part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
         )
 

@@ -1,4 +1,4 @@
-"""Write rows of this step's tokens into the slots of a paged cache, converting to the cache's dtype."""
+"""Write rows of this step's tokens into the slots of a paged cache, in its dtype, and read whole pages back."""
 
 from __future__ import annotations
 
@@ -37,6 +37,31 @@ def store_kernel(
         scale_ptrs = scales_ptr + (slot // PAGE) * scale_page_stride + (slot % PAGE) * scale_slot_stride
         scale_ptrs += head * scale_head_stride
     write_heads(x, row_ptr + head[:, None] * head_stride + dim[None, :], inside, scale_ptrs, is_head, scale, MAX)
+
+
+@triton.jit
+def gather_kernel(
+    cache_ptr, scales_ptr, pages_ptr, out_ptr, scale,
+    page_stride, slot_stride, scale_page_stride, scale_slot_stride, scale_part_stride,
+    LATENT: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """One program copies BLOCK_S slots of one page to out [n, PAGE, WIDTH], times their scale: that of the first LATENT
+    columns and that of the rest, where each row has its two."""
+    index = tl.program_id(0).to(tl.int64)
+    page = tl.load(pages_ptr + index).to(tl.int64)
+    slot = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
+    dim = tl.arange(0, BLOCK_D)
+    inside = (slot < PAGE)[:, None] & (dim < WIDTH)[None, :]
+    row_ptrs = cache_ptr + page * page_stride + slot[:, None] * slot_stride
+    x = tl.load(row_ptrs + dim[None, :], mask=inside, other=0.0).to(tl.float32)
+    if scales_ptr is not None:
+        part = tl.where(dim < LATENT, 0, 1)
+        at = page * scale_page_stride + slot[:, None] * scale_slot_stride + part[None, :] * scale_part_stride
+        x *= tl.load(scales_ptr + at, mask=inside, other=0.0)
+    else:
+        x *= scale
+    out_ptrs = out_ptr + (index * PAGE + slot[:, None]) * WIDTH + dim[None, :]
+    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
