@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,10 +78,8 @@ def _started(name: str, checkpoint: Checkpoint) -> Entrant:
 
 def _stop(entrant: Entrant) -> None:
     if entrant.engine is not None:
-        try:
+        with suppress(Exception):  # what was measured stands
             entrant.engine.close()
-        except Exception:  # what was measured stands
-            gc.collect()
 
 
 @dataclass(frozen=True, slots=True)

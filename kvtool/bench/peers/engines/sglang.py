@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from kvtool.bench.peers import distribution_version, imported
+from kvtool.bench.peers import PeerError, distribution_version, imported
 from kvtool.bench.peers.engines import Answers
 from kvtool.bench.peers.engines.checkpoint import Checkpoint
 
@@ -27,8 +27,14 @@ def start(checkpoint: Checkpoint) -> Sglang:
         max_total_tokens=checkpoint.roomy_tokens,
         disable_radix_cache=True,
         log_level="error",
+        custom_sigquit_handler=_child_died,
     )
     return Sglang(engine)
+
+
+def _child_died(signal_number: int, frame: Any) -> NoReturn:
+    """In place of SGLang's own handler, which ends this whole process when one of its children fails to start."""
+    raise PeerError("failed: one of its processes died")
 
 
 class Sglang:

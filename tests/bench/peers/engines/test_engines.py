@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -216,6 +217,8 @@ def test_sglang_is_timed_by_what_it_streams(
     assert seen.pop("closed")
     assert (seen["dtype"], seen["disable_radix_cache"], seen["skip_tokenizer_init"]) == ("float32", True, True)
     assert seen["max_total_tokens"] >= 2 * 64
+    with pytest.raises(PeerError, match="one of its processes died"):  # its own handler would end this process
+        seen["custom_sigquit_handler"](signal.SIGQUIT, None)
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
