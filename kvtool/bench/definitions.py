@@ -23,6 +23,10 @@ DEFINITIONS = {
     "ttft_saved_ms": "median over paired requests of uncached - cached TTFT; 95 % bootstrap interval over pairs",
     "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",
     "percentiles": "linear interpolation; std with n - 1",
+    "peers": "other engines on the same weights and prompts, greedy, in turns with ours, batch by batch, in rounds of "
+    "their own; ttft = until every prompt has its first token, tpot = (until the last token - ttft) / later tokens, on "
+    "the CPU; ratio = peer's median time / ours in the same rounds, above 1 where ours is faster, with the 95 % "
+    "bootstrap interval over rounds; loading, compiling and warming up are not timed; peak memory is not told then",
 }
 
 KERNEL_DEFINITIONS = {

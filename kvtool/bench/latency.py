@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.checks import logits_check
+from kvtool.bench.engine_peers import Entrant, compared
 from kvtool.bench.harness import at_once, case_inputs, kv_bytes, pages_for, run_requests, sample_of
 from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
@@ -18,13 +21,19 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.kernels import load_kernels
-from kvtool.results import Case, Check, Memory, Roofline, Sample
+from kvtool.results import BenchPeer, Case, Check, Memory, Roofline, Sample
 from kvtool.units import ceil_div
 from kvtool.workloads import Request, fixed, poisson_arrivals
 
 
 def latency_case(
-    loaded: LoadedModel, options: BenchOptions, windows: Windows, *, input_len: int, batch_size: int
+    loaded: LoadedModel,
+    options: BenchOptions,
+    windows: Windows,
+    *,
+    input_len: int,
+    batch_size: int,
+    peers: Sequence[Entrant] = (),
 ) -> Case:
     """One cell of the grid. Raises DeviceError where a step fails or the accounting cannot be right."""
     num_requests = (options.num_prompts or 4 * batch_size) if options.queues else batch_size
@@ -79,13 +88,25 @@ def latency_case(
             kv_allocated_bytes=allocated,
             kv_pool_bytes=engine.pool.bytes,
             kv_waste_bytes=allocated - stored,
-            peak_bytes=peak_bytes(),
+            peak_bytes=None if peers else peak_bytes(),  # their weights are in this process too
         ),
         prefix=None,
         check=_kernel_check(engine, batches[-1]),
         power=power_of(power.summary, samples),
         cold_start=engine.cold_start,
+        peers=_compared(engine, options, peers, input_len, batch_size) if peers else [],
     )
+
+
+def _compared(
+    engine: Engine, options: BenchOptions, peers: Sequence[Entrant], input_len: int, batch_size: int
+) -> list[BenchPeer]:
+    """In rounds of their own, on prompts that nobody saw before. A first round at least compiles and allocates."""
+    warmup = max(1, options.num_iters_warmup)
+    seen = options.num_iters_warmup + options.num_iters
+    rounds = range(seen, seen + warmup + options.num_iters)
+    batches = [_requests(engine.loaded, options, batch_size, input_len, iteration) for iteration in rounds]
+    return compared(engine, peers, batches, warmup=warmup)
 
 
 def _requests(

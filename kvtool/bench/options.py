@@ -33,6 +33,7 @@ class BenchOptions:
     request_rate: float | None = None
     num_prompts: int | None = None
     seed: int = 0
+    peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_positive(self.input_lens, "input length")
@@ -42,6 +43,8 @@ class BenchOptions:
         _require_positive(
             tuple(n for n in (self.concurrency, self.num_prompts, self.prefix_len) if n is not None), "count"
         )
+        if self.peers and (self.queues or "latency" not in self.parts):
+            raise KvtoolError("--peers run whole batches of the latency part: no --concurrency or --request-rate")
         if self.num_iters_warmup < 0:
             raise KvtoolError(f"num-iters-warmup {self.num_iters_warmup} must not be negative")
         for part in self.parts:

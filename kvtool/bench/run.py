@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 
 from kvtool.bench.accounting import is_impossible, with_roofline
 from kvtool.bench.definitions import DEFINITIONS
+from kvtool.bench.engine_peers import Entrant, entrants
 from kvtool.bench.environment import describe_environment
 from kvtool.bench.latency import latency_case
 from kvtool.bench.no_cache import no_cache_cases
@@ -58,7 +59,10 @@ def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress
     load = LoadMeter()
     ceiling = _ceiling(loaded)
     windows = Windows(str(loaded.device), TORCH_DTYPES[loaded.dtype], ceiling)
-    found, interrupted = _run(list(_steps(loaded, options, windows)), windows, progress)
+    if options.peers:
+        progress("loading the peers", 0.0)
+    with entrants(loaded, options) as peers:
+        found, interrupted = _run(list(_steps(loaded, options, windows, peers)), windows, progress)
     if not found:
         raise KeyboardInterrupt
     progress("measuring the device again", 1.0)
@@ -99,14 +103,14 @@ def _run(steps: list[Step], windows: Windows, progress: Progress) -> tuple[list[
     return cases, False
 
 
-def _steps(loaded: LoadedModel, options: BenchOptions, windows: Windows) -> Iterator[Step]:
+def _steps(loaded: LoadedModel, options: BenchOptions, windows: Windows, peers: Sequence[Entrant]) -> Iterator[Step]:
     shared = (loaded, options, windows)
     if "latency" in options.parts:
         for length in options.input_lens:
             for batch in options.batch_sizes:
                 yield Step(
                     f"latency: {length} tokens x {batch}",
-                    partial(_one, latency_case, *shared, input_len=length, batch_size=batch),
+                    partial(_one, latency_case, *shared, peers=peers, input_len=length, batch_size=batch),
                 )
     if "prefix" in options.parts:
         for rate in options.hit_rates:

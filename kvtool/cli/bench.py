@@ -57,6 +57,14 @@ def bench(
     concurrency: Annotated[int | None, typer.Option(help="Requests in flight; the others wait their turn.")] = None,
     request_rate: Annotated[float | None, typer.Option(help="Requests a second, arriving at random (Poisson).")] = None,
     num_prompts: Annotated[int | None, typer.Option(help="Requests a case that queues (default: 4 a batch).")] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Run these engines too, in turns with ours: all, or of transformers, transformers-static, "
+            "transformers-paged, vllm, sglang.",
+        ),
+    ] = None,
     weights: WeightsOption = None,
     dtype: DtypeOption = "auto",
     kv_cache_dtype: RunKvCacheDtypeOption = "auto",
@@ -73,6 +81,8 @@ def bench(
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
     from kvtool.bench.defaults import bench_options, default_model
+    from kvtool.bench.peers import peer_names
+    from kvtool.bench.peers.engines import ENGINE_PEERS
     from kvtool.bench.run import bench as run_bench
     from kvtool.report.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
@@ -100,6 +110,7 @@ def bench(
         request_rate=request_rate,
         num_prompts=num_prompts,
         seed=seed,
+        peers=peer_names(split_list(peers), known=ENGINE_PEERS) if peers is not None else (),
     )
     config = engine_config(
         weights=weights_of(model or "", weights),

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from kvtool.report import html
 from kvtool.report.bench_charts import bench_panels, chart
 from kvtool.report.bench_findings import findings
+from kvtool.report.bench_peers import engines_table, peer_columns, with_peers
 from kvtool.report.bench_tables import SHARED_INPUTS, bench_tables
 from kvtool.report.cases import case_rows, case_title, shared_inputs
 from kvtool.report.environment import environment_table
 from kvtool.report.files import png_bytes, write_result
-from kvtool.report.tables import to_html, to_rich
+from kvtool.report.tables import Table, to_html, to_rich
 from kvtool.results import BenchDocument
 from kvtool.results.warnings import load_warnings, throttle_warnings
 
@@ -26,7 +27,7 @@ def print_bench(document: BenchDocument, console: Console) -> None:
 
     warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
     console.print(Text(describe_run(document), style="dim"))
-    for table in bench_tables(document):
+    for table in tables(document):
         console.print()
         console.print(to_rich(table, console.width))
     for heading, sentences in (("In short", findings(document)), ("Assumed", document.assumptions)):
@@ -48,9 +49,16 @@ def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
     )
 
 
+def tables(document: BenchDocument) -> list[Table]:
+    """Those of the document's own figures, then the one of its peers."""
+    raced = with_peers(document.cases)
+    return bench_tables(document) + ([engines_table(raced)] if raced else [])
+
+
 def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
     """One row a case, samples left out."""
-    return case_rows(document.cases)
+    peers = peer_columns(document.cases)
+    return [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
 
 
 def bench_html(document: BenchDocument) -> str:
@@ -62,7 +70,7 @@ def bench_html(document: BenchDocument) -> str:
         body=[
             html.key_points(findings(document)),
             html.section("Charts", [html.charts(images)]),
-            html.section("Tables", [to_html(table) for table in bench_tables(document)]),
+            html.section("Tables", [to_html(table) for table in tables(document)]),
             html.section("Environment", [to_html(environment_table(document.environment))]),
             html.section("Definitions", [html.definitions(document.definitions)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),

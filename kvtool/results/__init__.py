@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from kvtool.results.bench import (
     BenchDocument,
+    BenchPeer,
     Case,
     Check,
     ColdStart,
     Memory,
     Metrics,
+    PeerTurn,
     Power,
     Prefix,
     Roofline,
@@ -59,6 +61,7 @@ from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, V
 __all__ = [
     "ENGINE_NAMES",
     "BenchDocument",
+    "BenchPeer",
     "Calibration",
     "Case",
     "Check",
@@ -81,6 +84,7 @@ __all__ = [
     "MatrixRefused",
     "Memory",
     "Metrics",
+    "PeerTurn",
     "Power",
     "Prefix",
     "Roofline",

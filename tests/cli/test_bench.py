@@ -73,6 +73,9 @@ def test_tables_fit_the_terminal(kvtool: Kvtool) -> None:
         (("bench", "--num-prompts", "5"), "--num-prompts needs"),
         (("bench", "--weights", "nowhere"), "neither 'random'"),
         (("bench", "--out", "/proc/nowhere"), "/proc/nowhere"),
+        (("bench", "--peers", "transformer"), "unknown peer 'transformer': did you mean transformers"),
+        (("bench", "--peers", "sdpa"), "of all, transformers, transformers-static, transformers-paged, vllm, sglang"),
+        (("bench", "--peers", "all", "--concurrency", "2"), "--peers run whole batches of the latency part"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_exit_code_2(kvtool: Kvtool, args: tuple[str, ...], message: str) -> None:
@@ -82,6 +85,14 @@ def test_what_cannot_be_run_is_one_line_and_exit_code_2(kvtool: Kvtool, args: tu
     assert "Traceback" not in done.err
     assert done.err.startswith("kvtool: ")
     assert done.err.count("\n") == 1
+
+
+def test_other_engines_stand_beside_ours(kvtool: Kvtool) -> None:
+    done = kvtool(*QUICK, "--parts", "latency", "--batch-size", "1", "--peers", "transformers-static,sglang")
+    assert "Next to other engines" in done.out
+    assert "transformers-static" in done.out
+    assert "SGLang is compared on the first CUDA device" in " ".join(done.out.split())
+    assert done.code in (0, 3)
 
 
 @pytest.mark.parametrize("device", ["cuda:98", "cuda:99"])
