@@ -52,6 +52,7 @@ class Variant:
     sinks: bool = False
     vector_scales: bool = False
     qk_norm: bool = False
+    activation: str = "silu"
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
@@ -74,7 +75,7 @@ class Variant:
 
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        step.silu_mul(x, x)
+        step.gated(x, x, self.activation)
 
     def _qkv(self) -> None:
         """As many query heads as KV heads."""
