@@ -25,7 +25,7 @@ def cold_time_ms(call: Callable[[], object], device: torch.device) -> float:
             call()
             end.record()
         torch.cuda.synchronize(device)
-    return median(start.elapsed_time(end) for start, end in events)
+    return float(median(start.elapsed_time(end) for start, end in events))
 
 
 def _flush_bytes(device: torch.device) -> int:

@@ -15,9 +15,7 @@ from kvtool.kernels.triton.experts import add_chosen_kernel, experts_kernel, pla
 PAIRS_AT_ONCE = 1024
 
 
-def experts(
-    x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None
-) -> Tensor:
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
     """x [T,H], chosen and shares [T,k] -> [T,H]: for each token the sum of its experts times their shares, + plus.
 
     Four launches: pairs of token and expert sorted by expert; gate, up and activation; down, times the share; the sum.

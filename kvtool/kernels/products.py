@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 from kvtool.kernels import checks, configs, gpu
+from kvtool.kernels.cold_time import cold_time_ms
 from kvtool.kernels.native import cache_folder
 from kvtool.kernels.product_tiles import (
     GEMV_ROWS,
@@ -25,7 +26,6 @@ from kvtool.kernels.product_tiles import (
     gemv_tiles,
     product_tiles,
 )
-from kvtool.kernels.cold_time import cold_time_ms
 from kvtool.kernels.triton.product import add_splits_kernel, gemv_kernel, product_kernel
 from kvtool.kernels.verdict import Verdicts
 

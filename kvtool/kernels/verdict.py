@@ -28,7 +28,7 @@ class Verdicts:
         if self._known is None:
             self._known = _read(self._file)
         known = self._known.get(question)
-        if known in ways:
+        if known is not None and known in ways:
             return known
         if not may_time:
             return next(iter(ways))

@@ -19,7 +19,7 @@ from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels import Kernels
+from kvtool.kernels import Kernels, StepKernels
 from kvtool.kernels.dense import causal_attention, tokens_of
 
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
@@ -53,10 +53,10 @@ class LatentQueryProjection:
             per_head = _halves_last(per_head, shape.qk_rope_head_dim)
         self.up = Linear(per_head.flatten(0, 1))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, fused: StepKernels | None) -> Tensor:
         if self.rank is not None:
-            x = self.norm(self.down(x))
-        return self.up(x).view(len(x), self.num_heads, -1)
+            x = self.norm(self.down(x, fused=fused))
+        return self.up(x, fused=fused).view(len(x), self.num_heads, -1)
 
 
 class MultiHeadLatentAttention:
@@ -102,9 +102,9 @@ class MultiHeadLatentAttention:
         return Linear(weight, bias)
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
-        q_nope, q_rope = self.query(x).split((self.nope, self.rope), dim=-1)
+        q_nope, q_rope = self.query(x, step.kernels.fused).split((self.nope, self.rope), dim=-1)
         q_rope = rotate(q_rope, step.rotation)
-        latent, k_rope = self.latent(x).split((self.rank, self.rope), dim=-1)
+        latent, k_rope = self.latent(x, fused=step.kernels.fused).split((self.rank, self.rope), dim=-1)
         k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
         rows = torch.cat((self.latent_norm(latent), k_rope), dim=-1)
         step.kernels.store_latent(rows, cache.k, step.batch.slots, scale=cache.k_scale)
@@ -114,7 +114,7 @@ class MultiHeadLatentAttention:
             self._decode(q_nope[:num_decodes], q_rope[:num_decodes], decode, cache, step.kernels) if decode else None
         )
         prefilled = self._prefill(q_nope[num_decodes:], q_rope[num_decodes:], prefill, cache) if prefill else None
-        return self.out(join(decoded, prefilled).flatten(1), plus)
+        return self.out(join(decoded, prefilled).flatten(1), plus, step.kernels.fused)
 
     def _decode(self, q_nope: Tensor, q_rope: Tensor, rows: Rows, cache: LayerCache, kernels: Kernels) -> Tensor:
         absorbed = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)  # [S, H, R]

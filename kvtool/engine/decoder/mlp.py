@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,11 +16,16 @@ from kvtool.engine.decoder.linear import ActivatedLinear, ClampedGatedLinear, Ga
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels import StepKernels
 
+if TYPE_CHECKING:
+    from kvtool.engine.decoder.experts import Experts
+
 Inner = GatedLinear | ClampedGatedLinear | ActivatedLinear
 
 
 class Mlp:
     """down(inner x) + plus."""
+
+    capturable = True
 
     def __init__(self, inner: Inner, down: Linear) -> None:
         self.inner, self.down = inner, down
@@ -27,7 +33,7 @@ class Mlp:
     def __call__(
         self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
     ) -> Tensor:
-        return self.down(self.inner(x, fused), plus)
+        return self.down(self.inner(x, fused), plus, fused)
 
 
 def load_mlp(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> Mlp:
@@ -47,11 +53,10 @@ def load_mlp(hidden_size: int, width: int, decoder: Decoder, weights: WeightSour
 
 
 def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> GatedLinear:
-    gate, up = (weights.tensor(f"{prefix}.{name}.weight", width, hidden_size) for name in ("gate_proj", "up_proj"))
-    biases = None
-    if decoder.mlp_bias:
-        biases = (weights.tensor(f"{prefix}.gate_proj.bias", width), weights.tensor(f"{prefix}.up_proj.bias", width))
-    return GatedLinear(gate, up, decoder.activation, biases)
+    names = [f"{prefix}.{name}" for name in ("gate_proj", "up_proj")]
+    weight = torch.cat([weights.tensor(f"{name}.weight", width, hidden_size) for name in names])
+    bias = torch.cat([weights.tensor(f"{name}.bias", width) for name in names]) if decoder.mlp_bias else None
+    return GatedLinear(weight, decoder.activation, bias)
 
 
 class MoeMlp:
@@ -61,25 +66,30 @@ class MoeMlp:
         self,
         moe: Moe,
         router: Callable[[Tensor, StepBatch], tuple[Tensor, Tensor]],
-        experts: list[Mlp],
+        experts: Experts,
         shared: Mlp | None,
     ) -> None:
         self.moe = moe
         self.router = router
         self.experts = experts
         self.shared = shared
+        # Fused kernels launch the same whatever is chosen; one expert after another is asked of the device.
+        self.capturable = experts.stacked is not None
 
     def __call__(
         self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
     ) -> Tensor:
         chosen, shares = self.router(x, batch)
+        if fused is not None and self.experts.stacked is not None:
+            started = plus if self.shared is None else self.shared(x, batch, plus, fused)
+            return fused.experts(x, self.experts.stacked, chosen, shares, started)
         if self.shared is not None:
             out = self.shared(x, batch, plus, fused)
         else:
             out = torch.zeros_like(x) if plus is None else plus.clone()
         for expert in chosen.unique().tolist():
             rows, ranks = (chosen == expert).nonzero(as_tuple=True)
-            expert_out = self.experts[expert](x[rows], batch, fused=fused)
+            expert_out = self.experts.alone[expert](x[rows], batch, fused=fused)
             out.index_add_(0, rows, expert_out * shares[rows, ranks, None].to(x.dtype))
         return out
 

@@ -10,6 +10,7 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
+from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter, Mlp, MoeMlp, load_mlp
@@ -92,6 +93,11 @@ class Transformer:
         local_theta = decoder.local_rope_theta
         self.local_rope = Rope(local_theta, None, *rotary, dtype=dtype, device=device) if local_theta else self.rope
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a decode step never waits for the device, so that it can be part of a CUDA graph."""
+        return all(layer.mlp.capturable for layer in self.layers)
+
     @torch.inference_mode()
     def __call__(self, batch: StepBatch, caches: list[LayerCache], kernels: Kernels) -> Tensor:
         """Logits [len(sample_rows), vocab]. `caches` has one entry a layer."""
@@ -101,7 +107,7 @@ class Transformer:
         x = self.embedding(batch)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, step, cache)
-        logits = self.head(self.norm(x[batch.sample_rows]))
+        logits = self.head(self.norm(x[batch.sample_rows]), fused=kernels.fused)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
 
@@ -170,10 +176,7 @@ def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, pref
         if model.intermediate_size is None:
             raise KvtoolError(f"the engine cannot run {model.id}: its intermediate_size is not known")
         return load_mlp(hidden, model.intermediate_size, decoder, weights, prefix)
-    experts = [
-        load_mlp(hidden, moe.intermediate_size, decoder, weights, f"{prefix}.experts.{expert}")
-        for expert in range(moe.num_experts)
-    ]
+    experts = load_experts(hidden, moe, decoder, weights, f"{prefix}.experts")
     shared = moe.shared_intermediate_size
     assert decoder.router is not None
     return MoeMlp(

@@ -43,7 +43,7 @@ def place_kernel(
         tl.store(order_ptr + row + tl.cumsum(is_mine, 0) - 1, pair, mask=is_mine == 1)
         row += tl.sum(is_mine, 0)
 
-    for one in range(0, tl.cdiv(count, BLOCK_M)):
+    for one in range(tl.cdiv(count, BLOCK_M)):
         at = blocks_ptr + (block + one) * 4
         tl.store(at, mine)
         tl.store(at + 1, first + one * BLOCK_M)
@@ -135,6 +135,6 @@ def add_chosen_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     if plus_ptr is not None:
         total += tl.load(plus_ptr + token * plus_stride + column, mask=inside, other=0.0).to(tl.float32)
-    for one in range(0, top_k):
+    for one in range(top_k):
         total += tl.load(y_ptr + (token * top_k + one) * SIZE + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + token * SIZE + column, total.to(out_ptr.dtype.element_ty), mask=inside)

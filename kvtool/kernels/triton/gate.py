@@ -25,7 +25,7 @@ def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         activated = 0.5 * gate * (1.0 + tl.erf(gate * _ROOT_HALF))
     elif ACTIVATION == "gelu_tanh":
-        activated = 0.5 * gate * (1.0 + tanh(_ROOT_TWO_OVER_PI * (gate + 0.044715 * gate * gate * gate)))
+        activated = 0.5 * gate * (1.0 + tanh((gate + 0.044715 * gate * gate * gate) * _ROOT_TWO_OVER_PI))
     else:
         tl.static_assert(ACTIVATION == "clamped_swiglu")
         gate = tl.minimum(gate, limit)
