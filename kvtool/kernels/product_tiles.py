@@ -82,7 +82,7 @@ def expert_tile(block_m: int, num_columns: int, num_blocks: int, element_bytes: 
     roomy = target.shared_bytes > 128 * 1024
     if block_m == 16:
         narrow = num_blocks * math.ceil(num_columns / 64) < target.multiprocessors
-        return ExpertTile(32 if narrow else 64, 128, 4, 4 if roomy else 2, block_m)
+        return ExpertTile(32 if narrow else 64, 128, 4, 4 if roomy else 3, block_m)
     return ExpertTile(64, 64, 4 if block_m == 64 else 8, 4 if roomy else 3, block_m)
 
 

@@ -18,7 +18,14 @@ from tempfile import mkdtemp
 import pytest
 import triton
 
-from kvtool.kernels.budgets import LOCAL_BYTES, MIN_DECODE_BUFFERS, RESIDENT_DECODES, SHARED_BYTES, WGMMA_ROWS
+from kvtool.kernels.budgets import (
+    LOCAL_BYTES,
+    MIN_DECODE_BUFFERS,
+    MIN_PRODUCT_BUFFERS,
+    RESIDENT_DECODES,
+    SHARED_BYTES,
+    WGMMA_ROWS,
+)
 
 pytestmark = pytest.mark.aot
 REPOSITORY = Path(__file__).parents[2]
@@ -102,6 +109,20 @@ def test_decode_keeps_loads_in_flight(built: Built) -> None:
 
 def test_long_prefill_multiplies_with_wgmma_on_hopper(built: Built) -> None:
     rows = [row for row in built.of("prefill_kernel") if row["block_m"] >= WGMMA_ROWS]
+    assert rows
+    assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
+
+
+def test_products_keep_weights_in_flight(built: Built) -> None:
+    rows = built.of("gemv_kernel") + built.of("product_kernel") + built.of("experts_kernel")
+    rows = [row for row in rows if row["dtype"] != "fp32"]
+    assert {row["name"]: row["buffers"] for row in rows if row["buffers"] < MIN_PRODUCT_BUFFERS} == {}
+
+
+def test_products_of_tall_tiles_multiply_with_wgmma_on_hopper(built: Built) -> None:
+    """Products are turned: the instruction's rows are those of the weight, however few tokens there are."""
+    rows = [row for row in built.of("product_kernel") + built.of("experts_kernel") if row["block_n"] >= WGMMA_ROWS]
+    rows = [row for row in rows if row["dtype"] != "fp32"]
     assert rows
     assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
 

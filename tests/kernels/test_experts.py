@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvtool.kernels import ExpertWeights, step_reference
 from tests.kernels.conftest import Backend
-from tests.kernels.paged_case import TOLERANCE, largest_error
+from tests.kernels.paged_case import TOLERANCE
 from tests.kernels.test_step import values
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -59,7 +59,7 @@ def assert_right(step, weights: ExpertWeights, chosen: Tensor, plus: Tensor | No
     exact = step_reference.experts(x.double(), widened(weights), chosen, shares.double(), wide_plus)
     assert (found.dtype, found.shape) == (dtype, (tokens, hidden))
     # Two roundings on the way, of the inner elements and of what each expert says.
-    assert largest_error(found, exact) < 3 * TOLERANCE[dtype] * (1 + float(exact.abs().max()) / 8)
+    assert ((found.double() - exact).abs() < TOLERANCE[dtype] * (1 + exact.abs())).all()
     assert plus is None or torch.equal(plus, before)
 
 
@@ -75,7 +75,7 @@ def chosen_of(tokens: int, top_k: int, count: int, device: str) -> Tensor:
         (1, 1, 4, 64, 32),
         (1, 8, 8, 64, 48),
         (5, 3, 7, 40, 33),
-        (3, 2, 160, 32, 24),
+        (3, 2, 20, 32, 24),
         (40, 2, 2, 64, 64),
         (0, 2, 4, 32, 32),
     ],

@@ -7,18 +7,19 @@ import torch
 
 from kvtool.kernels import step_reference
 from tests.kernels.conftest import Backend
-from tests.kernels.paged_case import TOLERANCE, largest_error
 from tests.kernels.test_step import values
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+# Of the result, once; in fp32 of the sums too.
+ROUNDING = {F32: 16 * torch.finfo(F32).eps, BF16: torch.finfo(BF16).eps, F16: torch.finfo(F16).eps}
 SHAPES = [
     (1, 64, 64),
-    (1, 40, 2048),  # in splits
-    (2, 70, 700),
+    (1, 20, 2048),  # in splits, by every tile
+    (2, 30, 520),
     (3, 33, 97),
-    (4, 130, 1024),
-    (5, 65, 2050),
-    (16, 96, 1000),
+    (4, 18, 768),
+    (5, 65, 1026),
+    (16, 96, 600),
     (17, 64, 96),
     (33, 100, 520),
     (64, 70, 300),
@@ -36,7 +37,7 @@ def products(backend: Backend):
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
-@pytest.mark.parametrize("added", ["", "bias", "plus", "bias plus"])
+@pytest.mark.parametrize("added", ["", "bias plus"])
 def test_every_way_multiplies(backend: Backend, products, dtype, rows: int, columns: int, depth: int, added: str):
     """x and plus are slices of wider rows; plus is left as it was."""
     where = {"dtype": dtype, "device": backend.device}
@@ -52,7 +53,7 @@ def test_every_way_multiplies(backend: Backend, products, dtype, rows: int, colu
     for name, way in ways.items():
         out = way(x, weight, bias, plus)
         assert (out.dtype, out.is_contiguous()) == (dtype, True)
-        assert largest_error(out, exact) < TOLERANCE[dtype], name
+        assert ((out.double() - exact).abs() <= ROUNDING[dtype] * (1 + exact.abs())).all(), name
         assert plus is None or torch.equal(plus, before), name
 
 
@@ -63,12 +64,13 @@ def test_the_depth_is_divided(products) -> None:
 
     target = gpu.target(torch.device("cpu"))
     tiles = gemv_tiles(2) | product_tiles(2, target)
-    assert {name: tile.splits(64, 2048, 160, target) > 1 for name, tile in tiles.items()} == dict.fromkeys(tiles, True)
+    splits = {name: tile.splits(20, 2048, 2 * (tile.block_n + 16), target) for name, tile in tiles.items()}
+    assert min(splits.values()) > 1, splits
 
 
 def test_equal_calls_give_equal_bits(backend: Backend, products) -> None:
     where = {"dtype": BF16, "device": backend.device}
-    x, weight = values(3, 2048, **where), values(64, 2048, seed=1, **where)
+    x, weight = values(3, 1024, **where), values(32, 1024, seed=1, **where)
     for way in products.candidates(3, weight).values():
         assert torch.equal(way(x, weight, None, None), way(x, weight, None, None))
 

@@ -247,6 +247,7 @@ def compile_one(variant: Variant, index: int, capability: int) -> dict[str, obje
     row |= {
         "triton": triton.__version__,
         "block_m": one.arguments.get("BLOCK_M", 0),
+        "block_n": one.arguments.get("BLOCK_N", 0),
         "by_descriptor": bool(one.arguments.get("TMA")),
     }
     try:

@@ -44,10 +44,11 @@ class Linear:
 
 
 class GatedLinear:
-    """x [T, in] -> activation(x Wg^T + bg) * (x Wu^T + bu) for a weight [2 out, in], gate over up, and its bias, if any.
+    """x [T, in] -> activation(x Wg^T + bg) * (x Wu^T + bu): weight [2 out, in] is gate over up, and so is its bias.
 
-    On CPUs two products: as halves of one they would be strided, which costs the activation more than it saves. On GPUs
-    one, which reads a weight of twice the size nearer to the memory's speed. Raises KvtoolError for an unknown activation.
+    On CPUs two products: as halves of one they would be strided, which costs the activation more than it saves. Fused
+    kernels make it one, of a weight so large that it is read nearer to the memory's speed. Raises KvtoolError for an
+    unknown activation.
     """
 
     def __init__(self, weight: Tensor, activation: str, bias: Tensor | None = None) -> None:
