@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
+from triton.runtime.errors import OutOfResources
 
 from kvtool.kernels import checks, configs, gpu
 from kvtool.kernels.cold_time import cold_time_ms
@@ -141,4 +142,12 @@ def verdicts(device: torch.device) -> Verdicts:
     folder = Path(__file__).parent
     sources = hashlib.sha256(b"".join((folder / source).read_bytes() for source in _SOURCES)).hexdigest()[:12]
     file = cache_folder() / f"products-{re.sub(r'[^A-Za-z0-9.+]+', '-', name)}-{sources}.json"
-    return Verdicts(file, partial(cold_time_ms, device=device))
+    return Verdicts(file, partial(_time_ms, device=device))
+
+
+def _time_ms(call: Callable[[], object], device: torch.device) -> float:
+    """A tile that a card has no room for never wins."""
+    try:
+        return cold_time_ms(call, device)
+    except OutOfResources:
+        return math.inf

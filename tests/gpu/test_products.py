@@ -1,4 +1,4 @@
-"""What only a GPU can show of products: compiled tiles at real shapes, the verdict between them, graphs that hold them."""
+"""What only a GPU can show of products: compiled tiles at real shapes, the verdict between them, graphs of them."""
 
 from __future__ import annotations
 
