@@ -18,7 +18,7 @@ from kvtool.kernels import step_reference
 
 MOE = Moe(num_experts=5, experts_per_token=2, intermediate_size=24)
 HIDDEN, TOKENS = 32, 7
-BIASED = Decoder(family="tiny", mlp_bias=True)
+BIASED = Decoder(family="tiny", exact=True, mlp_bias=True)
 
 
 def random_weights() -> RandomWeights:
@@ -38,7 +38,7 @@ def step_of(tokens: int) -> tuple[Tensor, StepBatch]:
 @pytest.mark.parametrize(
     "decoder",
     [
-        Decoder(family="tiny"),
+        Decoder(family="tiny", exact=True),
         BIASED,
         dataclasses.replace(BIASED, activation="gelu_pytorch_tanh"),
         dataclasses.replace(BIASED, clamped_swiglu=ClampedSwiglu(limit=0.5)),
@@ -67,7 +67,8 @@ def test_each_expert_lies_in_the_stack() -> None:
 
 
 @pytest.mark.parametrize(
-    "decoder", [Decoder(family="tiny", activation="relu"), Decoder(family="tiny", gated_mlp=False)]
+    "decoder",
+    [Decoder(family="tiny", exact=True, activation="relu"), Decoder(family="tiny", exact=True, gated_mlp=False)],
 )
 def test_a_gate_without_a_kernel_runs_one_after_another_and_is_not_captured(decoder: Decoder) -> None:
     moe = moe_of(decoder)
