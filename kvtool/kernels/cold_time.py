@@ -8,19 +8,21 @@ from statistics import median
 import torch
 
 CALLS = 15
+FILLS = 4  # about 200 us in all: no launch takes a host as long
 LEAST_FLUSH_BYTES = 64 << 20
 
 
 def cold_time_ms(call: Callable[[], object], device: torch.device) -> float:
-    """Median over CALLS. Before each the cache is filled by a read, which leaves nothing to be written back, and takes
-    longer than it takes to ask for the call: so the time is the device's, not the host's."""
+    """Median over CALLS. Before each the cache is filled by reads, which leave nothing to be written back, and take the
+    device longer than the host takes to ask for the call: so what is timed is the device."""
     with torch.cuda.device(device):
         filler = torch.zeros(_flush_bytes(device) // 4, device=device)
         call()  # compiles
         call()
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(CALLS)]
         for start, end in events:
-            filler.sum()
+            for _ in range(FILLS):
+                filler.sum()
             start.record()
             call()
             end.record()

@@ -64,7 +64,7 @@ def test_the_depth_is_divided(products) -> None:
 
     target = gpu.target(torch.device("cpu"))
     tiles = gemv_tiles(2) | product_tiles(2, target)
-    splits = {name: tile.splits(20, 2048, 2 * (tile.block_n + 16), target) for name, tile in tiles.items()}
+    splits = {name: tile.splits(20, 2048, 2 * tile.block_n, target) for name, tile in tiles.items()}
     assert min(splits.values()) > 1, splits
 
 
