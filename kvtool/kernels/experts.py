@@ -71,7 +71,8 @@ def _product(
 ) -> None:
     """One product of all experts, as `experts_kernel` says. Grid: blocks of rows x blocks of columns."""
     num_blocks, num_columns, depth = len(blocks), out.shape[1], weight.shape[2]
-    tile = expert_tile(block_m, num_columns, num_blocks, x.element_size(), gpu.target(x.device))
+    size, target = x.element_size(), gpu.target(x.device)
+    tile = expert_tile(block_m, num_columns, num_blocks, size, target, is_gated=is_gated)
     experts_kernel[(num_blocks * math.ceil(num_columns / tile.block_n),)](
         x_ptr=x,
         weight_ptr=weight,

@@ -75,15 +75,19 @@ def expert_rows(pairs: int, num_experts: int, element_bytes: int) -> int:
     return 16 if average <= 16 else 64 if average <= 64 else 128
 
 
-def expert_tile(block_m: int, num_columns: int, num_blocks: int, element_bytes: int, target: Target) -> ExpertTile:
-    """Of few rows as many programs as there are multiprocessors, or the weights are not read by all of the card."""
+def expert_tile(
+    block_m: int, num_columns: int, num_blocks: int, element_bytes: int, target: Target, *, is_gated: bool
+) -> ExpertTile:
+    """Of few rows as many programs as multiprocessors, or the weights are not read by all of the card. Of many rows
+    a large accumulator, whose half belongs to the other product where it is gated."""
     if element_bytes == 4:
         return ExpertTile(32, 32, 4, 2, block_m)
     roomy = target.shared_bytes > 128 * 1024
     if block_m == 16:
         narrow = num_blocks * math.ceil(num_columns / 64) < target.multiprocessors
         return ExpertTile(32 if narrow else 64, 128, 4, 4 if roomy else 3, block_m)
-    return ExpertTile(64, 64, 4 if block_m == 64 else 8, 4 if roomy else 3, block_m)
+    block_n = 64 if is_gated or block_m == 64 else 128
+    return ExpertTile(block_n, 64, 4 if block_m == 64 else 8, 4 if roomy else 3, block_m)
 
 
 def block_bound(pairs: int, num_experts: int, block_m: int) -> int:
