@@ -6,6 +6,7 @@ Three modules implement `Kernels`: `reference` (the obvious torch twins: read th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,10 +19,48 @@ if TYPE_CHECKING:
     Scale = float | Tensor
 
 BACKENDS = ("triton", "torch", "reference")
+# What a gate kernel computes, by the names that checkpoints use.
+GATES = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "clamped_swiglu": "clamped_swiglu",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """E experts in one piece: gate over up [E,2I,H] and down [E,H,I], with their biases [E,2I] and [E,H].
+
+    `activation` is one of `GATES`; alpha and limit are those of "clamped_swiglu".
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    activation: str
+    alpha: float = 0.0
+    limit: float = 0.0
 
 
 class StepKernels(Protocol):
-    """What lies between the products of a decoder step, one kernel each: T tokens, hidden size n."""
+    """A decoder step but for attention: products with weights, and what lies between, one kernel each.
+
+    T tokens, hidden size n.
+    """
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N]."""
+
+    def experts(
+        self, x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None
+    ) -> Tensor:
+        """x [T,H] through the experts `chosen` [T,k] for each token, times `shares` [T,k], added up, + plus [T,H].
+
+        An expert is down(activation(gate x) * up x). Nothing is asked of the device, so a graph can hold it.
+        """
 
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
@@ -75,8 +114,8 @@ class StepKernels(Protocol):
         first R are the caller's to fill; of the others they stay in q.
         """
 
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """gate and up [T,n] -> gate / (1 + exp(-gate)) * up."""
+    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """gate and up [T,n] -> activation(gate) * up, for an activation in `GATES`."""
 
 
 class Kernels(Protocol):

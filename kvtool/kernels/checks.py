@@ -10,7 +10,7 @@ from torch import Tensor
 from kvtool.errors import DeviceError
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels import ExpertWeights, Scale
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -128,6 +128,36 @@ def norms(size: int, *weights: Tensor | None) -> None:
     for weight in weights:
         fits = weight is None or (weight.shape == (size,) and weight.is_contiguous())
         require(fits, f"a norm is not {size} weights side by side")
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> None:
+    """x [T,K], weight [N,K], bias [N] and plus [T,N], of one dtype and with contiguous rows."""
+    require(x.ndim == 2 and weight.ndim == 2, f"x {shape(x)} and weight {shape(weight)} are not matrices")
+    require(x.shape[1] == weight.shape[1], f"x {shape(x)} does not fit weight {shape(weight)}")
+    require(bias is None or bias.shape == weight.shape[:1], "the bias does not fit the weight")
+    require(plus is None or plus.shape == (len(x), len(weight)), "what is added does not fit the product")
+    for tensor in (x, weight, bias, plus):
+        if tensor is not None:
+            require(tensor.dtype == x.dtype, f"a product of {x.dtype} and {tensor.dtype}")
+            require(tensor.stride(-1) == 1, "the last dimension of what is multiplied must be contiguous")
+
+
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None) -> None:
+    """x and plus [T,H], weights [E,2I,H] and [E,H,I] with biases [E,2I] and [E,H], chosen and shares [T,k]."""
+    num_experts, hidden, width = weights.down.shape
+    require(x.ndim == 2 and x.shape[1] == hidden, f"x {shape(x)} does not fit experts {shape(weights.down)}")
+    stacked = (num_experts, 2 * width, hidden)
+    require(weights.gate_up.shape == stacked, f"gate and up {shape(weights.gate_up)} are not {list(stacked)}")
+    biases = ((weights.gate_up_bias, stacked[:2]), (weights.down_bias, (num_experts, hidden)))
+    for bias, expected in biases:
+        require(bias is None or bias.shape == expected, f"biases are not {list(expected)}")
+    require(chosen.ndim == 2 and len(chosen) == len(x), f"chosen {shape(chosen)} does not fit x {shape(x)}")
+    require(shares.shape == chosen.shape, f"shares {shape(shares)} for chosen {shape(chosen)}")
+    require(plus is None or plus.shape == x.shape, "what is added does not fit")
+    for tensor in (weights.gate_up, weights.down, weights.gate_up_bias, weights.down_bias, chosen, shares):
+        require(tensor is None or tensor.is_contiguous(), "weights of experts, their choice and shares are contiguous")
+    for rows in (x, plus):
+        require(rows is None or rows.stride(1) == 1, "the last dimension of the rows must be contiguous")
 
 
 def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:

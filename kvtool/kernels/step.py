@@ -1,4 +1,4 @@
-"""The rest of a decoder step by Triton: what lies between two products with weights, in one launch each."""
+"""The rest of a decoder step by Triton: products with weights, and what lies between two of them, a launch each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels import checks, configs
+from kvtool.kernels import GATES, checks, configs
 from kvtool.kernels.configs import padded
+from kvtool.kernels.experts import experts
+from kvtool.kernels.products import linear
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel, silu_mul_kernel
+from kvtool.kernels.triton.gate import gate_kernel
+from kvtool.kernels.triton.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale
+
+__all__ = ["add_rms_norm", "experts", "gated", "linear", "place", "split_latent", "split_qkv"]
 
 
 def add_rms_norm(
@@ -188,14 +193,16 @@ def split_latent(
     return absorbed
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """gate and up [T,n] -> silu(gate) * up. Grid: (T, blocks of a row)."""
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """gate and up [T,n] -> activation(gate) * up. Grid: (T, blocks of a row)."""
     checks.rows(gate, up)
     num_tokens, size = gate.shape
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     if out.numel() == 0:
         return out
     block = min(padded(size), configs.STORE_BLOCK)
-    grid = (num_tokens, math.ceil(size / block))
-    silu_mul_kernel[grid](gate, up, out, gate.stride(0), up.stride(0), SIZE=size, BLOCK=block, num_warps=4)
+    constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": GATES[activation]}
+    gate_kernel[(num_tokens, math.ceil(size / block))](
+        gate, up, out, gate.stride(0), up.stride(0), **constants, num_warps=4
+    )
     return out

@@ -3,16 +3,26 @@ kernels are fused, `place` is also what the engine runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
+from torch.nn.functional import linear as torch_linear
 
+from kvtool.kernels import GATES
 from kvtool.kernels.reference import store_kv, store_latent
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels import ExpertWeights, Scale
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+}
 
 
 def add_rms_norm(
@@ -78,8 +88,36 @@ def split_latent(
     return absorbed
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    return (silu(_wide(gate)) * up).to(gate.dtype)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+    product = torch_linear(_wide(x), weight.to(_wide(x).dtype), None if bias is None else bias.to(_wide(x).dtype))
+    return (product if plus is None else product + plus).to(x.dtype)
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return (ACTIVATIONS[GATES[activation]](_wide(gate)) * up).to(gate.dtype)
+
+
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
+    wide = _wide(x)
+    out = torch.zeros_like(wide) if plus is None else plus.to(wide.dtype, copy=True)
+    for token, (row, of_token, shares_of_token) in enumerate(zip(wide, chosen.tolist(), shares, strict=True)):
+        for expert, share in zip(of_token, shares_of_token, strict=True):
+            out[token] = out[token] + share * _expert(row, weights, expert)
+    return out.to(x.dtype)
+
+
+def _expert(x: Tensor, weights: ExpertWeights, expert: int) -> Tensor:
+    """x [H] through one expert."""
+    gate_up_bias, down_bias = (
+        None if bias is None else bias[expert] for bias in (weights.gate_up_bias, weights.down_bias)
+    )
+    gate, up = linear(x, weights.gate_up[expert], gate_up_bias).chunk(2)
+    if weights.activation == "clamped_swiglu":
+        gate, up = gate.clamp(max=weights.limit), up.clamp(-weights.limit, weights.limit) + 1
+        activated = gate * (weights.alpha * gate).sigmoid()
+    else:
+        activated = ACTIVATIONS[GATES[weights.activation]](gate)
+    return linear(activated * up, weights.down[expert], down_bias)
 
 
 def _turned(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -122,13 +122,13 @@ def test_triton_tells_what_it_compiled() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kvtool.kernels.triton.step import silu_mul_kernel
+    from kvtool.kernels.triton.gate import gate_kernel
 
     source = ASTSource(
-        silu_mul_kernel,
+        gate_kernel,
         signature={"gate_ptr": "*bf16", "up_ptr": "*bf16", "out_ptr": "*bf16", "gate_stride": "i32", "up_stride": "i32"}
-        | {"SIZE": "constexpr", "BLOCK": "constexpr"},
-        constexprs={(5,): 64, (6,): 64},
+        | {"SIZE": "constexpr", "BLOCK": "constexpr", "ACTIVATION": "constexpr"},
+        constexprs={(5,): 64, (6,): 64, (7,): "silu"},
     )
     ours, before = CompileTime("triton"), triton.knobs.compilation.listener
     with ours.measured():

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvtool.kernels import attention, gpu, step, store
+from kvtool.kernels import attention, experts, gpu, products, step, store
 from kvtool.kernels.configs import Target
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -89,7 +89,7 @@ def record(call: Callable[[], object], target: Target) -> list[Launch]:
     recorders: list[Recorder] = []
     with ExitStack() as patches:
         patches.enter_context(patch.object(gpu, "target", lambda device: target))
-        for module in (attention, step, store):
+        for module in (attention, experts, products, step, store):
             mine = {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
             patches.enter_context(patch.multiple(module, **mine))
             recorders += mine.values()

@@ -18,7 +18,14 @@ from tempfile import mkdtemp
 import pytest
 import triton
 
-from kvtool.kernels.budgets import LOCAL_BYTES, MIN_DECODE_BUFFERS, RESIDENT_DECODES, SHARED_BYTES, WGMMA_ROWS
+from kvtool.kernels.budgets import (
+    LOCAL_BYTES,
+    MIN_DECODE_BUFFERS,
+    MIN_PRODUCT_BUFFERS,
+    RESIDENT_DECODES,
+    SHARED_BYTES,
+    WGMMA_ROWS,
+)
 
 pytestmark = pytest.mark.aot
 REPOSITORY = Path(__file__).parents[2]
@@ -125,6 +132,20 @@ def test_two_programs_of_few_mla_heads_are_resident(built: Built) -> None:
     assert all(2 * row["registers"] * threads <= 65536 for row in rows)
     if shared > 200 * 1024:
         assert all(2 * (row["shared_bytes"] + 1024) <= shared + 1024 for row in rows)
+
+
+def test_products_keep_weights_in_flight(built: Built) -> None:
+    rows = built.of("gemv_kernel") + built.of("product_kernel") + built.of("experts_kernel")
+    rows = [row for row in rows if row["dtype"] != "fp32"]
+    assert {row["name"]: row["buffers"] for row in rows if row["buffers"] < MIN_PRODUCT_BUFFERS} == {}
+
+
+def test_products_of_tall_tiles_multiply_with_wgmma_on_hopper(built: Built) -> None:
+    """Products are turned: the instruction's rows are those of the weight, however few tokens there are."""
+    rows = [row for row in built.of("product_kernel") + built.of("experts_kernel") if row["block_n"] >= WGMMA_ROWS]
+    rows = [row for row in rows if row["dtype"] != "fp32"]
+    assert rows
+    assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
 
 
 def test_tma_copies_what_is_read_by_descriptor(built: Built) -> None:

@@ -11,7 +11,16 @@ import numpy
 import pytest
 import triton
 
-FILES = ("test_store.py", "test_step.py", "test_decode.py", "test_prefill.py", "test_mla.py", "test_tuned.py")
+FILES = (
+    "test_store.py",
+    "test_step.py",
+    "test_products.py",
+    "test_experts.py",
+    "test_decode.py",
+    "test_prefill.py",
+    "test_mla.py",
+    "test_tuned.py",
+)
 
 # numpy warns from 1.25 on of a conversion that the interpreter of triton 3.6 makes, and from 2.4 on refuses it.
 QUIET = "ignore:Conversion of an array with ndim:DeprecationWarning"

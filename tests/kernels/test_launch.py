@@ -31,7 +31,9 @@ def test_every_backend_has_the_signatures_of_the_contract(backend: str, operatio
     assert offered == promised
 
 
-@pytest.mark.parametrize("operation", ["add_rms_norm", "split_qkv", "split_latent", "place", "silu_mul"])
+@pytest.mark.parametrize(
+    "operation", ["add_rms_norm", "split_qkv", "split_latent", "place", "gated", "linear", "experts"]
+)
 def test_the_fused_kernels_and_their_twins_have_the_signatures_of_the_contract(operation: str) -> None:
     promised = list(inspect.signature(getattr(StepKernels, operation)).parameters.values())[1:]
     for module in (load_kernels("triton").fused, step_reference):

@@ -60,13 +60,14 @@ def test_a_branch_with_a_norm_of_its_own(backend: Backend, step, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize(("tokens", "size"), [(1, 96), (3, 1500), (0, 64)])
-def test_gate(backend: Backend, step, dtype: torch.dtype, tokens: int, size: int) -> None:
+def test_gate(backend: Backend, step, dtype: torch.dtype, tokens: int, size: int, activation: str) -> None:
     both = 4 * values(tokens, 2 * size, dtype=dtype, device=backend.device)
     both[:1, :2] = torch.tensor([-200.0, 200.0])
     gate, up = both.chunk(2, dim=1)
-    expected = step_reference.silu_mul(gate.double(), up.double())
-    error = (step.silu_mul(gate, up).double() - expected).abs() / (1 + expected.abs())
+    expected = step_reference.gated(gate.double(), up.double(), activation)
+    error = (step.gated(gate, up, activation).double() - expected).abs() / (1 + expected.abs())
     assert tokens == 0 or float(error.max()) < TOLERANCE[dtype]
 
 
@@ -179,7 +180,7 @@ def test_what_does_not_fit_is_refused() -> None:
     from kvtool.kernels import step
 
     with pytest.raises(ValueError, match=r"rows \[2, 4\] and \[2, 8\]"):
-        step.silu_mul(torch.zeros(2, 8), torch.zeros(2, 4))
+        step.gated(torch.zeros(2, 8), torch.zeros(2, 4), "silu")
     with pytest.raises(ValueError, match="a norm is not 8 weights"):
         step.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(16)[::2], eps=EPS)
     qkv, cache = torch.zeros(1, 6, 8), torch.zeros(1, 16, 2, 8)

@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels import launch, step
+from kvtool.kernels import ExpertWeights, launch, products, step
 from kvtool.kernels.budgets import SHARED_BYTES
 from kvtool.kernels.configs import Target
 from tests.kernels.ahead_of_time import Launch, compile_launch, record
@@ -52,6 +52,10 @@ class Variant:
     sinks: bool = False
     vector_scales: bool = False
     qk_norm: bool = False
+    activation: str = "silu"
+    columns: int = 0  # of a product, whose depth is head_dim
+    experts: int = 0
+    added: bool = False  # a bias and a residual
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
@@ -73,7 +77,31 @@ class Variant:
 
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        step.silu_mul(x, x)
+        step.gated(x, x, self.activation)
+
+    def _product(self) -> None:
+        """Each way but cuBLAS."""
+        dtype = DTYPES[self.dtype]
+        x, weight = _meta(self.rows, self.head_dim, dtype=dtype), _meta(self.columns, self.head_dim, dtype=dtype)
+        bias = _meta(self.columns, dtype=dtype) if self.added else None
+        plus = _meta(self.rows, self.columns, dtype=dtype) if self.added else None
+        for name, way in products.candidates(self.rows, weight).items():
+            if name != products.CUBLAS:
+                way(x, weight, bias, plus)
+
+    def _experts(self) -> None:
+        """Two experts a row; `columns` are an expert's inner elements."""
+        dtype, (count, inner, hidden) = DTYPES[self.dtype], (self.experts, self.columns, self.head_dim)
+        weights = ExpertWeights(
+            gate_up=_meta(count, 2 * inner, hidden, dtype=dtype),
+            down=_meta(count, hidden, inner, dtype=dtype),
+            gate_up_bias=_meta(count, 2 * inner, dtype=dtype) if self.added else None,
+            down_bias=_meta(count, hidden, dtype=dtype) if self.added else None,
+            activation=self.activation,
+        )
+        x, chosen = _meta(self.rows, hidden, dtype=dtype), _meta(self.rows, 2, dtype=torch.int64)
+        plus = x if self.added else None
+        step.experts(x, weights, chosen, _meta(self.rows, 2, dtype=torch.float32), plus)
 
     def _place(self) -> None:
         step.place(_meta(self.rows, dtype=torch.int64), _meta(self.rows, 64, dtype=torch.int32), self.page)
@@ -193,7 +221,6 @@ def _features() -> Iterator[Variant]:
     for hidden_size in (2048, 16384):
         yield Variant("norm", hidden_size, 16)
         yield Variant("norm", hidden_size, 16, qk_norm=True)
-    yield Variant("gate", 14336, 16)
     for rows in (1, 4, 16):
         yield Variant("place", 0, rows)
     for operation in ("split_latent", "gather"):
@@ -202,6 +229,27 @@ def _features() -> Iterator[Variant]:
     for page in (16, 64):
         yield Variant("mha_prefill", 128, 16, page=page)
     yield Variant("mha_prefill", 128, 16, dtype="fp16")
+    for activation in ("silu", "gelu", "gelu_pytorch_tanh"):
+        yield Variant("gate", 14336, 16, activation=activation)
+    yield from _products()
+
+
+def _products() -> Iterator[Variant]:
+    """Few rows of a wide weight and of a narrow one, which is split; experts of few rows and many, gpt-oss's too."""
+    for rows in (1, 2, 4, 16, 32, 64):
+        yield Variant("product", 4096, rows, columns=4096, added=True)
+    yield Variant("product", 2048, 1, columns=128256)
+    yield Variant("product", 2880, 1, columns=4096, dtype="fp16")
+    yield Variant("product", 2880, 64, columns=4096, dtype="fp16")
+    for rows in (1, 16, 64):
+        yield Variant("product", 1024, rows, columns=1024, dtype="fp32", added=True)
+    for rows in (1, 64, 2048, 16384):
+        yield Variant("experts", 2048, rows, columns=1408, experts=64)
+    for rows in (1, 512, 16384):
+        yield Variant("experts", 2880, rows, columns=2880, experts=32, activation="clamped_swiglu", added=True)
+    yield Variant("experts", 4096, 2, columns=14336, experts=8)
+    yield Variant("experts", 2048, 64, columns=768, experts=256, dtype="fp32", added=True)
+    yield Variant("experts", 2048, 16384, columns=768, experts=128, dtype="fp16", activation="gelu")
 
 
 def _tiles() -> Iterator[Variant]:
@@ -237,6 +285,7 @@ def compile_one(variant: Variant, index: int, capability: int) -> dict[str, obje
     row |= {
         "triton": triton.__version__,
         "block_m": one.arguments.get("BLOCK_M", 0),
+        "block_n": one.arguments.get("BLOCK_N", 0),
         "by_descriptor": bool(one.arguments.get("TMA")),
     }
     try:

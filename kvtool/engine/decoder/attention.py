@@ -72,9 +72,9 @@ class GroupedQueryAttention:
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
     def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
-        qkv = self.qkv(x).view(len(x), -1, self.head_dim)
+        qkv = self.qkv(x, fused=step.kernels.fused).view(len(x), -1, self.head_dim)
         q = self._split(qkv, step, cache)
-        return self.out(self._attend(q, step, cache).flatten(1), plus)
+        return self.out(self._attend(q, step, cache).flatten(1), plus, step.kernels.fused)
 
     def _split(self, qkv: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
         """Q and K normalised and turned; K and V written to the cache; Q [T, HQ, D] returned."""

@@ -20,7 +20,7 @@ from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels import Kernels
+from kvtool.kernels import Kernels, StepKernels
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
@@ -54,10 +54,10 @@ class LatentQueryProjection:
             per_head = _halves_last(per_head, shape.qk_rope_head_dim)
         self.up = Linear(per_head.flatten(0, 1))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, fused: StepKernels | None) -> Tensor:
         if self.rank is not None:
-            x = self.norm(self.down(x))
-        return self.up(x).view(len(x), self.num_heads, -1)
+            x = self.norm(self.down(x, fused=fused))
+        return self.up(x, fused=fused).view(len(x), self.num_heads, -1)
 
 
 class MultiHeadLatentAttention:
@@ -108,20 +108,21 @@ class MultiHeadLatentAttention:
         decode, prefill = step.batch.decode, step.batch.prefill
         decoded = self._decode(absorbed, decode, cache, step.kernels) if decode else None
         prefilled = self._prefill(q, prefill, step, cache) if prefill else None
-        return self.out(join(decoded, prefilled).flatten(1), plus)
+        return self.out(join(decoded, prefilled).flatten(1), plus, step.kernels.fused)
 
     def _queries(self, x: Tensor, step: StepContext, cache: LayerCache, num_decodes: int) -> tuple[Tensor, Tensor]:
         """Absorbed queries [D, H, R + rope] of decode rows and q [T - D, H, nope + rope] of the others; the latents of
         all rows go to the cache."""
-        q, latent = self.query(x), self.latent(x)
-        if step.kernels.fused is None:
+        fused = step.kernels.fused
+        q, latent = self.query(x, fused), self.latent(x, fused=fused)
+        if fused is None:
             rows = self._turn(q, latent, step)
             step.kernels.store_latent(rows, cache.k, step.batch.slots, latent_dim=self.rank, scale=cache.k_scale)
             absorbed = q.new_empty(num_decodes, self.num_heads, self.rank + self.rope)
             absorbed[..., self.rank :] = q[:num_decodes, :, self.nope :]
         else:
             norm, where = self.latent_norm, (cache.k, step.batch.slots)
-            absorbed = step.kernels.fused.split_latent(
+            absorbed = fused.split_latent(
                 q, latent, norm.weight, norm.eps, step.rotation, *where, num_decodes, scale=cache.k_scale
             )
         if num_decodes:

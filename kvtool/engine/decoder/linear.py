@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, relu, silu
 
 from kvtool.catalog.decoder import ClampedSwiglu
-from kvtool.engine.decoder.packed import FEW_ROWS, packed_gated_linear, packed_linear
+from kvtool.engine.decoder.packed import FEW_ROWS, Biases, packed_gated_linear, packed_linear
 from kvtool.errors import KvtoolError
-from kvtool.kernels import StepKernels
+from kvtool.kernels import GATES, StepKernels
 from kvtool.kernels.native import ACTIVATIONS, native, serves
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,7 +34,9 @@ class Linear:
         self.bias = bias
         self.packed = packed_linear(weight, bias)
 
-    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, plus: Tensor | None = None, fused: StepKernels | None = None) -> Tensor:
+        if fused is not None:
+            return fused.linear(x, self.weight, self.bias, plus)
         if self.packed is not None and len(x) <= FEW_ROWS:
             return self.packed(x, plus)
         product = linear(x, self.weight, self.bias)
@@ -42,25 +44,32 @@ class Linear:
 
 
 class GatedLinear:
-    """x [T, in] -> activation(x Wg^T + bg) * (x Wu^T + bu) for gate and up weights [out, in] and, if any, biases.
+    """x [T, in] -> activation(x Wg^T + bg) * (x Wu^T + bu): weight [2 out, in] is gate over up, and so is its bias.
 
-    Two products: as halves of one wide product they would be strided, which costs the activation more than it saves.
-    Raises KvtoolError for an unknown activation.
+    On CPUs two products: as halves of one they would be strided, which costs the activation more than it saves. Fused
+    kernels make it one, of a weight so large that it is read nearer to the memory's speed. Raises KvtoolError for an
+    unknown activation.
     """
 
-    def __init__(self, gate: Tensor, up: Tensor, activation: str, biases: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, weight: Tensor, activation: str, bias: Tensor | None = None) -> None:
         self.activation = activation
         self.activated = _activation(activation)
-        self.weights = (gate, up)
-        self.biases: tuple[Tensor | None, Tensor | None] = biases or (None, None)
+        self.weight, self.bias = weight, bias
+        gate, up = weight.chunk(2)
+        self.halves = (gate, up)
+        self.biases: Biases = (None, None)
+        if bias is not None:
+            gate_bias, up_bias = bias.chunk(2)
+            self.biases = (gate_bias, up_bias)
         self.packed = packed_gated_linear(gate, up, self.biases, activation)
 
     def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
+        if fused is not None and self.activation in GATES:
+            gate, up = fused.linear(x, self.weight, self.bias).chunk(2, dim=1)
+            return fused.gated(gate, up, self.activation)
         if self.packed is not None and len(x) <= FEW_ROWS:
             return self.packed(x)
-        gate, up = (linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True))
-        if fused is not None and self.activation == "silu":
-            return fused.silu_mul(gate, up)
+        gate, up = (linear(x, weight, bias) for weight, bias in zip(self.halves, self.biases, strict=True))
         kernels = native()
         if kernels is not None and self.activation in ACTIVATIONS and serves(gate, up):
             return kernels.gate_(gate, up, self.activation)
@@ -75,7 +84,8 @@ class ClampedGatedLinear:
 
     def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
         limit = self.swiglu.limit
-        gate, up = self.gate(x).clamp(max=limit), self.up(x).clamp(-limit, limit)
+        gate = self.gate(x, fused=fused).clamp(max=limit)
+        up = self.up(x, fused=fused).clamp(-limit, limit)
         return (up + 1) * (gate * (gate * self.swiglu.alpha).sigmoid())
 
 
@@ -86,7 +96,7 @@ class ActivatedLinear:
         self.product, self.activated = product, _activation(activation)
 
     def __call__(self, x: Tensor, fused: StepKernels | None = None) -> Tensor:
-        return self.activated(self.product(x))
+        return self.activated(self.product(x, fused=fused))
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:

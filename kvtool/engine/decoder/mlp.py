@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.linear import ActivatedLinear, ClampedGatedLinear, GatedLinear, Linear
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels import StepKernels
+
+if TYPE_CHECKING:
+    from kvtool.engine.decoder.experts import Experts
 
 Inner = GatedLinear | ClampedGatedLinear | ActivatedLinear
 
@@ -29,7 +33,7 @@ class Mlp:
     def __call__(
         self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
     ) -> Tensor:
-        return self.down(self.inner(x, fused), plus)
+        return self.down(self.inner(x, fused), plus, fused)
 
 
 def load_mlp(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> Mlp:
@@ -49,41 +53,43 @@ def load_mlp(hidden_size: int, width: int, decoder: Decoder, weights: WeightSour
 
 
 def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> GatedLinear:
-    gate, up = (weights.tensor(f"{prefix}.{name}.weight", width, hidden_size) for name in ("gate_proj", "up_proj"))
-    biases = None
-    if decoder.mlp_bias:
-        biases = (weights.tensor(f"{prefix}.gate_proj.bias", width), weights.tensor(f"{prefix}.up_proj.bias", width))
-    return GatedLinear(gate, up, decoder.activation, biases)
+    names = [f"{prefix}.{name}" for name in ("gate_proj", "up_proj")]
+    weight = torch.cat([weights.tensor(f"{name}.weight", width, hidden_size) for name in names])
+    bias = torch.cat([weights.tensor(f"{name}.bias", width) for name in names]) if decoder.mlp_bias else None
+    return GatedLinear(weight, decoder.activation, bias)
 
 
 class MoeMlp:
     """Each token through its chosen experts, weighted, plus the shared ones if there are any."""
 
-    capturable = False  # which experts run is asked of the device
-
     def __init__(
         self,
         moe: Moe,
         router: Callable[[Tensor, StepBatch], tuple[Tensor, Tensor]],
-        experts: list[Mlp],
+        experts: Experts,
         shared: Mlp | None,
     ) -> None:
         self.moe = moe
         self.router = router
         self.experts = experts
         self.shared = shared
+        # Fused kernels launch the same whatever is chosen; one expert after another is asked of the device.
+        self.capturable = experts.stacked is not None
 
     def __call__(
         self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
     ) -> Tensor:
         chosen, shares = self.router(x, batch)
+        if fused is not None and self.experts.stacked is not None:
+            started = plus if self.shared is None else self.shared(x, batch, plus, fused)
+            return fused.experts(x, self.experts.stacked, chosen, shares, started)
         if self.shared is not None:
             out = self.shared(x, batch, plus, fused)
         else:
             out = torch.zeros_like(x) if plus is None else plus.clone()
         for expert in chosen.unique().tolist():
             rows, ranks = (chosen == expert).nonzero(as_tuple=True)
-            expert_out = self.experts[expert](x[rows], batch, fused=fused)
+            expert_out = self.experts.alone[expert](x[rows], batch, fused=fused)
             out.index_add_(0, rows, expert_out * shares[rows, ranks, None].to(x.dtype))
         return out
 

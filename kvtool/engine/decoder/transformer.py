@@ -12,6 +12,7 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
+from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.gathered import Gathered, gathered
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
@@ -105,7 +106,7 @@ class Transformer:
             stream = layer(stream, step, cache)
         if batch.sample_rows is not None:
             stream = stream.rows(batch.sample_rows)
-        logits = self.head(stream.normed(self.norm, kernels.fused)[0])
+        logits = self.head(stream.normed(self.norm, kernels.fused)[0], fused=kernels.fused)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
     def _gathered(self, batch: StepBatch, cache: LayerCache, kernels: Kernels) -> Gathered | None:
@@ -181,10 +182,7 @@ def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, pref
         if model.intermediate_size is None:
             raise KvtoolError(f"the engine cannot run {model.id}: its intermediate_size is not known")
         return load_mlp(hidden, model.intermediate_size, decoder, weights, prefix)
-    experts = [
-        load_mlp(hidden, moe.intermediate_size, decoder, weights, f"{prefix}.experts.{expert}")
-        for expert in range(moe.num_experts)
-    ]
+    experts = load_experts(hidden, moe, decoder, weights, f"{prefix}.experts")
     shared = moe.shared_intermediate_size
     assert decoder.router is not None
     return MoeMlp(

@@ -1,11 +1,10 @@
-"""The rest of a decoder step: residual and norm, all between the QKV product and attention, the gate of an MLP."""
+"""The rest of a decoder step: residual and norm, all between the QKV product and attention."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.paged import LOG2E
 from kvtool.kernels.triton.store import write_heads
 
 
@@ -175,16 +174,3 @@ def place_kernel(
     tl.store(slots_ptr + row, tl.where(is_live, page * PAGE + at % PAGE, -1), mask=inside)
     tl.store(lens_ptr + row, (position + 1).to(tl.int32), mask=inside)
     tl.store(positions_ptr + row, position + 1, mask=is_live)
-
-
-@triton.jit
-def silu_mul_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """out [T, n] = gate / (1 + exp(-gate)) * up, BLOCK columns of a row a program."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < SIZE
-    gate = tl.load(gate_ptr + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
-    small = tl.exp2(-tl.abs(gate) * LOG2E)  # in (0, 1]: no exponential to overflow
-    sigmoid = tl.where(gate < 0.0, small, 1.0) / (1.0 + small)
-    tl.store(out_ptr + row * SIZE + column, (gate * sigmoid * up).to(out_ptr.dtype.element_ty), mask=inside)
