@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from kvtool.bench.kernel_calls import Measurement, filled_pool
-from kvtool.bench.kernel_work import DECODE, KernelWork
+from kvtool.bench.kernel_work import KernelWork
 from kvtool.bench.passes import Pass, make_pass, within
 from kvtool.bench.timers import CallTimer, Contender, time_in_turns
 from kvtool.errors import KvtoolError
@@ -26,7 +26,6 @@ STEPS: dict[str, tuple[int, ...]] = {
     "num_stages": (2, 3, 4, 5),
     "block_n": (16, 32, 64, 128),
     "num_warps": (4, 8),
-    "min_split_tokens": (64, 128, 256, 512),
 }
 
 
@@ -64,7 +63,7 @@ def tune(
     shape, rule = asked(bench.measurement)
     best, rule_ms, best_ms = rule, None, None
     for setting in STEPS:
-        for tile in neighbours(best, setting, work.part):
+        for tile in neighbours(best, setting):
             if not go_on():
                 break
             times = raced(bench, shape, rule, tile)
@@ -78,10 +77,8 @@ def tune(
     return TunedTile(shape=shape, tile=best, work=work.name, ms=best_ms, rule_ms=rule_ms)
 
 
-def neighbours(tile: Tile, setting: str, part: str) -> Iterator[Tile]:
-    """The tile with other values of one setting; only decode splits sequences."""
-    if setting == "min_split_tokens" and part != DECODE:
-        return
+def neighbours(tile: Tile, setting: str) -> Iterator[Tile]:
+    """The tile with other values of one setting."""
     for value in STEPS[setting]:
         other = replace(tile, **{setting: value})
         if other != tile and other.fault is None:

@@ -27,7 +27,7 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
     page = keys.k.shape[1]
     max_context = block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
-    splits = configs.num_splits(num_seqs * programs, max_context, resident, tile.min_split_tokens)
+    splits = configs.num_splits(num_seqs * programs, max_context, resident)
     partial = lse = arrivals = None
     if splits > 1:
         partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)

@@ -64,7 +64,6 @@ class Tile:
     num_warps: int
     num_stages: int
     max_registers: int = MAX_REGISTERS
-    min_split_tokens: int = MIN_SPLIT_TOKENS
 
     @property
     def fault(self) -> str | None:
@@ -74,7 +73,7 @@ class Tile:
                 return f"has {name} {getattr(self, name)}, which is no power of two from 16 on"
         if self.num_warps not in (1, 2, 4, 8, 16):
             return f"has {self.num_warps} warps, which is not 1, 2, 4, 8 or 16"
-        limits = {"num_stages": (1, 8), "max_registers": (32, MAX_REGISTERS), "min_split_tokens": (16, 2**20)}
+        limits = {"num_stages": (1, 8), "max_registers": (32, MAX_REGISTERS)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 return f"has {name} {getattr(self, name)}, which is not within {least} and {most}"
@@ -83,7 +82,7 @@ class Tile:
     @property
     def min_tiles(self) -> int:
         """Tiles of the shortest split."""
-        return max(1, self.min_split_tokens // self.block_n)
+        return max(1, MIN_SPLIT_TOKENS // self.block_n)
 
     @property
     def is_small(self) -> bool:
@@ -170,14 +169,12 @@ def _block_keys(head_dim: int, block_m: int) -> int:
     return 32 if head_dim <= 256 or block_m == 16 else 16
 
 
-def num_splits(
-    programs: int, max_context_tokens: int, resident_programs: int, min_split_tokens: int = MIN_SPLIT_TOKENS
-) -> int:
+def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -> int:
     """Splits of each sequence, so that `programs` x splits are all resident at once.
 
     Shapes alone decide, never lengths, so that a captured graph stays right; splits left empty exit at once.
     """
-    by_length = math.ceil(max_context_tokens / min_split_tokens)
+    by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
 
 

@@ -18,8 +18,8 @@ Way = Callable[[], object]
 
 
 class Verdicts:
-    """The fastest way of each question. `timer` gives the time of one call; `file` may be missing, damaged or in a folder
-    that cannot be written: then what it would have said is timed again."""
+    """The fastest way of each question. `timer` gives the time of one call; `file` may be missing, damaged or in a
+    folder that cannot be written: then what it would have said is timed again."""
 
     def __init__(self, file: Path, timer: Callable[[Way], float]) -> None:
         self._file, self._timer = file, timer
