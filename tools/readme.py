@@ -50,7 +50,7 @@ MEASUREMENTS = {
     "cpu-one-thread/bench.json": f"kvtool bench --threads 1 {SMALL} --json",
     "cpu-two-threads/bench.json": f"kvtool bench --threads 2 {SMALL} --json",
     "cpu/env.json": "kvtool env --measure --json",
-    "cpu/kernels": "kvtool kernels --out cpu",
+    "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
 }
 
 
