@@ -115,14 +115,13 @@ def compile_launch(one: Launch, capability: int) -> Compiled:
         file.write(binary.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
-        sass = _run("cuobjdump", "-sass", file.name)
     depths = [int(d) for d in re.findall(r"ttg\.local_alloc\s*:.*?memdesc<(\d+)x\d+x\d+x", binary.asm["ttgir"])]
     return Compiled(
         registers=int(re.search(r"REG:(\d+)", usage).group(1)),
         shared_bytes=binary.metadata.shared,
         local_bytes=sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         wgmma=binary.asm["ptx"].count("wgmma.mma_async"),
-        tma=sass.count("UTMALDG"),
+        tma=binary.asm["ptx"].count("cp.async.bulk.tensor"),
         buffers=min(depths, default=0),
     )
 
