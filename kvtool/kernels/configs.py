@@ -91,11 +91,10 @@ class Tile:
 
     def decode_registers(self, page: int, *, vector_scales: bool = False, split: bool = True) -> int:
         """A thread's limit in decode. A 16-bit tile of 4 warps can do with less where it lies within one page, and one
-        of latents there or where a sequence is split."""
-        within = page % self.block_n == 0
-        if self.is_small and self.block_n == 64 and within and not vector_scales:
+        of latents where a sequence is split: whole ones, of so many sequences, fill the device anyway."""
+        if self.is_small and self.block_n == 64 and page % self.block_n == 0 and not vector_scales:
             return DECODE_REGISTERS
-        return self.max_registers if within or split else MAX_REGISTERS
+        return self.max_registers if split else MAX_REGISTERS
 
     def uses_tma(
         self, head_dim: int, page: int, cache_bytes: int, target: Target, *, vector_scales: bool = False
