@@ -44,11 +44,13 @@ GPU = re.compile(r"(?<=<!-- gpu -->\n).*?(?=<!-- /gpu -->\n)", re.S)
 NO_CARD = "No figures of a card are published yet: `make gpu` measures yours.\n"
 MACHINE = re.compile(r"(?<=<!-- machine -->\n).*\n")
 SMALL = "--parts latency --input-len 512 --batch-size 8 --output-len 16"
+STREAMING = "--num-layers 6 --input-len 64 --output-len 32 --batch-size 1,8 --parts latency --num-iters 5"
 # What is measured into examples/reports; a name with .json is the file for what the command prints.
 MEASUREMENTS = {
     "cpu/bench": "kvtool bench --out cpu",
     "cpu-one-thread/bench.json": f"kvtool bench --threads 1 {SMALL} --json",
     "cpu-two-threads/bench.json": f"kvtool bench --threads 2 {SMALL} --json",
+    "cpu-llama-3.2-1b/bench.json": f"kvtool bench llama-3.2-1b {STREAMING} --json",
     "cpu/env.json": "kvtool env --measure --json",
     "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
 }
