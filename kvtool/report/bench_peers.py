@@ -70,7 +70,7 @@ def peer_lines(cases: Sequence[Case]) -> list[str]:
     timed = sum(any(peer.turns for peer in case.peers) for case in cases)
     lines = [line for name in names if (line := _ahead(cases, name))]
     if timed and not lines:
-        lines.append(f"No engine is ahead of ours at any of the {timed} points.")
+        lines.append(f"No engine is ahead of ours at any point ({timed} compared).")
     return lines + [line for name in names if (line := _told(cases, name))]
 
 

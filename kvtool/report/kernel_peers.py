@@ -45,7 +45,7 @@ def peer_lines(cases: Sequence[KernelCase]) -> list[str]:
     timed = [case for case in cases if any(peer.ratio is not None for peer in case.peers)]
     lines = [line for name in peer_names(timed) for line in _ahead(timed, name)]
     if timed and not lines:
-        lines.append(f"No peer is ahead of ours at any of the {len(timed)} points.")
+        lines.append(f"No peer is ahead of ours at any point ({len(timed)} compared).")
     return lines + [line for name in peer_names(cases) for line in _told(cases, name)]
 
 
