@@ -46,7 +46,16 @@ def questions() -> Iterator[list[str]]:
         yield from (["verify", str(log)], ["verify", str(log), "llama-3.1-8b", "--gpu", "h100"])
     reports = sorted(str(path) for path in (ROOT / "examples" / "reports").glob("*/bench.json"))
     yield from (["compare", reports[0], other] for other in reports)
-    yield ["compare", "llama-3.1-8b", "qwen3-32b", "deepseek-v3", "--context", "8k,128k", "--kv-cache-dtype", "auto,fp8"]
+    yield [
+        "compare",
+        "llama-3.1-8b",
+        "qwen3-32b",
+        "deepseek-v3",
+        "--context",
+        "8k,128k",
+        "--kv-cache-dtype",
+        "auto,fp8",
+    ]
 
 
 def answer(arguments: list[str]) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor
 from kvtool.kernels import configs, gpu
 from kvtool.kernels.configs import Tile, padded
 from kvtool.kernels.keys import Keys, Softmax
-from kvtool.kernels.triton.decode import decode_kernel, merge_kernel
-from kvtool.kernels.triton.prefill import prefill_kernel
+from kvtool.kernels.triton.jit.decode import decode_kernel, merge_kernel
+from kvtool.kernels.triton.jit.prefill import prefill_kernel
 
 
 def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softmax: Softmax) -> Tensor:

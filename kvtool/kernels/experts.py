@@ -10,7 +10,7 @@ from torch import Tensor
 from kvtool.kernels import GATES, ExpertWeights, checks, configs, gpu
 from kvtool.kernels.configs import padded
 from kvtool.kernels.product_tiles import block_bound, expert_rows, expert_tile
-from kvtool.kernels.triton.experts import add_chosen_kernel, assign_kernel, experts_kernel
+from kvtool.kernels.triton.jit.experts import add_chosen_kernel, assign_kernel, experts_kernel
 
 PAIRS_AT_ONCE = 1024
 

@@ -27,7 +27,7 @@ from kvtool.kernels.product_tiles import (
     gemv_tiles,
     product_tiles,
 )
-from kvtool.kernels.triton.product import add_splits_kernel, gemv_kernel, product_kernel
+from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
 from kvtool.kernels.verdict import Verdicts
 
 CUBLAS = "cublas"

@@ -13,8 +13,8 @@ from kvtool.kernels.configs import padded
 from kvtool.kernels.experts import experts
 from kvtool.kernels.products import linear
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton.gate import gate_kernel
-from kvtool.kernels.triton.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.jit.gate import gate_kernel
+from kvtool.kernels.triton.jit.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale

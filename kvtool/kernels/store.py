@@ -11,7 +11,7 @@ from torch import Tensor
 from kvtool.kernels import checks, configs
 from kvtool.kernels.configs import padded
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton.store import gather_kernel, store_kernel
+from kvtool.kernels.triton.jit.store import gather_kernel, store_kernel
 
 if TYPE_CHECKING:
     from kvtool.kernels import Scale

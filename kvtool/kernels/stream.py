@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvtool.kernels.triton.stream import stream_kernel
+from kvtool.kernels.triton.jit.stream import stream_kernel
 
 BLOCK = 4096  # 8 warps x 32 threads x 16 bytes, four loads in flight in each thread
 NUM_WARPS = 8

@@ -122,7 +122,7 @@ def test_triton_tells_what_it_compiled() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kvtool.kernels.triton.gate import gate_kernel
+    from kvtool.kernels.triton.jit.gate import gate_kernel
 
     source = ASTSource(
         gate_kernel,

@@ -48,7 +48,7 @@ def test_it_compiles_to_16_byte_loads_and_spills_nothing(capability):
     from triton.compiler import ASTSource
 
     from kvtool.kernels.stream import BLOCK, NUM_WARPS
-    from kvtool.kernels.triton.stream import stream_kernel
+    from kvtool.kernels.triton.jit.stream import stream_kernel
 
     signature = {"x_ptr": "*fp32", "sums_ptr": "*fp32", "numel": "i32", "BLOCK": "constexpr"}
     aligned = {(index,): [["tt.divisibility", 16]] for index in range(3)}

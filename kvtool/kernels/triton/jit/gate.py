@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.paged import LOG2E, tanh
+from kvtool.kernels.triton.jit.paged import LOG2E, tanh
 
 _ROOT_HALF = tl.constexpr(0.7071067811865476)
 _ROOT_TWO_OVER_PI = tl.constexpr(0.7978845608028654)

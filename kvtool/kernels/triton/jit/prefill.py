@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.paged import attend, first_softmax, load_rows, normalise
+from kvtool.kernels.triton.jit.paged import attend, first_softmax, load_rows, normalise
 
 
 # What changes from step to step must not compile a new variant.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.gate import gated
-from kvtool.kernels.triton.paged import dot
+from kvtool.kernels.triton.jit.gate import gated
+from kvtool.kernels.triton.jit.paged import dot
 
 NO_BLOCK = tl.constexpr(-1)
 GROUP = tl.constexpr(8)  # blocks of rows that go by the same weights while these are in the second-level cache

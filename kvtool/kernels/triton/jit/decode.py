@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.paged import FLOOR, attend, first_softmax, load_rows, normalise, split_tiles, used_splits
+from kvtool.kernels.triton.jit.paged import FLOOR, attend, first_softmax, load_rows, normalise, split_tiles, used_splits
 
 
 # What changes from step to step must not compile a new variant.

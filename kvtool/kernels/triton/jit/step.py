@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.store import write_heads
+from kvtool.kernels.triton.jit.store import write_heads
 
 
 @triton.jit

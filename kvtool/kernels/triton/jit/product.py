@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvtool.kernels.triton.paged import dot
+from kvtool.kernels.triton.jit.paged import dot
 
 
 # What changes from step to step must not compile a new variant.
