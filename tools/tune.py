@@ -2,7 +2,7 @@
 
     python tools/tune.py --seconds 600          the shapes of the grid, the most important first
 
-The file goes to kvtool/kernels/cards/, where kernels look for it, and to --out. A shape that there was no time for
+The file goes to kvtool/kernels/triton/tiles/cards/, where kernels look for it, and to --out. A shape that there was no time for
 keeps what an earlier run found. Exit codes: 0 done, 2 wrong use, 3 no GPU.
 """
 
@@ -23,7 +23,7 @@ from kvtool.bench.kernel_options import KernelsOptions
 from kvtool.bench.kernel_work import KernelWork, plan
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
-from kvtool.kernels.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
+from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
 from kvtool.results import write_atomic
 from kvtool.sizing.formats import parse_cache_format
 

@@ -63,7 +63,7 @@ def _os_name() -> str:
 def _processor() -> dict[str, Any]:
     import torch
 
-    from kvtool.kernels.native import native
+    from kvtool.kernels.cpu.native import native
 
     cpus = usable_cpus()
     fields = parse_cpuinfo(_read(Path("/proc/cpuinfo")))

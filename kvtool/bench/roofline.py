@@ -122,7 +122,7 @@ def read_buffer(device: str, dtype: torch.dtype, num_bytes: int) -> torch.Tensor
     """Ones to stream over, in pages as large as those that hold the engine's weights."""
     import torch
 
-    from kvtool.kernels.native import huge_pages
+    from kvtool.kernels.cpu.native import huge_pages
 
     return huge_pages(torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)).fill_(1)
 
@@ -131,7 +131,7 @@ def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
     """Kernels that read the whole buffer once and write next to nothing."""
     import torch
 
-    from kvtool.kernels.native import native
+    from kvtool.kernels.cpu.native import native
 
     floats = buffer.view(torch.float32)
     half = floats.numel() // 2
@@ -158,7 +158,7 @@ def _triton_read(floats: torch.Tensor) -> Call:
     """The paged kernels read by Triton's loads, which can outrun torch's reductions: the ceiling must know them too."""
     import torch
 
-    from kvtool.kernels.stream import stream_read
+    from kvtool.kernels.triton.stream import stream_read
 
     num_sms = torch.cuda.get_device_properties(floats.device).multi_processor_count
     return lambda: stream_read(floats, num_sms)

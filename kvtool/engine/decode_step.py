@@ -14,7 +14,8 @@ from kvtool.engine.batch import Rows, StepBatch
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, next_tokens
-from kvtool.kernels import Kernels, step_reference
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.reference import step as step_reference
 from kvtool.units import ceil_div
 
 PADDING = -1

@@ -14,13 +14,13 @@ from kvtool.engine.config import (
     resolve_dtype,
     truncated,
 )
-from kvtool.engine.decoder.packed import packs_on
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
 from kvtool.engine.device import device_errors
 from kvtool.engine.pool import cache_dtype, pool_specs
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
+from kvtool.kernels.cpu.packed import packs_on
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs

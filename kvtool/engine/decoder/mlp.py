@@ -14,7 +14,7 @@ from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.linear import ActivatedLinear, ClampedGatedLinear, GatedLinear, Linear
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels import StepKernels
+from kvtool.kernels.interface import StepKernels
 
 if TYPE_CHECKING:
     from kvtool.engine.decoder.experts import Experts

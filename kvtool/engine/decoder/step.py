@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.gathered import Gathered
-from kvtool.kernels import Kernels
+from kvtool.kernels.interface import Kernels
 
 
 @dataclass(frozen=True, slots=True)

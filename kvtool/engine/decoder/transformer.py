@@ -24,7 +24,7 @@ from kvtool.engine.decoder.step import StepContext
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels import Kernels
+from kvtool.kernels.interface import Kernels
 
 _TILE_TOKENS = 64  # that prefill reads at once, where they are in one block
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtool.kernels.reference import _causal_attention
+from kvtool.kernels.reference.attention import _causal_attention
 
 
 def module(name: str, **members: object) -> ModuleType:

@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from kvtool.kernels import GATES, ExpertWeights, checks, configs, gpu
-from kvtool.kernels.configs import padded
-from kvtool.kernels.product_tiles import block_bound, expert_rows, expert_tile
+from kvtool.kernels.interface import GATES, ExpertWeights
+from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.experts import add_chosen_kernel, assign_kernel, experts_kernel
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.products import block_bound, expert_rows, expert_tile
+from kvtool.kernels.triton.tiles.rules import padded
 
 PAIRS_AT_ONCE = 1024
 
@@ -94,7 +96,7 @@ def _product(
         **gate,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=configs.MAX_REGISTERS,
+        maxnreg=rules.MAX_REGISTERS,
     )
 
 
@@ -102,7 +104,7 @@ def _added(each: Tensor, plus: Tensor | None, top_k: int) -> Tensor:
     """each [T*k,H], plus [T,H] -> [T,H]. Grid: (T, blocks of a row)."""
     hidden = each.shape[1]
     out = each.new_empty(len(each) // top_k, hidden)
-    block = min(padded(hidden), configs.STORE_BLOCK)
+    block = min(padded(hidden), rules.STORE_BLOCK)
     add_chosen_kernel[(len(out), math.ceil(hidden / block))](
         each,
         plus,

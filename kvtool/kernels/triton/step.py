@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels import GATES, checks, configs
-from kvtool.kernels.configs import padded
-from kvtool.kernels.experts import experts
-from kvtool.kernels.products import linear
+from kvtool.kernels.interface import GATES
 from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton import checks
+from kvtool.kernels.triton.experts import experts
 from kvtool.kernels.triton.jit.gate import gate_kernel
 from kvtool.kernels.triton.jit.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.products import linear
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels.interface import Scale
 
 __all__ = ["add_rms_norm", "experts", "gated", "linear", "place", "split_latent", "split_qkv"]
 
@@ -118,7 +120,7 @@ def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Ten
     num_rows = len(positions)
     at, slots = torch.empty_like(positions), torch.empty_like(positions)
     seq_lens = torch.empty_like(positions, dtype=torch.int32)
-    place_kernel[(math.ceil(num_rows / configs.PLACE_ROWS),)](
+    place_kernel[(math.ceil(num_rows / rules.PLACE_ROWS),)](
         positions,
         block_tables,
         at,
@@ -127,7 +129,7 @@ def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Ten
         num_rows,
         block_tables.stride(0),
         PAGE=block_size,
-        BLOCK=configs.PLACE_ROWS,
+        BLOCK=rules.PLACE_ROWS,
         num_warps=1,
     )
     return at, slots, seq_lens
@@ -155,7 +157,7 @@ def split_latent(
         return absorbed
     cos, sin = rotation
     rope_dim = cos.shape[2]
-    block_h = min(padded(num_heads), configs.ROTARY_HEADS)
+    block_h = min(padded(num_heads), rules.ROTARY_HEADS)
     scale_page, scale_slot, scale_part = scale.stride() if isinstance(scale, Tensor) else (0, 0, 0)
     latent_kernel[(num_tokens, math.ceil(num_heads / block_h) + 1)](
         q_ptr=q,
@@ -200,7 +202,7 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     if out.numel() == 0:
         return out
-    block = min(padded(size), configs.STORE_BLOCK)
+    block = min(padded(size), rules.STORE_BLOCK)
     constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": GATES[activation]}
     gate_kernel[(num_tokens, math.ceil(size / block))](
         gate, up, out, gate.stride(0), up.stride(0), **constants, num_warps=4

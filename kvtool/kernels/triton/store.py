@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels import checks, configs
-from kvtool.kernels.configs import padded
 from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton import checks
 from kvtool.kernels.triton.jit.store import gather_kernel, store_kernel
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels.interface import Scale
 
 
 def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
@@ -25,7 +26,7 @@ def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None
     if num_tokens == 0:
         return
     block_d = padded(head_dim)
-    block_h = max(1, min(padded(num_heads), configs.STORE_BLOCK // block_d))
+    block_h = max(1, min(padded(num_heads), rules.STORE_BLOCK // block_d))
     scales = scale if isinstance(scale, Tensor) else None
     store_kernel[(num_tokens, math.ceil(num_heads / block_h))](
         x_ptr=rows,
@@ -56,7 +57,7 @@ def gather_rows(cache: Tensor, pages: Tensor, latent_dim: int, dtype: torch.dtyp
     if out.numel() == 0:
         return out
     block_d = padded(width)
-    block_s = max(1, min(padded(page), configs.GATHER_BLOCK // block_d))
+    block_s = max(1, min(padded(page), rules.GATHER_BLOCK // block_d))
     scales = scale if isinstance(scale, Tensor) else None
     scale_page, scale_slot, scale_part = (0, 0, 0) if scales is None else scales.stride()
     gather_kernel[(len(pages), math.ceil(page / block_s))](

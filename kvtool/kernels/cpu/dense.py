@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels.interface import Scale
 
 
 def tokens_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kvtool.kernels.configs import REGISTERS, Target
+from kvtool.kernels.triton.tiles.rules import REGISTERS, Target
 
 MAX_ROWS = 64  # from here on a product computes as long as it reads, which cuBLAS does best
 GEMV_ROWS = 4

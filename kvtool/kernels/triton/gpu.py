@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels.configs import Shape, Target, Tile
-from kvtool.kernels.tuned import tiles_of
+from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile
+from kvtool.kernels.triton.tiles.tuned import tiles_of
 
 MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
 GRAPHS = -1  # in the place of a stream

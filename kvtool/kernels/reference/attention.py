@@ -13,7 +13,7 @@ from torch import Tensor
 from kvtool.kernels.quantise import stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale, StepKernels
+    from kvtool.kernels.interface import Scale, StepKernels
 
 fused: StepKernels | None = None
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from kvtool.kernels import native as module
-from kvtool.kernels.native import ACTIVATIONS, Native, build, huge_pages, native, packed, serves
+from kvtool.kernels.cpu import native as module
+from kvtool.kernels.cpu.native import ACTIVATIONS, Native, build, huge_pages, native, packed, serves
 
 BF16_EPS = 2.0**-8  # half a unit in the last place, relative
 ROUNDS_ONCE = 1.02 * BF16_EPS

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kvtool.errors import KvtoolError
-from kvtool.kernels.configs import Shape, Tile
+from kvtool.kernels.triton.tiles.rules import Shape, Tile
 
 CARDS = Path(__file__).parent / "cards"
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 from torch.nn.functional import linear as torch_linear
 
-from kvtool.kernels import GATES
-from kvtool.kernels.reference import store_kv, store_latent
+from kvtool.kernels.interface import GATES
+from kvtool.kernels.reference.attention import store_kv, store_latent
 
 if TYPE_CHECKING:
-    from kvtool.kernels import ExpertWeights, Scale
+    from kvtool.kernels.interface import ExpertWeights, Scale
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from kvtool.kernels import configs, gpu
-from kvtool.kernels.configs import Tile, padded
-from kvtool.kernels.keys import Keys, Softmax
+from kvtool.kernels.triton import gpu
+from kvtool.kernels.triton.arguments import Keys, Softmax
 from kvtool.kernels.triton.jit.decode import decode_kernel, merge_kernel
 from kvtool.kernels.triton.jit.prefill import prefill_kernel
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import Tile, padded
 
 
 def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softmax: Softmax) -> Tensor:
@@ -27,12 +28,12 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
     page = keys.k.shape[1]
     max_context = block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
-    splits = configs.num_splits(num_seqs * programs, max_context, resident)
+    splits = rules.num_splits(num_seqs * programs, max_context, resident)
     partial = lse = arrivals = None
     if splits > 1:
         partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
         lse = q.new_empty(partial.shape[:-1], dtype=torch.float32)
-        if configs.merges_alone(min(tile.block_m, group * query_len), splits, v_dim):
+        if rules.merges_alone(min(tile.block_m, group * query_len), splits, v_dim):
             arrivals = gpu.arrivals(q.device, num_seqs * programs)
     decode_kernel[(num_seqs, programs, splits)](
         q_ptr=q,
@@ -52,7 +53,7 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
         SPLIT=splits > 1,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), tile.num_warps),
+        BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), tile.num_warps),
         MIN_TILES=tile.min_tiles,
         **keys.arguments(tile, target),
         **softmax.arguments(keys, num_heads),
@@ -81,7 +82,7 @@ def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: i
         V_DIM=v_dim,
         BLOCK_M=tile.block_m,
         BLOCK_DV=padded(v_dim),
-        BLOCK_SPLITS=configs.merged_at_once(padded(v_dim), num_warps=4),
+        BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), num_warps=4),
         BLOCK_N=tile.block_n,
         MIN_TILES=tile.min_tiles,
         num_warps=4,
@@ -125,6 +126,6 @@ def prefill(
         **softmax.arguments(keys, num_heads),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=configs.MAX_REGISTERS,
+        maxnreg=rules.MAX_REGISTERS,
     )
     return out

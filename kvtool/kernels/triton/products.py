@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from triton.runtime.errors import OutOfResources
 
-from kvtool.kernels import checks, configs, gpu
-from kvtool.kernels.cold_time import cold_time_ms
-from kvtool.kernels.native import cache_folder
-from kvtool.kernels.product_tiles import (
+from kvtool.kernels.cpu.native import cache_folder
+from kvtool.kernels.triton import checks, gpu
+from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.cold_time import cold_time_ms
+from kvtool.kernels.triton.tiles.products import (
     GEMV_ROWS,
     MAX_ROWS,
     SPLITS_AT_ONCE,
@@ -27,11 +29,10 @@ from kvtool.kernels.product_tiles import (
     gemv_tiles,
     product_tiles,
 )
-from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
-from kvtool.kernels.verdict import Verdicts
+from kvtool.kernels.triton.tiles.verdict import Verdicts
 
 CUBLAS = "cublas"
-_SOURCES = ("triton/product.py", "product_tiles.py")  # what a verdict is about: other code, other verdicts
+_SOURCES = ("jit/product.py", "tiles/products.py")  # what a verdict is about: other code, other verdicts
 
 Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -62,7 +63,7 @@ def candidates(num_rows: int, weight: Tensor) -> dict[str, Product]:
 
 def question(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> str:
     """What a verdict depends on besides the card: rows up to a power of two, N, K, dtype, and what is added."""
-    rows, (columns, depth) = configs.padded(len(x)), weight.shape
+    rows, (columns, depth) = rules.padded(len(x)), weight.shape
     added = "".join(f" +{name}" for name, there in (("bias", bias), ("plus", plus)) if there is not None)
     return f"{rows}x{columns}x{depth} {str(x.dtype).removeprefix('torch.')}{added}"
 
@@ -74,7 +75,7 @@ def by_cublas(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | Non
 
 def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *, tile: ProductTile) -> Tensor:
     """Of up to GEMV_ROWS rows."""
-    rows = configs.padded(len(x))
+    rows = rules.padded(len(x))
     checks.require(rows <= GEMV_ROWS, f"{len(x)} rows are too many for a GEMV of {GEMV_ROWS}")
     constants = {"ROWS": rows, "STAGES": tile.num_stages}
     return _in_splits(gemv_kernel, constants, x, weight, bias, plus, tile, rows, held_rows=tile.block_n)
@@ -83,7 +84,7 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *,
 def split_product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *, tile: ProductTile) -> Tensor:
     """Of up to MAX_ROWS rows, by `tl.dot`."""
     checks.require(len(x) <= MAX_ROWS, f"{len(x)} rows are too many for a product of {MAX_ROWS}")
-    rows = max(16, configs.padded(len(x)))
+    rows = max(16, rules.padded(len(x)))
     constants = {"BLOCK_M": rows, "num_stages": tile.num_stages}
     return _in_splits(product_kernel, constants, x, weight, bias, plus, tile, rows, held_rows=tile.block_n + rows)
 
@@ -128,7 +129,7 @@ def _in_splits(
         **shape,
         **constants,
         num_warps=tile.num_warps,
-        maxnreg=configs.MAX_REGISTERS,
+        maxnreg=rules.MAX_REGISTERS,
     )
     if partial is not None and arrivals is None:
         blocks_of = {"BLOCK_M": block_m, "BLOCK_N": tile.block_n, "BLOCK_SPLITS": SPLITS_AT_ONCE}

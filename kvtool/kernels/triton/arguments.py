@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import triton
 from torch import Tensor
 
-from kvtool.kernels import checks, configs, gpu
-from kvtool.kernels.configs import Shape, Target, Tile, padded
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.store import scale_strides
+from kvtool.kernels.triton import checks, gpu
+from kvtool.kernels.triton.store import scale_strides
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels.interface import Scale
 
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
@@ -86,12 +87,12 @@ class Keys:
 
     def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
         shape = self._shape("decode", q, rows)
-        rule = configs.decode_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target)
+        rule = rules.decode_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target)
         return target.tuned.get(shape, rule)
 
     def prefill_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
         shape, rope_dim = self._shape("prefill", q, rows), 0 if self.rope is None else self.rope.shape[2]
-        rule = configs.attention_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target, rope_dim)
+        rule = rules.attention_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target, rope_dim)
         return target.tuned.get(shape, rule)
 
     def _shape(self, operation: str, q: Tensor, rows: int) -> Shape:
@@ -99,7 +100,7 @@ class Keys:
             operation,
             head_dim=_dot_dim(self.k.shape[3]),
             rope_dim=0 if self.rope is None else padded(self.rope.shape[2]),
-            rows=min(padded(rows), configs.MAX_SHAPE_ROWS),
+            rows=min(padded(rows), rules.MAX_SHAPE_ROWS),
             query_bytes=q.element_size(),
             cache_bytes=self.k.element_size(),
             page=self.k.shape[1],
@@ -132,7 +133,7 @@ class Keys:
         for tensor in (self.k, self.v, self.rope):
             if tensor is not None:
                 starts += [int(tensor.storage_offset()), *tensor.stride()[:-1]]
-        aligned = all(start * self.k.element_size() % configs.TMA_ALIGNMENT == 0 for start in starts)
+        aligned = all(start * self.k.element_size() % rules.TMA_ALIGNMENT == 0 for start in starts)
         shape = _dot_dim(self.k.shape[3]), self.k.shape[1], self.k.element_size()
         uses_tma = aligned and tile.uses_tma(*shape, target, vector_scales=self.has_vector_scales)
         if uses_tma:

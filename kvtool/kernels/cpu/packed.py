@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvtool.kernels.native import ROW, Native, native, packed
+from kvtool.kernels.cpu.native import ROW, Native, native, packed
 
 # The products are for at most so many rows. oneDNN chooses its layout for a number of them; this one serves fewer well.
 FEW_ROWS = 64

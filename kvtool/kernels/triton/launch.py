@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels import attention, checks, step
-from kvtool.kernels.keys import Keys, Softmax, latent_keys
-from kvtool.kernels.store import gather_rows, store_rows
+from kvtool.kernels.triton import attention, checks, step
+from kvtool.kernels.triton.arguments import Keys, Softmax, latent_keys
+from kvtool.kernels.triton.store import gather_rows, store_rows
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale, StepKernels
+    from kvtool.kernels.interface import Scale, StepKernels
 
 fused: StepKernels | None = step
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvtool.kernels.dense import capped_attention, causal_attention, tokens_of
-from kvtool.kernels.native import ROW, native, serves
+from kvtool.kernels.cpu.dense import capped_attention, causal_attention, tokens_of
+from kvtool.kernels.cpu.native import ROW, native, serves
 from kvtool.kernels.quantise import largest, stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale, StepKernels
+    from kvtool.kernels.interface import Scale, StepKernels
 
 fused: StepKernels | None = None
 

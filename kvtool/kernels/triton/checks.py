@@ -10,7 +10,7 @@ from torch import Tensor
 from kvtool.errors import DeviceError
 
 if TYPE_CHECKING:
-    from kvtool.kernels import ExpertWeights, Scale
+    from kvtool.kernels.interface import ExpertWeights, Scale
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
