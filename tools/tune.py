@@ -2,8 +2,8 @@
 
     python tools/tune.py --seconds 600          the shapes of the grid, the most important first
 
-The file goes to kvtool/kernels/triton/tiles/cards/, where kernels look for it, and to --out. A shape that there was no time for
-keeps what an earlier run found. Exit codes: 0 done, 2 wrong use, 3 no GPU.
+The file goes to kvtool/kernels/triton/tiles/cards/, where kernels look for it, and to --out. A shape that there was no
+time for keeps what an earlier run found. Exit codes: 0 done, 2 wrong use, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def tuned(todo: Iterable[KernelWork], go_on: Callable[[], bool]) -> Card:
     import torch
     import triton
 
-    from kvtool.bench.roofline import last_level_cache_bytes, stream_buffer_bytes
-    from kvtool.bench.timers import call_timer
     from kvtool.bench.tuning import tune
+    from kvtool.machine.roofline import last_level_cache_bytes, stream_buffer_bytes
+    from kvtool.machine.timers import call_timer
 
     device = torch.device("cuda", torch.cuda.current_device())
     stream_bytes = stream_buffer_bytes(str(device), last_level_cache_bytes(str(device)))

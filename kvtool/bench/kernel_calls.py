@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from kvtool.bench.kernel_work import DECODE, PREFILL, STORE, KernelWork
-from kvtool.bench.timers import Call
 from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, LayerCache, pool_specs
 from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Kernels
 from kvtool.kernels.quantise import stored
+from kvtool.machine.timers import Call
 from kvtool.results import KernelCheck
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 

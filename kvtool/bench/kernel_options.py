@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvtool.bench.peers import peer_names
-from kvtool.engine.config import DTYPES, resolve_device
+from kvtool.engine.config import DTYPES
 from kvtool.errors import KvtoolError
+from kvtool.machine.device import resolve_device
 
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.1-8b"
 CPU_GRID: dict[str, Any] = {"contexts": (512, 4096), "batch_sizes": (1, 8), "chunk_len": 512, "num_iters": 5}

@@ -12,7 +12,7 @@ from kvtool.bench.kernel_calls import Measurement
 from kvtool.bench.metrics import summary_ms
 from kvtool.bench.passes import Pass, make_pass, within
 from kvtool.bench.peers import Peer, PeerError, Prepared, load_peer, one_line
-from kvtool.bench.timers import Call, CallTimer
+from kvtool.machine.timers import Call, CallTimer
 from kvtool.results import KernelPeer
 from kvtool.stats import paired_ratio_of_medians
 

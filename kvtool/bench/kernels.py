@@ -12,26 +12,27 @@ import torch
 
 from kvtool.bench.accounting import ACCOUNTING_LIMIT, CACHE_MULTIPLE, IMPOSSIBLE, IN_CACHE
 from kvtool.bench.definitions import KERNEL_DEFINITIONS
-from kvtool.bench.environment import describe_environment
 from kvtool.bench.kernel_calls import Measurement, filled_pool
 from kvtool.bench.kernel_options import KernelsOptions
 from kvtool.bench.kernel_peers import Track, enter, with_times
 from kvtool.bench.kernel_work import KernelWork, left_out, plan
 from kvtool.bench.metrics import summary_ms
-from kvtool.bench.nvml import NvmlSampler, open_card
-from kvtool.bench.other_load import LoadMeter
 from kvtool.bench.passes import Pass, cache_flush, first_call_s, make_pass, within
 from kvtool.bench.power import power_of
-from kvtool.bench.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
 from kvtool.bench.run import CEILING_SECONDS, Progress
-from kvtool.bench.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.catalog.model import Model
-from kvtool.engine.config import available_bytes, resolve_backend, resolve_device, resolve_dtype
-from kvtool.engine.device import device_errors
+from kvtool.engine.config import resolve_backend, resolve_dtype
 from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
+from kvtool.machine.device import device_errors, resolve_device
+from kvtool.machine.environment import describe_environment
+from kvtool.machine.memory import available_bytes
+from kvtool.machine.nvml import NvmlSampler, open_card
+from kvtool.machine.other_load import LoadMeter
+from kvtool.machine.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
+from kvtool.machine.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
 from kvtool.results.warnings import load_warnings, throttle_warnings, unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format

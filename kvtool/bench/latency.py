@@ -10,17 +10,17 @@ from kvtool.bench.accounting import step_bytes
 from kvtool.bench.checks import logits_check
 from kvtool.bench.engine_peers import Entrant, compared
 from kvtool.bench.harness import at_once, case_inputs, kv_bytes, pages_for, run_requests, sample_of
-from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
-from kvtool.bench.nvml import NvmlSampler, open_card
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.power import power_of
-from kvtool.bench.windows import Windows
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.kernels import load_kernels
+from kvtool.machine.interleaved import Windows
+from kvtool.machine.memory import peak_memory
+from kvtool.machine.nvml import NvmlSampler, open_card
 from kvtool.results import BenchPeer, Case, Check, Memory, Roofline, Sample
 from kvtool.units import ceil_div
 from kvtool.workloads import Request, fixed, poisson_arrivals

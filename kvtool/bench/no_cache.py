@@ -6,11 +6,11 @@ from kvtool.bench.accounting import step_bytes
 from kvtool.bench.arms import ARMS, Generated, generate
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import case_inputs
-from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions
-from kvtool.bench.windows import Windows
 from kvtool.engine.loaded import LoadedModel
+from kvtool.machine.interleaved import Windows
+from kvtool.machine.memory import peak_memory
 from kvtool.results import Case, Check, Memory, Roofline, Sample
 from kvtool.units import round_up
 from kvtool.workloads import fixed

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from kvtool.bench.timers import Call, CallTimer, Contender, device_clock
+from kvtool.machine.timers import Call, CallTimer, Contender, device_clock
 
 
 @dataclass(frozen=True, slots=True)

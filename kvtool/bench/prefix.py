@@ -9,14 +9,14 @@ from statistics import median
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests, sample_of
-from kvtool.bench.memory import peak_memory
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions, prompt_len
-from kvtool.bench.windows import Windows
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
 from kvtool.errors import DeviceError
+from kvtool.machine.interleaved import Windows
+from kvtool.machine.memory import peak_memory
 from kvtool.results import Case, Check, Memory, Prefix, Roofline, Sample
 from kvtool.sizing.traffic import kv_written_bytes, prefill_flops
 from kvtool.stats import paired_median_difference

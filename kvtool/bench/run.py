@@ -10,17 +10,17 @@ from functools import partial, reduce
 from kvtool.bench.accounting import is_impossible, with_roofline
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engine_peers import Entrant, entrants
-from kvtool.bench.environment import describe_environment
 from kvtool.bench.latency import latency_case
 from kvtool.bench.no_cache import no_cache_cases
 from kvtool.bench.options import BenchOptions
-from kvtool.bench.other_load import LoadMeter
 from kvtool.bench.prefix import prefix_case
-from kvtool.bench.roofline import Ceiling, measure_roofline
-from kvtool.bench.windows import Windows
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import TORCH_DTYPES, LoadedModel
+from kvtool.machine.environment import describe_environment
+from kvtool.machine.interleaved import Windows
+from kvtool.machine.other_load import LoadMeter
+from kvtool.machine.roofline import Ceiling, measure_roofline
 from kvtool.results import BenchDocument, Case
 from kvtool.results.warnings import load_warnings, throttle_warnings
 from kvtool.units import ceil_div

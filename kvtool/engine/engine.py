@@ -15,7 +15,6 @@ from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.decode_step import decode_rows
 from kvtool.engine.decoder.transformer import runnable_decoder
-from kvtool.engine.device import device_errors
 from kvtool.engine.graphs import Capture, CudaCapture, DecodeGraphs
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pipeline import DecodePipeline
@@ -24,6 +23,7 @@ from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
+from kvtool.machine.device import device_errors
 from kvtool.results import ColdStart
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.decode_step import PADDING, DecodeRows, decode_step
-from kvtool.engine.device import device_errors
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw
+from kvtool.machine.device import device_errors
 from kvtool.units import round_up
 
 WARM_UPS = 2  # the first compiles, and times what is chosen by timing; the second shows that nothing is left to do

@@ -11,11 +11,11 @@ from kvtool.bench import latency, prefix
 from kvtool.bench.latency import latency_case
 from kvtool.bench.no_cache import no_cache_cases
 from kvtool.bench.prefix import prefix_case
-from kvtool.bench.windows import Windows
 from kvtool.engine import engine as engines
 from kvtool.engine.engine import Engine
 from kvtool.engine.graphs import Step
 from kvtool.engine.loaded import LoadedModel
+from kvtool.machine.interleaved import Windows
 from kvtool.results import ColdStart
 from tests.bench.test_run import FAST, OPTIONS
 from tests.bench.tiny_model import loaded

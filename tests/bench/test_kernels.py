@@ -16,12 +16,12 @@ from kvtool.bench.kernel_calls import Measurement, filled_pool
 from kvtool.bench.kernel_options import KernelsOptions, kernels_options
 from kvtool.bench.kernel_work import MAX_CALLS, KernelWork, left_out, plan
 from kvtool.bench.kernels import measure_kernels, with_roofline
-from kvtool.bench.roofline import Ceiling
-from kvtool.bench.timers import Contender, Timed, WarmUp
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model, SlidingAttention
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
+from kvtool.machine.roofline import Ceiling
+from kvtool.machine.timers import Contender, Timed, WarmUp
 from kvtool.results import KernelCase, encode
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.units import MIB

@@ -11,8 +11,8 @@ from kvtool.bench import run
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.metrics import tpot_s
 from kvtool.bench.options import BenchOptions
-from kvtool.bench.roofline import Ceiling
 from kvtool.errors import KvtoolError
+from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument, Case, encode
 from tests.bench.tiny_model import TINY, config
 

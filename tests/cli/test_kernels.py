@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.bench import kernels, roofline
+from kvtool.bench import kernels
 from kvtool.cli.kernels import EXAMPLES
+from kvtool.machine import roofline
 from kvtool.units import MIB
 from tests.cli.in_process import Done, run
 

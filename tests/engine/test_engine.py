@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from kvtool.catalog.resolve import inline_model, resolve_model
-from kvtool.engine.config import EngineConfig, resolve_device, resolve_dtype
+from kvtool.engine.config import EngineConfig, resolve_dtype
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.errors import DeviceError, KvtoolError
+from kvtool.machine.device import resolve_device
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, load, prompt
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE

@@ -14,8 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from kvtool.bench.kernel_calls import Queries
 from kvtool.bench.kernel_work import DECODE, KernelWork
 from kvtool.bench.peers import PeerError, Prepared
-from kvtool.engine.config import available_bytes
 from kvtool.engine.pool import LayerCache
+from kvtool.machine.memory import available_bytes
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import format_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from kvtool.bench.timers import (
+from kvtool.machine.timers import (
     STEADY_WINDOW,
     Contender,
     call_timer,

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from kvtool import __version__
-from kvtool.bench.environment import (
+from kvtool.machine.environment import (
     describe_environment,
     driver_facts,
     git_commit,
@@ -18,9 +18,9 @@ from kvtool.bench.environment import (
     physical_cores,
     usable_cpus,
 )
-from kvtool.bench.nvml import open_card
+from kvtool.machine.nvml import open_card
 from kvtool.results import EnvDocument, encode
-from tests.bench.test_nvml import FakeNvml
+from tests.machine.test_nvml import FakeNvml
 
 CPUINFO = """\
 processor\t: 0

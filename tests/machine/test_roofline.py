@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from kvtool.bench import roofline
-from kvtool.bench.roofline import (
+from kvtool.errors import DeviceError
+from kvtool.machine import roofline
+from kvtool.machine.roofline import (
     Ceiling,
     Kernel,
     best_rate,
@@ -19,7 +20,6 @@ from kvtool.bench.roofline import (
     read_kernels,
     stream_buffer_bytes,
 )
-from kvtool.errors import DeviceError
 from kvtool.units import GIB, KIB, MIB
 
 

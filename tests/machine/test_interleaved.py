@@ -11,8 +11,8 @@ import torch
 from kvtool.bench.accounting import IMPOSSIBLE, MOVED, is_impossible, with_roofline
 from kvtool.bench.harness import case_inputs
 from kvtool.bench.metrics import metrics_of
-from kvtool.bench.roofline import WINDOW, Ceiling, product_name
-from kvtool.bench.windows import Windows
+from kvtool.machine.interleaved import Windows
+from kvtool.machine.roofline import WINDOW, Ceiling, product_name
 from kvtool.results import Case, Check, Memory, Roofline, Sample, StepBytes
 from kvtool.units import MIB
 from tests.bench.tiny_model import loaded

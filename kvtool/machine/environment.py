@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kvtool import __version__
-from kvtool.bench.nvml import Card, open_card
-from kvtool.bench.roofline import last_level_cache_bytes
-from kvtool.bench.timers import is_cuda
+from kvtool.machine.nvml import Card, open_card
+from kvtool.machine.roofline import last_level_cache_bytes
+from kvtool.machine.timers import is_cuda
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 GPU_FACTS = (

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
-from kvtool.bench.roofline import (
+from kvtool.machine.roofline import (
     CPU_PRODUCTS,
     Ceiling,
     Kernel,
@@ -23,7 +23,7 @@ from kvtool.bench.roofline import (
     read_buffer,
     read_kernels,
 )
-from kvtool.bench.timers import CallTimer, call_timer, is_cuda
+from kvtool.machine.timers import CallTimer, call_timer, is_cuda
 
 if TYPE_CHECKING:
     import torch

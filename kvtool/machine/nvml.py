@@ -11,7 +11,7 @@ from statistics import fmean, median
 from types import TracebackType
 from typing import Any
 
-from kvtool.bench.timers import is_cuda
+from kvtool.machine.timers import is_cuda
 
 # Bits of nvmlDeviceGetCurrentClocksThrottleReasons (nvml.h). Idle and application-set clocks are no throttling.
 THROTTLE_REASONS = {

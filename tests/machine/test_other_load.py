@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kvtool.bench.other_load import LoadMeter, Usage, busy_ticks, read_usage
+from kvtool.machine.other_load import LoadMeter, Usage, busy_ticks, read_usage
 from kvtool.results.warnings import load_warnings
 
 # user nice system idle iowait irq softirq steal guest guest_nice; the guests' time is in user's already.

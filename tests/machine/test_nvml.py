@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvtool.bench import nvml as nvml_module
-from kvtool.bench.nvml import NvmlReading, NvmlSampler, NvmlSummary, open_card, summarize
+from kvtool.machine import nvml as nvml_module
+from kvtool.machine.nvml import NvmlReading, NvmlSampler, NvmlSummary, open_card, summarize
 
 
 class FakeNvml:
