@@ -84,7 +84,7 @@ def bench(
     from kvtool.bench.defaults import bench_options, default_model
     from kvtool.bench.engines.engine import ENGINE_PEERS
     from kvtool.bench.peers import peer_names
-    from kvtool.report.bench import print_bench, write_bench
+    from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode

@@ -58,7 +58,7 @@ def kernels(
     from kvtool.bench.peers import peer_names
     from kvtool.catalog.resolve import resolve_model
     from kvtool.report.files import check_writable
-    from kvtool.report.kernels import print_kernels, write_kernels
+    from kvtool.report.kernels.kernels import print_kernels, write_kernels
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.bench import fakes
 
 from kvtool.bench.kernels.calls import Measurement, filled_pool
 from kvtool.bench.kernels.options import KernelsOptions
@@ -29,6 +28,7 @@ from kvtool.catalog.model import FullAttention, LatentAttention, Layer, SlidingA
 from kvtool.catalog.resolve import inline_model
 from kvtool.kernels import load_kernels
 from kvtool.sizing.formats import CACHE_FORMATS
+from tests.bench import fakes
 
 TINY = inline_model(layers=1, heads=4, kv_heads=2, head_dim=16)
 FULL = FullAttention(kv_heads=2, k_head_dim=16, v_head_dim=16)

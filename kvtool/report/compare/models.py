@@ -9,11 +9,11 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from kvtool.report import html
-from kvtool.report.compare import print_assumptions, print_warnings
-from kvtool.report.engine import engine_name
+from kvtool.report.compare.benches import print_assumptions, print_warnings
+from kvtool.report.compare.heatmap import Cell, Group, heat_map
 from kvtool.report.files import CsvValue, png_bytes, write_result
-from kvtool.report.heatmap import Cell, Group, heat_map
-from kvtool.report.size import size_csv_rows
+from kvtool.report.size.planned import engine_name
+from kvtool.report.size.size import size_csv_rows
 from kvtool.report.tables import WIDE, Table, to_html, to_rich
 from kvtool.results import MatrixDocument, SizeDocument, SizeRow
 from kvtool.units import format_bytes, format_bytes_short, format_length

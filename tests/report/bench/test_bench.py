@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtool.report.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
-from kvtool.report.bench_charts import bench_panels, chart, saving_in_words
-from kvtool.report.bench_findings import findings
-from kvtool.report.bench_tables import (
+from kvtool.report.bench.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
+from kvtool.report.bench.charts import bench_panels, chart, saving_in_words
+from kvtool.report.bench.findings import findings
+from kvtool.report.bench.tables import (
     arm_memory_table,
     arm_time_table,
     bench_tables,

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from kvtool.compare.documents import NamedDocument, compare_documents
-from kvtool.report.compare import (
+from kvtool.report.compare.benches import (
     compare_csv_rows,
     compare_figure,
     compare_html,

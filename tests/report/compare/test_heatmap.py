@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.colors import to_hex
 
-from kvtool.report.heatmap import Cell, Group, gib, heat_map
+from kvtool.report.compare.heatmap import Cell, Group, gib, heat_map
 
 
 @pytest.mark.parametrize(

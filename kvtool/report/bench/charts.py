@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from kvtool.report.bench_tables import (
+from kvtool.report.bench.tables import (
     ARM_NAMES,
     cases_by_arm,
     cases_of,

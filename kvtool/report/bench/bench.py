@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report import html
-from kvtool.report.bench_charts import bench_panels, chart
-from kvtool.report.bench_findings import findings
-from kvtool.report.bench_peers import engines_table, peer_columns, with_peers
-from kvtool.report.bench_tables import SHARED_INPUTS, bench_tables
+from kvtool.report.bench.charts import bench_panels, chart
+from kvtool.report.bench.findings import findings
+from kvtool.report.bench.peers import engines_table, peer_columns, with_peers
+from kvtool.report.bench.tables import SHARED_INPUTS, bench_tables
 from kvtool.report.cases import case_rows, case_title, shared_inputs
-from kvtool.report.environment import environment_table
 from kvtool.report.files import png_bytes, write_result
+from kvtool.report.machine import environment_table
 from kvtool.report.tables import Table, to_html, to_rich
 from kvtool.results import BenchDocument
 from kvtool.results.warnings import load_warnings, throttle_warnings

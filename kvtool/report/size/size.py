@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvtool.report.answers import print_answers, print_solutions
-from kvtool.report.budget import print_budget
 from kvtool.report.charts import COLOURS, GREY, RED, EndLabel, bytes_axis, label_ends, new_figure, tokens_axis
-from kvtool.report.engine import print_engine
 from kvtool.report.files import CsvValue
+from kvtool.report.size.answers import print_answers, print_solutions
+from kvtool.report.size.budget import print_budget
+from kvtool.report.size.planned import print_engine
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import SizeDocument, SizeFit, SizeLayers, SizeRow, Struct
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from rich.console import Console
 
-from kvtool.report.budget import Segment, budget_figure, columns, outcome, print_budget, segments
 from kvtool.report.files import png_bytes
+from kvtool.report.size.budget import Segment, budget_figure, columns, outcome, print_budget, segments
 from kvtool.results import Calibration, SizeRow
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtool.report.bench import print_bench, tables, write_bench
-from kvtool.report.bench_peers import engines_table, peer_lines
+from kvtool.report.bench.bench import print_bench, tables, write_bench
+from kvtool.report.bench.peers import engines_table, peer_lines
 from kvtool.results import BenchDocument, BenchPeer, PeerTurn, Summary, read_document
 from kvtool.stats import summarise
 from tests.report.example import PATH

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtool.report.answers import (
+from kvtool.report.size.answers import (
     lengths_table,
     print_solutions,
     solution_table,
     tier_table,
     wrapped_command,
 )
-from kvtool.report.size import print_size, size_csv_rows
+from kvtool.report.size.size import print_size, size_csv_rows
 from kvtool.sizing.length_sources import lognormal
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel

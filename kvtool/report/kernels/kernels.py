@@ -8,11 +8,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtool.report.bench_tables import DASH, percent
+from kvtool.report.bench.tables import DASH, percent
 from kvtool.report.cases import case_rows, case_title, shared_inputs, varying_inputs
 from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, new_figure, tokens_axis
 from kvtool.report.files import write_result
-from kvtool.report.kernel_peers import (
+from kvtool.report.kernels.peers import (
     draw_peers,
     peer_columns,
     peer_lines,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.bench_tables import DASH
+from kvtool.report.bench.tables import DASH
 from kvtool.report.cases import case_rows, varying_inputs
 from kvtool.report.charts import COLOURS, GREY
 from kvtool.results import KernelCase, KernelPeer

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.report.engine import group_table, ledger_table, print_engine, print_ledgers
+from kvtool.report.size.planned import group_table, ledger_table, print_engine, print_ledgers
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions

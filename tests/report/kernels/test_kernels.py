@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtool.report.kernel_peers import peer_lines, ratio
-from kvtool.report.kernels import kernel_tables, kernels_figure, print_kernels, write_kernels
+from kvtool.report.kernels.kernels import kernel_tables, kernels_figure, print_kernels, write_kernels
+from kvtool.report.kernels.peers import peer_lines, ratio
 from kvtool.results import (
     KernelBytes,
     KernelCase,

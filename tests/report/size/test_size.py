@@ -8,7 +8,7 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from kvtool.report.files import csv_bytes, png_bytes
-from kvtool.report.size import layer_table, print_size, row_table, size_csv_rows, size_figure
+from kvtool.report.size.size import layer_table, print_size, row_table, size_csv_rows, size_figure
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions

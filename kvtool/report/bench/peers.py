@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from kvtool.report.bench_tables import DASH, heading, labels, p50, percent, varying
+from kvtool.report.bench.tables import DASH, heading, labels, p50, percent, varying
 from kvtool.report.cases import case_rows
 from kvtool.report.tables import Table
 from kvtool.results import BenchPeer, Case, PeerTurn
