@@ -21,7 +21,7 @@ EngineOption = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="What would this engine allocate? vllm, sglang, or one as vllm==0.33.",
+        help="What would this engine allocate? vllm, sglang, or a release of one, as vllm==0.23.",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -54,10 +54,10 @@ AsyncSchedulingOption = Annotated[
     ),
 ]
 PrefixCachingOption = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--enable-prefix-caching/--no-enable-prefix-caching",
-        help="Keep what prompts have in common (the default).",
+        help="Keep what prompts have in common (by default on; for hybrids since vLLM 0.26).",
         show_default=False,
         rich_help_panel=SWITCHES,
     ),

@@ -128,7 +128,7 @@ def size(
     kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
     num_gpu_blocks_override: NumGpuBlocksOverrideOption = None,
     async_scheduling: AsyncSchedulingOption = True,
-    enable_prefix_caching: PrefixCachingOption = True,
+    enable_prefix_caching: PrefixCachingOption = None,
     disable_hybrid_kv_cache_manager: DisableHybridOption = False,
     mamba_cache_mode: MambaCacheModeOption = "auto",
     mem_fraction_static: MemFractionStaticOption = None,

@@ -102,7 +102,8 @@ class SizeFit(Struct, frozen=True, kw_only=True):
 class SizeEngine(Struct, frozen=True, kw_only=True):
     """What an engine would allocate on every GPU. `fixed_bytes_per_request`, `slope_bytes_per_token`: what a request is
     charged on one GPU in the long run. Terms of the `ledger` are bytes of one request on all GPUs of a replica for
-    vLLM; for SGLang, whose pools are apart, they are those of a GPU's memory for caches.
+    vLLM; for SGLang, whose pools are apart, they are those of a GPU's memory for caches. `standing` is how far the
+    rules of `version` were held against the engine: exact, checked or extrapolated.
     """
 
     name: str | None = None
@@ -128,6 +129,7 @@ class SizeEngine(Struct, frozen=True, kw_only=True):
     bytes_needed: int | list[int] | None = None
     fixed_bytes_per_request: int | None = None
     slope_bytes_per_token: int | None = None
+    standing: str | None = None
 
 
 class SizeSharing(Struct, frozen=True, kw_only=True):

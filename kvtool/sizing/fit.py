@@ -79,11 +79,13 @@ def batch_limits(
     )
 
 
-def usual_limits(gpu: Gpu) -> BatchLimits:
-    """What `vllm serve` starts from on this card (EngineArgs.get_batch_defaults of vLLM 0.33.0)."""
+def usual_limits(gpu: Gpu, *, huge_cards: bool = True) -> BatchLimits:
+    """What `vllm serve` starts from on this card (EngineArgs.get_batch_defaults); releases before 0.28 know no
+    `huge_cards`.
+    """
     if gpu.memory_bytes < LARGE_CARD_BYTES or any(name in gpu.name.lower() for name in CAUTIOUS_CARDS):
         return SMALL_CARD_LIMITS
-    return HUGE_CARD_LIMITS if gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
+    return HUGE_CARD_LIMITS if huge_cards and gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
 
 
 def widest_mlp(model: Model) -> int:

@@ -204,7 +204,7 @@ def _words(start: EngineOptions, flags: Mapping[str, str]) -> Iterator[str]:
     defaults = {field.name: field.default for field in fields(EngineOptions)}
     for name, flag in flags.items():
         value = getattr(start, name)
-        if value == defaults[name]:
+        if value == defaults[name] or value is True:
             continue
         yield flag
         if not isinstance(value, bool):

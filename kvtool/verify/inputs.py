@@ -156,6 +156,7 @@ def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> Eng
     values |= {name: inputs[name] in ("True", "true", "enabled") for name in _SWITCHES if name in inputs}
     return EngineOptions(
         name=facts.engine,
+        version=facts.version,
         parallel=Parallel(**degrees),
         gpu=gpu,
         kv_cache_dtype=canonical_dtype(inputs.get("kv_cache_dtype", AUTO)),

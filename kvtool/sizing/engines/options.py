@@ -34,7 +34,7 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
     async_scheduling: bool = True
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool | None = None
     hybrid_kv_cache_manager: bool = True
     mamba_ssm_cache_dtype: str = AUTO
     mamba_cache_mode: str = AUTO

@@ -160,7 +160,7 @@ def _allocate(model: Model, options: EngineOptions, backend: Backend, pool_bytes
 
 def _check_state(model: Model, backend: Backend, options: EngineOptions) -> None:
     """Without the extra state slots of overlapped steps a cached prefix may end anywhere: pages of one token only."""
-    plain = options.enable_prefix_caching and is_hybrid(model) and (model.architecture or "").startswith("lfm2")
+    plain = options.enable_prefix_caching is not False and is_hybrid(model) and (model.architecture or "").startswith("lfm2")
     if plain and backend.page_size > 1:
         raise RefusedError(f"the radix cache of {model.architecture} needs --page-size 1, not {backend.page_size}")
 

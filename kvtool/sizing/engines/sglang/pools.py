@@ -65,13 +65,13 @@ def sharing(options: EngineOptions, architecture: str | None, *, page_size: int,
         context=context,
         chunked_prefill_size=chunk,
         attention_dp=options.parallel.dp if options.parallel.dp_attention else 1,
-        slots_per_request=slots_per_request(architecture, radix_cache=options.enable_prefix_caching),
+        slots_per_request=slots_per_request(architecture, radix_cache=options.enable_prefix_caching is not False),
         swa_ratio=swa_ratio,
         mamba_ratio=MAMBA_FULL_MEMORY_RATIO if mamba_ratio is None else mamba_ratio,
         max_total_tokens=options.max_total_tokens,
         max_running_requests=options.max_running_requests,
         max_mamba_cache_size=options.max_mamba_cache_size,
-        radix_cache=options.enable_prefix_caching,
+        radix_cache=options.enable_prefix_caching is not False,
     )
 
 
