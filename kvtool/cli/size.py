@@ -78,7 +78,7 @@ from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.sizing.options import SizeOptions
-    from kvtool.sizing.solve import Question
+    from kvtool.sizing.solve.solve import Question
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -222,7 +222,7 @@ def answer(
     from kvtool.sizing.explain import explain as explain_rows
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_rows
-    from kvtool.sizing.solve import solve
+    from kvtool.sizing.solve.solve import solve
 
     if asked is None:
         document = size_rows(model, options=options)

@@ -13,11 +13,11 @@ from kvtool.cache.manager import CacheManager
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.decode_step import decode_rows
 from kvtool.engine.decoder.transformer import runnable_decoder
-from kvtool.engine.graphs import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.graphs.pipeline import DecodePipeline
+from kvtool.engine.graphs.step import decode_rows
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pipeline import DecodePipeline
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work

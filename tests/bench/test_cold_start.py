@@ -13,7 +13,7 @@ from kvtool.bench.cases.no_cache import no_cache_cases
 from kvtool.bench.cases.prefix import prefix_case
 from kvtool.engine import engine as engines
 from kvtool.engine.engine import Engine
-from kvtool.engine.graphs import Step
+from kvtool.engine.graphs.capture import Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.machine.interleaved import Windows
 from kvtool.results import ColdStart

@@ -16,13 +16,13 @@ from kvtool.report.size.answers import (
     wrapped_command,
 )
 from kvtool.report.size.size import print_size, size_csv_rows
-from kvtool.sizing.length_sources import lognormal
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
-from kvtool.sizing.solve import Question, solve
+from kvtool.sizing.solve.solve import Question, solve
 from kvtool.sizing.tiers import Places
 from kvtool.units import GIB, MIB
+from kvtool.workloads.lengths import lognormal
 from tests.sizing.example import CARD, LLAMA_8B
 
 H100 = msgspec.structs.replace(CARD, compute_units=132, register_file_bytes=262_144, l2_bytes=50 * MIB, pcie_gbps=64.0)

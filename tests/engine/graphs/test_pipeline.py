@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvtool.catalog.resolve import resolve_model
-from kvtool.engine import pipeline as pipelines
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
+from kvtool.engine.graphs import pipeline as pipelines
+from kvtool.engine.graphs.changes import RowChanges
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.row_changes import RowChanges
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny

@@ -11,13 +11,13 @@ from kvtool.errors import KvtoolError
 from kvtool.results import ENGINE_NAMES, SizeDocument, SizeRejected, SizeSolution
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.fit import MAX_BATCH_SIZE
-from kvtool.sizing.layouts import layouts_of
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
-from kvtool.sizing.serve import FIRST_NODE, NODE_GPUS, Command, command, nodes_of
-from kvtool.sizing.served import Served, as_asked, page_users, serve
 from kvtool.sizing.size import size
+from kvtool.sizing.solve.answer import Served, as_asked, page_users, serve
+from kvtool.sizing.solve.command import FIRST_NODE, NODE_GPUS, Command, command, nodes_of
+from kvtool.sizing.solve.layouts import layouts_of
 from kvtool.units import ceil_div
 
 RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first), then most users"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvtool.engine import engine as engines
 from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.engine import Engine
-from kvtool.engine.graphs import Step, bucket_of
+from kvtool.engine.graphs.capture import Step, bucket_of
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.results import ColdStart

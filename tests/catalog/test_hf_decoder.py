@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from kvtool.catalog.decoder import Decoder, RopeScaling, Router
-from kvtool.catalog.decoders import default_decoder
 from kvtool.catalog.hf_config import model_from_config
+from kvtool.catalog.hf_decoder import default_decoder
 from tests.catalog.data import LLAMA, config
 
 

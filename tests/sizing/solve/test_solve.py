@@ -12,7 +12,7 @@ from kvtool.results import Calibration, SizeDocument, SizeSolution, encode
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
-from kvtool.sizing.solve import Question, solve
+from kvtool.sizing.solve.solve import Question, solve
 from kvtool.sizing.weights import weigh
 from tests.sizing.example import ALL_KINDS, CARD, DEEPSEEK_V3, LLAMA_8B, SHARING
 

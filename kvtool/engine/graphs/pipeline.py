@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from kvtool.cache.manager import SequenceCache
-from kvtool.engine.decode_step import DecodeRows
-from kvtool.engine.graphs import DecodeGraphs
-from kvtool.engine.row_changes import RowChanges
+from kvtool.engine.graphs.capture import DecodeGraphs
+from kvtool.engine.graphs.changes import RowChanges
+from kvtool.engine.graphs.step import DecodeRows
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.scheduler import Work
 from kvtool.engine.sequence import Sequence

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvtool.errors import KvtoolError
-from kvtool.sizing.length_sources import lognormal, parse_lengths, read_lengths
+from kvtool.workloads.lengths import lognormal, parse_lengths, read_lengths
 
 TRACE = Path(__file__).parents[3] / "shared" / "traces" / "mooncake_conversation.jsonl"
 

@@ -9,7 +9,8 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import make_plan
-from kvtool.sizing.serve import Command, command, start_of
+from kvtool.sizing.solve.command import Command, command
+from kvtool.sizing.solve.start import start_of
 from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B, QWEN3_NEXT
 
 

@@ -10,7 +10,7 @@ from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import MAX_BATCH_SIZE, largest
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, card_memory
-from kvtool.sizing.serve import start_of
+from kvtool.sizing.solve.start import start_of
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
 
 
