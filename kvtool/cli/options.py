@@ -84,8 +84,12 @@ GpuOption = Annotated[
     typer.Option("--gpu", help="Does it fit this card? A name of `kvtool gpus`, or local.", rich_help_panel=CARD),
 ]
 GpuMemoryUtilizationOption = Annotated[
-    float,
-    typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.", rich_help_panel=CARD),
+    float | None,
+    typer.Option(
+        "--gpu-memory-utilization",
+        help="Part of the card's memory that may be used (default: vLLM's, 0.92; 0.9 before 0.20).",
+        rich_help_panel=CARD,
+    ),
 ]
 SharedPrefixOption = Annotated[
     str,

@@ -109,7 +109,7 @@ def size(
     ep: EpOption = 1,
     enable_dp_attention: DpAttentionOption = False,
     gpu: GpuOption = None,
-    gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
+    gpu_memory_utilization: GpuMemoryUtilizationOption = None,
     max_model_len: MaxModelLenOption = None,
     max_num_batched_tokens: MaxNumBatchedTokensOption = None,
     max_num_seqs: MaxNumSeqsOption = None,

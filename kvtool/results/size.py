@@ -82,7 +82,9 @@ class SizeDecode(Struct, frozen=True, kw_only=True):
 
 
 class SizeFit(Struct, frozen=True, kw_only=True):
-    """`margin_bytes`: by how much the estimates among the terms may be off; `measured`: the terms that are none."""
+    """`margin_bytes`: by how much the estimates among the terms may be off; `measured`: the terms that are none.
+    `verdict` is `fits`, `fits, within the margin`, or `no`; `fits` is false for a no alone.
+    """
 
     memory_bytes: int | None = None
     usable_bytes: int | None = None
@@ -97,6 +99,7 @@ class SizeFit(Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     limited_by: str | None = None
     measured: list[str] | None = None
+    verdict: str | None = None
 
 
 class SizeEngine(Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES, Budget
+from kvtool.sizing.fit import Budget
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -200,9 +200,10 @@ def _given_pool(memory: Budget) -> Iterator[str]:
 
 def _memory(plan: SizePlan) -> Iterator[str]:
     """Which terms of the card's memory were measured, and how the others were estimated."""
-    memory, limits, calibration = plan.memory, plan.limits, plan.options.calibration
-    if memory is None or limits is None:
+    memory, calibration = plan.memory, plan.options.calibration
+    if memory is None or memory.estimates is None:
         return
+    estimates = memory.estimates
     if calibration is not None:
         terms = ", ".join(f"{name} {format_bytes(value)}" for name, value in calibration.measured.items())
         yield f"measured, not estimated: {terms} a GPU ({calibration.source})"
@@ -210,12 +211,6 @@ def _memory(plan: SizePlan) -> Iterator[str]:
         yield from _given_pool(memory)
         return
     if "activation_bytes" not in memory.measured:
-        yield (
-            f"activations are an estimate, good to {ACTIVATION_MARGIN:.0%}: {limits.tokens:,} batched tokens x "
-            f"(4 x hidden + 3 x widest MLP / tp) x 2 B + {limits.sequences:,} sequences x vocabulary x 4 B"
-        )
+        yield estimates.activation.text
     if "reserve_bytes" not in memory.measured:
-        yield (
-            f"{format_bytes(RUNTIME_BYTES + GRAPH_BYTES)} a GPU is set aside, good to half of it: "
-            f"{format_bytes(RUNTIME_BYTES)} for the runtime and {format_bytes(GRAPH_BYTES)} for CUDA graphs"
-        )
+        yield f"{estimates.runtime.text}; {estimates.graphs.text}"

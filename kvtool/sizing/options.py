@@ -9,7 +9,7 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
-from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.lengths import Lengths
 from kvtool.sizing.parallel import Parallel
@@ -37,7 +37,7 @@ class SizeOptions:
     block_size: int = DEFAULT_BLOCK_SIZE
     parallel: Parallel = field(default_factory=Parallel)
     gpu: Gpu | None = None
-    gpu_memory_utilization: float = 0.92
+    gpu_memory_utilization: float | None = None
     max_model_len: int | None = None
     shared_prefix: int = 0
     weight_dtype: str = AUTO
@@ -64,7 +64,7 @@ class SizeOptions:
             if (value := getattr(self, flag)) is not None:
                 _check_range(f"--{flag.replace('_', '-')}", value, MAX_COUNT)
         self._check_card()
-        if not 0 < self.gpu_memory_utilization <= 1:
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise KvtoolError(f"gpu memory utilization {self.gpu_memory_utilization} must be above 0 and at most 1")
         if self.shared_prefix < 0:
             raise KvtoolError(f"shared prefix {self.shared_prefix} must not be negative")
@@ -82,6 +82,12 @@ class SizeOptions:
             raise KvtoolError(f"{missing[0]} is about the memory of a card: name it with --gpu")
         if self.places is not None and self.gpu is None and not self.places.given:
             raise KvtoolError("--tiers compares with a card's memory: name it with --gpu, or give --dram or --nvme")
+
+    @property
+    def dtype(self) -> str:
+        """What an engine computes in: the dtype of the weights asked for, where that is one to compute in."""
+        name = canonical_dtype(self.weight_dtype)
+        return name if name in FLOAT_BYTES else AUTO
 
     def max_context(self, model: Model) -> int | None:
         """The longest sequence that may be: --max-model-len, else what the model was made for, else no limit known."""

@@ -19,11 +19,12 @@ from kvtool.results import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.sizing.card import card_memory
 from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
-from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit
+from kvtool.sizing.fit import BatchLimits, Budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, layer_specs, speculative, state_format, with_index_dtype
 from kvtool.sizing.lengths import fitting_requests
@@ -188,30 +189,8 @@ def engine_start(engine: EngineOptions, options: SizeOptions, kv_cache_dtype: st
         parallel=options.parallel,
         max_num_batched_tokens=options.max_num_batched_tokens or engine.max_num_batched_tokens,
         max_num_seqs=options.max_num_seqs or engine.max_num_seqs,
+        dtype=options.dtype,
     )
-
-
-def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[BatchLimits | None, Budget | None]:
-    """What the engine runs in a step, and how one GPU's memory is spoken for; None without a card."""
-    if options.gpu is None:
-        return None, None
-    limits = batch_limits(
-        options.gpu,
-        tokens=options.max_num_batched_tokens,
-        sequences=options.max_num_seqs,
-        max_model_len=options.max_context(model),
-    )
-    memory = budget(
-        options.gpu,
-        model,
-        options.parallel,
-        weights_bytes=weights.bytes_per_gpu(options.parallel),
-        utilization=options.gpu_memory_utilization,
-        limits=limits,
-        calibration=options.calibration,
-        pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
-    )
-    return limits, memory
 
 
 def _model(model: Model) -> SizeModel:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.parallel import Parallel
 
 
@@ -17,14 +19,15 @@ class EngineOptions:
     the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not
     estimated. `gpu` decides what depends on the card: block sizes and default batched tokens. The last fields are
     SGLang's own; it calls `block_size` --page-size, `max_model_len` --context-length, `mamba_ssm_cache_dtype`
-    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache.
+    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache. `limit_mm_per_prompt` has how many items of each
+    modality a prompt may bring; `dtype` is that of weights and activations.
     """
 
     name: str
     version: str | None = None
     parallel: Parallel = field(default_factory=Parallel)
     gpu: Gpu | None = None
-    gpu_memory_utilization: float = 0.92
+    gpu_memory_utilization: float | None = None
     kv_cache_dtype: str = AUTO
     block_size: int | None = None
     max_model_len: int | None = None
@@ -39,6 +42,9 @@ class EngineOptions:
     mamba_ssm_cache_dtype: str = AUTO
     mamba_cache_mode: str = AUTO
     num_speculative_tokens: int = 0
+    dtype: str = AUTO
+    enforce_eager: bool = False
+    limit_mm_per_prompt: tuple[tuple[str, int], ...] = ()
     mem_fraction_static: float | None = None
     chunked_prefill_size: int | None = None
     max_total_tokens: int | None = None
@@ -47,12 +53,12 @@ class EngineOptions:
     mamba_full_memory_ratio: float | None = None
     max_mamba_cache_size: int | None = None
 
-    def asks_other_than(self, modelled: str) -> bool:
-        """Whether another release than `modelled` was asked for; 0.33 is 0.33.0."""
-        return self.version is not None and _release(self.version) != _release(modelled)
+    @property
+    def profiles_images(self) -> bool:
+        """Whether any image or video may come: not where all that is limited is limited to none."""
+        return not self.limit_mm_per_prompt or any(count for _, count in self.limit_mm_per_prompt)
 
-
-def _release(version: str) -> str:
-    while version.endswith(".0"):
-        version = version.removesuffix(".0")
-    return version
+    def is_of(self, releases: Iterable[str]) -> bool:
+        """Whether a release asked for is one of those, or a patch of one."""
+        wanted = {parse_release(release)[:2] for release in releases}
+        return self.version is not None and parse_release(self.version)[:2] in wanted

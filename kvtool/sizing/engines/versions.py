@@ -92,4 +92,4 @@ def _holds(release: Release, versions: Iterable[str]) -> bool:
 
 def _minor(release: Release) -> Release:
     padded: Sequence[int] = (*release, 0, 0)
-    return tuple(padded[:3]) if padded[:2] == (0, 5) else tuple(padded[:2])
+    return tuple(padded[:3]) if padded[:2] == (0, 5) else tuple(padded[:2])  # SGLang counts releases in the third

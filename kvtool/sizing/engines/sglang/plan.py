@@ -1,4 +1,4 @@
-"""The pools that SGLang 0.5.23 allocates for a model, as its own start would decide them from the bytes it has."""
+"""The pools that SGLang allocates for a model, as its own start would decide them from the bytes it has."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from kvtool.sizing.engines.sglang.pools import (
     window_tokens,
 )
 from kvtool.sizing.engines.sglang.refusal import RefusedError
+from kvtool.sizing.engines.sglang.versions import MODELLED, rules_at
 from kvtool.units import round_up
 
-VERSION = "0.5.23"
+VERSION = MODELLED
 REQUEST_TABLE_EXTRA_TOKENS = 4  # a row of the request table is so much longer than the context
 _OWN_CACHE_DTYPE_METHODS = ("modelopt", "modelopt_fp4", "modelopt_fp8", "modelopt_mixed")
 
@@ -105,7 +106,13 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> SglangPlan
     Raises KvtoolError for values that no engine takes; what SGLang refuses is in the plan's `refusal`.
     """
     try:
-        backend = choose_backend(model, options.gpu, cache_dtype=options.kv_cache_dtype, page_size=_asked_page(options))
+        backend = choose_backend(
+            model,
+            options.gpu,
+            cache_dtype=options.kv_cache_dtype,
+            page_size=_asked_page(options),
+            rules=rules_at(options.version),
+        )
         return SglangPlan(
             model=model,
             options=options,

@@ -86,7 +86,7 @@ class Inputs:
 def resolve(model: Model, options: EngineOptions) -> Inputs:
     """The inputs of a plan. Raises KvtoolError for values that vLLM does not take."""
     _check(options)
-    served = _served(model)
+    served = served_model(model, options.dtype)
     gpu = options.gpu or find_gpu(ASSUMED_GPU)
     rules = rules_at(options.version)
     limit = _max_model_len(served, options)
@@ -98,7 +98,7 @@ def resolve(model: Model, options: EngineOptions) -> Inputs:
         rules=rules,
         model=served,
         gpu=gpu,
-        capability=_CAPABILITIES.get(gpu.arch or ""),
+        capability=capability_of(gpu),
         parallel=parallel,
         cache_format=_cache_format(served, options.kv_cache_dtype),
         state=state_format(served, options.mamba_ssm_cache_dtype),
@@ -154,8 +154,15 @@ def _batches_in_flight(model: Model, options: EngineOptions, rules: VllmRules) -
     return pp + 1 if ahead else pp
 
 
-def _served(model: Model) -> Model:
-    """The model in the dtype vLLM serves it in: fp32 checkpoints are cast to bf16."""
+def capability_of(gpu: Gpu) -> int | None:
+    """The card's SM (90: Hopper), None where it is no CUDA card."""
+    return _CAPABILITIES.get(gpu.arch or "")
+
+
+def served_model(model: Model, dtype: str = AUTO) -> Model:
+    """The model in the dtype vLLM serves it in: as asked; else fp32 checkpoints are cast to bf16."""
+    if dtype != AUTO:
+        return replace(model, dtype=dtype)
     return replace(model, dtype="bfloat16") if canonical_dtype(model.dtype or "bf16") == "fp32" else model
 
 
@@ -167,7 +174,7 @@ def ignores_cache_dtype(model: Model) -> bool:
 def _cache_format(model: Model, name: str) -> CacheFormat:
     found = parse_cache_format(name, model.dtype)
     known = (*EXACT_DTYPES, *OTHER_DTYPES)
-    if found.name not in known:
+    if found.name not in known and not (name == AUTO and found.name == "fp32"):
         raise KvtoolError(f"--kv-cache-dtype {name}: vLLM has none such; use one of {', '.join((AUTO, *known))}")
     if ignores_cache_dtype(model):
         return parse_cache_format(AUTO, model.dtype)
