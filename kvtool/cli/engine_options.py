@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +12,7 @@ import typer
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
+    from kvtool.sizing.drafts import DraftRequest
     from kvtool.sizing.engines.options import EngineOptions
 
 ENGINE = "What an engine would allocate"
@@ -72,6 +75,18 @@ MambaCacheModeOption = Annotated[
         "--mamba-cache-mode", help="Which recurrent states are kept: auto, none, align or all.", rich_help_panel=ENGINE
     ),
 ]
+EnforceEagerOption = Annotated[
+    bool, typer.Option("--enforce-eager", help="Run without CUDA graphs.", rich_help_panel=ENGINE)
+]
+LimitMmPerPromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--limit-mm-per-prompt",
+        metavar="JSON",
+        help='Images and videos a prompt may bring, as {"image": 0, "video": 0}.',
+        rich_help_panel=ENGINE,
+    ),
+]
 MemFractionStaticOption = Annotated[
     float | None,
     typer.Option("--mem-fraction-static", help="Part of a GPU for weights and caches.", rich_help_panel=SGLANG),
@@ -118,6 +133,47 @@ def engine_options(engine: str | None, **flags: Any) -> EngineOptions | None:
     return None if name is None else EngineOptions(name=name, version=version, **flags)
 
 
+def draft_request(
+    draft: str | None, tokens: int, speculative_config: str | None, models: Path | None
+) -> DraftRequest | None:
+    """The draft that was asked for, by either way of saying it. Raises KvtoolError where both or half of one is given."""
+    from kvtool.catalog.resolve import resolve_model
+    from kvtool.sizing.drafts import EAGLE, DraftRequest, parse_speculative_config
+
+    if speculative_config is not None:
+        if draft is not None or tokens:
+            raise KvtoolError("--speculative-config says it all: leave out --draft and --num-speculative-tokens")
+        request = parse_speculative_config(speculative_config)
+    elif tokens or draft is not None:
+        if not tokens:
+            raise KvtoolError(f"--draft {draft} needs --num-speculative-tokens")
+        request = DraftRequest(tokens=tokens, name=draft)
+    else:
+        return None
+    if request.name is None or request.method in ("mtp", "medusa"):
+        return request
+    try:
+        return replace(request, model=resolve_model(request.name, models_path=models))
+    except KvtoolError:
+        like_eagle = (request.method or "").startswith(EAGLE) or EAGLE in request.name.lower()
+        if like_eagle or "medusa" in request.name.lower():
+            return request
+        raise
+
+
+def limits_of(text: str | None) -> tuple[tuple[str, int], ...]:
+    """`{"image": 0}` -> (("image", 0),). Raises KvtoolError."""
+    if text is None:
+        return ()
+    try:
+        limits = json.loads(text)
+    except ValueError:
+        limits = None
+    if not isinstance(limits, dict) or not all(isinstance(count, int) and count >= 0 for count in limits.values()):
+        raise KvtoolError(f'--limit-mm-per-prompt {text[:40]!r} must be counts, as {{"image": 0, "video": 0}}')
+    return tuple(limits.items())
+
+
 _VLLM, _SGLANG = ("vllm",), ("sglang",)
 # Field of EngineOptions -> (how it is given, the engines that have it).
 _FLAGS = {
@@ -128,6 +184,8 @@ _FLAGS = {
     "async_scheduling": ("--no-async-scheduling", _VLLM),
     "hybrid_kv_cache_manager": ("--disable-hybrid-kv-cache-manager", _VLLM),
     "mamba_cache_mode": ("--mamba-cache-mode", _VLLM),
+    "enforce_eager": ("--enforce-eager", _VLLM),
+    "limit_mm_per_prompt": ("--limit-mm-per-prompt", _VLLM),
     "mem_fraction_static": ("--mem-fraction-static", _SGLANG),
     "chunked_prefill_size": ("--chunked-prefill-size", _SGLANG),
     "max_total_tokens": ("--max-total-tokens", _SGLANG),

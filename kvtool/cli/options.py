@@ -110,7 +110,20 @@ IndexDtypeOption = Annotated[
     typer.Option("--index-dtype", help="Of a sparse indexer's keys: auto (as its engine stores them), fp8, fp4, bf16."),
 ]
 SpeculativeTokensOption = Annotated[
-    int, typer.Option("--num-speculative-tokens", help="Tokens drafted a step by the model's own draft layers (MTP).")
+    int,
+    typer.Option(
+        "--num-speculative-tokens", help="Tokens drafted a step, by --draft or the model's own draft layers (MTP)."
+    ),
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option("--draft", metavar="MODEL", help="The draft of --num-speculative-tokens: EAGLE, DFlash, a model."),
+]
+SpeculativeConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speculative-config", metavar="JSON", help='As vLLM\'s: {"method": "eagle3", "num_speculative_tokens": 3}.'
+    ),
 ]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
 

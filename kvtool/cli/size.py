@@ -12,9 +12,11 @@ from kvtool.cli.engine_options import (
     AsyncSchedulingOption,
     ChunkedPrefillSizeOption,
     DisableHybridOption,
+    EnforceEagerOption,
     EngineBlockSizeOption,
     EngineOption,
     KvCacheMemoryBytesOption,
+    LimitMmPerPromptOption,
     MambaCacheModeOption,
     MambaFullMemoryRatioOption,
     MaxMambaCacheSizeOption,
@@ -24,7 +26,9 @@ from kvtool.cli.engine_options import (
     NumGpuBlocksOverrideOption,
     PrefixCachingOption,
     SwaFullTokensRatioOption,
+    draft_request,
     engine_options,
+    limits_of,
 )
 from kvtool.cli.memory_options import (
     CalibrationOption,
@@ -47,6 +51,7 @@ from kvtool.cli.options import (
     DcpOption,
     DpAttentionOption,
     DpOption,
+    DraftOption,
     EpOption,
     ExplainOption,
     GpuMemoryUtilizationOption,
@@ -65,6 +70,7 @@ from kvtool.cli.options import (
     OutOption,
     PpOption,
     SharedPrefixOption,
+    SpeculativeConfigOption,
     SpeculativeTokensOption,
     TpOption,
     WeightDtypeOption,
@@ -124,6 +130,10 @@ def size(
     mamba_ssm_cache_dtype: MambaSsmCacheDtypeOption = "auto",
     index_dtype: IndexDtypeOption = "auto",
     num_speculative_tokens: SpeculativeTokensOption = 0,
+    draft: DraftOption = None,
+    speculative_config: SpeculativeConfigOption = None,
+    enforce_eager: EnforceEagerOption = False,
+    limit_mm_per_prompt: LimitMmPerPromptOption = None,
     engine: EngineOption = None,
     kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
     num_gpu_blocks_override: NumGpuBlocksOverrideOption = None,
@@ -156,6 +166,7 @@ def size(
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
     card = find_gpu(gpu) if gpu else None
     longest, auto_fit = longest_sequence(max_model_len)
+    drafted = draft_request(draft, num_speculative_tokens, speculative_config, models)
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),
         batch_sizes=count_list(batch_size, "batch size"),
@@ -169,7 +180,8 @@ def size(
         weight_dtype=weight_dtype,
         state_dtype=mamba_ssm_cache_dtype,
         index_dtype=index_dtype,
-        num_speculative_tokens=num_speculative_tokens,
+        num_speculative_tokens=drafted.tokens if drafted else 0,
+        draft=drafted,
         checkpoint=find_checkpoint(model) if model else None,
         engine=engine_options(
             engine,
@@ -195,7 +207,9 @@ def size(
             swa_full_tokens_ratio=swa_full_tokens_ratio,
             mamba_full_memory_ratio=mamba_full_memory_ratio,
             max_mamba_cache_size=max_mamba_cache_size,
-            num_speculative_tokens=num_speculative_tokens,
+            num_speculative_tokens=drafted.tokens if drafted else 0,
+            enforce_eager=enforce_eager,
+            limit_mm_per_prompt=limits_of(limit_mm_per_prompt),
         ),
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,

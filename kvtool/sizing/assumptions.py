@@ -90,10 +90,12 @@ def _state(plan: SizePlan) -> Iterator[str]:
             "not in state_bytes_per_sequence, which is recurrent state"
         )
     drafted = plan.state.speculative_tokens
-    if drafted:
+    if drafted and plan.draft is not None:
+        weights = plan.draft.weights_bytes
+        counted = "not known, and not counted" if weights is None else f"taken to be {format_bytes(weights)}"
         yield (
-            f"drafting {drafted} tokens a step: the {len(model.draft_layers)} draft layers (MTP) keep a cache too, "
-            f"recurrent layers {1 + drafted} states a sequence; their weights are those that the checkpoint counts"
+            f"{plan.draft.assumption}; recurrent layers keep {1 + drafted} states a sequence; the draft's own weights are "
+            f"{counted}"
         )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:

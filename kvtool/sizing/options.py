@@ -10,6 +10,7 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
+from kvtool.sizing.drafts import Draft, DraftRequest, draft_of
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.lengths import Lengths
 from kvtool.sizing.parallel import Parallel
@@ -25,8 +26,8 @@ MAX_DRAFTED = 64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 runs the model's
-    draft layers; `checkpoint` holds the headers of the (one) model's weight files where there are any; `places` are
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 drafts: with the
+    model's own layers, or as `draft` says; `checkpoint` holds the headers of the (one) model's weight files where there are any; `places` are
     where else the cache could live, `lengths` how long requests are; `engine` is a start of an engine whose plan each
     row tells, with the cache dtype of the row.
     """
@@ -44,6 +45,7 @@ class SizeOptions:
     state_dtype: str = AUTO
     index_dtype: str = AUTO
     num_speculative_tokens: int = 0
+    draft: DraftRequest | None = None
     checkpoint: CheckpointHeader | None = None
     engine: EngineOptions | None = None
     max_num_batched_tokens: int | None = None
@@ -82,6 +84,12 @@ class SizeOptions:
             raise KvtoolError(f"{missing[0]} is about the memory of a card: name it with --gpu")
         if self.places is not None and self.gpu is None and not self.places.given:
             raise KvtoolError("--tiers compares with a card's memory: name it with --gpu, or give --dram or --nvme")
+
+    def draft_of(self, model: Model) -> Draft | None:
+        """The draft of `model` that was asked for; None where nothing is drafted. Raises KvtoolError."""
+        if not self.num_speculative_tokens:
+            return None
+        return draft_of(model, self.draft or DraftRequest(tokens=self.num_speculative_tokens))
 
     @property
     def dtype(self) -> str:

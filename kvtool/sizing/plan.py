@@ -22,11 +22,12 @@ from kvtool.results import (
 from kvtool.sizing.card import card_memory
 from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.drafts import Draft, with_draft
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import BatchLimits, Budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import StateFormat, layer_specs, speculative, state_format, with_index_dtype
+from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
 from kvtool.sizing.lengths import fitting_requests
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.sharing import sharing
@@ -41,6 +42,7 @@ class SizePlan:
     """`specs` are those of one whole copy of the model (tp 1); `cache` is what the GPUs of the layout hold."""
 
     model: Model
+    draft: Draft | None
     options: SizeOptions
     cache_format: CacheFormat
     state: StateFormat
@@ -151,13 +153,20 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     model = with_index_dtype(model, options.index_dtype)
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
-    state = speculative(model, state_format(model, options.state_dtype), options.num_speculative_tokens)
+    draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
+    if draft is not None:
+        model = with_draft(model, draft)
+        weights = replace(weights, draft_bytes=draft.weights_bytes or 0)
+    state = replace(
+        state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens
+    )
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
     limits, memory = card_memory(model, options, weights)
     return SizePlan(
         model=model,
+        draft=draft,
         options=options,
         cache_format=cache_format,
         state=state,

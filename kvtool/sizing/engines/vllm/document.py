@@ -123,8 +123,6 @@ def inexact(plan: VllmPlan) -> Iterator[str]:
         yield f"how vLLM lays out a {name} cache in blocks is not modelled exactly"
     if has_compressed(inputs.model) and inputs.block_size not in (None, 128, 256):
         yield f"--block-size {inputs.block_size}: how vLLM aligns such blocks of DeepSeek-V4 is not modelled"
-    if inputs.speculative_tokens:
-        yield "what vLLM keeps for speculative decoding is not modelled: this is its plan without"
     shared = [layer.cache for layer in inputs.model.layers if isinstance(layer.cache, SharedAttention)]
     if inputs.parallel.pp > 1 and any(cache.source_layer is None for cache in shared):
         yield "which layers share a cache is not known: vLLM refuses pipeline stages that come between them"

@@ -101,7 +101,9 @@ def resolve(model: Model, options: EngineOptions) -> Inputs:
         capability=capability_of(gpu),
         parallel=parallel,
         cache_format=_cache_format(served, options.kv_cache_dtype),
-        state=state_format(served, options.mamba_ssm_cache_dtype),
+        state=replace(
+            state_format(served, options.mamba_ssm_cache_dtype), speculative_tokens=options.num_speculative_tokens
+        ),
         block_size=options.block_size,
         max_model_len=limit,
         auto_fit=options.auto_fit,

@@ -137,7 +137,7 @@ class _Builder:
         if isinstance(spec, StateSpec):
             return LayerCache(
                 kind=STATE,
-                spec=spec,
+                spec=replace(spec, slots=1),  # the states of drafted tokens are blocks of their own
                 block_size=self.state_block_size,
                 padded_bytes=self.state_page_bytes,
                 state_blocks=self.state_blocks,

@@ -140,8 +140,10 @@ def _check_windows(groups: Stage, inputs: Inputs) -> None:
 
 def _stages(groups: Stage, by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> tuple[Stage, ...]:
     """Every group's layers on each pipeline stage, maybe none; stages that keep nothing at all take no part."""
-    stages = []
-    for layers in pipeline_stages(range(len(by_layer)), inputs.parallel.pp):
+    stages, count = [], inputs.model.num_layers
+    by_stage = pipeline_stages(range(count), inputs.parallel.pp)
+    by_stage[-1] += range(count, len(by_layer))  # draft layers run where the output head is
+    for layers in by_stage:
         here = [replace(group, layers=tuple(c for c in group.layers if c.layer in layers)) for group in groups]
         stages.append(tuple(here))
     return tuple(stage for stage in stages if any(group.layers for group in stage))
