@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.sizing.drafts import MTP, draft_of, request_of, with_draft
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel, check_layout
 from kvtool.verify.facts import LogFacts
@@ -79,6 +81,10 @@ _COUNTS = (
     *("num_gpu_blocks_override", "chunked_prefill_size", "max_total_tokens", "max_running_requests"),
     *("max_mamba_cache_size", "num_speculative_tokens"),
 )
+_DRAFT_FIELDS = {
+    "method": re.compile(r"method['\"]?\s*[=:]\s*['\"](\w+)"),
+    "model": re.compile(r"model['\"]?\s*[=:]\s*['\"]([^'\"]+)"),
+}
 _DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
 _FRACTIONS = ("gpu_memory_utilization", "mem_fraction_static", "swa_full_tokens_ratio", "mamba_full_memory_ratio")
 _SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager")
@@ -108,10 +114,13 @@ def started(
     found, name = _model(facts, model, models_path)
     if facts.flags.get("enable_expert_parallel") == "True" and found.moe is not None:
         inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
+    found, drafted = _with_draft(found, facts, inputs, models_path)
     options = _options(facts, inputs, gpu)
     check_layout(found, options.parallel)
     unplanned = tuple(
-        why for flag, why in _UNPLANNED[facts.engine].items() if facts.flags.get(flag, "") not in _NOTHING
+        why
+        for flag, why in _UNPLANNED[facts.engine].items()
+        if facts.flags.get(flag, "") not in _NOTHING and not (drafted and flag == "speculative_config")
     )
     quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
     weight_dtype = "fp8" if quantised == "fp8" and found.quantisation is None else AUTO
@@ -123,6 +132,24 @@ def started(
         unplanned=unplanned,
         weight_dtype=weight_dtype,
     )
+
+
+def _with_draft(
+    model: Model, facts: LogFacts, inputs: Mapping[str, str], models_path: Path | None
+) -> tuple[Model, bool]:
+    """The model with the layers that the log's speculative_config adds, and whether they are known."""
+    text, tokens = facts.flags.get("speculative_config", ""), inputs.get("num_speculative_tokens")
+    if tokens is None or facts.engine != "vllm":
+        return model, False
+    fields = {name: found[1] for name, pattern in _DRAFT_FIELDS.items() if (found := pattern.search(text))}
+    try:
+        request = request_of({**fields, "num_speculative_tokens": _count("num_speculative_tokens", tokens)})
+        if request.name is not None and request.method != MTP:
+            known = load_catalogue(models_path).find(request.name)
+            request = dataclasses.replace(request, model=known)
+        return with_draft(model, draft_of(model, request)), True
+    except KvtoolError:
+        return model, False
 
 
 def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:
