@@ -1,7 +1,7 @@
 """Torch's peak in vLLM's profile run, tensor by tensor: a forward pass of the largest batch, then the sampler's run.
 
 Read in v1/worker/gpu_model_runner.py (profile_run, _dummy_run, _dummy_sampler_run), v1/worker/gpu/model_runner.py,
-v1/sample/ and model_executor/layers/; checked against the starts of tests/data/vllm_budgets.csv.
+v1/sample/ and model_executor/layers/; checked against the starts of examples/accuracy/starts.csv.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 pool = utilisation x total - weights - activations - what torch does not see - CUDA graphs, the last since 0.20
 (v1/worker/gpu_worker.py: determine_available_memory). Constants are fitted where they are so called: to the 42 starts of
-0.19 and the two of 0.16 and 0.17, on H100s, in tests/data/vllm_budgets.csv.
+0.19 and the two of 0.16 and 0.17, on H100s, in examples/accuracy/starts.csv.
 """
 
 from __future__ import annotations
