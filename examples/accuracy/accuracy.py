@@ -24,8 +24,8 @@ prints this page. The logs are public: jgchn/llm-d-planner (Apache-2.0), its his
 [starts.csv](starts.csv); shapes that kvtool's catalogue lacks are in [shapes.yaml](shapes.yaml), with their sources.
 
 Memory of the card and utilisation are the log's. GiB, predicted / logged. The pool is that of the weights as logged;
-with kvtool's own weights it stands beside it, where the checkpoint's format is known. Under pipeline parallelism the log
-tells the first stage, which samples nothing; tokens follow from the stage with the least."""
+with kvtool's own weights it stands beside it, where the checkpoint's format is known. Under pipeline parallelism the
+log tells the first stage, which samples nothing; tokens follow from the stage with the least."""
 COLUMNS = (
     *("vLLM", "model", "tp", "pp", "dtype", "weights", "activations", "outside torch", "pool", "own pool"),
     *("tokens", "concurrency"),
@@ -60,8 +60,10 @@ def page(starts: list[Start]) -> Iterator[str]:
     yield "| term | starts | mean error | worst |"
     yield "|---|---|---|---|"
     yield from _errors(starts)
-    yield "\nActivations are worked out from vLLM's own code; what is outside of torch is fitted to these starts, so its"
-    yield "error is one in sample. Nothing else is fitted: 0.20 and later also subtract CUDA graphs, which these do not."
+    yield (
+        "\nActivations are worked out from vLLM's own code. What is outside of torch is fitted to these starts, so that\n"
+        "its error is one in sample. 0.20 and later also subtract CUDA graphs, which these do not."
+    )
     yield "\n## Others\n"
     yield OTHERS
 
@@ -92,7 +94,9 @@ def _errors(starts: list[Start]) -> Iterator[str]:
     yield _error_row("activations", (start.error("activation_memory_gib", start.activation_gib) for start in starts))
     outside = [abs(start.runtime_gib - start.logged("non_torch_forward_gib")) for start in starts]
     yield f"| outside torch | {len(outside)} | {statistics.mean(outside):.3f} GiB | {max(outside):.2f} GiB |"
-    yield _error_row("pool, weights as logged", (start.error("kv_cache_memory_gib", start.pool_gib) for start in starts))
+    yield _error_row(
+        "pool, weights as logged", (start.error("kv_cache_memory_gib", start.pool_gib) for start in starts)
+    )
     own = (start.error("kv_cache_memory_gib", start.own_pool_gib) for start in starts)
     yield _error_row("pool, own weights", own)
     yield _error_row("tokens", (start.error("kv_cache_tokens", start.tokens) for start in starts))

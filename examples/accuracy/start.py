@@ -34,7 +34,7 @@ BASES = {
 
 @dataclass(frozen=True)
 class Start:
-    """A row as logged, and the prediction: `own_pool_gib` and `weights_gib` are None where the weights are not known."""
+    """A row as logged, and the prediction: `own_pool_gib` and `weights_gib` are None where weights are not known."""
 
     row: dict[str, str]
     weights_gib: float | None
@@ -109,7 +109,7 @@ def _pool_gib(row: dict[str, str], weights_gib: float, taken: Estimates) -> floa
 
 
 def _weights_gib(model: Model, row: dict[str, str], parallel: Parallel) -> float | None:
-    """Of a checkpoint in 16 or 32 bits, or in fp8 by vLLM itself; of others where the model says how they are stored."""
+    """Of a checkpoint in 16 or 32 bits, or in fp8 by vLLM itself; of others where the model says how it is stored."""
     own = {"None": row["dtype"].removeprefix("torch."), "fp8": "fp8"}.get(row["quantization"])
     if own is None and model.quantisation is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool compare llama-3.1-8b qwen3-8b --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
-    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200"
+    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200\n\n"
+    "  kvtool compare gemma-3-27b-it --engine vllm==0.25,vllm==0.26 --gpu h100"
 )
 DEFAULT_CONTEXTS = "4k,32k"
 FOR_MODELS = (
@@ -65,7 +67,8 @@ def compare(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B...", help="Two or more models, or bench documents: base/bench.json new/bench.json."
+            metavar="A B...",
+            help="Two or more models, one for several --engine, or bench documents: base/bench.json new/bench.json.",
         ),
     ],
     fail_on_regression: Annotated[
@@ -99,10 +102,12 @@ def compare(
     """Compare models by the memory of their caches, or benchmarks by their metrics; the first is the baseline."""
     from kvtool.catalog.gpus import find_gpu
     from kvtool.compare.sources import are_documents
+    from kvtool.sizing.engines.run import parse_engine
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
 
-    if are_documents(names):
+    releases = [] if engine is None else [parse_engine(item) for item in split_list(engine)]
+    if len(releases) < 2 and are_documents(names):
         for option in FOR_MODELS:
             if (source := call.get_parameter_source(option)) is not None and source.name == "COMMANDLINE":
                 raise KvtoolError(f"--{option.replace('_', '-')} is for models: documents say what they ran with")
@@ -128,7 +133,7 @@ def compare(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         engine=engine_options(
-            engine,
+            None if engine is None else split_list(engine)[0],
             gpu=card,
             gpu_memory_utilization=gpu_memory_utilization,
             block_size=block_size,
@@ -142,7 +147,38 @@ def compare(
         Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
         for ranks in count_list(tp, "tp")
     ]
+    if len(releases) > 1:
+        one = replace(options, parallel=layouts[0])
+        compare_releases(names, one, releases, models_path=models, json=json, out=out)
+        return
     compare_models(names, options, layouts, models_path=models, json=json, out=out)
+
+
+def compare_releases(
+    names: list[str],
+    options: SizeOptions,
+    releases: list[tuple[str, str | None]],
+    *,
+    models_path: Path | None,
+    json: bool,
+    out: Path | None,
+) -> None:
+    """Print or write what releases of one engine make of one model. Raises KvtoolError for more models."""
+    from kvtool.catalog.resolve import resolve_model
+    from kvtool.compare import releases as by_release
+    from kvtool.report.compare.releases import print_releases, write_releases
+    from kvtool.report.terminal import Terminal
+    from kvtool.results import encode
+
+    if len(names) > 1:
+        raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
+    document = by_release.compare_releases(resolve_model(names[0], models_path=models_path), options, releases)
+    if out is not None:
+        write_releases(out, document)
+    if json:
+        typer.echo(encode(document), nl=False)
+    else:
+        print_releases(document, Terminal())
 
 
 def parse_percent(text: str) -> float:

@@ -136,7 +136,7 @@ def engine_options(engine: str | None, **flags: Any) -> EngineOptions | None:
 def draft_request(
     draft: str | None, tokens: int, speculative_config: str | None, models: Path | None
 ) -> DraftRequest | None:
-    """The draft that was asked for, by either way of saying it. Raises KvtoolError where both or half of one is given."""
+    """The draft asked for, by either way of saying it. Raises KvtoolError where both or half of one is given."""
     from kvtool.catalog.resolve import resolve_model
     from kvtool.sizing.drafts import EAGLE, DraftRequest, parse_speculative_config
 

@@ -22,7 +22,15 @@ from kvtool.results.bench import (
     Summary,
 )
 from kvtool.results.calibration import Calibration, read_calibration
-from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
+from kvtool.results.compare import (
+    CompareDocument,
+    CompareRow,
+    MatrixDocument,
+    MatrixRefused,
+    ReleaseChange,
+    ReleaseRow,
+    ReleasesDocument,
+)
 from kvtool.results.document import Struct, encode, read_document, write_atomic
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
@@ -87,6 +95,9 @@ __all__ = [
     "PeerTurn",
     "Power",
     "Prefix",
+    "ReleaseChange",
+    "ReleaseRow",
+    "ReleasesDocument",
     "Roofline",
     "Sample",
     "SizeDecode",

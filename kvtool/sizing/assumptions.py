@@ -82,7 +82,6 @@ def _has_tensor_scales(plan: SizePlan) -> bool:
 
 
 def _state(plan: SizePlan) -> Iterator[str]:
-    model = plan.model
     kept = sum(count * spec.state_bytes for spec, count in plan.specs if isinstance(spec, CompressorSpec))
     if kept:
         yield (
@@ -94,8 +93,8 @@ def _state(plan: SizePlan) -> Iterator[str]:
         weights = plan.draft.weights_bytes
         counted = "not known, and not counted" if weights is None else f"taken to be {format_bytes(weights)}"
         yield (
-            f"{plan.draft.assumption}; recurrent layers keep {1 + drafted} states a sequence; the draft's own weights are "
-            f"{counted}"
+            f"{plan.draft.assumption}; recurrent layers keep {1 + drafted} states a sequence; the draft's own weights "
+            f"are {counted}"
         )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:

@@ -19,7 +19,7 @@ def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[B
     if options.gpu is None:
         return None, None
     start = memory_start(options)
-    rules = vllm.rules_at(start.version)
+    rules = vllm.rules_of(start)
     limits = batch_limits(
         options.gpu,
         tokens=options.max_num_batched_tokens,
@@ -40,7 +40,7 @@ def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[B
 
 
 def memory_start(options: SizeOptions) -> EngineOptions:
-    """The start whose activations and runtime the card's budget has: vLLM's, of the release asked for, else the newest."""
+    """The start whose activations and runtime the budget has: vLLM's, of the release asked for, else the newest."""
     given = options.engine
     if given is None or given.name != VLLM:
         given = EngineOptions(name=VLLM, gpu=options.gpu)

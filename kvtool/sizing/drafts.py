@@ -121,8 +121,8 @@ def _own_layers(target: Model, request: DraftRequest) -> Draft:
 
 
 def _eagle(target: Model, request: DraftRequest, method: str) -> Draft:
-    """EAGLE: a decoder of its own, usually of one layer, over hidden states of the target, whose embedding and (EAGLE 1)
-    head it shares.
+    """EAGLE: a decoder of its own, usually of one layer, over hidden states of the target, whose embedding it shares,
+    and EAGLE 1 the head too.
     """
     inputs = 2 if method == EAGLE else _EAGLE3_INPUTS
     if request.model is not None:
@@ -133,8 +133,8 @@ def _eagle(target: Model, request: DraftRequest, method: str) -> Draft:
         return _draft(method, request, layers, weights, text)
     layer = _last_growing(target)
     text = (
-        f"{method} drafts {request.tokens} tokens a step: {request.name or 'its draft'} is not known here, and is taken "
-        "to be one layer like the target's last, as EAGLE's drafts are (2401.15077, 2503.01840)"
+        f"{method} drafts {request.tokens} tokens a step: {request.name or 'its draft'} is not known here, and is "
+        "taken to be one layer like the target's last, as EAGLE's drafts are (2401.15077, 2503.01840)"
     )
     return _draft(method, request, (layer,), _weights_bytes(target, (layer,), inputs=inputs), text)
 
@@ -163,7 +163,9 @@ def _last_growing(target: Model) -> Layer:
     for layer in reversed(target.layers):
         if isinstance(layer.cache, LatentAttention) or type(layer.cache) is FullAttention:
             return replace(layer, indexer=None)
-    raise KvtoolError(f"{target.id} has no layer of full attention for a draft to be like: give the draft's config.json")
+    raise KvtoolError(
+        f"{target.id} has no layer of full attention for a draft to be like: give the draft's config.json"
+    )
 
 
 def _weights_bytes(model: Model, layers: tuple[Layer, ...], *, inputs: int, head: int = 0) -> int | None:

@@ -36,8 +36,8 @@ class Budget:
     """One card's memory, and what is spoken for before the cache. `weights_bytes` is None where it is not known.
 
     `measured_pool_bytes` is the cache's part where an engine or a user told it: then nothing is subtracted.
-    `margin_bytes` is by how much the estimates among the terms may be off; `measured` names the terms that are none, `estimates` has
-    all that were made, in words too.
+    `margin_bytes` is by how much the estimates among the terms may be off; `measured` names the terms that are none,
+    `estimates` has all that were made, in words too.
     """
 
     memory_bytes: int
@@ -131,8 +131,8 @@ def fit(
     max_context: int | None,
     limit_name: str = "max_position_embeddings",
 ) -> SizeFit:
-    """Whether the batch fits, and the largest batch and context that would; `limit_name` says what `max_context` is. The
-    answer is no where not even the margin would be enough.
+    """Whether the batch fits, and the largest batch and context that would; `limit_name` says what `max_context` is.
+    The answer is no where not even the margin would be enough.
     """
     pool = memory.kv_pool_bytes
     if pool is None:

@@ -9,8 +9,8 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
-from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.drafts import Draft, DraftRequest, draft_of
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.lengths import Lengths
 from kvtool.sizing.parallel import Parallel
@@ -26,10 +26,10 @@ MAX_DRAFTED = 64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 drafts: with the
-    model's own layers, or as `draft` says; `checkpoint` holds the headers of the (one) model's weight files where there are any; `places` are
-    where else the cache could live, `lengths` how long requests are; `engine` is a start of an engine whose plan each
-    row tells, with the cache dtype of the row.
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 drafts, with the
+    model's own layers or as `draft` says; `checkpoint` holds the headers of the (one) model's weight files where there
+    are any; `places` are where else the cache could live, `lengths` how long requests are; `engine` is a start of an
+    engine whose plan each row tells, with the cache dtype of the row. A `gpu_memory_utilization` of None is the engine's.
     """
 
     contexts: tuple[int, ...] = ()

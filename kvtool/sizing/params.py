@@ -285,8 +285,8 @@ def mlp_matrices(model: Model) -> int:
 
 
 def layer_params(model: Model, layer: Layer) -> int:
-    """Parameters of one more such layer, with experts where the model's last has them. Raises KeyError for a family that
-    `count_params` does not know.
+    """Parameters of one more such layer, with experts where the model's last has them. Raises KeyError for a family
+    that `count_params` does not know.
     """
     family = FAMILIES[model.architecture or ""]
     counted = _layer_params(model, family, layer, _is_sparse(model, model.num_layers - 1))

@@ -21,8 +21,8 @@ from kvtool.results import (
 )
 from kvtool.sizing.card import card_memory
 from kvtool.sizing.decode import decode_floor
-from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.drafts import Draft, with_draft
+from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import BatchLimits, Budget, fit
@@ -158,9 +158,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     if draft is not None:
         model = with_draft(model, draft)
         weights = replace(weights, draft_bytes=draft.weights_bytes or 0)
-    state = replace(
-        state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens
-    )
+    state = replace(state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
     limits, memory = card_memory(model, options, weights)

@@ -58,9 +58,7 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
         )
     eager = facts.flags.get("enforce_eager") == "True"
     graphs = 0 if eager else vllm.graphs_bytes(started.model, options.parallel)
-    return Estimate(
-        weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs_bytes=graphs
-    )
+    return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs_bytes=graphs)
 
 
 def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:

@@ -14,8 +14,8 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
-from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.drafts import MTP, draft_of, request_of, with_draft
+from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel, check_layout
 from kvtool.verify.facts import LogFacts

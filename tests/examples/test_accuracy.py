@@ -1,4 +1,4 @@
-"""The page of examples/accuracy: all 44 starts of starts.csv, whose log lines are the truth, within the margins printed."""
+"""The page of examples/accuracy: all 44 starts of starts.csv, whose log lines are the truth."""
 
 from __future__ import annotations
 

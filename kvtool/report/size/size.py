@@ -124,7 +124,12 @@ def _row_cells(row: SizeRow) -> tuple[str, ...]:
         if fit.missing_bytes
         else format_bytes_short(fit.kv_pool_bytes - kv.bytes_per_gpu)
     )
-    return (*cells, "yes" if fit.fits else "no", left, f"{fit.max_batch_size:,}", format_length(fit.max_context), tpot)
+    return (*cells, _verdict(fit), left, f"{fit.max_batch_size:,}", format_length(fit.max_context), tpot)
+
+
+def _verdict(fit: SizeFit) -> str:
+    """Short for the words of `fit.verdict`."""
+    return {"fits": "yes", "fits, within the margin": "maybe"}.get(fit.verdict or "", "no")
 
 
 def size_csv_rows(document: SizeDocument) -> Iterator[dict[str, CsvValue]]:

@@ -1,4 +1,4 @@
-"""What an engine takes of a GPU besides weights and cache: each term with how far off it may be, and where it is from."""
+"""What an engine takes of a GPU besides weights and cache: each term with how far off it may be, and why."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from kvtool.sizing.parallel import Parallel
 class EngineOptions:
     """Flags of one start of an engine on one layout; None where the engine itself chooses.
 
-    `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1:
+    `name` is vllm or sglang, `version` the one asked for (None: the one modelled), `rules` those
+    to plan by in place of that release's own. `auto_fit` is --max-model-len -1:
     the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not
     estimated. `gpu` decides what depends on the card: block sizes and default batched tokens. The last fields are
     SGLang's own; it calls `block_size` --page-size, `max_model_len` --context-length, `mamba_ssm_cache_dtype`
@@ -25,6 +26,7 @@ class EngineOptions:
 
     name: str
     version: str | None = None
+    rules: object | None = None
     parallel: Parallel = field(default_factory=Parallel)
     gpu: Gpu | None = None
     gpu_memory_utilization: float | None = None

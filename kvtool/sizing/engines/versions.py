@@ -47,9 +47,13 @@ class History(Generic[Rules]):
         values = {one.rule: one.value for one in self.changes if parse_release(one.since) <= release}
         return replace(self.rules, **values)
 
+    def order(self, version: str | None) -> Release:
+        """What releases sort by; None is the modelled one."""
+        return parse_release(version or self.modelled)
+
     def between(self, one: str | None, other: str | None) -> list[Change]:
         """The changes that hold at the later of two versions and not at the earlier, oldest first."""
-        low, high = sorted(parse_release(version or self.modelled) for version in (one, other))
+        low, high = sorted(map(self.order, (one, other)))
         return [change for change in self.changes if low < parse_release(change.since) <= high]
 
     def standing(self, version: str | None) -> str:

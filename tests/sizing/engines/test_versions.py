@@ -31,7 +31,7 @@ def test_every_change_names_a_rule_and_says_where_it_is_from(history: object) ->
 def test_a_version_in_any_spelling() -> None:
     assert parse_release("0.23") == parse_release("0.23.0") == parse_release("v0.23.0+cu129") == (0, 23)
     assert parse_release("0.23.1rc1.dev531+ga65f93fb2") == (0, 23, 1)
-    with pytest.raises(KvtoolError, match="'newest' is no version: write one as 0.23"):
+    with pytest.raises(KvtoolError, match=r"'newest' is no version: write one as 0\.23"):
         parse_release("newest")
 
 
@@ -46,7 +46,9 @@ def test_rules_hold_from_their_release_on() -> None:
 
 def test_which_models_the_second_runner_runs() -> None:
     models = [CATALOGUE.get(name) for name in ("qwen3-8b", "llama-3.1-8b", "gemma-2-9b", "qwen3.5-27b", "mixtral-8x7b")]
-    by_release = {v: [rules_at(v).second_runner.runs(m) for m in models] for v in ("0.21", "0.22", "0.23", "0.25", "0.29")}
+    by_release = {
+        v: [rules_at(v).second_runner.runs(m) for m in models] for v in ("0.21", "0.22", "0.23", "0.25", "0.29")
+    }
     assert by_release["0.21"] == [False] * 5
     assert by_release["0.22"] == [True, False, False, False, False]
     assert by_release["0.23"] == [True, True, False, False, False]

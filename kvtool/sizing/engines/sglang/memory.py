@@ -12,7 +12,7 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import is_mla
-from kvtool.sizing.engines.sglang.versions import rules_at
+from kvtool.sizing.engines.sglang.versions import rules_of
 from kvtool.sizing.fit import Budget
 from kvtool.units import MIB
 
@@ -83,7 +83,7 @@ def _reserved_mib(options: EngineOptions, gpu: Gpu, memory_mib: float, *, mla: b
     reserved = 512 + max(chunk, 2048) * 1.5 + options.parallel.tp * options.parallel.pp / 8 * 1024 + 2 * graph
     if options.parallel.dp_attention and options.parallel.dp > 1:
         reserved += graph * options.parallel.dp * (4.5 if graph > 300 else 3)
-    if gpu.vendor == "NVIDIA" and options.parallel.pp == 1 and rules_at(options.version).prefill_graphs:
+    if gpu.vendor == "NVIDIA" and options.parallel.pp == 1 and rules_of(options).prefill_graphs:
         reserved += MLA_PREFILL_GRAPHS_MIB if mla else PREFILL_GRAPH_MIB * _prefill_graphs(chunk)
     return max(reserved, 10 * 1024) if memory_mib > 60 * 1024 else reserved
 

@@ -20,7 +20,7 @@ from kvtool.sizing.engines.sglang.pools import (
     window_tokens,
 )
 from kvtool.sizing.engines.sglang.refusal import RefusedError
-from kvtool.sizing.engines.sglang.versions import MODELLED, rules_at
+from kvtool.sizing.engines.sglang.versions import MODELLED, rules_of
 from kvtool.units import round_up
 
 VERSION = MODELLED
@@ -111,7 +111,7 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> SglangPlan
             options.gpu,
             cache_dtype=options.kv_cache_dtype,
             page_size=_asked_page(options),
-            rules=rules_at(options.version),
+            rules=rules_of(options),
         )
         return SglangPlan(
             model=model,
@@ -167,7 +167,11 @@ def _allocate(model: Model, options: EngineOptions, backend: Backend, pool_bytes
 
 def _check_state(model: Model, backend: Backend, options: EngineOptions) -> None:
     """Without the extra state slots of overlapped steps a cached prefix may end anywhere: pages of one token only."""
-    plain = options.enable_prefix_caching is not False and is_hybrid(model) and (model.architecture or "").startswith("lfm2")
+    plain = (
+        options.enable_prefix_caching is not False
+        and is_hybrid(model)
+        and (model.architecture or "").startswith("lfm2")
+    )
     if plain and backend.page_size > 1:
         raise RefusedError(f"the radix cache of {model.architecture} needs --page-size 1, not {backend.page_size}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import Change, History
 
 MODELLED = "0.5.23"
@@ -59,3 +60,8 @@ def rules_at(version: str | None) -> SglangRules:
     """The rules of a release of SGLang; None is the modelled one. Raises KvtoolError for what is no version."""
     found: SglangRules = HISTORY.at(version)
     return found
+
+
+def rules_of(options: EngineOptions) -> SglangRules:
+    """The rules that a start is planned by: given, else those of its release."""
+    return options.rules if isinstance(options.rules, SglangRules) else rules_at(options.version)

@@ -3,9 +3,10 @@
 from kvtool.sizing.engines.vllm.document import assumptions, size_engine
 from kvtool.sizing.engines.vllm.memory import estimates, graphs_bytes
 from kvtool.sizing.engines.vllm.plan import VERSION, VllmPlan, capacity, plan
-from kvtool.sizing.engines.vllm.versions import rules_at
+from kvtool.sizing.engines.vllm.versions import HISTORY, rules_at, rules_of
 
 __all__ = [
+    "HISTORY",
     "VERSION",
     "VllmPlan",
     "assumptions",
@@ -14,5 +15,6 @@ __all__ = [
     "graphs_bytes",
     "plan",
     "rules_at",
+    "rules_of",
     "size_engine",
 ]

@@ -20,7 +20,7 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.engines.vllm.versions import MODELLED, VllmRules, rules_at
+from kvtool.sizing.engines.vllm.versions import MODELLED, VllmRules, rules_of
 from kvtool.sizing.fit import usual_limits
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, state_format
@@ -88,7 +88,7 @@ def resolve(model: Model, options: EngineOptions) -> Inputs:
     _check(options)
     served = served_model(model, options.dtype)
     gpu = options.gpu or find_gpu(ASSUMED_GPU)
-    rules = rules_at(options.version)
+    rules = rules_of(options)
     limit = _max_model_len(served, options)
     tokens, sequences = _batch(served, options, gpu, limit)
     parallel = options.parallel
@@ -199,7 +199,7 @@ def _max_model_len(model: Model, options: EngineOptions) -> int:
 
 def _batch(model: Model, options: EngineOptions, gpu: Gpu, max_model_len: int) -> tuple[int, int]:
     """(tokens, sequences) of a step at most; only what was not asked for is bounded by the other."""
-    usual = usual_limits(gpu, huge_cards=rules_at(options.version).huge_cards)
+    usual = usual_limits(gpu, huge_cards=rules_of(options).huge_cards)
     usual_tokens, sequences = usual.tokens, options.max_num_seqs or usual.sequences
     tokens = options.max_num_batched_tokens
     if tokens is None:

@@ -131,7 +131,9 @@ def _remedy(term: str, inputs: Inputs) -> str | None:
         case "states for prefix caching":
             return "--no-enable-prefix-caching"
         case "drafts":
-            return f"fewer than {inputs.speculative_tokens} --num-speculative-tokens" if has_state(inputs.model) else None
+            return (
+                f"fewer than {inputs.speculative_tokens} --num-speculative-tokens" if has_state(inputs.model) else None
+            )
         case "encoder reserve":
             return f"--max-num-batched-tokens below {inputs.max_num_batched_tokens}"
         case "page tails" | "padding of state pages" if has_state(inputs.model):

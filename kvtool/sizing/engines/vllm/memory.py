@@ -1,8 +1,8 @@
 """What vLLM leaves for its cache on a card: its share of the memory less weights, activations, runtime and graphs.
 
 pool = utilisation x total - weights - activations - what torch does not see - CUDA graphs, the last since 0.20
-(v1/worker/gpu_worker.py: determine_available_memory). Constants are fitted where they are so called: to the 42 starts of
-0.19 and the two of 0.16 and 0.17, on H100s, in examples/accuracy/starts.csv.
+(v1/worker/gpu_worker.py: determine_available_memory). Constants are fitted where they are so called: to the 42 starts
+of 0.19 and the two of 0.16 and 0.17, on H100s, in examples/accuracy/starts.csv.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.activations import Profile, activation_bytes, profile
 from kvtool.sizing.engines.vllm.images import items
 from kvtool.sizing.engines.vllm.inputs import capability_of, served_model
-from kvtool.sizing.engines.vllm.versions import TRITON, VllmRules, rules_at
+from kvtool.sizing.engines.vllm.versions import TRITON, VllmRules, rules_of
 from kvtool.sizing.fit import BatchLimits
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import GIB
@@ -25,8 +25,8 @@ MEASURED_RELEASES = ("0.16", "0.17", "0.19")
 ACTIVATION_ERROR, UNMEASURED_ACTIVATION_ERROR = 0.04, 0.25
 # GiB outside of torch, fitted: on one GPU, on one GPU before graphs were profiled, and on a pipeline stage.
 RUNTIME_GIB, RUNTIME_WITHOUT_GRAPHS_GIB, RUNTIME_OF_STAGE_GIB = 0.25, 0.13, 0.07
-# Fitted to 8 starts on H100s with NVLink: buffers of the fused and the symmetric all-reduce. Before Hopper there are none
-# of these: 0.12 GiB more on 2 A100s (vLLM 0.10, one model).
+# Fitted to 8 starts on H100s with NVLink: buffers of the fused and the symmetric all-reduce. Before Hopper there are
+# none of these: 0.12 GiB more on 2 A100s (vLLM 0.10, one model).
 ALL_REDUCE_GIB, WIDE_ALL_REDUCE_GIB, OLD_ALL_REDUCE_GIB = 1.83, 1.93, 0.12
 # Fitted to two starts of one vocabulary: rows of logits that do not begin at a multiple of 16 bytes.
 UNALIGNED_ROWS_GIB = 0.21
@@ -46,7 +46,7 @@ def stage_estimates(
     model: Model, gpu: Gpu, options: EngineOptions, limits: BatchLimits, *, max_model_len: int, last_stage: bool
 ) -> Estimates:
     """The terms of a rank of the last pipeline stage, which samples, or of one before it."""
-    rules = rules_at(options.version)
+    rules = rules_of(options)
     run = profile(
         served_model(model, options.dtype),
         gpu,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtool.catalog.model import Model, RecurrentLayer
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import Change, History
 
 MODELLED = "0.33.0"
@@ -272,3 +273,8 @@ def rules_at(version: str | None) -> VllmRules:
     """The rules of a release of vLLM; None is the modelled one. Raises KvtoolError for what is no version."""
     found: VllmRules = HISTORY.at(version)
     return found
+
+
+def rules_of(options: EngineOptions) -> VllmRules:
+    """The rules that a start is planned by: given, else those of its release."""
+    return options.rules if isinstance(options.rules, VllmRules) else rules_at(options.version)
