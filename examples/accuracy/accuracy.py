@@ -61,8 +61,8 @@ def page(starts: list[Start]) -> Iterator[str]:
     yield "|---|---|---|---|"
     yield from _errors(starts)
     yield (
-        "\nActivations are worked out from vLLM's own code. What is outside of torch is fitted to these starts, so that\n"
-        "its error is one in sample. 0.20 and later also subtract CUDA graphs, which these do not."
+        "\nActivations are worked out from vLLM's own code. What is outside of torch is fitted to these starts:\n"
+        "its error is in sample. 0.20 and later also subtract CUDA graphs, which these do not."
     )
     yield "\n## Others\n"
     yield OTHERS

@@ -29,7 +29,7 @@ class SizeOptions:
     --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 drafts, with the
     model's own layers or as `draft` says; `checkpoint` holds the headers of the (one) model's weight files where there
     are any; `places` are where else the cache could live, `lengths` how long requests are; `engine` is a start of an
-    engine whose plan each row tells, with the cache dtype of the row. A `gpu_memory_utilization` of None is the engine's.
+    engine whose plan each row tells, with the cache dtype of the row. No `gpu_memory_utilization` is the engine's.
     """
 
     contexts: tuple[int, ...] = ()

@@ -76,6 +76,7 @@ def _pool(facts: LogFacts, started: Started, estimated: Estimate) -> tuple[Figur
 def _plan_assumptions(facts: LogFacts, started: Started, plans: Planned, pool: Figure | None) -> list[str]:
     inputs, refusal = plans.value.inputs, (plans.counted or plans.value).refusal
     found = [f"the vLLM plan is approximate: {reason}" for reason in inexact(plans.value)]
+    found += [f"not planned: {why}" for why in started.unplanned]
     if "max_num_batched_tokens" not in started.inputs and _batch_matters(started, plans, pool):
         card = (
             f"on {inputs.gpu.name}"

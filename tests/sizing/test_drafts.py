@@ -75,4 +75,4 @@ def test_what_is_not_known_is_refused() -> None:
 
 def test_drafting_is_said() -> None:
     document = size(CATALOGUE.get("deepseek-v3"), options=SizeOptions(num_speculative_tokens=1))
-    assert any("drafting 1 tokens a step: the 1 draft layers" in line for line in document.assumptions)
+    assert any("drafting 1 tokens a step with the model's own 1 draft layers" in line for line in document.assumptions)

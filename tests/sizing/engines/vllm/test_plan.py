@@ -196,7 +196,6 @@ def test_what_was_not_checked_is_approximate_with_its_reason() -> None:
         ({"gpu": find_gpu("MI300X-192GB")}, "not modelled"),
         ({"gpu": find_gpu("A100-SXM-80GB"), "kv_cache_dtype": "fp8"}, "fp8"),
         ({"kv_cache_dtype": "nvfp4"}, "nvfp4"),
-        ({"num_speculative_tokens": 2}, "speculative"),
     ):
         found = vllm("llama-3.1-8b", **flags)  # type: ignore[arg-type]
         assert reason in " ".join(inexact(found))
