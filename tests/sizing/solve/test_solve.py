@@ -48,9 +48,9 @@ def found(*args: object, **kwargs: object) -> list[SizeSolution]:
 
 
 def test_sixty_four_users_of_32k_by_hand() -> None:
-    """In bf16 they take 256 GiB: 64 GiB on each of 4 GPUs, which have 73.6 GB less 4.0 GB of weights, a forward pass with
-    a quarter of attention and MLP, 0.37 GiB of runtime and buffers, and graphs with 0.25 GiB more; so 4 GPUs need fp8,
-    and 2 GPUs would need as much in fp8 as those in bf16.
+    """In bf16 they take 256 GiB: 64 GiB on each of 4 GPUs, which have 73.6 GB less 4.0 GB of weights, a forward pass
+    with a quarter of attention and MLP, 0.37 GiB of runtime and buffers, and graphs with 0.25 GiB more; so 4 GPUs need
+    fp8, and 2 GPUs would need as much in fp8 as those in bf16.
     """
     forward = 8192 * (3 * 4096 + 1024 + 3 * 3584) * 2 + 8 * 1024**2 + 128 * 1024
     reserve = round(0.37 * 2**30) + round((0.15 + 0.0057 * 32 + 0.11 * 4 + 0.25) * 2**30)

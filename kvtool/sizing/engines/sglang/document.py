@@ -126,6 +126,8 @@ def _shares(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]
     yield _term(plan, "tokens of full attention", tokens.full * cells.full.kv_bytes)
     if index_bytes:
         yield _term(plan, "index keys", tokens.full * index_bytes)
+    if cells.full.draft_bytes:
+        yield _term(plan, "drafts", tokens.full * cells.full.draft_bytes)
     if cells.swa is not None and tokens.swa is not None:
         yield _term(plan, "tokens of windows", tokens.swa * cells.swa.bytes_per_token)
     if tokens.state_slots is not None:

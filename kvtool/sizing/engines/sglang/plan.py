@@ -52,7 +52,7 @@ class Allocation:
         """What the tokens and slots take of the bytes that there are; each pool allocates a page or slot more."""
         swa_bytes = (self.tokens.swa or 0) * self.cells.swa.bytes_per_token if self.cells.swa else 0
         slots = 0 if self.tokens.state_slots is None else self.tokens.state_slots + 1
-        full_bytes = self.tokens.full * self.cells.full.bytes_per_token
+        full_bytes = self.tokens.full * self.cells.full.charged_bytes
         return full_bytes + swa_bytes + slots * self.cells.charged_state_bytes
 
     @property
@@ -180,6 +180,8 @@ def _inexact(model: Model, options: EngineOptions, backend: Backend) -> list[str
     """Why SGLang's own numbers may differ, though it had the same bytes."""
     reasons = []
     sliding = any(isinstance(layer.cache, SlidingAttention) for layer in model.layers)
+    if options.num_speculative_tokens and (sliding or is_hybrid(model)):
+        reasons.append("how a draft shares pools of windows and states is read from SGLang's code, not checked")
     if model.architecture is None and (sliding or is_hybrid(model)):
         reasons.append(f"the architecture of {model.id} is not known, and SGLang's pools depend on it")
     if (
