@@ -125,8 +125,8 @@ Wait = Callable[["subprocess.Popen[bytes]", float], int]
 def succeeds(run: Run, deadline: float, wait: Wait = subprocess.Popen.wait) -> bool:
     """Run it in the checkout, whether or not kvtool is installed; say what runs, and whether time ran out.
 
-    Out of time (`wait` raises TimeoutExpired) it is interrupted, as by Ctrl-C, which makes kvtool write what it has, and
-    stopped if that takes long.
+    Out of time (`wait` raises TimeoutExpired) it is interrupted, as by Ctrl-C, which makes kvtool write what it has,
+    and stopped if that takes long.
     """
     limit_s = min(run.limit_s, deadline - time.monotonic())
     print(f"\n$ {shlex.join(run.command)}", flush=True)
