@@ -30,7 +30,8 @@ class Change:
 class History(Generic[Rules]):
     """The rules of an engine's `first` release, the changes since, and the `modelled` release that plans default to.
 
-    `exact`: releases whose own planner was run and agreed; `checked`: those of public starts that a test holds.
+    `exact`: releases of whose own plans a test holds hundreds; `checked`: those whose public starts a test holds, or
+    whose planner agreed on random models.
     """
 
     engine: str
@@ -69,7 +70,9 @@ class History(Generic[Rules]):
         if standing == EXACT:
             return None
         if standing == CHECKED:
-            return f"{name}: checked: by the rules of that release, which agree with its public starts"
+            return (
+                f"{name}: checked: by the rules of that release, which its public starts or its own planner agree with"
+            )
         release = parse_release(version or self.modelled)
         if release < parse_release(self.first):
             return f"{name}: extrapolated: the rules known are those from {self.first} on, and its own may differ"
