@@ -123,7 +123,7 @@ def question(ctx: typer.Context, users: str, *, model: str | None, model_id: str
         open_gpus=not given("tp"),
         open_pp=not given("pp"),
         open_dtype=not given("kv_cache_dtype"),
-        served=_served(model, model_id),
+        loads=_loads(model, model_id),
     )
 
 
@@ -134,7 +134,7 @@ def _users(text: str) -> int:
         raise KvtoolError(f"users {text!r} is not a whole number or max") from None
 
 
-def _served(model: str | None, model_id: str) -> str | None:
+def _loads(model: str | None, model_id: str) -> str | None:
     """What an engine can load: a folder as it was typed, or the id on the Hub; a shape or a lone file is neither."""
     if model is None or Path(model).suffix in (".json", ".gguf"):
         return None
