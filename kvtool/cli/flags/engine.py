@@ -37,8 +37,9 @@ class EngineFlags(Group):
 
     @classmethod
     def parameters(cls) -> list[Parameter]:
-        """--engine, then an option for each row."""
-        return [ENGINE, *(_parameter(flag) for flag in cls.flags)]
+        """--engine, then an option for each row: those of both engines, of vLLM, of SGLang."""
+        panels = [("vllm", "sglang"), ("vllm",), ("sglang",)]
+        return [ENGINE, *(_parameter(flag) for flag in sorted(cls.flags, key=lambda flag: panels.index(flag.engines)))]
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
