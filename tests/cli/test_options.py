@@ -27,6 +27,7 @@ def parsed(name: str) -> list[str]:
     return sorted(
         f"{'/'.join([*parameter.opts, *parameter.secondary_opts])} = {values[str(parameter.name)]!r}"
         for parameter in command.params
+        if parameter.opts[0].startswith("-")
     )
 
 
