@@ -24,7 +24,14 @@ ENGINE = Parameter(
         typer.Option(metavar="NAME", help="What would this engine allocate? vllm, sglang, or one as vllm==0.33."),
     ],
 )
-TYPES = {"count": int | None, "size": str | None, "fraction": float | None, "switch": bool, "name": str}
+TYPES = {
+    "count": int | None,
+    "size": str | None,
+    "fraction": float | None,
+    "switch": bool | None,
+    "name": str,
+    "dtype": str,
+}
 
 
 @dataclass(frozen=True)
