@@ -39,20 +39,20 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random weight
 
 def weights_of(name: str, weights: str | None) -> str:
     """What --weights means for MODEL: a MODEL that is a folder or file with weights implies them."""
-    from kvtool.engine.config import is_checkpoint
+    from kvtool.catalog.checkpoint import holds_weights
 
     if weights is not None:
         return weights
-    return name if is_checkpoint(Path(name)) else "random"
+    return name if holds_weights(Path(name)) else "random"
 
 
 def model_of(name: str | None, weights: str | None, models: Path | None, default: str | None = None) -> Model:
     """The model to run: MODEL, else what the weights' own folder or file says, else `default`. Raises KvtoolError."""
+    from kvtool.catalog.checkpoint import holds_weights
     from kvtool.catalog.resolve import resolve_model
-    from kvtool.engine.config import is_checkpoint
     from kvtool.errors import KvtoolError
 
-    if name is None and weights is not None and is_checkpoint(Path(weights)):
+    if name is None and weights is not None and holds_weights(Path(weights)):
         name = weights
     name = name or default
     if name is None:
@@ -61,7 +61,7 @@ def model_of(name: str | None, weights: str | None, models: Path | None, default
     if weights is not None and Path(weights).is_dir() and (Path(weights) / "config.json").is_file():
         # Beside real weights their own config is the truth; a catalogue entry has only the family's defaults.
         model = resolve_model(weights, models_path=models)
-    if weights is not None and weights.endswith(".gguf") and is_checkpoint(Path(weights)):
+    if weights is not None and weights.endswith(".gguf") and holds_weights(Path(weights)):
         model = resolve_model(weights, models_path=models)
     return model
 

@@ -144,11 +144,11 @@ def size(
     out: OutOption = None,
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
+    from kvtool.catalog.checkpoint import find_checkpoint
     from kvtool.catalog.gpus import find_gpu
     from kvtool.results import read_calibration
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
-    from kvtool.sizing.weights import find_checkpoint
 
     chosen = chosen_model(
         model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
