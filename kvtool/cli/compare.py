@@ -97,8 +97,8 @@ def compare(
     out: OutOption = None,
 ) -> None:
     """Compare models by the memory of their caches, or benchmarks by their metrics; the first is the baseline."""
-    from kvtool.catalog.gpus import find_gpu
     from kvtool.compare.sources import are_documents
+    from kvtool.machine.nvml import resolve_gpu
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
 
@@ -111,7 +111,7 @@ def compare(
         return
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
-    card = find_gpu(gpu) if gpu else None
+    card = resolve_gpu(gpu) if gpu else None
     longest, auto_fit = longest_sequence(max_model_len)
     options = SizeOptions(
         contexts=length_list(context or DEFAULT_CONTEXTS, "context"),

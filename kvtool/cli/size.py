@@ -145,7 +145,7 @@ def size(
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
     from kvtool.catalog.checkpoint import find_checkpoint
-    from kvtool.catalog.gpus import find_gpu
+    from kvtool.machine.nvml import resolve_gpu
     from kvtool.results import read_calibration
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
@@ -154,7 +154,7 @@ def size(
         model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
     )
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
-    card = find_gpu(gpu) if gpu else None
+    card = resolve_gpu(gpu) if gpu else None
     longest, auto_fit = longest_sequence(max_model_len)
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),

@@ -68,7 +68,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Hold LOG against the prediction, term by term; exit 1 where a term that must be exact is off, or it refused."""
-    from kvtool.catalog.gpus import find_gpu
+    from kvtool.machine.nvml import resolve_gpu
     from kvtool.results import encode
     from kvtool.units import parse_length
     from kvtool.verify.calibrate import save_calibration
@@ -95,7 +95,7 @@ def verify(
     }
     asked = Asked(
         model=model,
-        gpu=find_gpu(gpu) if gpu else None,
+        gpu=resolve_gpu(gpu) if gpu else None,
         flags={name: str(value) for name, value in given.items() if value is not None},
         models_path=models,
     )
