@@ -22,7 +22,7 @@ from kvtool.results.bench import (
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
-from kvtool.results.document import Struct, encode, read_document, write_atomic
+from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
@@ -116,5 +116,4 @@ __all__ = [
     "read_calibration",
     "read_document",
     "summarise",
-    "write_atomic",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from kvtool.files import write_atomic
 from kvtool.results import (
     BenchDocument,
     Case,
@@ -21,7 +22,6 @@ from kvtool.results import (
     Summary,
     encode,
     summarise,
-    write_atomic,
 )
 from kvtool.units import round_up
 
