@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, median
+from typing import TypeVar
 
 import msgspec
 
@@ -24,6 +25,8 @@ IMPOSSIBLE = "accounting error"
 CACHE_MULTIPLE = 2  # a working set under this many last-level caches may be served from them
 MOVED = "the device's speed changed in the middle of the case"
 IN_CACHE = f"the working set is under {CACHE_MULTIPLE}x the last-level cache, which may serve it faster than memory"
+
+C = TypeVar("C", bound=Case)
 
 
 def step_bytes(loaded: LoadedModel, requests: Sequence[Request]) -> StepBytes:
@@ -63,7 +66,7 @@ def _weights_read(loaded: LoadedModel, params: ParamCount, batch_size: int) -> i
     return params.dense_read + round(params.experts * experts_touched(moe, batch_size) / moe.num_experts)
 
 
-def with_roofline(case: Case, best: Ceiling, beside: Sequence[Ceiling] = ()) -> Case:
+def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
     """The case next to the limits measured `beside` each of its iterations, where they were, or to the run's `best`.
 
     An MBU or MFU that no device can reach is null, and `reason` says so.

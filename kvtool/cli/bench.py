@@ -81,8 +81,8 @@ def bench(
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
     from kvtool.bench.bench import bench as run_bench
-    from kvtool.bench.defaults import bench_options, default_model
     from kvtool.bench.engines.engine import ENGINE_PEERS
+    from kvtool.bench.options import bench_options, default_model
     from kvtool.bench.peers import peer_names
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
@@ -122,7 +122,6 @@ def bench(
         num_layers=num_layers,
         threads=threads,
         seed=seed,
-        prefill_first=not options.queues,
         graphs=not no_graphs,
     )
     with progress_bar() as progress:

@@ -151,20 +151,43 @@ class BenchPeer(Struct, frozen=True, kw_only=True):
     turns: list[PeerTurn] = msgspec.field(default_factory=list)
 
 
-class Case(Struct, frozen=True, kw_only=True):
+class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
+    """What the cases of all parts tell. A part adds a struct of its own, whose tag is the part's name."""
+
     name: str
-    part: str
     inputs: dict[str, str | int | float | bool | None]
     samples: list[Sample]
     metrics: Metrics
     bytes: StepBytes
     roofline: Roofline
     memory: Memory
-    prefix: Prefix | None
+    prefix: Prefix | None = None
     check: Check
     power: Power = Power()
     cold_start: ColdStart = ColdStart()
     peers: list[BenchPeer] = msgspec.field(default_factory=list)
+
+    @property
+    def part(self) -> str:
+        """latency | prefix | no-cache"""
+        return str(self.__struct_config__.tag)
+
+
+class LatencyCase(Case, frozen=True, kw_only=True, tag="latency"):
+    """A batch prefilled, then decoded."""
+
+
+class PrefixCase(Case, frozen=True, kw_only=True, tag="prefix"):
+    """The same prompts with a part of them cached and without."""
+
+    prefix: Prefix
+
+
+class NoCacheCase(Case, frozen=True, kw_only=True, tag="no-cache"):
+    """One way of keeping K and V."""
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):
@@ -172,4 +195,4 @@ class BenchDocument(Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
     definitions: dict[str, str]
     assumptions: list[str]
-    cases: list[Case]
+    cases: list[AnyCase]

@@ -13,7 +13,7 @@ from kvtool.bench.harness import case_inputs
 from kvtool.bench.metrics import metrics_of
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.roofline import WINDOW, Ceiling, product_name
-from kvtool.results import Case, Check, Memory, Roofline, Sample, StepBytes
+from kvtool.results import Check, LatencyCase, Memory, Roofline, Sample, StepBytes
 from kvtool.units import MIB
 from tests.bench.tiny_model import loaded
 
@@ -62,7 +62,7 @@ def test_without_kernels_to_choose_from_there_are_no_windows() -> None:
     assert (windows.take(), windows.buffer_bytes) == ([], 0)
 
 
-def case_of(tpots_s: list[float], ttfts_s: list[float]) -> Case:
+def case_of(tpots_s: list[float], ttfts_s: list[float]) -> LatencyCase:
     samples = [
         Sample(
             arm="baseline",
@@ -76,9 +76,8 @@ def case_of(tpots_s: list[float], ttfts_s: list[float]) -> Case:
         )
         for iteration, (tpot_s, ttft_s) in enumerate(zip(tpots_s, ttfts_s, strict=True))
     ]
-    return Case(
+    return LatencyCase(
         name="latency/8x1",
-        part="latency",
         inputs=case_inputs(loaded()),
         samples=samples,
         metrics=metrics_of(samples),
@@ -92,7 +91,6 @@ def case_of(tpots_s: list[float], ttfts_s: list[float]) -> Case:
         ),
         roofline=Roofline(),
         memory=Memory(kv_predicted_bytes=0, kv_allocated_bytes=0, kv_pool_bytes=0, kv_waste_bytes=0, peak_bytes=None),
-        prefix=None,
         check=Check(text="none"),
     )
 
