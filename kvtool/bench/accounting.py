@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from kvtool.bench.limits import IN_CACHE, beyond, streams
 from kvtool.bench.metrics import tpot_s
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
@@ -19,12 +20,6 @@ from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import ParamCount, count_params
 from kvtool.sizing.traffic import decode_flops, decode_kv_read_bytes, experts_touched, kv_written_bytes, prefill_flops
 from kvtool.workloads import Request
-
-ACCOUNTING_LIMIT = 1.03  # more than this share of a measured limit means that bytes or FLOPs were miscounted
-IMPOSSIBLE = "accounting error"
-CACHE_MULTIPLE = 2  # a working set under this many last-level caches may be served from them
-MOVED = "the device's speed changed in the middle of the case"
-IN_CACHE = f"the working set is under {CACHE_MULTIPLE}x the last-level cache, which may serve it faster than memory"
 
 C = TypeVar("C", bound=Case)
 
@@ -85,8 +80,8 @@ def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
         mbu = median(step_total / s / (limits[i].read_gbps * 1e9) for i, s in _tpot_s(case).items())
     if not queues:
         mfu = median(moved.prefill_flops / s / (limits[i].tflops * 1e12) for i, s in _prefill_s(case).items())
-    if beyond := _beyond(mbu, mfu, read_gbps / best.read_gbps, tflops / best.tflops):
-        mbu, mfu, reason = None, None, beyond
+    if wrong := beyond(mbu, mfu, read_share=read_gbps / best.read_gbps, tflops_share=tflops / best.tflops):
+        mbu, mfu, reason = None, None, wrong
     roofline = Roofline(
         read_gbps_measured=read_gbps,
         copy_gbps_measured=best.copy_gbps,
@@ -99,21 +94,6 @@ def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
         reason=reason,
     )
     return msgspec.structs.replace(case, roofline=roofline)
-
-
-def _beyond(mbu: float | None, mfu: float | None, read_share: float, tflops_share: float) -> str | None:
-    """What is wrong with an MBU or MFU above the limit. Beside the case the device did these shares of the run's best,
-    which nothing can beat; the speed beside a case it may have beaten by changing in its middle."""
-    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
-    if not wrong:
-        return None
-    impossible = max((mbu or 0.0) * read_share, (mfu or 0.0) * tflops_share) > ACCOUNTING_LIMIT
-    return f"{IMPOSSIBLE if impossible else MOVED}: {' and '.join(wrong)} of what the device did in the same run"
-
-
-def is_impossible(case: Case) -> bool:
-    """Whether the accounting of the case must be wrong."""
-    return (case.roofline.reason or "").startswith(IMPOSSIBLE)
 
 
 def _tpot_s(case: Case) -> dict[int, float]:
@@ -142,6 +122,4 @@ def _no_mbu_reason(case: Case, step_total: int, llc_bytes: int | None) -> str | 
         return "requests queue, so that a step also prefills others"
     if case.inputs.get("arm") == "no_cache":
         return "without a cache a step is a prefill"
-    if llc_bytes is not None and step_total < CACHE_MULTIPLE * llc_bytes:
-        return IN_CACHE
-    return None
+    return None if streams(step_total, llc_bytes) else IN_CACHE

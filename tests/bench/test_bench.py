@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from kvtool.bench import bench as run
+from kvtool.bench import session
 from kvtool.bench.cases import prefix
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
@@ -42,10 +43,10 @@ def latency_only(**given: object) -> BenchOptions:
 
 @pytest.fixture(autouse=True)
 def a_very_fast_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "measure_roofline", lambda *arguments, **named: FAST)
+    monkeypatch.setattr(session, "measure_roofline", lambda *arguments, **named: FAST)
 
 
-def bench(options: BenchOptions = OPTIONS, **given: object) -> run.Outcome:
+def bench(options: BenchOptions = OPTIONS, **given: object) -> session.Outcome[BenchDocument]:
     return run.bench(TINY, config(**given), options, progress=lambda doing, done: None)
 
 
@@ -131,7 +132,7 @@ def test_the_ways_of_keeping_k_and_v_hold_what_they_must_and_say_the_same() -> N
 
 def test_an_impossible_bandwidth_is_an_error_of_the_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
     ceiling = replace(FAST, read_gbps=1e-9)
-    monkeypatch.setattr(run, "measure_roofline", lambda *arguments, **named: ceiling)
+    monkeypatch.setattr(session, "measure_roofline", lambda *arguments, **named: ceiling)
     outcome = bench(latency_only())
     assert len(outcome.errors) == 4
     assert all(case.roofline.mbu is None for case in outcome.document.cases)
@@ -142,7 +143,7 @@ def test_a_loaded_machine_is_said_in_the_document(monkeypatch: pytest.MonkeyPatc
         def other_cores(self) -> float:
             return 0.9
 
-    monkeypatch.setattr(run, "LoadMeter", Loaded)
+    monkeypatch.setattr(session, "LoadMeter", Loaded)
     document = bench(replace(OPTIONS, parts=(NO_CACHE,))).document
     assert document.environment["other_load_cores"] == 0.9
     assert any(line.startswith("another process used 0.9 cores") for line in document.assumptions)
@@ -150,7 +151,7 @@ def test_a_loaded_machine_is_said_in_the_document(monkeypatch: pytest.MonkeyPatc
 
 def test_a_small_working_set_has_no_mbu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     ceiling = replace(FAST, llc_bytes=1 << 30)
-    monkeypatch.setattr(run, "measure_roofline", lambda *arguments, **named: ceiling)
+    monkeypatch.setattr(session, "measure_roofline", lambda *arguments, **named: ceiling)
     case = bench(latency_only()).document.cases[0]
     assert case.roofline.mbu is None
     assert "last-level cache" in (case.roofline.reason or "")

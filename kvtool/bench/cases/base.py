@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvtool.bench.engines.race import Entrant
 from kvtool.bench.harness import Value, case_inputs
+from kvtool.bench.session import Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
@@ -57,14 +58,6 @@ class Measured:
     limits: list[Ceiling]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A piece of the benchmark: what it is called, and what makes its cases."""
-
-    name: str
-    measure: Callable[[], Measured]
-
-
 @dataclass(frozen=True)
 class Part(ABC):
     """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens."""
@@ -85,7 +78,7 @@ class Part(ABC):
         return 1
 
     @abstractmethod
-    def steps(self, setup: Setup) -> Iterator[Step]:
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         """Nothing runs before a step's `measure`."""
 
 

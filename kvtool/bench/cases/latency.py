@@ -9,12 +9,13 @@ from itertools import product
 import torch
 
 from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, Step, require_positive
+from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import logits_check
 from kvtool.bench.engines.race import compared
 from kvtool.bench.harness import Value, at_once, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.power import power_of
+from kvtool.bench.session import Step
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams
@@ -65,7 +66,7 @@ class Latency(Part):
     def most_sequences(self) -> int:
         return max(self.batch_sizes)
 
-    def steps(self, setup: Setup) -> Iterator[Step]:
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         for input_len, batch_size in product(self.input_lens, self.batch_sizes):
             cell = Cell(setup, self, input_len, batch_size)
             yield Step(f"latency: {input_len} tokens x {batch_size}", cell.measure)

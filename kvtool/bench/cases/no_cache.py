@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.arms import ARMS, Generated, generate
-from kvtool.bench.cases.base import Measured, Part, Setup, Step, require_positive
+from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.metrics import metrics_of
+from kvtool.bench.session import Step
 from kvtool.machine.memory import peak_memory
 from kvtool.results import Check, Memory, NoCacheCase, Roofline, Sample
 from kvtool.units import round_up
@@ -39,7 +40,7 @@ class NoCache(Part):
     def longest_tokens(self) -> int:
         return max(self.input_lens) + self.output_len
 
-    def steps(self, setup: Setup) -> Iterator[Step]:
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         for length in self.input_lens:
             yield Step(f"with and without a cache: {length} tokens", Race(setup, length, self.output_len).measure)
 

@@ -9,10 +9,11 @@ from functools import partial
 from statistics import median
 
 from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, Step, require_positive
+from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
+from kvtool.bench.session import Step
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
@@ -58,7 +59,7 @@ class PrefixHits(Part):
             return max(self.input_lens)
         return self.prefix_len if hit_rate == 0 else max(self.prefix_len + 1, round(self.prefix_len / hit_rate))
 
-    def steps(self, setup: Setup) -> Iterator[Step]:
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         for rate in self.hit_rates:
             yield Step(f"prefix hits: {rate:.0%}", partial(prefix_case, setup, self, hit_rate=rate))
 

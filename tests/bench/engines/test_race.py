@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from kvtool.bench import bench as run
+from kvtool.bench import session
 from kvtool.bench.engines import race as engine_peers
 from kvtool.bench.engines.engine import ENGINE_PEERS, Answers
 from kvtool.bench.engines.race import Entrant, compared, entrants, same_tokens, tpot_s
@@ -175,7 +176,7 @@ def test_weights_that_no_other_engine_reads_are_a_note_for_all(monkeypatch: pyte
 
 
 def test_a_bench_with_transformers_tells_its_times_next_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "measure_roofline", lambda *arguments, **named: FAST)
+    monkeypatch.setattr(session, "measure_roofline", lambda *arguments, **named: FAST)
     options = replace(
         latency_only(input_lens=(20,), batch_sizes=(1, 2)), peers=("transformers", "transformers-paged", "vllm")
     )
