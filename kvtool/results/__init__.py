@@ -24,6 +24,7 @@ from kvtool.results.bench import (
     Sample,
     StepBytes,
     Summary,
+    tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
@@ -123,5 +124,6 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
+    "tpot_s",
     "write_atomic",
 ]

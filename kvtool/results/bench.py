@@ -9,6 +9,11 @@ import msgspec
 from kvtool.results.document import Struct
 
 
+def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
+    """Time per output token after the first; None for a single one."""
+    return (e2e_s - ttft_s) / (output_tokens - 1) if output_tokens > 1 else None
+
+
 class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration. `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
 
@@ -20,6 +25,10 @@ class Sample(Struct, frozen=True, kw_only=True):
     output_tokens: int
     prompt_tokens: int
     cached_tokens: int
+
+    @property
+    def tpot_s(self) -> float | None:
+        return tpot_s(self.ttft_s, self.e2e_s, self.output_tokens)
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -52,6 +61,11 @@ class StepBytes(Struct, frozen=True, kw_only=True):
     other: int
     prefill_flops: int
     decode_flops: int
+
+    @property
+    def moved(self) -> int:
+        """All that a decode step reads and writes."""
+        return self.weights_read + self.kv_read + self.kv_written + self.other
 
 
 class Roofline(Struct, frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
 from kvtool.bench.definitions import DEFINITIONS
-from kvtool.bench.metrics import tpot_s
 from kvtool.bench.options import PARTS, BenchOptions, bench_options
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
@@ -77,7 +76,7 @@ def test_output_lengths_are_exact_and_every_request_is_sampled() -> None:
             assert sample.cached_tokens == 0
             assert len(sample.itl_s) == 4
             assert sample.ttft_s + sum(sample.itl_s) == pytest.approx(sample.e2e_s)
-            assert tpot_s(sample) == pytest.approx(sum(sample.itl_s) / 4)
+            assert sample.tpot_s == pytest.approx(sum(sample.itl_s) / 4)
 
 
 def test_predicted_bytes_are_the_allocated_ones_and_the_waste_is_the_empty_slots() -> None:

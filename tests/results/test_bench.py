@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from kvtool.errors import KvtoolError
-from kvtool.results import BenchDocument, LatencyCase, NoCacheCase, PrefixCase, encode, read_document
+from kvtool.results import BenchDocument, LatencyCase, NoCacheCase, PrefixCase, Sample, encode, read_document, tpot_s
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = sorted([ROOT / "tests" / "data" / "bench_example.json", *ROOT.glob("examples/reports/*/bench.json")])
@@ -44,3 +44,20 @@ def test_a_prefix_case_always_has_its_savings() -> None:
     case = next(case for case in document["cases"] if case["part"] == "prefix")
     with pytest.raises(msgspec.ValidationError, match="prefix"):
         msgspec.convert(case | {"prefix": None}, PrefixCase)
+
+
+@pytest.mark.parametrize(("output_tokens", "expected"), [(1, None), (2, 1.5), (4, 0.5)])
+def test_tpot_is_of_the_tokens_after_the_first(output_tokens: int, expected: float | None) -> None:
+    assert tpot_s(0.5, 2.0, output_tokens) == expected
+    sample = Sample(
+        arm="baseline",
+        iteration=0,
+        ttft_s=0.5,
+        e2e_s=2.0,
+        itl_s=[],
+        output_tokens=output_tokens,
+        prompt_tokens=1,
+        cached_tokens=0,
+    )
+    assert sample.tpot_s == expected
+    assert "tpot_s" not in json.loads(msgspec.json.encode(sample)), "what follows from a sample is not told again"

@@ -161,13 +161,7 @@ def same_tokens(pairs: Sequence[tuple[Answers, Answers]]) -> float:
 
 
 def _turn(ours: Answers, peer: Answers) -> PeerTurn:
-    return PeerTurn(ttft_s=peer.first_s, tpot_s=tpot_s(peer), ours_ttft_s=ours.first_s, ours_tpot_s=tpot_s(ours))
-
-
-def tpot_s(answers: Answers) -> float | None:
-    """Of the whole batch; None for a single output token."""
-    steps = len(answers.output_ids[0]) - 1
-    return (answers.last_s - answers.first_s) / steps if steps else None
+    return PeerTurn(ttft_s=peer.first_s, tpot_s=peer.tpot_s, ours_ttft_s=ours.first_s, ours_tpot_s=ours.tpot_s)
 
 
 def _timed(result: BenchPeer, same: float, turns: list[PeerTurn]) -> BenchPeer:

@@ -34,6 +34,7 @@ from kvtool.machine.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
 from kvtool.results.warnings import unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
+from kvtool.sizing.roofline import bound, compute_s, memory_s
 from kvtool.units import format_bytes, format_length
 
 PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer
@@ -191,11 +192,11 @@ def _may_stay_cached(each: Pass, work: KernelWork, setup: Setup) -> bool:
 def _metrics(work: KernelWork, samples: list[float]) -> KernelMetrics:
     time_ms = summary_ms(samples)
     assert time_ms is not None
-    moved, seconds = work.bytes, time_ms.p50 / 1e3
+    called, seconds = work.bytes, time_ms.p50 / 1e3
     return KernelMetrics(
         time_ms=time_ms,
-        gbps=(moved.kv_read + moved.kv_written + moved.other) / seconds / 1e9,
-        tflops=moved.flops / seconds / 1e12 if moved.flops else None,
+        gbps=called.moved / seconds / 1e9,
+        tflops=called.flops / seconds / 1e12 if called.flops else None,
     )
 
 
@@ -221,25 +222,23 @@ def _inputs(work: KernelWork, setup: Setup) -> dict[str, str | int | float | boo
 
 def with_roofline(case: KernelCase, ceiling: Ceiling) -> KernelCase:
     """The case next to the measured limits. A share that no device can reach is null, and `reason` says so."""
-    moved, seconds = case.bytes, case.metrics.time_ms.p50 / 1e3
-    memory_s = (moved.kv_read + moved.kv_written + moved.other) / (ceiling.read_gbps * 1e9)
-    compute_s = moved.flops / (ceiling.tflops * 1e12)
-    memory = case.memory
+    work, memory, seconds = case.bytes, case.memory, case.metrics.time_ms.p50 / 1e3
+    read_s, flops_s = memory_s(work.moved, ceiling.read_gbps), compute_s(work.flops, ceiling.tflops)
     # What is read after a flush comes from memory; what is written may still be on its way there.
-    flushed = memory.flushed and not moved.kv_written
+    flushed = memory.flushed and not work.kv_written
     reason = None if flushed or streams(memory.working_set_bytes, ceiling.llc_bytes) else IN_CACHE
-    mbu = None if reason else memory_s / seconds
-    mfu = compute_s / seconds if moved.flops else None
+    mbu = None if reason else read_s / seconds
+    mfu = flops_s / seconds if work.flops else None
     if wrong := beyond(mbu, mfu):
         mbu, mfu, reason = None, None, wrong
     roofline = KernelRoofline(
         read_gbps_measured=ceiling.read_gbps,
         copy_gbps_measured=ceiling.copy_gbps,
         tflops_measured=ceiling.tflops,
-        ideal_ms=max(memory_s, compute_s) * 1e3,
+        ideal_ms=max(read_s, flops_s) * 1e3,
         mbu=mbu,
         mfu=mfu,
-        bound="memory" if memory_s >= compute_s else "compute",
+        bound=bound(read_s, flops_s),
         reason=reason,
     )
     return msgspec.structs.replace(case, roofline=roofline)

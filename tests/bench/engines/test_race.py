@@ -14,7 +14,7 @@ from kvtool.bench import bench as run
 from kvtool.bench import session
 from kvtool.bench.engines import race as engine_peers
 from kvtool.bench.engines.engine import ENGINE_PEERS, Answers
-from kvtool.bench.engines.race import Entrant, compared, entrants, same_tokens, tpot_s
+from kvtool.bench.engines.race import Entrant, compared, entrants, same_tokens
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.peers import PeerError
 from kvtool.catalog.decoder import Decoder
@@ -122,7 +122,7 @@ def test_rounding_may_change_a_token_and_all_behind_it() -> None:
 
 
 def test_one_output_token_has_no_tpot(log: list[str]) -> None:
-    assert tpot_s(answers(1.0, 1.0, [[3]])) is None
+    assert answers(1.0, 1.0, [[3]]).tpot_s is None
     prompts = [replace(request, output_len=1) for request in PROMPTS]
     turns = [answers(2.0, 2.0, [[7], [1]])] * 3
     (peer,) = race([Entrant("a", "1.0", Scripted("a", log, turns))], prompts)
