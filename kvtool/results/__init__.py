@@ -23,7 +23,6 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
-    Summary,
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
@@ -61,6 +60,7 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.summary import Summary, summarise
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
@@ -124,6 +124,7 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
+    "summarise",
     "tpot_s",
     "write_atomic",
 ]

@@ -12,9 +12,8 @@ from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import logits_check
 from kvtool.bench.engines.race import compared
-from kvtool.bench.harness import Value, at_once, engine_memory, pages_for, run_requests, sample_of
+from kvtool.bench.harness import Value, at_once, cold_start_of, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
-from kvtool.bench.power import power_of
 from kvtool.bench.session import Step
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
@@ -109,8 +108,8 @@ class Cell:
             # The weights of peers are in this process too.
             memory=self._memory(engine, batches[0], peak_bytes=None if setup.peers else peak_bytes()),
             check=kernel_check(engine, batches[-1][0]),
-            power=power_of(power.summary, samples),
-            cold_start=engine.cold_start,
+            power=power.summary.over(sum(sample.output_tokens for sample in samples)),
+            cold_start=cold_start_of(engine),
             peers=self._compared(engine) if setup.peers else [],
         )
         return Measured([case], iterations.limits)

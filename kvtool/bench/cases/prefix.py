@@ -11,7 +11,7 @@ from statistics import median
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import compare_runs
-from kvtool.bench.harness import engine_memory, pages_for, run_requests, sample_of
+from kvtool.bench.harness import cold_start_of, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.session import Step
 from kvtool.engine.engine import Engine
@@ -128,7 +128,7 @@ def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float) -> Measur
         memory=engine_memory(arms.engines["uncached"], requests[:1], peak_bytes=peak_bytes()),
         prefix=_savings(loaded, samples, workloads[0], hit_rate),
         check=check,
-        cold_start=arms.engines["cached"].cold_start,  # the first of the two compiles for both
+        cold_start=cold_start_of(arms.engines["cached"]),  # the first of the two compiles for both
     )
     return Measured([case], iterations.limits)
 
