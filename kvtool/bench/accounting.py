@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from kvtool.bench.limits import IN_CACHE, beyond, streams
+from kvtool.bench.metrics import prefill_s
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
@@ -115,8 +116,8 @@ def _prefill_s(case: Case) -> dict[int, float]:
     batches = defaultdict(list)
     for sample in case.samples:
         if sample.arm != "cached":
-            batches[sample.iteration].append(sample.ttft_s)
-    return {iteration: max(batch) for iteration, batch in batches.items()}
+            batches[sample.iteration].append(sample)
+    return {iteration: prefill_s(batch) for iteration, batch in batches.items()}
 
 
 def _queues(case: Case) -> bool:
