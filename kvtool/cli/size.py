@@ -213,10 +213,8 @@ def answer(
     """Write the files, print the document; exit 1 where no row fits, nothing is found that would, or the engine
     would not start.
     """
-    from kvtool.report.files import write_result
-    from kvtool.report.size.budget import budget_figure
     from kvtool.report.size.planned import print_ledgers
-    from kvtool.report.size.size import print_size, size_csv_rows, size_figure
+    from kvtool.report.size.size import print_size, write_size
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
     from kvtool.sizing.explain import explain as explain_rows
@@ -229,15 +227,7 @@ def answer(
     else:
         document, options = solve(model, options, asked)
     if out is not None:
-        chart = size_figure(size_rows(model, options=curve(model, options)))
-        write_result(
-            out,
-            "size",
-            document,
-            rows=list(size_csv_rows(document)),
-            figure=chart,
-            more={"size-budget": figure} if (figure := budget_figure(document)) else None,
-        )
+        write_size(document, out, curve=size_rows(model, options=curve(model, options)))
     if json:
         typer.echo(encode(document), nl=False)
     else:

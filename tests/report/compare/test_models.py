@@ -10,7 +10,8 @@ from rich.console import Console
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.compare.models import compare_models
-from kvtool.report.compare.models import engine_table, matrix_figure, matrix_table, print_matrix, write_matrix
+from kvtool.report.compare.compare import print_matrix, write_matrix
+from kvtool.report.compare.models import engine_table, matrix_figure, matrix_table
 from kvtool.results import MatrixDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions

@@ -8,7 +8,10 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from kvtool.report.files import csv_bytes, png_bytes
-from kvtool.report.size.size import layer_table, print_size, row_table, size_csv_rows, size_figure
+from kvtool.report.rows import size_rows
+from kvtool.report.size.charts import size_figure
+from kvtool.report.size.size import print_size
+from kvtool.report.size.tables import layer_table, row_table
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
@@ -74,7 +77,7 @@ def test_printed_lines_keep_to_the_width(width: int) -> None:
 
 def test_csv_has_every_number_unrounded() -> None:
     document = size(LLAMA_8B, options=OPTIONS)
-    lines = list(csv.DictReader(io.StringIO(csv_bytes(list(size_csv_rows(document))).decode())))
+    lines = list(csv.DictReader(io.StringIO(csv_bytes(list(size_rows(document.rows))).decode())))
     assert len(lines) == 4
     assert lines[0]["model"] == "llama-8b"
     assert lines[0]["kv_bytes_total"] == str(8192 * 131_072)
@@ -113,12 +116,12 @@ def test_weights_far_below_the_lines_stay_on_the_chart() -> None:
 def test_csv_tells_the_scalars_of_an_engine_where_one_is_asked() -> None:
     """20 GiB of Llama's 131,072 B a token: 10,240 blocks of 16 tokens."""
     engine = EngineOptions(name="vllm", kv_cache_memory_bytes=20 << 30, max_model_len=8192)
-    (line,) = size_csv_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), engine=engine)))
+    (line,) = size_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), engine=engine)).rows)
     told = {name: value for name, value in line.items() if name.startswith("engine_")}
     assert told == {
         "engine_name": "vllm", "engine_version": "0.33.0", "engine_block_size": 16, "engine_num_blocks": 10_240,
         "engine_blocks_per_request": 512, "engine_max_concurrency": 20.0, "engine_gpu_kv_cache_tokens": 163_840,
         "engine_max_model_len": 8192, "engine_refusal": None,
     }  # fmt: skip
-    (without,) = size_csv_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,))))
+    (without,) = size_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,))).rows)
     assert not any(name.startswith("engine_") for name in without)
