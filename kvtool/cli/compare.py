@@ -22,6 +22,7 @@ from kvtool.cli.options import (
     DpAttentionOption,
     DpOption,
     EpOption,
+    ExplainOption,
     GpuMemoryUtilizationOption,
     GpuOption,
     IndexDtypeOption,
@@ -93,6 +94,7 @@ def compare(
     engine: EngineOption = None,
     kv_cache_memory_bytes: KvCacheMemoryBytesOption = None,
     models: ModelsOption = None,
+    explain: ExplainOption = False,
     json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
@@ -107,7 +109,7 @@ def compare(
             if (source := call.get_parameter_source(option)) is not None and source.name == "COMMANDLINE":
                 raise KvtoolError(f"--{option.replace('_', '-')} is for models: documents say what they ran with")
         limit = None if fail_on_regression is None else parse_percent(fail_on_regression)
-        compare_documents(names, limit, json=json, out=out)
+        compare_documents(names, limit, explain=explain, json=json, out=out)
         return
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
@@ -142,7 +144,7 @@ def compare(
         Parallel(tp=ranks, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
         for ranks in count_list(tp, "tp")
     ]
-    compare_models(names, options, layouts, models_path=models, json=json, out=out)
+    compare_models(names, options, layouts, models_path=models, explain=explain, json=json, out=out)
 
 
 def parse_percent(text: str) -> float:
@@ -153,7 +155,7 @@ def parse_percent(text: str) -> float:
     return float(match[1]) / 100
 
 
-def compare_documents(names: list[str], limit: float | None, *, json: bool, out: Path | None) -> None:
+def compare_documents(names: list[str], limit: float | None, *, explain: bool, json: bool, out: Path | None) -> None:
     """Print or write the comparison of bench documents; exit 1 for a regression beyond `limit`."""
     from kvtool.compare import documents
     from kvtool.compare.sources import read_bench
@@ -168,7 +170,7 @@ def compare_documents(names: list[str], limit: float | None, *, json: bool, out:
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_compare(document, Terminal())
+        print_compare(document, Terminal(), explain=explain)
     failing = [] if limit is None else documents.regressions(document.rows, limit)
     for row in failing:
         typer.echo(f"regression: {row.document}: {row.case} {row.metric} {row.verdict}", err=True)
@@ -182,6 +184,7 @@ def compare_models(
     layouts: list[Parallel],
     *,
     models_path: Path | None,
+    explain: bool,
     json: bool,
     out: Path | None,
 ) -> None:
@@ -191,6 +194,7 @@ def compare_models(
     from kvtool.report.compare.compare import print_matrix, write_matrix
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
+    from kvtool.sizing.words.hinge import largest_hinge
 
     chosen = [resolve_model(name, models_path=models_path) for name in names]
     document = models.compare_models(chosen, options, layouts)
@@ -199,4 +203,5 @@ def compare_models(
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_matrix(document, Terminal())
+        hinge = largest_hinge(chosen, options, document.rows)
+        print_matrix(document, Terminal(), hinge=hinge, explain=explain)

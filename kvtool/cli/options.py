@@ -108,7 +108,7 @@ IndexDtypeOption = Annotated[
 SpeculativeTokensOption = Annotated[
     int, typer.Option("--num-speculative-tokens", help="Tokens drafted a step by the model's own draft layers (MTP).")
 ]
-ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Print every note, and the formulas with numbers in.")]
 
 
 def length_list(text: str, what: str) -> tuple[int, ...]:

@@ -217,10 +217,12 @@ def answer(
     from kvtool.report.size.size import print_size, write_size
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
-    from kvtool.sizing.explain import explain as explain_rows
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_rows
     from kvtool.sizing.solve.solve import solve
+    from kvtool.sizing.words.explain import explain as explain_rows
+    from kvtool.sizing.words.hinge import largest_hinge
+    from kvtool.sizing.words.remedies import remedies
 
     if asked is None:
         document = size_rows(model, options=options)
@@ -231,7 +233,13 @@ def answer(
     if json:
         typer.echo(encode(document), nl=False)
     else:
-        print_size(document, Terminal())
+        print_size(
+            document,
+            Terminal(),
+            hinge=largest_hinge([model], options, document.rows),
+            remedies=[remedies(model, options, row) for row in document.rows],
+            explain=explain,
+        )
     if explain:
         if not json:
             print_ledgers(document, Terminal())

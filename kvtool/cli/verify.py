@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kvtool.cli.engine_options import SWITCHES
-from kvtool.cli.options import CARD, LAYOUT, JsonOption, ModelsOption
+from kvtool.cli.options import CARD, LAYOUT, ExplainOption, JsonOption, ModelsOption
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -65,6 +65,7 @@ def verify(
         Path | None, typer.Option("--save", metavar="FILE", help="Write what was measured, for `size --calibration`.")
     ] = None,
     models: ModelsOption = None,
+    explain: ExplainOption = False,
     json: JsonOption = False,
 ) -> None:
     """Hold LOG against the prediction, term by term; exit 1 where a term that must be exact is off, or it refused."""
@@ -110,6 +111,6 @@ def verify(
         from kvtool.report.terminal import Terminal
         from kvtool.report.verify import print_verify
 
-        print_verify(document, Terminal())
+        print_verify(document, Terminal(), explain=explain)
     if document.verdict in ("off", "refused"):
         raise typer.Exit(1)

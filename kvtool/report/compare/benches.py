@@ -69,6 +69,20 @@ def findings(document: CompareDocument) -> list[str]:
     return sentences
 
 
+def widest_interval(document: CompareDocument) -> str | None:
+    """The comparison that is least sure: the metric whose interval is widest for its ratio."""
+    rows = [(_halfwidth(row), row) for row in document.rows if row.ci_low is not None and row.ratio]
+    if not rows:
+        return None
+    halfwidth, row = max(rows, key=lambda item: item[0])
+    return f"the noise of {NAMES.get(row.metric, row.metric)} in {row.case}: its interval is {halfwidth:.1%} either way"
+
+
+def _halfwidth(row: CompareRow) -> float:
+    """Half of the interval's width, as a share of the ratio."""
+    return ((row.ci_high or 0.0) - (row.ci_low or 0.0)) / 2 / (row.ratio or 1.0)
+
+
 def _documents(document: CompareDocument) -> list[str]:
     return list(dict.fromkeys(row.document for row in document.rows))
 

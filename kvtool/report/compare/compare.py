@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings
+from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings, widest_interval
 from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables
 from kvtool.report.files import png_bytes, write_result
+from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.report.tables import to_rich
 from kvtool.results import CompareDocument, MatrixDocument
@@ -18,32 +19,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_compare(document: CompareDocument, console: Console) -> None:
+def print_compare(document: CompareDocument, console: Console, *, explain: bool = False) -> None:
     """Benchmarks: warnings first, then a table for each document, the findings, and what the figures rest on."""
     _print_warnings(document.warnings, console)
     for table in compare_tables(document):
         console.print(to_rich(table, console.width))
     for sentence in findings(document):
         console.print(f"- {sentence}", highlight=False, markup=False)
-    _print_assumptions(document.assumptions, console)
+    print_notes(document.assumptions, console, hinge=widest_interval(document), explain=explain)
 
 
-def print_matrix(document: MatrixDocument, console: Console) -> None:
+def print_matrix(document: MatrixDocument, console: Console, *, hinge: object = None, explain: bool = False) -> None:
     """Models: warnings first, then what their caches take, and what an engine would cache of them."""
     _print_warnings(document.warnings, console)
     for table in matrix_tables(document, console.width):
         console.print(to_rich(table, console.width))
-    _print_assumptions(document.assumptions, console)
+    print_notes(document.assumptions, console, hinge=hinge, explain=explain)
 
 
 def _print_warnings(warnings: list[str], console: Console) -> None:
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-
-
-def _print_assumptions(assumptions: list[str], console: Console) -> None:
-    for assumption in assumptions:
-        console.print(f"- {assumption}", style="dim", highlight=False, markup=False)
 
 
 def write_compare(directory: Path, document: CompareDocument) -> list[Path]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report.files import write_result
+from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import print_answers, print_solutions
-from kvtool.report.size.budget import budget_figure, print_budget
+from kvtool.report.size.budget import budget_figure, print_budget, would_fit
 from kvtool.report.size.charts import size_figure
 from kvtool.report.size.planned import print_engine
 from kvtool.report.size.tables import layer_table, row_table
@@ -21,14 +23,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_size(document: SizeDocument, console: Console) -> None:
-    """What was found, then for each model what its layers keep and a row for each batch; the assumptions last."""
+def print_size(
+    document: SizeDocument,
+    console: Console,
+    *,
+    hinge: object = None,
+    remedies: Sequence[Sequence[str]] = (),
+    explain: bool = False,
+) -> None:
+    """What was found, then for each model what its layers keep and a row for each batch; what all of it hangs on last.
+
+    `remedies` has for each row what would make it fit; `explain` shows every assumption in place of the `hinge`.
+    """
     if document.solutions is not None:
         print_solutions(document.solutions, document.rejected or [], console)
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         _print_model(list(rows), console)
-    for assumption in document.assumptions:
-        console.print(f"- {assumption}", style="dim", highlight=False)
+    for row, ways in zip(document.rows, remedies, strict=False):
+        if ways:
+            console.print(would_fit(row, ways), highlight=False, markup=False)
+    print_notes(document.assumptions, console, hinge=hinge, explain=explain)
 
 
 def write_size(document: SizeDocument, directory: Path, *, curve: SizeDocument) -> list[Path]:

@@ -44,7 +44,7 @@ def row_table(rows: list[SizeRow]) -> Table:
     """One line a row, of one model and one cache dtype; columns about a card only where there is one."""
     inputs, fit = rows[0].inputs, rows[0].fit
     columns = ["context", "batch", "a seq", "a GPU" if inputs.num_gpus > 1 else "in all"]
-    columns += ["fits", "room\nleft", "most\nseqs", "longest", "least\nTPOT ms"] if inputs.gpu else ["read\na step"]
+    columns += ["most\nseqs", "longest", "least\nTPOT ms"] if inputs.gpu else ["read\na step"]
     where = f" on {inputs.num_gpus} x {inputs.gpu}" if inputs.gpu else ""
     note = f"In pages of {inputs.block_size} tokens. "
     note += _room(fit)
@@ -72,11 +72,6 @@ def _row_cells(row: SizeRow) -> tuple[str, ...]:
     if inputs.gpu is None:
         return (*cells, format_bytes_short(row.decode.kv_read_bytes_per_step))
     tpot = format_ms(row.decode.ideal_tpot_ms)
-    if fit.kv_pool_bytes is None or fit.missing_bytes is None or fit.max_context is None:
-        return (*cells, "?", "?", "?", "?", tpot)
-    left = (
-        f"-{format_bytes_short(fit.missing_bytes)}"
-        if fit.missing_bytes
-        else format_bytes_short(fit.kv_pool_bytes - kv.bytes_per_gpu)
-    )
-    return (*cells, "yes" if fit.fits else "no", left, f"{fit.max_batch_size:,}", format_length(fit.max_context), tpot)
+    if fit.kv_pool_bytes is None or fit.max_context is None:
+        return (*cells, "?", "?", tpot)
+    return (*cells, f"{fit.max_batch_size:,}", format_length(fit.max_context), tpot)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
 import pytest
 from matplotlib.text import Text
@@ -22,9 +23,9 @@ from tests.sizing.example import ALL_KINDS, CARD, DEEPSEEK_V32, LLAMA_8B, QWEN3_
 OPTIONS = SizeOptions(contexts=(8192, 131072), batch_sizes=(1, 16), gpu=CARD)
 
 
-def printed(document: SizeDocument, width: int) -> str:
+def printed(document: SizeDocument, width: int, **more: Any) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    print_size(document, console)
+    print_size(document, console, **more)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -32,8 +33,8 @@ def printed(document: SizeDocument, width: int) -> str:
 def test_rows_of_a_card() -> None:
     table = row_table(size(LLAMA_8B, options=OPTIONS).rows)
     assert table.title == "KV cache in bf16 on 1 x CARD-80GB"
-    assert table.rows[0] == ("8k", "1", "1 GiB", "1 GiB", "yes", "50.2 GiB", "51", "128k", "8.04")
-    assert table.rows[3] == ("128k", "16", "16 GiB", "256 GiB", "no", "-205 GiB", "3", "26,208", "145")
+    assert table.rows[0] == ("8k", "1", "1 GiB", "1 GiB", "51", "128k", "8.04")
+    assert table.rows[3] == ("128k", "16", "16 GiB", "256 GiB", "3", "26,208", "145")
     assert "= 51.19 GiB for cache" in table.note
 
 
@@ -52,7 +53,7 @@ def test_unknown_weights_show_question_marks() -> None:
     from dataclasses import replace
 
     table = row_table(size(replace(LLAMA_8B, architecture=None), options=OPTIONS).rows)
-    assert table.rows[0][4:] == ("?", "?", "?", "?", "-")
+    assert table.rows[0][4:] == ("?", "?", "-")
 
 
 def test_layers_by_kind_and_dtype() -> None:
@@ -69,10 +70,19 @@ def test_layers_by_kind_and_dtype() -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_printed_lines_keep_to_the_width(width: int) -> None:
-    text = printed(size(*ALL_KINDS, options=SizeOptions(contexts=(1 << 20,), gpu=CARD)), width)
+    text = printed(size(*ALL_KINDS, options=SizeOptions(contexts=(1 << 20,), gpu=CARD)), width, explain=True)
     assert max(map(len, text.splitlines())) <= width
     assert "llama-8b: gqa, 32 layers" in text
     assert "1 GiB a GPU is set aside" in text
+
+
+def test_the_decision_what_would_do_and_the_hinge_stand_on_the_screen_and_the_notes_do_not() -> None:
+    document = size(LLAMA_8B, options=OPTIONS)
+    text = printed(document, 100, hinge="a guess: 1 GiB", remedies=[[], [], [], ["--batch-size 3", "--tp 8"]])
+    assert "KV 1 GiB fits, 50.2 GiB to spare" in text
+    assert "128k x 16 in bf16: no: 205 GiB short; --batch-size 3 or --tp 8 would do." in text
+    assert text.endswith(f"Hangs most on a guess: 1 GiB. {len(document.assumptions)} notes: --explain or --json.\n")
+    assert not any(note in " ".join(text.split()) for note in document.assumptions)
 
 
 def test_csv_has_every_number_unrounded() -> None:
