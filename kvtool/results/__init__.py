@@ -19,7 +19,6 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
-    Summary,
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
@@ -56,6 +55,7 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.summary import Summary, summarise
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
@@ -115,5 +115,6 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
+    "summarise",
     "write_atomic",
 ]

@@ -42,7 +42,7 @@ def _print_warnings(warnings: list[str], console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
-def write_compare(directory: Path, document: CompareDocument) -> list[Path]:
+def write_compare(document: CompareDocument, directory: Path) -> list[Path]:
     """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
     figure = compare_figure(document)
     page = compare_html(document, png_bytes(figure))
@@ -50,7 +50,7 @@ def write_compare(directory: Path, document: CompareDocument) -> list[Path]:
     return write_result(directory, "compare", document, rows=rows, figure=figure, html=page)
 
 
-def write_matrix(directory: Path, document: MatrixDocument) -> list[Path]:
+def write_matrix(document: MatrixDocument, directory: Path) -> list[Path]:
     """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
     figure = matrix_figure(document)
     page = matrix_html(document, png_bytes(figure))

@@ -93,7 +93,7 @@ def test_the_page_stands_alone(compared: CompareDocument) -> None:
 
 
 def test_everything_is_written_under_out(compared: CompareDocument, tmp_path: Path) -> None:
-    paths = write_compare(tmp_path / "out", compared)
+    paths = write_compare(compared, tmp_path / "out")
     assert [path.name for path in paths] == ["compare.json", "compare.csv", "compare.png", "report.html"]
     assert read_document(paths[0], CompareDocument) == compared
     assert len(paths[1].read_text().splitlines()) == 1 + len(compared.rows)

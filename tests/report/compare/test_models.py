@@ -153,7 +153,7 @@ def test_an_engine_adds_what_it_would_cache(engine: str, tokens: str) -> None:
 
 def test_the_files(tmp_path: Path) -> None:
     document = matrix()
-    paths = write_matrix(tmp_path, document)
+    paths = write_matrix(document, tmp_path)
     assert [path.name for path in paths] == ["compare.json", "compare.csv", "compare.png", "report.html"]
     page = paths[3].read_text()
     assert "http" not in page
