@@ -27,11 +27,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kvtool.files import write_atomic
 from kvtool.report.bench.bench import print_bench
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine import print_environment
-from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document, write_atomic
+from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

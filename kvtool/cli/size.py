@@ -51,9 +51,9 @@ def size(
     output: Output,
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
+    from kvtool.catalog.checkpoint import find_checkpoint
     from kvtool.sizing.size import size as size_rows
     from kvtool.sizing.solve.solve import solve
-    from kvtool.sizing.weights import find_checkpoint
 
     chosen = shape.model(model, models)
     options = cache.options(
