@@ -15,7 +15,7 @@ settings.load_profile("kvtool")
 @pytest.fixture
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with no gcc, where torch's own operations must do what the compiled kernels do elsewhere."""
-    from kvtool.kernels.native import native
+    from kvtool.kernels.cpu.native import native
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     native.cache_clear()

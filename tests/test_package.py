@@ -55,7 +55,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_facts_and_the_typed_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"kvtool/catalog/models.yaml", "kvtool/catalog/gpus.yaml", "kvtool/py.typed"} <= names
-    assert {"kvtool/kernels/c/vectors.h", "kvtool/kernels/c/prefill.c"} <= names  # built where they run
+    assert {"kvtool/kernels/cpu/c/vectors.h", "kvtool/kernels/cpu/c/prefill.c"} <= names  # built where they run
     assert {name.split("/")[0] for name in names} == {"kvtool", f"kvtool-{kvtool.__version__}.dist-info"}
 
 

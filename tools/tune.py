@@ -2,8 +2,8 @@
 
     python tools/tune.py --seconds 600          the shapes of the grid, the most important first
 
-The file goes to kvtool/kernels/cards/, where kernels look for it, and to --out. A shape that there was no time for
-keeps what an earlier run found. Exit codes: 0 done, 2 wrong use, 3 no GPU.
+The file goes to kvtool/kernels/triton/tiles/cards/, where kernels look for it, and to --out. A shape that there was no
+time for keeps what an earlier run found. Exit codes: 0 done, 2 wrong use, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import msgspec
 
-from kvtool.bench.kernel_options import KernelsOptions
-from kvtool.bench.kernel_work import KernelWork, plan
+from kvtool.bench.kernels.options import KernelsOptions
+from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
-from kvtool.kernels.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
+from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
 from kvtool.results import write_atomic
 from kvtool.sizing.formats import parse_cache_format
 
@@ -86,9 +86,9 @@ def tuned(todo: Iterable[KernelWork], go_on: Callable[[], bool]) -> Card:
     import torch
     import triton
 
-    from kvtool.bench.roofline import last_level_cache_bytes, stream_buffer_bytes
-    from kvtool.bench.timers import call_timer
-    from kvtool.bench.tuning import tune
+    from kvtool.bench.kernels.tuning import tune
+    from kvtool.machine.roofline import last_level_cache_bytes, stream_buffer_bytes
+    from kvtool.machine.timers import call_timer
 
     device = torch.device("cuda", torch.cuda.current_device())
     stream_bytes = stream_buffer_bytes(str(device), last_level_cache_bytes(str(device)))

@@ -9,9 +9,9 @@ from statistics import mean, median
 import msgspec
 
 from kvtool.bench.metrics import tpot_s
-from kvtool.bench.roofline import Ceiling
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
+from kvtool.machine.roofline import Ceiling
 from kvtool.results import Case, Roofline, StepBytes
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.layers import layer_specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvtool.bench.options import BenchOptions
-from kvtool.engine.config import resolve_device
+from kvtool.machine.device import resolve_device
 
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from kvtool.bench.nvml import NvmlSummary
+from kvtool.machine.nvml import NvmlSummary
 from kvtool.results import Power, Sample
 
 

@@ -16,12 +16,12 @@ def env(
     """Show the versions, the processor and the GPU that a benchmark here would report."""
     from dataclasses import asdict
 
-    from kvtool.bench.environment import describe_environment
-    from kvtool.bench.other_load import LoadMeter
-    from kvtool.bench.roofline import measure_roofline
-    from kvtool.engine.config import resolve_device
     from kvtool.engine.pool import cache_dtype
-    from kvtool.report.environment import print_environment
+    from kvtool.machine.device import resolve_device
+    from kvtool.machine.environment import describe_environment
+    from kvtool.machine.other_load import LoadMeter
+    from kvtool.machine.roofline import measure_roofline
+    from kvtool.report.machine import print_environment
     from kvtool.report.terminal import Terminal
     from kvtool.results import EnvDocument, encode
     from kvtool.sizing.dtypes import parse_float_dtype

@@ -71,11 +71,11 @@ def generate(
     chosen_weights = weights_of(model or "", weights)
     chosen = model_of(model, weights, models)
 
-    from kvtool.bench.environment import describe_environment
-    from kvtool.engine.config import resolve_device
     from kvtool.engine.generate import generate as run_generate
     from kvtool.engine.sequence import SamplingParams
     from kvtool.engine.text import find_tokenizer
+    from kvtool.machine.device import resolve_device
+    from kvtool.machine.environment import describe_environment
     from kvtool.results import encode
 
     tokenizer = find_tokenizer(chosen_weights)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import torch
 
 from kvtool.catalog.model import Model, SlidingAttention
-from kvtool.engine.config import (
-    EngineConfig,
-    available_bytes,
-    default_threads,
-    resolve_backend,
-    resolve_device,
-    resolve_dtype,
-    truncated,
-)
-from kvtool.engine.decoder.packed import packs_on
+from kvtool.engine.config import EngineConfig, resolve_backend, resolve_dtype, truncated
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
-from kvtool.engine.device import device_errors
 from kvtool.engine.pool import cache_dtype, pool_specs
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
+from kvtool.kernels.cpu.packed import packs_on
+from kvtool.machine.device import device_errors, resolve_device
+from kvtool.machine.memory import available_bytes
+from kvtool.machine.threads import default_threads
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs

@@ -15,7 +15,7 @@ from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
 
 if TYPE_CHECKING:
-    from kvtool.kernels import Scale
+    from kvtool.kernels.interface import Scale
 
 CACHE_DTYPES = {
     "fp32": torch.float32,

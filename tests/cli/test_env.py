@@ -7,10 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from kvtool.bench import other_load, roofline
-from kvtool.bench.other_load import Usage
 from kvtool.cli.app import app
 from kvtool.errors import DeviceError, KvtoolError
+from kvtool.machine import other_load, roofline
+from kvtool.machine.other_load import Usage
 from kvtool.units import MIB
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvtool.engine.config import _container_bytes, _machine_bytes, available_bytes, default_threads
+from kvtool.machine.memory import _container_bytes, _machine_bytes, available_bytes
+from kvtool.machine.threads import default_threads
 
 
 def test_memory_that_can_be_had(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from kvtool.catalog.resolve import inline_model, resolve_model
-from kvtool.engine.config import EngineConfig, resolve_device, resolve_dtype
+from kvtool.engine.config import EngineConfig, resolve_dtype
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.errors import DeviceError, KvtoolError
+from kvtool.machine.device import resolve_device
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, load, prompt
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE
@@ -60,6 +61,8 @@ def test_the_longest_request_that_fits_runs_to_its_end(engine: Engine) -> None:
         ({"max_num_batched_tokens": 0}, "max-num-batched-tokens 0 must be at least 1"),
         ({"dtype": "fp8"}, "dtype 'fp8' is not one the engine runs: auto, fp32, bf16, fp16"),
         ({"backend": "cuda"}, "backend 'cuda' is not one of auto, triton, torch"),
+        ({"eviction": "lur"}, "eviction policy 'lur' is not one of lru, lfu, fifo"),
+        ({"preemption": "none"}, "preemption policy 'none' is not one of youngest"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(config: dict[str, object], message: str) -> None:

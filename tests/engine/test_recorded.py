@@ -6,7 +6,7 @@ import pytest
 
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels import Kernels
+from kvtool.kernels.interface import Kernels
 from tests.engine.ask_nothing import AskNothing
 from tests.engine.conftest import SaveTiny
 from tests.engine.recording import recorded

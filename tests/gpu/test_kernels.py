@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.kernels import load_kernels, reference
-from kvtool.kernels.checks import FP8_DTYPES
+from kvtool.kernels import load_kernels
+from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.triton.checks import FP8_DTYPES
 from tests.kernels.paged_case import TOLERANCE, Case, Pool, largest_error, lay_out, one_query_each, skip_unless_held
 
 pytestmark = [

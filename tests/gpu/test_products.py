@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels import ExpertWeights, step_reference
+from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.reference import step as step_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BF16, F32 = torch.bfloat16, torch.float32
@@ -23,7 +24,7 @@ def drawn(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> Tensor:
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing timed before, and nothing left behind."""
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     products.verdicts.cache_clear()
@@ -38,7 +39,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 )
 def test_every_way_multiplies(dtype: torch.dtype, rows: int, columns: int, depth: int) -> None:
     """Twice each: the counters of programs that met must be left at zero."""
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     x, plus, bias = (drawn(*shape, dtype=dtype) for shape in ((rows, depth), (rows, columns), (columns,)))
     weight = drawn(columns, depth, dtype=dtype, seed=1) * depth**-0.5
@@ -51,7 +52,7 @@ def test_every_way_multiplies(dtype: torch.dtype, rows: int, columns: int, depth
 
 
 def test_a_weight_of_more_than_two_to_the_31_elements() -> None:
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     columns, depth = 2**20 + 64, 2048
     weight = torch.zeros(columns, depth, dtype=BF16, device="cuda")
@@ -61,7 +62,7 @@ def test_a_weight_of_more_than_two_to_the_31_elements() -> None:
 
 
 def test_the_verdict_is_measured_once_and_remembered(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     x, weight = drawn(1, 4096), drawn(4096, 4096, seed=1)
     exact = step_reference.linear(x.double(), weight.double())
@@ -78,7 +79,7 @@ def test_the_verdict_is_measured_once_and_remembered(fresh: Path, monkeypatch: p
 def test_a_graph_is_captured_without_timing_and_follows_its_inputs(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     x, weight = drawn(2, 2048), drawn(1024, 2048, seed=1)
     products.by_cublas(x, weight, None, None)  # cuBLAS makes its workspace
@@ -95,7 +96,7 @@ def test_a_graph_is_captured_without_timing_and_follows_its_inputs(
 @pytest.mark.parametrize("rows", [1, 64, 4096])
 def test_a_graph_of_experts_follows_the_choice(rows: int) -> None:
     """Captured for one choice, replayed for others: spread evenly, and all on one expert."""
-    from kvtool.kernels import step
+    from kvtool.kernels.triton import step
 
     count, hidden, width, top_k = 16, 256, 320, 4
     gate_up, down = drawn(count, 2 * width, hidden) / 16, drawn(count, hidden, width, seed=1) / 18

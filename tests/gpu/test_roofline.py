@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.bench.environment import describe_environment
-from kvtool.bench.roofline import measure_roofline
+from kvtool.machine.environment import describe_environment
+from kvtool.machine.roofline import measure_roofline
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

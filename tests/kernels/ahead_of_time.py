@@ -18,8 +18,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvtool.kernels import attention, experts, gpu, products, step, store
-from kvtool.kernels.configs import Target
+from kvtool.kernels.triton import (
+    attention,
+    experts,
+    gpu,
+    products,
+    step,
+    store,
+)
+from kvtool.kernels.triton.tiles.rules import Target
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 OPTIONS = ("num_warps", "num_stages", "maxnreg")

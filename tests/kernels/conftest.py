@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from kvtool.kernels import Kernels, load_kernels
+from kvtool.kernels import load_kernels
+from kvtool.kernels.interface import Kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

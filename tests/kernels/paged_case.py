@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.checks import FP8_CAPABILITY, FP8_DTYPES
 from kvtool.kernels.quantise import stored
+from kvtool.kernels.triton.checks import FP8_CAPABILITY, FP8_DTYPES
 
 FAR_OUTSIDE = 2**30
 

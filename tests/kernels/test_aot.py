@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 import pytest
 import triton
 
-from kvtool.kernels.budgets import (
+from tests.kernels.budgets import (
     LOCAL_BYTES,
     MIN_DECODE_BUFFERS,
     MIN_PRODUCT_BUFFERS,

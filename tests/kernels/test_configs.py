@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.kernels.configs import (
+from kvtool.kernels.triton.tiles.rules import (
     MAX_SPLITS,
     MIN_SPLIT_TOKENS,
     Target,

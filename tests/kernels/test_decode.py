@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtool.kernels import reference
+from kvtool.kernels.reference import attention as reference
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, Case, largest_error, lay_out, one_query_each
 
@@ -169,7 +169,7 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
     """As on a GPU, and the counters are zero again, so that a graph can be replayed."""
     if not backend.interpreted:
         pytest.skip("only Triton's programs arrive, and on CUDA every test of splits has them do so")
-    from kvtool.kernels import attention, gpu
+    from kvtool.kernels.triton import attention, gpu
 
     arrivals = torch.zeros(64, dtype=torch.int32)
     monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
@@ -184,7 +184,7 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
 def test_tiles_within_a_page_are_read_by_descriptor(backend: Backend, monkeypatch, page, descriptors) -> None:
     if not backend.interpreted:
         pytest.skip("a GPU decides by its capability")
-    from kvtool.kernels.keys import Keys
+    from kvtool.kernels.triton.arguments import Keys
 
     seen = []
     original = Keys.arguments

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels import ExpertWeights, step_reference
+from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.reference import step as step_reference
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE
 from tests.kernels.test_step import values
@@ -20,7 +21,7 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 def step(backend: Backend):
     if backend.device == "cpu" and not backend.interpreted:
         return step_reference
-    from kvtool.kernels import step
+    from kvtool.kernels.triton import step
 
     return step
 
@@ -102,7 +103,7 @@ def test_one_expert_may_get_every_token_and_others_none(backend: Backend, step, 
 def test_pairs_are_sorted_by_expert_and_cut_into_blocks(backend: Backend) -> None:
     if backend.device == "cpu" and not backend.interpreted:
         pytest.skip("Triton runs in the interpreter, or on a GPU")
-    from kvtool.kernels import experts
+    from kvtool.kernels.triton import experts
 
     chosen = torch.tensor([[2, 0], [2, 5], [2, 1], [2, 0], [2, 5]] + [[2, 3]] * 14, device=backend.device)
     order, blocks = experts._placed(chosen, num_experts=7, block_m=16)
@@ -115,7 +116,7 @@ def test_pairs_are_sorted_by_expert_and_cut_into_blocks(backend: Backend) -> Non
 
 @pytest.mark.parametrize("block_m", [16, 64, 128])
 def test_the_bound_on_blocks_holds_for_any_choice(block_m: int) -> None:
-    from kvtool.kernels.product_tiles import block_bound
+    from kvtool.kernels.triton.tiles.products import block_bound
 
     random = torch.Generator().manual_seed(0)
     for _ in range(300):
@@ -128,7 +129,7 @@ def test_the_bound_on_blocks_holds_for_any_choice(block_m: int) -> None:
 
 
 def test_what_does_not_fit_is_refused(backend: Backend) -> None:
-    from kvtool.kernels import step
+    from kvtool.kernels.triton import step
 
     weights = expert_weights(backend, F32, 3, 16, 8, "silu", biased=False)
     x, chosen = torch.zeros(2, 16), torch.zeros(2, 1, dtype=torch.int64)

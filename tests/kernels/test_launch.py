@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from kvtool.errors import KvtoolError
-from kvtool.kernels import BACKENDS, Kernels, StepKernels, load_kernels, step_reference
+from kvtool.kernels import BACKENDS, load_kernels
+from kvtool.kernels.interface import Kernels, StepKernels
+from kvtool.kernels.reference import step as step_reference
 
 OPERATIONS = [name for name, member in vars(Kernels).items() if inspect.isfunction(member) and name[0] != "_"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels import reference
+from kvtool.kernels.reference import attention as reference
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, Case, Pool, largest_error, lay_out, one_query_each
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtool.kernels import reference
+from kvtool.kernels.reference import attention as reference
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, Case, largest_error, lay_out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.kernels import step_reference
+from kvtool.kernels.reference import step as step_reference
 from tests.kernels.conftest import Backend
 from tests.kernels.test_step import values
 
@@ -30,7 +30,7 @@ SHAPES = [
 def products(backend: Backend):
     if backend.device == "cpu" and not backend.interpreted:
         pytest.skip("Triton runs in the interpreter, or on a GPU")
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     return products
 
@@ -59,8 +59,8 @@ def test_every_way_multiplies(backend: Backend, products, dtype, rows: int, colu
 
 def test_the_depth_is_divided(products) -> None:
     """What the shapes above rest on: on the interpreter's four multiprocessors a narrow weight is read in splits."""
-    from kvtool.kernels import gpu
-    from kvtool.kernels.product_tiles import gemv_tiles, product_tiles
+    from kvtool.kernels.triton import gpu
+    from kvtool.kernels.triton.tiles.products import gemv_tiles, product_tiles
 
     target = gpu.target(torch.device("cpu"))
     tiles = gemv_tiles(2) | product_tiles(2, target)
@@ -76,7 +76,7 @@ def test_equal_calls_give_equal_bits(backend: Backend, products) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    from kvtool.kernels import products
+    from kvtool.kernels.triton import products
 
     x, weight = torch.zeros(2, 64), torch.zeros(32, 64)
     way = products.candidates(2, weight)["split"]

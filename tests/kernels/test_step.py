@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.kernels import step_reference
-from kvtool.kernels.checks import FP8_DTYPES
+from kvtool.kernels.reference import step as step_reference
+from kvtool.kernels.triton.checks import FP8_DTYPES
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, largest_error, skip_unless_held
 
@@ -18,7 +18,7 @@ EPS = 1e-5
 def step(backend: Backend):
     if backend.device == "cpu" and not backend.interpreted:
         return step_reference
-    from kvtool.kernels import step
+    from kvtool.kernels.triton import step
 
     return step
 
@@ -177,7 +177,7 @@ def test_latents_are_stored_and_queries_turned(
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    from kvtool.kernels import step
+    from kvtool.kernels.triton import step
 
     with pytest.raises(ValueError, match=r"rows \[2, 4\] and \[2, 8\]"):
         step.gated(torch.zeros(2, 8), torch.zeros(2, 4), "silu")

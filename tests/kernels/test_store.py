@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels import reference
 from kvtool.kernels.quantise import largest
+from kvtool.kernels.reference import attention as reference
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.specs import FullSpec, LatentSpec
 from tests.kernels.conftest import Backend

@@ -14,7 +14,7 @@ import pytest
 # The interpreter is chosen when triton is imported, so it gets a process of its own.
 SUMS = """
 import torch
-from kvtool.kernels.stream import BLOCK, PROGRAMS_PER_SM, stream_read
+from kvtool.kernels.triton.stream import BLOCK, PROGRAMS_PER_SM, stream_read
 for numel in (1, BLOCK, 5 * BLOCK + 17, 40 * BLOCK):
     x = torch.arange(numel, dtype=torch.float32) % 7
     sums = stream_read(x, num_sms=2)
@@ -32,7 +32,7 @@ def test_every_element_is_read_once():
 def test_what_it_cannot_read_is_refused():
     import torch
 
-    from kvtool.kernels.stream import stream_read
+    from kvtool.kernels.triton.stream import stream_read
 
     with pytest.raises(ValueError, match="contiguous fp32"):
         stream_read(torch.zeros(4, dtype=torch.bfloat16), num_sms=1)
@@ -47,8 +47,8 @@ def test_it_compiles_to_16_byte_loads_and_spills_nothing(capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kvtool.kernels.stream import BLOCK, NUM_WARPS
-    from kvtool.kernels.triton.stream import stream_kernel
+    from kvtool.kernels.triton.jit.stream import stream_kernel
+    from kvtool.kernels.triton.stream import BLOCK, NUM_WARPS
 
     signature = {"x_ptr": "*fp32", "sums_ptr": "*fp32", "numel": "i32", "BLOCK": "constexpr"}
     aligned = {(index,): [["tt.divisibility", 16]] for index in range(3)}

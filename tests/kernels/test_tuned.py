@@ -12,14 +12,14 @@ import msgspec
 import pytest
 import torch
 
-from kvtool.bench import tuning
-from kvtool.bench.kernel_options import KernelsOptions
-from kvtool.bench.kernel_work import KernelWork, plan
+from kvtool.bench.kernels import tuning
+from kvtool.bench.kernels.options import KernelsOptions
+from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import inline_model
 from kvtool.errors import KvtoolError
-from kvtool.kernels import gpu
-from kvtool.kernels.configs import Shape, Tile
-from kvtool.kernels.tuned import CARDS, Card, TunedTile, file_name, minor, read_card, tiles_of
+from kvtool.kernels.triton import gpu
+from kvtool.kernels.triton.tiles.rules import Shape, Tile
+from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card, tiles_of
 from kvtool.sizing.formats import CACHE_FORMATS
 from tests.kernels.conftest import INTERPRETED
 from tools import tune as tool
@@ -166,7 +166,7 @@ def test_a_tile_with_another_answer_is_out(
     work: KernelWork, on_trial: list[Tile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles of 32 keys are made to answer zeros, and would be the fastest."""
-    from kvtool.kernels import attention
+    from kvtool.kernels.triton import attention
 
     decode = attention.decode
 
@@ -184,7 +184,7 @@ def test_a_tile_with_another_answer_is_out(
 def test_one_that_does_not_compile_is_out(
     work: KernelWork, on_trial: list[Tile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvtool.kernels import attention
+    from kvtool.kernels.triton import attention
 
     decode = attention.decode
 

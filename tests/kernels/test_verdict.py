@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvtool.kernels import products
-from kvtool.kernels.verdict import ROUNDS, Verdicts
+from kvtool.kernels.triton import products
+from kvtool.kernels.triton.tiles.verdict import ROUNDS, Verdicts
 
 
 class Timer:

@@ -18,10 +18,11 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels import ExpertWeights, launch, products, step
-from kvtool.kernels.budgets import SHARED_BYTES
-from kvtool.kernels.configs import Target
+from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.triton import launch, products, step
+from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.ahead_of_time import Launch, compile_launch, record
+from tests.kernels.budgets import SHARED_BYTES
 
 DTYPES = {
     "fp32": torch.float32,

@@ -11,7 +11,7 @@ from kvtool.catalog.model import Moe
 from kvtool.engine.decoder.linear import ClampedGatedLinear, GatedLinear, Linear
 from kvtool.engine.decoder.mlp import Mlp, load_mlp
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels import GATES, ExpertWeights
+from kvtool.kernels.interface import GATES, ExpertWeights
 
 
 @dataclass(frozen=True, slots=True)

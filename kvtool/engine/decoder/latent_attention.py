@@ -13,14 +13,14 @@ from torch.nn.functional import linear
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
 from kvtool.engine.batch import Rows
+from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate, yarn_mscale
-from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels import Kernels, StepKernels
+from kvtool.kernels.interface import Kernels, StepKernels
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, relu, silu
 
 from kvtool.catalog.decoder import ClampedSwiglu
-from kvtool.engine.decoder.packed import FEW_ROWS, Biases, packed_gated_linear, packed_linear
 from kvtool.errors import KvtoolError
-from kvtool.kernels import GATES, StepKernels
-from kvtool.kernels.native import ACTIVATIONS, native, serves
+from kvtool.kernels.cpu.native import ACTIVATIONS, native, serves
+from kvtool.kernels.cpu.packed import FEW_ROWS, Biases, packed_gated_linear, packed_linear
+from kvtool.kernels.interface import GATES, StepKernels
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,

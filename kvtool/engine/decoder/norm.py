@@ -8,7 +8,7 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from kvtool.catalog.decoder import Decoder
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.native import native, serves
+from kvtool.kernels.cpu.native import native, serves
 
 _FEW_ROWS = 64
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvtool.engine.decoder.norm import Norm, RmsNorm
-from kvtool.kernels import StepKernels
+from kvtool.kernels.interface import StepKernels
 
 
 @dataclass(frozen=True, slots=True)

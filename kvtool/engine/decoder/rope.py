@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvtool.catalog.decoder import RopeScaling
 from kvtool.errors import KvtoolError
-from kvtool.kernels.native import ROW, native, serves
+from kvtool.kernels.cpu.native import ROW, native, serves
 
 
 class Rope:

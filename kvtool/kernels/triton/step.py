@@ -1,176 +1,210 @@
-"""The rest of a decoder step: residual and norm, all between the QKV product and attention."""
+"""The rest of a decoder step by Triton: products with weights, and what lies between two of them, a launch each."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import math
+from typing import TYPE_CHECKING
 
-from kvtool.kernels.triton.store import write_heads
+import torch
+from torch import Tensor
 
+from kvtool.kernels.interface import GATES
+from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton import checks
+from kvtool.kernels.triton.experts import experts
+from kvtool.kernels.triton.jit.gate import gate_kernel
+from kvtool.kernels.triton.jit.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.products import linear
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import padded
 
-@triton.jit
-def rms_normed(x, weight_ptrs, inside, eps, SIZE: tl.constexpr):
-    """x fp32, zero where not `inside`, over the root of its mean square, times a weight."""
-    weight = tl.load(weight_ptrs, mask=inside, other=0.0).to(tl.float32)
-    return x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps) * weight
+if TYPE_CHECKING:
+    from kvtool.kernels.interface import Scale
 
-
-@triton.jit
-def add_rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, x_weight_ptr, normed_ptr, sum_ptr, eps, x_stride, residual_stride,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):
-    """One program a row: sum = x + residual, rounded as it is stored, and its RMSNorm; x may have a norm of its own."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < SIZE
-    dtype = sum_ptr.dtype.element_ty
-    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    residual = tl.load(residual_ptr + row * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
-    if x_weight_ptr is not None:
-        x = rms_normed(x, x_weight_ptr + column, inside, eps, SIZE).to(dtype).to(tl.float32)
-    added = (x + residual).to(dtype)
-    tl.store(sum_ptr + row * SIZE + column, added, mask=inside)
-    if weight_ptr is not None:
-        normed = rms_normed(added.to(tl.float32), weight_ptr + column, inside, eps, SIZE)
-        tl.store(normed_ptr + row * SIZE + column, normed.to(dtype), mask=inside)
+__all__ = ["add_rms_norm", "experts", "gated", "linear", "place", "split_latent", "split_qkv"]
 
 
-@triton.jit
-def qkv_kernel(
-    qkv_ptr, norms_ptr, cos_ptr, sin_ptr, slots_ptr, q_ptr, k_cache_ptr, v_cache_ptr, k_scales_ptr, v_scales_ptr,
-    eps, k_scale, v_scale, qkv_stride, rotation_stride,
-    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    scale_page_stride, scale_slot_stride, scale_head_stride,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One program a (token, head of [Q | K | V]): Q and K normalised and turned, K and V written to their slot."""
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    dim = tl.arange(0, BLOCK_D)
-    inside = dim < HEAD_DIM
-    row_ptr = qkv_ptr + token * qkv_stride + head * HEAD_DIM
-    x = tl.load(row_ptr + dim, mask=inside, other=0.0).to(tl.float32)
-    if head < HEADS + KV_HEADS:
-        other_half = (dim + HEAD_DIM // 2) % HEAD_DIM
-        turned = tl.load(row_ptr + other_half, mask=inside, other=0.0).to(tl.float32)
-        if norms_ptr is not None:
-            rms = tl.rsqrt(tl.sum(x * x, 0) / HEAD_DIM + eps)
-            x *= rms * tl.load(norms_ptr + head * HEAD_DIM + dim, mask=inside, other=0.0).to(tl.float32)
-            turned *= rms * tl.load(norms_ptr + head * HEAD_DIM + other_half, mask=inside, other=0.0).to(tl.float32)
-        cos = tl.load(cos_ptr + token * rotation_stride + dim, mask=inside, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + token * rotation_stride + dim, mask=inside, other=0.0).to(tl.float32)
-        x = x * cos + turned * sin
-
-    if head < HEADS:
-        tl.store(q_ptr + (token * HEADS + head) * HEAD_DIM + dim, x.to(q_ptr.dtype.element_ty), mask=inside)
-        return
-    slot = tl.load(slots_ptr + token)
-    if slot < 0:
-        return
-    page = slot // PAGE
-    slot = slot % PAGE
-    if head < HEADS + KV_HEADS:
-        kv_head = head - HEADS
-        at = k_cache_ptr + page * k_page_stride + slot * k_slot_stride + kv_head * k_head_stride
-        write_vector(
-            x, at, dim, inside, k_scales_ptr, page * scale_page_stride + slot * scale_slot_stride
-            + kv_head * scale_head_stride, k_scale, MAX,
-        )
-    else:
-        kv_head = head - HEADS - KV_HEADS
-        at = v_cache_ptr + page * v_page_stride + slot * v_slot_stride + kv_head * v_head_stride
-        write_vector(
-            x, at, dim, inside, v_scales_ptr, page * scale_page_stride + slot * scale_slot_stride
-            + kv_head * scale_head_stride, v_scale, MAX,
-        )
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x and residual [T,n], weights [n] -> (norm of their sum, their sum). One program a row."""
+    checks.rows(x, residual)
+    num_tokens, size = x.shape
+    checks.norms(size, weight, x_weight)
+    added = x.new_empty(num_tokens, size)
+    normed = added if weight is None else torch.empty_like(added)
+    if num_tokens == 0:
+        return normed, added
+    block = padded(size)
+    add_rms_norm_kernel[(num_tokens,)](
+        x,
+        residual,
+        weight,
+        x_weight,
+        normed,
+        added,
+        eps,
+        x.stride(0),
+        residual.stride(0),
+        SIZE=size,
+        BLOCK=block,
+        num_warps=8 if block > 2048 else 4,
+    )
+    return normed, added
 
 
-@triton.jit(do_not_specialize=["num_absorbed"])
-def latent_kernel(
-    q_ptr, latent_ptr, norm_ptr, cos_ptr, sin_ptr, slots_ptr, absorbed_ptr, cache_ptr, scales_ptr,
-    eps, scale, num_absorbed, q_token_stride, q_head_stride, latent_stride, rotation_stride, page_stride, slot_stride,
-    scale_page_stride, scale_slot_stride, scale_part_stride,
-    HEADS: tl.constexpr, NOPE: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr,
-    MAX: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_HALF: tl.constexpr,
-):
-    """One program: the rotary parts of BLOCK_H query heads of a token, or, the last one, its latent and rotary key.
-
-    A token below num_absorbed gives its rotary parts to absorbed [*, H, LATENT + ROPE]; another keeps them in q.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    cos_ptr += token * rotation_stride
-    sin_ptr += token * rotation_stride
-    if tl.program_id(1) < tl.num_programs(1) - 1:
-        # A thread holds the same columns of both halves, so that none is overwritten before it was read.
-        half = tl.arange(0, BLOCK_HALF)
-        is_half = half < ROPE // 2
-        cos = tl.load(cos_ptr + half, mask=is_half, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + half, mask=is_half, other=0.0).to(tl.float32)
-        cos_too = tl.load(cos_ptr + ROPE // 2 + half, mask=is_half, other=0.0).to(tl.float32)
-        sin_too = tl.load(sin_ptr + ROPE // 2 + half, mask=is_half, other=0.0).to(tl.float32)
-        head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-        inside = (head < HEADS)[:, None] & is_half[None, :]
-        q_ptrs = q_ptr + token * q_token_stride + head[:, None] * q_head_stride + NOPE + half[None, :]
-        x = tl.load(q_ptrs, mask=inside, other=0.0).to(tl.float32)
-        too = tl.load(q_ptrs + ROPE // 2, mask=inside, other=0.0).to(tl.float32)
-        turned = (x * cos[None, :] + too * sin[None, :]).to(q_ptr.dtype.element_ty)
-        turned_too = (too * cos_too[None, :] + x * sin_too[None, :]).to(q_ptr.dtype.element_ty)
-        is_absorbed = inside & (token < num_absorbed)
-        absorbed_ptrs = absorbed_ptr + (token * HEADS + head[:, None]) * (LATENT + ROPE) + LATENT + half[None, :]
-        tl.store(absorbed_ptrs, turned, mask=is_absorbed)
-        tl.store(absorbed_ptrs + ROPE // 2, turned_too, mask=is_absorbed)
-        is_kept = inside & (token >= num_absorbed)
-        tl.store(q_ptrs, turned, mask=is_kept)
-        tl.store(q_ptrs + ROPE // 2, turned_too, mask=is_kept)
-        return
-
-    slot = tl.load(slots_ptr + token)
-    if slot < 0:
-        return
-    latent_ptr += token * latent_stride
-    cache_ptr += (slot // PAGE) * page_stride + (slot % PAGE) * slot_stride
-    scale_offset = (slot // PAGE) * scale_page_stride + (slot % PAGE) * scale_slot_stride
-    dim = tl.arange(0, BLOCK_R)
-    inside = dim < LATENT
-    x = tl.load(latent_ptr + dim, mask=inside, other=0.0).to(tl.float32)
-    x = rms_normed(x, norm_ptr + dim, inside, eps, LATENT)
-    write_vector(x, cache_ptr, dim, inside, scales_ptr, scale_offset, scale, MAX)
-    dim = tl.arange(0, 2 * BLOCK_HALF)
-    inside = dim < ROPE
-    other_half = (dim + ROPE // 2) % ROPE
-    x = tl.load(latent_ptr + LATENT + dim, mask=inside, other=0.0).to(tl.float32)
-    too = tl.load(latent_ptr + LATENT + other_half, mask=inside, other=0.0).to(tl.float32)
-    cos = tl.load(cos_ptr + dim, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(sin_ptr + dim, mask=inside, other=0.0).to(tl.float32)
-    x = x * cos + too * sin
-    write_vector(x, cache_ptr + LATENT, dim, inside, scales_ptr, scale_offset + scale_part_stride, scale, MAX)
-
-
-@triton.jit
-def write_vector(x, cache_ptr, dim, inside, scales_ptr, scale_offset, scale, MAX: tl.constexpr):
-    """x [D] fp32 to one vector of a cache, as a store of one head."""
-    one = tl.full([1], 0, tl.int32)
-    scale_ptrs = scales_ptr
-    if scales_ptr is not None:
-        scale_ptrs = scales_ptr + scale_offset + one
-    write_heads(x[None, :], cache_ptr + dim[None, :], inside[None, :], scale_ptrs, one == 0, scale, MAX)
+def split_qkv(
+    qkv: Tensor,
+    norms: Tensor | None,
+    eps: float,
+    rotation: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Scale = 1.0,
+    v_scale: Scale = 1.0,
+) -> Tensor:
+    """qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]. Grid: (T, heads of Q, K and V)."""
+    checks.split_qkv(qkv, norms, rotation, k_cache, v_cache, slots)
+    checks.scales(k_scale, v_scale, k_cache)
+    num_tokens, all_heads, head_dim = qkv.shape
+    kv_heads = k_cache.shape[2]
+    q = qkv.new_empty(num_tokens, all_heads - 2 * kv_heads, head_dim)
+    if num_tokens == 0:
+        return q
+    cos, sin = rotation
+    k_scales = k_scale if isinstance(k_scale, Tensor) else None
+    v_scales = v_scale if isinstance(v_scale, Tensor) else None
+    page, slot, head = (0, 0, 0) if k_scales is None else k_scales.stride()
+    qkv_kernel[(num_tokens, all_heads)](
+        qkv_ptr=qkv,
+        norms_ptr=norms,
+        cos_ptr=cos,
+        sin_ptr=sin,
+        slots_ptr=slots,
+        q_ptr=q,
+        k_cache_ptr=k_cache,
+        v_cache_ptr=v_cache,
+        k_scales_ptr=k_scales,
+        v_scales_ptr=v_scales,
+        eps=eps,
+        k_scale=1.0 if isinstance(k_scale, Tensor) else k_scale,
+        v_scale=1.0 if isinstance(v_scale, Tensor) else v_scale,
+        qkv_stride=qkv.stride(0),
+        rotation_stride=cos.stride(0),
+        k_page_stride=k_cache.stride(0),
+        k_slot_stride=k_cache.stride(1),
+        k_head_stride=k_cache.stride(2),
+        v_page_stride=v_cache.stride(0),
+        v_slot_stride=v_cache.stride(1),
+        v_head_stride=v_cache.stride(2),
+        scale_page_stride=page,
+        scale_slot_stride=slot,
+        scale_head_stride=head,
+        HEADS=q.shape[1],
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        PAGE=k_cache.shape[1],
+        MAX=largest(k_cache.dtype),
+        BLOCK_D=padded(head_dim),
+        num_warps=1,
+    )
+    return q
 
 
-@triton.jit
-def place_kernel(
-    positions_ptr, table_ptr, at_ptr, slots_ptr, lens_ptr, num_rows, table_stride,
-    PAGE: tl.constexpr, BLOCK: tl.constexpr,
-):
-    """BLOCK decode rows a program: where each writes and how much it sees; then its position goes on."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < num_rows
-    position = tl.load(positions_ptr + row, mask=inside, other=-1)
-    is_live = position >= 0
-    at = tl.maximum(position, 0)
-    page = tl.load(table_ptr + row * table_stride + at // PAGE, mask=is_live, other=0).to(tl.int64)
-    tl.store(at_ptr + row, at, mask=inside)
-    tl.store(slots_ptr + row, tl.where(is_live, page * PAGE + at % PAGE, -1), mask=inside)
-    tl.store(lens_ptr + row, (position + 1).to(tl.int32), mask=inside)
-    tl.store(positions_ptr + row, position + 1, mask=is_live)
+def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """positions [S] and block_tables [S,N] -> (positions, slots, seq_lens) [S]. Grid: blocks of rows."""
+    checks.indices(positions, "positions", torch.int64, ndim=1)
+    checks.indices(block_tables, "block_tables", torch.int32, ndim=2)
+    num_rows = len(positions)
+    at, slots = torch.empty_like(positions), torch.empty_like(positions)
+    seq_lens = torch.empty_like(positions, dtype=torch.int32)
+    place_kernel[(math.ceil(num_rows / rules.PLACE_ROWS),)](
+        positions,
+        block_tables,
+        at,
+        slots,
+        seq_lens,
+        num_rows,
+        block_tables.stride(0),
+        PAGE=block_size,
+        BLOCK=rules.PLACE_ROWS,
+        num_warps=1,
+    )
+    return at, slots, seq_lens
+
+
+def split_latent(
+    q: Tensor,
+    latent: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: tuple[Tensor, Tensor],
+    cache: Tensor,
+    slots: Tensor,
+    num_absorbed: int,
+    *,
+    scale: Scale = 1.0,
+) -> Tensor:
+    """latent [T,R+E] to the cache, q [T,H,N+E] turned -> [num_absorbed,H,R+E]. Grid: (T, blocks of heads, then 1)."""
+    checks.split_latent(q, latent, norm, rotation, cache, slots, num_absorbed)
+    if isinstance(scale, Tensor):
+        checks.latent_scales(scale, cache)
+    (num_tokens, num_heads, head_dim), width = q.shape, latent.shape[1]
+    absorbed = q.new_empty(num_absorbed, num_heads, width)
+    if num_tokens == 0:
+        return absorbed
+    cos, sin = rotation
+    rope_dim = cos.shape[2]
+    block_h = min(padded(num_heads), rules.ROTARY_HEADS)
+    scale_page, scale_slot, scale_part = scale.stride() if isinstance(scale, Tensor) else (0, 0, 0)
+    latent_kernel[(num_tokens, math.ceil(num_heads / block_h) + 1)](
+        q_ptr=q,
+        latent_ptr=latent,
+        norm_ptr=norm,
+        cos_ptr=cos,
+        sin_ptr=sin,
+        slots_ptr=slots,
+        absorbed_ptr=absorbed,
+        cache_ptr=cache,
+        scales_ptr=scale if isinstance(scale, Tensor) else None,
+        eps=eps,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        num_absorbed=num_absorbed,
+        q_token_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        latent_stride=latent.stride(0),
+        rotation_stride=cos.stride(0),
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        scale_page_stride=scale_page,
+        scale_slot_stride=scale_slot,
+        scale_part_stride=scale_part,
+        HEADS=num_heads,
+        NOPE=head_dim - rope_dim,
+        LATENT=width - rope_dim,
+        ROPE=rope_dim,
+        PAGE=cache.shape[1],
+        MAX=largest(cache.dtype),
+        BLOCK_H=block_h,
+        BLOCK_R=padded(width - rope_dim),
+        BLOCK_HALF=padded(rope_dim // 2),
+        num_warps=4,
+    )
+    return absorbed
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """gate and up [T,n] -> activation(gate) * up. Grid: (T, blocks of a row)."""
+    checks.rows(gate, up)
+    num_tokens, size = gate.shape
+    out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    if out.numel() == 0:
+        return out
+    block = min(padded(size), rules.STORE_BLOCK)
+    constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": GATES[activation]}
+    gate_kernel[(num_tokens, math.ceil(size / block))](
+        gate, up, out, gate.stride(0), up.stride(0), **constants, num_warps=4
+    )
+    return out

@@ -1,80 +1,86 @@
-"""Write rows of this step's tokens into the slots of a paged cache, in its dtype, and read whole pages back."""
+"""Launch the kernels that write rows to slots of a pool, and that read whole pages of it."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import math
+from typing import TYPE_CHECKING
 
-from kvtool.kernels.quantise import SMALLEST_LARGEST
+import torch
+from torch import Tensor
 
-_SMALLEST = tl.constexpr(SMALLEST_LARGEST)
-_LARGEST_FP32 = tl.constexpr(3.4028234663852886e38)
-_TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2**23: fp32 has no fractions there, so adding it rounds to the nearest
+from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton import checks
+from kvtool.kernels.triton.jit.store import gather_kernel, store_kernel
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import padded
+
+if TYPE_CHECKING:
+    from kvtool.kernels.interface import Scale
 
 
-@triton.jit
-def store_kernel(
-    x_ptr, cache_ptr, scales_ptr, slots_ptr, scale,
-    x_token_stride, x_head_stride, page_stride, slot_stride, head_stride,
-    scale_page_stride, scale_slot_stride, scale_head_stride,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One program writes BLOCK_H heads of one token; with scales_ptr each vector gets the scale that suits it."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token)
-    if slot < 0:
+def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
+    """rows [T,H,D] into slots [T] of cache [P,B,H,D]. Grid: (T, blocks of heads)."""
+    checks.store(rows, cache, slots)
+    checks.scales(scale, scale, cache)
+    num_tokens, num_heads, head_dim = rows.shape
+    if num_tokens == 0:
         return
-    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    dim = tl.arange(0, BLOCK_D)
-    is_head = head < HEADS
-    inside = is_head[:, None] & (dim < HEAD_DIM)[None, :]
-    x_ptrs = x_ptr + token * x_token_stride + head[:, None] * x_head_stride + dim[None, :]
-    x = tl.load(x_ptrs, mask=inside, other=0.0).to(tl.float32)
-    row_ptr = cache_ptr + (slot // PAGE) * page_stride + (slot % PAGE) * slot_stride
-    scale_ptrs = scales_ptr
-    if scales_ptr is not None:
-        scale_ptrs = scales_ptr + (slot // PAGE) * scale_page_stride + (slot % PAGE) * scale_slot_stride
-        scale_ptrs += head * scale_head_stride
-    write_heads(x, row_ptr + head[:, None] * head_stride + dim[None, :], inside, scale_ptrs, is_head, scale, MAX)
+    block_d = padded(head_dim)
+    block_h = max(1, min(padded(num_heads), rules.STORE_BLOCK // block_d))
+    scales = scale if isinstance(scale, Tensor) else None
+    store_kernel[(num_tokens, math.ceil(num_heads / block_h))](
+        x_ptr=rows,
+        cache_ptr=cache,
+        scales_ptr=scales,
+        slots_ptr=slots,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        x_token_stride=rows.stride(0),
+        x_head_stride=rows.stride(1),
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        head_stride=cache.stride(2),
+        **scale_strides(scales),
+        HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        PAGE=cache.shape[1],
+        MAX=largest(cache.dtype),
+        BLOCK_H=block_h,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
 
 
-@triton.jit
-def gather_kernel(
-    cache_ptr, scales_ptr, pages_ptr, out_ptr, scale,
-    page_stride, slot_stride, scale_page_stride, scale_slot_stride, scale_part_stride,
-    LATENT: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-):
-    """One program copies BLOCK_S slots of one page to out [n, PAGE, WIDTH], times their scale: that of the first LATENT
-    columns and that of the rest, where each row has its two."""
-    index = tl.program_id(0).to(tl.int64)
-    page = tl.load(pages_ptr + index).to(tl.int64)
-    slot = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
-    dim = tl.arange(0, BLOCK_D)
-    inside = (slot < PAGE)[:, None] & (dim < WIDTH)[None, :]
-    row_ptrs = cache_ptr + page * page_stride + slot[:, None] * slot_stride
-    x = tl.load(row_ptrs + dim[None, :], mask=inside, other=0.0).to(tl.float32)
-    if scales_ptr is not None:
-        part = tl.where(dim < LATENT, 0, 1)
-        at = page * scale_page_stride + slot[:, None] * scale_slot_stride + part[None, :] * scale_part_stride
-        x *= tl.load(scales_ptr + at, mask=inside, other=0.0)
-    else:
-        x *= scale
-    out_ptrs = out_ptr + (index * PAGE + slot[:, None]) * WIDTH + dim[None, :]
-    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=inside)
+def gather_rows(cache: Tensor, pages: Tensor, latent_dim: int, dtype: torch.dtype, scale: Scale) -> Tensor:
+    """cache [P,B,R+E] at pages [n] -> [n,B,R+E]. Grid: (n, blocks of slots)."""
+    page, width = cache.shape[1:]
+    out = torch.empty(len(pages), page, width, dtype=dtype, device=cache.device)
+    if out.numel() == 0:
+        return out
+    block_d = padded(width)
+    block_s = max(1, min(padded(page), rules.GATHER_BLOCK // block_d))
+    scales = scale if isinstance(scale, Tensor) else None
+    scale_page, scale_slot, scale_part = (0, 0, 0) if scales is None else scales.stride()
+    gather_kernel[(len(pages), math.ceil(page / block_s))](
+        cache_ptr=cache,
+        scales_ptr=scales,
+        pages_ptr=pages,
+        out_ptr=out,
+        scale=1.0 if isinstance(scale, Tensor) else scale,
+        page_stride=cache.stride(0),
+        slot_stride=cache.stride(1),
+        scale_page_stride=scale_page,
+        scale_slot_stride=scale_slot,
+        scale_part_stride=scale_part,
+        LATENT=latent_dim,
+        WIDTH=width,
+        PAGE=page,
+        BLOCK_S=block_s,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return out
 
 
-@triton.jit
-def write_heads(x, cache_ptrs, inside, scale_ptrs, is_head, scale, MAX: tl.constexpr):
-    """x [H, D] fp32 to cache_ptrs [H, D], over `scale`, or over scales of their own, which go to scale_ptrs [H]."""
-    if scale_ptrs is not None:
-        largest = tl.max(tl.abs(x), 1)
-        scales = tl.div_rn(tl.minimum(tl.maximum(largest, _SMALLEST), _LARGEST_FP32), MAX)
-        tl.store(scale_ptrs, scales, mask=is_head)
-        x = tl.div_rn(x, scales[:, None])
-    else:
-        x = tl.div_rn(x, scale)
-    stored = tl.clamp(x, -MAX, MAX, propagate_nan=tl.PropagateNan.ALL)
-    if cache_ptrs.dtype.element_ty == tl.int8:
-        stored = (stored + _TO_INTEGER) - _TO_INTEGER
-    tl.store(cache_ptrs, stored.to(cache_ptrs.dtype.element_ty), mask=inside)
+def scale_strides(scales: Tensor | None) -> dict[str, object]:
+    page, slot, head = (0, 0, 0) if scales is None else scales.stride()
+    return {"scale_page_stride": page, "scale_slot_stride": slot, "scale_head_stride": head}

@@ -1,19 +1,21 @@
-"""Read memory as fast as the device can and keep one number of it: the ceiling that paged reads are held against."""
+"""The streaming read as a function of a tensor; its torch twin is `x.sum()`."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import torch
+from torch import Tensor
+
+from kvtool.kernels.triton.jit.stream import stream_kernel
+
+BLOCK = 4096  # 8 warps x 32 threads x 16 bytes, four loads in flight in each thread
+NUM_WARPS = 8
+PROGRAMS_PER_SM = 8  # of 256 threads each: the 2048 that a multiprocessor holds
 
 
-@triton.jit
-def stream_kernel(x_ptr, sums_ptr, numel, BLOCK: tl.constexpr):
-    """Each program sums every num_programs-th BLOCK of x [numel] into one float of sums [num_programs]."""
-    program = tl.program_id(0)
-    first = program.to(tl.int64) * BLOCK
-    step = tl.num_programs(0).to(tl.int64) * BLOCK
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for start in range(first, numel, step):
-        offsets = start + tl.arange(0, BLOCK)
-        sums += tl.load(x_ptr + offsets, mask=offsets < numel, other=0.0, eviction_policy="evict_first")
-    tl.store(sums_ptr + program, tl.sum(sums))
+def stream_read(x: Tensor, num_sms: int) -> Tensor:
+    """x [N] fp32, contiguous -> [num_sms * PROGRAMS_PER_SM] fp32 partial sums, which add up to x.sum()."""
+    if x.dtype != torch.float32 or x.ndim != 1 or not x.is_contiguous():
+        raise ValueError(f"stream_read wants contiguous fp32 [N], not {x.dtype} {tuple(x.shape)}")
+    sums = torch.empty(num_sms * PROGRAMS_PER_SM, dtype=torch.float32, device=x.device)
+    stream_kernel[(len(sums),)](x, sums, x.numel(), BLOCK=BLOCK, num_warps=NUM_WARPS)
+    return sums

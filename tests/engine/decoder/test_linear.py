@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
 from kvtool.engine.decoder.linear import GatedLinear, Linear
-from kvtool.engine.decoder.packed import NativeLinear, packs_on
 from kvtool.errors import KvtoolError
-from kvtool.kernels.native import native
+from kvtool.kernels.cpu.native import native
+from kvtool.kernels.cpu.packed import NativeLinear, packs_on
 
 ACTIVATIONS = {
     "silu": silu,

@@ -1,0 +1,32 @@
+"""What a layer is given besides its input: the rows of the step, where their K/V goes, and how positions turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtool.engine.batch import StepBatch
+from kvtool.engine.decoder.gathered import Gathered
+from kvtool.kernels.interface import Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """`rotation` is the cos and sin of the step's positions, computed once for all layers; `local_rotation` is that of
+    sliding layers where they have a base of their own. `gathered` is there for the prefill rows of MLA."""
+
+    batch: StepBatch
+    kernels: Kernels
+    rotation: tuple[Tensor, Tensor]
+    local_rotation: tuple[Tensor, Tensor]
+    gathered: Gathered | None = None
+
+
+def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:
+    """The rows of a step again: decode rows first, then prefill rows."""
+    if decoded is None:
+        assert prefilled is not None
+        return prefilled
+    return decoded if prefilled is None else torch.cat((decoded, prefilled))

@@ -1,0 +1,89 @@
+"""A whole decode step as a function of device memory: it reads its rows there, and leaves them ready for the next.
+
+Nothing that varies is an argument, so a CUDA graph of it stays right, and steps follow each other without the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtool.engine.batch import Rows, StepBatch
+from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.pool import KvPool
+from kvtool.engine.sampler import Draw, next_tokens
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.reference import step as step_reference
+from kvtool.units import ceil_div
+
+PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """R sequences that decode, at addresses that never change: token_ids and positions [R] int64, the token to compute
+    and where it stands; block_tables [R, N] int32, wide enough for the longest sequence, so that attention is split in
+    the same way at every length; temperatures and top_ps [R].
+
+    A row at position PADDING holds no sequence. Its slot is -1 and its length 0: every kernel writes nothing for it and
+    attends to nothing, so no page of the pool has to be set aside for it, and whatever its other columns are is valid.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    block_tables: Tensor
+    temperatures: Tensor
+    top_ps: Tensor
+    query_starts: Tensor  # [R + 1], 0, 1, 2, ...: one query a row
+
+    def first(self, num_rows: int) -> DecodeRows:
+        """The first rows, in place."""
+        return DecodeRows(
+            token_ids=self.token_ids[:num_rows],
+            positions=self.positions[:num_rows],
+            block_tables=self.block_tables[:num_rows],
+            temperatures=self.temperatures[:num_rows],
+            top_ps=self.top_ps[:num_rows],
+            query_starts=self.query_starts[: num_rows + 1],
+        )
+
+    def next_batch(self, block_size: int, kernels: Kernels) -> StepBatch:
+        """The step that these rows are at; then they stand at the position behind it."""
+        place = step_reference.place if kernels.fused is None else kernels.fused.place
+        positions, slots, seq_lens = place(self.positions, self.block_tables, block_size)
+        rows = Rows(
+            num_tokens=len(positions),
+            block_tables=self.block_tables,
+            seq_lens=seq_lens,
+            query_starts=self.query_starts,
+            max_query_len=1,
+        )
+        return StepBatch(
+            token_ids=self.token_ids, positions=positions, slots=slots, decode=rows, prefill=None, sample_rows=None
+        )
+
+
+def decode_rows(num_rows: int, max_tokens: int, block_size: int, device: torch.device) -> DecodeRows:
+    """Padding alone, for sequences of up to `max_tokens`."""
+    return DecodeRows(
+        token_ids=torch.zeros(num_rows, dtype=torch.int64, device=device),
+        positions=torch.full((num_rows,), PADDING, device=device),
+        block_tables=torch.zeros(num_rows, ceil_div(max_tokens, block_size), dtype=torch.int32, device=device),
+        temperatures=torch.zeros(num_rows, device=device),
+        top_ps=torch.ones(num_rows, device=device),
+        query_starts=torch.arange(num_rows + 1, dtype=torch.int32, device=device),
+    )
+
+
+@torch.inference_mode()
+def decode_step(
+    loaded: LoadedModel, pool: KvPool, rows: DecodeRows, draw: Draw, generator: torch.Generator, logits: Tensor | None
+) -> None:
+    """Embedding, layers, logits, sampling and the move to the next position. `logits` [R, vocab] takes the logits."""
+    batch = rows.next_batch(pool.block_size, loaded.kernels)
+    found = loaded.transformer(batch, pool.layers, loaded.kernels)
+    if logits is not None:
+        logits.copy_(found)
+    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator))

@@ -1,0 +1,1 @@
+"""The kernels on a CPU: torch and, where gcc is, C."""

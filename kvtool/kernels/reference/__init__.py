@@ -1,0 +1,1 @@
+"""The obvious torch twin of every kernel: read these first."""

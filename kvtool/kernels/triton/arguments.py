@@ -1,0 +1,176 @@
+"""The pool and the softmax as the attention kernels take them.
+
+Scores are kept in base 2: exp(scale * s) = exp2(scale * log2(e) * s), so the scale, log2(e) and the keys'
+dequantisation scale are one factor; the values' scale multiplies the normalised output. A scale beside each vector
+multiplies a key's scores and a value's weights instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import triton
+from torch import Tensor
+
+from kvtool.kernels.quantise import largest
+from kvtool.kernels.triton import checks, gpu
+from kvtool.kernels.triton.store import scale_strides
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
+
+if TYPE_CHECKING:
+    from kvtool.kernels.interface import Scale
+
+NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """What happens to the scores of a row: scaled, capped, hidden behind a window, joined by the sink of its head."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+
+    def arguments(self, keys: Keys, num_heads: int) -> dict[str, object]:
+        """qk_scale and cap in base 2: s -> s * qk_scale, or -> cap * tanh(s * qk_scale)."""
+        checks.softmax(self.softcap, self.sinks, num_heads)
+        scale = self.scale if isinstance(keys.k_scale, Tensor) else self.scale * keys.k_scale
+        return {
+            "sinks_ptr": self.sinks,
+            "qk_scale": scale / self.softcap if self.softcap else scale * math.log2(math.e),
+            "cap": self.softcap * math.log2(math.e),
+            "window": self.span,
+            "CAPPED": self.softcap > 0,
+        }
+
+    @property
+    def span(self) -> int:
+        """Keys that one query sees at most."""
+        return self.window or NO_WINDOW
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The pool as both attention kernels take it: k [P,B,HKV,D] and v [P,B,HKV,DV], with their scales.
+
+    Of MLA every key goes on in rope [P,B,E], which all heads share; without v a key is its own value, loaded once.
+    """
+
+    k: Tensor
+    v: Tensor | None
+    k_scale: Scale
+    v_scale: Scale
+    rope: Tensor | None = None
+    rope_scale: Scale = 1.0
+
+    @property
+    def values(self) -> Tensor:
+        return self.k if self.v is None else self.v
+
+    @property
+    def num_heads(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def has_vector_scales(self) -> bool:
+        return isinstance(self.k_scale, Tensor)
+
+    @property
+    def bytes_per_key(self) -> int:
+        """Read for one key of one head."""
+        dims = [tensor.shape[-1] for tensor in (self.k, self.v, self.rope) if tensor is not None]
+        return sum(dims) * self.k.element_size()
+
+    def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        shape = self._shape("decode", q, rows)
+        rule = rules.decode_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target)
+        return target.tuned.get(shape, rule)
+
+    def prefill_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        shape, rope_dim = self._shape("prefill", q, rows), 0 if self.rope is None else self.rope.shape[2]
+        rule = rules.attention_tile(shape.head_dim, rows, shape.query_bytes, shape.cache_bytes, target, rope_dim)
+        return target.tuned.get(shape, rule)
+
+    def _shape(self, operation: str, q: Tensor, rows: int) -> Shape:
+        return Shape(
+            operation,
+            head_dim=_dot_dim(self.k.shape[3]),
+            rope_dim=0 if self.rope is None else padded(self.rope.shape[2]),
+            rows=min(padded(rows), rules.MAX_SHAPE_ROWS),
+            query_bytes=q.element_size(),
+            cache_bytes=self.k.element_size(),
+            page=self.k.shape[1],
+        )
+
+    def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
+        k, v, rope = self.k, self.v, self.rope
+        head_dim, v_dim, rope_dim = k.shape[3], self.values.shape[3], 0 if rope is None else rope.shape[2]
+        return {
+            "k_ptr": k,
+            "v_ptr": v,
+            "rope_ptr": rope,
+            **_strides("k", k, ("page", "slot", "head")),
+            **_strides("v", v, ("page", "slot", "head")),
+            **_strides("rope", rope, ("page", "slot")),
+            "HEAD_DIM": head_dim,
+            "V_DIM": v_dim,
+            "ROPE_DIM": rope_dim,
+            "BLOCK_D": _dot_dim(head_dim),
+            "BLOCK_DV": _dot_dim(v_dim),
+            "BLOCK_ROPE": _dot_dim(rope_dim) if rope_dim else 0,
+            "PAGE": k.shape[1],
+            "TMA": self._by_descriptor(tile, target),
+            "num_pages": len(k),
+        } | self._scale_arguments()
+
+    def _by_descriptor(self, tile: Tile, target: Target) -> bool:
+        """Whether TMA loads the tiles: where rows and pages begin at multiples of its 16 bytes."""
+        starts: list[int] = []
+        for tensor in (self.k, self.v, self.rope):
+            if tensor is not None:
+                starts += [int(tensor.storage_offset()), *tensor.stride()[:-1]]
+        aligned = all(start * self.k.element_size() % rules.TMA_ALIGNMENT == 0 for start in starts)
+        shape = _dot_dim(self.k.shape[3]), self.k.shape[1], self.k.element_size()
+        uses_tma = aligned and tile.uses_tma(*shape, target, vector_scales=self.has_vector_scales)
+        if uses_tma:
+            triton.set_allocator(gpu.descriptor_memory)
+        return uses_tma
+
+    def _scale_arguments(self) -> dict[str, object]:
+        """With scales of their own, values are taken times the largest of the dtype, which v_scale takes out again."""
+        checks.scales(self.k_scale, self.v_scale, self.k)
+        k_scale, v_scale, rope_scale = (
+            scale if isinstance(scale, Tensor) else None for scale in (self.k_scale, self.v_scale, self.rope_scale)
+        )
+        return {
+            "k_scale_ptr": k_scale,
+            "v_scale_ptr": v_scale,
+            "rope_scale_ptr": rope_scale,
+            "v_scale": self.v_scale if v_scale is None else 1.0 / largest(self.k.dtype),
+            **scale_strides(k_scale),
+        }
+
+
+def latent_keys(cache: Tensor, latent_dim: int, scale: Scale) -> Keys:
+    """cache [P,B,R+E] as one head of latents, and scale fp32 [P,B,2] as that of the latents and that of their keys."""
+    checks.latent(cache, latent_dim)
+    latents, rope = cache[..., :latent_dim].unsqueeze(2), cache[..., latent_dim:]
+    if not isinstance(scale, Tensor):
+        return Keys(latents, None, scale, scale, rope, scale)
+    checks.latent_scales(scale, cache)
+    one, other = scale.split(1, dim=2)
+    return Keys(latents, None, one, one, rope, other)
+
+
+def _strides(name: str, tensor: Tensor | None, dims: tuple[str, ...]) -> dict[str, int]:
+    strides = (0,) * len(dims) if tensor is None else tensor.stride()
+    return {f"{name}_{dim}_stride": stride for dim, stride in zip(dims, strides, strict=False)}
+
+
+def _dot_dim(dim: int) -> int:
+    """A dimension padded for `tl.dot`, which needs at least 16."""
+    return max(16, padded(dim))

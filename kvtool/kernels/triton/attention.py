@@ -1,0 +1,131 @@
+"""Launch the attention kernels: pick a tile, divide sequences into splits or blocks, size the grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kvtool.kernels.triton import gpu
+from kvtool.kernels.triton.arguments import Keys, Softmax
+from kvtool.kernels.triton.jit.decode import decode_kernel, merge_kernel
+from kvtool.kernels.triton.jit.prefill import prefill_kernel
+from kvtool.kernels.triton.tiles import rules
+from kvtool.kernels.triton.tiles.rules import Tile, padded
+
+
+def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softmax: Softmax) -> Tensor:
+    """Grid: (S, HKV x blocks of its rows, splits); with several splits their partial outputs are merged."""
+    num_tokens, num_heads, _ = q.shape
+    num_seqs, v_dim = len(seq_lens), keys.values.shape[3]
+    out = q.new_empty(num_tokens, num_heads, v_dim)
+    if out.numel() == 0:
+        return out
+    query_len, group, target = num_tokens // num_seqs, num_heads // keys.num_heads, gpu.target(q.device)
+    tile = keys.decode_tile(q, rows=group * query_len, target=target)
+    programs = keys.num_heads * math.ceil(group * query_len / tile.block_m)
+    page = keys.k.shape[1]
+    max_context = block_tables.shape[1] * page
+    resident = tile.resident_programs(keys.bytes_per_key, target)
+    splits = rules.num_splits(num_seqs * programs, max_context, resident)
+    partial = lse = arrivals = None
+    if splits > 1:
+        partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
+        lse = q.new_empty(partial.shape[:-1], dtype=torch.float32)
+        if rules.merges_alone(min(tile.block_m, group * query_len), splits, v_dim):
+            arrivals = gpu.arrivals(q.device, num_seqs * programs)
+    decode_kernel[(num_seqs, programs, splits)](
+        q_ptr=q,
+        table_ptr=block_tables,
+        lens_ptr=seq_lens,
+        out_ptr=out,
+        partial_ptr=partial,
+        lse_ptr=lse,
+        arrivals_ptr=arrivals,
+        group=group,
+        query_len=query_len,
+        num_heads=num_heads,
+        num_splits=splits,
+        q_token_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        table_stride=block_tables.stride(0),
+        SPLIT=splits > 1,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), tile.num_warps),
+        MIN_TILES=tile.min_tiles,
+        **keys.arguments(tile, target),
+        **softmax.arguments(keys, num_heads),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
+    )
+    if partial is not None and lse is not None and arrivals is None:
+        _merge(partial, lse, seq_lens, out, group, tile, softmax.span)
+    return out
+
+
+def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: int, tile: Tile, window: int) -> None:
+    """partial [S,HKV x row blocks,splits,BLOCK_M,DV] and lse -> out [T,HQ,DV]. Grid: (T, HQ)."""
+    num_tokens, num_heads, v_dim = out.shape
+    merge_kernel[(num_tokens, num_heads)](
+        partial,
+        lse,
+        seq_lens,
+        out,
+        window=window,
+        group=group,
+        query_len=num_tokens // len(seq_lens),
+        num_heads=num_heads,
+        num_splits=partial.shape[2],
+        V_DIM=v_dim,
+        BLOCK_M=tile.block_m,
+        BLOCK_DV=padded(v_dim),
+        BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), num_warps=4),
+        BLOCK_N=tile.block_n,
+        MIN_TILES=tile.min_tiles,
+        num_warps=4,
+    )
+
+
+def prefill(
+    q: Tensor,
+    keys: Keys,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_starts: Tensor,
+    longest: int,
+    softmax: Softmax,
+) -> Tensor:
+    """Grid: S x HKV x the blocks of the `longest` query, each sequence's last block first."""
+    num_tokens, num_heads, _ = q.shape
+    num_seqs = len(seq_lens)
+    out = q.new_empty(num_tokens, num_heads, keys.values.shape[3])
+    if out.numel() == 0:
+        return out
+    group = num_heads // keys.num_heads
+    rows = longest * group
+    target = gpu.target(q.device)
+    tile = keys.prefill_tile(q, rows, target)
+    prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
+        q_ptr=q,
+        table_ptr=block_tables,
+        lens_ptr=seq_lens,
+        starts_ptr=query_starts,
+        out_ptr=out,
+        group=group,
+        num_heads=num_heads,
+        num_seqs=num_seqs,
+        q_token_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        table_stride=block_tables.stride(0),
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        **keys.arguments(tile, target),
+        **softmax.arguments(keys, num_heads),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        maxnreg=rules.MAX_REGISTERS,
+    )
+    return out

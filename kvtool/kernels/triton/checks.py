@@ -1,0 +1,230 @@
+"""What the kernels assume of their tensors, checked by the launchers. A violation is the caller's bug: ValueError."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvtool.errors import DeviceError
+
+if TYPE_CHECKING:
+    from kvtool.kernels.interface import ExpertWeights, Scale
+
+QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES, torch.int8)
+FP8_CAPABILITY = (8, 9)
+
+
+def attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    window: int,
+    k_rope: Tensor | None = None,
+) -> None:
+    """q [*,HQ,D], caches [P,B,HKV,D] and [P,B,HKV,DV] of one dtype, block_tables [S,N] and seq_lens [S] int32.
+
+    With k_rope [P,B,E] q is [*,HQ,D+E].
+    """
+    cache(k_cache, "k_cache", ndim=4)
+    cache(v_cache, "v_cache", ndim=4)
+    key_dim = k_cache.shape[3] + (0 if k_rope is None else k_rope.shape[-1])
+    require(q.ndim == 3 and q.shape[2] == key_dim, f"q {shape(q)} does not fit k_cache {shape(k_cache)}")
+    require(k_cache.shape[:3] == v_cache.shape[:3], f"k_cache {shape(k_cache)} and v_cache {shape(v_cache)} differ")
+    require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
+    require(q.shape[1] % k_cache.shape[2] == 0, f"{q.shape[1]} query heads on {k_cache.shape[2]} KV heads")
+    require(q.dtype in QUERY_DTYPES, f"q is {q.dtype}, not one of {QUERY_DTYPES}")
+    require(q.stride(2) == 1, "the last dimension of q must be contiguous")
+    require(window >= 0, f"window is {window}, not 0 (none) or more")
+    sequences(block_tables, seq_lens)
+
+
+def queries(q: Tensor, seq_lens: Tensor) -> None:
+    """The same number of queries for each sequence."""
+    even = len(seq_lens) > 0 and len(q) % len(seq_lens) == 0
+    require(even or len(q) == 0, f"{len(q)} queries for {len(seq_lens)} sequences")
+
+
+def softmax(softcap: float, sinks: Tensor | None, num_heads: int) -> None:
+    """sinks [HQ] in a floating dtype."""
+    require(softcap >= 0, f"softcap is {softcap}, not 0 (none) or more")
+    if sinks is not None:
+        require(sinks.shape == (num_heads,), f"sinks {shape(sinks)} for {num_heads} query heads")
+        require(sinks.is_floating_point() and sinks.is_contiguous(), "sinks must be contiguous floating-point logits")
+
+
+def scales(k_scale: Scale, v_scale: Scale, pool: Tensor) -> None:
+    """Two numbers, or two tensors fp32 [P,B,HKV] laid out alike, of pool [P,B,HKV,*]."""
+    tensors = [scale for scale in (k_scale, v_scale) if isinstance(scale, Tensor)]
+    require(len(tensors) != 1, "k_scale and v_scale must both be numbers or both be tensors")
+    for scale in tensors:
+        require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
+        require(scale.shape == pool.shape[:3], f"scales {shape(scale)} do not fit the cache {shape(pool)}")
+        require(scale.stride() == tensors[0].stride(), "k_scale and v_scale must be laid out alike")
+
+
+def split_qkv(
+    qkv: Tensor,
+    norms: Tensor | None,
+    rotation: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> None:
+    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,D] twice, caches [P,B,HKV,D]."""
+    kv_heads, head_dim = k_cache.shape[2], qkv.shape[2]
+    require(qkv.stride(1) == head_dim and qkv.stride(2) == 1, "the heads of a token of qkv must lie side by side")
+    require(qkv.shape[1] > 2 * kv_heads, f"qkv {shape(qkv)} has no query beside {kv_heads} KV heads")
+    require(head_dim % 2 == 0, f"a head of {head_dim} has no two halves to turn")
+    require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
+    store(qkv[:, -kv_heads:], k_cache, slots)
+    store(qkv[:, -kv_heads:], v_cache, slots)
+    turned = (qkv.shape[1] - kv_heads, head_dim)
+    require(norms is None or (norms.shape == turned and norms.is_contiguous()), f"norms are not contiguous {turned}")
+    for table in rotation:
+        require(table.shape == (len(qkv), 1, head_dim), f"rotation {shape(table)} does not fit qkv {shape(qkv)}")
+        require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
+
+
+def split_latent(
+    q: Tensor,
+    latents: Tensor,
+    norm: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    pool: Tensor,
+    slots: Tensor,
+    num_absorbed: int,
+) -> None:
+    """q [T,H,N+E], latents [T,R+E], norm [R], rotation [T,1,E] twice, pool [P,B,R+E]."""
+    latent_dim, rope_dim = len(norm), rotation[0].shape[-1]
+    require(latents.shape[1] == latent_dim + rope_dim, f"rows {shape(latents)} are not {latent_dim} + {rope_dim}")
+    require(q.ndim == 3 and len(q) == len(latents), f"q {shape(q)} for {len(latents)} tokens")
+    require(q.shape[2] > rope_dim and q.stride(2) == 1, f"q {shape(q)} has no rotary part of {rope_dim} at its end")
+    require(rope_dim % 2 == 0, f"a rotary part of {rope_dim} has no two halves to turn")
+    require(0 <= num_absorbed <= len(q), f"{num_absorbed} of {len(q)} tokens")
+    norms(latent_dim, norm)
+    latent(pool, latent_dim)
+    store(latents.unsqueeze(1), pool.unsqueeze(2), slots)
+    for table in rotation:
+        require(table.shape == (len(q), 1, rope_dim), f"rotation {shape(table)} does not fit q {shape(q)}")
+        require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
+
+
+def rows(*tensors: Tensor) -> None:
+    """[T,n], all alike, of rows that are contiguous."""
+    for tensor in tensors:
+        require(tensor.ndim == 2 and tensor.shape == tensors[0].shape, f"rows {shape(tensor)} and {shape(tensors[0])}")
+        require(tensor.stride(1) == 1, "the last dimension of the rows must be contiguous")
+        require(tensor.dtype == tensors[0].dtype, f"rows of {tensor.dtype} and {tensors[0].dtype}")
+
+
+def norms(size: int, *weights: Tensor | None) -> None:
+    """[n] of rows of n, contiguous."""
+    for weight in weights:
+        fits = weight is None or (weight.shape == (size,) and weight.is_contiguous())
+        require(fits, f"a norm is not {size} weights side by side")
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> None:
+    """x [T,K], weight [N,K], bias [N] and plus [T,N], of one dtype and with contiguous rows."""
+    require(x.ndim == 2 and weight.ndim == 2, f"x {shape(x)} and weight {shape(weight)} are not matrices")
+    require(x.shape[1] == weight.shape[1], f"x {shape(x)} does not fit weight {shape(weight)}")
+    require(bias is None or bias.shape == weight.shape[:1], "the bias does not fit the weight")
+    require(plus is None or plus.shape == (len(x), len(weight)), "what is added does not fit the product")
+    for tensor in (x, weight, bias, plus):
+        if tensor is not None:
+            require(tensor.dtype == x.dtype, f"a product of {x.dtype} and {tensor.dtype}")
+            require(tensor.stride(-1) == 1, "the last dimension of what is multiplied must be contiguous")
+
+
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None) -> None:
+    """x and plus [T,H], weights [E,2I,H] and [E,H,I] with biases [E,2I] and [E,H], chosen and shares [T,k]."""
+    num_experts, hidden, width = weights.down.shape
+    require(x.ndim == 2 and x.shape[1] == hidden, f"x {shape(x)} does not fit experts {shape(weights.down)}")
+    stacked = (num_experts, 2 * width, hidden)
+    require(weights.gate_up.shape == stacked, f"gate and up {shape(weights.gate_up)} are not {list(stacked)}")
+    biases = ((weights.gate_up_bias, stacked[:2]), (weights.down_bias, (num_experts, hidden)))
+    for bias, expected in biases:
+        require(bias is None or bias.shape == expected, f"biases are not {list(expected)}")
+    require(chosen.ndim == 2 and len(chosen) == len(x), f"chosen {shape(chosen)} does not fit x {shape(x)}")
+    require(shares.shape == chosen.shape, f"shares {shape(shares)} for chosen {shape(chosen)}")
+    require(plus is None or plus.shape == x.shape, "what is added does not fit")
+    for tensor in (weights.gate_up, weights.down, weights.gate_up_bias, weights.down_bias, chosen, shares):
+        require(tensor is None or tensor.is_contiguous(), "weights of experts, their choice and shares are contiguous")
+    for rows in (x, plus):
+        require(rows is None or rows.stride(1) == 1, "the last dimension of the rows must be contiguous")
+
+
+def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:
+    indices(block_tables, "block_tables", torch.int32, ndim=2)
+    indices(seq_lens, "seq_lens", torch.int32, ndim=1)
+    require(len(block_tables) == len(seq_lens), f"{len(block_tables)} block tables for {len(seq_lens)} seq_lens")
+
+
+def query_starts(starts: Tensor, seq_lens: Tensor) -> None:
+    indices(starts, "query_starts", torch.int32, ndim=1)
+    require(len(starts) == len(seq_lens) + 1, f"{len(starts)} query_starts for {len(seq_lens)} seq_lens")
+
+
+def store(rows: Tensor, pool: Tensor, slots: Tensor) -> None:
+    """rows [T,H,D] go to the slots [T] int64 of pool [P,B,H,D]."""
+    cache(pool, "the cache", ndim=4)
+    indices(slots, "slots", torch.int64, ndim=1)
+    require(rows.shape[1:] == pool.shape[2:], f"rows {shape(rows)} do not fit the cache {shape(pool)}")
+    require(len(rows) == len(slots), f"{len(rows)} rows for {len(slots)} slots")
+    require(rows.stride(-1) == 1, "the last dimension of the rows must be contiguous")
+
+
+def shared_keys(k_rope: Tensor | None, k_cache: Tensor, k_scale: Scale) -> None:
+    """k_rope [P,B,E] beside k_cache [P,B,HKV,D], both as they are."""
+    if k_rope is not None:
+        cache(k_rope, "k_rope", ndim=3)
+        fits = k_rope.shape[:2] == k_cache.shape[:2] and k_rope.dtype == k_cache.dtype
+        require(fits, f"k_rope {shape(k_rope)} of {k_rope.dtype} does not fit k_cache {shape(k_cache)}")
+        require(
+            not isinstance(k_scale, Tensor) and k_scale == 1.0, "keys with a part that all heads share have no scale"
+        )
+
+
+def latent_scales(scale: Tensor, pool: Tensor) -> None:
+    """fp32 [P,B,2] of pool [P,B,R+E]: of the latent, then of the rotary key."""
+    require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
+    require(scale.shape == (*pool.shape[:2], 2), f"scales {shape(scale)} do not fit the cache {shape(pool)}")
+
+
+def latent(pool: Tensor, latent_dim: int) -> None:
+    """pool [P,B,R+E], R = latent_dim."""
+    require(pool.ndim == 3, f"a latent cache is [pages, block, latent + rope], not {shape(pool)}")
+    require(0 < latent_dim < pool.shape[2], f"latent_dim {latent_dim} of a row of {pool.shape[2]}")
+
+
+def cache(pool: Tensor, name: str, ndim: int) -> None:
+    require(pool.ndim == ndim, f"{name} has {pool.ndim} dimensions, not {ndim}")
+    require(pool.dtype in CACHE_DTYPES, f"{name} is {pool.dtype}, not one of {CACHE_DTYPES}")
+    require(pool.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
+    if pool.is_cuda and pool.dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
+        card = torch.cuda.get_device_name(pool.device)
+        raise DeviceError(f"{card} has no fp8 (compute capability 8.9 and newer do): keep the KV cache in bf16 or fp16")
+
+
+def indices(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int) -> None:
+    require(tensor.ndim == ndim and tensor.dtype == dtype, f"{name} must be {ndim}-D {dtype}, not {describe(tensor)}")
+    require(tensor.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{tensor.ndim}-D {tensor.dtype}"

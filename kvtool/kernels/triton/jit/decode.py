@@ -1,0 +1,163 @@
+"""Split-KV flash decoding: several programs share a sequence's keys, and the last one to finish merges their softmaxes.
+
+Where programs do not run at once, as in the interpreter, a second kernel merges.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvtool.kernels.triton.jit.paged import FLOOR, attend, first_softmax, load_rows, normalise, split_tiles, used_splits
+
+
+# What changes from step to step must not compile a new variant.
+@triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride"])
+def decode_kernel(
+    q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr,
+    partial_ptr, lse_ptr, arrivals_ptr,
+    qk_scale, v_scale, cap, window, group, query_len, num_heads, num_splits,
+    q_token_stride, q_head_stride, table_stride,
+    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+    rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
+    SPLIT: tl.constexpr, CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SPLITS: tl.constexpr, MIN_TILES: tl.constexpr,
+    PAGE: tl.constexpr,
+):
+    """One program: up to BLOCK_M rows of one KV head, over one split of one sequence. A row is one (token, query head
+    of the group) pair of the sequence's last query_len tokens.
+
+    out is [T, HQ, V_DIM]. With SPLIT the programs of a block of rows meet at partial [S, HKV x row blocks, splits,
+    BLOCK_M, V_DIM] and lse (base 2), and arrivals [S, HKV x row blocks] counts them; it is zero before and after.
+    """
+    seq = tl.program_id(0).to(tl.int64)
+    row_blocks = tl.cdiv(group * query_len, BLOCK_M)
+    kv_head = tl.program_id(1) // row_blocks
+    split = tl.program_id(2)
+
+    length = tl.load(lens_ptr + seq)
+    span = window + query_len - 1
+    begin, end = split_tiles(split, length, span, num_splits, BLOCK_N, MIN_TILES)
+    if SPLIT and begin >= end and split > 0:
+        return  # the merge knows which splits are empty and reads nothing of them
+
+    row = (tl.program_id(1) % row_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_row = row < group * query_len
+    token = row // group
+    head = kv_head * group + row % group
+    q_ptrs = q_ptr + (seq * query_len + token) * q_token_stride + head * q_head_stride
+    q = load_rows(q_ptrs, is_row, HEAD_DIM, BLOCK_D, True)
+    q_rope = q
+    if rope_ptr is not None:
+        q_rope = load_rows(q_ptrs + HEAD_DIM, is_row, ROPE_DIM, BLOCK_ROPE, True)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    # A sink enters once, in the first split, which every sequence has.
+    row_max, row_sum = first_softmax(sinks_ptr, head, is_row, BLOCK_M)
+    if sinks_ptr is not None:
+        row_max = tl.where(split == 0, row_max, FLOOR)
+        row_sum = tl.where(split == 0, row_sum, 0.0)
+    k_ptr += kv_head.to(tl.int64) * k_head_stride
+    if v_ptr is not None:
+        v_ptr += kv_head.to(tl.int64) * v_head_stride
+    if k_scale_ptr is not None:
+        k_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
+        v_scale_ptr += kv_head.to(tl.int64) * scale_head_stride
+    table_ptr += seq * table_stride
+    first_key = tl.maximum(length - query_len - window + 1, 0)
+    # A masked load costs nothing; a box of TMA is masked after it came, so tiles that all rows see whole go apart.
+    PARTS: tl.constexpr = 3 if TMA else 1
+    full = end
+    tail = end
+    if TMA:
+        full = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(length - window, 0), BLOCK_N), begin), end)
+        tail = tl.minimum(tl.maximum((length - query_len + 1) // BLOCK_N, full), end)
+    for part in tl.static_range(PARTS):
+        acc, row_max, row_sum = attend(
+            acc, row_max, row_sum, q, q_rope, length - query_len + token,
+            k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, table_ptr,
+            begin if part == 0 else full if part == 1 else tail, full if part == 0 else tail if part == 1 else end,
+            first_key, length, window, qk_scale, 1.0 / v_scale, cap,
+            k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, rope_page_stride, rope_slot_stride,
+            scale_page_stride, scale_slot_stride, num_pages,
+            CAPPED, TMA, part != 1, HEAD_DIM, V_DIM, ROPE_DIM, BLOCK_D, BLOCK_DV, BLOCK_ROPE, BLOCK_N, PAGE,
+        )
+
+    # Offsets from a scalar, in 32 bits and few terms: what addresses a tile is kept through the loop.
+    dim = tl.arange(0, BLOCK_DV)
+    stored = is_row[:, None] & (dim < V_DIM)[None, :]
+    out = normalise(acc, row_sum, v_scale)
+    out_row = seq * query_len * num_heads + kv_head * group
+    if not SPLIT:
+        of_seq = token * num_heads + row % group if v_ptr is not None else row  # of latents there is one KV head
+        out_ptrs = out_ptr + out_row * V_DIM + (of_seq[:, None] * V_DIM + dim[None, :])
+        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=stored)
+    else:
+        unit = (seq * tl.num_programs(1) + tl.program_id(1)) * num_splits * BLOCK_M
+        of_block = tl.arange(0, BLOCK_M)
+        part = unit + split * BLOCK_M
+        tl.store(partial_ptr + part * V_DIM + (of_block[:, None] * V_DIM + dim[None, :]), out, mask=stored)
+        # A row that has seen no key of this split keeps the floor, whose weight beside any score is 0.
+        lse = row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))
+        tl.store(lse_ptr + part + of_block, lse, mask=is_row)
+        if arrivals_ptr is not None:
+            splits = used_splits(length, span, num_splits, BLOCK_N, MIN_TILES)
+            arrivals_ptr += seq * tl.num_programs(1) + tl.program_id(1)
+            tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
+            if tl.atomic_add(arrivals_ptr, 1) == splits - 1:
+                first_row = (tl.program_id(1) % row_blocks) * BLOCK_M
+                for one in range(first_row, tl.minimum(first_row + BLOCK_M, group * query_len)):
+                    merged = out_row + one // group * num_heads + one % group
+                    merge_row(
+                        partial_ptr, lse_ptr, out_ptr, unit + one - first_row, merged, splits, V_DIM, BLOCK_DV, BLOCK_M,
+                        BLOCK_SPLITS,
+                    )
+                tl.store(arrivals_ptr, 0)
+
+
+@triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits"])
+def merge_kernel(
+    partial_ptr, lse_ptr, lens_ptr, out_ptr, window, group, query_len, num_heads, num_splits,
+    V_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr,
+):
+    """One program merges one row: the splits of one query head of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    seq = token // query_len
+    splits = used_splits(tl.load(lens_ptr + seq), window + query_len - 1, num_splits, BLOCK_N, MIN_TILES)
+    row = token % query_len * group + head % group
+    row_blocks = tl.cdiv(group * query_len, BLOCK_M)
+    unit = (seq * (num_heads // group) + head // group) * row_blocks + row // BLOCK_M
+    part = unit * num_splits * BLOCK_M + row % BLOCK_M
+    merged = token * num_heads + head
+    merge_row(partial_ptr, lse_ptr, out_ptr, part, merged, splits, V_DIM, BLOCK_DV, BLOCK_M, BLOCK_SPLITS)
+
+
+@triton.jit
+def merge_row(
+    partial_ptr, lse_ptr, out_ptr, first_part, row, used, V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):
+    """out [row, V_DIM] = mean of the `used` splits of partial, BLOCK_M parts apart, by weights exp2(lse)."""
+    dim = tl.arange(0, BLOCK_DV)
+    acc = tl.zeros([BLOCK_DV], tl.float32)
+    row_max = FLOOR
+    row_sum = 0.0
+    for first in range(0, used, BLOCK_SPLITS):
+        split = first + tl.arange(0, BLOCK_SPLITS)
+        part = first_part + split * BLOCK_M
+        # Past the first-level cache, which may hold what was here before.
+        lse = tl.load(lse_ptr + part, mask=split < used, other=float("-inf"), cache_modifier=".cg")
+        loaded = (split < used)[:, None] & (dim < V_DIM)[None, :]
+        ptrs = partial_ptr + part[:, None] * V_DIM + dim[None, :]
+        partial = tl.load(ptrs, mask=loaded, other=0.0, cache_modifier=".cg")
+        new_max = tl.maximum(row_max, tl.max(lse, 0))
+        weight = tl.exp2(lse - new_max)
+        decay = tl.exp2(row_max - new_max)
+        acc = acc * decay + tl.sum(weight[:, None] * partial, 0)
+        row_sum = row_sum * decay + tl.sum(weight, 0)
+        row_max = new_max
+    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)
+    tl.store(out_ptr + row * V_DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < V_DIM)

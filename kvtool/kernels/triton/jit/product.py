@@ -1,0 +1,176 @@
+"""x W^T for few rows of x, which takes as long as W takes to be read: K in splits, so that all of the card reads.
+
+The last program of a block of columns to arrive adds up its splits; where programs do not run at once, as in the
+interpreter, a second kernel does. Splits are added in one order whoever comes last, so equal calls give equal bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvtool.kernels.triton.jit.paged import dot
+
+
+# What changes from step to step must not compile a new variant.
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+def gemv_kernel(
+    x_ptr, weight_ptr, bias_ptr, plus_ptr, out_ptr, partial_ptr, arrivals_ptr,
+    num_rows, num_columns, depth, num_splits, x_stride, weight_stride, plus_stride,
+    ROWS: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr, STAGES: tl.constexpr,
+):
+    """One program: BLOCK_N columns of up to ROWS (1, 2 or 4) rows, over one split of K. Sums stay apart in the threads
+    until the end: partial [splits, num_rows, num_columns] fp32, out [num_rows, num_columns]."""
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    begin, end = split_blocks(tl.program_id(1), depth, num_splits, BLOCK_K)
+    weight_ptrs = weight_ptr + tl.minimum(column, num_columns - 1).to(tl.int64)[:, None] * weight_stride
+    last = num_rows - 1
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    sums1 = sums
+    sums2 = sums
+    sums3 = sums
+    # Said aloud, because loads that feed no dot are else not pipelined.
+    for block in tl.range(begin, end, num_stages=STAGES):
+        k = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        weight = load_block(weight_ptrs + k[None, :], (k < depth)[None, :], MASKED).to(tl.float32)
+        sums += weight * load_row(x_ptr, k, depth, MASKED)
+        if ROWS > 1:
+            sums1 += weight * load_row(x_ptr + tl.minimum(1, last) * x_stride, k, depth, MASKED)
+        if ROWS > 2:
+            sums2 += weight * load_row(x_ptr + tl.minimum(2, last) * x_stride, k, depth, MASKED)
+            sums3 += weight * load_row(x_ptr + tl.minimum(3, last) * x_stride, k, depth, MASKED)
+    row = tl.arange(0, ROWS)
+    acc = tl.zeros([BLOCK_N, ROWS], tl.float32) + tl.sum(sums, 1)[:, None]
+    if ROWS > 1:
+        acc = tl.where((row == 1)[None, :], tl.sum(sums1, 1)[:, None], acc)
+    if ROWS > 2:
+        acc = tl.where((row == 2)[None, :], tl.sum(sums2, 1)[:, None], acc)
+        acc = tl.where((row == 3)[None, :], tl.sum(sums3, 1)[:, None], acc)
+    finish(
+        acc, column, row, bias_ptr, plus_ptr, out_ptr, partial_ptr, arrivals_ptr, num_rows, num_columns, num_splits,
+        plus_stride, BLOCK_N, ROWS, BLOCK_SPLITS,
+    )
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+def product_kernel(
+    x_ptr, weight_ptr, bias_ptr, plus_ptr, out_ptr, partial_ptr, arrivals_ptr,
+    num_rows, num_columns, depth, num_splits, x_stride, weight_stride, plus_stride,
+    MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """One program: BLOCK_N columns of all rows, BLOCK_M or fewer, over one split of K.
+
+    The product is turned, W x^T: what is tall fills the matrix instruction, and rows that are missing cost little.
+    """
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.arange(0, BLOCK_M)
+    begin, end = split_blocks(tl.program_id(1), depth, num_splits, BLOCK_K)
+    # Past the last row and column lie others' values: the last is read again, and not stored.
+    weight_ptrs = weight_ptr + tl.minimum(column, num_columns - 1).to(tl.int64)[:, None] * weight_stride
+    x_ptrs = x_ptr + tl.minimum(row, num_rows - 1).to(tl.int64)[:, None] * x_stride
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for block in tl.range(begin, end):
+        k = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        weight = load_block(weight_ptrs + k[None, :], (k < depth)[None, :], MASKED)
+        if MASKED:
+            x = tl.load(x_ptrs + k[None, :], mask=(k < depth)[None, :], other=0.0)
+        else:
+            x = tl.load(x_ptrs + k[None, :])
+        acc += dot(weight, tl.trans(x))
+    finish(
+        acc, column, row, bias_ptr, plus_ptr, out_ptr, partial_ptr, arrivals_ptr, num_rows, num_columns, num_splits,
+        plus_stride, BLOCK_N, BLOCK_M, BLOCK_SPLITS,
+    )
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+def add_splits_kernel(
+    partial_ptr, bias_ptr, plus_ptr, out_ptr, num_rows, num_columns, num_splits, plus_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):
+    """One program a block of columns: out = the sum of its splits, + bias, + plus."""
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.arange(0, BLOCK_M)
+    acc = added_splits(partial_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M, BLOCK_SPLITS)
+    write(acc, column, row, bias_ptr, plus_ptr, out_ptr, num_rows, num_columns, plus_stride)
+
+
+@triton.jit
+def split_blocks(split, depth, num_splits, BLOCK_K: tl.constexpr):
+    """First and one past the last block of K of a split. The launcher leaves none empty."""
+    blocks = tl.cdiv(depth, BLOCK_K)
+    per_split = tl.cdiv(blocks, num_splits)
+    begin = split * per_split
+    return begin, tl.minimum(begin + per_split, blocks)
+
+
+@triton.jit
+def load_block(ptrs, inside, MASKED: tl.constexpr):
+    """Weights pass through once: the second-level cache keeps what is read again."""
+    if MASKED:
+        weight = tl.load(ptrs, mask=inside, other=0.0, eviction_policy="evict_first")
+    else:
+        weight = tl.load(ptrs, eviction_policy="evict_first")
+    return weight
+
+
+@triton.jit
+def load_row(row_ptr, k, depth, MASKED: tl.constexpr):
+    """x[k] fp32 [1, BLOCK_K]."""
+    x = tl.load(row_ptr + k, mask=k < depth, other=0.0) if MASKED else tl.load(row_ptr + k)
+    return x.to(tl.float32)[None, :]
+
+
+@triton.jit
+def finish(
+    acc, column, row, bias_ptr, plus_ptr, out_ptr, partial_ptr, arrivals_ptr, num_rows, num_columns, num_splits,
+    plus_stride, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):
+    """acc [N, M] of one split goes to out, or to partial, which whoever comes last adds up."""
+    if partial_ptr is None:
+        write(acc, column, row, bias_ptr, plus_ptr, out_ptr, num_rows, num_columns, plus_stride)
+    else:
+        inside = (column < num_columns)[:, None] & (row < num_rows)[None, :]
+        split_row = tl.program_id(1).to(tl.int64) * num_rows + row
+        tl.store(partial_ptr + split_row[None, :] * num_columns + column[:, None], acc, mask=inside)
+        if arrivals_ptr is not None:
+            arrivals_ptr += tl.program_id(0)
+            tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
+            if tl.atomic_add(arrivals_ptr, 1) == num_splits - 1:
+                total = added_splits(
+                    partial_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M, BLOCK_SPLITS
+                )
+                write(total, column, row, bias_ptr, plus_ptr, out_ptr, num_rows, num_columns, plus_stride)
+                tl.store(arrivals_ptr, 0)
+
+
+@triton.jit
+def added_splits(
+    partial_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """The sum over splits of partial [splits, M, N] -> [N, M], BLOCK_SPLITS loads in flight at once."""
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    inside = (column < num_columns)[:, None] & (row < num_rows)[None, :]
+    for first in range(0, num_splits, BLOCK_SPLITS):
+        for one in tl.static_range(BLOCK_SPLITS):
+            split_row = (first + one) * num_rows.to(tl.int64) + row
+            ptrs = partial_ptr + split_row[None, :] * num_columns + column[:, None]
+            # Past the first-level cache, which may hold what was here before.
+            total += tl.load(ptrs, mask=inside & (first + one < num_splits), other=0.0, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def write(acc, column, row, bias_ptr, plus_ptr, out_ptr, num_rows, num_columns, plus_stride):
+    """out [num_rows, num_columns] = acc [N, M] turned, + bias, + plus, rounded once."""
+    inside = (column < num_columns)[:, None] & (row < num_rows)[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + column, mask=column < num_columns, other=0.0).to(tl.float32)[:, None]
+    if plus_ptr is not None:
+        plus_ptrs = plus_ptr + row.to(tl.int64)[None, :] * plus_stride + column[:, None]
+        acc += tl.load(plus_ptrs, mask=inside, other=0.0).to(tl.float32)
+    out_ptrs = out_ptr + row.to(tl.int64)[None, :] * num_columns + column[:, None]
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=inside)

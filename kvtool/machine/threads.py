@@ -1,0 +1,27 @@
+"""How many threads this process may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def default_threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """`cores` (torch's own choice: the physical ones this process may run on), or as many as a container's CPU quota
+    pays for in whole: threads wait for each other, so one that is held back holds back all."""
+    return max(1, min([cores, *_quota_cpus(cgroup)]))
+
+
+def _quota_cpus(cgroup: Path) -> list[int]:
+    """Whole CPUs of the quota by cgroup version 2 or 1; empty where there is none ("max", -1)."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return []
+    return [int(quota) // int(period)] if quota.strip().isdigit() and int(period) > 0 else []
