@@ -1,0 +1,184 @@
+"""The loops in C: built once by the machine's gcc, in about a second, and called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_int, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvtool.replay.core import LEAF_POLICIES, IntArray, NodeArray
+
+SOURCES = Path(__file__).with_name("c")
+FLAGS = ("-O3", "-fPIC", "-shared", "-std=gnu11")
+BUILD_LIMIT_S = 60.0
+
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "prefixes_new": (c_void_p, ()),
+    "prefixes_free": (None, (c_void_p,)),
+    "prefixes_size": (c_int64, (c_void_p,)),
+    "prefixes_copy": (None, (c_void_p,) * 3),
+    "prefixes_add": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
+    "lru_distances": (c_int, (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_void_p)),
+    "next_requests": (c_int, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
+    "replay_leaves": (
+        c_int,
+        (c_int, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
+    ),
+    "replay_minimum": (c_int, (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+    "replay_plain_lfu": (c_int, (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+}
+
+
+def native(folder: Path | None = None) -> NativeCore | None:
+    """The loops, their library kept in `folder` (default: the user's cache); None where they cannot be built."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        return None
+    try:
+        return NativeCore(ctypes.CDLL(str(_build(compiler, folder or _cache_folder()))))
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+
+
+def _build(compiler: str, folder: Path) -> Path:
+    """The library in `folder`, named after its sources and flags. Raises OSError or SubprocessError."""
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    made_of = b"|".join([*(path.read_bytes() for path in sources), " ".join(FLAGS).encode(), compiler.encode()])
+    library = folder / f"replay-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = Path(temporary) / "replay.so"
+            units = [str(path) for path in sources if path.suffix == ".c"]
+            command = [compiler, *units, *FLAGS, "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, timeout=BUILD_LIMIT_S)
+            os.replace(made, library)
+    return library
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool"
+
+
+class NativeCore:
+    """`Core` in C. Its functions keep no state and hold no lock of Python's, so that threads run them side by side."""
+
+    name = "c"
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+
+    def tree(self) -> NativeTree:
+        return NativeTree(self._library)
+
+    def lru_distances(
+        self, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int, *, tail_last: bool
+    ) -> IntArray:
+        distances = np.empty(len(nodes), dtype=np.int64)
+        _fits(
+            self._library.lru_distances(
+                _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(sizes), tail_last, _at(distances)
+            )
+        )
+        return distances
+
+    def next_requests(self, nodes: NodeArray, starts: IntArray, num_nodes: int, first: int) -> NodeArray:
+        following = np.empty(len(nodes), dtype=np.int32)
+        _fits(self._library.next_requests(_at(nodes), _at(starts), len(starts) - 1, num_nodes, first, _at(following)))
+        return following
+
+    def leaves(
+        self,
+        policy: str,
+        capacity: int,
+        nodes: NodeArray,
+        starts: IntArray,
+        parents: NodeArray,
+        sizes: IntArray | None,
+        next_use: NodeArray | None,
+    ) -> IntArray:
+        hits = np.empty(len(starts) - 1, dtype=np.int64)
+        _fits(
+            self._library.replay_leaves(
+                LEAF_POLICIES.index(policy),
+                capacity,
+                *(_at(nodes), _at(starts), len(starts) - 1),
+                *(_at(parents), len(parents), _at(sizes), _at(next_use), _at(hits)),
+            )
+        )
+        return hits
+
+    def plain_lfu(
+        self, capacity: int, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int
+    ) -> IntArray:
+        hits = np.empty(len(starts) - 1, dtype=np.int64)
+        _fits(
+            self._library.replay_plain_lfu(
+                capacity, _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(sizes), _at(hits)
+            )
+        )
+        return hits
+
+    def minimum(
+        self, capacity: int, nodes: NodeArray, starts: IntArray, num_nodes: int, next_use: NodeArray
+    ) -> IntArray:
+        hits = np.empty(len(starts) - 1, dtype=np.int64)
+        _fits(
+            self._library.replay_minimum(
+                capacity, _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(next_use), _at(hits)
+            )
+        )
+        return hits
+
+
+class NativeTree:
+    """`Tree` in C; its memory goes back with it."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._tree = library.prefixes_new()
+        _fits(self._tree)
+
+    def __del__(self) -> None:
+        self._library.prefixes_free(self._tree)
+
+    def add(self, ids: IntArray, lengths: IntArray) -> NodeArray:
+        nodes = np.empty(len(ids), dtype=np.int32)
+        _fits(self._library.prefixes_add(self._tree, _at(ids), _at(lengths), len(lengths), _at(nodes)))
+        return nodes
+
+    def ids(self) -> IntArray:
+        return self._copy()[0]
+
+    def parents(self) -> NodeArray:
+        return self._copy()[1]
+
+    def _copy(self) -> tuple[IntArray, NodeArray]:
+        size = self._library.prefixes_size(self._tree)
+        ids, parents = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int32)
+        self._library.prefixes_copy(self._tree, _at(ids), _at(parents))
+        return ids, parents
+
+
+def _at(values: np.ndarray[Any, Any] | None) -> int | None:
+    """The address of an array, which must be contiguous and of the type that its name in core.py says."""
+    if values is None:
+        return None
+    assert values.flags.c_contiguous
+    return int(values.ctypes.data)
+
+
+def _fits(result: int | None) -> None:
+    if not result:
+        raise MemoryError("the replay does not fit into memory")
