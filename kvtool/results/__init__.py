@@ -37,6 +37,14 @@ from kvtool.results.kernels import (
     KernelRoofline,
     KernelsDocument,
 )
+from kvtool.results.replay import (
+    ReplayCurve,
+    ReplayDocument,
+    ReplayKnee,
+    ReplayPoint,
+    ReplayRow,
+    ReplayTrace,
+)
 from kvtool.results.size import (
     ENGINE_NAMES,
     SizeDecode,
@@ -56,6 +64,7 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
@@ -87,6 +96,12 @@ __all__ = [
     "PeerTurn",
     "Power",
     "Prefix",
+    "ReplayCurve",
+    "ReplayDocument",
+    "ReplayKnee",
+    "ReplayPoint",
+    "ReplayRow",
+    "ReplayTrace",
     "Roofline",
     "Sample",
     "SizeDecode",
@@ -108,6 +123,9 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TraceDocument",
+    "TraceFinding",
+    "TraceSummary",
     "VerifyDocument",
     "VerifyEngine",
     "VerifyRefusal",
