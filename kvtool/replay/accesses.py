@@ -124,10 +124,7 @@ class _Columns:
             raise KvtoolError(f"{name}, line {request.line}: blocks of {sizes} do not go into one replay")
         if request.block_ids:
             self.block_size = request.block_size
-        try:
-            self._ids.extend(request.block_ids)
-        except OverflowError:
-            raise KvtoolError(f"{name}, line {request.line}: a block id is beyond 64 bits") from None
+        self._ids.extend(_signed(request, name))
         self.lines.append(request.line)
         self.lengths.append(len(request.block_ids))
         self.input_tokens.append(request.input_tokens)
@@ -142,6 +139,21 @@ class _Columns:
             self.nodes.append(self._tree.add(np.array(self._ids, dtype=np.int64), lengths))
         self._flushed = len(self.lengths)
         self._ids = array("q")
+
+
+def _signed(request: TraceRequest, name: str) -> array[int]:
+    """Its block ids in 64 bits: those from 2**63 on, as hashes without a sign have them, become the negative ones.
+
+    Raises KvtoolError for an id of more bits.
+    """
+    try:
+        return array("q", request.block_ids)
+    except OverflowError:
+        ids = [block - (1 << 64) if block >> 63 == 1 else block for block in request.block_ids]
+    try:
+        return array("q", ids)
+    except OverflowError:
+        raise KvtoolError(f"{name}, line {request.line}: a block id has more than 64 bits") from None
 
 
 def requests_of(accesses: Accesses) -> Iterable[NodeArray]:

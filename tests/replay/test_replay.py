@@ -183,6 +183,12 @@ def test_chains_that_break_and_wrong_counts_are_warnings(tmp_path: Path) -> None
     assert document.rows[0].hit_blocks == 1
 
 
+def test_hashes_without_a_sign_are_ids_too(tmp_path: Path) -> None:
+    ids = [0, 2**63 - 1, 2**63, 2**64 - 1]
+    path = lines(tmp_path, *({"timestamp": at, "input_length": 2048, "hash_ids": ids} for at in range(2)))
+    assert replayed(path, "lru", "none").rows[0].hit_blocks == 4
+
+
 @pytest.mark.parametrize(
     ("requests", "message"),
     [
@@ -191,7 +197,7 @@ def test_chains_that_break_and_wrong_counts_are_warnings(tmp_path: Path) -> None
             [{"timestamp": 0, "input_length": 5, "hash_ids": [1], "block_size": size} for size in (512, 256)],
             "line 2: blocks of 512 and 256 tokens do not go into one replay",
         ),
-        ([{"timestamp": 0, "input_length": 5, "hash_ids": [2**63]}], "line 1: a block id is beyond 64 bits"),
+        ([{"timestamp": 0, "input_length": 5, "hash_ids": [2**64]}], "line 1: a block id has more than 64 bits"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(tmp_path: Path, requests: list[dict[str, object]], message: str) -> None:
