@@ -7,7 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, size, verify
+from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, replay, size, trace, verify
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -38,6 +38,8 @@ app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=kernels.EXAMPLES)(kernels.kernels)
+app.command(epilog=replay.EXAMPLES)(replay.replay)
+app.add_typer(trace.app, name="trace", epilog=trace.EXAMPLES)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=gpus.EXAMPLES)(gpus.gpus)
