@@ -9,6 +9,7 @@ from kvtool.replay.capacity import BlockBytes
 from kvtool.replay.policies import POLICIES
 from kvtool.replay.saved import PrefillFloor
 from kvtool.units import format_bytes
+from kvtool.workloads.traces.traces import FORMATS
 
 DEFINITION = {
     "hit": "a block of the longest run from the head of a prompt that is in the cache when the request arrives, before "
@@ -49,7 +50,12 @@ def assumptions(
         f"blocks are of {accesses.block_size} tokens, as {accesses.format} traces are cut unless they say otherwise",
     ]
     if accesses.format == "kv-events":
-        lines.append("events tell what was stored: requests served whole from the cache are not in the trace")
+        lines.append(
+            "events tell what was stored: requests served whole from the cache are not in the trace, nor are other "
+            "tiers and the groups of windows and states"
+        )
+    if FORMATS[accesses.format].own_clocks and not sorted_by_time:
+        lines.append("sessions follow one another: --sort-by-time replays them as if all began at once")
     if room is not None:
         lines.append(_room_line(room))
     if floor is not None:
@@ -68,16 +74,16 @@ def _room_line(room: BlockBytes) -> str:
 
 def warnings(accesses: Accesses) -> list[str]:
     """What is odd about the trace: ids out of their chain, times that fall, block counts that lengths do not bear."""
-    found = []
-    if accesses.shared_ids and accesses.format != "bailian":
+    form, found = FORMATS[accesses.format], []
+    if accesses.shared_ids and form.chained:
         found.append(f"{accesses.shared_ids:,} block ids stand behind different ids: each prefix is a block of its own")
     falls = int((np.diff(accesses.arrival_s) < 0).sum())
-    if falls:
-        way = (
-            "most of the time, as in a log with the newest first" if 2 * falls > accesses.num_requests else "in places"
-        )
+    if falls and not form.own_clocks:
+        newest_first = 2 * falls > accesses.num_requests
+        way = "most of the time, as in a log with the newest first" if newest_first else "in places"
         found.append(f"times fall {way} ({falls:,} times): --sort-by-time replays by time, not by line")
-    expected = -(-accesses.input_tokens // accesses.block_size)
+    rounded = 0 if form.whole_blocks else accesses.block_size - 1
+    expected = (accesses.input_tokens + rounded) // accesses.block_size
     wrong = int(((expected != accesses.lengths) & (accesses.lengths > 0)).sum())
     if wrong:
         found.append(f"{wrong:,} requests have another number of blocks than their lengths say")

@@ -32,9 +32,11 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
 class TraceFormat:
     """A format by its name.
 
-    `block_size` is what its publisher cut prompts into, for files that do not say it. `chained` formats give an id to a
-    whole prefix, so that an id after another one than before is an error of the trace. `recognises` looks at the first
-    bytes of a file; `read` takes the source and the block size to use where the file does not name one.
+    `block_size` is what its publisher cut prompts into, for files that do not say it. `chained` formats give an id to
+    a whole prefix, so that an id after another one than before is an error of the trace. `whole_blocks` formats have
+    no id for the tokens after the last whole block. With `own_clocks` the times of each session begin at 0.
+    `recognises` looks at the first bytes of a file; `read` takes the source and the block size to use where the file
+    does not name one.
     """
 
     name: str
@@ -42,6 +44,8 @@ class TraceFormat:
     chained: bool
     recognises: Callable[[bytes], bool]
     read: Callable[[TraceSource, int], Iterator[TraceRequest]]
+    whole_blocks: bool = False
+    own_clocks: bool = False
 
 
 def undecodable(source: TraceSource, line: int, reason: object, unit: str = "line") -> KvtoolError:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvtool.results import TraceDocument, TraceFinding, TraceSummary
-from kvtool.units import ceil_div
-from kvtool.workloads.traces.base import TraceRequest
+from kvtool.workloads.traces.base import TraceFormat, TraceRequest
 from kvtool.workloads.traces.traces import Trace
 
 ROOT = -1  # stands before the first block of a prompt
@@ -27,7 +26,7 @@ WHAT_AN_ID_IS = {True: "whole prefixes", False: "the tokens of a block alone, so
 
 def check_trace(trace: Trace) -> TraceDocument:
     """Reads the trace whole. Raises KvtoolError naming the line that cannot be decoded."""
-    check = _Check(trace.format.chained)
+    check = _Check(trace.format)
     findings = [finding for request in trace for finding in check.see(request)]
     if 2 * check.falls > check.requests:
         kept = [finding for finding in findings if finding.kind != "time_unsorted"]
@@ -50,31 +49,35 @@ def check_trace(trace: Trace) -> TraceDocument:
             duration_s=max(0.0, check.last_s - check.first_s) if check.requests else 0.0,
         ),
         findings=findings,
-        assumptions=[f"block ids of {trace.format.name} traces stand for {WHAT_AN_ID_IS[trace.format.chained]}"],
+        assumptions=[f"block ids of {trace.format.name} traces stand for {WHAT_AN_ID_IS[trace.format.chained]}"]
+        if check.blocks
+        else [],
     )
 
 
 class _Check:
     """What has been seen of a trace so far. `before` says what stood before each id when it was first seen."""
 
-    def __init__(self, chained: bool) -> None:
-        self._chained = chained
+    def __init__(self, form: TraceFormat) -> None:
+        self._format = form
         self._before: dict[int, int] = {}
         self._previous_s = float("-inf")
+        self._session = ""
         self.requests = self.blocks = self.block_size = self.falls = self.input_tokens = self.output_tokens = 0
         self.first_s, self.last_s = float("inf"), float("-inf")
 
     def see(self, request: TraceRequest) -> Iterator[TraceFinding]:
         """What is odd about the next request."""
         self._count(request)
-        if request.arrival_s < self._previous_s:
+        session = request.session.partition("/")[0] if self._format.own_clocks else ""
+        if request.arrival_s < self._previous_s and session == self._session:
             self.falls += 1
             detail = f"its time is {self._previous_s - request.arrival_s:g} s before that of the request before it"
             yield _finding("time_unsorted", request.line, detail)
-        self._previous_s = request.arrival_s
+        self._previous_s, self._session = request.arrival_s, session
         if request.block_ids:
-            yield from _block_count(request)
-        if self._chained:
+            yield from self._block_count(request)
+        if self._format.chained:
             yield from self._chain(request)
 
     def _count(self, request: TraceRequest) -> None:
@@ -96,15 +99,16 @@ class _Check:
             others = f" ({len(broken):,} such blocks in the request)" if len(broken) > 1 else ""
             yield _finding("chain", request.line, f"block {broken[0]} stands behind another block than before{others}")
 
-
-def _block_count(request: TraceRequest) -> Iterator[TraceFinding]:
-    expected = ceil_div(request.input_tokens, request.block_size)
-    if expected != len(request.block_ids):
-        detail = (
-            f"{request.input_tokens:,} tokens in blocks of {request.block_size} are {expected:,} blocks, and "
-            f"{len(request.block_ids):,} are there"
-        )
-        yield _finding("block_count", request.line, detail)
+    def _block_count(self, request: TraceRequest) -> Iterator[TraceFinding]:
+        whole, rest = divmod(request.input_tokens, request.block_size)
+        expected = whole + (rest > 0 and not self._format.whole_blocks)
+        if expected != len(request.block_ids):
+            yield _finding(
+                "block_count",
+                request.line,
+                f"{request.input_tokens:,} tokens in blocks of {request.block_size} are {expected:,} blocks, and "
+                f"{len(request.block_ids):,} are there",
+            )
 
 
 def _finding(kind: str, line: int | None, detail: str) -> TraceFinding:

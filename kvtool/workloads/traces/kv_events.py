@@ -197,4 +197,4 @@ def recognises(head: bytes) -> bool:
     return first in (b"\x92", b"\x93")
 
 
-KV_EVENTS = TraceFormat("kv-events", block_size=0, chained=True, recognises=recognises, read=read)
+KV_EVENTS = TraceFormat("kv-events", block_size=0, chained=True, recognises=recognises, read=read, whole_blocks=True)

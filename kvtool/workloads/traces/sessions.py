@@ -2,7 +2,7 @@
 
 From callanjfox/kv-cache-tester. A file holds one session, or one a line; a folder holds a file each. Times are seconds
 after the session's start, and all sessions of a folder start together. Hash ids are a session's own unless it says
-`"hash_id_scope": "global"`; a sub-agent shares its session's ids.
+`"hash_id_scope": "global"`; a sub-agent shares its session's ids. Only whole blocks have an id.
 """
 
 from __future__ import annotations
@@ -102,4 +102,6 @@ def recognises(head: bytes) -> bool:
     return head.lstrip().startswith(b"{") and b'"requests"' in head and b'"t"' in head
 
 
-SESSIONS = TraceFormat("sessions", block_size=64, chained=True, recognises=recognises, read=read)
+SESSIONS = TraceFormat(
+    "sessions", block_size=64, chained=True, recognises=recognises, read=read, whole_blocks=True, own_clocks=True
+)

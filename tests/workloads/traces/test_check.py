@@ -66,3 +66,15 @@ def test_a_trace_that_cannot_be_replayed_says_so(tmp_path: Path, text: str, kind
     path = tmp_path / "azure.csv"
     path.write_text(text)
     assert [finding.kind for finding in check_trace(open_trace(path)).findings] == [kind]
+
+
+def test_sessions_begin_at_0_and_have_whole_blocks_alone(tmp_path: Path) -> None:
+    """As kv-cache-tester records them: 130 tokens are two blocks of 64, and the next session's clock starts anew."""
+    for name in ("a", "b"):
+        turns = [{"t": t, "type": "n", "in": 130, "out": 1, "hash_ids": [1, 2]} for t in (0.0, 7.0)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"id": name, "block_size": 64, "requests": turns}))
+    assert check_trace(open_trace(tmp_path)).findings == []
+    turns[0]["hash_ids"] = [1, 2, 3]
+    (tmp_path / "b.json").write_text(json.dumps({"id": "b", "block_size": 64, "requests": turns}))
+    (finding,) = check_trace(open_trace(tmp_path)).findings
+    assert (finding.kind, finding.line) == ("block_count", 3)
