@@ -23,7 +23,7 @@ def replay(
         str | None, typer.Argument(metavar="[MODEL]", help="As for `size`: blocks get bytes, capacities may be bytes.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(metavar="LIST", help="Of lru, fifo, lfu, optimal, lru-plain, lfu-plain.")
+        str, typer.Option(metavar="LIST", help="Of lru, fifo, lfu, optimal, lru-plain, fifo-plain, lfu-plain.")
     ] = "lru",
     capacity: Annotated[
         str, typer.Option(metavar="LIST", help="Blocks as 1000, bytes as 20GiB (with MODEL), or none for no limit.")

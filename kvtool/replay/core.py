@@ -17,6 +17,7 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 NEVER = np.iinfo(np.int32).max  # the next use of a block that is not used again
 LEAF_POLICIES = ("lru", "fifo", "lfu", "optimal")  # in the order of c/policies.c
+PLAIN_POLICIES = ("fifo-plain", "lfu-plain")
 UNSEEN = -1  # the distance of a block that no capacity could have held
 
 
@@ -61,10 +62,16 @@ class Core(Protocol):
     ) -> IntArray:
         """Blocks that each request hits when leaves are evicted; int64 [requests]."""
 
-    def plain_lfu(
-        self, capacity: int, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int
+    def plain(
+        self,
+        policy: str,
+        capacity: int,
+        nodes: NodeArray,
+        starts: IntArray,
+        sizes: IntArray | None,
+        num_nodes: int,
     ) -> IntArray:
-        """Blocks that each request hits under LFU without a tree; int64 [requests]."""
+        """Blocks that each request hits under a policy that ignores the tree; int64 [requests]."""
 
     def minimum(
         self, capacity: int, nodes: NodeArray, starts: IntArray, num_nodes: int, next_use: NodeArray

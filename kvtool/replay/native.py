@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_int, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
     ),
     "replay_minimum": (c_int, (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+    "replay_plain_fifo": (c_int, (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
     "replay_plain_lfu": (c_int, (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
 }
 
@@ -119,15 +120,18 @@ class NativeCore:
         )
         return hits
 
-    def plain_lfu(
-        self, capacity: int, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int
+    def plain(
+        self,
+        policy: str,
+        capacity: int,
+        nodes: NodeArray,
+        starts: IntArray,
+        sizes: IntArray | None,
+        num_nodes: int,
     ) -> IntArray:
+        loop = {"fifo-plain": self._library.replay_plain_fifo, "lfu-plain": self._library.replay_plain_lfu}[policy]
         hits = np.empty(len(starts) - 1, dtype=np.int64)
-        _fits(
-            self._library.replay_plain_lfu(
-                capacity, _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(sizes), _at(hits)
-            )
-        )
+        _fits(loop(capacity, _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(sizes), _at(hits)))
         return hits
 
     def minimum(

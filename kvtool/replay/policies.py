@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvtool.cache.eviction import EVICTION
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import LEAF_POLICIES, Core, IntArray, NodeArray
+from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
 from kvtool.replay.tree import tree_hits
 
 _OWN = {
@@ -15,6 +15,7 @@ _OWN = {
     "optimal": "evicts the leaf that is used latest, knowing all requests, and does not store a block that would go "
     "first (Belady); where blocks differ in bytes it is a heuristic, and the ceilings alone are bounds",
     "lru-plain": "ignores the tree: evicts the block that was used least recently, a request's own used head to tail",
+    "fifo-plain": "ignores the tree: evicts the block that was stored first",
     "lfu-plain": "ignores the tree: evicts the block with the fewest uses since it was stored, then the least recent",
 }
 POLICIES = {name: (policy.__doc__ or name).partition(".")[0] for name, policy in EVICTION.items()} | _OWN
@@ -42,8 +43,8 @@ def policy_hits(
     Raises KvtoolError for a policy of the engine's alone where blocks differ in bytes.
     """
     nodes, starts, parents = accesses.nodes, accesses.starts, accesses.parents
-    if policy == "lfu-plain":
-        return core.plain_lfu(capacity, nodes, starts, sizes, len(parents))
+    if policy in PLAIN_POLICIES:
+        return core.plain(policy, capacity, nodes, starts, sizes, len(parents))
     if policy in LEAF_POLICIES:
         return core.leaves(policy, capacity, nodes, starts, parents, sizes, next_use)
     if sizes is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import LEAF_POLICIES, Core, IntArray, NodeArray, core
+from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray, core
 from kvtool.replay.policies import policy_hits
 
 Point = tuple[str, int]  # policy and capacity
@@ -19,7 +19,7 @@ def sweep(
     if any(policy == "optimal" for policy, _ in points):
         next_use = loops.next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
     work = [(point, accesses, sizes, next_use) for point in points]
-    compiled = loops.name == "c" and all(policy in (*LEAF_POLICIES, "lfu-plain") for policy, _ in points)
+    compiled = loops.name == "c" and all(policy in (*LEAF_POLICIES, *PLAIN_POLICIES) for policy, _ in points)
     rate = COMPILED_BLOCKS_A_SECOND if compiled else PYTHON_BLOCKS_A_SECOND
     if jobs == 1 or len(points) == 1 or len(points) * len(accesses.nodes) / rate < WORTH_S:
         return dict(zip(points, [_hits(*each) for each in work], strict=True))

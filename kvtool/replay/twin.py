@@ -50,10 +50,16 @@ class PythonCore:
         ]
         return np.array(hits, dtype=np.int64)
 
-    def plain_lfu(
-        self, capacity: int, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int
+    def plain(
+        self,
+        policy: str,
+        capacity: int,
+        nodes: NodeArray,
+        starts: IntArray,
+        sizes: IntArray | None,
+        num_nodes: int,
     ) -> IntArray:
-        cache = _PlainLfu(capacity, _sizes(sizes, num_nodes))
+        cache = _Plain(KEYS[policy], capacity, _sizes(sizes, num_nodes))
         return np.array([cache.request(at, own) for at, own in _requests(nodes, starts)], dtype=np.int64)
 
     def minimum(
@@ -164,6 +170,8 @@ KEYS: dict[str, KeyOf] = {
     "lru": lambda old, request, following: (request, 0),
     "fifo": lambda old, request, following: old or (request, 0),
     "lfu": lambda old, request, following: ((old[0] if old else 0) + 1, request),
+    "fifo-plain": lambda old, clock, following: old or (clock, 0),
+    "lfu-plain": lambda old, clock, following: ((old[0] if old else 0) + 1, clock),
     "optimal": lambda old, request, following: (-following, 0),
 }  # of a block used by `request` and next by `following`, from its key before; the lowest goes first
 
@@ -232,23 +240,24 @@ class _Leaves:
             heapq.heappush(self._heap, (self._keys[node], node))
 
 
-class _PlainLfu:
-    """Fewest uses since it came in, then longest unused, goes first; a request's blocks are touched head to tail."""
+class _Plain:
+    """A cache that evicts whichever block has the lowest key; a request's blocks are touched head to tail."""
 
-    def __init__(self, capacity: int, sizes: list[int]) -> None:
-        self._capacity, self._sizes = capacity, sizes
+    def __init__(self, key_of: KeyOf, capacity: int, sizes: list[int]) -> None:
+        self._key_of, self._capacity, self._sizes = key_of, capacity, sizes
         self._keys: dict[int, Key] = {}
         self._heap: list[tuple[Key, int]] = []
         self._used = 0
 
     def request(self, at: int, path: list[int]) -> int:
         hits = next((place for place, node in enumerate(path) if node not in self._keys), len(path))
-        for clock, node in enumerate(path, at):
-            if node not in self._keys and not self._bring_in(self._sizes[node]):
+        for clock, node in enumerate(path, at + 1):
+            old = self._keys.get(node)
+            if old is None and not self._bring_in(self._sizes[node]):
                 continue
-            uses = self._keys[node][0] if node in self._keys else 0
-            self._keys[node] = (uses + 1, clock)
-            heapq.heappush(self._heap, (self._keys[node], node))
+            self._keys[node] = self._key_of(old, clock, NEVER)
+            if self._keys[node] != old:
+                heapq.heappush(self._heap, (self._keys[node], node))
         return hits
 
     def _bring_in(self, size: int) -> bool:

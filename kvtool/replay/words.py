@@ -16,7 +16,7 @@ DEFINITION = {
     "its own blocks are stored",
     "block": "a block is its whole prefix: the same id behind other ids is another block",
     "insertion": "the blocks that hit are touched and the missing ones are stored head to tail; none of the request's "
-    "own is evicted for another, and when nothing can go the rest of it is not stored; lru-plain and lfu-plain store "
+    "own is evicted for another, and when nothing can go the rest of it is not stored; the plain policies store "
     "every block, and may evict the request's own",
     "block_hit_ratio": "blocks that hit / blocks of all requests that count",
     "token_hit_ratio": "tokens in blocks that hit / input tokens; the last block of a prompt has what is left of it",

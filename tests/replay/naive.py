@@ -82,9 +82,11 @@ def leaves(policy: str, capacity: int, trace: list[Path_], parents: Sequence[int
 def plain(policy: str, capacity: int, trace: list[Path_], sizes: Sequence[int]) -> list[int]:
     """Look up, then touch or store block after block, evicting the block that the policy names, whichever it is."""
     resident: dict[int, tuple[int, int]] = {}  # node -> (uses, clock)
+    stored: dict[int, int] = {}
     clock, hits = 0, []
     rank: Callable[[int], tuple[int, ...]] = {
         "lru-plain": lambda node: (resident[node][1],),
+        "fifo-plain": lambda node: (stored[node],),
         "lfu-plain": lambda node: resident[node],
     }[policy]
     for path in trace:
@@ -97,7 +99,7 @@ def plain(policy: str, capacity: int, trace: list[Path_], sizes: Sequence[int]) 
             while resident and sum(sizes[n] for n in resident) + sizes[node] > capacity:
                 del resident[min(resident, key=rank)]
             if sizes[node] <= capacity:
-                resident[node] = (1, clock)
+                resident[node], stored[node] = (1, clock), clock
     return hits
 
 

@@ -43,7 +43,7 @@ def test_content_relaxed_strict_policy_in_this_order(core: Core, first: int, tmp
         assert found.content >= found.relaxed >= found.strict
         replayed = [
             policy_hits(core, policy, capacity, accesses, sizes=None, next_use=following)[first:].sum()
-            for policy in ("fifo", "lfu", "optimal", "lfu-plain")
+            for policy in ("fifo", "lfu", "optimal", "fifo-plain", "lfu-plain")
         ]
         for hits in (*replayed, *(curve.at(capacity).hit_blocks for curve in curves.values())):
             assert found.strict >= hits
@@ -71,7 +71,7 @@ def test_with_unequal_blocks_the_relaxed_ceiling_bounds_every_policy(core: Core,
             found = ceilings.at(capacity)
             assert found.strict is None
             assert found.content >= found.relaxed
-            for policy in ("lru", "fifo", "lfu", "optimal", "lfu-plain"):
+            for policy in ("lru", "fifo", "lfu", "optimal", "fifo-plain", "lfu-plain"):
                 hits = policy_hits(core, policy, capacity, accesses, sizes=sizes, next_use=following)
                 assert found.relaxed >= hits[30:].sum()
         assert ceilings.at(int(sizes.sum())).relaxed == ceilings.content

@@ -10,7 +10,7 @@ import pytest
 
 from kvtool.cache.eviction import EVICTION
 from kvtool.errors import KvtoolError
-from kvtool.replay.core import LEAF_POLICIES, Core
+from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core
 from kvtool.replay.native import native
 from kvtool.replay.policies import POLICIES, check_policies, policy_hits
 from kvtool.replay.tree import tree_hits
@@ -19,7 +19,7 @@ from tests.replay import naive
 
 
 @pytest.mark.parametrize("equal", [True, False])
-@pytest.mark.parametrize("policy", [*LEAF_POLICIES, "lfu-plain"])
+@pytest.mark.parametrize("policy", [*LEAF_POLICIES, *PLAIN_POLICIES])
 def test_a_policy_is_what_its_definition_says(core: Core, policy: str, equal: bool, tmp_path: Path) -> None:
     for seed in range(25):
         rng = random.Random(seed)
@@ -32,7 +32,7 @@ def test_a_policy_is_what_its_definition_says(core: Core, policy: str, equal: bo
         for capacity in (0, 1, rng.randint(1, sum(each)), sum(each)):
             hits = policy_hits(core, policy, capacity, accesses, sizes=sizes, next_use=following)
             trace = naive.paths(accesses)
-            if policy == "lfu-plain":
+            if policy in PLAIN_POLICIES:
                 expected = naive.plain(policy, capacity, trace, each)
             else:
                 expected = naive.leaves(policy, capacity, trace, accesses.parents.tolist(), each)
@@ -59,7 +59,7 @@ def test_the_two_loops_give_the_same_numbers(tmp_path: Path) -> None:
         assert np.array_equal(*following)
         assert np.array_equal(*counted)
         for capacity in (room // 50, room // 10, room // 2):
-            for policy in (*LEAF_POLICIES, "lfu-plain"):
+            for policy in (*LEAF_POLICIES, *PLAIN_POLICIES):
                 hits = [
                     policy_hits(c, policy, capacity, a, sizes=sizes, next_use=following[0]) for c in (built, python)
                 ]

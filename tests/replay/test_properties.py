@@ -46,7 +46,7 @@ def test_optimal_is_at_least_every_policy(requests: list[list[int]], capacity: i
     following = core().next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
     hits = {
         policy: int(policy_hits(core(), policy, capacity, accesses, sizes=None, next_use=following).sum())
-        for policy in ("optimal", "lru", "fifo", "lfu", "lfu-plain")
+        for policy in ("optimal", "lru", "fifo", "lfu", "fifo-plain", "lfu-plain")
     }
     plain = Curve(core(), accesses, "lru-plain", sizes=None, first=0).at(capacity).hit_blocks
     assert hits["optimal"] >= max(*hits.values(), plain)
@@ -60,6 +60,6 @@ def test_without_a_limit_every_policy_hits_the_content(requests: list[list[int]]
     content = Ceilings(core(), accesses, sizes=None, first=0).content
     assert content == len(accesses.nodes) - len(accesses.parents)
     following = core().next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
-    for policy in ("optimal", "lru", "fifo", "lfu", "lfu-plain"):
+    for policy in ("optimal", "lru", "fifo", "lfu", "fifo-plain", "lfu-plain"):
         hits = policy_hits(core(), policy, len(accesses.parents), accesses, sizes=None, next_use=following)
         assert hits.sum() == content

@@ -71,17 +71,20 @@ def test_the_seven_published_points(policy: str, published: list[float]) -> None
 
 
 @needs_trace
-def test_the_optimum_that_kvcache_simulator_prints() -> None:
-    """kvcache-simulator 0.1.3 over the last half of the tokens, its LRU and its optimum at eight capacities."""
-    document = replayed(WHOLE, "lru,optimal", "102,819,1638,3276,6553,13107,26214,52428", last=0.5)
+def test_what_kvcache_simulator_prints() -> None:
+    """kvcache-simulator 0.1.3 over the last half of the tokens: LRU, optimum, and FIFO without a tree, at eight
+    capacities.
+    """
+    document = replayed(WHOLE, "lru,optimal,fifo-plain", "102,819,1638,3276,6553,13107,26214,52428", last=0.5)
     printed = [round(100 * row.token_hit_ratio, 1) for row in document.rows]
     assert printed[:8] == [4.5, 4.6, 5.2, 7.3, 15.3, 25.0, 33.0, 37.8]
-    assert printed[8:] == [7.4, 18.0, 24.5, 32.0, 38.6, 39.8, 39.8, 39.8]
+    assert printed[8:16] == [7.4, 18.0, 24.5, 32.0, 38.6, 39.8, 39.8, 39.8]
+    assert printed[16:] == [3.8, 4.5, 5.1, 7.1, 14.3, 21.6, 29.0, 34.9]
 
 
 def test_a_slice_of_it() -> None:
     """Chained blocks without a limit hit 1 - unique / total exactly."""
-    document = replayed(SLICE, "lru,fifo,lfu,optimal,lru-plain,lfu-plain", "0,50,none")
+    document = replayed(SLICE, "lru,fifo,lfu,optimal,lru-plain,fifo-plain,lfu-plain", "0,50,none")
     trace = document.trace
     assert trace.ideal_block_hit_ratio == pytest.approx(1 - trace.unique_blocks / trace.total_blocks)
     for row in document.rows:

@@ -151,6 +151,39 @@ int replay_plain_lfu(int64_t capacity, const int32_t *nodes, const int64_t *star
   return fits;
 }
 
+// Plain FIFO: what came in first goes first, used or not; the tree is ignored. 0: no memory.
+int replay_plain_fifo(int64_t capacity, const int32_t *nodes, const int64_t *starts, int64_t num_requests,
+                      int64_t num_nodes, const int64_t *sizes, int64_t *hits) {
+  char *resident = calloc(num_nodes + 1, 1);
+  int32_t *queue = malloc((num_nodes + 1) * sizeof(int32_t));  // a ring: no node is in it twice
+  int64_t head = 0, size = 0, used = 0;
+  const int fits = resident && queue;
+  for (int64_t request = 0; fits && request < num_requests; request++) {
+    int64_t at = starts[request];
+    while (at < starts[request + 1] && resident[nodes[at]]) at++;
+    hits[request] = at - starts[request];
+    for (at = starts[request]; at < starts[request + 1]; at++) {
+      const int32_t node = nodes[at];
+      const int64_t room = sizes ? sizes[node] : 1;
+      if (resident[node]) continue;
+      while (used + room > capacity && size) {
+        const int32_t victim = queue[head];
+        used -= sizes ? sizes[victim] : 1;
+        resident[victim] = 0;
+        head = (head + 1) % (num_nodes + 1);
+        size--;
+      }
+      if (used + room > capacity) continue;
+      used += room;
+      resident[node] = 1;
+      queue[(head + size++) % (num_nodes + 1)] = node;
+    }
+  }
+  free(resident);
+  free(queue);
+  return fits;
+}
+
 // The most that any policy can hit (Belady's MIN over requests): of what is resident and what a request used, the
 // blocks with the nearest next use stay, the upper ones of a path first. Blocks of one size. 0: no memory.
 int replay_minimum(int64_t capacity, const int32_t *nodes, const int64_t *starts, int64_t num_requests,
