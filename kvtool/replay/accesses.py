@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvtool.errors import KvtoolError
-from kvtool.replay.core import Core, FloatArray, IntArray, NodeArray, Tree
+from kvtool.replay.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
 from kvtool.workloads.traces import Trace, TraceRequest
 
 BLOCKS_AT_ONCE = 1 << 16
@@ -23,9 +23,8 @@ BLOCKS_AT_ONCE = 1 << 16
 class Accesses:
     """All requests of a trace, in the order of their replay.
 
-    `nodes` [blocks] int32 are the nodes of one request after the other, request r's from `starts[r]` to `starts[r + 1]`
-    (int64 [requests + 1]); `parents` [nodes] int32 is -1 below the root, and every parent comes before its children.
-    `lines`, `arrival_s` and `input_tokens` are per request. `shared_ids` counts ids with more than one parent.
+    `nodes`, `starts` and `parents` are those of a `Walk`; `lines`, `arrival_s` and `input_tokens` are per request.
+    `shared_ids` counts ids with more than one parent.
     """
 
     name: str
@@ -48,6 +47,10 @@ class Accesses:
     def lengths(self) -> IntArray:
         """Blocks of each request, int64 [requests]."""
         return np.diff(self.starts)
+
+    def walk(self, sizes: IntArray | None = None) -> Walk:
+        """The paths of the requests, of blocks with these bytes (None: of one size)."""
+        return Walk(self.nodes, self.starts, self.parents, sizes)
 
     def depths(self) -> NodeArray:
         """Blocks above each node, int32 [nodes]."""

@@ -38,7 +38,7 @@ class Ceilings:
 
     def __init__(self, core: Core, accesses: Accesses, *, sizes: IntArray | None, first: int, match: int = 1) -> None:
         self._core, self._accesses, self._sizes, self._first = core, accesses, sizes, first
-        self._next: NodeArray = core.next_requests(accesses.nodes, accesses.starts, len(accesses.parents), first)
+        self._next: NodeArray = core.next_requests(accesses.walk(), first)
         self._intervals = None if sizes is None else self._costs(sizes)
         seen = np.bincount(self._next[self._next != NEVER])  # blocks of each request that an earlier one had
         self.content = int((seen // match * match).sum())
@@ -54,8 +54,7 @@ class Ceilings:
         return Ceiling(self.content, min(self.content, by_count, self._by_area(capacity)), None)
 
     def _minimum(self, capacity: int) -> int:
-        nodes, starts = self._accesses.nodes, self._accesses.starts
-        hits = self._core.minimum(capacity, nodes, starts, len(self._accesses.parents), self._next)
+        hits = self._core.minimum(capacity, self._accesses.walk(), self._next)
         return int(hits[self._first :].sum())
 
     def _costs(self, sizes: IntArray) -> FloatArray:

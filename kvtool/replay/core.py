@@ -1,11 +1,11 @@
 """The loops of a replay, of which there are two that give the same numbers: in C, and in Python where no gcc is.
 
-`core()` says which. All of them take a trace as `nodes` and `starts` (see accesses.py). `sizes` [nodes] int64 are the
-bytes of each node, None for one block each; capacities are in the same unit.
+`core()` says which. Capacities are in the unit of a walk's sizes: bytes, or blocks where it has none.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
@@ -19,6 +19,29 @@ NEVER = np.iinfo(np.int32).max  # the next use of a block that is not used again
 LEAF_POLICIES = ("lru", "fifo", "lfu", "optimal")  # in the order of c/policies.c
 PLAIN_POLICIES = ("fifo-plain", "lfu-plain")
 UNSEEN = -1  # the distance of a block that no capacity could have held
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The paths of all requests down the prefix tree.
+
+    `nodes` [blocks] int32 are those of one request after the other, request r's from `starts[r]` to `starts[r + 1]`
+    (int64 [requests + 1]). `parents` [nodes] int32 is -1 below the root, and every parent comes before its children.
+    `sizes` [nodes] int64 are bytes, None for blocks of one size.
+    """
+
+    nodes: NodeArray
+    starts: IntArray
+    parents: NodeArray
+    sizes: IntArray | None = None
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.parents)
 
 
 class Tree(Protocol):
@@ -42,40 +65,19 @@ class Core(Protocol):
     def tree(self) -> Tree:
         """A prefix tree without nodes."""
 
-    def lru_distances(
-        self, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int, *, tail_last: bool
-    ) -> IntArray:
+    def lru_distances(self, walk: Walk, *, tail_last: bool) -> IntArray:
         """The smallest capacity at which LRU hits each access, UNSEEN for the first of a node; int64 [blocks]."""
 
-    def next_requests(self, nodes: NodeArray, starts: IntArray, num_nodes: int, first: int) -> NodeArray:
+    def next_requests(self, walk: Walk, first: int) -> NodeArray:
         """The request that uses each access's node next, of those from `first` on, or NEVER; int32 [blocks]."""
 
-    def leaves(
-        self,
-        policy: str,
-        capacity: int,
-        nodes: NodeArray,
-        starts: IntArray,
-        parents: NodeArray,
-        sizes: IntArray | None,
-        next_use: NodeArray | None,
-    ) -> IntArray:
-        """Blocks that each request hits when leaves are evicted; int64 [requests]."""
+    def leaves(self, policy: str, capacity: int, walk: Walk, next_use: NodeArray | None = None) -> IntArray:
+        """Blocks that each request hits under one of LEAF_POLICIES; int64 [requests]. `next_use` is for optimal."""
 
-    def plain(
-        self,
-        policy: str,
-        capacity: int,
-        nodes: NodeArray,
-        starts: IntArray,
-        sizes: IntArray | None,
-        num_nodes: int,
-    ) -> IntArray:
-        """Blocks that each request hits under a policy that ignores the tree; int64 [requests]."""
+    def plain(self, policy: str, capacity: int, walk: Walk) -> IntArray:
+        """Blocks that each request hits under one of PLAIN_POLICIES, which ignore the tree; int64 [requests]."""
 
-    def minimum(
-        self, capacity: int, nodes: NodeArray, starts: IntArray, num_nodes: int, next_use: NodeArray
-    ) -> IntArray:
+    def minimum(self, capacity: int, walk: Walk, next_use: NodeArray) -> IntArray:
         """Blocks that each request hits under Belady's MIN over requests, blocks of one size; int64 [requests]."""
 
 

@@ -39,9 +39,7 @@ class Curve:
         self, core: Core, accesses: Accesses, policy: str, *, sizes: IntArray | None, first: int, match: int = 1
     ) -> None:
         self._accesses, self._first = accesses, first
-        distances = core.lru_distances(
-            accesses.nodes, accesses.starts, sizes, len(accesses.parents), tail_last=STACKS[policy]
-        )
+        distances = core.lru_distances(accesses.walk(sizes), tail_last=STACKS[policy])
         self._distances = distances if match == 1 else _of_last_in_group(distances, accesses, match)
         counted = self._distances[accesses.starts[first] :]
         self._needed = np.sort(counted[counted != UNSEEN])

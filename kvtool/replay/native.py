@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtool.replay.core import LEAF_POLICIES, IntArray, NodeArray
+from kvtool.replay.core import LEAF_POLICIES, IntArray, NodeArray, Walk
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-O3", "-fPIC", "-shared", "-std=gnu11")
@@ -83,66 +83,31 @@ class NativeCore:
     def tree(self) -> NativeTree:
         return NativeTree(self._library)
 
-    def lru_distances(
-        self, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int, *, tail_last: bool
-    ) -> IntArray:
-        distances = np.empty(len(nodes), dtype=np.int64)
-        _fits(
-            self._library.lru_distances(
-                _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(sizes), tail_last, _at(distances)
-            )
-        )
+    def lru_distances(self, walk: Walk, *, tail_last: bool) -> IntArray:
+        distances = np.empty(len(walk.nodes), dtype=np.int64)
+        _fits(self._library.lru_distances(*_paths(walk), walk.num_nodes, _at(walk.sizes), tail_last, _at(distances)))
         return distances
 
-    def next_requests(self, nodes: NodeArray, starts: IntArray, num_nodes: int, first: int) -> NodeArray:
-        following = np.empty(len(nodes), dtype=np.int32)
-        _fits(self._library.next_requests(_at(nodes), _at(starts), len(starts) - 1, num_nodes, first, _at(following)))
+    def next_requests(self, walk: Walk, first: int) -> NodeArray:
+        following = np.empty(len(walk.nodes), dtype=np.int32)
+        _fits(self._library.next_requests(*_paths(walk), walk.num_nodes, first, _at(following)))
         return following
 
-    def leaves(
-        self,
-        policy: str,
-        capacity: int,
-        nodes: NodeArray,
-        starts: IntArray,
-        parents: NodeArray,
-        sizes: IntArray | None,
-        next_use: NodeArray | None,
-    ) -> IntArray:
-        hits = np.empty(len(starts) - 1, dtype=np.int64)
-        _fits(
-            self._library.replay_leaves(
-                LEAF_POLICIES.index(policy),
-                capacity,
-                *(_at(nodes), _at(starts), len(starts) - 1),
-                *(_at(parents), len(parents), _at(sizes), _at(next_use), _at(hits)),
-            )
-        )
+    def leaves(self, policy: str, capacity: int, walk: Walk, next_use: NodeArray | None = None) -> IntArray:
+        hits, tree = np.empty(walk.num_requests, dtype=np.int64), (_at(walk.parents), walk.num_nodes, _at(walk.sizes))
+        number = LEAF_POLICIES.index(policy)
+        _fits(self._library.replay_leaves(number, capacity, *_paths(walk), *tree, _at(next_use), _at(hits)))
         return hits
 
-    def plain(
-        self,
-        policy: str,
-        capacity: int,
-        nodes: NodeArray,
-        starts: IntArray,
-        sizes: IntArray | None,
-        num_nodes: int,
-    ) -> IntArray:
+    def plain(self, policy: str, capacity: int, walk: Walk) -> IntArray:
         loop = {"fifo-plain": self._library.replay_plain_fifo, "lfu-plain": self._library.replay_plain_lfu}[policy]
-        hits = np.empty(len(starts) - 1, dtype=np.int64)
-        _fits(loop(capacity, _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(sizes), _at(hits)))
+        hits = np.empty(walk.num_requests, dtype=np.int64)
+        _fits(loop(capacity, *_paths(walk), walk.num_nodes, _at(walk.sizes), _at(hits)))
         return hits
 
-    def minimum(
-        self, capacity: int, nodes: NodeArray, starts: IntArray, num_nodes: int, next_use: NodeArray
-    ) -> IntArray:
-        hits = np.empty(len(starts) - 1, dtype=np.int64)
-        _fits(
-            self._library.replay_minimum(
-                capacity, _at(nodes), _at(starts), len(starts) - 1, num_nodes, _at(next_use), _at(hits)
-            )
-        )
+    def minimum(self, capacity: int, walk: Walk, next_use: NodeArray) -> IntArray:
+        hits = np.empty(walk.num_requests, dtype=np.int64)
+        _fits(self._library.replay_minimum(capacity, *_paths(walk), walk.num_nodes, _at(next_use), _at(hits)))
         return hits
 
 
@@ -173,6 +138,11 @@ class NativeTree:
         ids, parents = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int32)
         self._library.prefixes_copy(self._tree, _at(ids), _at(parents))
         return ids, parents
+
+
+def _paths(walk: Walk) -> tuple[int | None, int | None, int]:
+    """What all loops begin with: nodes, starts, and how many requests."""
+    return _at(walk.nodes), _at(walk.starts), walk.num_requests
 
 
 def _at(values: np.ndarray[Any, Any] | None) -> int | None:

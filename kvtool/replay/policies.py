@@ -42,11 +42,10 @@ def policy_hits(
 
     Raises KvtoolError for a policy of the engine's alone where blocks differ in bytes.
     """
-    nodes, starts, parents = accesses.nodes, accesses.starts, accesses.parents
     if policy in PLAIN_POLICIES:
-        return core.plain(policy, capacity, nodes, starts, sizes, len(parents))
+        return core.plain(policy, capacity, accesses.walk(sizes))
     if policy in LEAF_POLICIES:
-        return core.leaves(policy, capacity, nodes, starts, parents, sizes, next_use)
+        return core.leaves(policy, capacity, accesses.walk(sizes), next_use)
     if sizes is not None:
         raise KvtoolError(f"policy {policy} replays blocks of one size: leave out --state-every")
     return tree_hits(policy, capacity, accesses)

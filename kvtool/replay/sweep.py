@@ -17,7 +17,7 @@ def sweep(
     """Blocks that each request hits, for each policy and capacity. `jobs` as joblib's n_jobs: -1 is every core."""
     next_use = None
     if any(policy == "optimal" for policy, _ in points):
-        next_use = loops.next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
+        next_use = loops.next_requests(accesses.walk(), 0)
     work = [(point, accesses, sizes, next_use) for point in points]
     compiled = loops.name == "c" and all(policy in (*LEAF_POLICIES, *PLAIN_POLICIES) for policy, _ in points)
     rate = COMPILED_BLOCKS_A_SECOND if compiled else PYTHON_BLOCKS_A_SECOND

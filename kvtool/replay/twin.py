@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kvtool.replay.core import NEVER, UNSEEN, IntArray, NodeArray
+from kvtool.replay.core import NEVER, UNSEEN, IntArray, NodeArray, Walk
 
 
 class PythonCore:
@@ -18,68 +18,45 @@ class PythonCore:
     def tree(self) -> PythonTree:
         return PythonTree()
 
-    def lru_distances(
-        self, nodes: NodeArray, starts: IntArray, sizes: IntArray | None, num_nodes: int, *, tail_last: bool
-    ) -> IntArray:
-        return _Stack(len(starts) - 1, num_nodes, _sizes(sizes, num_nodes)).distances(nodes, starts, tail_last)
+    def lru_distances(self, walk: Walk, *, tail_last: bool) -> IntArray:
+        return _Stack(walk).distances(tail_last)
 
-    def next_requests(self, nodes: NodeArray, starts: IntArray, num_nodes: int, first: int) -> NodeArray:
-        following = np.empty(len(nodes), dtype=np.int32)
-        coming = np.full(num_nodes, NEVER, dtype=np.int32)
-        for request in range(len(starts) - 2, -1, -1):
-            own = nodes[starts[request] : starts[request + 1]]
-            following[starts[request] : starts[request + 1]] = coming[own]
-            coming[own] = request if request >= first else NEVER
+    def next_requests(self, walk: Walk, first: int) -> NodeArray:
+        following = np.empty(len(walk.nodes), dtype=np.int32)
+        coming = np.full(walk.num_nodes, NEVER, dtype=np.int32)
+        for request in range(walk.num_requests - 1, -1, -1):
+            place = slice(walk.starts[request], walk.starts[request + 1])
+            following[place] = coming[walk.nodes[place]]
+            coming[walk.nodes[place]] = request if request >= first else NEVER
         return following
 
-    def leaves(
-        self,
-        policy: str,
-        capacity: int,
-        nodes: NodeArray,
-        starts: IntArray,
-        parents: NodeArray,
-        sizes: IntArray | None,
-        next_use: NodeArray | None,
-    ) -> IntArray:
-        following = np.zeros(len(nodes), np.int32) if next_use is None else next_use
-        cache = _Leaves(KEYS[policy], capacity, parents.tolist(), _sizes(sizes, len(parents)), policy == "optimal")
+    def leaves(self, policy: str, capacity: int, walk: Walk, next_use: NodeArray | None = None) -> IntArray:
+        following = np.zeros(len(walk.nodes), np.int32) if next_use is None else next_use
+        cache = _Leaves(KEYS[policy], capacity, walk, bypass=policy == "optimal")
         hits = [
             cache.request(number, own, following[at : at + len(own)].tolist())
-            for number, (at, own) in enumerate(_requests(nodes, starts))
+            for number, (at, own) in enumerate(_requests(walk))
         ]
         return np.array(hits, dtype=np.int64)
 
-    def plain(
-        self,
-        policy: str,
-        capacity: int,
-        nodes: NodeArray,
-        starts: IntArray,
-        sizes: IntArray | None,
-        num_nodes: int,
-    ) -> IntArray:
-        cache = _Plain(KEYS[policy], capacity, _sizes(sizes, num_nodes))
-        return np.array([cache.request(at, own) for at, own in _requests(nodes, starts)], dtype=np.int64)
+    def plain(self, policy: str, capacity: int, walk: Walk) -> IntArray:
+        cache = _Plain(KEYS[policy], capacity, walk)
+        return np.array([cache.request(at, own) for at, own in _requests(walk)], dtype=np.int64)
 
-    def minimum(
-        self, capacity: int, nodes: NodeArray, starts: IntArray, num_nodes: int, next_use: NodeArray
-    ) -> IntArray:
-        cache = _Minimum(capacity)
-        uses = next_use.tolist()
-        return np.array(
-            [cache.request(own, uses[at : at + len(own)]) for at, own in _requests(nodes, starts)], np.int64
-        )
+    def minimum(self, capacity: int, walk: Walk, next_use: NodeArray) -> IntArray:
+        cache, uses = _Minimum(capacity), next_use.tolist()
+        hits = [cache.request(own, uses[at : at + len(own)]) for at, own in _requests(walk)]
+        return np.array(hits, dtype=np.int64)
 
 
-def _sizes(sizes: IntArray | None, num_nodes: int) -> list[int]:
-    return [1] * num_nodes if sizes is None else sizes.tolist()
+def _sizes(walk: Walk) -> list[int]:
+    return [1] * walk.num_nodes if walk.sizes is None else walk.sizes.tolist()
 
 
-def _requests(nodes: NodeArray, starts: IntArray) -> Iterator[tuple[int, list[int]]]:
+def _requests(walk: Walk) -> Iterator[tuple[int, list[int]]]:
     """Where each request begins, and its nodes."""
-    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        yield start, nodes[start:end].tolist()
+    for start, end in zip(walk.starts[:-1].tolist(), walk.starts[1:].tolist(), strict=True):
+        yield start, walk.nodes[start:end].tolist()
 
 
 class PythonTree:
@@ -113,18 +90,18 @@ class _Stack:
     not one a block, and a path of k blocks in j runs costs k + j log(requests).
     """
 
-    def __init__(self, num_requests: int, num_nodes: int, sizes: list[int]) -> None:
-        self._sizes = sizes
-        self._sums = [0] * (num_requests + 1)
+    def __init__(self, walk: Walk) -> None:
+        self._walk, self._sizes = walk, _sizes(walk)
+        self._sums = [0] * (walk.num_requests + 1)
         self._total = 0
-        self._own = [0] * num_requests
-        self._last = [UNSEEN] * num_nodes
+        self._own = [0] * walk.num_requests
+        self._last = [UNSEEN] * walk.num_nodes
 
-    def distances(self, nodes: NodeArray, starts: IntArray, tail_last: bool) -> IntArray:
+    def distances(self, tail_last: bool) -> IntArray:
         """Room for each access. `tail_last`: plain LRU, whose older nodes of a path lie below the newer, so that a run
         hits whole or not at all."""
         distances: list[int] = []
-        for request, (_, own) in enumerate(_requests(nodes, starts)):
+        for request, (_, own) in enumerate(_requests(self._walk)):
             at = 0
             while at < len(own) and (holder := self._last[own[at]]) != UNSEEN:
                 above, run = self._above(holder), 0
@@ -182,16 +159,11 @@ class _Leaves:
     `bypass`: a block that would go before all others does not come in.
     """
 
-    def __init__(self, key_of: KeyOf, capacity: int, parents: list[int], sizes: list[int], bypass: bool) -> None:
-        self._key_of, self._capacity, self._parents, self._sizes, self._bypass = (
-            key_of,
-            capacity,
-            parents,
-            sizes,
-            bypass,
-        )
+    def __init__(self, key_of: KeyOf, capacity: int, walk: Walk, *, bypass: bool) -> None:
+        self._key_of, self._capacity, self._bypass = key_of, capacity, bypass
+        self._parents, self._sizes = walk.parents.tolist(), _sizes(walk)
         self._keys: dict[int, Key] = {}  # of resident nodes
-        self._children = [0] * len(parents)
+        self._children = [0] * walk.num_nodes
         self._heap: list[tuple[Key, int]] = []
         self._used = 0
 
@@ -243,8 +215,8 @@ class _Leaves:
 class _Plain:
     """A cache that evicts whichever block has the lowest key; a request's blocks are touched head to tail."""
 
-    def __init__(self, key_of: KeyOf, capacity: int, sizes: list[int]) -> None:
-        self._key_of, self._capacity, self._sizes = key_of, capacity, sizes
+    def __init__(self, key_of: KeyOf, capacity: int, walk: Walk) -> None:
+        self._key_of, self._capacity, self._sizes = key_of, capacity, _sizes(walk)
         self._keys: dict[int, Key] = {}
         self._heap: list[tuple[Key, int]] = []
         self._used = 0

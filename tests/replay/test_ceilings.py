@@ -35,7 +35,7 @@ def test_the_exact_ceiling_is_the_best_of_all_choices(core: Core, tmp_path: Path
 def test_content_relaxed_strict_policy_in_this_order(core: Core, first: int, tmp_path: Path) -> None:
     accesses = naive.make(core, naive.random_requests(1, count=300, ids=6, longest=10), tmp_path)
     ceilings = Ceilings(core, accesses, sizes=None, first=first)
-    following = core.next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
+    following = core.next_requests(accesses.walk(), 0)
     curves = {name: Curve(core, accesses, name, sizes=None, first=first) for name in ("lru", "lru-plain")}
     for capacity in (0, 1, 5, 20, 80, 300, 2000):
         found = ceilings.at(capacity)
@@ -54,7 +54,7 @@ def test_content_relaxed_strict_policy_in_this_order(core: Core, first: int, tmp
 def test_over_all_requests_the_optimal_policy_reaches_the_exact_ceiling(core: Core, tmp_path: Path) -> None:
     accesses = naive.make(core, naive.random_requests(2, count=300, ids=6, longest=10), tmp_path)
     ceilings = Ceilings(core, accesses, sizes=None, first=0)
-    following = core.next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
+    following = core.next_requests(accesses.walk(), 0)
     for capacity in (1, 5, 20, 80, 300):
         hits = policy_hits(core, "optimal", capacity, accesses, sizes=None, next_use=following)
         assert ceilings.at(capacity).strict == hits.sum()
@@ -66,7 +66,7 @@ def test_with_unequal_blocks_the_relaxed_ceiling_bounds_every_policy(core: Core,
         accesses = naive.make(core, naive.random_requests(seed, count=60, ids=3, longest=6), tmp_path)
         sizes = np.array([rng.randint(1, 9) for _ in accesses.parents], dtype=np.int64)
         ceilings = Ceilings(core, accesses, sizes=sizes, first=30)
-        following = core.next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
+        following = core.next_requests(accesses.walk(), 0)
         for capacity in (0, 5, 20, 60, int(sizes.sum())):
             found = ceilings.at(capacity)
             assert found.strict is None

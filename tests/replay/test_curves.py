@@ -42,7 +42,7 @@ def test_one_pass_is_the_replay_by_leaves(core: Core, policy: str, tmp_path: Pat
     accesses = naive.make(core, naive.random_requests(3, count=400, ids=5, longest=12), tmp_path)
     curve = Curve(core, accesses, "lru", sizes=None, first=0)
     for capacity in (0, 1, 2, 7, 30, 100, 400, 10_000):
-        hits = core.leaves("lru", capacity, accesses.nodes, accesses.starts, accesses.parents, None, None)
+        hits = core.leaves("lru", capacity, accesses.walk())
         assert curve.request_hits(capacity).tolist() == hits.tolist()
 
 

@@ -28,7 +28,7 @@ def test_a_policy_is_what_its_definition_says(core: Core, policy: str, equal: bo
         num_nodes = len(accesses.parents)
         sizes = None if equal else np.array([rng.randint(1, 6) for _ in range(num_nodes)], dtype=np.int64)
         each = [1] * num_nodes if sizes is None else sizes.tolist()
-        following = core.next_requests(accesses.nodes, accesses.starts, num_nodes, 0)
+        following = core.next_requests(accesses.walk(), 0)
         for capacity in (0, 1, rng.randint(1, sum(each)), sum(each)):
             hits = policy_hits(core, policy, capacity, accesses, sizes=sizes, next_use=following)
             trace = naive.paths(accesses)
@@ -52,10 +52,10 @@ def test_the_two_loops_give_the_same_numbers(tmp_path: Path) -> None:
     for sizes in (None, np.random.default_rng(0).integers(1, 50, num_nodes)):
         room = num_nodes if sizes is None else int(sizes.sum())
         for tail_last in (False, True):
-            pair = [c.lru_distances(a.nodes, a.starts, sizes, num_nodes, tail_last=tail_last) for c in (built, python)]
+            pair = [c.lru_distances(a.walk(sizes), tail_last=tail_last) for c in (built, python)]
             assert np.array_equal(*pair)
-        following = [c.next_requests(a.nodes, a.starts, num_nodes, 0) for c in (built, python)]
-        counted = [c.next_requests(a.nodes, a.starts, num_nodes, 700) for c in (built, python)]
+        following = [c.next_requests(a.walk(), 0) for c in (built, python)]
+        counted = [c.next_requests(a.walk(), 700) for c in (built, python)]
         assert np.array_equal(*following)
         assert np.array_equal(*counted)
         for capacity in (room // 50, room // 10, room // 2):
@@ -64,7 +64,7 @@ def test_the_two_loops_give_the_same_numbers(tmp_path: Path) -> None:
                     policy_hits(c, policy, capacity, a, sizes=sizes, next_use=following[0]) for c in (built, python)
                 ]
                 assert np.array_equal(*hits), (policy, capacity)
-            most = [c.minimum(capacity, a.nodes, a.starts, num_nodes, counted[0]) for c in (built, python)]
+            most = [c.minimum(capacity, a.walk(), counted[0]) for c in (built, python)]
             assert np.array_equal(*most)
 
 

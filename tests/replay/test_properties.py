@@ -43,7 +43,7 @@ def test_lru_hits_never_fall_with_capacity(requests: list[list[int]], equal: boo
 @given(prompts, st.integers(0, 40))
 def test_optimal_is_at_least_every_policy(requests: list[list[int]], capacity: int) -> None:
     accesses = made(requests)
-    following = core().next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
+    following = core().next_requests(accesses.walk(), 0)
     hits = {
         policy: int(policy_hits(core(), policy, capacity, accesses, sizes=None, next_use=following).sum())
         for policy in ("optimal", "lru", "fifo", "lfu", "fifo-plain", "lfu-plain")
@@ -59,7 +59,7 @@ def test_without_a_limit_every_policy_hits_the_content(requests: list[list[int]]
     accesses = made(requests)
     content = Ceilings(core(), accesses, sizes=None, first=0).content
     assert content == len(accesses.nodes) - len(accesses.parents)
-    following = core().next_requests(accesses.nodes, accesses.starts, len(accesses.parents), 0)
+    following = core().next_requests(accesses.walk(), 0)
     for policy in ("optimal", "lru", "fifo", "lfu", "fifo-plain", "lfu-plain"):
         hits = policy_hits(core(), policy, len(accesses.parents), accesses, sizes=None, next_use=following)
         assert hits.sum() == content
