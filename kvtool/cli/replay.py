@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvtool.cli.options import CARD, LAYOUT, JsonOption, ModelsOption, OutOption
 from kvtool.cli.trace import FormatOption, TraceArgument, TraceBlockSizeOption
 from kvtool.units import split_list
+
+if TYPE_CHECKING:
+    from kvtool.catalog.gpus import Gpu
+    from kvtool.catalog.model import Model
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -50,8 +55,6 @@ def replay(
     out: OutOption = None,
 ) -> None:
     """Replay TRACE through a prefix cache: hits of each policy at each capacity, beside the most that any could hit."""
-    from kvtool.catalog.gpus import find_gpu
-    from kvtool.catalog.resolve import resolve_model
     from kvtool.replay.capacity import parse_capacity
     from kvtool.replay.replay import ReplayOptions
     from kvtool.replay.replay import replay as replay_trace
@@ -75,8 +78,8 @@ def replay(
     document = replay_trace(
         open_trace(trace, form=form, block_size=block_size),
         options,
-        model=resolve_model(model, models_path=models) if model is not None else None,
-        gpu=find_gpu(gpu) if gpu is not None else None,
+        model=None if model is None else _model(model, models),
+        gpu=None if gpu is None else _gpu(gpu),
     )
     if out is not None:
         from kvtool.report.replay.replay import write_replay
@@ -91,3 +94,15 @@ def replay(
     from kvtool.report.terminal import Terminal
 
     print_replay(document, Terminal())
+
+
+def _model(name: str, models: Path | None) -> Model:
+    from kvtool.catalog.resolve import resolve_model
+
+    return resolve_model(name, models_path=models)
+
+
+def _gpu(name: str) -> Gpu:
+    from kvtool.catalog.gpus import find_gpu
+
+    return find_gpu(name)

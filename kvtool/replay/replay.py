@@ -21,6 +21,7 @@ from kvtool.replay.sweep import sweep
 from kvtool.replay.totals import first_counted, totals
 from kvtool.replay.words import assumptions, definition, warnings
 from kvtool.results import ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
+from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.workloads.traces import Trace
 
@@ -35,7 +36,7 @@ class ReplayOptions:
     capacities: tuple[Capacity, ...] = (Capacity(),)
     last: float = 1.0
     sort_by_time: bool = False
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: str = AUTO
     state_every: int = 1
     tp: int = 1
     jobs: int = -1
@@ -50,8 +51,7 @@ def replay(
     trace: Trace, options: ReplayOptions, *, model: Model | None = None, gpu: Gpu | None = None
 ) -> ReplayDocument:
     """The document. Raises KvtoolError for a trace that cannot be decoded, and for bytes or a card without a model."""
-    if gpu is not None and model is None:
-        raise KvtoolError(f"milliseconds on {gpu.name} need a MODEL: kvtool replay TRACE MODEL --gpu {gpu.name}")
+    _check_asked(options, model, gpu)
     loops = core()
     accesses = read_accesses(trace, loops)
     found = warnings(accesses)
@@ -78,6 +78,20 @@ def replay(
         warnings=found,
         assumptions=assumptions(accesses, room, floor, sorted_by_time=options.sort_by_time),
     )
+
+
+def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -> None:
+    """Before the trace is read, which takes long. Raises KvtoolError for what says nothing without a model or card."""
+    if gpu is None and options.tp != 1:
+        raise KvtoolError(f"--tp {options.tp} shares the prefill of a card: name it with --gpu")
+    if model is not None:
+        return
+    if gpu is not None:
+        raise KvtoolError(f"milliseconds on {gpu.name} need a MODEL: kvtool replay TRACE MODEL --gpu {gpu.name}")
+    if options.kv_cache_dtype != AUTO or options.state_every != 1:
+        raise KvtoolError("--kv-cache-dtype and --state-every are of a MODEL: kvtool replay TRACE MODEL")
+    for capacity in options.capacities:
+        in_unit(capacity, None)
 
 
 class _Run:

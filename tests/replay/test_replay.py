@@ -233,6 +233,10 @@ def test_what_users_get_wrong() -> None:
         replayed(SLICE, "lru", "none", last=0)
     with pytest.raises(KvtoolError, match="need a MODEL"):
         replayed(SLICE, "lru", "none", gpu=find_gpu("h100"))
+    with pytest.raises(KvtoolError, match="are of a MODEL"):
+        replay(open_trace(SLICE), ReplayOptions(state_every=4))
+    with pytest.raises(KvtoolError, match="--tp 2 shares the prefill of a card"):
+        replay(open_trace(SLICE), ReplayOptions(tp=2))
     with pytest.raises(KvtoolError, match="--state-every 0 must be"):
         replay(open_trace(SLICE), ReplayOptions(state_every=0), model=resolve_model("llama-3.1-8b"))
     options = ReplayOptions(capacities=(Capacity(blocks=5),), state_every=4)
