@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.results import Sample
+from kvtool.results import ColdStart, Sample
 from kvtool.sizing.specs import CacheSpec
 from kvtool.units import ceil_div
 from kvtool.workloads import Request
@@ -52,6 +52,16 @@ def sample_of(sequence: Sequence, *, arm: str, iteration: int) -> Sample:
         output_tokens=len(sequence.output_ids),
         prompt_tokens=sequence.prompt_tokens,
         cached_tokens=sequence.cached_tokens or 0,
+    )
+
+
+def cold_start_of(engine: Engine) -> ColdStart:
+    """What the engine has done once so far, apart from its steps."""
+    graphs = engine.pipeline.graphs if engine.pipeline else None
+    return ColdStart(
+        jit_s=engine.compiling.seconds,
+        capture_s=graphs.capture_s if graphs else None,
+        graphs=len(graphs) if graphs else None,
     )
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from statistics import median
 
-from kvtool.results import Metrics, Sample, Summary
-from kvtool.stats import summarise
+from kvtool.results import Metrics, Sample, Summary, summarise
 
 
 def tpot_s(sample: Sample) -> float | None:
@@ -35,8 +33,7 @@ def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
 
 def summary_ms(seconds: Iterable[float | None]) -> Summary | None:
     """Milliseconds; values that do not exist are left out, and None stands for none at all."""
-    found = summarise([value * 1e3 for value in seconds if value is not None])
-    return None if found is None else Summary(**asdict(found))
+    return summarise([value * 1e3 for value in seconds if value is not None])
 
 
 def prefill_s(batch: Sequence[Sample]) -> float:

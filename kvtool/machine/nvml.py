@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from kvtool.machine.timers import is_cuda
+from kvtool.results import Power
 
 # Bits of nvmlDeviceGetCurrentClocksThrottleReasons (nvml.h). Idle and application-set clocks are no throttling.
 THROTTLE_REASONS = {
@@ -94,27 +95,11 @@ class NvmlReading:
     throttle_bits: int | None
 
 
-@dataclass(frozen=True)
-class NvmlSummary:
-    """Over a run: mean power, median clocks, extremes, and the difference of the card's energy counter."""
-
-    samples: int = 0
-    power_w: float | None = None
-    power_max_w: float | None = None
-    sm_clock_mhz: int | None = None
-    sm_clock_min_mhz: int | None = None
-    memory_clock_mhz: int | None = None
-    temperature_max_c: int | None = None
-    memory_used_max_bytes: int | None = None
-    energy_j: float | None = None
-    throttle_reasons: tuple[str, ...] | None = None
-
-
 class NvmlSampler:
     """Context manager: reads the card every `interval_s` in a thread; on exit `summary` holds the figures."""
 
     def __init__(self, card: Card | None, *, interval_s: float = 0.05) -> None:
-        self.summary = NvmlSummary()
+        self.summary = Power()
         self._card = card
         self._interval_s = interval_s
         self._readings: list[NvmlReading] = []
@@ -140,7 +125,7 @@ class NvmlSampler:
         self._readings.append(read_card(self._card))
         before_j, after_j = self._energy_before_j, read_energy_j(self._card)
         energy_j = None if before_j is None or after_j is None else after_j - before_j
-        self.summary = summarize(self._readings, energy_j=energy_j)
+        self.summary = power_of(self._readings, energy_j=energy_j)
 
     def _run(self, card: Card) -> None:
         while not self._stop.wait(self._interval_s):
@@ -167,7 +152,7 @@ def read_energy_j(card: Card) -> float | None:
     return None if millijoules is None else millijoules / 1e3
 
 
-def summarize(readings: list[NvmlReading], *, energy_j: float | None) -> NvmlSummary:
+def power_of(readings: list[NvmlReading], *, energy_j: float | None) -> Power:
     """Figures over all readings; a figure that no reading has stays None."""
     power = [r.power_w for r in readings if r.power_w is not None]
     sm_clock = [r.sm_clock_mhz for r in readings if r.sm_clock_mhz is not None]
@@ -176,7 +161,7 @@ def summarize(readings: list[NvmlReading], *, energy_j: float | None) -> NvmlSum
     temperature = [r.temperature_c for r in readings if r.temperature_c is not None]
     throttle = [r.throttle_bits for r in readings if r.throttle_bits is not None]
     seen = {name for bits in throttle for mask, name in THROTTLE_REASONS.items() if bits & mask}
-    return NvmlSummary(
+    return Power(
         samples=len(readings),
         power_w=fmean(power) if power else None,
         power_max_w=max(power, default=None),
@@ -186,5 +171,5 @@ def summarize(readings: list[NvmlReading], *, energy_j: float | None) -> NvmlSum
         temperature_max_c=max(temperature, default=None),
         memory_used_max_bytes=max(memory_used, default=None),
         energy_j=energy_j,
-        throttle_reasons=tuple(sorted(seen)) if throttle else None,
+        throttle_reasons=sorted(seen) if throttle else None,
     )

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from ctypes import c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kvtool.compiled import load_library
 from kvtool.replay.core import LEAF_POLICIES, IntArray, NodeArray, Walk
 
 SOURCES = Path(__file__).with_name("c")
-FLAGS = ("-O3", "-fPIC", "-shared", "-std=gnu11")
-BUILD_LIMIT_S = 60.0
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "prefixes_new": (c_void_p, ()),
@@ -38,35 +32,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
-def native(folder: Path | None = None) -> NativeCore | None:
-    """The loops, their library kept in `folder` (default: the user's cache); None where they cannot be built."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        return None
-    try:
-        return NativeCore(ctypes.CDLL(str(_build(compiler, folder or _cache_folder()))))
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return None
-
-
-def _build(compiler: str, folder: Path) -> Path:
-    """The library in `folder`, named after its sources and flags. Raises OSError or SubprocessError."""
-    sources = sorted(SOURCES.glob("*.[ch]"))
-    made_of = b"|".join([*(path.read_bytes() for path in sources), " ".join(FLAGS).encode(), compiler.encode()])
-    library = folder / f"replay-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            made = Path(temporary) / "replay.so"
-            units = [str(path) for path in sources if path.suffix == ".c"]
-            command = [compiler, *units, *FLAGS, "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, timeout=BUILD_LIMIT_S)
-            os.replace(made, library)
-    return library
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool"
+def native() -> NativeCore | None:
+    """The loops, built now if this machine has not built them before; None where they cannot be."""
+    library = load_library(SOURCES).library
+    return None if library is None else NativeCore(library)
 
 
 class NativeCore:

@@ -19,7 +19,6 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
-    Summary,
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
@@ -64,6 +63,7 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.summary import Summary, summarise
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
@@ -133,5 +133,6 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
+    "summarise",
     "write_atomic",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from kvtool.results.document import Struct
+from kvtool.results.summary import Summary
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -20,16 +21,6 @@ class Sample(Struct, frozen=True, kw_only=True):
     output_tokens: int
     prompt_tokens: int
     cached_tokens: int
-
-
-class Summary(Struct, frozen=True, kw_only=True):
-    mean: float
-    std: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    n: int
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -109,6 +100,12 @@ class Power(Struct, frozen=True, kw_only=True):
     energy_j: float | None = None
     energy_per_token_j: float | None = None
     throttle_reasons: list[str] | None = None
+
+    def over(self, tokens: int) -> Power:
+        """The same, with the energy of each of the tokens that came out in the meantime, where there were any."""
+        if self.energy_j is None or not tokens:
+            return self
+        return msgspec.structs.replace(self, energy_per_token_j=self.energy_j / tokens)
 
 
 class ColdStart(Struct, frozen=True, kw_only=True):

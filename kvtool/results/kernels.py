@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from kvtool.results.bench import Power, Summary
+from kvtool.results.bench import Power
 from kvtool.results.document import Struct
+from kvtool.results.summary import Summary
 
 
 class KernelMetrics(Struct, frozen=True, kw_only=True):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from kvtool.results import BenchDocument, Case, Check, Memory, Metrics, Roofline, Sample, StepBytes, Summary
-from kvtool.stats import summarise
+from kvtool.results import BenchDocument, Case, Check, Memory, Metrics, Roofline, Sample, StepBytes, Summary, summarise
 
 ENVIRONMENT = {"device": "cpu", "cpu": "Example CPU", "torch": "2.13.0", "date_utc": "2026-01-01T00:00:00+00:00"}
 INPUTS = {"model": "m", "block_size": 16, "seed": 0, "num_iters": 6, "output_len": 4, "batch_size": 2}
@@ -84,4 +82,4 @@ def metrics(samples: list[Sample]) -> Metrics:
 def summary(values: list[float]) -> Summary:
     found = summarise(values)
     assert found is not None
-    return Summary(**asdict(found))
+    return found

@@ -9,10 +9,9 @@ import torch
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.checks import logits_check
 from kvtool.bench.engines.race import Entrant, compared
-from kvtool.bench.harness import at_once, case_inputs, kv_bytes, pages_for, run_requests, sample_of
+from kvtool.bench.harness import at_once, case_inputs, cold_start_of, kv_bytes, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions
-from kvtool.bench.power import power_of
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -92,8 +91,8 @@ def latency_case(
         ),
         prefix=None,
         check=_kernel_check(engine, batches[-1]),
-        power=power_of(power.summary, samples),
-        cold_start=engine.cold_start,
+        power=power.summary.over(sum(sample.output_tokens for sample in samples)),
+        cold_start=cold_start_of(engine),
         peers=_compared(engine, options, peers, input_len, batch_size) if peers else [],
     )
 

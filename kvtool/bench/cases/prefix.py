@@ -8,7 +8,7 @@ from statistics import median
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.checks import compare_runs
-from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests, sample_of
+from kvtool.bench.harness import case_inputs, cold_start_of, kv_bytes, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.options import BenchOptions, prompt_len
 from kvtool.engine.engine import Engine
@@ -104,7 +104,7 @@ def prefix_case(loaded: LoadedModel, options: BenchOptions, windows: Windows, *,
         ),
         prefix=_savings(loaded, samples, workloads[0], hit_rate),
         check=check,
-        cold_start=arms.engines["cached"].cold_start,  # the first of the two compiles for both
+        cold_start=cold_start_of(arms.engines["cached"]),  # the first of the two compiles for both
     )
 
 

@@ -18,7 +18,6 @@ from kvtool.bench.kernels.passes import Pass, cache_flush, first_call_s, make_pa
 from kvtool.bench.kernels.race import Track, enter, with_times
 from kvtool.bench.kernels.work import KernelWork, left_out, plan
 from kvtool.bench.metrics import summary_ms
-from kvtool.bench.power import power_of
 from kvtool.bench.session import CEILING_SECONDS, Progress
 from kvtool.catalog.model import Model
 from kvtool.engine.config import resolve_backend, resolve_dtype
@@ -201,7 +200,7 @@ def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
         roofline=KernelRoofline(),
         check=check,
         cold_start=KernelColdStart(first_call_s=first_s, capture_s=ours.capture_s),
-        power=power_of(power.summary),
+        power=power.summary,
         steady=timed[0].warm_up.steady,
         peers=[with_times(e, next(peers_s).seconds, samples) if e.timed is not None else e.result for e in entries],
     )

@@ -20,6 +20,7 @@ from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model, S
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
+from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.machine.roofline import Ceiling
 from kvtool.machine.timers import Contender, Timed, WarmUp
 from kvtool.results import KernelCase, encode
@@ -170,7 +171,7 @@ def test_triton_takes_the_same_calls() -> None:
 
 def test_calls_of_a_pass_share_no_page_and_follow_no_order() -> None:
     work = works(TINY, contexts=(320,))["decode"]
-    tables = torch.stack([call.args[3] for call in measured(work, num_calls=5).calls])
+    tables = torch.stack([call.args[2].block_tables for call in measured(work, num_calls=5).calls])
     assert tables.shape == (5, 3, 20)
     assert len(tables.unique()) == tables.numel()
     assert (tables.flatten().diff() != 1).float().mean() > 0.9
@@ -189,9 +190,8 @@ class OneTokenShort:
     def __getattr__(self, name: str) -> object:
         kernel = getattr(load_kernels("torch"), name)
 
-        def forgetful(*args: torch.Tensor, **named: object) -> torch.Tensor:
-            lens = next(i for i, value in enumerate(args) if value.dtype == torch.int32 and value.ndim == 1)
-            return kernel(*args[:lens], args[lens] - 1, *args[lens + 1 :], **named)
+        def forgetful(q: torch.Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> torch.Tensor:
+            return kernel(q, pages, replace(rows, seq_lens=rows.seq_lens - 1), softmax)
 
         return forgetful
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -13,8 +12,7 @@ from rich.console import Console
 
 from kvtool.report.bench.bench import print_bench, tables, write_bench
 from kvtool.report.bench.peers import engines_table, peer_lines
-from kvtool.results import BenchDocument, BenchPeer, PeerTurn, Summary, read_document
-from kvtool.stats import summarise
+from kvtool.results import BenchDocument, BenchPeer, PeerTurn, Summary, read_document, summarise
 from tests.report.example import PATH
 
 OURS_TTFT_S, OURS_TPOT_S = 0.1, 0.02
@@ -50,7 +48,7 @@ def peer(name: str, ttft: float, tpot: float | None, *, spread: float = 0.01, no
 def summary(value: float) -> Summary:
     found = summarise([value] * 3)
     assert found is not None
-    return Summary(**asdict(found))
+    return found
 
 
 ABSENT = BenchPeer(name="vllm", version=None, note="not importable: No module named 'vllm'")
