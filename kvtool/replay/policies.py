@@ -25,8 +25,7 @@ def check_policies(names: tuple[str, ...]) -> None:
     """Raises KvtoolError for a name that is no policy."""
     for name in names:
         if name not in POLICIES:
-            near = did_you_mean(name, POLICIES)
-            raise KvtoolError(f"policy {name!r} is not known{near}; they are {', '.join(POLICIES)}")
+            raise KvtoolError(f"policy {name!r} is not one of {', '.join(POLICIES)}{did_you_mean(name, POLICIES)}")
 
 
 def policy_hits(

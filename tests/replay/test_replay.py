@@ -227,7 +227,7 @@ def test_what_users_get_wrong() -> None:
         parse_capacity("lots")
     with pytest.raises(KvtoolError, match="a capacity of 20 GiB needs a MODEL"):
         replayed(SLICE, "lru", "20GiB")
-    with pytest.raises(KvtoolError, match="policy 'belady' is not known"):
+    with pytest.raises(KvtoolError, match="policy 'belady' is not one of"):
         replayed(SLICE, "belady", "none")
     with pytest.raises(KvtoolError, match="--last 0 must be above 0"):
         replayed(SLICE, "lru", "none", last=0)

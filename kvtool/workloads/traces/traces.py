@@ -43,8 +43,7 @@ def open_trace(path: Path, *, form: str | None = None, block_size: int | None = 
     `block_size` (tokens) replaces the one of its publisher. Raises KvtoolError for what is no trace.
     """
     if form is not None and form not in FORMATS:
-        near = did_you_mean(form, FORMATS)
-        raise KvtoolError(f"{form!r} is no format of traces{near}; they are {', '.join(FORMATS)}")
+        raise KvtoolError(f"trace format {form!r} is not one of {', '.join(FORMATS)}{did_you_mean(form, FORMATS)}")
     if block_size is not None and block_size < 1:
         raise KvtoolError(f"block size {block_size} must be 1 token or more")
     chosen = FORMATS[form] if form is not None else _recognised(path)

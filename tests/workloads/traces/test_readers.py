@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def test_kv_events_of_older_engines_are_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [SLICE.read_bytes(), BAILIAN.encode(), AZURE.encode(), json.dumps(session()).encode(),
-                                  recording([stored([1], None)])])  # fmt: skip
+                                  recording([stored([1], None)])], ids=itertools.count())  # fmt: skip
 def test_gzip_of_each_reads_the_same(tmp_path: Path, data: bytes) -> None:
     plain, packed = tmp_path / "trace", tmp_path / "trace.gz"
     plain.write_bytes(data)
@@ -156,8 +157,9 @@ GOOD = '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [0]}
         (recording([["BlockMoved", []]]), "batch 1: Invalid value 'BlockMoved'"),
         ("", "trace.jsonl is empty, which is none of mooncake, bailian"),
         ("hello\n", "trace.jsonl begins with 'hello', which is none of"),
-        (gzip.compress(GOOD.encode() * 9)[:-9], "cannot read"),
+        (gzip.compress(GOOD.encode() * 9, mtime=0)[:-9], "cannot read"),
     ],
+    ids=itertools.count(),
 )
 def test_what_cannot_be_decoded_is_refused_by_its_number(tmp_path: Path, data: str | bytes, message: str) -> None:
     with pytest.raises(KvtoolError) as raised:
