@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +48,20 @@ class ReplayOptions:
 
 
 def replay(
-    trace: Trace, options: ReplayOptions, *, model: Model | None = None, gpu: Gpu | None = None
+    trace: Trace,
+    options: ReplayOptions,
+    *,
+    model: Model | None = None,
+    gpu: Gpu | None = None,
+    progress: Callable[[str, float], None] = lambda doing, done: None,
 ) -> ReplayDocument:
-    """The document. Raises KvtoolError for a trace that cannot be decoded, and for bytes or a card without a model."""
+    """The document. `progress` is told what is being done, and which part of it all is behind.
+
+    Raises KvtoolError for a trace that cannot be decoded, and for bytes or a card without a model.
+    """
     _check_asked(options, model, gpu)
     loops = core()
+    progress(f"reading {trace.name}", 0.0)
     accesses = read_accesses(trace, loops)
     found = warnings(accesses)
     accesses = accesses.by_time() if options.sort_by_time else accesses
@@ -65,7 +74,9 @@ def replay(
             state_every=options.state_every,
         )
     floor = None if model is None or gpu is None else prefill_floor(model, gpu, options.tp)
+    progress("lru at every capacity", 0.4)
     run = _Run(loops, accesses, options, room, floor)
+    progress("policies and ceilings", 0.5)
     return ReplayDocument(
         trace=run.fingerprint(),
         model=None if model is None else model.id,

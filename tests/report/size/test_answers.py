@@ -31,7 +31,7 @@ OPTIONS = SizeOptions(
     contexts=(8192,), batch_sizes=(16,), gpu=H100, places=PLACES, lengths=lognormal(mean=4096, p95=12288),
     shared_prefix=1024,
 )  # fmt: skip
-QUESTION = Question(users=64, context=32768, open_gpus=True, open_pp=True, open_dtype=True, served="org/model")
+QUESTION = Question(users=64, context=32768, open_gpus=True, open_pp=True, open_dtype=True, loads="org/model")
 
 HOPPER = msgspec.structs.replace(CARD, vendor="NVIDIA", arch="Hopper")
 ONE = replace(QUESTION, open_gpus=False, open_dtype=False)
