@@ -41,6 +41,14 @@ from kvtool.results.kernels import (
     KernelRoofline,
     KernelsDocument,
 )
+from kvtool.results.replay import (
+    ReplayCurve,
+    ReplayDocument,
+    ReplayKnee,
+    ReplayPoint,
+    ReplayRow,
+    ReplayTrace,
+)
 from kvtool.results.size import (
     ENGINE_NAMES,
     SizeDecode,
@@ -61,6 +69,7 @@ from kvtool.results.size import (
     SizeWeights,
 )
 from kvtool.results.summary import Summary, summarise
+from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
@@ -96,6 +105,12 @@ __all__ = [
     "Power",
     "Prefix",
     "PrefixCase",
+    "ReplayCurve",
+    "ReplayDocument",
+    "ReplayKnee",
+    "ReplayPoint",
+    "ReplayRow",
+    "ReplayTrace",
     "Roofline",
     "Sample",
     "SizeDecode",
@@ -117,6 +132,9 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TraceDocument",
+    "TraceFinding",
+    "TraceSummary",
     "VerifyDocument",
     "VerifyEngine",
     "VerifyRefusal",
