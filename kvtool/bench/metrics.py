@@ -9,13 +9,6 @@ from statistics import median
 from kvtool.results import Metrics, Sample, Summary, summarise
 
 
-def tpot_s(sample: Sample) -> float | None:
-    """None for a single output token."""
-    if sample.output_tokens < 2:
-        return None
-    return (sample.e2e_s - sample.ttft_s) / (sample.output_tokens - 1)
-
-
 def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
     """Metrics over samples of one arm."""
     batches = defaultdict(list)
@@ -23,7 +16,7 @@ def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
         batches[sample.iteration].append(sample)
     return Metrics(
         ttft_ms=summary_ms(sample.ttft_s for sample in samples),
-        tpot_ms=summary_ms(tpot_s(sample) for sample in samples),
+        tpot_ms=summary_ms(sample.tpot_s for sample in samples),
         itl_ms=summary_ms(gap for sample in samples for gap in sample.itl_s),
         e2e_ms=summary_ms(sample.e2e_s for sample in samples),
         prefill_tokens_per_s=None if queues else median(_prefill_rate(batch) for batch in batches.values()),

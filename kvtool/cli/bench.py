@@ -39,7 +39,7 @@ def bench(
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
     from kvtool.bench.bench import bench as run_bench
-    from kvtool.bench.defaults import default_model
+    from kvtool.bench.options import default_model
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
@@ -47,7 +47,7 @@ def bench(
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
-    config = run.config(model, prefill_first=not options.queues)
+    config = run.config(model)
     with progress_bar() as progress:
         outcome = run_bench(chosen, config, options, progress=progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +16,14 @@ from kvtool.cli.flags.card import Card
 from kvtool.cli.flags.engine import EngineMemory
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Layouts
-from kvtool.cli.flags.output import ModelsOption, Output
+from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
 from kvtool.cli.values import given
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kvtool.results import MatrixDocument
     from kvtool.sizing.options import SizeOptions
 
 EXAMPLES = (
@@ -29,7 +33,7 @@ EXAMPLES = (
     "  kvtool compare gemma-3-27b-it --engine vllm==0.25,vllm==0.26 --gpu h100"
 )
 DEFAULT_CONTEXTS = "4k,32k"
-FOR_DOCUMENTS = {"names", "fail_on_regression", "json", "out"}  # every other option is about models
+FOR_DOCUMENTS = {"names", "fail_on_regression", "explain", "json", "out"}  # every other option is about models
 
 
 @grouped
@@ -50,6 +54,7 @@ def compare(
     layouts: Layouts,
     card: Card,
     engine: EngineMemory,
+    explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -57,12 +62,14 @@ def compare(
     from kvtool.catalog.resolve import resolve_model
     from kvtool.compare.models import compare_models
     from kvtool.compare.sources import are_documents
-    from kvtool.report.compare.models import print_matrix, write_matrix
+    from kvtool.report.compare.compare import print_matrix, write_matrix
+    from kvtool.sizing.words.hinge import largest_hinge
 
     releases = engine.releases()
     if len(releases) < 2 and are_documents(names):
         refuse_others(given(ctx))
-        compare_documents(names, None if fail_on_regression is None else parse_percent(fail_on_regression), output)
+        limit = None if fail_on_regression is None else parse_percent(fail_on_regression)
+        compare_documents(names, limit, explain=explain, output=output)
         return
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
@@ -73,7 +80,11 @@ def compare(
         return
     chosen = [resolve_model(name, models_path=models) for name in names]
     document = compare_models(chosen, options, parallels)
-    answer(document, output, show=print_matrix, write=lambda found, folder: write_matrix(folder, found))
+
+    def show(document: MatrixDocument, console: Console) -> None:
+        print_matrix(document, console, hinge=largest_hinge(chosen, options, document.rows), explain=explain)
+
+    answer(document, output, show=show, write=write_matrix)
 
 
 def compare_releases(
@@ -91,7 +102,7 @@ def compare_releases(
     if len(names) > 1:
         raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
     document = by_release.compare_releases(resolve_model(names[0], models_path=models), options, releases)
-    answer(document, output, show=print_releases, write=lambda found, folder: write_releases(folder, found))
+    answer(document, output, show=print_releases, write=write_releases)
 
 
 def refuse_others(typed: dict[str, str]) -> None:
@@ -109,11 +120,11 @@ def parse_percent(text: str) -> float:
     return float(match[1]) / 100
 
 
-def compare_documents(names: list[str], limit: float | None, output: Output) -> None:
+def compare_documents(names: list[str], limit: float | None, *, explain: bool, output: Output) -> None:
     """Compare bench documents; exit 1 for a regression beyond `limit`."""
     from kvtool.compare import documents
     from kvtool.compare.sources import read_bench
-    from kvtool.report.compare.benches import print_compare, write_compare
+    from kvtool.report.compare.compare import print_compare, write_compare
 
     baseline, *others = [read_bench(name) for name in names]
     document = documents.compare_documents(baseline, others)
@@ -122,8 +133,8 @@ def compare_documents(names: list[str], limit: float | None, output: Output) -> 
     answer(
         document,
         output,
-        show=print_compare,
-        write=lambda found, folder: write_compare(folder, found),
+        show=partial(print_compare, explain=explain),
+        write=write_compare,
         notes=notes,
         code=int(bool(failing)),
     )

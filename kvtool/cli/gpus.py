@@ -45,7 +45,8 @@ def show(rows: list[Gpu], console: Console) -> None:
 
 def search(query: str | None) -> list[Gpu]:
     """The cards that hold every word of `query`; `local` is the one here. Raises KvtoolError where none does."""
-    from kvtool.catalog.gpus import load_gpus, local_gpu
+    from kvtool.catalog.gpus import load_gpus
+    from kvtool.machine.nvml import local_gpu
 
     if query is not None and query.strip().lower() == "local":
         return [local_gpu()]

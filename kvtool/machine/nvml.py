@@ -1,6 +1,8 @@
-"""Power, clocks, temperature, throttling, memory and energy of an NVIDIA card while a run goes on, through NVML.
+"""What NVML tells: power, clocks, temperature, throttling, memory and energy of an NVIDIA card while a run goes on, and
+which card `local` is.
 
-NVML is optional: without it (no driver, no card, a CPU run) every figure is None and nothing raises.
+Figures are optional: without NVML (no driver, no card, a CPU run) each is None and nothing raises. `local` is a
+DeviceError then.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from statistics import fmean, median
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
+from kvtool.catalog.gpus import Gpu, find_gpu, load_gpus
+from kvtool.errors import DeviceError
 from kvtool.machine.timers import is_cuda
 from kvtool.results import Power
 
@@ -173,3 +179,48 @@ def power_of(readings: list[NvmlReading], *, energy_j: float | None) -> Power:
         energy_j=energy_j,
         throttle_reasons=sorted(seen) if throttle else None,
     )
+
+
+def resolve_gpu(name: str) -> Gpu:
+    """The card of --gpu: `local` is the one in this machine, any other name one of gpus.yaml.
+
+    Raises KvtoolError for a name that is not known, DeviceError for `local` without a driver.
+    """
+    return local_gpu() if name.strip().lower() == "local" else find_gpu(name)
+
+
+def local_gpu(index: int = 0) -> Gpu:
+    """The NVIDIA card `index` of this machine: memory from the driver, figures from gpus.yaml where it is listed."""
+    driver_name, memory_bytes = _ask_nvml(index)
+    listed = next((gpu for gpu in load_gpus() if driver_name in gpu.driver_names), None)
+    if listed is not None:
+        return msgspec.structs.replace(listed, memory_bytes=memory_bytes, memory_assumed=False)
+    return Gpu(
+        name=driver_name,
+        vendor="NVIDIA",
+        arch=None,
+        memory_bytes=memory_bytes,
+        source="NVML",
+        confidence="high",
+        notes="not in gpus.yaml: only its memory is known",
+    )
+
+
+def _ask_nvml(index: int) -> tuple[str, int]:
+    """A card's name and total memory in bytes. Raises DeviceError when there is no driver or no such card."""
+    try:
+        import pynvml
+    except ImportError as error:
+        raise DeviceError("gpu 'local' needs NVML: install nvidia-ml-py, or name a card (kvtool gpus)") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"gpu 'local': no NVIDIA driver here ({error}); name a card instead (kvtool gpus)") from error
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = pynvml.nvmlDeviceGetName(handle)
+        return (name.decode() if isinstance(name, bytes) else name), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"gpu 'local': NVML cannot read card {index} ({error})") from error
+    finally:
+        pynvml.nvmlShutdown()

@@ -6,19 +6,24 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 from __future__ import annotations
 
 from kvtool.results.bench import (
+    AnyCase,
     BenchDocument,
     BenchPeer,
     Case,
     Check,
     ColdStart,
+    LatencyCase,
     Memory,
     Metrics,
+    NoCacheCase,
     PeerTurn,
     Power,
     Prefix,
+    PrefixCase,
     Roofline,
     Sample,
     StepBytes,
+    tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import (
@@ -30,7 +35,7 @@ from kvtool.results.compare import (
     ReleaseRow,
     ReleasesDocument,
 )
-from kvtool.results.document import Struct, encode, read_document, write_atomic
+from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
@@ -43,6 +48,14 @@ from kvtool.results.kernels import (
     KernelPeer,
     KernelRoofline,
     KernelsDocument,
+)
+from kvtool.results.replay import (
+    ReplayCurve,
+    ReplayDocument,
+    ReplayKnee,
+    ReplayPoint,
+    ReplayRow,
+    ReplayTrace,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -64,10 +77,12 @@ from kvtool.results.size import (
     SizeWeights,
 )
 from kvtool.results.summary import Summary, summarise
+from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
     "ENGINE_NAMES",
+    "AnyCase",
     "BenchDocument",
     "BenchPeer",
     "Calibration",
@@ -88,16 +103,25 @@ __all__ = [
     "KernelPeer",
     "KernelRoofline",
     "KernelsDocument",
+    "LatencyCase",
     "MatrixDocument",
     "MatrixRefused",
     "Memory",
     "Metrics",
+    "NoCacheCase",
     "PeerTurn",
     "Power",
     "Prefix",
+    "PrefixCase",
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",
+    "ReplayCurve",
+    "ReplayDocument",
+    "ReplayKnee",
+    "ReplayPoint",
+    "ReplayRow",
+    "ReplayTrace",
     "Roofline",
     "Sample",
     "SizeDecode",
@@ -119,6 +143,9 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TraceDocument",
+    "TraceFinding",
+    "TraceSummary",
     "VerifyDocument",
     "VerifyEngine",
     "VerifyRefusal",
@@ -127,5 +154,5 @@ __all__ = [
     "read_calibration",
     "read_document",
     "summarise",
-    "write_atomic",
+    "tpot_s",
 ]

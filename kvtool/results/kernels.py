@@ -27,6 +27,10 @@ class KernelBytes(Struct, frozen=True, kw_only=True):
     other: int
     flops: int
 
+    @property
+    def moved(self) -> int:
+        return self.kv_read + self.kv_written + self.other
+
 
 class KernelMemory(Struct, frozen=True, kw_only=True):
     """`working_set_bytes` is the cache that `calls_per_sample` calls go through, each on pages of its own.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from kvtool.catalog.checkpoint import CheckpointHeader
 from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.headers import CheckpointHeader
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines import vllm
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget

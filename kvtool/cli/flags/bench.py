@@ -51,8 +51,8 @@ class BenchGrid(Group):
 
     def options(self, device: str, seed: int) -> BenchOptions:
         """The options for that device, which has defaults of its own. Raises KvtoolError."""
-        from kvtool.bench.defaults import bench_options
         from kvtool.bench.engines.engine import ENGINE_PEERS
+        from kvtool.bench.options import bench_options
         from kvtool.bench.peers import peer_names
 
         if self.num_prompts is not None and self.concurrency is None and self.request_rate is None:

@@ -27,9 +27,9 @@ class NamedCard(Group):
 
     def found(self) -> Gpu | None:
         """The card's facts; None where none was named. Raises KvtoolError."""
-        from kvtool.catalog.gpus import find_gpu
+        from kvtool.machine.nvml import resolve_gpu
 
-        return find_gpu(self.gpu) if self.gpu else None
+        return resolve_gpu(self.gpu) if self.gpu else None
 
 
 @dataclass(frozen=True)

@@ -52,19 +52,19 @@ class Run(Device):
 
     def weights_of(self, model: str | None) -> str:
         """--weights, which a MODEL that is a folder or file with weights implies; else random."""
-        from kvtool.engine.config import is_checkpoint
+        from kvtool.catalog.checkpoint import holds_weights
 
         if self.weights is not None:
             return self.weights
-        return model if model and is_checkpoint(Path(model)) else "random"
+        return model if model and holds_weights(Path(model)) else "random"
 
     def model(self, name: str | None, models: Path | None, default: str | None = None) -> Model:
         """MODEL, else what the weights' own folder or file says, else `default`. Raises KvtoolError."""
+        from kvtool.catalog.checkpoint import holds_weights
         from kvtool.catalog.resolve import resolve_model
-        from kvtool.engine.config import is_checkpoint
 
         weights = None if self.weights is None else Path(self.weights)
-        if name is None and weights is not None and is_checkpoint(weights):
+        if name is None and weights is not None and holds_weights(weights):
             name = self.weights
         name = name or default
         if name is None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.compare.benches import print_assumptions
 from kvtool.report.files import CsvValue, write_result
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import ReleaseChange, ReleasesDocument
@@ -37,10 +36,11 @@ def print_releases(document: ReleasesDocument, console: Console) -> None:
             console.print(change_line(change), soft_wrap=False, highlight=False)
     if idle := sum(not change.effects for change in document.changes):
         console.print(f"{idle} other changes between them make no difference here (--json lists them).")
-    print_assumptions(document.assumptions, console)
+    for assumption in document.assumptions:
+        console.print(f"- {assumption}", highlight=False, markup=False)
 
 
-def write_releases(directory: Path, document: ReleasesDocument) -> list[Path]:
+def write_releases(document: ReleasesDocument, directory: Path) -> list[Path]:
     """compare.json and .csv in `directory`; the paths written. Raises KvtoolError."""
     return write_result(directory, "compare", document, rows=list(_csv_rows(document)))
 

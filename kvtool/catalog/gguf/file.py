@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtool.catalog.checkpoint import CheckpointHeader, TensorHeader
+from kvtool.catalog.headers import TensorHeader
 from kvtool.errors import KvtoolError
+from kvtool.files import reading
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -33,19 +34,12 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """The metadata and tensors of a file. Raises KvtoolError when it is not GGUF, truncated or of an unknown type."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with reading(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data).file()
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise KvtoolError(f"{path} is truncated or not a GGUF file") from error
     except ValueError as error:
         raise KvtoolError(f"{path} is empty") from error
-    except OSError as error:
-        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
-
-
-def read_gguf_header(path: Path) -> CheckpointHeader:
-    """The tensors of a .gguf file, as checkpoint headers."""
-    return CheckpointHeader(read_gguf(path).tensors)
 
 
 class _Reader:

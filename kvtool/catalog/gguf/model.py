@@ -9,8 +9,8 @@ from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoder import Decoder, Router
 from kvtool.catalog.families.family import MAX_LAYERS
 from kvtool.catalog.fields import Fields
-from kvtool.catalog.gguf_file import GgufFile, read_gguf
-from kvtool.catalog.gguf_recurrent import recurrent_at, recurrent_state
+from kvtool.catalog.gguf.file import GgufFile, read_gguf
+from kvtool.catalog.gguf.recurrent import recurrent_at, recurrent_state
 from kvtool.catalog.model import (
     CacheKind,
     FullAttention,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from kvtool.catalog.checkpoint import read_header
 from kvtool.catalog.decoder import Decoder
-from kvtool.catalog.gguf_file import read_gguf
-from kvtool.catalog.gguf_model import gguf_model
+from kvtool.catalog.gguf.file import read_gguf
+from kvtool.catalog.gguf.model import gguf_model
 from kvtool.catalog.model import (
     CacheKind,
     FullAttention,

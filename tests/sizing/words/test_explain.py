@@ -7,9 +7,9 @@ import pytest
 
 from kvtool.catalog.model import Model
 from kvtool.results import Calibration
-from kvtool.sizing.explain import explain
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.words.explain import explain
 from tests.sizing.example import ALL_KINDS, CARD, CROSS, DEEPSEEK_V3, DEEPSEEK_V32, LLAMA_8B, QWEN3_NEXT, SLIDING
 
 
