@@ -75,6 +75,7 @@ class Weights:
     format: WeightFormat
     stored_bytes: int | None
     source: str
+    draft_bytes: int = 0  # of a draft model beside it, which is on the last stage
 
     def bytes_per_gpu(self, parallel: Parallel) -> int | None:
         """The part of a GPU of the fullest stage: attention over the ranks of a sequence, routed experts over
@@ -83,10 +84,10 @@ class Weights:
         if self.stored_bytes is None or (self.params is None and parallel.dp_attention):
             return None
         if self.params is None:
-            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp)
+            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp) + ceil_div(self.draft_bytes, parallel.tp)
         extra = self.stored_bytes - _counted_bits(self.params, self.format) / 8
         fullest = max(_stage_bits(self, self.params, parallel))
-        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp))
+        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp)) + ceil_div(self.draft_bytes, parallel.tp)
 
     def read_bytes_per_step(self, batch_size: int, parallel: Parallel) -> int | None:
         """What one rank of each pipeline stage reads for a step of `batch_size` sequences, all stages together."""
