@@ -13,7 +13,7 @@ from kvtool.catalog.quantised_parts import DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel, pipeline_stages
 from kvtool.sizing.params import ParamCount, count_params, experts_stored
-from kvtool.sizing.traffic import experts_touched
+from kvtool.sizing.speed.traffic import experts_touched
 from kvtool.units import ceil_div
 
 # What safetensors and GGUF files call the dtypes that kvtool names otherwise.
