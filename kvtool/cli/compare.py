@@ -14,7 +14,7 @@ from kvtool.cli.engine_options import (
     KvCacheMemoryBytesOption,
     engine_options,
 )
-from kvtool.cli.memory_options import MaxNumBatchedTokensOption, MaxNumSeqsOption, optional_size
+from kvtool.cli.memory_options import MaxNumBatchedTokensOption, MaxNumSeqsOption
 from kvtool.cli.options import (
     BatchSizeOption,
     ContextOption,
@@ -22,6 +22,8 @@ from kvtool.cli.options import (
     DpAttentionOption,
     DpOption,
     EpOption,
+    FreeMemoryOption,
+    GpuMemoryOption,
     GpuMemoryUtilizationOption,
     GpuOption,
     IndexDtypeOption,
@@ -34,9 +36,11 @@ from kvtool.cli.options import (
     PpOption,
     SharedPrefixOption,
     WeightDtypeOption,
+    chosen_gpu,
     count_list,
     length_list,
     longest_sequence,
+    optional_size,
     prefix_length,
 )
 from kvtool.errors import KvtoolError
@@ -56,7 +60,7 @@ FOR_MODELS = (
     *("context", "batch_size", "kv_cache_dtype", "block_size", "tp", "pp", "dp", "dcp", "ep", "gpu"),
     *("gpu_memory_utilization", "engine", "kv_cache_memory_bytes", "models", "shared_prefix", "enable_dp_attention"),
     *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "weight_dtype", "mamba_ssm_cache_dtype"),
-    "index_dtype",
+    *("index_dtype", "gpu_memory", "free_memory"),
 )
 
 
@@ -83,6 +87,8 @@ def compare(
     ep: EpOption = 1,
     enable_dp_attention: DpAttentionOption = False,
     gpu: GpuOption = None,
+    gpu_memory: GpuMemoryOption = None,
+    free_memory: FreeMemoryOption = None,
     gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
     max_num_batched_tokens: MaxNumBatchedTokensOption = None,
@@ -97,7 +103,6 @@ def compare(
     out: OutOption = None,
 ) -> None:
     """Compare models by the memory of their caches, or benchmarks by their metrics; the first is the baseline."""
-    from kvtool.catalog.gpus import find_gpu
     from kvtool.compare.sources import are_documents
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
@@ -111,7 +116,7 @@ def compare(
         return
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
-    card = find_gpu(gpu) if gpu else None
+    card = chosen_gpu(gpu, gpu_memory, free_memory)
     longest, auto_fit = longest_sequence(max_model_len)
     options = SizeOptions(
         contexts=length_list(context or DEFAULT_CONTEXTS, "context"),

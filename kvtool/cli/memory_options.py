@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtool.cli.options import CARD
+from kvtool.cli.options import CARD, optional_size
 from kvtool.errors import KvtoolError
-from kvtool.units import parse_length, parse_size
+from kvtool.units import parse_length
 
 if TYPE_CHECKING:
     from kvtool.sizing.lengths import Lengths
@@ -77,14 +77,6 @@ LengthsOption = Annotated[
         rich_help_panel=QUESTIONS,
     ),
 ]
-
-
-def optional_size(text: str | None, what: str) -> int | None:
-    """Bytes, or None where the option was not given. Raises KvtoolError, for nothing at all too."""
-    size_bytes = None if text is None else parse_size(text, what)
-    if size_bytes == 0:
-        raise KvtoolError(f"{what} {text!r} holds nothing: write a size as 256GiB or 1TB")
-    return size_bytes
 
 
 def places(wanted: bool, dram: str | None, nvme: str | None, nvme_gbps: float | None) -> Places | None:

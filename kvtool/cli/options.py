@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
-from kvtool.units import parse_length, split_list
+from kvtool.units import parse_length, parse_size, split_list
+
+if TYPE_CHECKING:
+    from kvtool.catalog.gpus import Gpu
 
 # Panels of --help.
 SHAPE = "Instead of MODEL"
@@ -83,6 +86,24 @@ GpuOption = Annotated[
     str | None,
     typer.Option("--gpu", help="Does it fit this card? A name of `kvtool gpus`, or local.", rich_help_panel=CARD),
 ]
+GpuMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu-memory",
+        metavar="SIZE",
+        help="What the card's driver reports, as 24GiB: instead of kvtool's figure, or of --gpu.",
+        rich_help_panel=CARD,
+    ),
+]
+FreeMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--free-memory",
+        metavar="SIZE",
+        help="What other processes, or the system of unified memory, leave of the card.",
+        rich_help_panel=CARD,
+    ),
+]
 GpuMemoryUtilizationOption = Annotated[
     float,
     typer.Option("--gpu-memory-utilization", help="Part of the card's memory that may be used.", rich_help_panel=CARD),
@@ -142,6 +163,23 @@ def longest_sequence(text: str | None) -> tuple[int | None, bool]:
 def prefix_length(text: str) -> int:
     """--shared-prefix in tokens, 0 for none. Raises KvtoolError."""
     return 0 if text == "0" else parse_length(text, "shared prefix")
+
+
+def chosen_gpu(name: str | None, memory: str | None, free: str | None) -> Gpu | None:
+    """The card of --gpu, --gpu-memory and --free-memory; None where none of them is given. Raises KvtoolError."""
+    from kvtool.catalog.gpus import choose_gpu
+
+    return choose_gpu(
+        name, memory_bytes=optional_size(memory, "gpu memory"), free_bytes=optional_size(free, "free memory")
+    )
+
+
+def optional_size(text: str | None, what: str) -> int | None:
+    """Bytes, or None where the option was not given. Raises KvtoolError, for nothing at all too."""
+    size_bytes = None if text is None else parse_size(text, what)
+    if size_bytes == 0:
+        raise KvtoolError(f"{what} {text!r} holds nothing: write a size as 256GiB or 1TB")
+    return size_bytes
 
 
 def chosen_model(

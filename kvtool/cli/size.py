@@ -37,7 +37,6 @@ from kvtool.cli.memory_options import (
     TiersOption,
     UsersOption,
     lengths_of,
-    optional_size,
     places,
     question,
 )
@@ -49,6 +48,8 @@ from kvtool.cli.options import (
     DpOption,
     EpOption,
     ExplainOption,
+    FreeMemoryOption,
+    GpuMemoryOption,
     GpuMemoryUtilizationOption,
     GpuOption,
     HeadDimOption,
@@ -68,10 +69,12 @@ from kvtool.cli.options import (
     SpeculativeTokensOption,
     TpOption,
     WeightDtypeOption,
+    chosen_gpu,
     chosen_model,
     count_list,
     length_list,
     longest_sequence,
+    optional_size,
     prefix_length,
 )
 from kvtool.units import split_list
@@ -109,6 +112,8 @@ def size(
     ep: EpOption = 1,
     enable_dp_attention: DpAttentionOption = False,
     gpu: GpuOption = None,
+    gpu_memory: GpuMemoryOption = None,
+    free_memory: FreeMemoryOption = None,
     gpu_memory_utilization: GpuMemoryUtilizationOption = 0.92,
     max_model_len: MaxModelLenOption = None,
     max_num_batched_tokens: MaxNumBatchedTokensOption = None,
@@ -144,7 +149,6 @@ def size(
     out: OutOption = None,
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
-    from kvtool.catalog.gpus import find_gpu
     from kvtool.results import read_calibration
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
@@ -154,7 +158,7 @@ def size(
         model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
     )
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
-    card = find_gpu(gpu) if gpu else None
+    card = chosen_gpu(gpu, gpu_memory, free_memory)
     longest, auto_fit = longest_sequence(max_model_len)
     options = SizeOptions(
         contexts=length_list(context, "context") if context else (),

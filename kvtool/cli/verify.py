@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from kvtool.cli.engine_options import SWITCHES
-from kvtool.cli.options import CARD, LAYOUT, JsonOption, ModelsOption
+from kvtool.cli.options import (
+    CARD,
+    LAYOUT,
+    FreeMemoryOption,
+    GpuMemoryOption,
+    JsonOption,
+    ModelsOption,
+    chosen_gpu,
+)
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -26,6 +34,8 @@ def verify(
         str | None,
         typer.Option("--gpu", help="The card, where the log does not tell its memory.", rich_help_panel=CARD),
     ] = None,
+    gpu_memory: GpuMemoryOption = None,
+    free_memory: FreeMemoryOption = None,
     tp: Annotated[
         int | None,
         typer.Option("--tp", help="Tensor parallel ranks, where the log does not say.", rich_help_panel=LAYOUT),
@@ -68,7 +78,6 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Hold LOG against the prediction, term by term; exit 1 where a term that must be exact is off, or it refused."""
-    from kvtool.catalog.gpus import find_gpu
     from kvtool.results import encode
     from kvtool.units import parse_length
     from kvtool.verify.calibrate import save_calibration
@@ -95,7 +104,7 @@ def verify(
     }
     asked = Asked(
         model=model,
-        gpu=find_gpu(gpu) if gpu else None,
+        gpu=chosen_gpu(gpu, gpu_memory, free_memory),
         flags={name: str(value) for name, value in given.items() if value is not None},
         models_path=models,
     )

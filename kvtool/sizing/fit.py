@@ -114,15 +114,17 @@ def budget(
     """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated;
     the cache's part is `pool_bytes` where that is given.
     """
+    usable_bytes = min(math.ceil(gpu.memory_bytes * utilization), gpu.free_bytes)
     measured = dict(calibration.measured) if calibration else {}
     if pool_bytes is not None:
         measured["kv_pool_bytes"] = pool_bytes
     activations = activation_bytes(model, parallel, limits or batch_limits(gpu))
     margins = {"activation_bytes": ACTIVATION_MARGIN * activations, "reserve_bytes": RESERVE_MARGIN * RESERVE_BYTES}
     estimated = [margin for name, margin in margins.items() if name not in measured]
+    estimated.append(gpu.memory_margin_bytes * utilization)
     return Budget(
         memory_bytes=gpu.memory_bytes,
-        usable_bytes=math.ceil(gpu.memory_bytes * utilization),
+        usable_bytes=usable_bytes,
         weights_bytes=measured.get("weights_bytes", weights_bytes),
         activation_bytes=measured.get("activation_bytes", activations),
         reserve_bytes=measured.get("reserve_bytes", RESERVE_BYTES),
