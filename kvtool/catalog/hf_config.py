@@ -149,8 +149,11 @@ def _flat(outer: Fields, model_type: str | None) -> tuple[Fields, str]:
 
 
 def _type_of(fields: Fields) -> str | None:
-    """`model_type`, or in its absence the known type that the class in `architectures` is named after."""
-    return fields.text("model_type") or _type_of_class(fields)
+    """`model_type`; where it is absent or not known, the type that the class in `architectures` is named after, which
+    engines go by (DeepSeek's own V4 has the class but calls itself deepseek_ref).
+    """
+    given = fields.text("model_type")
+    return given if given in FAMILIES or given in WRAPPERS else _type_of_class(fields) or given
 
 
 def _type_of_class(fields: Fields) -> str | None:
@@ -216,7 +219,14 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
 
 def _longest(fields: Fields, model_type: str) -> int | None:
     """The longest context, by the first of its names that is given, else what transformers takes for this model."""
-    for name in ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in (
+        "max_target_positions",
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+        "max_context_length",
+    ):
         if fields.get(name) is not None:
             return fields.integer(name)
     return DEFAULT_LENGTHS.get(model_type)

@@ -12,6 +12,11 @@ from kvtool.catalog.hf_config import model_from_config, parse_json, read_config
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 
+
+class UnreadError(KvtoolError):
+    """A repository whose config cannot be had: it says nothing of the model."""
+
+
 _TIMEOUT_S = 2.0
 _MAX_CONFIG_BYTES = 16 << 20
 _REFUSALS = {
@@ -53,13 +58,13 @@ def _download(name: str, url: str) -> bytes:
             return data
     except HTTPError as error:
         reason = _REFUSALS.get(error.code, f"answers with HTTP status {error.code}")
-        raise KvtoolError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}") from error
+        raise UnreadError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}") from error
     except (OSError, HTTPException, ValueError) as error:
         raise _offline(name) from error
 
 
-def _offline(name: str) -> KvtoolError:
-    return KvtoolError(f"model {name!r} is not in the catalogue, and the Hub cannot be reached: give its config.json")
+def _offline(name: str) -> UnreadError:
+    return UnreadError(f"model {name!r} is not in the catalogue, and the Hub cannot be reached: give its config.json")
 
 
 def _count_params(name: str) -> int | None:

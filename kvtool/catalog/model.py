@@ -215,6 +215,7 @@ class Quantisation:
     bits_per_weight: float | None
     expert_bits: float | None = None
     whole: frozenset[str] = frozenset()
+    outer_bits: float | None = None  # of embedding and output head; None: they stay at the model's dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +243,7 @@ class Model:
     params_source: str | None = None
     confidence: str | None = None
     notes: str | None = None
+    assumed: tuple[str, ...] = ()  # what reading it took for granted, in words that every answer repeats
 
     @property
     def num_layers(self) -> int:

@@ -32,18 +32,24 @@ def resolve_model(name: str, *, models_path: Path | None = None) -> Model:
         return _folder_model(path)
     if path.is_absolute() or name.startswith("."):
         raise KvtoolError(f"{name} is neither a folder with config.json, nor a .json or .gguf file")
+    variant = catalogue.find_variant(name)
     if _REPOSITORY.fullmatch(name):
-        return _repository_model(name, catalogue.nearest(name))
+        return _repository_model(name, variant, catalogue.nearest(name))
+    if variant is not None:
+        return variant
     nearest = catalogue.nearest(name) or ": `kvtool models` lists them; a path or an owner/name on the Hub works too"
     raise KvtoolError(f"unknown model {name[:80]!r}{nearest}")
 
 
-def _repository_model(name: str, nearest: str) -> Model:
-    from kvtool.catalog.hub import hub_model
+def _repository_model(name: str, variant: Model | None, nearest: str) -> Model:
+    """What the Hub says of a repository; where it cannot be read, the variant that its name tells of."""
+    from kvtool.catalog.hub import UnreadError, hub_model
 
     try:
         return hub_model(name)
-    except KvtoolError as error:
+    except UnreadError as error:
+        if variant is not None:
+            return variant
         raise KvtoolError(f"{error}{nearest}") from error
 
 

@@ -30,6 +30,7 @@ from kvtool.units import format_bytes
 def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
     """Every assumption of a plan. `automatic`: the cache dtype was left to kvtool."""
     return [
+        *plan.model.assumed,
         *_cache(plan, automatic=automatic),
         *_state(plan),
         *_layout(plan),

@@ -123,7 +123,7 @@ _SWIGLU_EXPERTS = ("deepseek_v4",)  # attention not counted; the config's silu a
 def count_params(model: Model) -> ParamCount | None:
     """The count from the shape, or None where the family or a size of its blocks is not known."""
     family = FAMILIES.get(model.architecture or "")
-    if family is None or model.vocab_size is None or not _has_mlp_sizes(model):
+    if family is None or model.vocab_size is None or not _has_mlp_sizes(model) or not _has_latent_sizes(model):
         return None
     embedding = model.vocab_size * model.hidden_size
     tied = bool(model.tie_word_embeddings)
@@ -153,6 +153,12 @@ def experts_stored(model: Model) -> int | None:
 def _has_mlp_sizes(model: Model) -> bool:
     dense_layers = model.moe is None or any(not _is_sparse(model, index) for index in range(model.num_layers))
     return model.intermediate_size is not None or not dense_layers
+
+
+def _has_latent_sizes(model: Model) -> bool:
+    """Whether every latent has the head sizes that its projections are made of; the cache needs none of them."""
+    latents = [layer.cache for layer in model.layers if isinstance(layer.cache, LatentAttention)]
+    return all(latent.v_head_dim is not None and latent.qk_nope_head_dim is not None for latent in latents)
 
 
 def _is_sparse(model: Model, index: int) -> bool:
