@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 from kvtool.catalog.fields import Fields
-from kvtool.catalog.model import Moe, Quantisation
-from kvtool.catalog.quantised_parts import DENSE, MIXERS, excluded_modules, parts_left_whole
+from kvtool.catalog.model import LayerBits, Moe, Quantisation
+from kvtool.catalog.quantised_parts import (
+    DENSE,
+    MIXERS,
+    alike,
+    excluded_modules,
+    layers_by_exclusion,
+    layers_by_name,
+    towers_left_whole,
+)
 
 _SCALE_BITS = 16  # group-wise integer formats keep fp16 scales
-_NVFP4_BITS = 4 + 8 / 16  # an fp8 scale for 16 weights
-_MXFP4_BITS = 4 + 8 / 32  # a power-of-two scale byte for 32 weights
+_NVFP4_BITS = 4 + 8 / 16  # an fp8 scale for 16 weights; the second level is one fp32 a tensor
+_MXFP4_BITS, _MXFP8_BITS = 4 + 8 / 32, 8 + 8 / 32  # a power-of-two scale byte for 32 weights
 _NF4_BLOCK = 64
+_ALGORITHMS = {
+    **dict.fromkeys(("NVFP4", "NVFP4_AWQ", "NVFP4_SVD", "W4A16_NVFP4", "W4A8_NVFP4_FP8"), _NVFP4_BITS),
+    **dict.fromkeys(("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "W8A8_SQ_PER_CHANNEL", "W8A16"), 8.0),
+    **dict.fromkeys(("W4A16", "W4A16_AWQ", "W4A8_AWQ", "INT4_AWQ"), 4 + _SCALE_BITS / 128),
+    "MXFP8": _MXFP8_BITS,
+    "MXFP4": _MXFP4_BITS,
+}
+# torchao's configs by name: int4 keeps a bf16 scale and zero point a group.
+_TORCHAO = {"int8": 8.0, "float8": 8.0, "fp8": 8.0, "mxfp8": _MXFP8_BITS, "nvfp4": _NVFP4_BITS, "mxfp4": _MXFP4_BITS}
 
 
 def read_quantisation(config: Fields, num_layers: int = 0, moe: Moe | None = None) -> Quantisation | None:
@@ -26,19 +44,66 @@ def read_quantisation(config: Fields, num_layers: int = 0, moe: Moe | None = Non
         method = "modelopt"
     if method is None:
         raise fields.error("field 'quant_method' is missing")
-    reader = _READERS.get(method.lower())
+    name = method.lower()
+    if name == "mxfp4":  # gpt-oss: routed experts alone
+        return Quantisation(method=name, bits_per_weight=_MXFP4_BITS, whole=frozenset({MIXERS, DENSE}))
+    reader = _READERS.get(name)
     if reader is None:
-        raise fields.error(f"quant_method {method!r} is not known (known: {', '.join(_READERS)})")
-    bits = reader(fields)
-    if method.lower() == "mxfp4":  # gpt-oss: routed experts alone
-        return Quantisation(method="mxfp4", bits_per_weight=bits, whole=frozenset({MIXERS, DENSE}))
-    whole = parts_left_whole(excluded_modules(fields), num_layers, moe)
+        raise fields.error(f"quant_method {method!r} is not known (known: mxfp4, {', '.join(_READERS)})")
+    patterns = excluded_modules(fields)
+    modules = _listed(fields)
+    if modules:
+        layers = layers_by_name(modules, num_layers, moe)
+        bits, outer = (
+            None,
+            next((modules[head] for head in ("lm_head", "language_model.lm_head") if head in modules), None),
+        )
+    else:
+        bits = reader(fields)
+        layers = () if bits is None else layers_by_exclusion(patterns, bits, num_layers, moe)
+        outer = bits if fields.flag("lm_head", default=False) else None
+    whole = alike(layers, towers=towers_left_whole(patterns))
+    found = {value for layer in layers for value in (layer.mixer, layer.dense, layer.experts) if value}
+    if bits is None and whole is not None and len(found) == 1:
+        bits = found.pop()
     return Quantisation(
-        method=method.lower(),
+        method=name,
         bits_per_weight=None if whole is None else bits,
         expert_bits=_MXFP4_BITS if config.text("expert_dtype") == "fp4" else None,  # DeepSeek-V4
-        whole=whole or frozenset(),
+        whole=whole if whole is not None else frozenset(),
+        layers=() if whole is not None and bits is not None else _told(layers),
+        outer_bits=outer,
     )
+
+
+def _told(layers: tuple[LayerBits, ...]) -> tuple[LayerBits, ...]:
+    """Layers of which the config says something; none where it names none of their modules."""
+    return layers if any(layer.mixer or layer.dense or layer.experts for layer in layers) else ()
+
+
+def _listed(fields: Fields) -> dict[str, float]:
+    """Bits of each module where the config names them one by one: ModelOpt's quantized_layers, or config groups of
+    compressed-tensors that target module names.
+    """
+    layers = fields.nested("quantized_layers")
+    if layers is not None:
+        return {name: _algorithm(layers, name) for name in layers.values}
+    groups = fields.nested("config_groups")
+    if groups is None or len(groups.values) < 2:
+        return {}
+    named = {name: groups.nested(name) for name in groups.values}
+    targets = {name: group.strings("targets") or [] for name, group in named.items() if group is not None}
+    if not all("layers." in target for target in chain.from_iterable(targets.values())):
+        return {}
+    return {target: _one_group(groups, name) for name, own in targets.items() for target in own}
+
+
+def _algorithm(layers: Fields, name: str) -> float:
+    entry = layers.nested(name)
+    algorithm = ((entry.text("quant_algo") if entry else None) or "").upper()
+    if algorithm not in _ALGORITHMS:
+        raise layers.error(f"module {name[:60]!r}: quant_algo {algorithm!r} is not known")
+    return _ALGORITHMS[algorithm]
 
 
 def _fp8(fields: Fields) -> float:
@@ -58,16 +123,9 @@ def _modelopt(fields: Fields) -> float | None:
     algorithm = (fields.text("quant_algo") or "").upper()
     if algorithm == "MIXED_PRECISION":
         return None
-    bits = {
-        "NVFP4": _NVFP4_BITS,
-        "NVFP4_AWQ": _NVFP4_BITS,
-        "W4A16_NVFP4": _NVFP4_BITS,
-        "FP8": 8.0,
-        "MXFP8": 8 + 8 / 32,
-    }.get(algorithm)
-    if bits is None:
-        raise fields.error(f"quant_algo {algorithm!r} is not known (known: NVFP4, FP8, MXFP8)")
-    return bits
+    if algorithm not in _ALGORITHMS:
+        raise fields.error(f"quant_algo {algorithm!r} is not known (known: NVFP4, FP8, MXFP8, W4A16_AWQ)")
+    return _ALGORITHMS[algorithm]
 
 
 def _compressed_tensors(fields: Fields) -> float | None:
@@ -80,11 +138,17 @@ def _compressed_tensors(fields: Fields) -> float | None:
 
 
 def _one_group(groups: Fields, name: str) -> float:
+    """Bits of one group's weights: fp8 scales of 16 (NVFP4), fp32 scales of a block (128 x 128), else fp16 scales of a
+    group, with zero points where it is not symmetric; those of a channel or tensor are too few to count.
+    """
     group = groups.nested(name)
     weights = group.nested("weights") if group else None
     if weights is None:
         raise groups.error(f"config group {name!r} has no 'weights'")
     bits = weights.integer("num_bits", high=16)
+    block = weights.integers("block_structure", low=1) if isinstance(weights.get("block_structure"), list) else None
+    if block and len(block) == 2:
+        return bits + 32 / (block[0] * block[1])
     size = weights.optional_integer("group_size", low=-1)
     if size is None or size <= 0:
         return float(bits)
@@ -104,14 +168,32 @@ def _bitsandbytes(fields: Fields) -> float:
     return 4 + (8 / _NF4_BLOCK + 32 / (_NF4_BLOCK * 256) if double else 32 / _NF4_BLOCK)
 
 
+def _torchao(fields: Fields) -> float:
+    """torchao names its config after what it stores: int4_weight_only, Float8DynamicActivationFloat8WeightConfig ..."""
+    kind = fields.get("quant_type")
+    default = kind.get("default") if isinstance(kind, dict) else kind
+    name = str(default.get("_type") if isinstance(default, dict) else default).lower().replace("_", "")
+    data = default.get("_data") if isinstance(default, dict) else None
+    if "int4" in name:
+        group = data.get("group_size", 128) if isinstance(data, dict) else 128
+        if not isinstance(group, int) or group < 1:
+            raise fields.error(f"torchao's group_size {str(group)[:20]!r} is not a number of weights")
+        return 4 + 2 * _SCALE_BITS / group
+    found = next((bits for word, bits in _TORCHAO.items() if word in name), None)
+    if found is None:
+        raise fields.error(f"torchao's quant_type {name[:60]!r} is not known (known: int4, {', '.join(_TORCHAO)})")
+    return found
+
+
 _READERS: dict[str, Callable[[Fields], float | None]] = {
     "fp8": _fp8,
     "fbgemm_fp8": lambda fields: 8.0,
-    "mxfp4": lambda fields: _MXFP4_BITS,
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,
+    "modelopt_mixed": _modelopt,
     "awq": _groups_of_integers,
     **dict.fromkeys(("gptq", "gptq_marlin", "awq_marlin", "auto-round"), _groups_of_integers),
     "compressed-tensors": _compressed_tensors,
     "bitsandbytes": _bitsandbytes,
+    "torchao": _torchao,
 }

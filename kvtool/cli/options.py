@@ -77,6 +77,15 @@ LayerSpecOption = Annotated[
         rich_help_panel=SHAPE,
     ),
 ]
+AsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="FAMILY",
+        help="Read the config of an architecture that kvtool does not know as another: llama, qwen3_moe ...",
+        rich_help_panel=SHAPE,
+    ),
+]
 KvHeadsOption = Annotated[
     int | None,
     typer.Option("--kv-heads", help="KV heads (default: as heads).", rich_help_panel=SHAPE),
@@ -191,8 +200,11 @@ def chosen_model(
     kv_heads: int | None,
     head_dim: int | None,
     layer_spec: Path | None = None,
+    family: str | None = None,
 ) -> Model:
-    """MODEL, or the shape or layer spec given instead of it (`kv_heads` defaults to `heads`). Raises KvtoolError."""
+    """MODEL (read as `family` where --as names one), or the shape or layer spec given instead of it (`kv_heads`
+    defaults to `heads`). Raises KvtoolError.
+    """
     from kvtool.catalog.resolve import inline_model, resolve_model
 
     shape = {"--layers": layers, "--heads": heads, "--kv-heads": kv_heads, "--head-dim": head_dim}
@@ -208,7 +220,9 @@ def chosen_model(
     if name is not None and given:
         raise KvtoolError(f"{name!r} already has a shape: leave out {', '.join(given)}, or MODEL")
     if name is not None:
-        return resolve_model(name, models_path=models_path)
+        return resolve_model(name, models_path=models_path, family=family)
+    if family is not None:
+        raise KvtoolError(f"--as {family} is how to read MODEL's config: name its file, folder or repository")
     if layers is None or heads is None or head_dim is None:
         raise KvtoolError("name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads), or --layer-spec FILE")
     return inline_model(layers=layers, heads=heads, kv_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim)

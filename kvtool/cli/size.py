@@ -41,6 +41,7 @@ from kvtool.cli.memory_options import (
     question,
 )
 from kvtool.cli.options import (
+    AsOption,
     BatchSizeOption,
     ContextOption,
     DcpOption,
@@ -100,6 +101,7 @@ def size(
     kv_heads: KvHeadsOption = None,
     head_dim: HeadDimOption = None,
     layer_spec: LayerSpecOption = None,
+    as_family: AsOption = None,
     context: ContextOption = None,
     batch_size: BatchSizeOption = "1",
     kv_cache_dtype: KvCacheDtypeOption = "auto",
@@ -155,7 +157,14 @@ def size(
     from kvtool.sizing.weights import find_checkpoint
 
     chosen = chosen_model(
-        model, models, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, layer_spec=layer_spec
+        model,
+        models,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        layer_spec=layer_spec,
+        family=as_family,
     )
     parallel = Parallel(tp=tp, pp=pp, dp=dp, dcp=dcp, ep=ep, dp_attention=enable_dp_attention)
     card = chosen_gpu(gpu, gpu_memory, free_memory)

@@ -321,7 +321,7 @@ def test_published_nvfp4_checkpoint() -> None:
     model = read(config("Qwen3.5-122B-A10B-NVFP4"))
     assert model.quantisation is not None
     assert (model.quantisation.method, model.quantisation.bits_per_weight) == ("modelopt", 4.5)
-    assert model.quantisation.whole == {"mixers", "dense"}
+    assert model.quantisation.whole == {"mixers", "dense", "beyond"}
     assert model.recurrent_state_dtype == "float32"
 
 
