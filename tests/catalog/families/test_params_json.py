@@ -60,7 +60,7 @@ def _file(path: Path, values: dict[str, Any]) -> str:
 
 def test_as_reads_a_shape_that_nobody_knows_and_says_so(tmp_path: Path) -> None:
     name = _file(tmp_path / "foo.json", FOREIGN)
-    with pytest.raises(KvtoolError, match="'foo' is not known.*--as llama"):
+    with pytest.raises(KvtoolError, match=r"'foo' is not known.*--as llama"):
         resolve_model(name)
     model = resolve_model(name, family="llama")
     assert (model.architecture, model.decoder) == ("llama", None)
