@@ -16,7 +16,7 @@ from statistics import median
 import torch
 import transformers
 
-from kvtool.bench.engine_peers import Entrant, compared, entrants
+from kvtool.bench.engines.race import Entrant, compared, entrants
 from kvtool.bench.harness import pages_for
 from kvtool.bench.options import BenchOptions
 from kvtool.catalog.resolve import resolve_model

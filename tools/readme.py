@@ -27,10 +27,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvtool.report.bench import print_bench
-from kvtool.report.bench_tables import bench_tables
-from kvtool.report.environment import print_environment
-from kvtool.report.kernels import print_kernels
+from kvtool.report.bench.bench import print_bench
+from kvtool.report.bench.tables import bench_tables
+from kvtool.report.kernels.kernels import print_kernels
+from kvtool.report.machine import print_environment
 from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document, write_atomic
 
 ROOT = Path(__file__).parents[1]

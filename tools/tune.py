@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import msgspec
 
-from kvtool.bench.kernel_options import KernelsOptions
-from kvtool.bench.kernel_work import KernelWork, plan
+from kvtool.bench.kernels.options import KernelsOptions
+from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
@@ -86,7 +86,7 @@ def tuned(todo: Iterable[KernelWork], go_on: Callable[[], bool]) -> Card:
     import torch
     import triton
 
-    from kvtool.bench.tuning import tune
+    from kvtool.bench.kernels.tuning import tune
     from kvtool.machine.roofline import last_level_cache_bytes, stream_buffer_bytes
     from kvtool.machine.timers import call_timer
 

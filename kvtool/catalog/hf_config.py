@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
-from kvtool.catalog.decoders import read_decoder
 from kvtool.catalog.families.drafts import draft_layers
 from kvtool.catalog.families.family import Family
 from kvtool.catalog.families.lengths import DEFAULT_LENGTHS
@@ -16,6 +15,7 @@ from kvtool.catalog.families.params_json import as_config, is_params_json
 from kvtool.catalog.families.registry import FAMILIES
 from kvtool.catalog.families.wrappers import WRAPPERS
 from kvtool.catalog.fields import Fields
+from kvtool.catalog.hf_decoder import read_decoder
 from kvtool.catalog.model import Model
 from kvtool.catalog.quantisation import read_quantisation
 from kvtool.catalog.unread import refuse_unread, unread

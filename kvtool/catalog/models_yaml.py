@@ -13,7 +13,7 @@ import yaml
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoder import Decoder, RopeScaling, Router
-from kvtool.catalog.decoders import default_decoder
+from kvtool.catalog.hf_decoder import default_decoder
 from kvtool.catalog.layer_kinds import CACHES, written_layers
 from kvtool.catalog.layer_pattern import expand_pattern
 from kvtool.catalog.model import (

@@ -80,11 +80,11 @@ def bench(
     out: OutOption = None,
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
+    from kvtool.bench.bench import bench as run_bench
     from kvtool.bench.defaults import bench_options, default_model
+    from kvtool.bench.engines.engine import ENGINE_PEERS
     from kvtool.bench.peers import peer_names
-    from kvtool.bench.peers.engines import ENGINE_PEERS
-    from kvtool.bench.run import bench as run_bench
-    from kvtool.report.bench import print_bench, write_bench
+    from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode

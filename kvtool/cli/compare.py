@@ -162,7 +162,7 @@ def compare_documents(names: list[str], limit: float | None, *, json: bool, out:
     """Print or write the comparison of bench documents; exit 1 for a regression beyond `limit`."""
     from kvtool.compare import documents
     from kvtool.compare.sources import read_bench
-    from kvtool.report.compare import print_compare, write_compare
+    from kvtool.report.compare.benches import print_compare, write_compare
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
@@ -193,7 +193,7 @@ def compare_models(
     """Print or write the matrix of models."""
     from kvtool.catalog.resolve import resolve_model
     from kvtool.compare import models
-    from kvtool.report.matrix import print_matrix, write_matrix
+    from kvtool.report.compare.models import print_matrix, write_matrix
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 

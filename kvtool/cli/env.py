@@ -21,7 +21,7 @@ def env(
     from kvtool.machine.environment import describe_environment
     from kvtool.machine.other_load import LoadMeter
     from kvtool.machine.roofline import measure_roofline
-    from kvtool.report.environment import print_environment
+    from kvtool.report.machine import print_environment
     from kvtool.report.terminal import Terminal
     from kvtool.results import EnvDocument, encode
     from kvtool.sizing.dtypes import parse_float_dtype

@@ -53,12 +53,12 @@ def kernels(
     out: OutOption = None,
 ) -> None:
     """Time paged decode, prefill and KV store alone: GB/s and TFLOP/s next to what this machine can do."""
-    from kvtool.bench.kernel_options import default_model, kernels_options
-    from kvtool.bench.kernels import measure_kernels
+    from kvtool.bench.kernels.kernels import measure_kernels
+    from kvtool.bench.kernels.options import default_model, kernels_options
     from kvtool.bench.peers import peer_names
     from kvtool.catalog.resolve import resolve_model
     from kvtool.report.files import check_writable
-    from kvtool.report.kernels import print_kernels, write_kernels
+    from kvtool.report.kernels.kernels import print_kernels, write_kernels
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 

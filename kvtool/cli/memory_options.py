@@ -13,7 +13,7 @@ from kvtool.units import parse_length
 
 if TYPE_CHECKING:
     from kvtool.sizing.lengths import Lengths
-    from kvtool.sizing.solve import Question
+    from kvtool.sizing.solve.solve import Question
     from kvtool.sizing.tiers import Places
 
 QUESTIONS = "What fits, and where"
@@ -90,14 +90,14 @@ def places(wanted: bool, dram: str | None, nvme: str | None, nvme_gbps: float | 
 
 def lengths_of(text: str | None) -> Lengths | None:
     """The lengths of requests; None where the option was not given. Raises KvtoolError."""
-    from kvtool.sizing.length_sources import parse_lengths
+    from kvtool.workloads.lengths import parse_lengths
 
     return None if text is None else parse_lengths(text)
 
 
 def question(ctx: typer.Context, users: str, *, model: str | None, model_id: str) -> Question:
     """What --users asks, and what the other options leave open. Raises KvtoolError."""
-    from kvtool.sizing.solve import Question
+    from kvtool.sizing.solve.solve import Question
 
     def given(name: str) -> bool:
         source = ctx.get_parameter_source(name)

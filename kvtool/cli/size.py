@@ -82,7 +82,7 @@ from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.sizing.options import SizeOptions
-    from kvtool.sizing.solve import Question
+    from kvtool.sizing.solve.solve import Question
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -226,16 +226,16 @@ def answer(
     """Write the files, print the document; exit 1 where no row fits, nothing is found that would, or the engine
     would not start.
     """
-    from kvtool.report.budget import budget_figure
-    from kvtool.report.engine import print_ledgers
     from kvtool.report.files import write_result
-    from kvtool.report.size import print_size, size_csv_rows, size_figure
+    from kvtool.report.size.budget import budget_figure
+    from kvtool.report.size.planned import print_ledgers
+    from kvtool.report.size.size import print_size, size_csv_rows, size_figure
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
     from kvtool.sizing.explain import explain as explain_rows
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_rows
-    from kvtool.sizing.solve import solve
+    from kvtool.sizing.solve.solve import solve
 
     if asked is None:
         document = size_rows(model, options=options)

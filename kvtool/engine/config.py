@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtool.cache.eviction import eviction_policy
 from kvtool.catalog.model import Model
+from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import canonical_dtype
 
@@ -34,6 +36,8 @@ class EngineConfig:
     max_num_batched_tokens: int = 8192
     prefill_first: bool = False
     prefix_caching: bool = True
+    eviction: str = "lru"
+    preemption: str = "youngest"
     graphs: bool = True
     threads: int | None = None
     seed: int = 0
@@ -46,6 +50,8 @@ class EngineConfig:
             raise KvtoolError(f"seed {self.seed} must be from 0 to {MAX_SEED}")
         if self.dtype not in ("auto", *DTYPES):
             raise KvtoolError(f"dtype {self.dtype!r} is not one the engine runs: auto, {', '.join(DTYPES)}")
+        eviction_policy(self.eviction)  # refuses a name that is not known, as the next line does
+        preemption_policy(self.preemption)
         if self.backend not in ("auto", "triton", "torch"):
             raise KvtoolError(f"backend {self.backend!r} is not one of auto, triton, torch")
 

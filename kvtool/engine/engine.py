@@ -9,16 +9,18 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from kvtool.cache.eviction import eviction_policy
 from kvtool.cache.manager import CacheManager
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.decode_step import decode_rows
 from kvtool.engine.decoder.transformer import runnable_decoder
-from kvtool.engine.graphs import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.graphs.pipeline import DecodePipeline
+from kvtool.engine.graphs.step import decode_rows
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pipeline import DecodePipeline
 from kvtool.engine.pool import KvPool
+from kvtool.engine.preemption import preemption_policy
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
@@ -45,7 +47,7 @@ class Engine:
         loaded.require_room(num_pages)
         self.loaded = loaded
         self.clock = clock
-        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching)
+        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching, eviction_policy(config.eviction))
         self.scheduler = Scheduler(
             self.cache,
             SchedulerLimits(
@@ -53,6 +55,7 @@ class Engine:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 prefill_first=config.prefill_first,
             ),
+            preemption_policy(config.preemption),
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)

@@ -21,6 +21,7 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
 from kvtool.sizing.formats import INDEX_KEYS, CacheFormat, parse_cache_format
+from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 from kvtool.sizing.specs import (
     CacheSpec,
     ChunkedSpec,
@@ -35,7 +36,6 @@ from kvtool.sizing.specs import (
     SlidingSpec,
     StateSpec,
 )
-from kvtool.sizing.state import conv_elements, recurrent_elements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

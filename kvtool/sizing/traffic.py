@@ -22,8 +22,8 @@ from kvtool.catalog.model import (
 )
 from kvtool.sizing.layers import top_k_by_layer
 from kvtool.sizing.params import count_params
+from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 from kvtool.sizing.specs import CacheSpec
-from kvtool.sizing.state import conv_elements, recurrent_elements
 
 FLOPS_PER_STATE_ELEMENT = 4  # a token adds an outer product to the state (2) and reads it out (2)
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvtool.bench import latency, prefix
-from kvtool.bench.latency import latency_case
-from kvtool.bench.no_cache import no_cache_cases
-from kvtool.bench.prefix import prefix_case
+from kvtool.bench.cases import latency, prefix
+from kvtool.bench.cases.latency import latency_case
+from kvtool.bench.cases.no_cache import no_cache_cases
+from kvtool.bench.cases.prefix import prefix_case
 from kvtool.engine import engine as engines
 from kvtool.engine.engine import Engine
-from kvtool.engine.graphs import Step
+from kvtool.engine.graphs.capture import Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.machine.interleaved import Windows
 from kvtool.results import ColdStart
-from tests.bench.test_run import FAST, OPTIONS
+from tests.bench.test_bench import FAST, OPTIONS
 from tests.bench.tiny_model import loaded
 
 NO_WINDOWS = Windows("cpu", torch.float32, FAST)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.bench import kernels
+from kvtool.bench.kernels import kernels
 from kvtool.cli.kernels import EXAMPLES
 from kvtool.machine import roofline
 from kvtool.units import MIB
@@ -69,7 +69,7 @@ def test_peers_stand_beside_ours_in_every_form(kvtool: Kvtool, tmp_path: Path) -
 
 
 def test_a_wrong_output_exits_1_after_the_table(kvtool: Kvtool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvtool.bench.kernel_calls.ROUNDING", dict.fromkeys(("fp32", "bf16", "fp16"), -1.0))
+    monkeypatch.setattr("kvtool.bench.kernels.calls.ROUNDING", dict.fromkeys(("fp32", "bf16", "fp16"), -1.0))
     monkeypatch.setattr(kernels, "ACCOUNTING_LIMIT", 1e9)
     done = kvtool(*QUICK)
     assert done.code == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from kvtool.engine.graphs import Step
+from kvtool.engine.graphs.capture import Step
 
 
 class Recording(TorchDispatchMode):

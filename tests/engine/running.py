@@ -10,7 +10,7 @@ import torch
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
-from kvtool.engine.graphs import Capture, Step
+from kvtool.engine.graphs.capture import Capture, Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference

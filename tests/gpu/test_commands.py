@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvtool.bench.passes import captured
+from kvtool.bench.kernels.passes import captured
 from tests.cli.in_process import Done, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -23,8 +23,8 @@ TINY_BENCH = (
 
 @pytest.fixture
 def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvtool:
-    monkeypatch.setattr("kvtool.bench.run.CEILING_SECONDS", 0.5)
-    monkeypatch.setattr("kvtool.bench.kernels.CEILING_SECONDS", 0.5)
+    monkeypatch.setattr("kvtool.bench.session.CEILING_SECONDS", 0.5)
+    monkeypatch.setattr("kvtool.bench.kernels.kernels.CEILING_SECONDS", 0.5)
     return lambda *args: run(capsys, monkeypatch, *args)
 
 

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import torch
 
-from kvtool.bench import tuning
-from kvtool.bench.kernel_options import KernelsOptions
-from kvtool.bench.kernel_work import KernelWork, plan
+from kvtool.bench.kernels import tuning
+from kvtool.bench.kernels.options import KernelsOptions
+from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import inline_model
 from kvtool.errors import KvtoolError
 from kvtool.kernels.triton import gpu

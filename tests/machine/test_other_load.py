@@ -60,11 +60,11 @@ def test_our_own_work_is_not_another_s() -> None:
     before = read_usage()
     if before is None:
         pytest.skip("no /proc/stat here")
-    deadline = time.perf_counter() + 0.3
-    while time.perf_counter() < deadline:
+    enough_s = time.process_time() + 0.3
+    while time.process_time() < enough_s:
         pass
     after = read_usage()
     assert after is not None
     own_s = after.own_s - before.own_s
-    assert own_s > 0.02  # others may have taken most of the processor
+    assert own_s > 0.2
     assert after.busy_s - before.busy_s >= own_s - 0.05

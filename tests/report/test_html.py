@@ -6,8 +6,8 @@ import re
 from html.parser import HTMLParser
 
 from kvtool.report import html
-from kvtool.report.bench import bench_html
-from kvtool.report.environment import ceiling_table, environment_table
+from kvtool.report.bench.bench import bench_html
+from kvtool.report.machine import ceiling_table, environment_table
 from kvtool.report.tables import Table, to_html
 from tests.report.example import ENVIRONMENT, example_document
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, SlidingAttention
+from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate
-from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 

@@ -13,10 +13,10 @@ from torch.nn.functional import linear
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
 from kvtool.engine.batch import Rows
+from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate, yarn_mscale
-from kvtool.engine.decoder.step import StepContext, join
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError

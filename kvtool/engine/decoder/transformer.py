@@ -12,15 +12,16 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
+from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.gathered import Gathered, gathered
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.linear import Linear
-from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter, Mlp, MoeMlp, load_mlp
+from kvtool.engine.decoder.mlp import Mlp, load_mlp
+from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
 from kvtool.engine.decoder.residual import Residual, added
 from kvtool.engine.decoder.rope import Rope
-from kvtool.engine.decoder.step import StepContext
 from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError

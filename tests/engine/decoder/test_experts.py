@@ -12,7 +12,7 @@ from kvtool.catalog.decoder import ClampedSwiglu, Decoder
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.experts import load_experts
-from kvtool.engine.decoder.mlp import EvenRouter, MoeMlp
+from kvtool.engine.decoder.moe import EvenRouter, MoeMlp
 from kvtool.engine.weights.source import RandomWeights
 from kvtool.kernels.reference import step as step_reference
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from kvtool.catalog.decoder import Router
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
-from kvtool.engine.decoder.mlp import EvenRouter, LearnedRouter
+from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter
 
 
 class Given:

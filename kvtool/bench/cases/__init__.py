@@ -1,0 +1,1 @@
+"""The parts of a benchmark, one file each."""

@@ -1,0 +1,1 @@
+"""Other people's whole engines on our weights and prompts, one module each."""

@@ -1,0 +1,1 @@
+"""The attention kernels alone, over contexts and batch sizes."""

@@ -1,0 +1,288 @@
+"""The attention kernels alone, over contexts and batch sizes, next to the device's limits measured in the same run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import msgspec
+import torch
+
+from kvtool.bench.accounting import ACCOUNTING_LIMIT, CACHE_MULTIPLE, IMPOSSIBLE, IN_CACHE
+from kvtool.bench.definitions import KERNEL_DEFINITIONS
+from kvtool.bench.kernels.calls import Measurement, filled_pool
+from kvtool.bench.kernels.options import KernelsOptions
+from kvtool.bench.kernels.passes import Pass, cache_flush, first_call_s, make_pass, within
+from kvtool.bench.kernels.race import Track, enter, with_times
+from kvtool.bench.kernels.work import KernelWork, left_out, plan
+from kvtool.bench.metrics import summary_ms
+from kvtool.bench.power import power_of
+from kvtool.bench.session import CEILING_SECONDS, Progress
+from kvtool.catalog.model import Model
+from kvtool.engine.config import resolve_backend, resolve_dtype
+from kvtool.engine.loaded import TORCH_DTYPES
+from kvtool.engine.pool import KvPool, cache_dtype
+from kvtool.errors import DeviceError
+from kvtool.kernels import load_kernels
+from kvtool.machine.device import device_errors, resolve_device
+from kvtool.machine.environment import describe_environment
+from kvtool.machine.memory import available_bytes
+from kvtool.machine.nvml import NvmlSampler, open_card
+from kvtool.machine.other_load import LoadMeter
+from kvtool.machine.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
+from kvtool.machine.timers import Call, call_timer, is_cuda, time_in_turns
+from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
+from kvtool.results.warnings import load_warnings, throttle_warnings, unsteady_warnings
+from kvtool.sizing.formats import CacheFormat, parse_cache_format
+from kvtool.units import format_bytes, format_length
+
+PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer
+USABLE_SHARE = 0.9  # of the memory that is free: the rest is for the allocator and the kernels' scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`errors` name cases whose accounting cannot be right, `unequal` those that the reference contradicts."""
+
+    document: KernelsDocument
+    interrupted: bool
+    errors: list[str]
+    unequal: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all cases share, resolved once. A pass goes through `stream_bytes` of cache."""
+
+    options: KernelsOptions
+    device: torch.device
+    backend: str
+    dtype: str
+    formats: tuple[CacheFormat, ...]
+    llc_bytes: int | None
+    stream_bytes: int
+    flush: Call | None
+
+
+def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress) -> Outcome:
+    """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError.
+
+    `progress` is told what is going on and how much is behind it, 0 to 1.
+    """
+    setup = _setup(model, options)
+    works = plan(model, options, setup.formats, setup.dtype)
+    fitting = _fitting(works, setup)
+    progress("measuring the device", 0.0)
+    load = LoadMeter()
+    ceiling = _ceiling(setup)
+    cases, interrupted = _run(fitting, setup, progress)
+    if not cases:
+        raise KeyboardInterrupt
+    progress("measuring the device again", 1.0)
+    # The device may have been busier with others before or after: its limit is the better of the two.
+    ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(setup))
+    cases = [with_roofline(case, ceiling) for case in cases]
+    assumptions = ["K, V and queries are random: the work is that of real ones, the outputs mean nothing"]
+    assumptions += left_out(model, setup.formats[0])
+    if len(fitting) < len(works):
+        assumptions.append(f"{len(works) - len(fitting)} cases of the default grid do not fit the memory: left out")
+    environment = describe_environment(str(setup.device), other_load_cores=load.other_cores())
+    assumptions += [*unsteady_warnings(cases), *throttle_warnings(cases), *load_warnings(environment)]
+    if interrupted:
+        assumptions.append("interrupted: cases are missing")
+    document = KernelsDocument(
+        environment=environment,
+        definitions=KERNEL_DEFINITIONS,
+        assumptions=assumptions,
+        cases=cases,
+    )
+    return Outcome(
+        document,
+        interrupted,
+        errors=[f"{c.name}: {c.roofline.reason}" for c in cases if (c.roofline.reason or "").startswith(IMPOSSIBLE)],
+        unequal=[f"{case.name}: {case.check.text}" for case in cases if not case.check.outputs_equal],
+    )
+
+
+def _setup(model: Model, options: KernelsOptions) -> Setup:
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, model, device)
+    formats = tuple(parse_cache_format(name, dtype) for name in options.kv_cache_dtypes)
+    for cache_format in formats:
+        cache_dtype(cache_format.name)
+    llc_bytes = last_level_cache_bytes(str(device))
+    return Setup(
+        options=options,
+        device=device,
+        backend=resolve_backend(options.backend, device),
+        dtype=dtype,
+        formats=formats,
+        llc_bytes=llc_bytes,
+        stream_bytes=_stream_bytes(str(device), llc_bytes),
+        flush=cache_flush(str(device), CACHE_MULTIPLE * llc_bytes) if llc_bytes else None,
+    )
+
+
+def _stream_bytes(device: str, llc_bytes: int | None) -> int:
+    """Cache that a pass goes through: what the ceiling streams over, or less where that takes a CPU too long."""
+    return stream_buffer_bytes(device, llc_bytes) if is_cuda(device) or not llc_bytes else CACHE_MULTIPLE * llc_bytes
+
+
+def _fitting(works: list[KernelWork], setup: Setup) -> list[KernelWork]:
+    """The works that memory has room for. Raises DeviceError where none does, or one that was asked for does not."""
+    usable = int(USABLE_SHARE * available_bytes(setup.device))
+    fitting = [work for work in works if work.needed_bytes(setup.stream_bytes) <= usable]
+    if len(fitting) == len(works) or (setup.options.drop_oversized and fitting):
+        return fitting
+    largest = max(works, key=lambda work: work.needed_bytes(setup.stream_bytes))
+    raise DeviceError(
+        f"{largest.kernel} at context {format_length(largest.context)} x batch {largest.batch_size} needs "
+        f"{format_bytes(largest.needed_bytes(setup.stream_bytes))} and {setup.device} has {format_bytes(usable)} "
+        "to give: lower --context or --batch-size"
+    )
+
+
+def _run(works: list[KernelWork], setup: Setup, progress: Progress) -> tuple[list[KernelCase], bool]:
+    """The cases of all works, or of those before Ctrl-C and True."""
+    cases: list[KernelCase] = []
+    try:
+        for work, pool in _with_pools(works, setup):
+            progress(f"{work.kernel}: {format_length(work.context)} x {work.batch_size}", len(cases) / len(works))
+            with device_errors(f"measuring {work.name}"), torch.inference_mode():
+                cases.append(_case(work, pool, setup))
+    except KeyboardInterrupt:
+        return cases, True
+    return cases, False
+
+
+def _with_pools(works: list[KernelWork], setup: Setup) -> Iterator[tuple[KernelWork, KvPool]]:
+    """Each work with a pool that has room for it; works of one layer and page size share theirs."""
+    for _, group in groupby(works, key=lambda work: (work.spec, work.block_size)):
+        sharing = list(group)
+        num_pages = max(work.pool_pages(setup.stream_bytes) for work in sharing)
+        with device_errors(f"making a pool of {num_pages} pages"), torch.inference_mode():
+            pool = filled_pool(sharing[0], num_pages, setup.device, _random(setup))
+        for work in sharing:
+            yield work, pool
+        del pool
+        gc.collect()  # before the next group asks for its own
+
+
+def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
+    device = str(setup.device)
+    measurement = Measurement(work, load_kernels(setup.backend), pool, work.calls(setup.stream_bytes), _random(setup))
+    first_s = first_call_s(measurement.calls[0], device)
+    check = measurement.check()
+    timer, capture = call_timer(device), setup.backend == "triton"
+    ours = make_pass(within(PASS_SECONDS, measurement.calls, timer), setup.device, capture=capture)
+    track = Track(setup.device, ours.num_calls, PASS_SECONDS, timer, capture)
+    entries = [enter(name, measurement, track) for name in setup.options.peers] if measurement.scenes else []
+    passes = [ours, *(entry.timed for entry in entries if entry.timed is not None)]
+    flushes = [setup.flush if _may_stay_cached(each, work, setup) else None for each in passes]
+    with NvmlSampler(open_card(device)) as power:
+        timed = time_in_turns(
+            [each.contender(flush) for each, flush in zip(passes, flushes, strict=True)],
+            device=device,
+            warmup=setup.options.num_iters_warmup,
+            iterations=setup.options.num_iters,
+        )
+    samples = [seconds / ours.num_calls for seconds in timed[0].seconds]
+    peers_s = iter(timed[1:])
+    return KernelCase(
+        name=work.name,
+        kernel=work.kernel,
+        inputs=_inputs(work, setup),
+        samples_s=samples,
+        metrics=_metrics(work, samples),
+        bytes=work.bytes,
+        memory=_memory(work, pool, ours, flushed=flushes[0] is not None),
+        roofline=KernelRoofline(),
+        check=check,
+        cold_start=KernelColdStart(first_call_s=first_s, capture_s=ours.capture_s),
+        power=power_of(power.summary),
+        steady=timed[0].warm_up.steady,
+        peers=[with_times(e, next(peers_s).seconds, samples) if e.timed is not None else e.result for e in entries],
+    )
+
+
+def _memory(work: KernelWork, pool: KvPool, ours: Pass, *, flushed: bool) -> KernelMemory:
+    return KernelMemory(
+        pool_bytes=pool.bytes,
+        working_set_bytes=ours.num_calls * work.kv_bytes,
+        calls_per_sample=ours.num_calls,
+        flushed=flushed,
+    )
+
+
+def _may_stay_cached(each: Pass, work: KernelWork, setup: Setup) -> bool:
+    """Whether a pass goes through so little that the next may find it in the device's cache."""
+    return setup.llc_bytes is not None and each.num_calls * work.kv_bytes < CACHE_MULTIPLE * setup.llc_bytes
+
+
+def _metrics(work: KernelWork, samples: list[float]) -> KernelMetrics:
+    time_ms = summary_ms(samples)
+    assert time_ms is not None
+    moved, seconds = work.bytes, time_ms.p50 / 1e3
+    return KernelMetrics(
+        time_ms=time_ms,
+        gbps=(moved.kv_read + moved.kv_written + moved.other) / seconds / 1e9,
+        tflops=moved.flops / seconds / 1e12 if moved.flops else None,
+    )
+
+
+def _inputs(work: KernelWork, setup: Setup) -> dict[str, str | int | float | bool | None]:
+    """All that is needed to run the case again."""
+    return {
+        "model": work.model.id,
+        "layer": work.spec.kind,
+        "context": None if work.part == "store" else work.context,
+        "batch_size": work.batch_size,
+        "query_len": work.query_len,
+        "dtype": work.dtype,
+        "kv_cache_dtype": work.cache_dtype,
+        "block_size": work.block_size,
+        "device": str(setup.device),
+        "backend": setup.backend,
+        "threads": torch.get_num_threads(),
+        "num_iters": setup.options.num_iters,
+        "num_iters_warmup": setup.options.num_iters_warmup,
+        "seed": setup.options.seed,
+    }
+
+
+def with_roofline(case: KernelCase, ceiling: Ceiling) -> KernelCase:
+    """The case next to the measured limits. A share that no device can reach is null, and `reason` says so."""
+    moved, seconds = case.bytes, case.metrics.time_ms.p50 / 1e3
+    memory_s = (moved.kv_read + moved.kv_written + moved.other) / (ceiling.read_gbps * 1e9)
+    compute_s = moved.flops / (ceiling.tflops * 1e12)
+    memory = case.memory
+    streams = ceiling.llc_bytes is None or memory.working_set_bytes >= CACHE_MULTIPLE * ceiling.llc_bytes
+    # What is read after a flush comes from memory; what is written may still be on its way there.
+    streams = streams or (memory.flushed and not moved.kv_written)
+    mbu = memory_s / seconds if streams else None
+    mfu = compute_s / seconds if moved.flops else None
+    reason = None if streams else IN_CACHE
+    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
+    if wrong:
+        mbu, mfu, reason = None, None, f"{IMPOSSIBLE}: {' and '.join(wrong)} of what the device did in the same run"
+    roofline = KernelRoofline(
+        read_gbps_measured=ceiling.read_gbps,
+        copy_gbps_measured=ceiling.copy_gbps,
+        tflops_measured=ceiling.tflops,
+        ideal_ms=max(memory_s, compute_s) * 1e3,
+        mbu=mbu,
+        mfu=mfu,
+        bound="memory" if memory_s >= compute_s else "compute",
+        reason=reason,
+    )
+    return msgspec.structs.replace(case, roofline=roofline)
+
+
+def _ceiling(setup: Setup) -> Ceiling:
+    return measure_roofline(str(setup.device), TORCH_DTYPES[setup.dtype], seconds=CEILING_SECONDS)
+
+
+def _random(setup: Setup) -> torch.Generator:
+    return torch.Generator(setup.device).manual_seed(setup.options.seed)

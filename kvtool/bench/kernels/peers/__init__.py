@@ -1,0 +1,1 @@
+"""Other people's attention kernels on our pages, one module each."""

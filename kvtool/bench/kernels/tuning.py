@@ -1,0 +1,144 @@
+"""Which tile is fastest for a piece of kernel work on this device: the rules' own against its neighbours, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+
+from kvtool.bench.kernels.calls import Measurement, filled_pool
+from kvtool.bench.kernels.passes import Pass, make_pass, within
+from kvtool.bench.kernels.work import KernelWork
+from kvtool.errors import KvtoolError
+from kvtool.kernels import load_kernels
+from kvtool.kernels.triton.gpu import trying
+from kvtool.kernels.triton.tiles.rules import Shape, Tile
+from kvtool.kernels.triton.tiles.tuned import TunedTile
+from kvtool.machine.timers import CallTimer, Contender, time_in_turns
+
+MARGIN = 0.02  # by which a tile must beat the one in its place
+PASS_SECONDS = 0.05
+ROUNDS = 7
+STEPS: dict[str, tuple[int, ...]] = {
+    "num_stages": (2, 3, 4, 5),
+    "block_n": (16, 32, 64, 128),
+    "num_warps": (4, 8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where tiles are tried: on calls of `measurement`, captured as CUDA graphs or launched, timed by `timer`."""
+
+    measurement: Measurement
+    timer: CallTimer
+    capture: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.measurement.device
+
+
+def tune(
+    work: KernelWork,
+    device: torch.device,
+    *,
+    stream_bytes: int,
+    timer: CallTimer,
+    capture: bool,
+    go_on: Callable[[], bool],
+) -> TunedTile | None:
+    """The fastest tile for `work`, None where the rules' own is. `go_on` is asked before each tile that is tried.
+
+    One setting after another is moved away from the best so far. A tile that does not compile, does not fit or gives
+    another answer is out.
+    """
+    random = torch.Generator(device).manual_seed(0)
+    num_calls = work.calls(stream_bytes)
+    pool = filled_pool(work, num_calls * work.call_pages, device, random)
+    bench = Bench(Measurement(work, load_kernels("triton"), pool, num_calls, random), timer, capture)
+    shape, rule = asked(bench.measurement)
+    best, rule_ms, best_ms = rule, None, None
+    for setting in STEPS:
+        for tile in neighbours(best, setting):
+            if not go_on():
+                break
+            times = raced(bench, shape, rule, tile)
+            if times is None:
+                continue
+            rule_ms = times[0] if rule_ms is None else rule_ms
+            if times[1] < times[0] * (1 - MARGIN) and (best_ms is None or times[1] < best_ms * (1 - MARGIN)):
+                best, rule_ms, best_ms = tile, *times
+    if best_ms is None or rule_ms is None:
+        return None
+    return TunedTile(shape=shape, tile=best, work=work.name, ms=best_ms, rule_ms=rule_ms)
+
+
+def neighbours(tile: Tile, setting: str) -> Iterator[Tile]:
+    """The tile with other values of one setting."""
+    for value in STEPS[setting]:
+        other = replace(tile, **{setting: value})
+        if other != tile and other.fault is None:
+            yield other
+
+
+class _Asked(dict[Shape, Tile]):
+    """No tiles, and a memory of what was looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Shape, Tile]] = []
+
+    def get(self, shape: Shape, rule: Tile) -> Tile:  # type: ignore[override]
+        self.found.append((shape, rule))
+        return rule
+
+
+def asked(measurement: Measurement) -> tuple[Shape, Tile]:
+    """The shape that a call of the measurement looks up, and what the rules say of it."""
+    asked_for = _Asked()
+    with trying(asked_for):
+        measurement.calls[0]()
+    if not asked_for.found:
+        raise KvtoolError(f"{measurement.work.kernel} has no tile to choose")
+    return asked_for.found[0]
+
+
+def raced(bench: Bench, shape: Shape, rule: Tile, tile: Tile) -> tuple[float, float] | None:
+    """Milliseconds of a call with the rules' tile and with this one; None where this one cannot be had."""
+    passes: list[Pass] = []
+    for one in (rule, tile):
+        with trying({shape: one}):
+            made = _pass(bench)
+        if made is None:
+            return None
+        passes.append(made)
+    # A graph has its tile inside; calls that Python launches look theirs up each time.
+    sweeps = [each.contender(None) for each in passes] if bench.capture else _looking_up(passes, shape, (rule, tile))
+    timed = time_in_turns(sweeps, device=str(bench.device), warmup=1, iterations=ROUNDS, timer=bench.timer)
+    times = [median(t.seconds) / p.num_calls * 1e3 for t, p in zip(timed, passes, strict=True)]
+    return times[0], times[1]
+
+
+def _pass(bench: Bench) -> Pass | None:
+    """Calls with the tile on trial, after a look at what one gives. None where it does not run, or not right."""
+    try:
+        if not bench.measurement.check().outputs_equal:
+            return None
+        calls = within(PASS_SECONDS, bench.measurement.calls, bench.timer)
+        return make_pass(calls, bench.device, capture=bench.capture)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception:  # the compiler's and the driver's refusals have no common type
+        return None
+
+
+def _looking_up(passes: Sequence[Pass], shape: Shape, tiles: Sequence[Tile]) -> list[Contender]:
+    def sweep(each: Pass, tile: Tile) -> None:
+        with trying({shape: tile}):
+            each.sweep()
+
+    return [Contender(partial(sweep, each, tile)) for each, tile in zip(passes, tiles, strict=True)]

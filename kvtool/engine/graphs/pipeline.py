@@ -1,0 +1,153 @@
+"""Decode steps that the device feeds to itself: the host launches the next before it has read the tokens of the last.
+
+At most two steps are launched and not read. What is launched later runs later, so pages that a finished sequence gives
+back may be handed out at once: a step that still writes to them is done before anybody else uses them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtool.cache.manager import SequenceCache
+from kvtool.engine.graphs.capture import DecodeGraphs
+from kvtool.engine.graphs.changes import RowChanges
+from kvtool.engine.graphs.step import DecodeRows
+from kvtool.engine.sampler import draw_of
+from kvtool.engine.scheduler import Work
+from kvtool.engine.sequence import Sequence
+
+MAX_IN_FLIGHT = 2
+
+
+@dataclass(slots=True)
+class Occupant:
+    """What a row holds on the device: the position its next step computes, and how many pages of its sequence. Without
+    a sequence, nobody knows. One that gave way and came back has another `cache`, at the same position perhaps."""
+
+    sequence: Sequence | None = None
+    cache: SequenceCache | None = None
+    position: int = 0
+    num_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step under way: `rows[i]` is the row of `work[i]`; its `tokens` [R] are on the host once `landed` is."""
+
+    work: list[Work]
+    rows: list[int]
+    tokens: Tensor
+    landed: torch.cuda.Event | None
+    logits: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What came of a step, for the sequences that still waited for it; `logits` are their rows, if they are kept."""
+
+    work: list[Work]
+    tokens: list[int]
+    logits: Tensor | None
+
+
+class DecodePipeline:
+    """Launches decode steps and waits for their tokens. Rows are written where they changed since the last step."""
+
+    def __init__(self, rows: DecodeRows, graphs: DecodeGraphs) -> None:
+        num_rows, on_gpu = len(rows.positions), rows.positions.is_cuda
+        self.graphs = graphs
+        self.rows = rows
+        self._occupants: list[Occupant] = []  # of the first rows; those behind are padding
+        self._flights: deque[Flight] = deque()
+        self.num_launched = 0
+        self._hosts = [torch.zeros(num_rows, dtype=torch.int64, pin_memory=on_gpu) for _ in range(MAX_IN_FLIGHT)]
+        self._events = [torch.cuda.Event() if on_gpu else None for _ in range(MAX_IN_FLIGHT)]
+
+    @property
+    def last(self) -> list[Work]:
+        """The work of the step that was launched last, while it is not read; empty when nothing is under way."""
+        return self._flights[-1].work if self._flights else []
+
+    def launch(self, work: list[Work], *, keep_logits: bool) -> None:
+        """A decode step of these sequences. With a step under way they must be the same, and go on from there."""
+        placed = self._placed([item.sequence for item in work])
+        self._write(placed, ahead=len(self._flights))
+        draw = draw_of(item.sequence.params for item in work)
+        logits = self.graphs.step(len(placed), draw, keep_logits=keep_logits)
+        row_of = {sequence: row for row, sequence in enumerate(placed)}
+        turn = self.num_launched % MAX_IN_FLIGHT
+        self.num_launched += 1
+        flight = Flight(
+            work=work,
+            rows=[row_of[item.sequence] for item in work],
+            tokens=self._hosts[turn],
+            landed=self._events[turn],
+            logits=None if logits is None else logits.clone(),  # before the next step overwrites them
+        )
+        flight.tokens[: len(placed)].copy_(self.rows.token_ids[: len(placed)], non_blocking=True)
+        if flight.landed is not None:
+            flight.landed.record()
+        self._flights.append(flight)
+
+    def wait(self) -> Landed:
+        """The tokens of the oldest step under way. A sequence that ended before it has no use for its token."""
+        flight = self._flights[0]
+        if flight.landed is not None:
+            flight.landed.synchronize()
+        tokens = flight.tokens[: len(flight.rows)].tolist()
+        self._flights.popleft()
+        live = [
+            (item, row) for item, row in zip(flight.work, flight.rows, strict=True) if not item.sequence.is_finished
+        ]
+        return Landed(
+            work=[item for item, _ in live],
+            tokens=[tokens[row] for _, row in live],
+            logits=None if flight.logits is None else flight.logits[[row for _, row in live]],
+        )
+
+    def drop_finished(self) -> None:
+        """Nobody waits for a step whose sequences have all ended."""
+        if all(item.sequence.is_finished for item in self.last):
+            self._flights.clear()
+
+    def forget(self) -> None:
+        """After an error or an interrupt: what is under way is not read, and every row is written anew."""
+        self._flights.clear()
+        self._occupants = [Occupant() for _ in range(len(self.rows.positions))]
+
+    def _placed(self, sequences: list[Sequence]) -> list[Sequence]:
+        """The sequences by row. Those in the first rows stay where they are; the others fill the gaps."""
+        held = [occupant.sequence for occupant in self._occupants[: len(sequences)]]
+        held += [None] * (len(sequences) - len(held))
+        staying = set(sequences) & set(held)
+        arriving = (sequence for sequence in sequences if sequence not in staying)
+        return [next(arriving) if sequence is None or sequence not in staying else sequence for sequence in held]
+
+    def _write(self, placed: list[Sequence], ahead: int) -> None:
+        """Make the rows hold these sequences, `ahead` steps further than the host has read."""
+        changes = RowChanges()
+        for row in range(len(placed), len(self._occupants)):
+            changes.clear(row)
+        del self._occupants[len(placed) :]
+        self._occupants += [Occupant() for _ in range(len(placed) - len(self._occupants))]
+        for row, sequence in enumerate(placed):
+            self._occupy(row, sequence, sequence.num_computed + ahead, changes)
+        changes.send(self.rows)
+
+    def _occupy(self, row: int, sequence: Sequence, position: int, changes: RowChanges) -> None:
+        """A row that holds the sequence at this position needs its new pages only."""
+        assert sequence.pages is not None
+        occupant = self._occupants[row]
+        if occupant.cache is not sequence.pages or occupant.position != position:
+            assert position == sequence.num_computed, "the host has not read the token of this row"
+            changes.put(row, sequence)
+            occupant = self._occupants[row] = Occupant(sequence, sequence.pages)
+        pages = sequence.pages.table.pages
+        if len(pages) > occupant.num_pages:
+            width = self.rows.block_tables.shape[1]
+            changes.extend(row * width + occupant.num_pages, pages[occupant.num_pages :])
+        occupant.num_pages, occupant.position = len(pages), position + 1

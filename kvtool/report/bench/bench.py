@@ -1,0 +1,88 @@
+"""A bench document out: tables for a terminal, one row a case as CSV, a chart, one page of HTML. Reads results only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvtool.report import html
+from kvtool.report.bench.charts import bench_panels, chart
+from kvtool.report.bench.findings import findings
+from kvtool.report.bench.peers import engines_table, peer_columns, with_peers
+from kvtool.report.bench.tables import SHARED_INPUTS, bench_tables
+from kvtool.report.cases import case_rows, case_title, shared_inputs
+from kvtool.report.files import png_bytes, write_result
+from kvtool.report.machine import environment_table
+from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.results import BenchDocument
+from kvtool.results.warnings import load_warnings, throttle_warnings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_bench(document: BenchDocument, console: Console) -> None:
+    """What ran, every table, the findings in words, and what was assumed."""
+    from rich.text import Text
+
+    warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
+    console.print(Text(describe_run(document), style="dim"))
+    for table in tables(document):
+        console.print()
+        console.print(to_rich(table, console.width))
+    for heading, sentences in (("In short", findings(document)), ("Assumed", document.assumptions)):
+        if sentences:
+            console.print(Text(f"\n{heading}", style="bold"))
+        for sentence in sentences:
+            console.print(Text(f"- {sentence}", style="yellow" if sentence in warnings else ""))
+
+
+def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
+    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. Raises KvtoolError."""
+    return write_result(
+        directory,
+        "bench",
+        document,
+        rows=bench_rows(document),
+        figure=chart(bench_panels(document), title=run_title(document)),
+        html=bench_html(document),
+    )
+
+
+def tables(document: BenchDocument) -> list[Table]:
+    """Those of the document's own figures, then the one of its peers."""
+    raced = with_peers(document.cases)
+    return bench_tables(document) + ([engines_table(raced)] if raced else [])
+
+
+def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
+    """One row a case, samples left out."""
+    peers = peer_columns(document.cases)
+    return [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
+
+
+def bench_html(document: BenchDocument) -> str:
+    """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
+    images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
+    return html.page(
+        title=run_title(document),
+        subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",
+        body=[
+            html.key_points(findings(document)),
+            html.section("Charts", [html.charts(images)]),
+            html.section("Tables", [to_html(table) for table in tables(document)]),
+            html.section("Environment", [to_html(environment_table(document.environment))]),
+            html.section("Definitions", [html.definitions(document.definitions)]),
+            html.section("Assumptions", [html.bullets(document.assumptions)]),
+        ],
+    )
+
+
+def run_title(document: BenchDocument) -> str:
+    """`kvtool bench: smollm2-135m on Xeon`."""
+    return case_title("bench", document.cases, document.environment)
+
+
+def describe_run(document: BenchDocument) -> str:
+    """The inputs that all cases share, in one line."""
+    return shared_inputs(document.cases, SHARED_INPUTS)

@@ -1,0 +1,260 @@
+"""The chart of a bench document: up to four panels, each of which also stands alone on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from kvtool.report.bench.tables import (
+    ARM_NAMES,
+    cases_by_arm,
+    cases_of,
+    labels,
+    percent,
+    tpot_ms,
+    uncached_ttft_ms,
+    varying,
+    waste_ratio,
+)
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, tokens_axis
+from kvtool.results import BenchDocument, Case
+from kvtool.units import MIB, format_length, format_ms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 5.6, 4.2
+MAX_BARS = 10
+WIDE_RANGE = 8  # times longer than the shortest: on a linear axis the short ones would lie on the ground
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: `draw` fills an axes with `cases`; `explain` says how to read it."""
+
+    title: str
+    explain: str
+    cases: Sequence[Case]
+    draw: Callable[[Figure, Axes, Sequence[Case]], None]
+
+
+def bench_panels(document: BenchDocument) -> list[Panel]:
+    """The panels that the document has cases for."""
+    latency = [case for case in cases_of(document, "latency") if case.metrics.tpot_ms is not None]
+    prefix = [case for case in cases_of(document, "prefix") if case.prefix is not None and uncached_ttft_ms(case)]
+    arms = [case for case in cases_of(document, "no-cache") if case.metrics.tpot_ms is not None]
+    panels = [
+        Panel(
+            "Decode: time per output token",
+            "dashed, small dots: the floor, bytes moved / bandwidth measured here",
+            latency,
+            draw_tpot,
+        ),
+        Panel(
+            "Prefix hits: time to first token saved",
+            "whiskers: 95% interval; dashed: if tokens found were free",
+            prefix,
+            draw_prefix,
+        ),
+        Panel("With and without a cache: time per token", "both axes logarithmic", arms, draw_arms),
+        Panel(
+            "KV cache memory of one sequence",
+            "orange and % on top: empty slots; line: predicted by kvtool size",
+            latency,
+            draw_memory,
+        ),
+    ]
+    return [panel for panel in panels if panel.cases]
+
+
+def chart(panels: Sequence[Panel], title: str = "") -> Figure:
+    """The panels on one figure, two a row; a single one fills it."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = 1 if len(panels) == 1 else 2
+    rows = max(1, -(-len(panels) // columns))
+    size = (PANEL_WIDTH_IN * columns, PANEL_HEIGHT_IN * rows)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        prepare(axes, panel)
+        panel.draw(figure, axes, panel.cases)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    return figure
+
+
+def prepare(axes: Axes, panel: Panel) -> None:
+    """Title, the line that says how to read it, a light grid, no frame."""
+    axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", pad=22)
+    axes.text(0, 1.025, panel.explain, transform=axes.transAxes, fontsize=LABEL_POINTS, color="#555555")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=LABEL_POINTS)
+
+
+def draw_tpot(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
+    """TPOT against input length, one line a batch size, the floor of each dashed in its colour."""
+    ends = []
+    for colour, (name, group) in zip(cycle(COLOURS), grouped(cases, "input_len"), strict=False):
+        lengths = [input_len(case) for case in group]
+        times = [tpot_ms(case) or 0.0 for case in group]
+        axes.plot(lengths, times, color=colour, marker="o", markersize=4)
+        floors = [(input_len(c), c.roofline.ideal_tpot_ms) for c in group if c.roofline.ideal_tpot_ms is not None]
+        if floors:
+            axes.plot(*zip(*floors, strict=True), color=colour, linestyle="--", linewidth=1, marker=".", markersize=4)
+        mbu = group[-1].roofline.mbu
+        reached = f", MBU {percent(mbu)}" if mbu is not None else ""
+        ends.append(EndLabel(lengths[-1], times[-1], f"{name}{reached}", colour))
+    tokens_axis(axes)
+    axes.set_xticks(sorted({input_len(case) for case in cases}))
+    if max(times_ms(cases)) > WIDE_RANGE * min(times_ms(cases)):
+        log_ms_axis(axes)
+    else:
+        axes.set_ylim(0, 1.1 * max(times_ms(cases)))
+    axes.set_xlabel("input tokens")
+    axes.set_ylabel("TPOT p50, ms")
+    label_ends(figure, axes, ends)
+
+
+def draw_prefix(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
+    """Share of the uncached TTFT that a hit saves, against the hit rate that was measured."""
+    ends = []
+    groups = grouped(cases, "hit_rate")
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    for colour, (name, group) in zip(cycle(COLOURS), groups, strict=False):
+        hits = [100 * c.prefix.measured_hit_rate for c in group if c.prefix]
+        saved = [100 * c.prefix.ttft_saved_ratio for c in group if c.prefix]
+        axes.errorbar(hits, saved, yerr=interval_arms(group), color=colour, marker="o", markersize=4, capsize=3)
+        if len(groups) == 1:
+            for case, x, y in zip(group, hits, saved, strict=True):
+                label_below(axes, x, y, saving_in_words(case), colour)
+        ends.append(EndLabel(hits[-1], saved[-1], name, colour))
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(bottom=min(-12, axes.get_ylim()[0]))
+    axes.set_xlabel("prompt tokens found in the cache, %")
+    axes.set_ylabel("TTFT saved, %")
+    if len(groups) > 1:
+        label_ends(figure, axes, ends)
+
+
+def label_below(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    """Text at the lower right of a point, where a rising line is not."""
+    axes.annotate(text, (x, y), (8, -13), textcoords="offset points", fontsize=LABEL_POINTS, color=colour)
+
+
+def saving_in_words(case: Case) -> str:
+    """`455 ms saved`, or that the interval leaves it open."""
+    prefix = case.prefix
+    if prefix is None or prefix.ttft_saved_ms_ci_low <= 0 <= prefix.ttft_saved_ms_ci_high:
+        return "no saving shown"
+    return f"{format_ms(abs(prefix.ttft_saved_ms))} ms {'saved' if prefix.ttft_saved_ms > 0 else 'lost'}"
+
+
+def interval_arms(group: Sequence[Case]) -> list[list[float]]:
+    """The interval's distances below and above each point, in percent of the uncached TTFT."""
+    below, above = [], []
+    for case in group:
+        uncached_ms = uncached_ttft_ms(case)
+        if case.prefix is not None and uncached_ms:
+            below.append(max(0.0, 100 * (case.prefix.ttft_saved_ms - case.prefix.ttft_saved_ms_ci_low) / uncached_ms))
+            above.append(max(0.0, 100 * (case.prefix.ttft_saved_ms_ci_high - case.prefix.ttft_saved_ms) / uncached_ms))
+    return [below, above]
+
+
+def draw_arms(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
+    """Time per token against the length a sequence has grown to, one line a way of keeping K and V."""
+    by_arm, lengths = cases_by_arm(cases)
+    ends = []
+    for colour, (arm, found) in zip(cycle(COLOURS), by_arm.items(), strict=False):
+        points = [(length, tpot_ms(found[length]) or 0.0) for length in lengths if length in found]
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4)
+        ends.append(EndLabel(points[-1][0], points[-1][1], ARM_NAMES.get(arm, arm), colour))
+    tokens_axis(axes)
+    axes.set_xticks(lengths)
+    log_ms_axis(axes)
+    axes.set_xlabel("tokens in the sequence")
+    axes.set_ylabel("time per token p50, ms")
+    label_ends(figure, axes, ends)
+
+
+def draw_memory(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
+    """What one sequence holds at each input length (largest batch): tokens, page rounding, and what was predicted."""
+    largest = {input_len(case): case for case in sorted(cases, key=lambda case: (input_len(case), batch_size(case)))}
+    shown = list(largest.items())[-MAX_BARS:]
+    places = range(len(shown))
+    per_sequence = [1 / batch_size(case) / MIB for _, case in shown]
+    memory = [case.memory for _, case in shown]
+    filled = [(m.kv_allocated_bytes - m.kv_waste_bytes) * f for m, f in zip(memory, per_sequence, strict=True)]
+    waste = [m.kv_waste_bytes * f for m, f in zip(memory, per_sequence, strict=True)]
+    predicted = [m.kv_predicted_bytes * f for m, f in zip(memory, per_sequence, strict=True)]
+    axes.bar(places, filled, width=0.6, color=COLOURS[0])
+    axes.bar(places, waste, width=0.6, bottom=filled, color=COLOURS[1])
+    axes.hlines(predicted, [p - 0.42 for p in places], [p + 0.42 for p in places], "black")
+    for place, (_, case), top in zip(places, shown, predicted, strict=True):
+        axes.annotate(
+            percent(waste_ratio(case), digits=1),
+            (place, top),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=LABEL_POINTS,
+        )
+    half_width = max(len(shown), 4) / 2 + 0.1
+    middle = (len(shown) - 1) / 2
+    axes.set_xlim(middle - half_width, middle + half_width)
+    axes.set_xticks(list(places), [format_length(length) for length, _ in shown])
+    axes.set_xlabel("input tokens")
+    axes.set_ylabel("MiB a sequence")
+    axes.margins(y=0.15)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def times_ms(cases: Sequence[Case]) -> list[float]:
+    return [time for case in cases if (time := tpot_ms(case)) is not None]
+
+
+def log_ms_axis(axes: Axes) -> None:
+    """A logarithmic y axis that says 10, 20, 50, 100."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def input_len(case: Case) -> int:
+    return int(case.inputs.get("input_len") or 0)
+
+
+def batch_size(case: Case) -> int:
+    return int(case.inputs.get("batch_size") or 1)
+
+
+def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
+    """Cases that differ in `along` alone, in its order, each group named by the inputs that tell it from the others."""
+    keys = tuple(k for k in varying(cases, ("prefix_len", "input_len", "batch_size")) if k != along)
+    keys = tuple(k for k in keys if len({case.inputs.get(k) for case in cases}) > 1) or ("batch_size",)
+    groups: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        groups.setdefault(labels(case, keys), []).append(case)
+    names = [k.removesuffix("_len").removesuffix("_size").replace("_", " ") for k in keys]
+    return [
+        (", ".join(f"{name} {value}" for name, value in zip(names, told, strict=True)), sorted(group, key=order(along)))
+        for told, group in groups.items()
+    ]
+
+
+def order(key: str) -> Callable[[Case], float]:
+    return lambda case: float(case.inputs.get(key) or 0)

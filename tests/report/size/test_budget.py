@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.text import Text
+from rich.console import Console
+
+from kvtool.report.files import png_bytes
+from kvtool.report.size.budget import Segment, budget_figure, columns, outcome, print_budget, segments
+from kvtool.results import Calibration, SizeRow
+from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.size import size
+from kvtool.units import GIB
+from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B
+
+OPTIONS = SizeOptions(contexts=(8192, 131072), batch_sizes=(1, 16), gpu=CARD)
+
+
+def rows(**options: object) -> list[SizeRow]:
+    return size(LLAMA_8B, options=replace(OPTIONS, **options)).rows  # type: ignore[arg-type]
+
+
+def printed(some: list[SizeRow], width: int = 80) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    print_budget(some, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_segments_are_the_whole_card() -> None:
+    parts = segments(rows()[0])
+    assert [part.name for part in parts] == [
+        "weights", "activations", "reserve", "KV used", "KV free", "beyond the budget"
+    ]  # fmt: skip
+    sizes = {part.name: part.size_bytes for part in parts}
+    assert sum(sizes.values()) == CARD.memory_bytes
+    assert (sizes["KV used"], sizes["KV free"]) == (GIB, 54_967_320_576 - GIB)
+    assert sizes["beyond the budget"] == 80_000_000_000 - 73_600_000_000
+
+
+def test_a_cache_that_does_not_fit_takes_all_the_room() -> None:
+    last = rows()[-1]
+    (used,) = [part for part in segments(last) if part.overfull]
+    assert (used.name, used.size_bytes) == ("KV used", 54_967_320_576)
+    assert outcome(last) == "missing 205 GiB"
+    assert outcome(rows()[0]) == "free 50.2 GiB"
+
+
+def test_weights_that_do_not_fit_are_marked() -> None:
+    (row,) = size(DEEPSEEK_V3, options=replace(OPTIONS, contexts=(4096,), batch_sizes=(1,))).rows
+    parts = segments(row)
+    assert [part.name for part in parts if part.overfull] == ["weights"]
+    assert [part.name for part in parts] == ["weights", "activations", "reserve"]
+
+
+def test_no_bar_without_a_known_pool() -> None:
+    assert printed(size(LLAMA_8B).rows) == []
+    unknown = size(replace(LLAMA_8B, architecture=None), options=OPTIONS)
+    assert printed(unknown.rows) == []
+    assert budget_figure(unknown) is None
+
+
+@given(sizes=st.lists(st.integers(1, 1 << 40), min_size=1, max_size=6), width=st.integers(6, 100))
+def test_columns_fill_the_width_and_leave_no_part_out(sizes: list[int], width: int) -> None:
+    counts = columns([Segment("weights", size) for size in sizes], width)
+    assert sum(counts) == width
+    assert min(counts) >= 1
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_bars_are_as_long_as_each_other_and_keep_to_the_width(width: int) -> None:
+    lines = printed(rows(), width)
+    assert max(map(len, lines)) <= min(width, 100)
+    bars = [line for line in lines if "| KV" in line]
+    assert len(bars) == 4
+    assert len({line.index("| KV") for line in bars}) == 1
+    assert bars[0].endswith("| KV 1 GiB, free 50.2 GiB")
+    assert bars[3].count("■") > bars[1].count("■") > bars[0].count("■") == 1
+    assert "·" not in bars[3]
+    assert "█ weights 15 GiB  ▓ activations 1.4 GiB  ▒ reserve 1 GiB  ■ KV  · free" in " ".join(lines)
+
+
+def test_what_was_measured_is_said() -> None:
+    measured = Calibration(source="a log", activation_bytes=GIB, reserve_bytes=GIB)
+    legend = " ".join(printed(rows(calibration=measured), 120))
+    assert "▓ activations 1 GiB measured  ▒ reserve 1 GiB measured" in legend
+    assert "weights 15 GiB  ▓" in legend
+
+
+@pytest.mark.parametrize("dtypes", [("bf16",), ("bf16", "fp8", "int8", "fp32")])
+def test_labels_of_the_chart_do_not_overlap(dtypes: tuple[str, ...]) -> None:
+    document = size(LLAMA_8B, options=replace(OPTIONS, kv_cache_dtypes=dtypes))
+    figure = budget_figure(document)
+    assert figure is not None
+    (axes,) = figure.axes
+    texts = [text.get_text() for text in axes.texts]
+    assert len(texts) == min(12, len(document.rows))
+    assert texts[:4] == ["free 50.2 GiB", "free 35.2 GiB", "free 35.2 GiB", "missing 205 GiB"]
+    figure.draw_without_rendering()
+    ticks = [tick for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()) if tick.get_text()]
+    legend = figure.legends[0].get_window_extent()
+    boxes = [Text.get_window_extent(text) for text in (*axes.texts, *ticks, axes.xaxis.label)]
+    boxes = [box for box in (*boxes, legend) if box.width]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(axes.get_window_extent().overlaps(Text.get_window_extent(text)) for text in figure.texts)
+    right, top = figure.canvas.get_width_height()
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= right and box.y1 <= top for box in boxes)
+    assert png_bytes(figure).startswith(b"\x89PNG")
