@@ -17,7 +17,7 @@ from kvtool.catalog.families.wrappers import WRAPPERS
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.hf_decoder import read_decoder
 from kvtool.catalog.model import Model
-from kvtool.catalog.quantisation import read_quantisation
+from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.catalog.unread import refuse_unread, unread
 from kvtool.errors import KvtoolError, did_you_mean
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvtool.catalog.checkpoint import CheckpointHeader, has_weights, read_header
 from kvtool.catalog.model import LayerBits, Model
-from kvtool.catalog.quantised_parts import BEYOND, DENSE, EXPERTS, MIXERS
+from kvtool.catalog.quantised.parts import BEYOND, DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel, pipeline_stages
 from kvtool.sizing.params import LayerParams, ParamCount, count_params, experts_stored

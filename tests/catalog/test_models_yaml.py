@@ -25,7 +25,7 @@ from kvtool.catalog.model import (
     SlidingAttention,
 )
 from kvtool.catalog.models_yaml import Catalogue, load_catalogue
-from kvtool.catalog.quantisation import read_quantisation
+from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.errors import KvtoolError
 from kvtool.sizing.weights import weigh
 from tests.catalog.data import DATA, facts

@@ -7,7 +7,7 @@ from itertools import chain
 
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import LayerBits, Moe, Quantisation
-from kvtool.catalog.quantised_parts import (
+from kvtool.catalog.quantised.parts import (
     DENSE,
     MIXERS,
     alike,

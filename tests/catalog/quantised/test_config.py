@@ -6,7 +6,7 @@ import pytest
 
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import LayerBits
-from kvtool.catalog.quantisation import read_quantisation
+from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.errors import KvtoolError
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
