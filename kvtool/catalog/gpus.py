@@ -1,4 +1,4 @@
-"""The accelerators of gpus.yaml, and the one in this machine (`local`, asked through NVML)."""
+"""The accelerators of gpus.yaml, found by the names that people type. Knows no driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from kvtool.errors import DeviceError, KvtoolError, did_you_mean
+from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.units import GIB, MIB, format_bytes
 
 _SCHEMA = "kvtool.gpus/1"
@@ -129,14 +129,11 @@ def _cards(entry: dict[str, Any]) -> Iterator[Gpu]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The card of that name in any case, with or without its memory suffix, or as its driver calls it; `local` is the
-    one in this machine.
+    """The card of that name in any case, with or without its memory suffix, or as its driver calls it.
 
     Raises KvtoolError with the nearest names, or with the candidates when a short name fits several and none of them
-    lists it as its alias; DeviceError for `local` without a driver.
+    lists it as its alias.
     """
-    if name.strip().lower() == "local":
-        return local_gpu()
     gpus, wanted = load_gpus(), _key(name)
     exact = [gpu for gpu in gpus if wanted in {_key(known) for known in (gpu.name, *gpu.aliases, *gpu.driver_names)}]
     found = exact or [gpu for gpu in gpus if wanted in _short_names(gpu.name)]
@@ -148,11 +145,10 @@ def find_gpu(name: str) -> Gpu:
     raise KvtoolError(f"unknown gpu {name!r}{did_you_mean(name, known) or ' (kvtool gpus lists them)'}")
 
 
-def choose_gpu(name: str | None, *, memory_bytes: int | None = None, free_bytes: int | None = None) -> Gpu | None:
-    """The card of --gpu, with the memory of --gpu-memory and what --free-memory says that others leave; a nameless one
-    for --gpu-memory alone; None without either. Raises KvtoolError.
+def with_memory(gpu: Gpu | None, *, memory_bytes: int | None = None, free_bytes: int | None = None) -> Gpu | None:
+    """The card with the memory of --gpu-memory and what --free-memory says that others leave; a nameless one for
+    --gpu-memory alone; None without either. Raises KvtoolError.
     """
-    gpu = find_gpu(name) if name else None
     if memory_bytes is not None:
         gpu = _of_memory(gpu, memory_bytes)
     if free_bytes is None:
@@ -191,49 +187,3 @@ def _short_names(name: str) -> set[str]:
     """`H100-SXM-80GB` -> `h100`, `h100sxm`: the name cut at each hyphen."""
     parts = name.split("-")
     return {_key("-".join(parts[:end])) for end in range(1, len(parts))} - {""}
-
-
-def local_gpu(index: int = 0) -> Gpu:
-    """The NVIDIA card `index` of this machine: memory from the driver, and how much of it others hold right now;
-    figures from gpus.yaml where it is listed.
-    """
-    driver_name, memory_bytes, free_bytes = _ask_nvml(index)
-    listed = next((gpu for gpu in load_gpus() if driver_name in gpu.driver_names), None)
-    if listed is None:
-        notes = "not in gpus.yaml: only its memory is known"
-        listed = Gpu(
-            name=driver_name, vendor="NVIDIA", arch=None, memory_bytes=0, source="NVML", confidence="high", notes=notes
-        )
-    return msgspec.structs.replace(
-        listed,
-        memory_bytes=memory_bytes,
-        memory_source="NVML",
-        memory_margin_bytes=0,
-        memory_assumed=False,
-        kept_bytes=max(0, memory_bytes - free_bytes),
-    )
-
-
-def _ask_nvml(index: int) -> tuple[str, int, int]:
-    """A card's name, its memory in bytes less what the driver keeps, and how much of it is free.
-
-    Raises DeviceError when there is no driver or no such card.
-    """
-    try:
-        import pynvml
-    except ImportError as error:
-        raise DeviceError("gpu 'local' needs NVML: install nvidia-ml-py, or name a card (kvtool gpus)") from error
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise DeviceError(f"gpu 'local': no NVIDIA driver here ({error}); name a card instead (kvtool gpus)") from error
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name = pynvml.nvmlDeviceGetName(handle)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-        total_bytes = int(memory.total) - int(memory.reserved)
-        return (name.decode() if isinstance(name, bytes) else name), total_bytes, int(memory.free)
-    except pynvml.NVMLError as error:
-        raise DeviceError(f"gpu 'local': NVML cannot read card {index} ({error})") from error
-    finally:
-        pynvml.nvmlShutdown()

@@ -30,7 +30,7 @@ def resolve_model(name: str, *, models_path: Path | None = None, family: str | N
     if path.suffix == ".json":
         return read_config(path)
     if path.suffix == ".gguf":
-        from kvtool.catalog.gguf_model import gguf_model
+        from kvtool.catalog.gguf.model import gguf_model
 
         return gguf_model(path)
     if name and _is_folder(path):
@@ -83,12 +83,12 @@ def _folder_model(folder: Path) -> Model:
     """config.json of a folder, with its parameters counted where there are weights and they are not packed, or their
     bytes where there is an index alone.
     """
-    from kvtool.catalog.checkpoint import has_weights, read_header
+    from kvtool.catalog.checkpoint import holds_weights, read_header
     from kvtool.catalog.index_file import INDEX_NAME, indexed_bytes
 
     model = read_config(folder / "config.json")
     index = folder / INDEX_NAME
-    if not has_weights(folder):
+    if not holds_weights(folder):
         return replace(model, weights_bytes=indexed_bytes(index)) if index.is_file() else model
     if model.quantisation is not None:
         return model

@@ -9,26 +9,17 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.scheduler import Work
+from kvtool.kernels.interface import Rows
 from kvtool.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Sequences of one kind. block_tables [S, N] and seq_lens [S] int32; prefill also has query_starts [S+1] int32, and
-    `pages`, what each sequence uses of its block table, on the host."""
-
-    num_tokens: int
-    block_tables: Tensor
-    seq_lens: Tensor
-    query_starts: Tensor
-    max_query_len: int
-    pages: tuple[list[int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class StepBatch:
-    """token_ids, positions and slots [T] int64; `sample_rows` [n] are the rows whose logits give a next token, None
-    stands for all of them."""
+    """token_ids, positions and slots [T] int64: tokens of the `decode` rows first, one each, then those of `prefill`.
+
+    `sample_rows` [n] are the tokens whose logits give a next token, None stands for all of them. `prefill_pages` are
+    the pages that hold tokens of each prefill row once the step is done, on the host.
+    """
 
     token_ids: Tensor
     positions: Tensor
@@ -36,6 +27,12 @@ class StepBatch:
     decode: Rows | None
     prefill: Rows | None
     sample_rows: Tensor | None
+    prefill_pages: tuple[list[int], ...] = ()
+
+    @property
+    def num_decodes(self) -> int:
+        """Tokens of decode rows."""
+        return 0 if self.decode is None else len(self.decode.seq_lens)
 
 
 def build_batch(work: list[Work], device: torch.device) -> StepBatch:
@@ -62,6 +59,7 @@ def build_batch(work: list[Work], device: torch.device) -> StepBatch:
         decode=_rows(decodes, device),
         prefill=_rows(prefills, device),
         sample_rows=None if len(sample_rows) == len(token_ids) else to_device(device, sample_rows, torch.int64),
+        prefill_pages=tuple(_used(item) for item in prefills),
     )
 
 
@@ -74,12 +72,10 @@ def _rows(work: list[Work], device: torch.device) -> Rows | None:
     for item in work:
         query_starts.append(query_starts[-1] + item.num_tokens)
     return Rows(
-        num_tokens=query_starts[-1],
         block_tables=to_device(device, [table + [0] * (width - len(table)) for table in tables], torch.int32),
         seq_lens=to_device(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
         query_starts=to_device(device, query_starts, torch.int32),
         max_query_len=max(item.num_tokens for item in work),
-        pages=tuple(_used(item) for item in work),
     )
 
 

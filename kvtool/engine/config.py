@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.cache.eviction import eviction_policy
@@ -80,8 +79,3 @@ def truncated(model: Model, num_layers: int | None) -> Model:
     if not 1 <= num_layers <= model.num_layers:
         raise KvtoolError(f"--num-layers {num_layers} must be from 1 to the {model.num_layers} layers of {model.id}")
     return replace(model, layers=model.layers[:num_layers], params_total=None)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` holds weights: a .gguf file, or a folder with safetensors."""
-    return (path.is_file() and path.suffix == ".gguf") or (path.is_dir() and any(path.glob("*.safetensors")))

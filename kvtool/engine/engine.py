@@ -26,7 +26,6 @@ from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import device_errors
-from kvtool.results import ColdStart
 
 
 class Engine:
@@ -71,16 +70,6 @@ class Engine:
         rows = decode_rows(config.max_num_seqs, loaded.max_positions, config.block_size, loaded.device)
         clock = self.compiling.apart_from(self.clock)
         return DecodePipeline(rows, DecodeGraphs(loaded, self.pool, rows, self.generator, capture, clock))
-
-    @property
-    def cold_start(self) -> ColdStart:
-        """What was done once so far, apart from the steps themselves."""
-        graphs = self.pipeline.graphs if self.pipeline else None
-        return ColdStart(
-            jit_s=self.compiling.seconds,
-            capture_s=graphs.capture_s if graphs else None,
-            graphs=len(graphs) if graphs else None,
-        )
 
     def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
         """Capture the decode steps of so many sequences now, so that no request waits for it."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
 from kvtool.errors import KvtoolError
+from kvtool.kernels.interface import Pages
 from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
 
@@ -28,37 +26,13 @@ CACHE_DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCache:
-    """k [P, B, kv_heads, k_head_dim] and v [P, B, kv_heads, v_head_dim]; for MLA `k` is the latent [P, B, R+E].
-
-    A scale is 1, or fp32 [P, B, kv_heads], one beside each vector; for MLA [P, B, 2], the latent's and its key's.
-    """
-
-    k: Tensor
-    v: Tensor | None
-    k_scale: Scale = 1.0
-    v_scale: Scale = 1.0
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that is stored, page after page."""
-        return [held for held in (self.k, self.v, self.k_scale, self.v_scale) if isinstance(held, Tensor)]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> LayerCache:
-        """The cache of what `function` makes of each tensor."""
-        parts = (self.k_scale, self.v_scale)
-        k_scale, v_scale = (function(scale) if isinstance(scale, Tensor) else scale for scale in parts)
-        return LayerCache(function(self.k), None if self.v is None else function(self.v), k_scale, v_scale)
-
-
 class KvPool:
     """All pages of all layers. Page p of every layer belongs to the same tokens."""
 
     def __init__(self, specs: tuple[CacheSpec, ...], num_pages: int, block_size: int, device: torch.device) -> None:
         self.num_pages = num_pages
         self.block_size = block_size
-        self.layers = [_layer_cache(spec, num_pages, block_size, device) for spec in specs]
+        self.layers = [_layer_pages(spec, num_pages, block_size, device) for spec in specs]
 
     @property
     def bytes(self) -> int:
@@ -100,18 +74,19 @@ def cache_dtype(name: str) -> torch.dtype:
     return CACHE_DTYPES[name]
 
 
-def _layer_cache(spec: CacheSpec, num_pages: int, block_size: int, device: torch.device) -> LayerCache:
+def _layer_pages(spec: CacheSpec, num_pages: int, block_size: int, device: torch.device) -> Pages:
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
     if isinstance(spec, LatentSpec) and not spec.sparse:
         dtype = cache_dtype(spec.cache_format.name)
         latents = torch.zeros(num_pages, block_size, spec.k_head_dim, dtype=dtype, device=device)
-        return LayerCache(latents, None, _scales(spec, (num_pages, block_size, 2), device))
+        scales = _scales(spec, (num_pages, block_size, 2), device)
+        return Pages(latents, k_scale=scales, latent_dim=spec.kv_lora_rank)
     if isinstance(spec, HeadsSpec):
         dtype = cache_dtype(spec.cache_format.name)
         shape = (num_pages, block_size, spec.kv_heads)
         k = torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device)
         v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
-        return LayerCache(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
+        return Pages(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
 
 

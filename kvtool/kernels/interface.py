@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     Scale = float | Tensor
+    Rotation = tuple[Tensor, Tensor]
 
+Made = TypeVar("Made")
 
 # What a gate kernel computes, by the names that checkpoints use.
 GATES = {
@@ -20,6 +25,132 @@ GATES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "clamped_swiglu": "clamped_swiglu",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The cache of one layer: P physical pages of B slots, a row of K and V for one token in each slot.
+
+    Token t of a sequence lies in slot t % B of its page t // B; a slot is also counted through all pages, page * B + t.
+    Slots past a sequence's end and pages wholly before its window are never used: they may hold NaN.
+
+    - k [P,B,HKV,D] and v [P,B,HKV,DV]: keys and values of HKV heads.
+    - k_scale and v_scale: a value is what is stored times its scale. A number for all, or fp32 [P,B,HKV]: one beside
+      each stored vector, which a store writes and attention reads.
+    - k_rope [P,B,E]: more columns of every key, the same for all heads (decompressed MLA). Such keys have no scale.
+
+    Without v the pages hold latents (MLA). A row of k [P,B,R+E] is the key of all heads, and its first R = latent_dim
+    columns are their value too. k_scale is a number or fp32 [P,B,2]: the latent's, then the other columns'.
+    """
+
+    k: Tensor
+    v: Tensor | None = None
+    k_scale: Scale = 1.0
+    v_scale: Scale = 1.0
+    k_rope: Tensor | None = None
+    latent_dim: int = 0
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a page."""
+        return int(self.k.shape[1])
+
+    @property
+    def value_dim(self) -> int:
+        """Columns of a head's output."""
+        return self.latent_dim if self.v is None else int(self.v.shape[3])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that is stored, page after page."""
+        held = (self.k, self.v, self.k_rope, self.k_scale, self.v_scale)
+        return [tensor for tensor in held if tensor is not None and not isinstance(tensor, float | int)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Pages:
+        """The pages of what `function` makes of each tensor."""
+
+        def mapped(scale: Scale) -> Scale:
+            return scale if isinstance(scale, float | int) else function(scale)
+
+        k, v, k_rope = (None if tensor is None else function(tensor) for tensor in (self.k, self.v, self.k_rope))
+        assert k is not None
+        return Pages(k, v, mapped(self.k_scale), mapped(self.v_scale), k_rope, self.latent_dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Whose queries a call has: S sequences and where their tokens are.
+
+    - block_tables [S,N] int32: entry i is the physical page of a sequence's tokens i*B .. i*B+B-1. Entries of pages
+      that are not used may be anything.
+    - seq_lens [S] int32: tokens in the cache, those of this step included; 0 for a padding row.
+    - query_starts [S+1] int32: bounds of each sequence's queries. `decode` does without.
+    - max_query_len: at least the longest sequence's number of queries; None asks query_starts, which waits for a GPU.
+
+    What a kernel on the host makes of the tensors is made once, for all layers of a step: nobody writes to them before
+    the step is over.
+    """
+
+    block_tables: Tensor
+    seq_lens: Tensor
+    query_starts: Tensor | None = None
+    max_query_len: int | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` works out of these tensors, made for the first layer of a step that asks by this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
+
+    @cached_property
+    def tables(self) -> list[list[int]]:
+        """block_tables on the host."""
+        return self.block_tables.tolist()
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """seq_lens on the host."""
+        return self.seq_lens.tolist()
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """query_starts on the host."""
+        assert self.query_starts is not None, "prefill needs query_starts"
+        return self.query_starts.tolist()
+
+    @property
+    def longest(self) -> int:
+        """The most queries that a sequence may have."""
+        if self.max_query_len is not None:
+            return self.max_query_len
+        return max((stop - start for start, stop in pairwise(self.starts)), default=0)
+
+    def with_starts(self, num_queries: int) -> Rows:
+        """The rows of a decode of so many queries as those of a prefill: each sequence has its share of them."""
+        if self.query_starts is not None:
+            return self
+        each = num_queries // max(1, len(self.seq_lens))
+        starts = self.seq_lens.new_tensor([each * row for row in range(len(self.seq_lens) + 1)])
+        return replace(self, query_starts=starts, max_query_len=each)
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """What becomes of scores s = q k^T: softmax(scale * s), and what may come between.
+
+    - window > 0: a query sees the last `window` tokens, its own included.
+    - softcap > 0: a score becomes softcap * tanh(score / softcap).
+    - sinks [HQ]: a logit of each query head that takes part in the softmax and has no value.
+
+    Of MLA the scale is 1/sqrt(nope + rope) of the uncompressed head (times YaRN's mscale^2), not of R+E.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,27 +195,27 @@ class StepKernels(Protocol):
         """
 
     def split_qkv(
-        self,
-        qkv: Tensor,
-        norms: Tensor | None,
-        eps: float,
-        rotation: tuple[Tensor, Tensor],
-        k_cache: Tensor,
-        v_cache: Tensor,
-        slots: Tensor,
-        *,
-        k_scale: Scale = 1.0,
-        v_scale: Scale = 1.0,
+        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
     ) -> Tensor:
-        """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the cache, as `store_kv` does.
+        """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the pages, as `store` does.
 
         Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned: x cos + roll(x, D/2) sin for
         `rotation` = (cos, signed sin), [T,1,D] each.
         """
 
     def place(self, positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where decode rows stand: positions [S] int64 (-1: a padding row) -> (the same with 0 for padding, slots [S]
-        int64 with -1, seq_lens [S] int32 with 0). In place, positions go on by one; padding stays.
+        """Where the tokens of decode rows go: positions [S] int64 and block_tables [S,N] -> [S] each of
+
+        - positions int64 to compute,   p, and 0 of a padding row
+        - slots int64 to store to,      block_tables[s, p // B] * B + p % B, and -1 of a padding row
+        - seq_lens int32 behind it,     p + 1, and 0 of a padding row
+
+                     row 0           row 1       row 2
+        positions    5               -1          32        B = 16: row 0 stands in its first page, row 2 in its third
+        block_table  [7, ...]        [...]       [2, 9, 4, ...]
+        slots        7 * 16 + 5      -1          4 * 16 + 0
+
+        The positions that were given go on by one, in place; those of padding rows stay -1.
         """
 
     def split_latent(
@@ -93,18 +224,24 @@ class StepKernels(Protocol):
         latent: Tensor,
         norm: Tensor,
         eps: float,
-        rotation: tuple[Tensor, Tensor],
-        cache: Tensor,
+        rotation: Rotation,
+        pages: Pages,
         slots: Tensor,
         num_absorbed: int,
-        *,
-        scale: Scale = 1.0,
     ) -> Tensor:
-        """MLA before attention: latent [T,R+E] goes to the cache as `store_latent` does, its first R columns normalised
-        by norm [R], the others turned; and the last E columns of q [T,H,N+E] are turned, `rotation` as in `split_qkv`.
+        """What comes between MLA's projections and its attention; `rotation` is as in `split_qkv`, [T,1,E] each.
 
-        Of the first num_absorbed tokens they are the last columns of what is returned, [num_absorbed,H,R+E], whose
-        first R are the caller's to fill; of the others they stay in q.
+        latent [T,R+E]    columns      R                  E
+                          become       normed by norm     turned      and go to the pages, as `store` does
+
+        q [T,H,N+E]       columns      N                  E
+          first tokens    become       as they are        as they are
+          the others      become       as they are        turned, in place
+
+        returned          columns      R                  E
+          first tokens                 left unset         the turned columns of q
+
+        The first tokens are num_absorbed, and [num_absorbed,H,R+E] is returned.
         """
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -112,129 +249,34 @@ class StepKernels(Protocol):
 
 
 class Kernels(Protocol):
-    """The operations of a paged KV cache.
-
-    Shapes: T tokens of this step, S sequences, P physical pages of B slots, N logical pages of a block table,
-    HQ query heads, HKV key/value heads (HQ a multiple of HKV), D and DV the key and value head dimensions,
-    R the latent dimension of MLA and R+E the width of its stored rows (latent, then the rotary key of E columns).
-
-    Slot `page * B + offset` is where a token's row lives; `block_tables[s, i]` is the page of tokens i*B .. i*B+B-1 of
-    sequence s. `seq_lens` counts every token in the cache, those of this step included. A cached value is
-    `stored * scale`. Slots past the end and pages wholly before the window are never used: they may hold NaN, and the
-    block table anything.
-
-    A scale is one number for a whole cache, or fp32 [P,B,HKV], one beside each stored vector, which a store writes and
-    attention reads; of latents [P,B,2], of the latent and of the rotary key.
-    """
+    """The operations of a paged KV cache, in the shapes of `Pages` and `Rows`."""
 
     @property
     def fused(self) -> StepKernels | None:
         """The rest of a step in kernels of its own; None where plain torch operations are as good."""
 
-    def store_kv(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        slots: Tensor,
-        *,
-        k_scale: Scale = 1.0,
-        v_scale: Scale = 1.0,
-    ) -> None:
-        """Write k [T,HKV,D], v [T,HKV,DV] to slots [T] int64 of k_cache [P,B,HKV,D], v_cache [P,B,HKV,DV].
+    def store(self, k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
+        """Write k [T,HKV,D] and v [T,HKV,DV] to slots [T] int64 of the pages; of latents k [T,R+E] alone.
 
         stored = clamp(x / scale, finite range of the cache's dtype), rounded to the nearest; slot -1 writes nothing.
         Where each vector has its scale, that is the one which makes its largest element the largest of the dtype.
         """
 
-    def store_latent(
-        self, latent: Tensor, cache: Tensor, slots: Tensor, *, latent_dim: int, scale: Scale = 1.0
-    ) -> None:
-        """Write latent [T,R+E] to slots [T] int64 of cache [P,B,R+E], as `store_kv` does; latent_dim is R."""
+    def decode(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+        """Attention of the same number of queries for each sequence, its last ones: q [T,HQ,D] -> [T,HQ,DV].
 
-    def paged_decode(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: Tensor | None = None,
-        k_scale: Scale = 1.0,
-        v_scale: Scale = 1.0,
-    ) -> Tensor:
-        """softmax(scale * q k^T) v of Q queries per sequence, its last Q tokens: q [S*Q,HQ,D] -> [S*Q,HQ,DV].
-
-        Q is 1, or a few to verify tokens that were guessed, causal among themselves. block_tables [S,N] and seq_lens
-        [S] are int32. window > 0 sees the last `window` tokens, the current one included; softcap > 0 makes scores s
-        softcap * tanh(s / softcap); sinks [HQ] are logits that take part in the softmax and have no value. Out is in
+        One query a sequence, or a few to verify tokens that were guessed; they are causal among themselves. Out is in
         q's dtype; a sequence of length 0 (a padding row) gives zeros.
         """
 
-    def paged_prefill(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        query_starts: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: Tensor | None = None,
-        k_scale: Scale = 1.0,
-        v_scale: Scale = 1.0,
-        k_rope: Tensor | None = None,
-        max_query_len: int | None = None,
-    ) -> Tensor:
-        """Causal attention of q [T,HQ,D], sequence after sequence, over what is already in the cache -> [T,HQ,DV].
+    def prefill(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+        """Causal attention of q [T,HQ,D], sequence after sequence, over what is in the cache -> [T,HQ,DV].
 
-        query_starts [S+1] int32 bounds each sequence's queries; query i of q_len sits at position seq_len - q_len + i.
-        So plain, chunked and prefix-cached prefill are one call. `max_query_len` (at least the longest) saves a sync.
-        Keys of decompressed MLA, which have no scale, go on in k_rope [P,B,E], which all heads share: q is [T,HQ,D+E].
+        Query i of q_len sits at position seq_len - q_len + i: plain, chunked and prefix-cached prefill are one call.
         """
 
-    def mla_decode(
-        self,
-        q: Tensor,
-        cache: Tensor,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        *,
-        latent_dim: int,
-        scale: float,
-        cache_scale: Scale = 1.0,
-    ) -> Tensor:
-        """`paged_decode` of absorbed queries [S,H,R+E] over latent rows [P,B,R+E] -> [S,H,R].
+    def gather(self, pages: Pages, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whole pages `chosen` [n] int32 of latents, times their scales: [n,B,R+E] in `dtype`.
 
-        A row is its own key and, in its first R columns, its own value: one latent head that all query heads share.
-        `scale` is 1/sqrt(nope + rope) of the uncompressed head (times YaRN's mscale^2), not of R+E.
+        Unused slots give anything.
         """
-
-    def mla_prefill(
-        self,
-        q: Tensor,
-        cache: Tensor,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        query_starts: Tensor,
-        *,
-        latent_dim: int,
-        scale: float,
-        cache_scale: Scale = 1.0,
-        max_query_len: int | None = None,
-    ) -> Tensor:
-        """`paged_prefill` of absorbed queries [T,H,R+E] over latent rows [P,B,R+E] -> [T,H,R]."""
-
-    def gather_latents(
-        self, cache: Tensor, pages: Tensor, *, latent_dim: int, dtype: torch.dtype, scale: Scale = 1.0
-    ) -> Tensor:
-        """Whole pages [n] int32 of cache [P,B,R+E], times their scale, in `dtype`: [n,B,R+E]. Unused slots give
-        anything; latent_dim is R."""

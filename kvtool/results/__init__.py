@@ -6,24 +6,28 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 from __future__ import annotations
 
 from kvtool.results.bench import (
+    AnyCase,
     BenchDocument,
     BenchPeer,
     Case,
     Check,
     ColdStart,
+    LatencyCase,
     Memory,
     Metrics,
+    NoCacheCase,
     PeerTurn,
     Power,
     Prefix,
+    PrefixCase,
     Roofline,
     Sample,
     StepBytes,
-    Summary,
+    tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
-from kvtool.results.document import Struct, encode, read_document, write_atomic
+from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
@@ -56,10 +60,12 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.summary import Summary, summarise
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
     "ENGINE_NAMES",
+    "AnyCase",
     "BenchDocument",
     "BenchPeer",
     "Calibration",
@@ -80,13 +86,16 @@ __all__ = [
     "KernelPeer",
     "KernelRoofline",
     "KernelsDocument",
+    "LatencyCase",
     "MatrixDocument",
     "MatrixRefused",
     "Memory",
     "Metrics",
+    "NoCacheCase",
     "PeerTurn",
     "Power",
     "Prefix",
+    "PrefixCase",
     "Roofline",
     "Sample",
     "SizeDecode",
@@ -115,5 +124,6 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
-    "write_atomic",
+    "summarise",
+    "tpot_s",
 ]

@@ -6,9 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from kvtool.catalog.checkpoint import CheckpointHeader, has_weights, read_header
+from kvtool.catalog.headers import CheckpointHeader
 from kvtool.catalog.model import LayerBits, Model
 from kvtool.catalog.quantised.parts import BEYOND, DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
@@ -171,14 +170,6 @@ def _layer_bits(params: ParamCount, stored: WeightFormat) -> tuple[float, float,
 def _counted_bits(params: ParamCount, stored: WeightFormat) -> float:
     """Bits of all parameters that are counted, each part in its own."""
     return sum(_layer_bits(params, stored)) + (params.embedding + params.head) * stored.outer_bits
-
-
-def find_checkpoint(name: str) -> CheckpointHeader | None:
-    """The headers of the weights in the folder or file MODEL; None where it has none. Raises KvtoolError."""
-    path = Path(name)
-    if path.suffix in (".gguf", ".safetensors") or (path.is_dir() and has_weights(path)):
-        return read_header(path)
-    return None
 
 
 def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | None = None) -> Weights:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtool.kernels.reference.attention import _causal_attention
+from kvtool.kernels.interface import Softmax
+from kvtool.kernels.reference.attention import causal_attention
 
 
 def module(name: str, **members: object) -> ModuleType:
@@ -25,7 +26,7 @@ def module(name: str, **members: object) -> ModuleType:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Tensor:
     """One sequence: q [Q,HQ,D], k [L,HKV,D], v [L,HKV,DV] -> [Q,HQ,DV]; window 0 is none."""
-    return _causal_attention(q.float(), k.float(), v.float(), scale, window, 0.0, None).to(q.dtype)
+    return causal_attention(q.float(), k.float(), v.float(), Softmax(scale, window)).to(q.dtype)
 
 
 def gathered(cache: Tensor, pages: Tensor, tokens: int) -> Tensor:

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
-from typing import Any
-
 import pytest
 
-from kvtool.catalog.gpus import choose_gpu, find_gpu, load_gpus, local_gpu
-from kvtool.errors import DeviceError, KvtoolError
+from kvtool.catalog.gpus import find_gpu, load_gpus, with_memory
+from kvtool.errors import KvtoolError
 
 
 def test_all_cards_are_there_and_whole() -> None:
@@ -131,13 +127,13 @@ def test_a_typo_gets_the_nearest_names(typed: str, near: str) -> None:
 
 
 def test_memory_that_is_given_goes_before_the_catalogue_s() -> None:
-    modified = choose_gpu("rtx-3090", memory_bytes=48 << 30)
+    modified = with_memory(find_gpu("rtx-3090"), memory_bytes=48 << 30)
     assert modified is not None
     assert (modified.memory_bytes, modified.memory_bandwidth_gbps) == (48 << 30, 936.2)
-    nameless = choose_gpu(None, memory_bytes=24 << 30, free_bytes=20 << 30)
+    nameless = with_memory(None, memory_bytes=24 << 30, free_bytes=20 << 30)
     assert nameless is not None
     assert (nameless.name, nameless.free_bytes, nameless.bf16_tflops) == ("24 GiB card", 20 << 30, None)
-    assert choose_gpu(None) is None
+    assert with_memory(None) is None
 
 
 @pytest.mark.parametrize(
@@ -149,48 +145,4 @@ def test_memory_that_is_given_goes_before_the_catalogue_s() -> None:
 )
 def test_free_memory_without_a_card_that_has_it(name: str | None, memory: int | None, free: int, message: str) -> None:
     with pytest.raises(KvtoolError, match=message):
-        choose_gpu(name, memory_bytes=memory, free_bytes=free)
-
-
-class FakeNvmlError(Exception):
-    pass
-
-
-def fake_nvml(monkeypatch: pytest.MonkeyPatch, *, name: str = "", error: str | None = None) -> None:
-    """A pynvml with one card of that name, or none at all."""
-
-    def init() -> None:
-        if error:
-            raise FakeNvmlError(error)
-
-    module: Any = ModuleType("pynvml")
-    module.NVMLError = FakeNvmlError
-    module.nvmlInit = init
-    module.nvmlShutdown = lambda: None
-    module.nvmlDeviceGetHandleByIndex = lambda index: index
-    module.nvmlDeviceGetName = lambda handle: name
-    module.nvmlMemory_v2 = 2
-    memory = SimpleNamespace(total=85_500_000_000, reserved=500_000_000, free=60_000_000_000)
-    module.nvmlDeviceGetMemoryInfo = lambda handle, version: memory
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-
-
-def test_local_card_of_the_list_has_its_figures_and_the_drivers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvml(monkeypatch, name="NVIDIA H100 80GB HBM3")
-    gpu = find_gpu("local")
-    assert (gpu.name, gpu.memory_bytes, gpu.memory_assumed) == ("H100-SXM-80GB", 85_000_000_000, False)
-    assert (gpu.free_bytes, gpu.memory_bandwidth_gbps) == (60_000_000_000, 3350)
-
-
-def test_local_card_that_nobody_knows_has_only_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvml(monkeypatch, name="NVIDIA Z1")
-    gpu = local_gpu()
-    assert (gpu.name, gpu.memory_bytes, gpu.memory_bandwidth_gbps) == ("NVIDIA Z1", 85_000_000_000, None)
-
-
-def test_local_without_a_driver_is_the_devices_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvml(monkeypatch, error="NVML Shared Library Not Found")
-    with pytest.raises(DeviceError, match="no NVIDIA driver here") as refused:
-        find_gpu("LOCAL")
-    assert refused.value.exit_code == 3
-    assert "\n" not in str(refused.value)
+        with_memory(find_gpu(name) if name else None, memory_bytes=memory, free_bytes=free)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvtool.kernels.interface import Pages, Rows, Softmax
+
 
 class AskNothing:
     """`Kernels`, as far as decoding goes."""
@@ -12,42 +14,23 @@ class AskNothing:
     fused = None
 
     @staticmethod
-    def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, **scales: object) -> None:
-        for rows, cache in ((k, k_cache), (v, v_cache)):
-            AskNothing.store_latent(rows, cache, slots)
+    def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
+        for rows, cache in ((k, pages.k), (v, pages.v)):
+            if rows is not None and cache is not None:
+                where = slots // cache.shape[1], slots % cache.shape[1]  # slot -1 comes to the last one
+                written = (slots >= 0).view(-1, *[1] * (rows.dim() - 1))
+                cache[where] = torch.where(written, rows, cache[where])
 
     @staticmethod
-    def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, **scales: object) -> None:
-        where = slots // cache.shape[1], slots % cache.shape[1]  # slot -1 comes to the last one
-        written = (slots >= 0).view(-1, *[1] * (latent.dim() - 1))
-        cache[where] = torch.where(written, latent, cache[where])
-
-    @staticmethod
-    def mla_decode(
-        q: Tensor, cache: Tensor, block_tables: Tensor, seq_lens: Tensor, *, latent_dim: int, scale: float, **_: object
-    ) -> Tensor:
-        one_head = cache.unsqueeze(2)
-        return AskNothing.paged_decode(q, one_head, one_head[..., :latent_dim], block_tables, seq_lens, scale=scale)
-
-    @staticmethod
-    def paged_decode(
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        **others: object,
-    ) -> Tensor:
-        group = q.shape[1] // k_cache.shape[2]
-        k, v = (cache[block_tables.long()].flatten(1, 2).repeat_interleave(group, 2) for cache in (k_cache, v_cache))
-        scores = torch.einsum("shd,sthd->sht", q, k) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        ages = seq_lens[:, None] - 1 - torch.arange(k.shape[1])
-        hidden = (ages < 0) | (ages >= window) if window else ages < 0
+    def decode(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+        k_cache = pages.k if pages.v is not None else pages.k.unsqueeze(2)
+        v_cache = pages.v if pages.v is not None else k_cache[..., : pages.latent_dim]
+        group, found = q.shape[1] // k_cache.shape[2], rows.block_tables.long()
+        k, v = (cache[found].flatten(1, 2).repeat_interleave(group, 2) for cache in (k_cache, v_cache))
+        scores = torch.einsum("shd,sthd->sht", q, k) * softmax.scale
+        if softmax.softcap:
+            scores = softmax.softcap * torch.tanh(scores / softmax.softcap)
+        ages = rows.seq_lens[:, None] - 1 - torch.arange(k.shape[1])
+        hidden = (ages < 0) | (ages >= softmax.window) if softmax.window else ages < 0
         weights = scores.masked_fill(hidden[:, None], float("-inf")).softmax(-1).nan_to_num()
         return torch.einsum("sht,sthd->shd", weights, v)

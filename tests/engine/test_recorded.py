@@ -23,7 +23,7 @@ class DecodesAskNothing(AskNothing):
     """Prefill, which runs as ever, by other kernels."""
 
     def __init__(self, prefills: Kernels) -> None:
-        self.paged_prefill, self.gather_latents = prefills.paged_prefill, prefills.gather_latents
+        self.prefill, self.gather = prefills.prefill, prefills.gather
 
 
 CAPTURABLE = ("llama-3-gqa", "mistral-window", "qwen3", "gemma2", "gemma3", "phi3-longrope", "olmo2", "smollm3", "gpt2")

@@ -3,12 +3,13 @@ block-table entries that no one may follow point far outside the pool."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.kernels.quantise import stored
 from kvtool.kernels.triton.checks import FP8_CAPABILITY, FP8_DTYPES
 
@@ -44,17 +45,33 @@ class Case:
 class Pool:
     """A case laid out: caches [P,B,HKV,*], block_tables [S,N], seq_lens [S], query_starts [S+1], queries [T,HQ,D]."""
 
-    k_cache: Tensor
-    v_cache: Tensor
-    block_tables: Tensor
-    seq_lens: Tensor
-    query_starts: Tensor
+    pages: Pages
+    rows: Rows
     q: Tensor
-    features: dict[str, object]  # keywords of `paged_decode` and `paged_prefill`
+    softmax: Softmax
 
-    def reference_arguments(self) -> tuple[Tensor, ...]:
-        """The same in fp64 (exact for every cache dtype), with the queries in front."""
-        return self.q.double(), self.k_cache.double(), self.v_cache.double(), self.block_tables, self.seq_lens
+    @property
+    def call(self) -> tuple[Tensor, Pages, Rows, Softmax]:
+        """The arguments of `decode` and `prefill`."""
+        return self.q, self.pages, self.rows, self.softmax
+
+    @property
+    def exact(self) -> tuple[Tensor, Pages, Rows, Softmax]:
+        """The same in fp64, exact for every cache dtype."""
+        return self.q.double(), exact(self.pages), self.rows, self.softmax
+
+    @property
+    def latents(self) -> Pool:
+        """The pages of one KV head as latents, whose first columns, as many as V has, are the values."""
+        pages, scale, other = self.pages, self.pages.k_scale, self.pages.v_scale
+        assert pages.v is not None
+        both = torch.cat((scale, other), dim=2) if isinstance(scale, Tensor) else scale
+        return replace(self, pages=Pages(pages.k.squeeze(2), k_scale=both, latent_dim=pages.v.shape[3]))
+
+
+def exact(pages: Pages) -> Pages:
+    """Pages in fp64."""
+    return pages.map(lambda tensor: tensor.double())
 
 
 def skip_unless_held(dtype: torch.dtype, device: str) -> None:
@@ -91,13 +108,13 @@ def lay_out(case: Case, seed: int = 0) -> Pool:
     starts = torch.tensor([0, *case.query_lens]).cumsum(0).to(torch.int32)
     q = _values(random, int(starts[-1]), case.heads, case.head_dim).to(case.dtype)
     lens = torch.tensor(case.lens, dtype=torch.int32)
-    features = scales | {"sinks": 2 * _values(random, case.heads) if case.sinks else None}
-    on_device = {
-        name: value.to(case.device) if isinstance(value, Tensor) else value for name, value in features.items()
-    }
+    sinks = (2 * _values(random, case.heads)).to(case.device) if case.sinks else None
+    pages = Pages(k_cache, v_cache, scales["k_scale"], scales["v_scale"]).map(lambda tensor: tensor.to(case.device))
     return Pool(
-        *(tensor.to(case.device) for tensor in (k_cache, v_cache, tables, lens, starts, q)),
-        on_device | {"window": case.window, "softcap": case.softcap},
+        pages,
+        Rows(*(tensor.to(case.device) for tensor in (tables, lens, starts))),
+        q.to(case.device),
+        Softmax(case.head_dim**-0.5, case.window, case.softcap, sinks),
     )
 
 

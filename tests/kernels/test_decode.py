@@ -9,9 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.kernels.reference import attention as reference
 from tests.kernels.conftest import Backend
-from tests.kernels.paged_case import TOLERANCE, Case, largest_error, lay_out, one_query_each
+from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -92,11 +93,9 @@ CASES = {
 
 def check(backend: Backend, case: Case, seed: int = 0) -> None:
     pool = lay_out(replace(case, device=backend.device), seed)
-    arguments = {"scale": case.head_dim**-0.5, **pool.features}
-    actual = backend.kernels.paged_decode(
-        pool.q, pool.k_cache, pool.v_cache, pool.block_tables, pool.seq_lens, **arguments
-    )
-    expected = reference.paged_decode(*pool.reference_arguments(), **arguments)
+    rows = replace(pool.rows, query_starts=None)
+    actual = backend.kernels.decode(pool.q, pool.pages, rows, pool.softmax)
+    expected = reference.decode(*pool.exact)
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype] * max(1.0, case.v_scale)
 
@@ -145,12 +144,12 @@ def test_a_sink_enters_a_sequence_once(backend: Backend, splits: int) -> None:
     """Equal scores and values of one: out = n / (n + exp(sink)), however many splits share the n keys."""
     tokens = 128 * splits
     ones = torch.ones(splits, 128, 1, 16, device=backend.device)
-    where = {
-        "block_tables": torch.arange(splits, dtype=torch.int32, device=backend.device)[None],
-        "seq_lens": torch.full((1,), tokens, dtype=torch.int32, device=backend.device),
-    }
+    rows = Rows(
+        torch.arange(splits, dtype=torch.int32, device=backend.device)[None],
+        torch.full((1,), tokens, dtype=torch.int32, device=backend.device),
+    )
     q, sinks = torch.zeros(1, 2, 16, device=backend.device), torch.tensor([5.0, -1.0], device=backend.device)
-    out = backend.kernels.paged_decode(q, ones, ones, **where, scale=1.0, sinks=sinks)
+    out = backend.kernels.decode(q, Pages(ones, ones), rows, Softmax(1.0, sinks=sinks))
     expected = tokens / (tokens + sinks.double().exp())
     assert largest_error(out, expected[None, :, None].expand(1, 2, 16)) < 1e-5
 
@@ -158,9 +157,7 @@ def test_a_sink_enters_a_sequence_once(backend: Backend, splits: int) -> None:
 def test_a_large_score_is_capped_not_nan(backend: Backend) -> None:
     case = decode((20,), softcap=50.0, device=backend.device)
     pool = lay_out(case)
-    out = backend.kernels.paged_decode(
-        1e6 * pool.q, pool.k_cache, pool.v_cache, pool.block_tables, pool.seq_lens, scale=1.0, **pool.features
-    )
+    out = backend.kernels.decode(1e6 * pool.q, pool.pages, pool.rows, pool.softmax)
     assert torch.isfinite(out).all()
 
 
@@ -198,10 +195,9 @@ def test_queries_and_pool_may_be_strided(backend: Backend) -> None:
     case = decode((17, 40), dtype=F16, cache_dtype=F16, device=backend.device)
     pool = lay_out(case)
     fused = torch.cat([pool.q, pool.q], dim=1)[:, : case.heads]
-    both = torch.stack([pool.k_cache, pool.v_cache], dim=1)
-    arguments = (pool.block_tables, pool.seq_lens)
-    actual = backend.kernels.paged_decode(fused, both[:, 0], both[:, 1], *arguments, scale=0.125)
-    expected = reference.paged_decode(*pool.reference_arguments(), scale=0.125)
+    both = torch.stack([pool.pages.k, pool.pages.v], dim=1)
+    actual = backend.kernels.decode(fused, Pages(both[:, 0], both[:, 1]), pool.rows, pool.softmax)
+    expected = reference.decode(*pool.exact)
     assert largest_error(actual, expected) < TOLERANCE[F16]
 
 
@@ -216,10 +212,9 @@ def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend, page: int,
             (page,), page=page, kv_heads=1, head_dim=16, v_dim=16, dtype=dtype, cache_dtype=E5M2, device=backend.device
         )
     )
-    cache[2] = near.k_cache[near.block_tables[0, 0]]
-    where = {"block_tables": torch.tensor([[2]], dtype=torch.int32, device=backend.device), "seq_lens": near.seq_lens}
-    actual = backend.kernels.paged_decode(near.q, cache, cache, **where, scale=0.25)
-    expected = reference.paged_decode(
-        near.q.double(), near.k_cache.double(), near.k_cache.double(), near.block_tables, near.seq_lens, scale=0.25
-    )
+    cache[2] = near.pages.k[near.rows.block_tables[0, 0]]
+    rows = Rows(torch.tensor([[2]], dtype=torch.int32, device=backend.device), near.rows.seq_lens)
+    actual = backend.kernels.decode(near.q, Pages(cache, cache), rows, near.softmax)
+    near_pages = exact(replace(near.pages, v=near.pages.k))
+    expected = reference.decode(near.q.double(), near_pages, near.rows, near.softmax)
     assert largest_error(actual, expected) < TOLERANCE[dtype]

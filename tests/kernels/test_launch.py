@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kvtool.errors import KvtoolError
 from kvtool.kernels import BACKENDS, load_kernels
-from kvtool.kernels.interface import Kernels, StepKernels
+from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, StepKernels
 from kvtool.kernels.reference import step as step_reference
 
 OPERATIONS = [name for name, member in vars(Kernels).items() if inspect.isfunction(member) and name[0] != "_"]
 
 
-def decode_arguments() -> dict[str, torch.Tensor]:
-    return {
-        "q": torch.zeros(2, 4, 32),
-        "k_cache": torch.zeros(5, 16, 2, 32),
-        "v_cache": torch.zeros(5, 16, 2, 32),
-        "block_tables": torch.zeros(2, 3, dtype=torch.int32),
-        "seq_lens": torch.ones(2, dtype=torch.int32),
-    }
+def decode(softmax: Softmax | None = None, **changes: object) -> None:
+    """Two sequences of two KV heads, but for what is given."""
+    k, v = torch.zeros(5, 16, 2, 32), torch.zeros(5, 16, 2, 32)
+    pages = Pages(k, v, **{name: changes.pop(name) for name in ("k_scale", "v_scale") if name in changes})
+    pages = replace(pages, **{name: changes.pop(name) for name in ("k", "v", "latent_dim") if name in changes})
+    q = changes.pop("q", torch.zeros(2, 4, 32))
+    rows = replace(Rows(torch.zeros(2, 3, dtype=torch.int32), torch.ones(2, dtype=torch.int32)), **changes)
+    load_kernels("triton").decode(q, pages, rows, softmax or Softmax(1.0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -54,9 +55,9 @@ def test_an_unknown_backend_is_named() -> None:
         ("q", torch.zeros(2, 3, 32), "3 query heads on 2 KV heads"),
         ("q", torch.zeros(2, 4, 32, dtype=torch.float64), "q is torch.float64"),
         ("q", torch.zeros(2, 32, 4).transpose(1, 2), "must be contiguous"),
-        ("v_cache", torch.zeros(5, 16, 2, 32, dtype=torch.float16), "v_cache torch.float16"),
-        ("v_cache", torch.zeros(4, 16, 2, 32), "differ"),
-        ("k_cache", torch.zeros(5, 16, 2, 32, dtype=torch.int16), "k_cache is torch.int16"),
+        ("v", torch.zeros(5, 16, 2, 32, dtype=torch.float16), "v_cache torch.float16"),
+        ("v", torch.zeros(4, 16, 2, 32), "differ"),
+        ("k", torch.zeros(5, 16, 2, 32, dtype=torch.int16), "k_cache is torch.int16"),
         ("q", torch.zeros(3, 4, 32), "3 queries for 2 sequences"),
         ("block_tables", torch.zeros(2, 3, dtype=torch.int64), "block_tables must be 2-D torch.int32"),
         ("block_tables", torch.zeros(3, 3, dtype=torch.int32), "3 block tables for 2 seq_lens"),
@@ -65,12 +66,12 @@ def test_an_unknown_backend_is_named() -> None:
 )
 def test_what_does_not_fit_is_refused(name: str, value: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_kernels("triton").paged_decode(**decode_arguments() | {name: value}, scale=1.0)
+        decode(**{name: value})
 
 
 def test_a_negative_window_is_refused() -> None:
     with pytest.raises(ValueError, match="window is -1"):
-        load_kernels("triton").paged_decode(**decode_arguments(), scale=1.0, window=-1)
+        decode(Softmax(1.0, window=-1))
 
 
 def scales(*shape: int) -> torch.Tensor:
@@ -80,8 +81,8 @@ def scales(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"softcap": -1.0}, "softcap is -1.0"),
-        ({"sinks": torch.zeros(2)}, r"sinks \[2\] for 4 query heads"),
+        ({"softmax": Softmax(1.0, softcap=-1.0)}, "softcap is -1.0"),
+        ({"softmax": Softmax(1.0, sinks=torch.zeros(2))}, r"sinks \[2\] for 4 query heads"),
         ({"k_scale": scales(5, 16, 2)}, "both be numbers or both be tensors"),
         ({"k_scale": scales(5, 16, 1), "v_scale": scales(5, 16, 1)}, "do not fit the cache"),
         ({"k_scale": scales(5, 16, 2), "v_scale": scales(5, 2, 16).transpose(1, 2)}, "laid out alike"),
@@ -89,18 +90,15 @@ def scales(*shape: int) -> torch.Tensor:
 )
 def test_features_that_do_not_fit_are_refused(features: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_kernels("triton").paged_decode(**decode_arguments(), scale=1.0, **features)
+        decode(**features)
 
 
 def test_a_store_of_other_heads_is_refused() -> None:
     rows, cache = torch.zeros(1, 3, 32), torch.zeros(5, 16, 2, 32)
     with pytest.raises(ValueError, match="do not fit the cache"):
-        load_kernels("triton").store_kv(rows, rows, cache, cache, torch.zeros(1, dtype=torch.int64))
+        load_kernels("triton").store(rows, rows, Pages(cache, cache), torch.zeros(1, dtype=torch.int64))
 
 
 def test_a_latent_as_wide_as_its_row_is_refused() -> None:
-    where = {name: decode_arguments()[name] for name in ("block_tables", "seq_lens")}
     with pytest.raises(ValueError, match="latent_dim 80 of a row of 80"):
-        load_kernels("triton").mla_decode(
-            torch.zeros(2, 4, 80), torch.zeros(5, 16, 80), latent_dim=80, scale=1, **where
-        )
+        decode(q=torch.zeros(2, 4, 80), k=torch.zeros(5, 16, 80), v=None, latent_dim=80)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.kernels.reference import attention as reference
 from tests.kernels.conftest import Backend
-from tests.kernels.paged_case import TOLERANCE, Case, Pool, largest_error, lay_out, one_query_each
+from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 E4M3 = torch.float8_e4m3fn
@@ -45,34 +46,20 @@ PREFILL = {
 }
 
 
-def latent_arguments(case: Case, pool: Pool) -> dict[str, object]:
-    return {"latent_dim": case.v_dim, "scale": case.head_dim**-0.5, "cache_scale": latent_scale(pool)}
-
-
-def latent_scale(pool: Pool) -> float | Tensor:
-    """The scales of a pool's one head and, where each row has two, as those of its values: [P,B,2]."""
-    scale, other = pool.features["k_scale"], pool.features["v_scale"]
-    return torch.cat((scale, other), dim=2) if isinstance(scale, Tensor) else scale
-
-
 @pytest.mark.parametrize("case", DECODE.values(), ids=DECODE.keys())
 def test_decode_equals_the_reference(backend: Backend, case: Case) -> None:
-    pool = lay_out(replace(case, device=backend.device))
-    cache = pool.k_cache.squeeze(2)
-    where = (pool.block_tables, pool.seq_lens)
-    actual = backend.kernels.mla_decode(pool.q, cache, *where, **latent_arguments(case, pool))
-    expected = reference.mla_decode(pool.q.double(), cache.double(), *where, **latent_arguments(case, pool))
+    pool = lay_out(replace(case, device=backend.device)).latents
+    actual = backend.kernels.decode(pool.q, pool.pages, replace(pool.rows, query_starts=None), pool.softmax)
+    expected = reference.decode(*pool.exact)
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype]
 
 
 @pytest.mark.parametrize("case", PREFILL.values(), ids=PREFILL.keys())
 def test_prefill_equals_the_reference(backend: Backend, case: Case) -> None:
-    pool = lay_out(replace(case, device=backend.device))
-    cache = pool.k_cache.squeeze(2)
-    where = (pool.block_tables, pool.seq_lens, pool.query_starts)
-    actual = backend.kernels.mla_prefill(pool.q, cache, *where, **latent_arguments(case, pool))
-    expected = reference.mla_prefill(pool.q.double(), cache.double(), *where, **latent_arguments(case, pool))
+    pool = lay_out(replace(case, device=backend.device)).latents
+    actual = backend.kernels.prefill(*pool.call)
+    expected = reference.prefill(*pool.exact)
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype]
 
@@ -90,11 +77,10 @@ GATHERED = {
 @pytest.mark.parametrize("case", GATHERED.values(), ids=GATHERED.keys())
 def test_gathered_pages_equal_the_reference(backend: Backend, case: Case) -> None:
     """In any order, more than once, with room for what lies in unused slots."""
-    pool = lay_out(replace(case, device=backend.device))
-    cache, pages = pool.k_cache.squeeze(2), pool.block_tables[0, [0, -2, 0]]
-    shape = {"latent_dim": case.v_dim, "scale": latent_scale(pool)}
-    actual = backend.kernels.gather_latents(cache, pages, dtype=case.dtype, **shape)
-    expected = reference.gather_latents(cache.double(), pages, dtype=torch.float64, **shape)
+    pool = lay_out(replace(case, device=backend.device)).latents
+    chosen = pool.rows.block_tables[0, [0, -2, 0]]
+    actual = backend.kernels.gather(pool.pages, chosen, case.dtype)
+    expected = reference.gather(exact(pool.pages), chosen, torch.float64)
     assert (actual.dtype, actual.shape) == (case.dtype, (3, case.page, case.head_dim))
     used = ~expected.isnan()
     assert used[0].all()
@@ -114,17 +100,16 @@ def test_heads_share_the_rotary_part_of_their_keys(backend: Backend, case: Case)
     """K and V are halves of wider rows, and so is the part that all heads share."""
     pool, rope = lay_out(replace(case, device=backend.device)), 32 if case.head_dim == 128 else 24
     shared = lay_out(replace(case, device=backend.device, kv_heads=1, head_dim=rope + 8), seed=0)
-    where = (pool.block_tables, pool.seq_lens, pool.query_starts)
-    both = torch.cat((pool.k_cache, pool.v_cache), dim=3)
-    k_cache, v_cache = both.split((case.head_dim, case.v_dim), dim=3)
-    k_rope = shared.k_cache.squeeze(2)[..., 8:]
+    both = torch.cat((pool.pages.k, pool.pages.v), dim=3)
+    k, v = both.split((case.head_dim, case.v_dim), dim=3)
+    pages = Pages(k, v, k_rope=shared.pages.k.squeeze(2)[..., 8:])
     q = torch.cat((pool.q, shared.q[..., :rope]), dim=2)
-    actual = backend.kernels.paged_prefill(q, k_cache, v_cache, *where, scale=0.2, k_rope=k_rope)
-    wide = torch.cat((k_cache, k_rope.unsqueeze(2).expand(-1, -1, case.kv_heads, -1)), dim=3).double()
-    expected = reference.paged_prefill(q.double(), wide, v_cache.double(), *where, scale=0.2)
+    actual = backend.kernels.prefill(q, pages, pool.rows, Softmax(0.2))
+    wide = torch.cat((k, pages.k_rope.unsqueeze(2).expand(-1, -1, case.kv_heads, -1)), dim=3)
+    expected = reference.prefill(q.double(), exact(Pages(wide, v)), pool.rows, Softmax(0.2))
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype]
-    again = reference.paged_prefill(q.double(), k_cache.double(), v_cache.double(), *where, scale=0.2, k_rope=k_rope)
+    again = reference.prefill(q.double(), exact(pages), pool.rows, Softmax(0.2))
     assert largest_error(again, expected) < 1e-12
 
 
@@ -158,16 +143,10 @@ def test_absorbed_weights_give_the_uncompressed_attention(backend: Backend) -> N
 
     absorbed = torch.cat([torch.einsum("hn,hnr->hr", model.q_nope, model.w_uk), model.q_rope], dim=1)
     rows = torch.cat([model.latents, model.rope_keys], dim=1)
-    cache = torch.zeros(2, 16, latent_dim + rope, device=backend.device)
+    pages = Pages(torch.zeros(2, 16, latent_dim + rope, device=backend.device), latent_dim=latent_dim)
     slots = torch.arange(length, device=backend.device)
-    backend.kernels.store_latent(rows.float().to(backend.device), cache, slots, latent_dim=latent_dim)
-    attended = backend.kernels.mla_decode(
-        absorbed.float().to(backend.device)[None],
-        cache,
-        torch.tensor([[0, 1]], dtype=torch.int32, device=backend.device),
-        torch.tensor([length], dtype=torch.int32, device=backend.device),
-        latent_dim=latent_dim,
-        scale=scale,
-    )
+    backend.kernels.store(rows.float().to(backend.device), None, pages, slots)
+    where = (torch.tensor(x, dtype=torch.int32, device=backend.device) for x in ([[0, 1]], [length]))
+    attended = backend.kernels.decode(absorbed.float().to(backend.device)[None], pages, Rows(*where), Softmax(scale))
     out = torch.einsum("hr,hvr->hv", attended[0].double().cpu(), model.w_uv)
     assert largest_error(out, model.attention(scale)) < 1e-5

@@ -79,18 +79,9 @@ CASES = {
 
 def check(backend: Backend, case: Case, seed: int = 0, *, max_query_len: int | None = None) -> None:
     pool = lay_out(replace(case, device=backend.device), seed)
-    arguments = {"scale": case.head_dim**-0.5, **pool.features}
-    actual = backend.kernels.paged_prefill(
-        pool.q,
-        pool.k_cache,
-        pool.v_cache,
-        pool.block_tables,
-        pool.seq_lens,
-        pool.query_starts,
-        max_query_len=max_query_len,
-        **arguments,
-    )
-    expected = reference.paged_prefill(*pool.reference_arguments(), pool.query_starts, **arguments)
+    rows = replace(pool.rows, max_query_len=max_query_len)
+    actual = backend.kernels.prefill(pool.q, pool.pages, rows, pool.softmax)
+    expected = reference.prefill(*pool.exact)
     assert (actual.dtype, actual.shape) == (case.dtype, expected.shape)
     assert largest_error(actual, expected) < TOLERANCE[case.dtype] * max(1.0, case.v_scale)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvtool.kernels.interface import Pages
 from kvtool.kernels.reference import step as step_reference
 from kvtool.kernels.triton.checks import FP8_DTYPES
 from tests.kernels.conftest import Backend
@@ -103,9 +104,8 @@ def test_qkv_becomes_query_and_cache(
             scales = [0.5, 2.0]
         up = (lambda x: x if x is None else x.double()) if wide else (lambda x: x)
         q = kernels.split_qkv(
-            up(qkv), up(norms), EPS, (up(rotation[0]), up(rotation[1])), k_cache, v_cache, slots,
-            k_scale=scales[0], v_scale=scales[1],
-        )  # fmt: skip
+            up(qkv), up(norms), EPS, (up(rotation[0]), up(rotation[1])), Pages(k_cache, v_cache, *scales), slots
+        )
         stored = [
             cache.double() * (scale.unsqueeze(-1) if vector_scales else scale)
             for cache, scale in zip((k_cache, v_cache), scales, strict=True)
@@ -154,9 +154,8 @@ def test_latents_are_stored_and_queries_turned(
         scale = torch.zeros(3, 16, 2, device=backend.device) if vector_scales else 0.5
         q = widened(queries).clone()
         turn = (widened(rotation[0]), widened(rotation[1]))
-        absorbed = kernels.split_latent(
-            q, widened(latent), widened(norm), EPS, turn, cache, slots, num_absorbed, scale=scale
-        )
+        pages = Pages(cache, k_scale=scale, latent_dim=rank)
+        absorbed = kernels.split_latent(q, widened(latent), widened(norm), EPS, turn, pages, slots, num_absorbed)
         factors = scale.repeat_interleave(torch.tensor([rank, rope]).to(scale.device), 2) if vector_scales else scale
         results.append((q, absorbed[..., rank:], cache.double() * factors))
     (q, absorbed, cache), expected = results
@@ -183,17 +182,17 @@ def test_what_does_not_fit_is_refused() -> None:
         step.gated(torch.zeros(2, 8), torch.zeros(2, 4), "silu")
     with pytest.raises(ValueError, match="a norm is not 8 weights"):
         step.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(16)[::2], eps=EPS)
-    qkv, cache = torch.zeros(1, 6, 8), torch.zeros(1, 16, 2, 8)
+    qkv, pages = torch.zeros(1, 6, 8), Pages(torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 2, 8))
     turn, slots = torch.zeros(1, 1, 8), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"rotation \[1, 1, 4\]"):
-        step.split_qkv(qkv, None, EPS, (turn[..., :4], turn[..., :4]), cache, cache, slots)
+        step.split_qkv(qkv, None, EPS, (turn[..., :4], turn[..., :4]), pages, slots)
     with pytest.raises(ValueError, match="norms are not contiguous"):
-        step.split_qkv(qkv, torch.zeros(6, 8), EPS, (turn, turn), cache, cache, slots)
+        step.split_qkv(qkv, torch.zeros(6, 8), EPS, (turn, turn), pages, slots)
     q, latents = torch.zeros(1, 2, 8), torch.zeros(1, 16, 20)
     with pytest.raises(ValueError, match=r"rows \[1, 20\] are not 16 \+ 8"):
-        step.split_latent(q, latents[:, 0], torch.zeros(16), EPS, (turn, turn), latents, slots, 1)
+        step.split_latent(q, latents[:, 0], torch.zeros(16), EPS, (turn, turn), Pages(latents, latent_dim=16), slots, 1)
     with pytest.raises(ValueError, match="no rotary part of 8"):
-        step.split_latent(q, latents[:, 0], torch.zeros(12), EPS, (turn, turn), latents, slots, 1)
+        step.split_latent(q, latents[:, 0], torch.zeros(12), EPS, (turn, turn), Pages(latents, latent_dim=12), slots, 1)
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 33, 100])

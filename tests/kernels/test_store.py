@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvtool.kernels.interface import Pages
 from kvtool.kernels.quantise import largest
 from kvtool.kernels.reference import attention as reference
 from kvtool.sizing.formats import CACHE_FORMATS
@@ -55,8 +56,8 @@ def test_rows_land_in_their_slots(
         [poisoned(4, 16, kv_heads, dim, dtype=dtype, device=backend.device) for dim in (head_dim, v_dim)]
         for _ in range(2)
     ]
-    for kernels, (k_cache, v_cache) in zip((backend.kernels, reference), caches, strict=True):
-        kernels.store_kv(k, v, k_cache, v_cache, slots(backend.device), k_scale=0.5, v_scale=4.0)
+    for kernels, both in zip((backend.kernels, reference), caches, strict=True):
+        kernels.store(k, v, Pages(*both, k_scale=0.5, v_scale=4.0), slots(backend.device))
     for actual, expected in zip(*caches, strict=True):
         assert torch.equal(bits(actual), bits(expected))
     stored = caches[0][0].flatten(0, 1)
@@ -68,8 +69,8 @@ def test_rows_land_in_their_slots(
 def test_latent_rows(backend: Backend, dtype: torch.dtype) -> None:
     latent = eighths(len(SLOTS), 64 + 16).to(backend.device)
     actual, expected = (poisoned(4, 16, 80, dtype=dtype, device=backend.device) for _ in range(2))
-    backend.kernels.store_latent(latent, actual, slots(backend.device), latent_dim=64, scale=2.0)
-    reference.store_latent(latent, expected, slots(backend.device), latent_dim=64, scale=2.0)
+    for kernels, cache in ((backend.kernels, actual), (reference, expected)):
+        kernels.store(latent, None, Pages(cache, k_scale=2.0, latent_dim=64), slots(backend.device))
     assert torch.equal(bits(actual), bits(expected))
 
 
@@ -79,7 +80,8 @@ def test_what_the_dtype_cannot_hold_is_clamped(backend: Backend, dtype: torch.dt
     largest = torch.finfo(dtype).max
     row = torch.tensor([largest * 4, -largest * 4, float("inf"), -float("inf")] * 4, device=backend.device)
     cache = torch.zeros(1, 1, 1, 16, dtype=dtype, device=backend.device)
-    backend.kernels.store_kv(row.view(1, 1, 16), row.view(1, 1, 16), cache, cache.clone(), slots(backend.device)[1:2])
+    row = row.view(1, 1, 16)
+    backend.kernels.store(row, row, Pages(cache, cache.clone()), slots(backend.device)[1:2])
     assert cache.float().flatten().tolist() == [largest, -largest, largest, -largest] * 4
 
 
@@ -102,9 +104,8 @@ def test_a_scale_beside_each_vector(backend: Backend, name: str, kv_heads: int, 
     for kernels in (backend.kernels, reference):
         cache = torch.zeros(4, 16, kv_heads, head_dim, dtype=dtype, device=backend.device)
         scales = poisoned(4, 16, kv_heads, dtype=torch.float32, device=backend.device)
-        kernels.store_kv(
-            rows, rows, cache, cache.clone(), slots(backend.device), k_scale=scales, v_scale=scales.clone()
-        )
+        pages = Pages(cache, cache.clone(), scales, scales.clone())
+        kernels.store(rows, rows, pages, slots(backend.device))
         stores.append((cache, scales))
     (cache, scales), (expected_cache, expected_scales) = stores
     if backend.interpreted:  # it loses the carry where fp8 is rounded up to a power of two
@@ -134,7 +135,8 @@ def test_two_scales_beside_each_latent(backend: Backend, name: str) -> None:
     for kernels in (backend.kernels, reference):
         cache = torch.zeros(4, 16, rank + rope, dtype=dtype, device=backend.device)
         scales = poisoned(4, 16, 2, dtype=torch.float32, device=backend.device)
-        kernels.store_latent(rows.to(backend.device), cache, slots(backend.device), latent_dim=rank, scale=scales)
+        pages = Pages(cache, k_scale=scales, latent_dim=rank)
+        kernels.store(rows.to(backend.device), None, pages, slots(backend.device))
         stores.append((cache, scales))
     (cache, scales), (_, expected_scales) = stores
     assert torch.equal(bits(scales), bits(expected_scales))
@@ -149,7 +151,7 @@ def test_two_scales_beside_each_latent(backend: Backend, name: str) -> None:
 def test_int8_rounds_to_the_nearest(backend: Backend) -> None:
     row = torch.tensor([0.5, 1.5, -0.5, -2.5, 126.6, 300.0, -300.0, 0.49] * 2, device=backend.device).view(1, 1, 16)
     cache = torch.zeros(1, 1, 1, 16, dtype=torch.int8, device=backend.device)
-    backend.kernels.store_kv(row, row, cache, cache.clone(), slots(backend.device)[1:2])
+    backend.kernels.store(row, row, Pages(cache, cache.clone()), slots(backend.device)[1:2])
     assert cache.flatten().tolist() == [0, 2, 0, -2, 127, 127, -127, 0] * 2
 
 
@@ -157,7 +159,7 @@ def test_rows_may_be_slices_of_a_fused_projection(backend: Backend) -> None:
     fused = eighths(len(SLOTS), 3, 64).to(backend.device)
     actual, expected = (poisoned(4, 16, 1, 64, dtype=torch.float16, device=backend.device) for _ in range(2))
     for kernels, cache in ((backend.kernels, actual), (reference, expected)):
-        kernels.store_kv(fused[:, 1:2], fused[:, 2:], cache, cache.clone(), slots(backend.device))
+        kernels.store(fused[:, 1:2], fused[:, 2:], Pages(cache, cache.clone()), slots(backend.device))
     assert torch.equal(bits(actual), bits(expected))
 
 
@@ -168,7 +170,7 @@ def test_a_pool_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
     memory = torch.empty(2 * stride + 16 * 16, dtype=torch.float8_e5m2, device=backend.device)
     cache = memory.as_strided((3, 16, 1, 16), (stride, 16, 16, 1))
     row = eighths(1, 1, 16).to(backend.device)
-    backend.kernels.store_kv(row, row, cache, cache, torch.tensor([2 * 16 + 3], device=backend.device))
+    backend.kernels.store(row, row, Pages(cache, cache), torch.tensor([2 * 16 + 3], device=backend.device))
     assert torch.equal(cache[2, 3].float().cpu(), row[0].cpu())
 
 
@@ -176,5 +178,5 @@ def test_nothing_to_store(backend: Backend) -> None:
     cache = poisoned(1, 16, 2, 16, dtype=torch.float32, device=backend.device)
     rows = torch.empty(0, 2, 16, device=backend.device)
     none = torch.empty(0, dtype=torch.int64, device=backend.device)
-    backend.kernels.store_kv(rows, rows, cache, cache.clone(), none)
+    backend.kernels.store(rows, rows, Pages(cache, cache.clone()), none)
     assert cache.isnan().all()

@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.interface import ExpertWeights, Pages, Rows, Softmax
 from kvtool.kernels.triton import launch, products, step
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.ahead_of_time import Launch, compile_launch, record
@@ -66,9 +66,7 @@ class Variant:
 
     def _store(self) -> None:
         rows = _meta(16, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
-        scale = self._scale(self.rows)
-        launch.store_kv(rows, rows, cache, cache, _meta(16, dtype=torch.int64), k_scale=scale, v_scale=scale)
+        launch.store(rows, rows, self._pages(self.rows), _meta(16, dtype=torch.int64))
 
     def _norm(self) -> None:
         """With `qk_norm` of the branch too, as in Gemma, whose weights are fp32."""
@@ -110,11 +108,9 @@ class Variant:
     def _qkv(self) -> None:
         """As many query heads as KV heads."""
         qkv = _meta(16, 3 * self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        cache = _meta(64, self.page, self.rows, self.head_dim, dtype=DTYPES[self.cache_dtype])
         turn, slots = _meta(16, 1, self.head_dim, dtype=DTYPES[self.dtype]), _meta(16, dtype=torch.int64)
         norms = _meta(2 * self.rows, self.head_dim, dtype=DTYPES[self.dtype]) if self.qk_norm else None
-        scale = self._scale(self.rows)
-        step.split_qkv(qkv, norms, 1e-5, (turn, turn), cache, cache, slots, k_scale=scale, v_scale=scale)
+        step.split_qkv(qkv, norms, 1e-5, (turn, turn), self._pages(self.rows), slots)
 
     def _split_latent(self) -> None:
         """DeepSeek's rotary part; head_dim is the row of the cache and v_dim the latent."""
@@ -123,12 +119,11 @@ class Variant:
             _meta(tokens, *shape, dtype=DTYPES[self.dtype]) for shape in ((self.rows, 128 + rope), (self.head_dim,))
         )
         turn, norm = (_meta(*shape, dtype=DTYPES[self.dtype]) for shape in ((tokens, 1, rope), (self.v_dim,)))
-        where = (self._latents(), _meta(tokens, dtype=torch.int64))
-        step.split_latent(q, latent, norm, 1e-6, (turn, turn), *where, tokens, scale=self._scale(2))
+        slots = _meta(tokens, dtype=torch.int64)
+        step.split_latent(q, latent, norm, 1e-6, (turn, turn), self._latents(), slots, tokens)
 
     def _gather(self) -> Tensor:
-        dtype, pages = DTYPES[self.dtype], _meta(64, dtype=torch.int32)
-        return launch.gather_latents(self._latents(), pages, latent_dim=self.v_dim, dtype=dtype, scale=self._scale(2))
+        return launch.gather(self._latents(), _meta(64, dtype=torch.int32), DTYPES[self.dtype])
 
     def _mha_prefill(self) -> Tensor:
         """Decompressed MLA: K and V as halves of one product's rows, the rotary key beside them."""
@@ -136,32 +131,23 @@ class Variant:
         k, v = heads.chunk(2, dim=3)
         k_rope = _meta(64, self.page, 512 + 64, dtype=DTYPES[self.dtype])[..., 512:]
         q = _meta(LONG, self.rows, self.head_dim + 64, dtype=DTYPES[self.dtype])
-        where = (*self._sequences(), _meta(self.seqs + 1, dtype=torch.int32))
-        return launch.paged_prefill(q, k, v, *where, scale=0.1, k_rope=k_rope, max_query_len=LONG)
+        return launch.prefill(q, Pages(k, v, k_rope=k_rope), self._sequences(LONG), Softmax(0.1))
 
     def _decode(self) -> Tensor:
-        return launch.paged_decode(self._q(self.seqs), *self._caches(), *self._sequences(), **self._features())
+        return launch.decode(self._q(self.seqs), self._pages(1), self._sequences(), self._softmax(self.rows))
 
     def _prefill(self) -> Tensor:
-        starts = _meta(self.seqs + 1, dtype=torch.int32)
         q = _meta(LONG, 1, self.head_dim, dtype=DTYPES[self.dtype])
-        longest = {"max_query_len": self.rows}
-        return launch.paged_prefill(q, *self._caches(), *self._sequences(), starts, **longest, **self._features())
+        return launch.prefill(q, self._pages(1), self._sequences(self.rows), self._softmax(1))
 
     def _mla_decode(self) -> Tensor:
-        return launch.mla_decode(self._q(self.seqs), self._latents(), *self._sequences(), **self._latent_features())
+        return launch.decode(self._q(self.seqs), self._latents(), self._sequences(), Softmax(0.1))
 
     def _mla_prefill(self) -> Tensor:
-        where = (*self._sequences(), _meta(self.seqs + 1, dtype=torch.int32))
-        return launch.mla_prefill(self._q(LONG), self._latents(), *where, max_query_len=1, **self._latent_features())
+        return launch.prefill(self._q(LONG), self._latents(), self._sequences(1), Softmax(0.1))
 
-    def _features(self) -> dict[str, object]:
-        scale, heads = self._scale(1), self.rows if self.operation == "decode" else 1
-        sinks = _meta(heads, dtype=torch.bfloat16) if self.sinks else None
-        return {"scale": 0.1, "softcap": self.softcap, "sinks": sinks, "k_scale": scale, "v_scale": scale}
-
-    def _latent_features(self) -> dict[str, object]:
-        return {"latent_dim": self.v_dim, "scale": 0.1, "cache_scale": self._scale(2)}
+    def _softmax(self, heads: int) -> Softmax:
+        return Softmax(0.1, softcap=self.softcap, sinks=_meta(heads, dtype=torch.bfloat16) if self.sinks else None)
 
     def _scale(self, heads: int) -> float | Tensor:
         return _meta(64, self.page, heads, dtype=torch.float32) if self.vector_scales else 1.0
@@ -169,16 +155,19 @@ class Variant:
     def _q(self, seqs: int) -> Tensor:
         return _meta(seqs * self.queries, self.rows, self.head_dim, dtype=DTYPES[self.dtype])
 
-    def _caches(self) -> tuple[Tensor, Tensor]:
-        dtype = DTYPES[self.cache_dtype]
-        keys = _meta(64, self.page, 1, self.head_dim, dtype=dtype)
-        return keys, _meta(64, self.page, 1, self.v_dim or self.head_dim, dtype=dtype)
+    def _pages(self, heads: int) -> Pages:
+        dtype, scale = DTYPES[self.cache_dtype], self._scale(heads)
+        k = _meta(64, self.page, heads, self.head_dim, dtype=dtype)
+        return Pages(k, _meta(64, self.page, heads, self.v_dim or self.head_dim, dtype=dtype), scale, scale)
 
-    def _latents(self) -> Tensor:
-        return _meta(64, self.page, self.head_dim, dtype=DTYPES[self.cache_dtype])
+    def _latents(self) -> Pages:
+        rows = _meta(64, self.page, self.head_dim, dtype=DTYPES[self.cache_dtype])
+        return Pages(rows, k_scale=self._scale(2), latent_dim=self.v_dim)
 
-    def _sequences(self) -> tuple[Tensor, Tensor]:
-        return _meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32)
+    def _sequences(self, max_query_len: int | None = None) -> Rows:
+        """Of a prefill with `max_query_len`."""
+        starts = None if max_query_len is None else _meta(self.seqs + 1, dtype=torch.int32)
+        return Rows(_meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32), starts, max_query_len)
 
 
 def variants(capability: int) -> Iterator[Variant]:

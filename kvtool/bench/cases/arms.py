@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvtool.engine.batch import Rows, StepBatch
+from kvtool.engine.batch import StepBatch
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import KvPool, LayerCache
+from kvtool.engine.pool import KvPool
 from kvtool.engine.sequence import SamplingParams
+from kvtool.kernels.interface import Pages, Rows
 from kvtool.units import ceil_div
 
 ARMS = ("no_cache", "contiguous", "preallocated", "paged")
@@ -91,7 +92,7 @@ def _contiguous(loaded: LoadedModel, prompt_ids: list[int], output_len: int, *, 
     return Generated(times_s, token_ids[len(prompt_ids) :], logits, held)
 
 
-def _grown(layer: LayerCache) -> LayerCache:
+def _grown(layer: Pages) -> Pages:
     """Room for one more token: a new tensor, and everything copied into it."""
     return layer.map(lambda tensor: torch.cat((tensor, torch.zeros_like(tensor[:, :1])), dim=1))
 
@@ -99,13 +100,12 @@ def _grown(layer: LayerCache) -> LayerCache:
 def _one_sequence(token_ids: list[int], computed: int, device: torch.device) -> StepBatch:
     """A step over the tokens that are not computed yet, in the one page of a contiguous cache."""
     positions = torch.arange(computed, len(token_ids), device=device)
+    num_tokens = len(token_ids) - computed
     rows = Rows(
-        num_tokens=len(token_ids) - computed,
         block_tables=torch.zeros(1, 1, dtype=torch.int32, device=device),
         seq_lens=torch.tensor([len(token_ids)], dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, len(token_ids) - computed], dtype=torch.int32, device=device),
-        max_query_len=len(token_ids) - computed,
-        pages=([0],),
+        query_starts=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
+        max_query_len=num_tokens,
     )
     is_decode = computed > 0
     return StepBatch(
@@ -114,5 +114,6 @@ def _one_sequence(token_ids: list[int], computed: int, device: torch.device) -> 
         slots=positions,
         decode=rows if is_decode else None,
         prefill=None if is_decode else rows,
-        sample_rows=torch.tensor([rows.num_tokens - 1], device=device),
+        sample_rows=torch.tensor([num_tokens - 1], device=device),
+        prefill_pages=([0],),
     )

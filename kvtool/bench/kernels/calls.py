@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtool.bench.kernels.work import DECODE, PREFILL, STORE, KernelWork
+from kvtool.bench.kernels.work import DECODE, STORE, KernelWork
 from kvtool.engine.loaded import TORCH_DTYPES
-from kvtool.engine.pool import KvPool, LayerCache, pool_specs
+from kvtool.engine.pool import KvPool, pool_specs
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Kernels
+from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
 from kvtool.kernels.quantise import stored
 from kvtool.machine.timers import Call
 from kvtool.results import KernelCheck
-from kvtool.sizing.specs import LatentSpec, SlidingSpec
+from kvtool.sizing.specs import SlidingSpec
 
 # Share of the largest output that rounding may move an output by.
 ROUNDING = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 2e-2}
@@ -35,12 +35,20 @@ TILE_ELEMENTS = 4_194_301  # prime: repeated through a pool, it never puts the s
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """q [T,HQ,D], block_tables [S,N], seq_lens [S], and for prefill query_starts [S+1], else None."""
+    """q [T,HQ,D] of some rows; a decode's have no query_starts."""
 
     q: Tensor
-    block_tables: Tensor
-    seq_lens: Tensor
-    query_starts: Tensor | None
+    rows: Rows
+
+    @property
+    def block_tables(self) -> Tensor:
+        """[S,N] int32."""
+        return self.rows.block_tables
+
+    @property
+    def seq_lens(self) -> Tensor:
+        """[S] int32."""
+        return self.rows.seq_lens
 
 
 def filled_pool(work: KernelWork, num_pages: int, device: torch.device, random: torch.Generator) -> KvPool:
@@ -75,7 +83,8 @@ class Measurement:
             ]
         else:
             self.queries = self._queries(tables[0])
-            self.scenes = [replace(self.queries, block_tables=table) for table in tables]
+            rows = self.queries.rows
+            self.scenes = [Queries(self.queries.q, replace(rows, block_tables=table)) for table in tables]
             self.calls = [attention_call(work, kernels, self.layer, scene) for scene in self.scenes]
 
     def check(self) -> KernelCheck:
@@ -101,8 +110,10 @@ class Measurement:
         work = self.work
         q = self._normal(work.new_tokens, work.model.num_heads, work.spec.k_head_dim)
         lens = torch.full((work.batch_size,), work.context, dtype=torch.int32, device=self.device)
+        if work.part == DECODE:
+            return Queries(q, Rows(table, lens))
         starts = torch.arange(work.batch_size + 1, dtype=torch.int32, device=self.device) * work.query_len
-        return Queries(q, table, lens, starts if work.part == PREFILL else None)
+        return Queries(q, Rows(table, lens, starts, work.query_len))
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=TORCH_DTYPES[self.work.dtype], device=self.device, generator=self.random)
@@ -136,43 +147,28 @@ class Measurement:
         return compared(*pools, dtype=work.dtype, what=f"{count} rows")
 
 
-def attention_call(work: KernelWork, kernels: Kernels, layer: LayerCache, queries: Queries) -> Callable[[], Tensor]:
+def attention_call(work: KernelWork, kernels: Kernels, pages: Pages, queries: Queries) -> Callable[[], Tensor]:
     """The kernel bound to its arguments. Random queries suit any scale: this one keeps scores of order 1."""
-    arguments: dict[str, Any] = {"scale": work.spec.k_head_dim**-0.5}
-    tensors = [queries.block_tables, queries.seq_lens]
-    if queries.query_starts is not None:
-        tensors.append(queries.query_starts)
-        arguments["max_query_len"] = work.query_len
-    if isinstance(work.spec, LatentSpec):
-        function: Callable[..., Tensor] = kernels.mla_decode if work.part == DECODE else kernels.mla_prefill
-        arguments |= {"latent_dim": work.spec.kv_lora_rank, "cache_scale": layer.k_scale}
-        return partial(function, queries.q, layer.k, *tensors, **arguments)
-    assert layer.v is not None  # only a latent has no V of its own
-    if isinstance(work.spec, SlidingSpec):
-        arguments["window"] = work.spec.window
-    arguments |= {"k_scale": layer.k_scale, "v_scale": layer.v_scale}
-    function = kernels.paged_decode if work.part == DECODE else kernels.paged_prefill
-    return partial(function, queries.q, layer.k, layer.v, *tensors, **arguments)
+    window = work.spec.window if isinstance(work.spec, SlidingSpec) else 0
+    softmax = Softmax(work.spec.k_head_dim**-0.5, window)
+    attend = kernels.decode if work.part == DECODE else kernels.prefill
+    return partial(attend, queries.q, pages, queries.rows, softmax)
 
 
-def store_call(work: KernelWork, kernels: Kernels, layer: LayerCache, rows: Tensor, slots: Tensor) -> Call:
+def store_call(work: KernelWork, kernels: Kernels, pages: Pages, rows: Tensor, slots: Tensor) -> Call:
     """rows [T, elements of a token] into slots [T]."""
-    if layer.v is None:
-        assert isinstance(work.spec, LatentSpec)  # nothing else is one tensor
-        latent_dim = work.spec.kv_lora_rank
-        return partial(kernels.store_latent, rows, layer.k, slots, latent_dim=latent_dim, scale=layer.k_scale)
+    if pages.v is None:
+        return partial(kernels.store, rows, None, pages, slots)
     heads, k_dim, v_dim = work.spec.kv_heads, work.spec.k_head_dim, work.spec.v_head_dim
     k, v = rows.split((heads * k_dim, heads * v_dim), dim=1)
-    k, v = k.unflatten(1, (heads, k_dim)), v.unflatten(1, (heads, v_dim))
-    k_scale, v_scale = layer.k_scale, layer.v_scale
-    return partial(kernels.store_kv, k, v, layer.k, layer.v, slots, k_scale=k_scale, v_scale=v_scale)
+    return partial(kernels.store, k.unflatten(1, (heads, k_dim)), v.unflatten(1, (heads, v_dim)), pages, slots)
 
 
 def decode_sample(queries: Queries) -> tuple[Queries, Tensor]:
     """Sequences from the first to the last, evenly, and the output rows that are theirs."""
     last = len(queries.q) - 1
     rows = torch.linspace(0, last, min(CHECKED_SEQUENCES, last + 1)).round().long().to(queries.q.device)
-    return Queries(queries.q[rows], queries.block_tables[rows], queries.seq_lens[rows], None), rows
+    return Queries(queries.q[rows], Rows(queries.block_tables[rows], queries.seq_lens[rows])), rows
 
 
 def prefill_sample(queries: Queries) -> tuple[Queries, Tensor]:
@@ -182,18 +178,16 @@ def prefill_sample(queries: Queries) -> tuple[Queries, Tensor]:
     rows = torch.cat((torch.arange(count), torch.arange(num_queries - count, num_queries))).to(device)
     shorter = torch.tensor([num_queries - count, 0], dtype=torch.int32, device=device)
     starts = torch.tensor([0, count, 2 * count], dtype=torch.int32, device=device)
-    return Queries(queries.q[rows], queries.block_tables.repeat(2, 1), queries.seq_lens - shorter, starts), rows
+    halves = Rows(queries.block_tables.repeat(2, 1), queries.seq_lens - shorter, starts, count)
+    return Queries(queries.q[rows], halves), rows
 
 
-def _head_call(
-    work: KernelWork, kernels: Kernels, layer: LayerCache, queries: Queries, *, head: int, of: int
-) -> Tensor:
+def _head_call(work: KernelWork, kernels: Kernels, pages: Pages, queries: Queries, *, head: int, of: int) -> Tensor:
     """The reference for one query head, on the KV head that it shares."""
-    one = Queries(queries.q[:, head : head + 1], queries.block_tables, queries.seq_lens, queries.query_starts)
-    if layer.v is not None:
+    if pages.v is not None:
         shared = head // (of // work.spec.kv_heads)
-        layer = layer.map(lambda tensor: tensor[:, :, shared : shared + 1])
-    return attention_call(work, kernels, layer, one)()
+        pages = pages.map(lambda tensor: tensor[:, :, shared : shared + 1])
+    return attention_call(work, kernels, pages, Queries(queries.q[:, head : head + 1], queries.rows))()
 
 
 def compared(ran: Tensor, expected: Tensor, *, dtype: str, what: str) -> KernelCheck:

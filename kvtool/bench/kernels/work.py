@@ -44,7 +44,7 @@ class KernelWork:
 
     @property
     def kernel(self) -> str:
-        """The operation of `kvtool.kernels.interface.Kernels`."""
+        """What a report calls the operation."""
         if isinstance(self.spec, LatentSpec):
             return {DECODE: "mla_decode", PREFILL: "mla_prefill", STORE: "store_latent"}[self.part]
         return {DECODE: "paged_decode", PREFILL: "paged_prefill", STORE: "store_kv"}[self.part]

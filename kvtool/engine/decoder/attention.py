@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,8 +11,8 @@ from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate
-from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels.interface import Pages, Softmax
 
 
 class GroupedQueryAttention:
@@ -33,12 +31,12 @@ class GroupedQueryAttention:
     ) -> None:
         self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
         self.rotates, self.is_local = rotates, isinstance(shape, SlidingAttention)
-        self.softmax: dict[str, Any] = {
-            "scale": decoder.attention_scale or self.head_dim**-0.5,
-            "window": shape.window if isinstance(shape, SlidingAttention) else 0,
-            "softcap": decoder.attention_softcap,
-            "sinks": weights.tensor(f"{prefix}.sinks", num_heads) if decoder.attention_sinks else None,
-        }
+        self.softmax = Softmax(
+            scale=decoder.attention_scale or self.head_dim**-0.5,
+            window=shape.window if isinstance(shape, SlidingAttention) else 0,
+            softcap=decoder.attention_softcap,
+            sinks=weights.tensor(f"{prefix}.sinks", num_heads) if decoder.attention_sinks else None,
+        )
         rows = {"q_proj": num_heads, "k_proj": shape.kv_heads, "v_proj": shape.kv_heads}
         tensors = [
             weights.tensor(f"{prefix}.{name}.weight", heads * self.head_dim, hidden_size)
@@ -71,27 +69,23 @@ class GroupedQueryAttention:
         k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, step: StepContext, pages: Pages, plus: Tensor | None) -> Tensor:
         qkv = self.qkv(x, fused=step.kernels.fused).view(len(x), -1, self.head_dim)
-        q = self._split(qkv, step, cache)
-        return self.out(self._attend(q, step, cache).flatten(1), plus, step.kernels.fused)
+        q = self._split(qkv, step, pages)
+        return self.out(self._attend(q, step, pages).flatten(1), plus, step.kernels.fused)
 
-    def _split(self, qkv: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
-        """Q and K normalised and turned; K and V written to the cache; Q [T, HQ, D] returned."""
-        assert cache.v is not None
-        where = (cache.k, cache.v, step.batch.slots)
+    def _split(self, qkv: Tensor, step: StepContext, pages: Pages) -> Tensor:
+        """Q and K normalised and turned; K and V written to the pages; Q [T, HQ, D] returned."""
         rotation = step.local_rotation if self.is_local else step.rotation
         if step.kernels.fused is not None and self.fusable:
             norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
-            return step.kernels.fused.split_qkv(
-                qkv, norms, eps, rotation, *where, k_scale=cache.k_scale, v_scale=cache.v_scale
-            )
+            return step.kernels.fused.split_qkv(qkv, norms, eps, rotation, pages, step.batch.slots)
         qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
         qk = self._normalised(qk)
         if self.rotates:
             qk = rotate(qk, rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        step.kernels.store_kv(k, v, *where, k_scale=cache.k_scale, v_scale=cache.v_scale)
+        step.kernels.store(k, v, pages, step.batch.slots)
         return q
 
     def _normalised(self, qk: Tensor) -> Tensor:
@@ -103,33 +97,11 @@ class GroupedQueryAttention:
         q, k = qk.flatten(1).split((self.q_norm.size, self.k_norm.size), dim=-1)
         return torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1).view(qk.shape)
 
-    def _attend(self, q: Tensor, step: StepContext, cache: LayerCache) -> Tensor:
-        assert cache.v is not None
-        decode, prefill = step.batch.decode, step.batch.prefill
-        num_decodes = decode.num_tokens if decode else 0
+    def _attend(self, q: Tensor, step: StepContext, pages: Pages) -> Tensor:
+        batch, kernels = step.batch, step.kernels
         decoded = prefilled = None
-        if decode:
-            decoded = step.kernels.paged_decode(
-                q[:num_decodes],
-                cache.k,
-                cache.v,
-                decode.block_tables,
-                decode.seq_lens,
-                **self.softmax,
-                k_scale=cache.k_scale,
-                v_scale=cache.v_scale,
-            )
-        if prefill:
-            prefilled = step.kernels.paged_prefill(
-                q[num_decodes:],
-                cache.k,
-                cache.v,
-                prefill.block_tables,
-                prefill.seq_lens,
-                prefill.query_starts,
-                **self.softmax,
-                k_scale=cache.k_scale,
-                v_scale=cache.v_scale,
-                max_query_len=prefill.max_query_len,
-            )
+        if batch.decode:
+            decoded = kernels.decode(q[: batch.num_decodes], pages, batch.decode, self.softmax)
+        if batch.prefill:
+            prefilled = kernels.prefill(q[batch.num_decodes :], pages, batch.prefill, self.softmax)
         return join(decoded, prefilled)

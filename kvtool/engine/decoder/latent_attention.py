@@ -6,21 +6,21 @@ decompresses the latents and attends as MHA, which is fewer FLOPs for many queri
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
-from kvtool.engine.batch import Rows
 from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import Linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.rope import rotate, yarn_mscale
-from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.interface import Kernels, StepKernels
+from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, StepKernels
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
@@ -77,7 +77,7 @@ class MultiHeadLatentAttention:
             raise KvtoolError("running MLA needs qk_nope_head_dim and v_head_dim, which this model does not say")
         self.nope, self.rope, self.rank = shape.qk_nope_head_dim, shape.qk_rope_head_dim, shape.kv_lora_rank
         self.num_heads, self.v_head_dim = num_heads, shape.v_head_dim
-        self.scale = _softmax_scale(decoder, self.nope + self.rope)
+        self.softmax = Softmax(_softmax_scale(decoder, self.nope + self.rope))
         self.query = LatentQueryProjection(
             shape, num_heads, self.nope + self.rope, hidden_size, decoder, weights, prefix
         )
@@ -102,29 +102,25 @@ class MultiHeadLatentAttention:
             bias = None if bias is None else _halves_last(bias[None], self.rope)[0]
         return Linear(weight, bias)
 
-    def __call__(self, x: Tensor, step: StepContext, cache: LayerCache, plus: Tensor | None) -> Tensor:
-        num_decodes = step.batch.decode.num_tokens if step.batch.decode else 0
-        absorbed, q = self._queries(x, step, cache, num_decodes)
+    def __call__(self, x: Tensor, step: StepContext, pages: Pages, plus: Tensor | None) -> Tensor:
+        absorbed, q = self._queries(x, step, pages)
         decode, prefill = step.batch.decode, step.batch.prefill
-        decoded = self._decode(absorbed, decode, cache, step.kernels) if decode else None
-        prefilled = self._prefill(q, prefill, step, cache) if prefill else None
+        decoded = self._decode(absorbed, decode, pages, step.kernels) if decode else None
+        prefilled = self._prefill(q, prefill, step, pages) if prefill else None
         return self.out(join(decoded, prefilled).flatten(1), plus, step.kernels.fused)
 
-    def _queries(self, x: Tensor, step: StepContext, cache: LayerCache, num_decodes: int) -> tuple[Tensor, Tensor]:
-        """Absorbed queries [D, H, R + rope] of decode rows and q [T - D, H, nope + rope] of the others; the latents of
-        all rows go to the cache."""
-        fused = step.kernels.fused
+    def _queries(self, x: Tensor, step: StepContext, pages: Pages) -> tuple[Tensor, Tensor]:
+        """Absorbed queries [D, H, R + rope] of the D decode rows and q [T - D, H, nope + rope] of the others; the
+        latents of all rows go to the pages."""
+        fused, num_decodes, slots = step.kernels.fused, step.batch.num_decodes, step.batch.slots
         q, latent = self.query(x, fused), self.latent(x, fused=fused)
         if fused is None:
-            rows = self._turn(q, latent, step)
-            step.kernels.store_latent(rows, cache.k, step.batch.slots, latent_dim=self.rank, scale=cache.k_scale)
+            step.kernels.store(self._turn(q, latent, step), None, pages, slots)
             absorbed = q.new_empty(num_decodes, self.num_heads, self.rank + self.rope)
             absorbed[..., self.rank :] = q[:num_decodes, :, self.nope :]
         else:
-            norm, where = self.latent_norm, (cache.k, step.batch.slots)
-            absorbed = fused.split_latent(
-                q, latent, norm.weight, norm.eps, step.rotation, *where, num_decodes, scale=cache.k_scale
-            )
+            norm = self.latent_norm
+            absorbed = fused.split_latent(q, latent, norm.weight, norm.eps, step.rotation, pages, slots, num_decodes)
         if num_decodes:
             q_nope = q[:num_decodes, :, : self.nope].transpose(0, 1)
             torch.bmm(q_nope, self.w_uk, out=absorbed[..., : self.rank].transpose(0, 1))
@@ -138,44 +134,25 @@ class MultiHeadLatentAttention:
         k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
         return torch.cat((self.latent_norm(latent), k_rope), dim=-1)
 
-    def _decode(self, absorbed: Tensor, rows: Rows, cache: LayerCache, kernels: Kernels) -> Tensor:
-        attended = kernels.mla_decode(
-            absorbed,
-            cache.k,
-            rows.block_tables,
-            rows.seq_lens,
-            latent_dim=self.rank,
-            scale=self.scale,
-            cache_scale=cache.k_scale,
-        )
+    def _decode(self, absorbed: Tensor, rows: Rows, pages: Pages, kernels: Kernels) -> Tensor:
+        attended = kernels.decode(absorbed, pages, rows, self.softmax)
         out = absorbed.new_empty(len(absorbed), self.num_heads, self.v_head_dim)
         torch.bmm(attended.transpose(0, 1), self.w_uv, out=out.transpose(0, 1))
         return out
 
-    def _prefill(self, q: Tensor, rows: Rows, step: StepContext, cache: LayerCache) -> Tensor:
+    def _prefill(self, q: Tensor, rows: Rows, step: StepContext, pages: Pages) -> Tensor:
         """q [T, H, nope + rope] -> [T, H, v]. The latents of all tokens in use are copied out of their pages, and
         decompressed for as many heads at a time as fit in _DECOMPRESSED_BYTES, of one head at least."""
-        side_by_side = step.gathered
-        assert side_by_side is not None
-        latents = step.kernels.gather_latents(
-            cache.k, side_by_side.pages, latent_dim=self.rank, dtype=q.dtype, scale=cache.k_scale
-        )
-        latents = latents.view(-1, side_by_side.block_size, self.rank + self.rope)
+        assert step.gathered is not None
+        copied, size = step.gathered, q.element_size()
+        latents = step.kernels.gather(pages, copied.pages, q.dtype)
+        latents = latents.view(-1, copied.block_size, self.rank + self.rope)
+        rows = replace(rows, block_tables=copied.block_tables)
         parts = []
-        for heads in _head_blocks(self.num_heads, self.up[0].shape[0] * latents[..., 0].numel() * q.element_size()):
+        for heads in _head_blocks(self.num_heads, self.up[0].shape[0] * latents[..., 0].numel() * size):
             k, v = self._decompressed(latents[..., : self.rank], heads)
-            attended = step.kernels.paged_prefill(
-                q[:, heads],
-                k,
-                v,
-                side_by_side.block_tables,
-                rows.seq_lens,
-                rows.query_starts,
-                scale=self.scale,
-                k_rope=latents[..., self.rank :],
-                max_query_len=rows.max_query_len,
-            )
-            parts.append(attended)
+            decompressed = Pages(k, v, k_rope=latents[..., self.rank :])
+            parts.append(step.kernels.prefill(q[:, heads], decompressed, rows, self.softmax))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _decompressed(self, latents: Tensor, heads: slice) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,9 @@ from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
 from kvtool.engine.decoder.residual import Residual, added
 from kvtool.engine.decoder.rope import Rope
-from kvtool.engine.pool import LayerCache
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.interface import Kernels
+from kvtool.kernels.interface import Kernels, Pages
 
 _TILE_TOKENS = 64  # that prefill reads at once, where they are in one block
 
@@ -54,10 +53,10 @@ class DecoderLayer:
         self.attention = _attention(index, model, decoder, weights, f"{prefix}.self_attn")
         self.mlp = _mlp(model, decoder, index, weights, f"{prefix}.mlp")
 
-    def __call__(self, stream: Residual, step: StepContext, cache: LayerCache) -> Residual:
+    def __call__(self, stream: Residual, step: StepContext, pages: Pages) -> Residual:
         fused = step.kernels.fused
         normed, x = stream.normed(self.attention_in, fused)
-        stream = added(x, partial(self.attention, normed, step, cache), self.attention_out, fused)
+        stream = added(x, partial(self.attention, normed, step, pages), self.attention_out, fused)
         normed, x = stream.normed(self.mlp_in, fused)
         return added(x, partial(self.mlp, normed, step.batch, fused=fused), self.mlp_out, fused)
 
@@ -97,25 +96,25 @@ class Transformer:
         return all(layer.mlp.capturable for layer in self.layers)
 
     @torch.inference_mode()
-    def __call__(self, batch: StepBatch, caches: list[LayerCache], kernels: Kernels) -> Tensor:
-        """Logits [sampled rows, vocab]. `caches` has one entry a layer."""
+    def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
+        """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
-        step = StepContext(batch, kernels, rotation, local, self._gathered(batch, caches[0], kernels))
+        step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
         stream = Residual(self.embedding(batch))
-        for layer, cache in zip(self.layers, caches, strict=True):
-            stream = layer(stream, step, cache)
+        for layer, pages in zip(self.layers, layers, strict=True):
+            stream = layer(stream, step, pages)
         if batch.sample_rows is not None:
             stream = stream.rows(batch.sample_rows)
         logits = self.head(stream.normed(self.norm, kernels.fused)[0], fused=kernels.fused)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
-    def _gathered(self, batch: StepBatch, cache: LayerCache, kernels: Kernels) -> Gathered | None:
+    def _gathered(self, batch: StepBatch, pages: Pages, kernels: Kernels) -> Gathered | None:
         """Of the prefill rows of MLA, which are decompressed side by side, in blocks of a tile of the GPU's kernel."""
         if batch.prefill is None or not isinstance(self.model.layers[0].cache, LatentAttention):
             return None
         block_tokens = 1 if kernels.fused is None else _TILE_TOKENS
-        return gathered(batch.prefill.pages, cache.k.shape[1], block_tokens, cache.k.device)
+        return gathered(batch.prefill_pages, pages.block_size, block_tokens, pages.k.device)
 
 
 class Embedding:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtool.engine.batch import Rows, StepBatch
+from kvtool.engine.batch import StepBatch
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, next_tokens
-from kvtool.kernels.interface import Kernels
+from kvtool.kernels.interface import Kernels, Rows
 from kvtool.kernels.reference import step as step_reference
 from kvtool.units import ceil_div
 
@@ -54,7 +54,6 @@ class DecodeRows:
         place = step_reference.place if kernels.fused is None else kernels.fused.place
         positions, slots, seq_lens = place(self.positions, self.block_tables, block_size)
         rows = Rows(
-            num_tokens=len(positions),
             block_tables=self.block_tables,
             seq_lens=seq_lens,
             query_starts=self.query_starts,

@@ -6,15 +6,16 @@ them.
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
 
-Between two layers' weights every operation runs with cold caches, so what depends on the block tables alone is worked
-out once a step and shared by all layers (`_plan`), and small operations are avoided.
+Between two layers' weights every operation runs with cold caches, so what depends on the rows alone is worked out once
+a step and shared by all layers (`Rows.once`), and small operations are avoided.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from kvtool.kernels.cpu.native import ROW, native, serves
 from kvtool.kernels.quantise import largest, stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale, StepKernels
+    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax, StepKernels
 
 fused: StepKernels | None = None
 
@@ -34,230 +35,163 @@ fused: StepKernels | None = None
 _BATCHED_DECODE_TOKENS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """What a decode step's block tables and lengths come to. The padded part is for one attention over all sequences:
-    `pages` [S * N], the mask [S, 1, 1, N * B], and the rows [n] of [S * N * B] that lie past the end of a sequence."""
+def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
+    kernels = native()
+    written = ((k, pages.k),) if v is None or pages.v is None else ((k, pages.k), (v, pages.v))
+    are_rows = serves if v is None else _whole_rows
+    if kernels is not None and _are_one(pages) and all(are_rows(tensor) for pair in written for tensor in pair):
+        for rows, cache in written:
+            kernels.store_rows(rows, cache, slots)
+        return
+    kept = slots >= 0
+    if not bool(kept.all()):
+        k, v, slots = k[kept], None if v is None else v[kept], slots[kept]
+    if v is None:
+        _store_latents(k, pages, slots)
+        return
+    assert pages.v is not None
+    _store(k, pages.k, slots, pages.k_scale)
+    _store(v, pages.v, slots, pages.v_scale)
 
-    tables: list[list[int]]
-    lengths: list[int]
+
+def decode(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+    if len(q) > len(rows.seq_lens) or not _is_plain(softmax):
+        return prefill(q, pages, rows.with_starts(len(q)), softmax)
+    kernels = native()
+    if kernels is not None and _are_one(pages) and pages.value_dim % ROW == 0 and serves(q, *pages.tensors):
+        return kernels.paged_decode(q, *_heads(pages), rows.block_tables, rows.seq_lens, softmax.scale, softmax.window)
+    if pages.v is None:
+        return _decode_latents(q, pages, rows, softmax)
+    if isinstance(pages.k_scale, Tensor):
+        return prefill(q, pages, rows.with_starts(len(q)), softmax)
+    # [S, HKV, G, D]: the queries of one group are rows over the same keys.
+    grouped = q.unflatten(1, (pages.k.shape[2], -1))
+    longest = max(rows.lengths)
+    if not softmax.window and len(q) > 1 and min(rows.lengths) > 0 and longest <= _BATCHED_DECODE_TOKENS:
+        return _decode_padded(grouped, pages, rows, softmax.scale)
+    return _decode_each(grouped, pages, rows, softmax)
+
+
+def prefill(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+    if pages.k_rope is not None:  # to each head its whole keys
+        rope = pages.k_rope.unsqueeze(2).expand(-1, -1, pages.k.shape[2], -1)
+        pages = replace(pages, k=torch.cat((pages.k, rope), dim=-1), k_rope=None)
+    kernels = native() if _is_plain(softmax) and _are_one(pages) and pages.v is not None else None
+    if kernels is not None and kernels.prefill_pays and serves(q, *pages.tensors):
+        assert rows.query_starts is not None
+        indices = (rows.block_tables.int(), rows.seq_lens.int(), rows.query_starts.int())
+        return kernels.paged_prefill(q, *_heads(pages), *indices, softmax.scale, softmax.window, rows.longest)
+    out = q.new_zeros(*q.shape[:2], pages.value_dim)
+    for table, seq_len, (start, stop) in zip(rows.tables, rows.lengths, pairwise(rows.starts), strict=True):
+        if seq_len == 0 or start == stop:
+            continue
+        first = max(0, seq_len - (stop - start) - softmax.window + 1) if softmax.window else 0
+        k, v = _tokens(pages, table, first, seq_len, q.dtype)
+        attend = causal_attention if _is_plain(softmax) else capped_attention
+        out[start:stop] = attend(q[start:stop], k, v, softmax)
+    return out
+
+
+def gather(pages: Pages, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+    table = chosen.tolist()
+    rows = _latents(pages, table, len(table) * pages.block_size, dtype)
+    return rows.view(len(table), pages.block_size, -1)
+
+
+def _decode_padded(grouped: Tensor, pages: Pages, rows: Rows, scale: float) -> Tensor:
+    """One attention of grouped [S, HKV, G, D] over all sequences, padded to the longest."""
+    assert pages.v is not None
+    kind = pages.block_size, grouped.dtype
+    padding = rows.once(("padding", *kind), partial(_padding, rows, *kind))
+    k = _padded(pages.k, padding, grouped.dtype, pages.k_scale)
+    v = _padded(pages.v, padding, grouped.dtype, pages.v_scale)
+    return scaled_dot_product_attention(grouped, k, v, attn_mask=padding.mask, scale=scale).flatten(1, 2)
+
+
+def _decode_each(grouped: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+    """One attention a sequence, of grouped [S, HKV, G, D]."""
+    found = []
+    for query, table, seq_len in zip(grouped, rows.tables, rows.lengths, strict=True):
+        if seq_len == 0:
+            found.append(query.new_zeros(1, *query.shape[:2], pages.value_dim))
+            continue
+        first = max(0, seq_len - softmax.window) if softmax.window else 0
+        k, v = (tokens.transpose(0, 1) for tokens in _tokens(pages, table, first, seq_len, grouped.dtype))
+        found.append(scaled_dot_product_attention(query[None], k[None], v[None], scale=softmax.scale))
+    return (found[0] if len(found) == 1 else torch.cat(found)).flatten(1, 2)
+
+
+def _decode_latents(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
+    """q [S, H, R+E] over latents, whose values begin their keys -> [S, H, R]."""
+    out = q.new_zeros(*q.shape[:2], pages.latent_dim)
+    for row, (table, seq_len) in enumerate(zip(rows.tables, rows.lengths, strict=True)):
+        if seq_len > 0:
+            latents = _latents(pages, table, seq_len, q.dtype)
+            weights = torch.softmax((q[row] @ latents.T).float() * softmax.scale, dim=-1).to(q.dtype)
+            out[row] = weights @ latents[:, : pages.latent_dim]
+    return out
+
+
+def _heads(pages: Pages) -> tuple[Tensor, Tensor]:
+    """k [P, B, HKV, D] and v [P, B, HKV, DV]; latents are one head, whose values begin its keys."""
+    if pages.v is not None:
+        return pages.k, pages.v
+    k = pages.k.unsqueeze(2)
+    return k, k[..., : pages.latent_dim]
+
+
+def _tokens(pages: Pages, table: list[int], first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """k [L, HKV, D] and v [L, HKV, DV] of tokens first .. last-1 of a sequence."""
+    if pages.v is None:
+        latents = _latents(pages, table, last, dtype)[first:].unsqueeze(1)
+        return latents, latents[..., : pages.latent_dim]
+    k = tokens_of(pages.k, table, first, last, dtype=dtype, scale=pages.k_scale)
+    return k, tokens_of(pages.v, table, first, last, dtype=dtype, scale=pages.v_scale)
+
+
+def _latents(pages: Pages, table: list[int], length: int, dtype: torch.dtype) -> Tensor:
+    """Rows [L, R+E] of a sequence; the latent and the rotary key have a scale of their own where rows have any."""
+    cache, scale, rank = pages.k, pages.k_scale, pages.latent_dim
+    if not isinstance(scale, Tensor):
+        return tokens_of(cache, table, 0, length, dtype=dtype, scale=scale)
+    parts = ((cache[..., :rank], scale[..., 0]), (cache[..., rank:], scale[..., 1]))
+    return torch.cat([tokens_of(part, table, 0, length, dtype=dtype, scale=one) for part, one in parts], dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """All sequences of a decode padded to the longest: `pages` [S * N], the mask [S, 1, 1, N * B], and the rows [n] of
+    [S * N * B] that lie past the end of a sequence."""
+
+    num_seqs: int
     pages: Tensor
     mask: Tensor
     past_end: Tensor
 
 
-@lru_cache(maxsize=2)
-def _plan(block_tables: Tensor, seq_lens: Tensor, block_size: int, dtype: torch.dtype) -> DecodePlan:
-    """Of two tensors that nobody writes to afterwards: they are remembered by identity."""
-    slots = torch.arange(block_tables.shape[1] * block_size, device=seq_lens.device)
-    past_end = slots >= seq_lens[:, None]
-    return DecodePlan(
-        tables=block_tables.tolist(),
-        lengths=seq_lens.tolist(),
-        pages=block_tables.masked_fill(past_end[:, ::block_size], 0).flatten(),  # past the end an entry is anything
+def _padding(rows: Rows, block_size: int, dtype: torch.dtype) -> Padding:
+    slots = torch.arange(rows.block_tables.shape[1] * block_size, device=rows.seq_lens.device)
+    past_end = slots >= rows.seq_lens[:, None]
+    return Padding(
+        num_seqs=len(rows.seq_lens),
+        pages=rows.block_tables.masked_fill(
+            past_end[:, ::block_size], 0
+        ).flatten(),  # past the end an entry is anything
         mask=torch.zeros(past_end.shape, dtype=dtype).masked_fill_(past_end, float("-inf"))[:, None, None],
         past_end=past_end.flatten().nonzero().flatten(),
     )
 
 
-def store_kv(
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    *,
-    k_scale: Scale = 1.0,
-    v_scale: Scale = 1.0,
-) -> None:
-    kernels = native()
-    if kernels is not None and _are_one(k_scale, v_scale) and all(_whole_rows(t) for t in (k, v, k_cache, v_cache)):
-        kernels.store_rows(k, k_cache, slots)
-        kernels.store_rows(v, v_cache, slots)
-        return
-    if not _all_written(slots):
-        kept = slots >= 0
-        k, v, slots = k[kept], v[kept], slots[kept]
-    _store(k, k_cache, slots, k_scale)
-    _store(v, v_cache, slots, v_scale)
-
-
-def store_latent(latent: Tensor, cache: Tensor, slots: Tensor, *, latent_dim: int, scale: Scale = 1.0) -> None:
-    kernels = native()
-    if kernels is not None and _are_one(scale) and serves(latent, cache):
-        kernels.store_rows(latent, cache, slots)
-        return
-    if not _all_written(slots):
-        latent, slots = latent[slots >= 0], slots[slots >= 0]
-    if not isinstance(scale, Tensor):
-        _store(latent, cache, slots, scale)
-        return
-    for part, one in ((slice(latent_dim), 0), (slice(latent_dim, None), 1)):
-        _store(latent[:, part], cache[..., part], slots, scale[..., one])
-
-
-def paged_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    *,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: Tensor | None = None,
-    k_scale: Scale = 1.0,
-    v_scale: Scale = 1.0,
-) -> Tensor:
-    if softcap or sinks is not None or len(q) > len(seq_lens) or not _are_numbers(k_scale, v_scale):
-        query_starts = torch.arange(len(seq_lens) + 1) * (len(q) // len(seq_lens))
-        features: dict[str, Any] = {"softcap": softcap, "sinks": sinks, "k_scale": k_scale, "v_scale": v_scale}
-        return paged_prefill(
-            q, k_cache, v_cache, block_tables, seq_lens, query_starts, scale=scale, window=window, **features
-        )
-    kernels = native()
-    if kernels is not None and _are_one(k_scale, v_scale) and serves(q, k_cache, v_cache):
-        return kernels.paged_decode(q, k_cache, v_cache, block_tables, seq_lens, scale, window)
-    num_heads, kv_heads = q.shape[1], k_cache.shape[2]
-    # [S, HKV, G, D]: the queries of one group are rows over the same keys.
-    grouped = q.view(len(q), kv_heads, num_heads // kv_heads, -1)
-    plan = _plan(block_tables, seq_lens, k_cache.shape[1], q.dtype)
-    longest = max(plan.lengths)
-    if window == 0 and len(q) > 1 and min(plan.lengths) > 0 and longest <= _BATCHED_DECODE_TOKENS:
-        k, v = _padded(k_cache, plan, q.dtype, k_scale), _padded(v_cache, plan, q.dtype, v_scale)
-        return scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask, scale=scale).flatten(1, 2)
-    rows = []
-    for query, table, seq_len in zip(grouped, plan.tables, plan.lengths, strict=True):
-        if seq_len == 0:
-            rows.append(query.new_zeros(1, *query.shape[:2], v_cache.shape[3]))
-            continue
-        first = max(0, seq_len - window) if window else 0
-        k = tokens_of(k_cache, table, first, seq_len, dtype=q.dtype, scale=k_scale).transpose(0, 1)
-        v = tokens_of(v_cache, table, first, seq_len, dtype=q.dtype, scale=v_scale).transpose(0, 1)
-        rows.append(scaled_dot_product_attention(query[None], k[None], v[None], scale=scale))
-    return (rows[0] if len(rows) == 1 else torch.cat(rows)).flatten(1, 2)
-
-
-def paged_prefill(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    *,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: Tensor | None = None,
-    k_scale: Scale = 1.0,
-    v_scale: Scale = 1.0,
-    k_rope: Tensor | None = None,
-    max_query_len: int | None = None,
-) -> Tensor:
-    if k_rope is not None:  # to each head its whole keys
-        k_cache = torch.cat((k_cache, k_rope.unsqueeze(2).expand(-1, -1, k_cache.shape[2], -1)), dim=-1)
-    plain = not softcap and sinks is None and _are_one(k_scale, v_scale)
-    kernels = native() if plain else None
-    if kernels is not None and kernels.prefill_pays and serves(q, k_cache, v_cache):
-        indices = (block_tables.int(), seq_lens.int(), query_starts.int())
-        longest = max_query_len or int(query_starts.diff().max())
-        return kernels.paged_prefill(q, k_cache, v_cache, *indices, scale, window, longest)
-    out = q.new_empty(*q.shape[:2], v_cache.shape[3])  # every row is some sequence's
-    starts = query_starts.tolist()
-    for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
-        if start == stop:
-            continue
-        if seq_len == 0:  # a padding row
-            out[start:stop] = 0
-            continue
-        first = max(0, seq_len - (stop - start) - window + 1) if window else 0
-        k = tokens_of(k_cache, table, first, seq_len, dtype=q.dtype, scale=k_scale)
-        v = tokens_of(v_cache, table, first, seq_len, dtype=q.dtype, scale=v_scale)
-        if softcap or sinks is not None:
-            out[start:stop] = capped_attention(
-                q[start:stop], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks
-            )
-        else:
-            out[start:stop] = causal_attention(q[start:stop], k, v, scale=scale, window=window)
-    return out
-
-
-def mla_decode(
-    q: Tensor,
-    cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    *,
-    latent_dim: int,
-    scale: float,
-    cache_scale: Scale = 1.0,
-) -> Tensor:
-    if len(q) > len(seq_lens):
-        query_starts = torch.arange(len(seq_lens) + 1) * (len(q) // len(seq_lens))
-        shape: dict[str, Any] = {"latent_dim": latent_dim, "scale": scale, "cache_scale": cache_scale}
-        return mla_prefill(q, cache, block_tables, seq_lens, query_starts, **shape)
-    kernels = native()
-    if kernels is not None and _are_one(cache_scale) and latent_dim % ROW == 0 and serves(q, cache):
-        k_cache = cache.unsqueeze(2)  # one key/value head, whose values are the first columns of its keys
-        return kernels.paged_decode(q, k_cache, k_cache[..., :latent_dim], block_tables, seq_lens, scale, window=0)
-    out = q.new_zeros(*q.shape[:2], latent_dim)
-    for row, (table, seq_len) in enumerate(zip(block_tables.tolist(), seq_lens.tolist(), strict=True)):
-        if seq_len > 0:
-            latent = _latents_of(cache, table, seq_len, latent_dim, dtype=q.dtype, scale=cache_scale)
-            weights = torch.softmax((q[row] @ latent.T).float() * scale, dim=-1).to(q.dtype)
-            out[row] = weights @ latent[:, :latent_dim]
-    return out
-
-
-def mla_prefill(
-    q: Tensor,
-    cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    *,
-    latent_dim: int,
-    scale: float,
-    cache_scale: Scale = 1.0,
-    max_query_len: int | None = None,
-) -> Tensor:
-    out = q.new_zeros(*q.shape[:2], latent_dim)
-    starts = query_starts.tolist()
-    for table, seq_len, start, stop in zip(block_tables.tolist(), seq_lens.tolist(), starts, starts[1:], strict=False):
-        if seq_len > 0 and start < stop:
-            rows = _latents_of(cache, table, seq_len, latent_dim, dtype=q.dtype, scale=cache_scale).unsqueeze(1)
-            out[start:stop] = causal_attention(q[start:stop], rows, rows[..., :latent_dim], scale=scale)
-    return out
-
-
-def gather_latents(cache: Tensor, pages: Tensor, *, latent_dim: int, dtype: torch.dtype, scale: Scale = 1.0) -> Tensor:
-    table = pages.tolist()
-    rows = _latents_of(cache, table, len(table) * cache.shape[1], latent_dim, dtype=dtype, scale=scale)
-    return rows.view(len(table), cache.shape[1], -1)
-
-
-def _latents_of(
-    cache: Tensor, table: list[int], length: int, latent_dim: int, *, dtype: torch.dtype, scale: Scale
-) -> Tensor:
-    """Rows [L, R+E] of a sequence; the latent and the rotary key have a scale of their own where rows have any."""
-    if not isinstance(scale, Tensor):
-        return tokens_of(cache, table, 0, length, dtype=dtype, scale=scale)
-    parts = ((cache[..., :latent_dim], scale[..., 0]), (cache[..., latent_dim:], scale[..., 1]))
-    return torch.cat([tokens_of(part, table, 0, length, dtype=dtype, scale=one) for part, one in parts], dim=-1)
-
-
-def _padded(cache: Tensor, plan: DecodePlan, dtype: torch.dtype, scale: Scale) -> Tensor:
+def _padded(cache: Tensor, padding: Padding, dtype: torch.dtype, scale: Scale) -> Tensor:
     """All sequences out of their pages, padded to the longest: [S, heads, N * B, D]."""
-    rows = cache.index_select(0, plan.pages).flatten(0, 1)
+    rows = cache.index_select(0, padding.pages).flatten(0, 1)
     if rows.dtype != dtype:
         rows = rows.to(dtype)
     # Unused slots may hold NaN, which a weight of zero does not stop.
-    rows.index_fill_(0, plan.past_end, 0.0)
+    rows.index_fill_(0, padding.past_end, 0.0)
     if scale != 1.0:
         rows *= scale
-    return rows.view(len(plan.lengths), -1, *rows.shape[1:]).transpose(1, 2)
+    return rows.view(padding.num_seqs, -1, *rows.shape[1:]).transpose(1, 2)
 
 
 def _whole_rows(tensor: Tensor) -> bool:
@@ -265,18 +199,25 @@ def _whole_rows(tensor: Tensor) -> bool:
     return serves(tensor) and tensor.stride(-2) == tensor.shape[-1]
 
 
-def _are_numbers(*scales: Scale) -> bool:
-    return not any(isinstance(scale, Tensor) for scale in scales)
+def _is_plain(softmax: Softmax) -> bool:
+    """Whether torch's SDPA and the compiled kernels know it."""
+    return not softmax.softcap and softmax.sinks is None
 
 
-def _are_one(*scales: Scale) -> bool:
+def _are_one(pages: Pages) -> bool:
+    """Whether what is stored are the values themselves."""
+    scales = (pages.k_scale, pages.v_scale)
     return all(not isinstance(scale, Tensor) and scale == 1.0 for scale in scales)
 
 
-@lru_cache(maxsize=2)
-def _all_written(slots: Tensor) -> bool:
-    """Whether no slot is -1. Remembered by identity, as in `_plan`."""
-    return not bool((slots < 0).any())
+def _store_latents(rows: Tensor, pages: Pages, slots: Tensor) -> None:
+    """rows [T, R+E]; the latent and the rotary key have a scale of their own where rows have any."""
+    cache, scale, rank = pages.k, pages.k_scale, pages.latent_dim
+    if not isinstance(scale, Tensor):
+        _store(rows, cache, slots, scale)
+        return
+    _store(rows[:, :rank], cache[..., :rank], slots, scale[..., 0])
+    _store(rows[:, rank:], cache[..., rank:], slots, scale[..., 1])
 
 
 def _store(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:

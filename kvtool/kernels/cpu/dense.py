@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale
+    from kvtool.kernels.interface import Scale, Softmax
 
 
 def tokens_of(
@@ -36,37 +36,38 @@ def tokens_of(
     return tokens if scale == 1.0 else tokens * scale
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int = 0) -> Tensor:
-    """q [Q, HQ, D] at the last Q of the L positions of k [L, HKV, D], v [L, HKV, DV] -> [Q, HQ, DV]."""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, softmax: Softmax) -> Tensor:
+    """q [Q, HQ, D] at the last Q of the L positions of k [L, HKV, D], v [L, HKV, DV] -> [Q, HQ, DV].
+
+    Without softcap and sinks, which SDPA lacks.
+    """
     head_dim, v_head_dim = q.shape[-1], v.shape[-1]
     if v_head_dim < head_dim:
         v = pad(v, (0, head_dim - v_head_dim))  # SDPA's fast paths want equal head dims
-    mask = causal_mask(len(q), len(k), window, q.device)
+    mask = causal_mask(len(q), len(k), softmax.window, q.device)
     attended = scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         k.transpose(0, 1).unsqueeze(0),
         v.transpose(0, 1).unsqueeze(0),
         attn_mask=mask,
         is_causal=mask is None and len(q) > 1,
-        scale=scale,
+        scale=softmax.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return attended[0].transpose(0, 1)[..., :v_head_dim]
 
 
-def capped_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int, softcap: float, sinks: Tensor | None
-) -> Tensor:
-    """`causal_attention` with what SDPA lacks: scores bounded by `softcap` > 0, and sinks [HQ] in the softmax."""
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, softmax: Softmax) -> Tensor:
+    """`causal_attention` with scores bounded by the softcap, and with sinks."""
     grouped = q.float().unflatten(1, (k.shape[1], -1))
-    scores = torch.einsum("qhgd,khd->hgqk", grouped, k.float()) * scale
-    if softcap:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    mask = causal_mask(len(q), len(k), window, q.device, square=True)
+    scores = torch.einsum("qhgd,khd->hgqk", grouped, k.float()) * softmax.scale
+    if softmax.softcap:
+        scores = scores.div_(softmax.softcap).tanh_().mul_(softmax.softcap)
+    mask = causal_mask(len(q), len(k), softmax.window, q.device, square=True)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
-    if sinks is not None:
-        logits = sinks.float().view(k.shape[1], -1, 1, 1).expand(-1, -1, len(q), 1)
+    if softmax.sinks is not None:
+        logits = softmax.sinks.float().view(k.shape[1], -1, 1, 1).expand(-1, -1, len(q), 1)
         scores = torch.cat((scores, logits), dim=-1)
     weights = scores.softmax(dim=-1)[..., : len(k)]
     return torch.einsum("hgqk,khd->qhgd", weights, v.float()).flatten(1, 2).to(q.dtype)

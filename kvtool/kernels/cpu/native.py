@@ -1,39 +1,26 @@
-"""The kernels of `c/` as functions of tensors, and how they are built: once, by the machine's gcc, in seconds.
+"""The kernels of `c/` as functions of tensors: for bf16 on CPUs, where this machine can build them (`kvtool.compiled`).
 
-They serve bf16 on CPUs. Without a compiler there are none, and torch's own operations do the work.
+Without a compiler there are none, and torch's own operations do the work.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kvtool.compiled import load_library
+
 SOURCES = Path(__file__).with_name("c")
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-fopenmp",
-    "-fPIC",
-    "-std=gnu11",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wno-psabi",
-)
+FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 ROW = 32  # every row is a multiple of so many elements
 TOKENS_AT_ONCE = 128  # as in pages.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
-BUILD_LIMIT_S = 60.0
 HUGE_PAGE_BYTES = 2 << 20
 
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -250,44 +237,6 @@ def serves(*tensors: Tensor) -> bool:
 @cache
 def native() -> Native | None:
     """The kernels, built now if this machine has not built them before; None where they cannot be."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        return None
-    try:
-        return Native(ctypes.CDLL(str(build(compiler, cache_folder()))))
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return None
-
-
-def build(compiler: str, folder: Path) -> Path:
-    """The shared library in `folder`, named after all it depends on. Raises OSError or SubprocessError."""
-    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else [])]
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=BUILD_LIMIT_S).stdout
-    sources = sorted(SOURCES.glob("*.[ch]"))
-    made_of = (*(path.read_bytes() for path in sources), " ".join(flags).encode(), version, _cpu())
-    library = folder / f"native-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        # Linked without OpenMP's library: torch has loaded its own, and two would fight for the cores.
-        units = [path for path in sources if path.suffix == ".c"]
-        objects = [f"{path.stem}.o" for path in units]
-        for step in (["-c", *map(str, units), *flags], ["-shared", *objects, "-lm", "-o", "native.so"]):
-            subprocess.run([compiler, *step], check=True, capture_output=True, cwd=temporary, timeout=BUILD_LIMIT_S)
-        os.replace(Path(temporary) / "native.so", library)
-    return library
-
-
-def cache_folder() -> Path:
-    """Where built libraries stay: $XDG_CACHE_HOME/kvtool, by default ~/.cache/kvtool."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool"
-
-
-def _cpu() -> bytes:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return b"".join(sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))}))
+    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+    library = load_library(SOURCES, (*FLAGS, *wide)).library
+    return None if library is None else Native(library)

@@ -13,10 +13,10 @@ from torch.nn.functional import gelu, silu
 from torch.nn.functional import linear as torch_linear
 
 from kvtool.kernels.interface import GATES
-from kvtool.kernels.reference.attention import store_kv, store_latent
+from kvtool.kernels.reference.attention import store
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import ExpertWeights, Scale
+    from kvtool.kernels.interface import ExpertWeights, Pages, Rotation
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
@@ -33,25 +33,14 @@ def add_rms_norm(
     return added if weight is None else (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
 
 
-def split_qkv(
-    qkv: Tensor,
-    norms: Tensor | None,
-    eps: float,
-    rotation: tuple[Tensor, Tensor],
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    *,
-    k_scale: Scale = 1.0,
-    v_scale: Scale = 1.0,
-) -> Tensor:
-    kv_heads = k_cache.shape[2]
+def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor) -> Tensor:
+    kv_heads = pages.k.shape[2]
     qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
     wide = _wide(qk)
     if norms is not None:
         wide = _rms_norm(wide, eps) * norms
     turned = _turned(wide, rotation)
-    store_kv(turned[:, -kv_heads:], v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
+    store(turned[:, -kv_heads:], v, pages, slots)
     return turned[:, :-kv_heads].to(qkv.dtype)
 
 
@@ -69,18 +58,16 @@ def split_latent(
     latent: Tensor,
     norm: Tensor,
     eps: float,
-    rotation: tuple[Tensor, Tensor],
-    cache: Tensor,
+    rotation: Rotation,
+    pages: Pages,
     slots: Tensor,
     num_absorbed: int,
-    *,
-    scale: Scale = 1.0,
 ) -> Tensor:
     latent_dim, rope_dim = len(norm), rotation[0].shape[-1]
     wide = _wide(latent)
     normed = _rms_norm(wide[:, :latent_dim], eps) * norm
     k_rope = _turned(wide[:, None, latent_dim:], rotation).squeeze(1)
-    store_latent(torch.cat((normed, k_rope), dim=1), cache, slots, latent_dim=latent_dim, scale=scale)
+    store(torch.cat((normed, k_rope), dim=1), None, pages, slots)
     q_rope = _turned(_wide(q[..., -rope_dim:]), rotation).to(q.dtype)
     absorbed = q.new_empty(num_absorbed, q.shape[1], latent_dim + rope_dim)
     absorbed[..., latent_dim:] = q_rope[:num_absorbed]
@@ -120,7 +107,7 @@ def _expert(x: Tensor, weights: ExpertWeights, expert: int) -> Tensor:
     return linear(activated * up, weights.down[expert], down_bias)
 
 
-def _turned(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def _turned(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 

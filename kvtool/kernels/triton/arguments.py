@@ -1,4 +1,4 @@
-"""The pool and the softmax as the attention kernels take them.
+"""Pages and softmax as the attention kernels take them.
 
 Scores are kept in base 2: exp(scale * s) = exp2(scale * log2(e) * s), so the scale, log2(e) and the keys'
 dequantisation scale are one factor; the values' scale multiplies the normalised output. A scale beside each vector
@@ -15,49 +15,39 @@ import triton
 from torch import Tensor
 
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton import checks, gpu
+from kvtool.kernels.triton import gpu
 from kvtool.kernels.triton.store import scale_strides
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale
+    from kvtool.kernels.interface import Pages, Scale, Softmax
 
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
 
-@dataclass(frozen=True)
-class Softmax:
-    """What happens to the scores of a row: scaled, capped, hidden behind a window, joined by the sink of its head."""
+def span(softmax: Softmax) -> int:
+    """Keys that one query sees at most."""
+    return softmax.window or NO_WINDOW
 
-    scale: float
-    window: int = 0
-    softcap: float = 0.0
-    sinks: Tensor | None = None
 
-    def arguments(self, keys: Keys, num_heads: int) -> dict[str, object]:
-        """qk_scale and cap in base 2: s -> s * qk_scale, or -> cap * tanh(s * qk_scale)."""
-        checks.softmax(self.softcap, self.sinks, num_heads)
-        scale = self.scale if isinstance(keys.k_scale, Tensor) else self.scale * keys.k_scale
-        return {
-            "sinks_ptr": self.sinks,
-            "qk_scale": scale / self.softcap if self.softcap else scale * math.log2(math.e),
-            "cap": self.softcap * math.log2(math.e),
-            "window": self.span,
-            "CAPPED": self.softcap > 0,
-        }
-
-    @property
-    def span(self) -> int:
-        """Keys that one query sees at most."""
-        return self.window or NO_WINDOW
+def softmax_arguments(softmax: Softmax, keys: Keys) -> dict[str, object]:
+    """qk_scale and cap in base 2: s -> s * qk_scale, or -> cap * tanh(s * qk_scale)."""
+    scale = softmax.scale if isinstance(keys.k_scale, Tensor) else softmax.scale * keys.k_scale
+    return {
+        "sinks_ptr": softmax.sinks,
+        "qk_scale": scale / softmax.softcap if softmax.softcap else scale * math.log2(math.e),
+        "cap": softmax.softcap * math.log2(math.e),
+        "window": span(softmax),
+        "CAPPED": softmax.softcap > 0,
+    }
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The pool as both attention kernels take it: k [P,B,HKV,D] and v [P,B,HKV,DV], with their scales.
+    """Pages as both attention kernels take them: k [P,B,HKV,D] and v [P,B,HKV,DV], with their scales.
 
-    Of MLA every key goes on in rope [P,B,E], which all heads share; without v a key is its own value, loaded once.
+    Every key of MLA goes on in rope [P,B,E], which all heads share. Without v a key is its own value, loaded once.
     """
 
     k: Tensor
@@ -142,7 +132,6 @@ class Keys:
 
     def _scale_arguments(self) -> dict[str, object]:
         """With scales of their own, values are taken times the largest of the dtype, which v_scale takes out again."""
-        checks.scales(self.k_scale, self.v_scale, self.k)
         k_scale, v_scale, rope_scale = (
             scale if isinstance(scale, Tensor) else None for scale in (self.k_scale, self.v_scale, self.rope_scale)
         )
@@ -155,13 +144,14 @@ class Keys:
         }
 
 
-def latent_keys(cache: Tensor, latent_dim: int, scale: Scale) -> Keys:
-    """cache [P,B,R+E] as one head of latents, and scale fp32 [P,B,2] as that of the latents and that of their keys."""
-    checks.latent(cache, latent_dim)
-    latents, rope = cache[..., :latent_dim].unsqueeze(2), cache[..., latent_dim:]
+def keys_of(pages: Pages) -> Keys:
+    """Latents are one head of [P,B,1,R] whose keys go on in the other columns; each part has its scale."""
+    scale, rank = pages.k_scale, pages.latent_dim
+    if pages.v is not None:
+        return Keys(pages.k, pages.v, scale, pages.v_scale, pages.k_rope)
+    latents, rope = pages.k[..., :rank].unsqueeze(2), pages.k[..., rank:]
     if not isinstance(scale, Tensor):
         return Keys(latents, None, scale, scale, rope, scale)
-    checks.latent_scales(scale, cache)
     one, other = scale.split(1, dim=2)
     return Keys(latents, None, one, one, rope, other)
 

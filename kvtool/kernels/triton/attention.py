@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kvtool.kernels.triton import gpu
-from kvtool.kernels.triton.arguments import Keys, Softmax
+from kvtool.kernels.triton.arguments import Keys, softmax_arguments, span
 from kvtool.kernels.triton.jit.decode import decode_kernel, merge_kernel
 from kvtool.kernels.triton.jit.prefill import prefill_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Tile, padded
 
+if TYPE_CHECKING:
+    from kvtool.kernels.interface import Rows, Softmax
 
-def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softmax: Softmax) -> Tensor:
+
+def decode(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
     """Grid: (S, HKV x blocks of its rows, splits); with several splits their partial outputs are merged."""
     num_tokens, num_heads, _ = q.shape
-    num_seqs, v_dim = len(seq_lens), keys.values.shape[3]
+    num_seqs, v_dim = len(rows.seq_lens), keys.values.shape[3]
     out = q.new_empty(num_tokens, num_heads, v_dim)
     if out.numel() == 0:
         return out
@@ -26,7 +30,7 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
     tile = keys.decode_tile(q, rows=group * query_len, target=target)
     programs = keys.num_heads * math.ceil(group * query_len / tile.block_m)
     page = keys.k.shape[1]
-    max_context = block_tables.shape[1] * page
+    max_context = rows.block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
     splits = rules.num_splits(num_seqs * programs, max_context, resident)
     partial = lse = arrivals = None
@@ -37,8 +41,8 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
             arrivals = gpu.arrivals(q.device, num_seqs * programs)
     decode_kernel[(num_seqs, programs, splits)](
         q_ptr=q,
-        table_ptr=block_tables,
-        lens_ptr=seq_lens,
+        table_ptr=rows.block_tables,
+        lens_ptr=rows.seq_lens,
         out_ptr=out,
         partial_ptr=partial,
         lse_ptr=lse,
@@ -49,20 +53,20 @@ def decode(q: Tensor, keys: Keys, block_tables: Tensor, seq_lens: Tensor, softma
         num_splits=splits,
         q_token_stride=q.stride(0),
         q_head_stride=q.stride(1),
-        table_stride=block_tables.stride(0),
+        table_stride=rows.block_tables.stride(0),
         SPLIT=splits > 1,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), tile.num_warps),
         MIN_TILES=tile.min_tiles,
         **keys.arguments(tile, target),
-        **softmax.arguments(keys, num_heads),
+        **softmax_arguments(softmax, keys),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
     )
     if partial is not None and lse is not None and arrivals is None:
-        _merge(partial, lse, seq_lens, out, group, tile, softmax.span)
+        _merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
     return out
 
 
@@ -89,41 +93,33 @@ def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: i
     )
 
 
-def prefill(
-    q: Tensor,
-    keys: Keys,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_starts: Tensor,
-    longest: int,
-    softmax: Softmax,
-) -> Tensor:
-    """Grid: S x HKV x the blocks of the `longest` query, each sequence's last block first."""
+def prefill(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
+    """Grid: S x HKV x the blocks of the longest query, each sequence's last block first."""
     num_tokens, num_heads, _ = q.shape
-    num_seqs = len(seq_lens)
+    num_seqs = len(rows.seq_lens)
     out = q.new_empty(num_tokens, num_heads, keys.values.shape[3])
     if out.numel() == 0:
         return out
     group = num_heads // keys.num_heads
-    rows = longest * group
+    query_rows = rows.longest * group
     target = gpu.target(q.device)
-    tile = keys.prefill_tile(q, rows, target)
-    prefill_kernel[(math.ceil(rows / tile.block_m) * num_seqs * keys.num_heads,)](
+    tile = keys.prefill_tile(q, query_rows, target)
+    prefill_kernel[(math.ceil(query_rows / tile.block_m) * num_seqs * keys.num_heads,)](
         q_ptr=q,
-        table_ptr=block_tables,
-        lens_ptr=seq_lens,
-        starts_ptr=query_starts,
+        table_ptr=rows.block_tables,
+        lens_ptr=rows.seq_lens,
+        starts_ptr=rows.query_starts,
         out_ptr=out,
         group=group,
         num_heads=num_heads,
         num_seqs=num_seqs,
         q_token_stride=q.stride(0),
         q_head_stride=q.stride(1),
-        table_stride=block_tables.stride(0),
+        table_stride=rows.block_tables.stride(0),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         **keys.arguments(tile, target),
-        **softmax.arguments(keys, num_heads),
+        **softmax_arguments(softmax, keys),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=rules.MAX_REGISTERS,

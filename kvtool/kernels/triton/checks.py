@@ -10,7 +10,7 @@ from torch import Tensor
 from kvtool.errors import DeviceError
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import ExpertWeights, Scale
+    from kvtool.kernels.interface import ExpertWeights, Pages, Rotation, Rows, Scale, Softmax
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -18,30 +18,45 @@ CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES, torch.int8)
 FP8_CAPABILITY = (8, 9)
 
 
-def attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    window: int,
-    k_rope: Tensor | None = None,
-) -> None:
-    """q [*,HQ,D], caches [P,B,HKV,D] and [P,B,HKV,DV] of one dtype, block_tables [S,N] and seq_lens [S] int32.
-
-    With k_rope [P,B,E] q is [*,HQ,D+E].
-    """
-    cache(k_cache, "k_cache", ndim=4)
-    cache(v_cache, "v_cache", ndim=4)
-    key_dim = k_cache.shape[3] + (0 if k_rope is None else k_rope.shape[-1])
-    require(q.ndim == 3 and q.shape[2] == key_dim, f"q {shape(q)} does not fit k_cache {shape(k_cache)}")
-    require(k_cache.shape[:3] == v_cache.shape[:3], f"k_cache {shape(k_cache)} and v_cache {shape(v_cache)} differ")
-    require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
-    require(q.shape[1] % k_cache.shape[2] == 0, f"{q.shape[1]} query heads on {k_cache.shape[2]} KV heads")
+def attention(q: Tensor, pages_: Pages, rows_: Rows, softmax_: Softmax) -> None:
+    """q [*,HQ,D] of as many columns as the keys of the pages have."""
+    pages(pages_)
+    require(q.ndim == 3 and q.shape[2] == _key_dim(pages_), f"q {shape(q)} does not fit k_cache {shape(pages_.k)}")
+    kv_heads = 1 if pages_.v is None else pages_.k.shape[2]
+    require(q.shape[1] % kv_heads == 0, f"{q.shape[1]} query heads on {kv_heads} KV heads")
     require(q.dtype in QUERY_DTYPES, f"q is {q.dtype}, not one of {QUERY_DTYPES}")
     require(q.stride(2) == 1, "the last dimension of q must be contiguous")
-    require(window >= 0, f"window is {window}, not 0 (none) or more")
-    sequences(block_tables, seq_lens)
+    softmax(softmax_, num_heads=q.shape[1])
+    sequences(rows_.block_tables, rows_.seq_lens)
+
+
+def pages(pages: Pages) -> None:
+    """k [P,B,HKV,D], v [P,B,HKV,DV] and k_rope [P,B,E] of one dtype, or latents."""
+    if pages.v is None:
+        latents(pages)
+        return
+    k, v = pages.k, pages.v
+    cache(k, "k_cache", ndim=4)
+    cache(v, "v_cache", ndim=4)
+    require(k.shape[:3] == v.shape[:3], f"k_cache {shape(k)} and v_cache {shape(v)} differ")
+    require(k.dtype == v.dtype, f"k_cache is {k.dtype}, v_cache {v.dtype}")
+    scales(pages.k_scale, pages.v_scale, k)
+    shared_keys(pages.k_rope, k, pages.k_scale)
+
+
+def latents(pages: Pages) -> None:
+    """k [P,B,R+E], R = latent_dim, and k_scale a number or fp32 [P,B,2]: of the latent, then of the rotary key."""
+    pool, scale = pages.k, pages.k_scale
+    require(pool.ndim == 3, f"a latent cache is [pages, block, latent + rope], not {shape(pool)}")
+    cache(pool, "the cache", ndim=3)
+    require(0 < pages.latent_dim < pool.shape[2], f"latent_dim {pages.latent_dim} of a row of {pool.shape[2]}")
+    if isinstance(scale, Tensor):
+        require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
+        require(scale.shape == (*pool.shape[:2], 2), f"scales {shape(scale)} do not fit the cache {shape(pool)}")
+
+
+def _key_dim(pages: Pages) -> int:
+    return int(pages.k.shape[-1]) + (0 if pages.k_rope is None else int(pages.k_rope.shape[-1]))
 
 
 def queries(q: Tensor, seq_lens: Tensor) -> None:
@@ -50,9 +65,11 @@ def queries(q: Tensor, seq_lens: Tensor) -> None:
     require(even or len(q) == 0, f"{len(q)} queries for {len(seq_lens)} sequences")
 
 
-def softmax(softcap: float, sinks: Tensor | None, num_heads: int) -> None:
+def softmax(softmax: Softmax, num_heads: int) -> None:
     """sinks [HQ] in a floating dtype."""
-    require(softcap >= 0, f"softcap is {softcap}, not 0 (none) or more")
+    require(softmax.window >= 0, f"window is {softmax.window}, not 0 (none) or more")
+    require(softmax.softcap >= 0, f"softcap is {softmax.softcap}, not 0 (none) or more")
+    sinks = softmax.sinks
     if sinks is not None:
         require(sinks.shape == (num_heads,), f"sinks {shape(sinks)} for {num_heads} query heads")
         require(sinks.is_floating_point() and sinks.is_contiguous(), "sinks must be contiguous floating-point logits")
@@ -68,15 +85,11 @@ def scales(k_scale: Scale, v_scale: Scale, pool: Tensor) -> None:
         require(scale.stride() == tensors[0].stride(), "k_scale and v_scale must be laid out alike")
 
 
-def split_qkv(
-    qkv: Tensor,
-    norms: Tensor | None,
-    rotation: tuple[Tensor, Tensor],
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-) -> None:
-    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,D] twice, caches [P,B,HKV,D]."""
+def split_qkv(qkv: Tensor, norms: Tensor | None, rotation: Rotation, pages: Pages, slots: Tensor) -> None:
+    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,D] twice, k and v [P,B,HKV,D]."""
+    k_cache, v_cache = pages.k, pages.v
+    require(v_cache is not None, "latents have no K and V to split")
+    assert v_cache is not None
     kv_heads, head_dim = k_cache.shape[2], qkv.shape[2]
     require(qkv.stride(1) == head_dim and qkv.stride(2) == 1, "the heads of a token of qkv must lie side by side")
     require(qkv.shape[1] > 2 * kv_heads, f"qkv {shape(qkv)} has no query beside {kv_heads} KV heads")
@@ -86,6 +99,7 @@ def split_qkv(
     store(qkv[:, -kv_heads:], v_cache, slots)
     turned = (qkv.shape[1] - kv_heads, head_dim)
     require(norms is None or (norms.shape == turned and norms.is_contiguous()), f"norms are not contiguous {turned}")
+    scales(pages.k_scale, pages.v_scale, k_cache)
     for table in rotation:
         require(table.shape == (len(qkv), 1, head_dim), f"rotation {shape(table)} does not fit qkv {shape(qkv)}")
         require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
@@ -93,23 +107,24 @@ def split_qkv(
 
 def split_latent(
     q: Tensor,
-    latents: Tensor,
+    rows: Tensor,
     norm: Tensor,
-    rotation: tuple[Tensor, Tensor],
-    pool: Tensor,
+    rotation: Rotation,
+    pages: Pages,
     slots: Tensor,
     num_absorbed: int,
 ) -> None:
-    """q [T,H,N+E], latents [T,R+E], norm [R], rotation [T,1,E] twice, pool [P,B,R+E]."""
+    """q [T,H,N+E], rows [T,R+E], norm [R], rotation [T,1,E] twice, latents [P,B,R+E] with latent_dim R."""
     latent_dim, rope_dim = len(norm), rotation[0].shape[-1]
-    require(latents.shape[1] == latent_dim + rope_dim, f"rows {shape(latents)} are not {latent_dim} + {rope_dim}")
-    require(q.ndim == 3 and len(q) == len(latents), f"q {shape(q)} for {len(latents)} tokens")
+    require(rows.shape[1] == latent_dim + rope_dim, f"rows {shape(rows)} are not {latent_dim} + {rope_dim}")
+    require(q.ndim == 3 and len(q) == len(rows), f"q {shape(q)} for {len(rows)} tokens")
     require(q.shape[2] > rope_dim and q.stride(2) == 1, f"q {shape(q)} has no rotary part of {rope_dim} at its end")
     require(rope_dim % 2 == 0, f"a rotary part of {rope_dim} has no two halves to turn")
     require(0 <= num_absorbed <= len(q), f"{num_absorbed} of {len(q)} tokens")
     norms(latent_dim, norm)
-    latent(pool, latent_dim)
-    store(latents.unsqueeze(1), pool.unsqueeze(2), slots)
+    latents(pages)
+    require(pages.latent_dim == latent_dim, f"a norm of {latent_dim} for latents of {pages.latent_dim}")
+    store(rows.unsqueeze(1), pages.k.unsqueeze(2), slots)
     for table in rotation:
         require(table.shape == (len(q), 1, rope_dim), f"rotation {shape(table)} does not fit q {shape(q)}")
         require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
@@ -166,7 +181,9 @@ def sequences(block_tables: Tensor, seq_lens: Tensor) -> None:
     require(len(block_tables) == len(seq_lens), f"{len(block_tables)} block tables for {len(seq_lens)} seq_lens")
 
 
-def query_starts(starts: Tensor, seq_lens: Tensor) -> None:
+def query_starts(starts: Tensor | None, seq_lens: Tensor) -> None:
+    require(starts is not None, "prefill needs query_starts")
+    assert starts is not None
     indices(starts, "query_starts", torch.int32, ndim=1)
     require(len(starts) == len(seq_lens) + 1, f"{len(starts)} query_starts for {len(seq_lens)} seq_lens")
 
@@ -189,18 +206,6 @@ def shared_keys(k_rope: Tensor | None, k_cache: Tensor, k_scale: Scale) -> None:
         require(
             not isinstance(k_scale, Tensor) and k_scale == 1.0, "keys with a part that all heads share have no scale"
         )
-
-
-def latent_scales(scale: Tensor, pool: Tensor) -> None:
-    """fp32 [P,B,2] of pool [P,B,R+E]: of the latent, then of the rotary key."""
-    require(scale.dtype == torch.float32, f"scales beside the cache are fp32, not {scale.dtype}")
-    require(scale.shape == (*pool.shape[:2], 2), f"scales {shape(scale)} do not fit the cache {shape(pool)}")
-
-
-def latent(pool: Tensor, latent_dim: int) -> None:
-    """pool [P,B,R+E], R = latent_dim."""
-    require(pool.ndim == 3, f"a latent cache is [pages, block, latent + rope], not {shape(pool)}")
-    require(0 < latent_dim < pool.shape[2], f"latent_dim {latent_dim} of a row of {pool.shape[2]}")
 
 
 def cache(pool: Tensor, name: str, ndim: int) -> None:

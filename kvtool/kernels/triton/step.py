@@ -19,7 +19,7 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale
+    from kvtool.kernels.interface import Pages, Rotation
 
 __all__ = ["add_rms_norm", "experts", "gated", "linear", "place", "split_latent", "split_qkv"]
 
@@ -53,21 +53,11 @@ def add_rms_norm(
     return normed, added
 
 
-def split_qkv(
-    qkv: Tensor,
-    norms: Tensor | None,
-    eps: float,
-    rotation: tuple[Tensor, Tensor],
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    *,
-    k_scale: Scale = 1.0,
-    v_scale: Scale = 1.0,
-) -> Tensor:
+def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor) -> Tensor:
     """qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]. Grid: (T, heads of Q, K and V)."""
-    checks.split_qkv(qkv, norms, rotation, k_cache, v_cache, slots)
-    checks.scales(k_scale, v_scale, k_cache)
+    checks.split_qkv(qkv, norms, rotation, pages, slots)
+    k_cache, v_cache, k_scale, v_scale = pages.k, pages.v, pages.k_scale, pages.v_scale
+    assert v_cache is not None
     num_tokens, all_heads, head_dim = qkv.shape
     kv_heads = k_cache.shape[2]
     q = qkv.new_empty(num_tokens, all_heads - 2 * kv_heads, head_dim)
@@ -140,17 +130,14 @@ def split_latent(
     latent: Tensor,
     norm: Tensor,
     eps: float,
-    rotation: tuple[Tensor, Tensor],
-    cache: Tensor,
+    rotation: Rotation,
+    pages: Pages,
     slots: Tensor,
     num_absorbed: int,
-    *,
-    scale: Scale = 1.0,
 ) -> Tensor:
     """latent [T,R+E] to the cache, q [T,H,N+E] turned -> [num_absorbed,H,R+E]. Grid: (T, blocks of heads, then 1)."""
-    checks.split_latent(q, latent, norm, rotation, cache, slots, num_absorbed)
-    if isinstance(scale, Tensor):
-        checks.latent_scales(scale, cache)
+    checks.split_latent(q, latent, norm, rotation, pages, slots, num_absorbed)
+    cache, scale = pages.k, pages.k_scale
     (num_tokens, num_heads, head_dim), width = q.shape, latent.shape[1]
     absorbed = q.new_empty(num_absorbed, num_heads, width)
     if num_tokens == 0:

@@ -15,7 +15,7 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale
+    from kvtool.kernels.interface import Pages, Scale
 
 
 def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:
@@ -50,20 +50,21 @@ def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None
     )
 
 
-def gather_rows(cache: Tensor, pages: Tensor, latent_dim: int, dtype: torch.dtype, scale: Scale) -> Tensor:
-    """cache [P,B,R+E] at pages [n] -> [n,B,R+E]. Grid: (n, blocks of slots)."""
+def gather_rows(pages: Pages, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Latents [P,B,R+E] at pages [n] -> [n,B,R+E]. Grid: (n, blocks of slots)."""
+    cache, scale = pages.k, pages.k_scale
     page, width = cache.shape[1:]
-    out = torch.empty(len(pages), page, width, dtype=dtype, device=cache.device)
+    out = torch.empty(len(chosen), page, width, dtype=dtype, device=cache.device)
     if out.numel() == 0:
         return out
     block_d = padded(width)
     block_s = max(1, min(padded(page), rules.GATHER_BLOCK // block_d))
     scales = scale if isinstance(scale, Tensor) else None
     scale_page, scale_slot, scale_part = (0, 0, 0) if scales is None else scales.stride()
-    gather_kernel[(len(pages), math.ceil(page / block_s))](
+    gather_kernel[(len(chosen), math.ceil(page / block_s))](
         cache_ptr=cache,
         scales_ptr=scales,
-        pages_ptr=pages,
+        pages_ptr=chosen,
         out_ptr=out,
         scale=1.0 if isinstance(scale, Tensor) else scale,
         page_stride=cache.stride(0),
@@ -71,7 +72,7 @@ def gather_rows(cache: Tensor, pages: Tensor, latent_dim: int, dtype: torch.dtyp
         scale_page_stride=scale_page,
         scale_slot_stride=scale_slot,
         scale_part_stride=scale_part,
-        LATENT=latent_dim,
+        LATENT=pages.latent_dim,
         WIDTH=width,
         PAGE=page,
         BLOCK_S=block_s,

@@ -1,4 +1,4 @@
-"""The compiled kernels: that they are built where they can be, refused in silence where not, and round as they say.
+"""The compiled kernels: that they are there where gcc is, and round as they say.
 
 Attention and storing are tested with all other backends in test_decode.py, test_mla.py and test_store.py.
 """
@@ -6,8 +6,6 @@ Attention and storing are tested with all other backends in test_decode.py, test
 from __future__ import annotations
 
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from kvtool.kernels.cpu import native as module
-from kvtool.kernels.cpu.native import ACTIVATIONS, Native, build, huge_pages, native, packed, serves
+from kvtool.kernels.cpu.native import ACTIVATIONS, Native, huge_pages, native, packed, serves
 
 BF16_EPS = 2.0**-8  # half a unit in the last place, relative
 ROUNDS_ONCE = 1.02 * BF16_EPS
@@ -144,41 +141,6 @@ def test_only_whole_rows_of_bf16_are_served() -> None:
     assert not serves(drawn(3, 80))
     assert not serves(drawn(64, 64).t())
     assert not serves(drawn(3, 64), drawn(3, 64).half())
-
-
-@needs_gcc
-def test_the_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = build("gcc", tmp_path / "cache")
-    commands: list[list[str]] = []
-    run = subprocess.run
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **options: (commands.append(command), run(command, **options))[1]
-    )
-    assert build("gcc", tmp_path / "cache") == built
-    assert commands == [["gcc", "--version"]]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [built.name]
-
-
-@needs_gcc
-def test_a_source_that_does_not_compile_leaves_torch_and_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "broken.c").write_text("int linear(")
-    monkeypatch.setattr(module, "SOURCES", tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.cache_clear()
-    assert native() is None
-    native.cache_clear()
-    assert list((tmp_path / "cache" / "kvtool").iterdir()) == []
-
-
-@needs_gcc
-def test_a_home_that_cannot_be_written_leaves_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    native.cache_clear()
-    assert native() is None
-    native.cache_clear()
 
 
 def test_a_machine_without_gcc_has_none(without_compiler: None) -> None:

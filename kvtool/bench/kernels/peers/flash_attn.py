@@ -14,7 +14,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import KernelWork
 from kvtool.bench.peers import PeerError, distribution_version, imported, why_not_here, why_not_imported
-from kvtool.engine.pool import LayerCache
+from kvtool.kernels.interface import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 
 V3, V2 = ("flash_attn_interface", "flash_attn_3.flash_attn_interface"), ("flash_attn",)
@@ -39,7 +39,7 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
     return why_not_here(device, *V2) or _not_by_v2(work)
 
 
-def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     newer = _is_newer(layer.k.device)
     library = imported(*V3) if newer else imported(*V2)
     return Prepared(
@@ -71,7 +71,7 @@ def _attend(library: ModuleType) -> Any:
     return library.flash_attn_with_kvcache
 
 
-def _arguments(work: KernelWork, layer: LayerCache, scene: Queries, *, newer: bool) -> dict[str, Any]:
+def _arguments(work: KernelWork, layer: Pages, scene: Queries, *, newer: bool) -> dict[str, Any]:
     """q [S,Q,HQ,D], caches [P,B,HKV,D]. Latents are values, and `qv` their queries; the keys are the rotary columns."""
     q = scene.q.unflatten(0, (work.batch_size, work.query_len))
     window = (work.spec.window - 1, 0) if isinstance(work.spec, SlidingSpec) else (-1, -1)

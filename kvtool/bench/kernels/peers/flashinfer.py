@@ -14,7 +14,7 @@ from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import DECODE, KernelWork
 from kvtool.bench.peers import distribution_version, imported, why_not_here
 from kvtool.engine.loaded import TORCH_DTYPES
-from kvtool.engine.pool import LayerCache
+from kvtool.kernels.interface import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import MIB, ceil_div
 
@@ -40,7 +40,7 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
     return why_not_here(device, "flashinfer")
 
 
-def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=layer.k.device)
     if isinstance(work.spec, LatentSpec):
         planned: Callable[..., Callable[[], Any]] = _mla
@@ -53,7 +53,7 @@ def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> P
     )
 
 
-def _decode(work: KernelWork, layer: LayerCache, scene: Queries, workspace: Tensor) -> Callable[[], Any]:
+def _decode(work: KernelWork, layer: Pages, scene: Queries, workspace: Tensor) -> Callable[[], Any]:
     grouped = work.model.num_heads // work.spec.kv_heads >= TENSOR_CORE_GROUP
     wrapper = imported("flashinfer").BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=grouped)
     wrapper.plan(
@@ -68,7 +68,7 @@ def _decode(work: KernelWork, layer: LayerCache, scene: Queries, workspace: Tens
     return partial(wrapper.run, scene.q, (layer.k, layer.v))
 
 
-def _prefill(work: KernelWork, layer: LayerCache, scene: Queries, workspace: Tensor) -> Callable[[], Any]:
+def _prefill(work: KernelWork, layer: Pages, scene: Queries, workspace: Tensor) -> Callable[[], Any]:
     wrapper = imported("flashinfer").BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
     wrapper.plan(
         qo_indptr=_starts(work, scene, work.query_len),
@@ -85,7 +85,7 @@ def _prefill(work: KernelWork, layer: LayerCache, scene: Queries, workspace: Ten
     return partial(wrapper.run, scene.q, (layer.k, layer.v))
 
 
-def _mla(work: KernelWork, layer: LayerCache, scene: Queries, workspace: Tensor) -> Callable[[], Any]:
+def _mla(work: KernelWork, layer: Pages, scene: Queries, workspace: Tensor) -> Callable[[], Any]:
     assert isinstance(work.spec, LatentSpec)
     rank = work.spec.kv_lora_rank
     wrapper = imported("flashinfer.mla").BatchMLAPagedAttentionWrapper(workspace, backend="auto")
@@ -125,7 +125,7 @@ def _starts(work: KernelWork, scene: Queries, each: int) -> Tensor:
     return torch.arange(work.batch_size + 1, dtype=torch.int32, device=scene.q.device) * each
 
 
-def _kinds(work: KernelWork, layer: LayerCache) -> dict[str, Any]:
+def _kinds(work: KernelWork, layer: Pages) -> dict[str, Any]:
     return {
         "sm_scale": work.spec.k_head_dim**-0.5,
         "q_data_type": TORCH_DTYPES[work.dtype],

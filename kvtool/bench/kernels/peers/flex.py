@@ -16,7 +16,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import KernelWork
 from kvtool.bench.peers import PeerError
-from kvtool.engine.pool import LayerCache
+from kvtool.kernels.interface import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import ceil_div
 
@@ -38,7 +38,7 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
     return None
 
 
-def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     k, v = layer.k, layer.v
     if isinstance(work.spec, LatentSpec):
         k, v = layer.k.unsqueeze(2), layer.k[..., : work.spec.kv_lora_rank].unsqueeze(2)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from kvtool.bench.kernels.calls import Queries
     from kvtool.bench.kernels.work import KernelWork
-    from kvtool.engine.pool import LayerCache
+    from kvtool.kernels.interface import Pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Peer(Protocol):
     def why_not(self, work: KernelWork, device: torch.device) -> str | None:
         """One line on what keeps this peer from computing `work` there, or None where nothing is known to."""
 
-    def prepare(self, work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+    def prepare(self, work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
         """Calls on the pages of `layer`, one a scene. Other layouts and plans are made here, outside the timed calls.
 
         Raises PeerError, or whatever the library raises.

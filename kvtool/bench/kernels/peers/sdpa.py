@@ -15,7 +15,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import DECODE, KernelWork
 from kvtool.bench.peers import PeerError
-from kvtool.engine.pool import LayerCache
+from kvtool.kernels.interface import Pages
 from kvtool.machine.memory import available_bytes
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import format_bytes
@@ -36,7 +36,7 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
     return None
 
 
-def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     fitting = int(COPY_SHARE * available_bytes(layer.k.device) / work.kv_bytes)
     if not fitting:
         raise PeerError(f"no room for a contiguous copy of {format_bytes(work.kv_bytes)}")
@@ -48,7 +48,7 @@ def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> P
     )
 
 
-def _call(work: KernelWork, layer: LayerCache, scene: Queries, mask: Tensor | None) -> Callable[[], Tensor]:
+def _call(work: KernelWork, layer: Pages, scene: Queries, mask: Tensor | None) -> Callable[[], Tensor]:
     """q [S,HQ,Q,D] over k [S,HKV,L,D] and v [S,HKV,L,DV]."""
     q = scene.q.unflatten(0, (work.batch_size, work.query_len)).transpose(1, 2)
     scale = work.spec.k_head_dim**-0.5

@@ -15,7 +15,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import DECODE, KernelWork
 from kvtool.bench.peers import distribution_version, imported, why_not_here
-from kvtool.engine.pool import LayerCache
+from kvtool.kernels.interface import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import ceil_div
 
@@ -41,7 +41,7 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
     return why_not_here(device, *(DECODE_MODULES if work.part == DECODE else EXTEND_MODULES))
 
 
-def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     k = layer.k.flatten(0, 1)
     if isinstance(work.spec, LatentSpec):
         k = k.unsqueeze(1)

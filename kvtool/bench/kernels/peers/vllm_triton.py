@@ -14,7 +14,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import PREFILL, KernelWork
 from kvtool.bench.peers import distribution_version, imported, why_not_here
-from kvtool.engine.pool import LayerCache
+from kvtool.kernels.interface import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 
 MODULES = (
@@ -44,12 +44,12 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
     return None
 
 
-def prepare(work: KernelWork, layer: LayerCache, scenes: Sequence[Queries]) -> Prepared:
+def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     constant = {**_shape(work, layer), **_quantised(work, layer), **_splits(work, layer.k.device)}
     return Prepared(calls=[_call(work, layer, scene, constant) for scene in scenes], output=_as_is)
 
 
-def _call(work: KernelWork, layer: LayerCache, scene: Queries, constant: dict[str, Any]) -> Callable[[], Tensor]:
+def _call(work: KernelWork, layer: Pages, scene: Queries, constant: dict[str, Any]) -> Callable[[], Tensor]:
     attend = imported(*MODULES).unified_attention
     starts = torch.arange(work.batch_size + 1, dtype=torch.int32, device=scene.q.device) * work.query_len
     fill = partial(
@@ -71,7 +71,7 @@ def _call(work: KernelWork, layer: LayerCache, scene: Queries, constant: dict[st
     return call
 
 
-def _shape(work: KernelWork, layer: LayerCache) -> dict[str, Any]:
+def _shape(work: KernelWork, layer: Pages) -> dict[str, Any]:
     ones = torch.ones(1, dtype=torch.float32, device=layer.k.device)
     scales = ones.expand(work.batch_size, work.spec.kv_heads)
     return {
@@ -87,7 +87,7 @@ def _shape(work: KernelWork, layer: LayerCache) -> dict[str, Any]:
     }
 
 
-def _quantised(work: KernelWork, layer: LayerCache) -> dict[str, Any]:
+def _quantised(work: KernelWork, layer: Pages) -> dict[str, Any]:
     if work.cache_dtype not in QUANT_MODES:
         return {}
     modes = type(_parameters()["kv_quant_mode"].default)
