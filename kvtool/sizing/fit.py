@@ -100,6 +100,7 @@ def budget(
     """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated;
     the cache's part is `pool_bytes` where that is given.
     """
+    usable_bytes = min(math.ceil(gpu.memory_bytes * utilization), gpu.free_bytes)
     measured = dict(calibration.measured) if calibration else {}
     if pool_bytes is not None:
         measured["kv_pool_bytes"] = pool_bytes
@@ -108,9 +109,10 @@ def budget(
         "reserve_bytes": estimates.reserve_margin_bytes,
     }
     estimated = [margin for name, margin in margins.items() if name not in measured]
+    estimated.append(round(gpu.memory_margin_bytes * utilization))
     return Budget(
         memory_bytes=gpu.memory_bytes,
-        usable_bytes=math.ceil(gpu.memory_bytes * utilization),
+        usable_bytes=usable_bytes,
         weights_bytes=measured.get("weights_bytes", weights_bytes),
         activation_bytes=measured.get("activation_bytes", estimates.activation.bytes),
         reserve_bytes=measured.get("reserve_bytes", estimates.reserve_bytes),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kvtool.catalog.gpus import Gpu, load_gpus
 from kvtool.catalog.model import Model, RecurrentLayer
 from kvtool.results import SizeRow
 from kvtool.sizing.card import card_memory
@@ -61,30 +59,13 @@ def _card(model: Model, options: SizeOptions, row: SizeRow) -> Iterator[Hinge]:
     assert memory is not None
     assert memory.estimates is not None
     share = memory.usable_bytes / memory.memory_bytes
-    margins = {f"the memory of {gpu.name}, assumed": _memory_margin(gpu) * share}
+    margins = {f"the memory of {gpu.name}": gpu.memory_margin_bytes * share}
     if "activation_bytes" not in measured:
         margins["activations, an estimate"] = memory.estimates.activation.margin_bytes
     if "reserve_bytes" not in measured:
         margins["what the runtime takes, an estimate"] = memory.estimates.reserve_margin_bytes
     for what, margin in margins.items():
         yield Hinge(what=what, size_bytes=round(margin), whole="the room for cache", whole_bytes=fit.kv_pool_bytes)
-
-
-def _memory_margin(gpu: Gpu) -> int:
-    """By how much a driver may report another memory than the decimal figure that was assumed: the most that it does on
-    a card of which both are known.
-    """
-    if not gpu.memory_assumed:
-        return 0
-    known = [(card.memory_bytes, _decimal_bytes(card)) for card in load_gpus() if not card.memory_assumed]
-    off = [abs(reported / decimal - 1) for reported, decimal in known if decimal]
-    return round(max(off, default=0.0) * gpu.memory_bytes)
-
-
-def _decimal_bytes(gpu: Gpu) -> int | None:
-    """`L40S-48GB` -> 48,000,000,000."""
-    named = re.search(r"-(\d+)GB$", gpu.name)
-    return int(named[1]) * 10**9 if named else None
 
 
 def _copies(row: SizeRow) -> Iterator[Hinge]:
