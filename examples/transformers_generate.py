@@ -18,7 +18,6 @@ import transformers
 
 from kvtool.bench.engines.race import Entrant, compared, entrants
 from kvtool.bench.harness import pages_for
-from kvtool.bench.options import BenchOptions
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
@@ -28,18 +27,18 @@ from kvtool.workloads import fixed
 
 
 def compare(
-    loaded: LoadedModel, options: BenchOptions, peers: list[Entrant], input_len: int, batch_size: int
+    loaded: LoadedModel, peers: list[Entrant], *, input_len: int, output_len: int, batch_size: int, rounds: int
 ) -> BenchPeer:
     """One cell of the grid; the first round warms both up."""
     batches = [
         fixed(
             batch_size=batch_size,
             input_len=input_len,
-            output_len=options.output_len,
+            output_len=output_len,
             vocab_size=loaded.vocab_size,
             seed=turn,
         )
-        for turn in range(options.num_iters + 1)
+        for turn in range(rounds + 1)
     ]
     engine = Engine(loaded, num_pages=pages_for(batches[0], loaded.config.block_size))
     engine.prepare([batch_size])
@@ -68,17 +67,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    options = BenchOptions(
-        input_lens=tuple(map(int, arguments.input_len.split(","))),
-        batch_sizes=tuple(map(int, arguments.batch_size.split(","))),
-        output_len=arguments.output_len,
-        prefix_output_len=1,
-        no_cache_output_len=1,
-        num_iters=arguments.rounds,
-        num_iters_warmup=1,
-        parts=("latency",),
-        peers=("transformers",),
-    )
+    input_lens = [int(length) for length in arguments.input_len.split(",")]
+    batch_sizes = [int(size) for size in arguments.batch_size.split(",")]
+    longest = max(input_lens) + arguments.output_len
     config = EngineConfig(
         weights=arguments.weights or "random",
         dtype="bf16",
@@ -87,16 +78,23 @@ def main() -> None:
         prefix_caching=False,
     )
     model = resolve_model(arguments.weights or "smollm2-135m")
-    loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1)
-    with entrants(loaded, options) as peers:
+    loaded = LoadedModel(model, config, max_positions=longest + 1)
+    with entrants(loaded, ["transformers"], max_tokens=longest, max_batch=max(batch_sizes)) as peers:
         print(
             f"torch {torch.__version__}, transformers {transformers.__version__}, {loaded.num_threads} threads, bf16\n"
         )
         print("| input | batch | TPOT ms kvtool | transformers | ratio | TTFT ms kvtool | transformers | ratio |")
         print("|---|---|---|---|---|---|---|---|")
-        for input_len in options.input_lens:
-            for batch_size in options.batch_sizes:
-                peer = compare(loaded, options, peers, input_len, batch_size)
+        for input_len in input_lens:
+            for batch_size in batch_sizes:
+                peer = compare(
+                    loaded,
+                    peers,
+                    input_len=input_len,
+                    output_len=arguments.output_len,
+                    batch_size=batch_size,
+                    rounds=arguments.rounds,
+                )
                 print(row(peer, input_len, batch_size), flush=True)
 
 

@@ -1,11 +1,10 @@
-"""Statistics of measured samples: summaries, bootstrap intervals, a signed-rank test, and verdicts in words.
+"""Statistics of measured samples: bootstrap intervals, and verdicts in words.
 
 Knows numbers only. Every interval is seeded, so the same samples always give the same interval.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,21 +17,7 @@ if TYPE_CHECKING:
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 _MAX_CELLS = 1 << 20  # resamples x values held at once: 8 MiB of int64
-_MAX_EXACT_PAIRS = 50
 _SMALLEST = 1e-30  # below it a value is 0 for a ratio, which would overflow
-
-
-@dataclass(frozen=True, slots=True)
-class SampleSummary:
-    """`std` is the sample's (n - 1; 0 for one value); percentiles interpolate linearly, as numpy does."""
-
-    mean: float
-    std: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +27,6 @@ class Estimate:
     value: float
     low: float
     high: float
-
-
-def summarise(values: Sequence[float]) -> SampleSummary | None:
-    """Mean, spread and percentiles in the unit of the values; None when there are none."""
-    import numpy as np
-
-    if not values:
-        return None
-    data = np.asarray(values, dtype=np.float64)
-    p50, p90, p95, p99 = (float(p) for p in np.percentile(data, [50, 90, 95, 99]))
-    std = float(data.std(ddof=1)) if len(data) > 1 else 0.0
-    return SampleSummary(mean=float(data.mean()), std=std, p50=p50, p90=p90, p95=p95, p99=p99, n=len(data))
 
 
 def paired_median_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Estimate:
@@ -122,50 +95,6 @@ def _weighted_medians(values: FloatArray, weights: Any) -> FloatArray:
     high = (running <= total // 2).sum(axis=1)
     medians: FloatArray = (values[low] + values[high]) / 2
     return medians
-
-
-def wilcoxon_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the Wilcoxon signed-rank test that differences are symmetric about 0; zeros are left out.
-
-    Exact (ties included) up to 50 differences, else the normal approximation with tie and continuity correction.
-    """
-    values = [d for d in differences if d != 0]
-    if not values:
-        return 1.0
-    ranks = _doubled_ranks([abs(d) for d in values])
-    positive = sum(rank for rank, value in zip(ranks, values, strict=True) if value > 0)
-    return _exact_p(ranks, positive) if len(values) <= _MAX_EXACT_PAIRS else _normal_p(ranks, positive)
-
-
-def _doubled_ranks(values: Sequence[float]) -> list[int]:
-    """Twice the rank of each value, ties sharing the mean of theirs: integers, so that sums are exact."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0] * len(values)
-    start = 0
-    while start < len(order):
-        stop = start
-        while stop < len(order) and values[order[stop]] == values[order[start]]:
-            stop += 1
-        for index in order[start:stop]:
-            ranks[index] = start + 1 + stop
-        start = stop
-    return ranks
-
-
-def _exact_p(ranks: Sequence[int], positive: int) -> float:
-    """Both tails of the rank sum when every sign is a fair coin; counts of all 2^n sign patterns by their sum."""
-    counts = [1] + [0] * sum(ranks)
-    for rank in ranks:
-        for total in range(len(counts) - 1, rank - 1, -1):
-            counts[total] += counts[total - rank]
-    smaller = min(positive, sum(ranks) - positive)
-    return float(min(1.0, 2 * sum(counts[: smaller + 1]) / 2 ** len(ranks)))
-
-
-def _normal_p(ranks: Sequence[int], positive: int) -> float:
-    deviation = math.sqrt(sum(rank * rank for rank in ranks) / 4)
-    distance = max(0.0, abs(positive - sum(ranks) / 2) - 1)
-    return math.erfc(distance / deviation / math.sqrt(2))
 
 
 def verdict(ratio: Estimate, better: str = "faster", worse: str = "slower", lower_is_better: bool = True) -> str:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,10 +119,14 @@ def runs(out: Path) -> list[Run]:
     ]
 
 
-def succeeds(run: Run, deadline: float) -> bool:
+Wait = Callable[["subprocess.Popen[bytes]", float], int]
+
+
+def succeeds(run: Run, deadline: float, wait: Wait = subprocess.Popen.wait) -> bool:
     """Run it in the checkout, whether or not kvtool is installed; say what runs, and whether time ran out.
 
-    Out of time it is interrupted, as by Ctrl-C, which makes kvtool write what it has, and stopped if that takes long.
+    Out of time (`wait` raises TimeoutExpired) it is interrupted, as by Ctrl-C, which makes kvtool write what it has,
+    and stopped if that takes long.
     """
     limit_s = min(run.limit_s, deadline - time.monotonic())
     print(f"\n$ {shlex.join(run.command)}", flush=True)
@@ -131,7 +136,7 @@ def succeeds(run: Run, deadline: float) -> bool:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(run.command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
     try:
-        return process.wait(limit_s) == 0
+        return wait(process, limit_s) == 0
     except subprocess.TimeoutExpired:
         print(f"{run.name} outlasted its {limit_s:.0f} s: interrupted", flush=True)
         stop(process)

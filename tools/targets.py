@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtool.results import write_atomic
+from kvtool.files import write_atomic
 
 Document = dict[str, Any]
 Case = dict[str, Any]

@@ -23,8 +23,8 @@ from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
+from kvtool.files import write_atomic
 from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
-from kvtool.results import write_atomic
 from kvtool.sizing.formats import parse_cache_format
 
 K = 1024

@@ -85,26 +85,22 @@ def neighbours(tile: Tile, setting: str) -> Iterator[Tile]:
             yield other
 
 
-class _Asked(dict[Shape, Tile]):
-    """No tiles, and a memory of what was looked for."""
+class _LookedUp(list[tuple[Shape, Tile]]):
+    """Has the rules' tile for every shape, and keeps what was looked up."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[Shape, Tile]] = []
-
-    def get(self, shape: Shape, rule: Tile) -> Tile:  # type: ignore[override]
-        self.found.append((shape, rule))
+    def get(self, shape: Shape, rule: Tile, /) -> Tile:
+        self.append((shape, rule))
         return rule
 
 
 def asked(measurement: Measurement) -> tuple[Shape, Tile]:
     """The shape that a call of the measurement looks up, and what the rules say of it."""
-    asked_for = _Asked()
-    with trying(asked_for):
+    looked_up = _LookedUp()
+    with trying(looked_up):
         measurement.calls[0]()
-    if not asked_for.found:
+    if not looked_up:
         raise KvtoolError(f"{measurement.work.kernel} has no tile to choose")
-    return asked_for.found[0]
+    return looked_up[0]
 
 
 def raced(bench: Bench, shape: Shape, rule: Tile, tile: Tile) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from pages import page_claims
 from sizes import MODELS, capacities, size_claims
 from speed import HERE, report, speed_claims
 
-from kvtool.results import write_atomic
+from kvtool.files import write_atomic
 
 INTRODUCTION = """\
 # Claims about the KV cache

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from claim import RIGHT, WRONG, Claim
 
 from kvtool.cache import CacheManager, RadixTree
-from kvtool.cache.radix_tree import PageKey
+from kvtool.cache.node import PageKey
 
 SHOWN_BY = ("python examples/claims/pages.py",)
 BLOCK_SIZE = 16

@@ -20,7 +20,7 @@ from typing import Any
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
-from kvtool.results import write_atomic
+from kvtool.files import write_atomic
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.plan import plan
 from kvtool.sizing.options import SizeOptions

@@ -9,10 +9,13 @@ from collections.abc import Sequence as Seq
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.results import Sample
+from kvtool.results import ColdStart, Memory, Sample
 from kvtool.sizing.specs import CacheSpec
 from kvtool.units import ceil_div
 from kvtool.workloads import Request
+
+Value = str | int | float | bool | None
+"""An input of a case."""
 
 
 def run_requests(engine: Engine, requests: Seq[Request], *, concurrency: int | None = None) -> list[Sequence]:
@@ -55,6 +58,16 @@ def sample_of(sequence: Sequence, *, arm: str, iteration: int) -> Sample:
     )
 
 
+def cold_start_of(engine: Engine) -> ColdStart:
+    """What the engine has done once so far, apart from its steps."""
+    graphs = engine.pipeline.graphs if engine.pipeline else None
+    return ColdStart(
+        jit_s=engine.compiling.seconds,
+        capture_s=graphs.capture_s if graphs else None,
+        graphs=len(graphs) if graphs else None,
+    )
+
+
 def at_once(engine: Engine, num_requests: int, concurrency: int | None) -> int:
     """The most requests that decode together."""
     return min(num_requests, concurrency or num_requests, engine.scheduler.limits.max_num_seqs)
@@ -77,10 +90,21 @@ def kv_bytes(specs: Seq[CacheSpec], requests: Seq[Request], block_size: int) -> 
     return allocated, stored
 
 
-def case_inputs(
-    loaded: LoadedModel, **values: str | int | float | bool | None
-) -> dict[str, str | int | float | bool | None]:
-    """All that is needed to run a case again."""
+def engine_memory(engine: Engine, requests: Seq[Request], *, peak_bytes: int | None) -> Memory:
+    """What the specs predict for these requests, and what the engine held at its peak since its counters began."""
+    predicted, stored = kv_bytes(engine.loaded.specs, requests, engine.loaded.config.block_size)
+    allocated = engine.cache.counters().peak_pages * engine.pool.page_bytes
+    return Memory(
+        kv_predicted_bytes=predicted,
+        kv_allocated_bytes=allocated,
+        kv_pool_bytes=engine.pool.bytes,
+        kv_waste_bytes=allocated - stored,
+        peak_bytes=peak_bytes,
+    )
+
+
+def case_inputs(loaded: LoadedModel) -> dict[str, Value]:
+    """What any case of this model needs to be run again."""
     config = loaded.config
     return {
         "model": loaded.model.id,
@@ -94,5 +118,4 @@ def case_inputs(
         "threads": loaded.num_threads,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "graphs": config.graphs and loaded.capturable,
-        **values,
     }

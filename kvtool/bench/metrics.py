@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from statistics import median
 
-from kvtool.results import Metrics, Sample, Summary
-from kvtool.stats import summarise
-
-
-def tpot_s(sample: Sample) -> float | None:
-    """None for a single output token."""
-    if sample.output_tokens < 2:
-        return None
-    return (sample.e2e_s - sample.ttft_s) / (sample.output_tokens - 1)
+from kvtool.results import Metrics, Sample, Summary, summarise
 
 
 def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
@@ -25,7 +16,7 @@ def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
         batches[sample.iteration].append(sample)
     return Metrics(
         ttft_ms=summary_ms(sample.ttft_s for sample in samples),
-        tpot_ms=summary_ms(tpot_s(sample) for sample in samples),
+        tpot_ms=summary_ms(sample.tpot_s for sample in samples),
         itl_ms=summary_ms(gap for sample in samples for gap in sample.itl_s),
         e2e_ms=summary_ms(sample.e2e_s for sample in samples),
         prefill_tokens_per_s=None if queues else median(_prefill_rate(batch) for batch in batches.values()),
@@ -35,8 +26,7 @@ def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
 
 def summary_ms(seconds: Iterable[float | None]) -> Summary | None:
     """Milliseconds; values that do not exist are left out, and None stands for none at all."""
-    found = summarise([value * 1e3 for value in seconds if value is not None])
-    return None if found is None else Summary(**asdict(found))
+    return summarise([value * 1e3 for value in seconds if value is not None])
 
 
 def prefill_s(batch: Sequence[Sample]) -> float:

@@ -2,7 +2,19 @@
 
 from kvtool.cache.block_pool import BlockPool
 from kvtool.cache.block_table import BlockTable
+from kvtool.cache.eviction import EVICTION, EvictionPolicy, eviction_policy
 from kvtool.cache.manager import CacheCounters, CacheManager, PageCopy, SequenceCache
 from kvtool.cache.radix_tree import RadixTree
 
-__all__ = ["BlockPool", "BlockTable", "CacheCounters", "CacheManager", "PageCopy", "RadixTree", "SequenceCache"]
+__all__ = [
+    "EVICTION",
+    "BlockPool",
+    "BlockTable",
+    "CacheCounters",
+    "CacheManager",
+    "EvictionPolicy",
+    "PageCopy",
+    "RadixTree",
+    "SequenceCache",
+    "eviction_policy",
+]

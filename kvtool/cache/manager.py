@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from kvtool.cache.block_pool import BlockPool
 from kvtool.cache.block_table import BlockTable
-from kvtool.cache.radix_tree import Node, RadixTree, page_keys
+from kvtool.cache.eviction import EvictionPolicy
+from kvtool.cache.node import Node, PageKey
+from kvtool.cache.radix_tree import RadixTree, page_keys
 from kvtool.units import ceil_div
 
 
@@ -64,13 +66,19 @@ class CacheManager:
     and so does the tree for each page in it. A sequence locks its path in the tree, so only pages that no open
     sequence holds are evicted."""
 
-    def __init__(self, num_pages: int, block_size: int, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        block_size: int,
+        prefix_caching: bool = True,
+        eviction: EvictionPolicy | None = None,
+    ) -> None:
         if block_size < 1:
             raise ValueError(f"a page holds at least one token, not {block_size}")
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.pool = BlockPool(num_pages)
-        self.tree = RadixTree()
+        self.tree = RadixTree(eviction)
         self._open: set[SequenceCache] = set()
         self.reset_counters()
 
@@ -210,7 +218,7 @@ class CacheManager:
     def _allocated_pages(self) -> int:
         return self.pool.num_pages - self.num_available_pages
 
-    def _shareable_keys(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
+    def _shareable_keys(self, tokens: Sequence[int]) -> list[PageKey]:
         """The whole pages before the last token, or none without prefix caching."""
         num_pages = max(0, len(tokens) - 1) // self.block_size if self.prefix_caching else 0
         return page_keys(tokens, self.block_size, 0, num_pages)
@@ -234,6 +242,7 @@ class CacheManager:
 
     def _count_query(self, sequence: SequenceCache) -> None:
         if sequence.queried_tokens:
+            self.tree.count_hit(sequence.node)
             self._queried_tokens += sequence.queried_tokens
             self._hit_tokens += sequence.cached_tokens
             sequence.queried_tokens = 0

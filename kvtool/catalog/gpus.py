@@ -1,4 +1,4 @@
-"""The accelerators of gpus.yaml, and the one in this machine (`local`, asked through NVML)."""
+"""The accelerators of gpus.yaml, found by the names that people type. Knows no driver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from kvtool.errors import DeviceError, KvtoolError, did_you_mean
+from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.gpus/1"
 
@@ -57,13 +57,11 @@ def load_gpus() -> tuple[Gpu, ...]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The card of that name in any case, with or without its memory suffix; `local` is the one in this machine.
+    """The card of that name in any case, with or without its memory suffix.
 
     Raises KvtoolError with the nearest names, or with the candidates when a short name fits several and none of them
-    lists it as its alias; DeviceError for `local` without a driver.
+    lists it as its alias.
     """
-    if name.strip().lower() == "local":
-        return local_gpu()
     gpus, wanted = load_gpus(), _key(name)
     exact = [gpu for gpu in gpus if wanted in {_key(known) for known in (gpu.name, *gpu.aliases)}]
     found = exact or [gpu for gpu in gpus if wanted in _short_names(gpu.name)]
@@ -83,40 +81,3 @@ def _short_names(name: str) -> set[str]:
     """`H100-SXM-80GB` -> `h100`, `h100sxm`: the name cut at each hyphen."""
     parts = name.split("-")
     return {_key("".join(parts[:end])) for end in range(1, len(parts))}
-
-
-def local_gpu(index: int = 0) -> Gpu:
-    """The NVIDIA card `index` of this machine: memory from the driver, figures from gpus.yaml where it is listed."""
-    driver_name, memory_bytes = _ask_nvml(index)
-    listed = next((gpu for gpu in load_gpus() if driver_name in gpu.driver_names), None)
-    if listed is not None:
-        return msgspec.structs.replace(listed, memory_bytes=memory_bytes, memory_assumed=False)
-    return Gpu(
-        name=driver_name,
-        vendor="NVIDIA",
-        arch=None,
-        memory_bytes=memory_bytes,
-        source="NVML",
-        confidence="high",
-        notes="not in gpus.yaml: only its memory is known",
-    )
-
-
-def _ask_nvml(index: int) -> tuple[str, int]:
-    """A card's name and total memory in bytes. Raises DeviceError when there is no driver or no such card."""
-    try:
-        import pynvml
-    except ImportError as error:
-        raise DeviceError("gpu 'local' needs NVML: install nvidia-ml-py, or name a card (kvtool gpus)") from error
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise DeviceError(f"gpu 'local': no NVIDIA driver here ({error}); name a card instead (kvtool gpus)") from error
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name = pynvml.nvmlDeviceGetName(handle)
-        return (name.decode() if isinstance(name, bytes) else name), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except pynvml.NVMLError as error:
-        raise DeviceError(f"gpu 'local': NVML cannot read card {index} ({error})") from error
-    finally:
-        pynvml.nvmlShutdown()

@@ -18,6 +18,7 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.quantisation import read_quantisation
 from kvtool.catalog.unread import refuse_unread
 from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.files import read_bytes
 
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _CLASS_ENDINGS = ("forcausallm", "forconditionalgeneration", "lmheadmodel", "model")
@@ -51,13 +52,7 @@ def _name_of(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, object]:
     """The JSON object in a file. Raises KvtoolError when it is missing, too large, not JSON or not an object."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise KvtoolError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: not a config")
-        data = path.read_bytes()
-    except OSError as error:
-        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
-    return parse_json(data, str(path))
+    return parse_json(read_bytes(path, at_most=_MAX_CONFIG_BYTES, what="config"), str(path))
 
 
 def parse_json(data: bytes, source: str) -> dict[str, object]:

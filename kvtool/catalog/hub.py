@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from http.client import HTTPException
+from http import HTTPStatus
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from kvtool.catalog.hf_config import model_from_config, parse_json, read_config
 from kvtool.catalog.model import Model
@@ -45,17 +43,27 @@ def hub_model(name: str) -> Model:
 
 def _download(name: str, url: str) -> bytes:
     """The file at `url`: one request with a short timeout, because the Hub client would retry for half a minute."""
-    from huggingface_hub.utils._headers import build_hf_headers
-
     try:
-        with urlopen(Request(url, headers=build_hf_headers()), timeout=_TIMEOUT_S) as response:
-            data: bytes = response.read(_MAX_CONFIG_BYTES)
-            return data
-    except HTTPError as error:
-        reason = _REFUSALS.get(error.code, f"answers with HTTP status {error.code}")
-        raise KvtoolError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}") from error
-    except (OSError, HTTPException, ValueError) as error:
+        status, data = _get(url)
+    except Exception as error:  # of httpx or httpx2, whichever the Hub client is built on, or of the system
         raise _offline(name) from error
+    if status != HTTPStatus.OK:
+        reason = _REFUSALS.get(status, f"answers with HTTP status {status}")
+        raise KvtoolError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}")
+    return data
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    """The status and the first bytes of an answer, no more than a config may have."""
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    data = bytearray()
+    with get_session().stream("GET", url, headers=build_hf_headers(), timeout=_TIMEOUT_S) as response:
+        for part in response.iter_bytes():
+            data += part
+            if len(data) >= _MAX_CONFIG_BYTES:
+                break
+    return response.status_code, bytes(data[:_MAX_CONFIG_BYTES])
 
 
 def _offline(name: str) -> KvtoolError:

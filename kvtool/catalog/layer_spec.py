@@ -46,12 +46,7 @@ def read_layer_spec(path: Path) -> Model:
 
 
 def _read(path: Path) -> dict[str, object]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise KvtoolError(f"{path} is larger than {_MAX_BYTES} bytes: not a layer spec")
-    except OSError as error:
-        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
-    raw = read_yaml(path)
+    raw = read_yaml(path, at_most=_MAX_BYTES, what="layer spec")
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise KvtoolError(f"{path} is not a layer spec: {_FORM}")
     return raw

@@ -25,7 +25,7 @@ def resolve_model(name: str, *, models_path: Path | None = None) -> Model:
     if path.suffix == ".json":
         return read_config(path)
     if path.suffix == ".gguf":
-        from kvtool.catalog.gguf_model import gguf_model
+        from kvtool.catalog.gguf.model import gguf_model
 
         return gguf_model(path)
     if name and _is_folder(path):
@@ -56,10 +56,10 @@ def _is_folder(path: Path) -> bool:
 
 def _folder_model(folder: Path) -> Model:
     """config.json of a folder, with its parameters counted where there are weights and they are not packed."""
-    from kvtool.catalog.checkpoint import has_weights, read_header
+    from kvtool.catalog.checkpoint import holds_weights, read_header
 
     model = read_config(folder / "config.json")
-    if model.quantisation is not None or not has_weights(folder):
+    if model.quantisation is not None or not holds_weights(folder):
         return model
     return replace(model, params_total=read_header(folder).params, params_source="headers of its safetensors files")
 

@@ -7,20 +7,19 @@ from pathlib import Path
 import yaml
 
 from kvtool.errors import KvtoolError
+from kvtool.files import read_bytes
 
 
-def read_yaml(path: Path) -> object:
-    """The content of a YAML or JSON file. Raises KvtoolError.
+def read_yaml(path: Path, *, at_most: int | None = None, what: str = "file") -> object:
+    """The content of a YAML or JSON file, as `read_bytes` reads it. Raises KvtoolError.
 
     Aliases are refused: a few lines of them stand for billions of values, or for a value that contains itself.
     """
+    data = read_bytes(path, at_most=at_most, what=what)
     try:
-        data = path.read_bytes()
         if b"*" in data and b"&" in data:
             _refuse_aliases(data, path)
         return yaml.load(data, Loader=yaml.CSafeLoader)
-    except OSError as error:
-        raise KvtoolError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise KvtoolError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
 

@@ -7,7 +7,8 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, size, verify
+from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, replay, size, trace, verify
+from kvtool.cli.help import Command
 from kvtool.errors import KvtoolError
 
 app = typer.Typer(
@@ -33,15 +34,17 @@ def kvtool(
     """What the KV cache of a language model costs, how fast it can go, and what would make it cheaper."""
 
 
-app.command(epilog=size.EXAMPLES)(size.size)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
-app.command(epilog=compare.EXAMPLES)(compare.compare)
-app.command(epilog=generate.EXAMPLES)(generate.generate)
-app.command(epilog=kernels.EXAMPLES)(kernels.kernels)
-app.command(epilog=verify.EXAMPLES)(verify.verify)
-app.command(epilog=models.EXAMPLES)(models.models)
-app.command(epilog=gpus.EXAMPLES)(gpus.gpus)
-app.command(epilog=env.EXAMPLES)(env.env)
+app.command(cls=Command, epilog=size.EXAMPLES)(size.size)
+app.command(cls=Command, epilog=bench.EXAMPLES)(bench.bench)
+app.command(cls=Command, epilog=compare.EXAMPLES)(compare.compare)
+app.command(cls=Command, epilog=generate.EXAMPLES)(generate.generate)
+app.command(cls=Command, epilog=kernels.EXAMPLES)(kernels.kernels)
+app.command(cls=Command, epilog=replay.EXAMPLES)(replay.replay)
+app.add_typer(trace.app, name="trace", epilog=trace.EXAMPLES)
+app.command(cls=Command, epilog=verify.EXAMPLES)(verify.verify)
+app.command(cls=Command, epilog=models.EXAMPLES)(models.models)
+app.command(cls=Command, epilog=gpus.EXAMPLES)(gpus.gpus)
+app.command(cls=Command, epilog=env.EXAMPLES)(env.env)
 
 
 def main() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+from kvtool.cli.answer import answer
+from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.output import Printed
 
 EXAMPLES = "Examples:\n\n  kvtool env --measure\n\n  kvtool env --json --device cpu"
 
 
+@grouped
 def env(
-    device: str = typer.Option("auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N."),
-    dtype: str = typer.Option("bf16", help="The dtype whose FLOP/s --measure takes: fp32, bf16 or fp16."),
-    measure: bool = typer.Option(False, "--measure", help="Measure bandwidth and FLOP/s too (about 4 s)."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON document on stdout and nothing else."),
+    *,
+    device: Annotated[str, typer.Option(help="auto (a GPU when there is one), cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="The dtype whose FLOP/s --measure takes: fp32, bf16 or fp16.")] = "bf16",
+    measure: Annotated[bool, typer.Option("--measure", help="Measure bandwidth and FLOP/s too (about 4 s).")] = False,
+    output: Printed,
 ) -> None:
     """Show the versions, the processor and the GPU that a benchmark here would report."""
     from dataclasses import asdict
@@ -22,8 +30,7 @@ def env(
     from kvtool.machine.other_load import LoadMeter
     from kvtool.machine.roofline import measure_roofline
     from kvtool.report.machine import print_environment
-    from kvtool.report.terminal import Terminal
-    from kvtool.results import EnvDocument, encode
+    from kvtool.results import EnvDocument
     from kvtool.sizing.dtypes import parse_float_dtype
 
     where, element = str(resolve_device(device)), cache_dtype(parse_float_dtype(dtype, "dtype"))
@@ -33,7 +40,4 @@ def env(
     document = EnvDocument(
         environment=describe_environment(where, other_load_cores=other_load_cores), roofline=roofline
     )
-    if json:
-        typer.echo(encode(document), nl=False)
-    else:
-        print_environment(document, Terminal())
+    answer(document, output, show=print_environment)

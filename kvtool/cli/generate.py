@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtool.cli.options import BlockSizeOption, JsonOption, ModelsOption
-from kvtool.cli.run_options import (
-    BackendOption,
-    DeviceOption,
-    DtypeOption,
-    NoGraphsOption,
-    NumLayersOption,
-    RunKvCacheDtypeOption,
-    SeedOption,
-    ThreadsOption,
-    WeightsOption,
-    engine_config,
-    model_of,
-    weights_of,
-)
+from kvtool.cli.answer import answer
+from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.output import ModelsOption, Printed
+from kvtool.cli.flags.run import Run
 from kvtool.errors import KvtoolError
 from kvtool.units import format_ms, split_list
 
@@ -37,10 +26,12 @@ EXAMPLES = (
 )
 
 
+@grouped
 def generate(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A catalogue name, or a folder or .gguf with weights.")
     ] = None,
+    *,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Text to go on from; may be given again. Needs a tokenizer.json.")
     ] = None,
@@ -51,65 +42,43 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not stop at an end-of-text token.")] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0,
-    weights: WeightsOption = None,
-    dtype: DtypeOption = "auto",
-    kv_cache_dtype: RunKvCacheDtypeOption = "auto",
-    block_size: BlockSizeOption = 16,
-    num_layers: NumLayersOption = None,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    no_graphs: NoGraphsOption = False,
-    threads: ThreadsOption = None,
-    seed: SeedOption = 0,
+    run: Run,
     models: ModelsOption = None,
-    json: JsonOption = False,
+    output: Printed,
 ) -> None:
     """Generate from MODEL with a paged KV cache, and say how long it took and how many pages it held."""
     if bool(prompt) == bool(prompt_ids):
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
-    chosen_weights = weights_of(model or "", weights)
-    chosen = model_of(model, weights, models)
+    chosen = run.model(model, models)
 
     from kvtool.engine.generate import generate as run_generate
     from kvtool.engine.sequence import SamplingParams
     from kvtool.engine.text import find_tokenizer
     from kvtool.machine.device import resolve_device
     from kvtool.machine.environment import describe_environment
-    from kvtool.results import encode
 
-    tokenizer = find_tokenizer(chosen_weights)
-    if prompt and tokenizer is None:
-        raise KvtoolError(f"no tokenizer.json beside the weights ({chosen_weights}): use --prompt-ids 1,2,3")
-    if prompt and tokenizer is not None:
-        ids = [tokenizer.encode(text) for text in prompt]
-    config = engine_config(
-        weights=chosen_weights,
-        dtype=dtype,
-        kv_cache_dtype=kv_cache_dtype,
-        device=device,
-        backend=backend,
-        block_size=block_size,
-        num_layers=num_layers,
-        threads=threads,
-        seed=seed,
-        graphs=not no_graphs,
-    )
-    params = SamplingParams(max_tokens=output_len, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos)
-    streams = not json and len(ids) == 1
+    config = run.config(model)
+    tokenizer = find_tokenizer(config.weights)
+    if prompt:
+        ids = _encoded(prompt, tokenizer, config.weights)
+    streams = not output.json and len(ids) == 1
     document = run_generate(
         chosen,
         config,
         ids,
-        params,
+        SamplingParams(max_tokens=output_len, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos),
         tokenizer=tokenizer,
         on_token=_printer(tokenizer) if streams else lambda index, token: None,
-        environment=describe_environment(str(resolve_device(device))),
+        environment=describe_environment(str(resolve_device(run.device))),
     )
-    if json:
-        typer.echo(encode(document), nl=False)
-    else:
-        _print_rest(document, streamed=streams)
+    answer(document, output, show=lambda document, console: _print_rest(document, streamed=streams))
+
+
+def _encoded(prompts: list[str], tokenizer: Tokenizer | None, weights: str) -> list[list[int]]:
+    if tokenizer is None:
+        raise KvtoolError(f"no tokenizer.json beside the weights ({weights}): use --prompt-ids 1,2,3")
+    return [tokenizer.encode(text) for text in prompts]
 
 
 def _token_ids(text: str) -> list[int]:

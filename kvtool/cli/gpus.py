@@ -6,34 +6,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtool.cli.options import JsonOption
+from kvtool.cli.answer import answer
+from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.output import Printed
 from kvtool.errors import KvtoolError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kvtool.catalog.gpus import Gpu
     from kvtool.report.tables import Table
 
 EXAMPLES = "Examples:\n\n  kvtool gpus h100\n\n  kvtool gpus nvidia --json"
 
 
+@grouped
 def gpus(
     query: Annotated[str | None, typer.Argument(help="Words that the name, vendor or architecture holds.")] = None,
-    json: JsonOption = False,
+    *,
+    output: Printed,
 ) -> None:
     """List the cards that --gpu knows, with the figures it takes from them."""
+    import msgspec
+
     rows = search(query)
-    if json:
-        import msgspec
+    document = {"schema": "kvtool.gpus/1", "gpus": [msgspec.to_builtins(gpu) for gpu in rows]}
+    answer(document, output, show=lambda document, console: show(rows, console))
 
-        from kvtool.results import encode
 
-        cards = [msgspec.to_builtins(gpu) for gpu in rows]
-        typer.echo(encode({"schema": "kvtool.gpus/1", "gpus": cards}), nl=False)
-        return
+def show(rows: list[Gpu], console: Console) -> None:
+    """A line a card; of a single one its other facts too."""
     from kvtool.report.tables import to_rich
-    from kvtool.report.terminal import Terminal
 
-    console = Terminal()
     console.print(to_rich(overview(rows), console.width))
     if len(rows) == 1:
         console.print(to_rich(details(rows[0]), console.width))
@@ -41,7 +45,8 @@ def gpus(
 
 def search(query: str | None) -> list[Gpu]:
     """The cards that hold every word of `query`; `local` is the one here. Raises KvtoolError where none does."""
-    from kvtool.catalog.gpus import load_gpus, local_gpu
+    from kvtool.catalog.gpus import load_gpus
+    from kvtool.machine.nvml import local_gpu
 
     if query is not None and query.strip().lower() == "local":
         return [local_gpu()]

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtool.cli.options import JsonOption, ModelsOption
+from kvtool.cli.answer import answer
+from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.output import ModelsOption, Printed
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kvtool.catalog.model import Model
     from kvtool.catalog.models_yaml import Catalogue, Entry
     from kvtool.report.tables import Table
@@ -20,28 +24,29 @@ KINDS = ("mha", "gqa", "mqa", "mla", "sliding", "chunked", "linear", "mamba", "c
 Rows = list[tuple["Entry", "Model"]]
 
 
+@grouped
 def models(
     query: Annotated[
         str | None, typer.Argument(help="Words that the name, an alias or the architecture holds.")
     ] = None,
+    *,
     attention: Annotated[
         str | None, typer.Option(metavar="KIND", help=f"Only models with: {', '.join(KINDS)}.")
     ] = None,
     models_file: ModelsOption = None,
-    json: JsonOption = False,
+    output: Printed,
 ) -> None:
     """List the models that kvtool knows by name, with what a token of each costs."""
     catalogue = load(models_file)
     rows = search(catalogue, query, attention)
-    if json:
-        from kvtool.results import encode
+    document = {"schema": "kvtool.models/1", "models": [describe(*row) for row in rows]}
+    answer(document, output, show=lambda document, console: show(rows, console))
 
-        typer.echo(encode({"schema": "kvtool.models/1", "models": [describe(*row) for row in rows]}), nl=False)
-        return
+
+def show(rows: Rows, console: Console) -> None:
+    """A line a model; of a single one its other facts too."""
     from kvtool.report.tables import to_rich
-    from kvtool.report.terminal import Terminal
 
-    console = Terminal()
     console.print(to_rich(overview(rows), console.width))
     if len(rows) == 1:
         console.print(to_rich(details(*rows[0]), console.width))

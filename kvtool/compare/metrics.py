@@ -37,8 +37,8 @@ def _timing(name: str, summary: Callable[[Case], Summary | None], of_sample: Cal
 
 
 def _tpot_ms(sample: Sample) -> list[float]:
-    steps = sample.output_tokens - 1
-    return [(sample.e2e_s - sample.ttft_s) / steps * 1e3] if steps > 0 else []
+    seconds = sample.tpot_s
+    return [] if seconds is None else [seconds * 1e3]
 
 
 METRICS = (

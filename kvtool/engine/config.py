@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtool.cache.eviction import eviction_policy
 from kvtool.catalog.model import Model
+from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import canonical_dtype
 
@@ -34,6 +35,8 @@ class EngineConfig:
     max_num_batched_tokens: int = 8192
     prefill_first: bool = False
     prefix_caching: bool = True
+    eviction: str = "lru"
+    preemption: str = "youngest"
     graphs: bool = True
     threads: int | None = None
     seed: int = 0
@@ -46,6 +49,8 @@ class EngineConfig:
             raise KvtoolError(f"seed {self.seed} must be from 0 to {MAX_SEED}")
         if self.dtype not in ("auto", *DTYPES):
             raise KvtoolError(f"dtype {self.dtype!r} is not one the engine runs: auto, {', '.join(DTYPES)}")
+        eviction_policy(self.eviction)  # refuses a name that is not known, as the next line does
+        preemption_policy(self.preemption)
         if self.backend not in ("auto", "triton", "torch"):
             raise KvtoolError(f"backend {self.backend!r} is not one of auto, triton, torch")
 
@@ -74,8 +79,3 @@ def truncated(model: Model, num_layers: int | None) -> Model:
     if not 1 <= num_layers <= model.num_layers:
         raise KvtoolError(f"--num-layers {num_layers} must be from 1 to the {model.num_layers} layers of {model.id}")
     return replace(model, layers=model.layers[:num_layers], params_total=None)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` holds weights: a .gguf file, or a folder with safetensors."""
-    return (path.is_file() and path.suffix == ".gguf") or (path.is_dir() and any(path.glob("*.safetensors")))

@@ -9,6 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from kvtool.cache.eviction import eviction_policy
 from kvtool.cache.manager import CacheManager
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
@@ -19,12 +20,12 @@ from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.graphs.step import decode_rows
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
+from kvtool.engine.preemption import preemption_policy
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import device_errors
-from kvtool.results import ColdStart
 
 
 class Engine:
@@ -45,7 +46,7 @@ class Engine:
         loaded.require_room(num_pages)
         self.loaded = loaded
         self.clock = clock
-        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching)
+        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching, eviction_policy(config.eviction))
         self.scheduler = Scheduler(
             self.cache,
             SchedulerLimits(
@@ -53,6 +54,7 @@ class Engine:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 prefill_first=config.prefill_first,
             ),
+            preemption_policy(config.preemption),
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
@@ -68,16 +70,6 @@ class Engine:
         rows = decode_rows(config.max_num_seqs, loaded.max_positions, config.block_size, loaded.device)
         clock = self.compiling.apart_from(self.clock)
         return DecodePipeline(rows, DecodeGraphs(loaded, self.pool, rows, self.generator, capture, clock))
-
-    @property
-    def cold_start(self) -> ColdStart:
-        """What was done once so far, apart from the steps themselves."""
-        graphs = self.pipeline.graphs if self.pipeline else None
-        return ColdStart(
-            jit_s=self.compiling.seconds,
-            capture_s=graphs.capture_s if graphs else None,
-            graphs=len(graphs) if graphs else None,
-        )
 
     def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
         """Capture the decode steps of so many sequences now, so that no request waits for it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,9 @@ from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sampler import draw_of
-from kvtool.engine.sequence import SamplingParams
+from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
-from kvtool.results import GenerateDocument, GeneratedSequence
+from kvtool.results import GenerateDocument, GeneratedSequence, tpot_s
 from kvtool.units import ceil_div
 
 OnToken = Callable[[int, int], None]
@@ -23,7 +24,7 @@ OnToken = Callable[[int, int], None]
 def generate(
     model: Model,
     config: EngineConfig,
-    prompts: Sequence[list[int]],
+    prompts: Seq[list[int]],
     params: SamplingParams,
     *,
     tokenizer: Tokenizer | None = None,
@@ -66,9 +67,14 @@ def generate(
                 output_ids=sequence.output_ids,
                 text=None if tokenizer is None else tokenizer.decode(sequence.output_ids),
                 ttft_ms=sequence.ttft_s * 1e3,
-                tpot_ms=None if len(sequence.itl_s) == 0 else sum(sequence.itl_s) / len(sequence.itl_s) * 1e3,
+                tpot_ms=_tpot_ms(sequence),
                 pages=sequence.peak_pages,
             )
             for sequence in sequences
         ],
     )
+
+
+def _tpot_ms(sequence: Sequence) -> float | None:
+    seconds = tpot_s(sequence.ttft_s, sequence.e2e_s, len(sequence.output_ids))
+    return None if seconds is None else seconds * 1e3

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from kvtool.cache.manager import CacheManager
+from kvtool.engine.preemption import Preemption, youngest
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
@@ -46,11 +47,13 @@ class SchedulerLimits:
 
 
 class Scheduler:
-    """First come, first served. Running sequences go before waiting ones; when pages run out the youngest gives way."""
+    """First come, first served. Running sequences go before waiting ones; `preemption` says who gives way when pages
+    run out."""
 
-    def __init__(self, cache: CacheManager, limits: SchedulerLimits) -> None:
+    def __init__(self, cache: CacheManager, limits: SchedulerLimits, preemption: Preemption = youngest) -> None:
         self.cache = cache
         self.limits = limits
+        self.preemption = preemption
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -112,12 +115,12 @@ class Scheduler:
         return [item for item in work if item.sequence.status is Status.RUNNING]
 
     def _reserve_or_preempt(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Reserve pages, taking them from the youngest sequences if need be. False when `sequence` itself had to go."""
+        """Reserve pages, taking them from sequences that give way if need be. False when `sequence` itself had to."""
         assert sequence.pages is not None
         while not self.cache.reserve(sequence.pages, sequence.num_computed + num_tokens):
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            victim = self.preemption(self.running)
+            self._preempt(victim)
+            if victim is sequence:
                 return False
         return True
 

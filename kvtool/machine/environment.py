@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -10,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kvtool import __version__
 from kvtool.machine.nvml import Card, open_card
 from kvtool.machine.roofline import last_level_cache_bytes
+from kvtool.machine.threads import usable_cpus
 from kvtool.machine.timers import is_cuda
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
@@ -75,15 +77,8 @@ def _processor() -> dict[str, Any]:
         "logical_cores": len(cpus),
         "torch_threads": torch.get_num_threads(),
         "cpu_kernels": cpu_kernels(),
-        "memory_bytes": parse_memory_bytes(_read(Path("/proc/meminfo"))),
+        "memory_bytes": psutil.virtual_memory().total,
     }
-
-
-def usable_cpus() -> set[int]:
-    """The logical CPUs this process may run on, which is fewer than the machine has under taskset or in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
 
 
 def physical_cores(cpus: set[int], root: Path = Path("/sys/devices/system/cpu")) -> int | None:
@@ -96,12 +91,6 @@ def parse_cpuinfo(text: str) -> dict[str, str]:
     """The fields of the first processor in /proc/cpuinfo."""
     lines = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in lines}
-
-
-def parse_memory_bytes(text: str) -> int | None:
-    """MemTotal of /proc/meminfo, which counts in KiB."""
-    total = next((line.split()[1] for line in text.splitlines() if line.startswith("MemTotal:")), None)
-    return None if total is None else int(total) * 1024
 
 
 def _gpu(device: str) -> dict[str, Any]:

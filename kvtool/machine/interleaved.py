@@ -1,8 +1,8 @@
-"""What the CPU can do right beside each iteration of a case.
+"""Short measurements of the CPU that take turns with the iterations of a case.
 
-A virtual CPU moves: its host may run two of them on two chiplets, each with a link to memory of its own, on one, or on
-the threads of one core, and for seconds on end the same machine reads or multiplies half as fast as before. A limit
-measured once says nothing of the seconds in which a case ran, so short measurements take turns with its iterations.
+The speed of a virtual CPU changes while a case runs: the host moves it between chiplets, and for seconds it reads or
+multiplies half as fast as before. A limit that was measured once therefore says nothing about a given iteration. The
+limit of an iteration is measured just before it and just after it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Windows:
             self._found.append(replace(self._ceiling, read_gbps=read / 1e9, tflops=product / 1e12))
 
     def take(self) -> list[Ceiling]:
-        """The limits of each iteration of the case that ended, out of the windows before, between and after them: the
-        better of its two neighbours. The next case starts afresh."""
+        """One limit for each iteration of the case that ended: the better of the windows before and after it.
+
+        The next case starts afresh."""
         found, self._found = self._found, []
         return [before.best_of(after) for before, after in pairwise(found)]
 

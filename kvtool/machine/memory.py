@@ -1,13 +1,12 @@
-"""The most memory a case used, where the device tells."""
+"""The memory that a device has left, and the most that a case used of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +17,8 @@ def peak_memory(device: torch.device, *, apart_bytes: int = 0) -> Callable[[], i
 
     `apart_bytes` are held all the time for the measurement's own sake, and do not count.
     """
+    import torch
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device) - apart_bytes
@@ -42,16 +43,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held_for_reuse
-    return min(_machine_bytes(Path("/proc/meminfo")), *_container_bytes(Path("/sys/fs/cgroup")))
-
-
-def _machine_bytes(meminfo: Path) -> int:
-    """What the kernel says can be had, else all there is."""
-    try:
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(int(psutil.virtual_memory().available), *_container_bytes(Path("/sys/fs/cgroup")))
 
 
 def _container_bytes(cgroup: Path) -> list[int]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-STAT = Path("/proc/stat")
-IDLE_FIELDS = (3, 4)  # of a processor's line: idle, and idle while waiting for a disk
-COUNTED_FIELDS = 8  # guests' time, which follows, is in user's already
+import psutil
+
+from kvtool.machine.threads import usable_cpus
+
+# Of a processor's times: idle, idle while waiting for a disk, and the guests', which are in user's already.
+NOT_COUNTED = ("idle", "iowait", "guest", "guest_nice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +48,18 @@ class LoadMeter:
 
 
 def read_usage() -> Usage | None:
-    """As of now; None where there is no /proc/stat."""
-    try:
-        text = STAT.read_text()
-    except OSError:
-        return None
-    if not hasattr(os, "sched_getaffinity"):
-        return None
+    """As of now; None where the system does not tell each processor's times."""
+    busy = busy_s(psutil.cpu_times(percpu=True), usable_cpus())
     times = os.times()
-    ticks = busy_ticks(text, set(os.sched_getaffinity(0)))
-    return Usage(
-        wall_s=time.monotonic(),
-        busy_s=ticks / os.sysconf("SC_CLK_TCK"),
-        own_s=times.user + times.system + times.children_user + times.children_system,
+    own_s = times.user + times.system + times.children_user + times.children_system
+    return None if busy is None else Usage(wall_s=time.monotonic(), busy_s=busy, own_s=own_s)
+
+
+def busy_s(times: Sequence[Any], cpus: set[int]) -> float | None:
+    """Seconds in which these logical CPUs did anything, or were taken from this machine. `times` are psutil's, one
+    entry a processor that is online; None where a CPU has no entry."""
+    if not cpus or max(cpus) >= len(times):
+        return None
+    return sum(
+        sum(seconds for kind, seconds in times[cpu]._asdict().items() if kind not in NOT_COUNTED) for cpu in cpus
     )
-
-
-def busy_ticks(stat: str, cpus: set[int]) -> int:
-    """Ticks in which these logical CPUs did anything, or were taken from this machine, as /proc/stat counts them."""
-    total = 0
-    for line in stat.splitlines():
-        name, *fields = line.split()
-        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
-            counted = [int(field) for field in fields[:COUNTED_FIELDS]]
-            total += sum(ticks for index, ticks in enumerate(counted) if index not in IDLE_FIELDS)
-    return total

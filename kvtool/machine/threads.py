@@ -1,12 +1,18 @@
-"""How many threads this process may use."""
+"""Which processors this process may use, and how many threads of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+import psutil
+
+
+def usable_cpus() -> set[int]:
+    """The logical CPUs this process may run on, which is fewer than the machine has under taskset or in a container."""
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        return set(process.cpu_affinity())
+    return set(range(psutil.cpu_count() or 1))
 
 
 def default_threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> int:

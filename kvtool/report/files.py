@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.errors import KvtoolError
-from kvtool.results import Struct, encode, write_atomic
+from kvtool.files import write_atomic
+from kvtool.results import Struct, encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,24 +6,28 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 from __future__ import annotations
 
 from kvtool.results.bench import (
+    AnyCase,
     BenchDocument,
     BenchPeer,
     Case,
     Check,
     ColdStart,
+    LatencyCase,
     Memory,
     Metrics,
+    NoCacheCase,
     PeerTurn,
     Power,
     Prefix,
+    PrefixCase,
     Roofline,
     Sample,
     StepBytes,
-    Summary,
+    tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
 from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
-from kvtool.results.document import Struct, encode, read_document, write_atomic
+from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
@@ -36,6 +40,14 @@ from kvtool.results.kernels import (
     KernelPeer,
     KernelRoofline,
     KernelsDocument,
+)
+from kvtool.results.replay import (
+    ReplayCurve,
+    ReplayDocument,
+    ReplayKnee,
+    ReplayPoint,
+    ReplayRow,
+    ReplayTrace,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -56,10 +68,13 @@ from kvtool.results.size import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.results.summary import Summary, summarise
+from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
     "ENGINE_NAMES",
+    "AnyCase",
     "BenchDocument",
     "BenchPeer",
     "Calibration",
@@ -80,13 +95,22 @@ __all__ = [
     "KernelPeer",
     "KernelRoofline",
     "KernelsDocument",
+    "LatencyCase",
     "MatrixDocument",
     "MatrixRefused",
     "Memory",
     "Metrics",
+    "NoCacheCase",
     "PeerTurn",
     "Power",
     "Prefix",
+    "PrefixCase",
+    "ReplayCurve",
+    "ReplayDocument",
+    "ReplayKnee",
+    "ReplayPoint",
+    "ReplayRow",
+    "ReplayTrace",
     "Roofline",
     "Sample",
     "SizeDecode",
@@ -108,6 +132,9 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TraceDocument",
+    "TraceFinding",
+    "TraceSummary",
     "VerifyDocument",
     "VerifyEngine",
     "VerifyRefusal",
@@ -115,5 +142,6 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
-    "write_atomic",
+    "summarise",
+    "tpot_s",
 ]

@@ -7,6 +7,12 @@ from typing import Any
 import msgspec
 
 from kvtool.results.document import Struct
+from kvtool.results.summary import Summary
+
+
+def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
+    """Time per output token after the first; None for a single one."""
+    return (e2e_s - ttft_s) / (output_tokens - 1) if output_tokens > 1 else None
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -21,15 +27,9 @@ class Sample(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     cached_tokens: int
 
-
-class Summary(Struct, frozen=True, kw_only=True):
-    mean: float
-    std: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    n: int
+    @property
+    def tpot_s(self) -> float | None:
+        return tpot_s(self.ttft_s, self.e2e_s, self.output_tokens)
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -52,6 +52,11 @@ class StepBytes(Struct, frozen=True, kw_only=True):
     other: int
     prefill_flops: int
     decode_flops: int
+
+    @property
+    def moved(self) -> int:
+        """All that a decode step reads and writes."""
+        return self.weights_read + self.kv_read + self.kv_written + self.other
 
 
 class Roofline(Struct, frozen=True, kw_only=True):
@@ -110,6 +115,12 @@ class Power(Struct, frozen=True, kw_only=True):
     energy_per_token_j: float | None = None
     throttle_reasons: list[str] | None = None
 
+    def over(self, tokens: int) -> Power:
+        """The same, with the energy of each of the tokens that came out in the meantime, where there were any."""
+        if self.energy_j is None or not tokens:
+            return self
+        return msgspec.structs.replace(self, energy_per_token_j=self.energy_j / tokens)
+
 
 class ColdStart(Struct, frozen=True, kw_only=True):
     """What the case did once, outside its samples: seconds that Triton compiled, seconds in which CUDA graphs of the
@@ -151,20 +162,43 @@ class BenchPeer(Struct, frozen=True, kw_only=True):
     turns: list[PeerTurn] = msgspec.field(default_factory=list)
 
 
-class Case(Struct, frozen=True, kw_only=True):
+class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
+    """What the cases of all parts tell. A part adds a struct of its own, whose tag is the part's name."""
+
     name: str
-    part: str
     inputs: dict[str, str | int | float | bool | None]
     samples: list[Sample]
     metrics: Metrics
     bytes: StepBytes
     roofline: Roofline
     memory: Memory
-    prefix: Prefix | None
+    prefix: Prefix | None = None
     check: Check
     power: Power = Power()
     cold_start: ColdStart = ColdStart()
     peers: list[BenchPeer] = msgspec.field(default_factory=list)
+
+    @property
+    def part(self) -> str:
+        """latency | prefix | no-cache"""
+        return str(self.__struct_config__.tag)
+
+
+class LatencyCase(Case, frozen=True, kw_only=True, tag="latency"):
+    """A batch prefilled, then decoded."""
+
+
+class PrefixCase(Case, frozen=True, kw_only=True, tag="prefix"):
+    """The same prompts with a part of them cached and without."""
+
+    prefix: Prefix
+
+
+class NoCacheCase(Case, frozen=True, kw_only=True, tag="no-cache"):
+    """One way of keeping K and V."""
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):
@@ -172,4 +206,4 @@ class BenchDocument(Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
     definitions: dict[str, str]
     assumptions: list[str]
-    cases: list[Case]
+    cases: list[AnyCase]

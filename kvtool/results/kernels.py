@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from kvtool.results.bench import Power, Summary
+from kvtool.results.bench import Power
 from kvtool.results.document import Struct
+from kvtool.results.summary import Summary
 
 
 class KernelMetrics(Struct, frozen=True, kw_only=True):
@@ -25,6 +26,10 @@ class KernelBytes(Struct, frozen=True, kw_only=True):
     kv_written: int
     other: int
     flops: int
+
+    @property
+    def moved(self) -> int:
+        return self.kv_read + self.kv_written + self.other
 
 
 class KernelMemory(Struct, frozen=True, kw_only=True):

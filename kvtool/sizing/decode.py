@@ -6,6 +6,7 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.results import SizeDecode
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.roofline import bound, compute_s, memory_s
 from kvtool.sizing.traffic import decode_flops
 from kvtool.sizing.usage import GpuCache
 from kvtool.sizing.weights import Weights
@@ -35,7 +36,7 @@ def decode_floor(
         weights_read_bytes_per_step=weights_read,
         flops_per_step=flops_per_rank,
         ideal_tpot_ms=None if memory_ms is None else max(memory_ms, compute_ms or 0.0),
-        bound=None if memory_ms is None or compute_ms is None else "memory" if memory_ms >= compute_ms else "compute",
+        bound=None if memory_ms is None or compute_ms is None else bound(memory_ms, compute_ms),
     )
 
 
@@ -45,7 +46,7 @@ def _times_ms(
     """Milliseconds to read the bytes, and to do the FLOPs in bf16; None for what is not known."""
     memory_ms = compute_ms = None
     if gpu is not None and gpu.memory_bandwidth_gbps is not None and weights_read is not None:
-        memory_ms = (kv_read + weights_read) / (gpu.memory_bandwidth_gbps * 1e9) * 1e3
+        memory_ms = memory_s(kv_read + weights_read, gpu.memory_bandwidth_gbps) * 1e3
     if gpu is not None and gpu.bf16_tflops is not None and flops is not None:
-        compute_ms = flops / (gpu.bf16_tflops * 1e12) * 1e3
+        compute_ms = compute_s(flops, gpu.bf16_tflops) * 1e3
     return memory_ms, compute_ms

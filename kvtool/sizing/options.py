@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvtool.catalog.checkpoint import CheckpointHeader
 from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.headers import CheckpointHeader
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration

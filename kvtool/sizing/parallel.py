@@ -12,6 +12,7 @@ from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
 
 T = TypeVar("T")
+DEGREES = ("tp", "pp", "dp", "dcp", "ep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Parallel:
     dp_attention: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "dp", "dcp", "ep"):
+        for name in DEGREES:
             if getattr(self, name) < 1:
                 raise KvtoolError(f"{name} {getattr(self, name)} must be at least 1")
         if self.dp_attention and self.tp % self.dp:

@@ -6,9 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from kvtool.catalog.checkpoint import CheckpointHeader, has_weights, read_header
+from kvtool.catalog.headers import CheckpointHeader
 from kvtool.catalog.model import Model
 from kvtool.catalog.quantised_parts import DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
@@ -137,14 +136,6 @@ def _counted_bits(params: ParamCount, stored: WeightFormat) -> float:
     rest = params.layers - params.mixers
     layers = params.mixers * stored.mixer_bits + rest * stored.bits + params.experts * stored.expert_bits
     return layers + (params.embedding + params.head) * stored.outer_bits
-
-
-def find_checkpoint(name: str) -> CheckpointHeader | None:
-    """The headers of the weights in the folder or file MODEL; None where it has none. Raises KvtoolError."""
-    path = Path(name)
-    if path.suffix in (".gguf", ".safetensors") or (path.is_dir() and has_weights(path)):
-        return read_header(path)
-    return None
 
 
 def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | None = None) -> Weights:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kvtool.catalog.checkpoint import CheckpointHeader
 from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.headers import CheckpointHeader
 from kvtool.results import VerifyRow
 from kvtool.sizing.fit import GRAPH_BYTES, RUNTIME_BYTES, BatchLimits, Budget, batch_limits, budget
 from kvtool.sizing.weights import Weights, weigh

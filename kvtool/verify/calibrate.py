@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvtool.errors import KvtoolError
-from kvtool.results import Calibration, encode, write_atomic
+from kvtool.files import write_atomic
+from kvtool.results import Calibration, encode
 from kvtool.verify.budget import activation_peak, kv_pool, outside_torch
 from kvtool.verify.facts import Figure, LogFacts
 

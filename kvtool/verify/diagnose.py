@@ -9,12 +9,14 @@ from typing import Any
 from kvtool.catalog.gpus import Gpu, find_gpu
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.flags import BY_FIELD
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.parallel import DEGREES
 from kvtool.verify.facts import Figure, LogFacts
 from kvtool.verify.inputs import Started
 from kvtool.verify.vllm_terms import plan_rows, planned
 
-_FLAGS: dict[str, tuple[Any, ...]] = {
+_TRIED: dict[str, tuple[Any, ...]] = {
     "max_num_batched_tokens": (512, 1024, 2048, 4096, 8192, 16384, 32768),
     "kv_cache_dtype": ("bf16", "fp8", "int8_per_token_head"),
     "tp": (1, 2, 4, 8),
@@ -43,7 +45,7 @@ def _agrees(facts: LogFacts, started: Started, pool: Figure | None) -> bool:
 
 def _alternatives(started: Started, options: EngineOptions) -> Iterator[tuple[str, EngineOptions]]:
     """Likeliest first; a flag that the log or the user gives stays as it is."""
-    for name, values in _FLAGS.items():
+    for name, values in _TRIED.items():
         if started.inputs.get(name, AUTO) != AUTO:
             continue
         for value in values:
@@ -59,9 +61,6 @@ def _alternatives(started: Started, options: EngineOptions) -> Iterator[tuple[st
 
 def _spelled(name: str, value: object) -> str:
     """`--max-num-batched-tokens 2048`, `--no-async-scheduling`."""
-    flag = name.replace("_", "-")
     if name == "gpu":
         return f"the kernels of --gpu {value}"
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
+    return f"--{name} {value}" if name in DEGREES else BY_FIELD[name].said(value)

@@ -14,30 +14,18 @@ from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.parallel import Parallel, check_layout
+from kvtool.sizing.parallel import DEGREES, Parallel, check_layout
 from kvtool.verify.facts import LogFacts
 
-# The log's spelling of each flag that changes the cache -> its name in EngineOptions or Parallel.
-_NAMES = {
+# The log's spelling of each degree of parallelism -> its name in Parallel. Other flags have theirs in their rows.
+_DEGREES = {
     "vllm": {
         "tensor_parallel_size": "tp",
         "pipeline_parallel_size": "pp",
         "data_parallel_size": "dp",
         "decode_context_parallel_size": "dcp",
-        "max_seq_len": "max_model_len",
-        "max_model_len": "max_model_len",
-        "kv_cache_dtype": "kv_cache_dtype",
-        "block_size": "block_size",
-        "gpu_memory_utilization": "gpu_memory_utilization",
-        "max_num_batched_tokens": "max_num_batched_tokens",
-        "max_num_seqs": "max_num_seqs",
-        "kv_cache_memory_bytes": "kv_cache_memory_bytes",
-        "num_gpu_blocks_override": "num_gpu_blocks_override",
-        "async_scheduling": "async_scheduling",
-        "enable_prefix_caching": "enable_prefix_caching",
-        "mamba_ssm_cache_dtype": "mamba_ssm_cache_dtype",
-        "mamba_cache_mode": "mamba_cache_mode",
     },
     "sglang": {
         "tp_size": "tp",
@@ -45,18 +33,6 @@ _NAMES = {
         "dp_size": "dp",
         "ep_size": "ep",
         "dcp_size": "dcp",
-        "context_length": "max_model_len",
-        "kv_cache_dtype": "kv_cache_dtype",
-        "page_size": "block_size",
-        "mamba_ssm_dtype": "mamba_ssm_cache_dtype",
-        "mem_fraction_static": "mem_fraction_static",
-        "chunked_prefill_size": "chunked_prefill_size",
-        "max_total_tokens": "max_total_tokens",
-        "max_running_requests": "max_running_requests",
-        "swa_full_tokens_ratio": "swa_full_tokens_ratio",
-        "mamba_full_memory_ratio": "mamba_full_memory_ratio",
-        "max_mamba_cache_size": "max_mamba_cache_size",
-        "speculative_num_steps": "num_speculative_tokens",
         "enable_dp_attention": "dp_attention",
     },
 }
@@ -73,15 +49,7 @@ _UNPLANNED = {
         "speculative_algorithm": "the draft model of speculative_algorithm takes a pool of its own",
     },
 }
-_DEGREES = ("tp", "pp", "dp", "dcp", "ep")
-_COUNTS = (
-    *("max_model_len", "block_size", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"),
-    *("num_gpu_blocks_override", "chunked_prefill_size", "max_total_tokens", "max_running_requests"),
-    *("max_mamba_cache_size", "num_speculative_tokens"),
-)
 _DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
-_FRACTIONS = ("gpu_memory_utilization", "mem_fraction_static", "swa_full_tokens_ratio", "mamba_full_memory_ratio")
-_SWITCHES = ("async_scheduling", "enable_prefix_caching", "hybrid_kv_cache_manager")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 
@@ -126,20 +94,16 @@ def started(
 
 
 def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:
-    value: str | int | float | bool | None = getattr(
-        options.parallel if flag in (*_DEGREES, "dp_attention") else options, flag
-    )
+    value: str | int | float | bool | None = getattr(options if flag in BY_FIELD else options.parallel, flag)
     return value
 
 
 def _logged_inputs(facts: LogFacts) -> dict[str, str]:
     """Flags by kvtool's names; the length that the engine settled on counts before the one it was asked for."""
-    names = _NAMES[facts.engine]
-    inputs = {names[flag]: value for flag, value in facts.flags.items() if flag in names and value not in ("", "None")}
-    if facts.engine == "vllm" and facts.flags.get("disable_hybrid_kv_cache_manager") == "True":
-        inputs["hybrid_kv_cache_manager"] = "False"
-    if facts.engine == "sglang" and facts.flags.get("disable_radix_cache") == "True":
-        inputs["enable_prefix_caching"] = "False"
+    names = _DEGREES[facts.engine] | {name: flag.field for flag in FLAGS for name in flag.log_names(facts.engine)}
+    logged = {name: value for name, value in facts.flags.items() if name in names and value not in ("", "None")}
+    inputs = {names[name]: value for name, value in logged.items() if not name.startswith("disable_")}
+    inputs |= {names[name]: "False" for name in logged if name.startswith("disable_") and logged[name] == "True"}
     if drafted := _DRAFTED.search(facts.flags.get("speculative_config", "")):
         inputs["num_speculative_tokens"] = drafted[1]
     if (length := facts.last("max_model_len")) is not None:
@@ -149,20 +113,25 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
 
 def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
     """Raises KvtoolError where a value is none that the flag can have."""
-    degrees: dict[str, Any] = {name: _count(name, inputs[name]) for name in _DEGREES if name in inputs}
+    degrees: dict[str, Any] = {name: _count(name, inputs[name]) for name in DEGREES if name in inputs}
     degrees["dp_attention"] = inputs.get("dp_attention") == "True"
-    values: dict[str, Any] = {name: _count(name, inputs[name]) for name in _COUNTS if name in inputs}
-    values |= {name: _fraction(name, inputs[name]) for name in _FRACTIONS if name in inputs}
-    values |= {name: inputs[name] in ("True", "true", "enabled") for name in _SWITCHES if name in inputs}
-    return EngineOptions(
-        name=facts.engine,
-        parallel=Parallel(**degrees),
-        gpu=gpu,
-        kv_cache_dtype=canonical_dtype(inputs.get("kv_cache_dtype", AUTO)),
-        mamba_ssm_cache_dtype=canonical_dtype(inputs.get("mamba_ssm_cache_dtype", AUTO)),
-        mamba_cache_mode=inputs.get("mamba_cache_mode", AUTO),
-        **values,
-    )
+    values: dict[str, Any] = {flag.field: _value(flag, inputs[flag.field]) for flag in FLAGS if flag.field in inputs}
+    return EngineOptions(name=facts.engine, parallel=Parallel(**degrees), gpu=gpu, **values)
+
+
+def _value(flag: Flag, text: str) -> str | int | float | bool:
+    """What the text of a log says, by the kind of the flag."""
+    match flag.kind:
+        case "count" | "size":
+            return _count(flag.field, text)
+        case "fraction":
+            return _fraction(flag.field, text)
+        case "switch":
+            return text in ("True", "true", "enabled")
+        case "dtype":
+            return canonical_dtype(text)
+        case "name":
+            return text
 
 
 def _count(name: str, text: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvtool.errors import KvtoolError
+from kvtool.files import reading
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -23,11 +24,10 @@ def read_lines(name: str) -> Iterator[str]:
         yield from _lines(sys.stdin.buffer)
         return
     try:
-        with Path(name).open("rb") as file:
+        with reading(name), Path(name).open("rb") as file:
             yield from _lines(file)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise KvtoolError(f"cannot read {name}: {reason}") from error
+    except ValueError as error:  # a null byte in the name
+        raise KvtoolError(f"cannot read {name}: {error}") from error
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from kvtool.errors import KvtoolError
 from kvtool.verify import metrics_text, sglang_log, vllm_log
@@ -45,8 +44,3 @@ def read_facts(lines: Iterable[str], name: str) -> LogFacts:
 def _weight(facts: LogFacts) -> tuple[bool, int]:
     """Engines share few texts (an out-of-memory error): the one that says more wrote the log."""
     return bool(facts.readings or facts.flags), len(facts.readings) + len(facts.flags)
-
-
-def with_flags(facts: LogFacts, flags: dict[str, str]) -> LogFacts:
-    """The facts with flags given by the user, which overrule the log's."""
-    return replace(facts, flags={**facts.flags, **flags}) if flags else facts

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvtool.catalog.checkpoint import find_checkpoint
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyDocument, VerifyEngine, VerifyRow
-from kvtool.sizing.weights import find_checkpoint
 from kvtool.verify.budget import Estimate, estimate
 from kvtool.verify.engine_rows import EngineRows, engine_rows
 from kvtool.verify.facts import LogFacts

@@ -8,19 +8,28 @@ import pytest
 import torch
 
 from kvtool.bench.cases import latency, prefix
-from kvtool.bench.cases.latency import latency_case
-from kvtool.bench.cases.no_cache import no_cache_cases
+from kvtool.bench.cases.base import Setup
+from kvtool.bench.cases.latency import Cell, Latency
+from kvtool.bench.cases.no_cache import Race
 from kvtool.bench.cases.prefix import prefix_case
 from kvtool.engine import engine as engines
 from kvtool.engine.engine import Engine
 from kvtool.engine.graphs.capture import Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.machine.interleaved import Windows
-from kvtool.results import ColdStart
-from tests.bench.test_bench import FAST, OPTIONS
+from kvtool.results import AnyCase, ColdStart
+from tests.bench.test_bench import FAST, LATENCY, PREFIX
 from tests.bench.tiny_model import loaded
 
-NO_WINDOWS = Windows("cpu", torch.float32, FAST)
+
+def setup(num_iters_warmup: int = 1) -> Setup:
+    windows = Windows("cpu", torch.float32, FAST)
+    return Setup(loaded=loaded(), windows=windows, num_iters=3, num_iters_warmup=num_iters_warmup)
+
+
+def latency_case(setup: Setup, options: Latency, batch_size: int) -> AnyCase:
+    (case,) = Cell(setup, options, input_len=20, batch_size=batch_size).measure().cases
+    return case
 
 
 @pytest.fixture
@@ -51,16 +60,18 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "graphs"),
+    ("warmup", "options", "graphs"),
     [
-        (OPTIONS, 1),  # a batch decodes together to its end
-        (replace(OPTIONS, num_iters_warmup=0), 1),
-        (replace(OPTIONS, num_iters_warmup=0, concurrency=3, num_prompts=7), 3),  # 1, 2 and 3 in 4
-        (replace(OPTIONS, num_iters_warmup=0, request_rate=500.0, num_prompts=9), 5),  # any number up to 9
+        (1, LATENCY, 1),  # a batch decodes together to its end
+        (0, LATENCY, 1),
+        (0, replace(LATENCY, concurrency=3, num_prompts=7), 3),  # 1, 2 and 3 in 4
+        (0, replace(LATENCY, request_rate=500.0, num_prompts=9), 5),  # any number up to 9
     ],
 )
-def test_a_latency_case_captures_before_its_first_request(events: list[str], options: object, graphs: int) -> None:
-    case = latency_case(loaded(), options, NO_WINDOWS, input_len=20, batch_size=3)
+def test_a_latency_case_captures_before_its_first_request(
+    events: list[str], warmup: int, options: Latency, graphs: int
+) -> None:
+    case = latency_case(setup(warmup), options, batch_size=3)
     assert events[:graphs] == ["capture"] * graphs
     assert "capture" not in events[graphs:]
     assert case.inputs["graphs"] is True
@@ -71,7 +82,7 @@ def test_a_latency_case_captures_before_its_first_request(events: list[str], opt
 
 
 def test_a_prefix_case_captures_nothing_between_its_samples(events: list[str]) -> None:
-    case = prefix_case(loaded(), OPTIONS, NO_WINDOWS, hit_rate=0.5)
+    (case,) = prefix_case(setup(), PREFIX, hit_rate=0.5).cases
     assert events.count("capture") == 4  # of either arm: with logits for the check, and without
     assert "capture" not in events[events.index("sample") :]
     assert case.check.outputs_equal
@@ -79,11 +90,11 @@ def test_a_prefix_case_captures_nothing_between_its_samples(events: list[str]) -
 
 
 def test_ways_to_keep_a_cache_are_all_launched_alike(events: list[str]) -> None:
-    cases = no_cache_cases(loaded(), OPTIONS, NO_WINDOWS, input_len=16)
+    cases = Race(setup(), input_len=16, output_len=5).measure().cases
     assert "capture" not in events
     assert {case.inputs["graphs"] for case in cases} == {False}
 
 
 def test_where_nothing_is_captured_nothing_is_told() -> None:
-    case = latency_case(loaded(), OPTIONS, NO_WINDOWS, input_len=20, batch_size=1)
+    case = latency_case(setup(), LATENCY, batch_size=1)
     assert (case.cold_start, case.inputs["graphs"]) == (ColdStart(), False)

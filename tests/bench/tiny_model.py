@@ -25,7 +25,7 @@ TINY = Model(
 
 
 def config(**given: object) -> EngineConfig:
-    return EngineConfig(device="cpu", dtype="fp32", prefill_first=True, **given)
+    return EngineConfig(device="cpu", dtype="fp32", **given)
 
 
 def loaded(**given: object) -> LoadedModel:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from kvtool.cache import RadixTree
-from kvtool.cache.radix_tree import Node, PageKey, page_keys
+from kvtool.cache.node import Node, PageKey
+from kvtool.cache.radix_tree import page_keys
 
 
 def keys(*first_tokens: int) -> list[PageKey]:
@@ -36,9 +37,9 @@ def test_match_changes_neither_the_tree_nor_the_order_of_eviction() -> None:
     for first, page in ((1, 0), (2, 10)):
         node, _ = insert(tree, keys(first, 5, 6), [page, page + 1, page + 2])
         tree.unlock(node)
-    before = str(tree), list(tree._evictable)
+    before = str(tree)
     assert tree.match(keys(1, 5)) == [0, 1]
-    assert (str(tree), list(tree._evictable)) == before
+    assert str(tree) == before
     assert tree.evict(1) == [2], "the match did not make the first prefix the more recent one"
 
 
@@ -60,6 +61,27 @@ def test_the_only_sequence_on_a_leaf_makes_its_edge_longer() -> None:
     child, _ = tree.extend(node, keys(3), [2])
     assert child.parent is node, "another sequence stands on the node: its end must not move"
     tree.check()
+
+
+def test_a_run_that_was_hit_is_not_made_longer() -> None:
+    """New pages have no hits, so they cannot share the count of the run before them."""
+    tree = RadixTree()
+    node, _ = insert(tree, keys(1, 2), [0, 1])
+    tree.unlock(node)
+    again, _ = tree.lock_prefix(keys(1, 2))
+    tree.count_hit(again)
+    child, _ = tree.extend(again, keys(3), [2])
+    assert (again.hits, child.hits, child.parent) == (1, 0, again)
+    assert child.depth_pages == 3
+    tree.check()
+
+
+def test_a_page_can_be_named_by_anything_hashable() -> None:
+    tree = RadixTree()
+    node, _ = tree.lock_prefix([])
+    tree.extend(node, [11, "b", b"c"], [0, 1, 2])
+    assert tree.match([11, "b", 7]) == [0, 1]
+    assert str(tree).endswith("pages [0, 1, 2] key 11 locks 1")
 
 
 def test_eviction_takes_the_tail_first_and_spares_locked_paths() -> None:

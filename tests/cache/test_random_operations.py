@@ -10,16 +10,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvtool.cache import CacheManager, SequenceCache
+from kvtool.cache import EVICTION, CacheManager, EvictionPolicy, SequenceCache
+from tests.cache.policies import DeepestPage, LargestRun
 
+POLICIES = [*EVICTION.values(), DeepestPage, LargestRun]
 NUM_PAGES = 12
 tokens_strategy = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 
 
 class CacheMachine(RuleBasedStateMachine):
-    @initialize(block_size=st.sampled_from([1, 2, 3, 4]), prefix_caching=st.sampled_from([True, True, False]))
-    def start(self, block_size: int, prefix_caching: bool) -> None:
-        self.cache = CacheManager(NUM_PAGES, block_size, prefix_caching)
+    @initialize(
+        block_size=st.sampled_from([1, 2, 3, 4]),
+        prefix_caching=st.sampled_from([True, True, True, False]),
+        policy=st.sampled_from(POLICIES),
+    )
+    def start(self, block_size: int, prefix_caching: bool, policy: type[EvictionPolicy]) -> None:
+        self.cache = CacheManager(NUM_PAGES, block_size, prefix_caching, policy())
         self.contents: dict[int, tuple[int, ...]] = {}
         self.tokens: dict[SequenceCache, list[int]] = {}
 
@@ -98,5 +104,5 @@ class CacheMachine(RuleBasedStateMachine):
                 assert self.contents[sequence.table.slot(position)] == tuple(tokens[: position + 1])
 
 
-CacheMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
 test_random_operations = CacheMachine.TestCase

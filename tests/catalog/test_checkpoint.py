@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from kvtool.catalog.checkpoint import has_weights, read_header
+from kvtool.catalog.checkpoint import find_checkpoint, holds_weights, read_header
 from kvtool.errors import KvtoolError
 
 
@@ -33,8 +33,33 @@ def test_a_file_as_the_library_writes_it(tmp_path: Path) -> None:
         ("b", "F16", (5,)),
         ("empty", "I8", (0, 7)),
     }
-    assert has_weights(tmp_path)
+    assert holds_weights(tmp_path)
     assert read_header(tmp_path) == header
+
+
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F16": 16, "BF16": 16, "F32": 32, "C64": 64, "F64": 64} | dict.fromkeys(
+    ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8
+)
+"""Of dtypes that the format names; the library refuses a file of any other size."""
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_bytes_of_every_dtype(tmp_path: Path, dtype: str) -> None:
+    size = 8 * BITS[dtype] // 8
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pack({"a": entry(dtype, (2, 4), 0, size)}, bytes(size)))
+    (tensor,) = read_header(path).tensors
+    assert (tensor.dtype, tensor.params, tensor.size_bytes) == (dtype, 8, size)
+
+
+def test_a_file_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:
+    size = 64 << 30
+    header = pack({"a": entry("BF16", (size // 2,), 0, size)})
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)  # a hole, which takes no room on the disk
+    assert read_header(path).weights_bytes == size
 
 
 def shards(folder: Path) -> dict[str, str]:
@@ -78,7 +103,7 @@ def test_files_without_a_tensor(tmp_path: Path) -> None:
 def test_an_index_without_a_map(tmp_path: Path, content: str) -> None:
     shards(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(KvtoolError, match=r"index\.json has"):
+    with pytest.raises(KvtoolError, match=r"index\.json (has no weight_map|is not JSON)"):
         read_header(tmp_path)
 
 
@@ -90,7 +115,7 @@ def test_files_without_an_index_must_not_repeat_a_tensor(tmp_path: Path) -> None
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
-    assert not has_weights(tmp_path)
+    assert not holds_weights(tmp_path)
     with pytest.raises(KvtoolError, match=r"holds no \.safetensors file"):
         read_header(tmp_path)
 
@@ -98,21 +123,22 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is truncated: 0 bytes"),
-        (b"1234567", "is truncated: 7 bytes"),
-        (pack({}, length=10**12), "its header of 1000000000000 bytes is not there"),
-        (pack({"a": entry()}, b"1234"), "its tensors take 8 bytes, 4 are there"),
-        (pack({"a": entry()}, b"123456789"), "its tensors take 8 bytes, 9 are there"),
-        (pack(b"not json"), "has a header that is not JSON"),
-        (pack(b"[]"), "has a header that is not a JSON object"),
-        (pack({"a": 1}), "tensor 'a' has no description"),
-        (pack({"a": entry("F33")}, bytes(8)), "has dtype 'F33'"),
-        (pack({"a": entry(shape=[-2])}, bytes(8)), "no valid shape"),
-        (pack({"a": entry(shape="2")}, bytes(8)), "no valid shape"),
-        (pack({"a": entry(start=8, stop=0)}, bytes(8)), "no valid shape"),
-        (pack({"a": entry(shape=[3])}, bytes(8)), "cannot take 8 bytes"),
-        (pack({"a": entry(), "b": entry(start=4, stop=12)}, bytes(12)), "'b' starts at byte 4, the one before it ends"),
-        (pack({"a": entry(), "b": entry(start=12, stop=20)}, bytes(20)), "'b' starts at byte 12"),
+        (b"", "of 0 bytes is truncated or not a safetensors file: header too small"),
+        (b"1234567", "of 7 bytes is truncated or not a safetensors file: header too small"),
+        (pack({}, length=10**12), "header too large"),
+        (pack({"a": entry()}, b"1234"), "file not fully covered"),
+        (pack({"a": entry()}, b"123456789"), "file not fully covered"),
+        (pack(b"not json"), "invalid JSON in header"),
+        (pack(b"[]"), "invalid JSON in header: invalid type: sequence"),
+        (pack({"a": 1}), "invalid type: integer `1`, expected struct TensorInfo"),
+        (pack({"a": entry("F33")}, bytes(8)), "unknown variant `F33`, expected one of `BOOL`"),
+        (pack({"a": entry(shape=[-2])}, bytes(8)), "invalid value: integer `-2`"),
+        (pack({"a": entry(shape="2")}, bytes(8)), 'invalid type: string "2", expected a sequence'),
+        (pack({"a": entry(start=8, stop=0)}, bytes(8)), "invalid offset for tensor `a`"),
+        (pack({"a": entry(shape=[3])}, bytes(8)), "invalid shape, data type, or offset"),
+        (pack({"a": entry(shape=[2**62, 4])}, bytes(8)), "overflow computing buffer size"),
+        (pack({"a": entry(), "b": entry(start=4, stop=12)}, bytes(12)), "invalid offset for tensor `b`"),
+        (pack({"a": entry(), "b": entry(start=12, stop=20)}, bytes(20)), "invalid offset for tensor `b`"),
     ],
 )  # fmt: skip
 def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -142,6 +168,29 @@ def test_any_damage_is_refused_in_one_line(tmp_path_factory: pytest.TempPathFact
     assert "\n" not in message
 
 
+def test_what_holds_weights(tmp_path: Path) -> None:
+    assert not holds_weights(tmp_path)
+    assert not holds_weights(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert holds_weights(tmp_path / "model.gguf")
+    assert not holds_weights(tmp_path), "of a folder only safetensors are read"
+    (tmp_path / "model.safetensors").write_bytes(pack({}))
+    assert holds_weights(tmp_path)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(KvtoolError, match="cannot read"):
+    with pytest.raises(KvtoolError, match=r"cannot read .*none\.safetensors: No such file or directory$"):
         read_header(tmp_path / "none.safetensors")
+
+
+def test_weights_in_a_folder_are_counted_from_their_headers(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(pack({"w": entry("BF16", (2, 3), 0, 12)}, bytes(12)))
+    for name in (tmp_path, tmp_path / "model.safetensors"):
+        header = find_checkpoint(str(name))
+        assert header is not None
+        assert header.weights_bytes == 12
+
+
+def test_names_without_weights_have_none(tmp_path: Path) -> None:
+    assert find_checkpoint("llama-3.1-8b") is None
+    assert find_checkpoint(str(tmp_path)) is None

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
-from typing import Any
-
 import pytest
 
-from kvtool.catalog.gpus import find_gpu, load_gpus, local_gpu
-from kvtool.errors import DeviceError, KvtoolError
+from kvtool.catalog.gpus import find_gpu, load_gpus
+from kvtool.errors import KvtoolError
 
 
 def test_all_cards_are_there_and_whole() -> None:
@@ -65,45 +61,3 @@ def test_reported_memory_beats_the_decimal_figure() -> None:
     assert (l40s.memory_bytes, l40s.memory_assumed) == (48_305_799_168, False)
     assert (h100.memory_bytes, h100.memory_assumed) == (80_000_000_000, True)
     assert (h100.memory_bandwidth_gbps, h100.bf16_tflops, h100.compute_units) == (3350, 989, 132)
-
-
-class FakeNvmlError(Exception):
-    pass
-
-
-def fake_nvml(monkeypatch: pytest.MonkeyPatch, *, name: str = "", error: str | None = None) -> None:
-    """A pynvml with one card of that name, or none at all."""
-
-    def init() -> None:
-        if error:
-            raise FakeNvmlError(error)
-
-    module: Any = ModuleType("pynvml")
-    module.NVMLError = FakeNvmlError
-    module.nvmlInit = init
-    module.nvmlShutdown = lambda: None
-    module.nvmlDeviceGetHandleByIndex = lambda index: index
-    module.nvmlDeviceGetName = lambda handle: name
-    module.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(total=85_000_000_000)
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-
-
-def test_local_card_of_the_list_has_its_figures_and_the_drivers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvml(monkeypatch, name="NVIDIA H100 80GB HBM3")
-    gpu = find_gpu("local")
-    assert (gpu.name, gpu.memory_bytes, gpu.memory_assumed) == ("H100-SXM-80GB", 85_000_000_000, False)
-    assert gpu.memory_bandwidth_gbps == 3350
-
-
-def test_local_card_that_nobody_knows_has_only_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvml(monkeypatch, name="NVIDIA Z1")
-    gpu = local_gpu()
-    assert (gpu.name, gpu.memory_bytes, gpu.memory_bandwidth_gbps) == ("NVIDIA Z1", 85_000_000_000, None)
-
-
-def test_local_without_a_driver_is_the_devices_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvml(monkeypatch, error="NVML Shared Library Not Found")
-    with pytest.raises(DeviceError, match="no NVIDIA driver here") as refused:
-        find_gpu("LOCAL")
-    assert refused.value.exit_code == 3
-    assert "\n" not in str(refused.value)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import io
 import json
-from email.message import Message
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request
 
 import pytest
 
@@ -17,19 +18,21 @@ from tests.catalog.data import LLAMA
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What the Hub answers: `config` as bytes or an exception, `params` as a count; `asked` collects the URLs."""
-    state: dict[str, Any] = {"config": json.dumps(LLAMA).encode(), "params": 1000, "asked": []}
+    """What the Hub answers: `config` (bytes or an exception), `status`, a count `params`; `asked` collects the URLs."""
+    state: dict[str, Any] = {"config": json.dumps(LLAMA).encode(), "status": 200, "params": 1000, "asked": []}
 
-    def open_url(request: Request, timeout: float) -> io.BytesIO:
-        assert timeout <= 2
-        state["asked"].append(request.full_url)
+    @contextmanager
+    def stream(method: str, url: str, *, headers: dict[str, str], timeout: float) -> Iterator[Any]:
+        assert (method, timeout) == ("GET", 2.0)
+        assert headers["user-agent"]
+        state["asked"].append(url)
         if isinstance(state["config"], Exception):
             raise state["config"]
-        return io.BytesIO(state["config"])
+        yield SimpleNamespace(status_code=state["status"], iter_bytes=lambda: iter([state["config"]]))
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "urlopen", open_url)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(stream=stream))
     monkeypatch.setattr(hub, "_count_params", lambda name: state["params"])
     return state
 
@@ -52,7 +55,7 @@ def test_without_safetensors_there_is_no_count(answers: dict[str, Any]) -> None:
     [(401, "only for users who are logged in"), (403, "is gated"), (404, "is not there"), (500, "HTTP status 500")],
 )
 def test_refusals_of_the_hub(answers: dict[str, Any], status: int, message: str) -> None:
-    answers["config"] = HTTPError("url", status, "no", Message(), None)
+    answers["status"] = status
     with pytest.raises(KvtoolError, match=message):
         hub.hub_model("owner/name")
     assert len(answers["asked"]) == 1
@@ -87,3 +90,32 @@ def test_an_answer_that_is_no_config(answers: dict[str, Any]) -> None:
     answers["config"] = b"<html>"
     with pytest.raises(KvtoolError, match=r"huggingface\.co/owner/name is not JSON"):
         hub.hub_model("owner/name")
+
+
+class Answer(BaseHTTPRequestHandler):
+    """A server that sends a byte more than a config may have, or no such page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/long" else 404)
+        self.end_headers()
+        if self.path == "/long":
+            self.wfile.write(b"x" * 11)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_the_clients_own_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the Hub client itself, so that what it offers under these names is not only assumed."""
+    monkeypatch.setattr(hub, "_MAX_CONFIG_BYTES", 10)
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert hub._get(f"{url}/long") == (200, b"x" * 10)
+            assert hub._get(f"{url}/none") == (404, b"")
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(KvtoolError, match="the Hub cannot be reached"):
+        hub._download("owner/name", url)

@@ -19,7 +19,7 @@ QUICK = (
 
 @pytest.fixture
 def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvtool:
-    monkeypatch.setattr("kvtool.bench.bench.CEILING_SECONDS", 0.2)
+    monkeypatch.setattr("kvtool.bench.session.CEILING_SECONDS", 0.2)
     return lambda *args: run(capsys, monkeypatch, *args)
 
 

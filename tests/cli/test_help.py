@@ -1,4 +1,6 @@
-"""Every command's help: no flag is declared twice, and it ends with two examples that fit a line and work."""
+"""Every command's help: no flag is declared twice or cut, the common ones come first, and it ends with two examples
+that fit a line and work.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from kvtool.cli.app import app
 
 COMMANDS = typer.main.get_group(app).commands
 RUNS_A_MODEL = {"bench", "generate", "kernels"}
+A_TRACE = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
 A_LOG = Path(__file__).parents[1] / "verify" / "logs" / "vllm_0_31_llama_3_1_8b.log"
 
 
@@ -34,11 +37,34 @@ def test_no_flag_is_declared_twice(name: str) -> None:
     assert [flag for flag, times in flags.items() if times > 1] == []
 
 
+def shown(name: str) -> str:
+    """The help on a terminal of 80 columns."""
+    return CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_shown_whole(name: str) -> None:
+    words = set(shown(name).replace(",", " ").split())
+    for parameter in COMMANDS[name].params:
+        for flag in (*parameter.opts, *parameter.secondary_opts):
+            assert flag in words or not flag.startswith("--")
+    assert max(map(len, shown(name).splitlines())) <= 80
+
+
+def test_the_common_options_come_first_and_the_engines_own_last() -> None:
+    lines = shown("size").splitlines()
+    titles = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    engines = [f"With --engine {names}" for names in ("vllm or sglang", "vllm", "sglang")]
+    assert titles[:2] == ["Arguments", "Options"]
+    assert titles[-3:] == engines
+    common = lines[lines.index("Options:") : lines.index(f"{titles[2]}:")]
+    assert {"--context", "--gpu", "--tp", "--engine", "--json"} <= {line.split()[0] for line in common if line}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_ends_with_two_examples_on_a_line_each(name: str) -> None:
-    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
     assert len(examples(name)) == 2
-    assert [line.strip() for line in shown.splitlines() if line.strip()][-2:] == examples(name)
+    assert [line.strip() for line in shown(name).splitlines() if line.strip()][-2:] == examples(name)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -51,6 +77,7 @@ def test_an_example_parses(example: str) -> None:
 def test_an_example_works(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(A_LOG, tmp_path / "vllm.log")
+    shutil.copy(A_TRACE, tmp_path / "conversation.jsonl")
     result = CliRunner().invoke(app, shlex.split(example)[1:])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout != ""

@@ -24,7 +24,7 @@ QUICK = ("smollm2-135m", "--context", "40,64", "--batch-size", "1,3", "--chunk-l
 def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvtool:
     monkeypatch.setattr(roofline, "stream_buffer_bytes", lambda device, llc_bytes: MIB)
     monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda device: MIB)
-    monkeypatch.setattr(kernels, "CEILING_SECONDS", 0.05)
+    monkeypatch.setattr("kvtool.bench.session.CEILING_SECONDS", 0.05)
     monkeypatch.setattr(kernels, "PASS_SECONDS", 0.005)
     return lambda *args: run(capsys, monkeypatch, "kernels", *args, "--device", "cpu")
 
@@ -70,7 +70,7 @@ def test_peers_stand_beside_ours_in_every_form(kvtool: Kvtool, tmp_path: Path) -
 
 def test_a_wrong_output_exits_1_after_the_table(kvtool: Kvtool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtool.bench.kernels.calls.ROUNDING", dict.fromkeys(("fp32", "bf16", "fp16"), -1.0))
-    monkeypatch.setattr(kernels, "ACCOUNTING_LIMIT", 1e9)
+    monkeypatch.setattr("kvtool.bench.limits.ACCOUNTING_LIMIT", 1e9)
     done = kvtool(*QUICK)
     assert done.code == 1
     assert "WRONG" in done.out
@@ -78,7 +78,7 @@ def test_a_wrong_output_exits_1_after_the_table(kvtool: Kvtool, monkeypatch: pyt
 
 
 def test_an_impossible_share_exits_3_after_the_table(kvtool: Kvtool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "ACCOUNTING_LIMIT", 0.0)
+    monkeypatch.setattr("kvtool.bench.limits.ACCOUNTING_LIMIT", 0.0)
     done = kvtool(*QUICK)
     assert done.code == 3
     assert "paged_decode" in done.out

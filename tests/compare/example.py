@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from kvtool.results import BenchDocument, Case, Check, Memory, Metrics, Roofline, Sample, StepBytes, Summary
-from kvtool.stats import summarise
+from kvtool.results import (
+    BenchDocument,
+    Check,
+    LatencyCase,
+    Memory,
+    Metrics,
+    Roofline,
+    Sample,
+    StepBytes,
+    Summary,
+    summarise,
+)
 
 ENVIRONMENT = {"device": "cpu", "cpu": "Example CPU", "torch": "2.13.0", "date_utc": "2026-01-01T00:00:00+00:00"}
 INPUTS = {"model": "m", "block_size": 16, "seed": 0, "num_iters": 6, "output_len": 4, "batch_size": 2}
@@ -32,15 +41,16 @@ def document(
     )
 
 
-def case(input_len: int, tpot_factor: float, draw: random.Random, iterations: int, inputs: Mapping[str, Any]) -> Case:
+def case(
+    input_len: int, tpot_factor: float, draw: random.Random, iterations: int, inputs: Mapping[str, Any]
+) -> LatencyCase:
     samples = [
         sample
         for iteration in range(iterations)
         for sample in requests(iteration, input_len, tpot_factor * draw.gauss(1, 0.01), draw)
     ]
-    return Case(
+    return LatencyCase(
         name=f"latency/{input_len}x2",
-        part="latency",
         inputs=INPUTS | {"num_iters": iterations, "input_len": input_len} | inputs,
         samples=samples,
         metrics=metrics(samples),
@@ -49,7 +59,6 @@ def case(input_len: int, tpot_factor: float, draw: random.Random, iterations: in
         memory=Memory(
             kv_predicted_bytes=4096, kv_allocated_bytes=4096, kv_pool_bytes=None, kv_waste_bytes=0, peak_bytes=None
         ),
-        prefix=None,
         check=Check(text="one arm"),
     )
 
@@ -84,4 +93,4 @@ def metrics(samples: list[Sample]) -> Metrics:
 def summary(values: list[float]) -> Summary:
     found = summarise(values)
     assert found is not None
-    return Summary(**asdict(found))
+    return found

@@ -61,6 +61,8 @@ def test_the_longest_request_that_fits_runs_to_its_end(engine: Engine) -> None:
         ({"max_num_batched_tokens": 0}, "max-num-batched-tokens 0 must be at least 1"),
         ({"dtype": "fp8"}, "dtype 'fp8' is not one the engine runs: auto, fp32, bf16, fp16"),
         ({"backend": "cuda"}, "backend 'cuda' is not one of auto, triton, torch"),
+        ({"eviction": "lur"}, "eviction policy 'lur' is not one of lru, lfu, fifo"),
+        ({"preemption": "none"}, "preemption policy 'none' is not one of youngest"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(config: dict[str, object], message: str) -> None:

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtool.cache.eviction import EVICTION, eviction_policy
 from kvtool.cache.manager import CacheManager
+from kvtool.engine.preemption import PREEMPTION, Preemption, preemption_policy, youngest
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence, Status
 from kvtool.errors import KvtoolError
@@ -28,9 +30,18 @@ class Done(NamedTuple):
 class FakeEngine:
     """Schedule, run, postprocess, as the engine does, but a token is a sum over what the pages hold."""
 
-    def __init__(self, *, num_pages: int = 100, block_size: int = 4, caching: bool = True, **limits: object) -> None:
-        self.cache = CacheManager(num_pages, block_size, caching)
-        self.scheduler = Scheduler(self.cache, SchedulerLimits(**limits))
+    def __init__(
+        self,
+        *,
+        num_pages: int = 100,
+        block_size: int = 4,
+        caching: bool = True,
+        eviction: str = "lru",
+        preemption: Preemption = youngest,
+        **limits: object,
+    ) -> None:
+        self.cache = CacheManager(num_pages, block_size, caching, eviction_policy(eviction))
+        self.scheduler = Scheduler(self.cache, SchedulerLimits(**limits), preemption)
         self.contents: dict[int, tuple[int, ...]] = {}
         self._ids = count()
 
@@ -81,6 +92,14 @@ def continued(prompt: list[int], max_tokens: int) -> list[int]:
     for _ in range(max_tokens):
         tokens.append(next_token(tokens))
     return tokens[len(prompt) :]
+
+
+def oldest(running: list[Sequence]) -> Sequence:
+    return running[0]
+
+
+def largest(running: list[Sequence]) -> Sequence:
+    return max(running, key=lambda sequence: len(sequence.token_ids))
 
 
 def amounts(step: list[Done]) -> list[tuple[int, int]]:
@@ -185,6 +204,21 @@ def test_the_youngest_gives_way_and_is_computed_anew_with_what_it_had_produced()
     assert young.output_ids == continued([1] * 7, 6)
 
 
+def test_who_gives_way_is_a_policy() -> None:
+    engine = FakeEngine(num_pages=4, block_size=4, caching=False, preemption=oldest)
+    old, young = engine.add([0] * 7, max_tokens=6), engine.add([1] * 7, max_tokens=6)
+    for _ in range(3):
+        work = engine.step()
+    assert amounts(work) == [(young.id, 1)]
+    assert (old.num_preemptions, young.num_preemptions) == (1, 0)
+
+
+def test_preemption_policies_have_names() -> None:
+    assert preemption_policy("youngest") is youngest
+    with pytest.raises(KvtoolError, match="preemption policy 'yungest' is not one of youngest: did you mean youngest"):
+        preemption_policy("yungest")
+
+
 def test_preempted_sequences_wait_before_everybody_who_came_later() -> None:
     engine = FakeEngine(num_pages=6, block_size=4, max_num_seqs=3, caching=False)
     sequences = [engine.add([i] * 7, max_tokens=9) for i in range(4)]
@@ -239,6 +273,8 @@ requests_strategy = st.lists(
     max_num_batched_tokens=st.integers(1, 24),
     prefill_first=st.booleans(),
     caching=st.booleans(),
+    eviction=st.sampled_from(list(EVICTION)),
+    preemption=st.sampled_from([*PREEMPTION.values(), oldest, largest]),
 )
 def test_any_requests_finish_with_exactly_their_tokens(
     requests: list[tuple[list[int], int, int]],
@@ -248,12 +284,16 @@ def test_any_requests_finish_with_exactly_their_tokens(
     max_num_batched_tokens: int,
     prefill_first: bool,
     caching: bool,
+    eviction: str,
+    preemption: Preemption,
 ) -> None:
     longest = max(len(prompt) + max_tokens for prompt, max_tokens, _ in requests)
     engine = FakeEngine(
         num_pages=-(-longest // block_size) + spare_pages,
         block_size=block_size,
         caching=caching,
+        eviction=eviction,
+        preemption=preemption,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         prefill_first=prefill_first,

@@ -24,7 +24,6 @@ TINY_BENCH = (
 @pytest.fixture
 def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvtool:
     monkeypatch.setattr("kvtool.bench.session.CEILING_SECONDS", 0.5)
-    monkeypatch.setattr("kvtool.bench.kernels.kernels.CEILING_SECONDS", 0.5)
     return lambda *args: run(capsys, monkeypatch, *args)
 
 

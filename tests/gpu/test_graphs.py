@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import torch
 
+from kvtool.bench.harness import cold_start_of
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
@@ -116,11 +117,11 @@ def test_steps_are_captured_once_and_allocate_nothing(tiny: Tiny) -> None:
     engine.prepare(range(1, 5))
     run(engine, SamplingParams(max_tokens=40), count=4)
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), engine.cold_start
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), cold_start_of(engine)
     for _ in range(3):
         run(engine, SamplingParams(max_tokens=40), count=4)
     torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), engine.cold_start) == before
-    assert engine.cold_start.graphs == 3
-    assert engine.cold_start.capture_s > 0.0
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), cold_start_of(engine)) == before
+    assert cold_start_of(engine).graphs == 3
+    assert cold_start_of(engine).capture_s > 0.0
     assert engine.pipeline.num_launched == 4 * 39

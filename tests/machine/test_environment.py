@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -14,11 +15,10 @@ from kvtool.machine.environment import (
     driver_facts,
     git_commit,
     parse_cpuinfo,
-    parse_memory_bytes,
     physical_cores,
-    usable_cpus,
 )
 from kvtool.machine.nvml import open_card
+from kvtool.machine.threads import usable_cpus
 from kvtool.results import EnvDocument, encode
 from tests.machine.test_nvml import FakeNvml
 
@@ -38,7 +38,7 @@ def test_a_cpu_environment_is_json_clean_with_every_key():
     assert environment["kvtool"] == __version__
     assert environment["device"] == "cpu"
     assert environment["logical_cores"] == len(usable_cpus())
-    assert environment["memory_bytes"] > 0
+    assert environment["memory_bytes"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert environment["gpu"] is environment["gpu_driver"] is None
 
 
@@ -56,11 +56,6 @@ def test_the_first_processor_is_described():
     assert fields["model name"] == "Fast CPU @ 2.0GHz: 4th"
     assert fields["flags"].split() == ["fpu", "avx2", "amx_bf16"]
     assert parse_cpuinfo("") == {}
-
-
-def test_memory_is_counted_in_kib():
-    assert parse_memory_bytes("MemTotal:       24684084 kB\nMemFree: 1 kB\n") == 24684084 * 1024
-    assert parse_memory_bytes("") is None
 
 
 def test_hyper_threads_of_one_core_count_once(tmp_path):

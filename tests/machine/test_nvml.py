@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from kvtool.machine import nvml as nvml_module
-from kvtool.machine.nvml import NvmlReading, NvmlSampler, NvmlSummary, open_card, summarize
+from kvtool.machine.nvml import NvmlReading, NvmlSampler, open_card, power_of
+from kvtool.results import Power
 
 
 class FakeNvml:
@@ -72,7 +73,7 @@ def test_a_run_is_sampled_in_the_background_and_summed_up():
     assert (summary.sm_clock_mhz, summary.sm_clock_min_mhz, summary.memory_clock_mhz) == (1755, 1755, 2619)
     assert (summary.temperature_max_c, summary.memory_used_max_bytes) == (61, 5 << 30)
     assert summary.energy_j == 250.0
-    assert summary.throttle_reasons == ("power cap",)
+    assert summary.throttle_reasons == ["power cap"]
 
 
 def test_no_thread_is_left_behind_when_the_run_fails():
@@ -104,7 +105,7 @@ def test_without_nvml_every_figure_is_none(monkeypatch):
     monkeypatch.setattr(nvml_module, "_import_nvml", lambda: None)
     with NvmlSampler(open_card("cuda")) as sampler:
         pass
-    assert sampler.summary == NvmlSummary()
+    assert sampler.summary == Power()
 
 
 def test_an_older_library_without_the_question_is_none():
@@ -135,8 +136,14 @@ def test_summary_takes_medians_and_extremes():
             throttle_bits=bits,
         )
 
-    summary = summarize([reading(100, 900, 0), reading(200, 1700, 0x40), reading(600, 1800, 0x08)], energy_j=None)
+    summary = power_of([reading(100, 900, 0), reading(200, 1700, 0x40), reading(600, 1800, 0x08)], energy_j=None)
     assert (summary.power_w, summary.power_max_w) == (300, 600)
     assert (summary.sm_clock_mhz, summary.sm_clock_min_mhz) == (1700, 900)
-    assert summary.throttle_reasons == ("hardware slowdown", "hardware thermal")
+    assert summary.throttle_reasons == ["hardware slowdown", "hardware thermal"]
     assert summary.memory_clock_mhz is None
+
+
+def test_the_energy_of_a_token_is_known_where_energy_and_tokens_are():
+    assert Power(energy_j=250.0).over(tokens=100).energy_per_token_j == 2.5
+    assert Power(energy_j=250.0).over(tokens=0) == Power(energy_j=250.0)
+    assert Power().over(tokens=100) == Power()

@@ -101,8 +101,7 @@ def test_a_gpu_is_held_while_the_call_is_submitted(monkeypatch):
 
 
 def test_the_wall_timer_measures_a_sleep():
-    seconds = call_timer("cpu")(lambda: time.sleep(0.02))
-    assert 0.02 <= seconds < 1
+    assert call_timer("cpu")(lambda: time.sleep(0.02)) >= 0.02
 
 
 def test_the_cpu_clock_moves_forward():

@@ -8,21 +8,24 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from kvtool.files import write_atomic
 from kvtool.results import (
+    AnyCase,
     BenchDocument,
-    Case,
     Check,
+    LatencyCase,
     Memory,
     Metrics,
+    NoCacheCase,
     Prefix,
+    PrefixCase,
     Roofline,
     Sample,
     StepBytes,
     Summary,
     encode,
-    write_atomic,
+    summarise,
 )
-from kvtool.stats import summarise
 from kvtool.units import round_up
 
 PATH = Path(__file__).parents[1] / "data" / "bench_example.json"
@@ -78,7 +81,7 @@ DEFINITIONS = {
 def example_document() -> BenchDocument:
     """All three parts, the same figures each time."""
     draw = random.Random(0)
-    cases = [latency_case(i, b, draw) for i in (128, 512, 1024, 2048) for b in (1, 4, 8)]
+    cases: list[AnyCase] = [latency_case(i, b, draw) for i in (128, 512, 1024, 2048) for b in (1, 4, 8)]
     cases += [prefix_case(rate, draw) for rate in (0.0, 0.5, 0.9)]
     cases += [no_cache_case(arm, length, draw) for length in (64, 128, 256, 512, 1024) for arm in ARMS]
     return BenchDocument(
@@ -89,15 +92,14 @@ def example_document() -> BenchDocument:
     )
 
 
-def latency_case(input_len: int, batch_size: int, draw: random.Random, output_len: int = 32) -> Case:
+def latency_case(input_len: int, batch_size: int, draw: random.Random, output_len: int = 32) -> LatencyCase:
     kv_read = batch_size * (input_len + output_len // 2) * KV_BYTES_PER_TOKEN
     step_bytes = WEIGHTS_BYTES + kv_read
     ideal_s = step_bytes / (READ_GBPS * 1e9)
     tpot_s, ttft_s = ideal_s / 0.78 + 0.0011, prefill_flops(input_len, batch_size) / (0.61e12) + 0.004
     memory_bound = batch_size < 8
-    return Case(
+    return LatencyCase(
         name=f"latency/{input_len}x{batch_size}",
-        part="latency",
         inputs=INPUTS | {"input_len": input_len, "output_len": output_len, "batch_size": batch_size},
         samples=samples("baseline", ttft_s, tpot_s, input_len, output_len, batch_size, draw),
         metrics=metrics(ttft_s, tpot_s, input_len, output_len, batch_size),
@@ -120,19 +122,17 @@ def latency_case(input_len: int, batch_size: int, draw: random.Random, output_le
             prefill_bound="compute",
         ),
         memory=memory(input_len + output_len, batch_size),
-        prefix=None,
         check=Check(text="nothing to compare: one arm"),
     )
 
 
-def prefix_case(hit_rate: float, draw: random.Random, input_len: int = 1024, output_len: int = 8) -> Case:
+def prefix_case(hit_rate: float, draw: random.Random, input_len: int = 1024, output_len: int = 8) -> PrefixCase:
     hit_tokens = int(input_len * hit_rate) // BLOCK_SIZE * BLOCK_SIZE
     uncached_s = prefill_flops(input_len, 1) / 0.61e12
     cached_s = prefill_flops(input_len - hit_tokens, 1) / 0.61e12 + 0.006
     saved_ms = (uncached_s - cached_s) * 1e3 if hit_tokens else 0.4
-    return Case(
+    return PrefixCase(
         name=f"prefix/{input_len}@{hit_rate}",
-        part="prefix",
         inputs=INPUTS
         | {"input_len": input_len, "output_len": output_len, "batch_size": 1}
         | {"prefix_len": input_len, "hit_rate": hit_rate},
@@ -156,14 +156,13 @@ def prefix_case(hit_rate: float, draw: random.Random, input_len: int = 1024, out
     )
 
 
-def no_cache_case(arm: str, length: int, draw: random.Random) -> Case:
+def no_cache_case(arm: str, length: int, draw: random.Random) -> NoCacheCase:
     kept = {"no_cache": 0, "contiguous": length, "preallocated": 1024, "paged": round_up(length, BLOCK_SIZE)}[arm]
     per_token_s = {"contiguous": 0.0140 + length * 9e-6, "preallocated": 0.0128, "paged": 0.0131}.get(
         arm, prefill_flops(length, 1) / 0.61e12 + 0.012
     )
-    return Case(
+    return NoCacheCase(
         name=f"no-cache/{arm}/{length}",
-        part="no-cache",
         inputs=INPUTS | {"input_len": 32, "output_len": length - 32, "batch_size": 1, "arm": arm},
         samples=samples("baseline" if arm == "paged" else arm, 0.05, per_token_s, 32, 4, 1, draw),
         metrics=metrics(0.05, per_token_s, 32, length - 32, 1),
@@ -176,7 +175,6 @@ def no_cache_case(arm: str, length: int, draw: random.Random) -> Case:
             kv_waste_bytes=max(0, kept - length) * KV_BYTES_PER_TOKEN,
             peak_bytes=kept * KV_BYTES_PER_TOKEN * (2 if arm == "contiguous" else 1),
         ),
-        prefix=None,
         check=Check(outputs_equal=True, text="the four arms give the same tokens"),
     )
 
@@ -238,10 +236,7 @@ def metrics(ttft_s: float, tpot_s: float, input_len: int, output_len: int, batch
 
 
 def summary(center: float) -> Summary:
-    found = summarise([center * f for f in (0.98, 0.99, 1.0, 1.01, 1.06)])
-    return Summary(
-        mean=found.mean, std=found.std, p50=found.p50, p90=found.p90, p95=found.p95, p99=found.p99, n=found.n
-    )
+    return summarise([center * f for f in (0.98, 0.99, 1.0, 1.01, 1.06)])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kvtool.catalog.checkpoint import CheckpointHeader, TensorHeader
+from kvtool.catalog.headers import CheckpointHeader, TensorHeader
 from kvtool.catalog.model import Quantisation
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.weights import find_checkpoint, weigh, weight_format
+from kvtool.sizing.weights import weigh, weight_format
 from tests.sizing.example import DEEPSEEK_V3, LLAMA_8B
 
 ONE = Parallel()
@@ -113,18 +112,3 @@ def test_dense_weights_without_a_split_are_read_whole_and_experts_are_not_guesse
     assert weigh(dense).read_bytes_per_step(1, ONE) == 16_000_000_000
     sparse = replace(DEEPSEEK_V3, architecture=None, params_total=671_000_000_000)
     assert weigh(sparse).read_bytes_per_step(1, ONE) is None
-
-
-def test_weights_in_a_folder_are_counted_from_their_headers(tmp_path: Path) -> None:
-    """A safetensors file by hand: 8 bytes of length, the JSON header, then the tensor's bytes."""
-    head = json.dumps({"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(12))
-    for name in (tmp_path, tmp_path / "model.safetensors"):
-        header = find_checkpoint(str(name))
-        assert header is not None
-        assert header.weights_bytes == 12
-
-
-def test_names_without_weights_have_none(tmp_path: Path) -> None:
-    assert find_checkpoint("llama-3.1-8b") is None
-    assert find_checkpoint(str(tmp_path)) is None

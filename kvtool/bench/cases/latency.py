@@ -2,132 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from kvtool.bench.accounting import step_bytes
+from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import logits_check
-from kvtool.bench.engines.race import Entrant, compared
-from kvtool.bench.harness import at_once, case_inputs, kv_bytes, pages_for, run_requests, sample_of
+from kvtool.bench.engines.race import compared
+from kvtool.bench.harness import Value, at_once, cold_start_of, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
-from kvtool.bench.options import BenchOptions
-from kvtool.bench.power import power_of
+from kvtool.bench.session import Step
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
-from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
+from kvtool.errors import KvtoolError
 from kvtool.kernels import load_kernels
-from kvtool.machine.interleaved import Windows
 from kvtool.machine.memory import peak_memory
 from kvtool.machine.nvml import NvmlSampler, open_card
-from kvtool.results import BenchPeer, Case, Check, Memory, Roofline, Sample
+from kvtool.results import BenchPeer, Check, LatencyCase, Memory, Roofline, Sample
 from kvtool.units import ceil_div
 from kvtool.workloads import Request, fixed, poisson_arrivals
 
 
-def latency_case(
-    loaded: LoadedModel,
-    options: BenchOptions,
-    windows: Windows,
-    *,
-    input_len: int,
-    batch_size: int,
-    peers: Sequence[Entrant] = (),
-) -> Case:
-    """One cell of the grid. Raises DeviceError where a step fails or the accounting cannot be right."""
-    num_requests = (options.num_prompts or 4 * batch_size) if options.queues else batch_size
-    batches = [
-        _requests(loaded, options, num_requests, input_len, iteration)
-        for iteration in range(options.num_iters_warmup + options.num_iters)
-    ]
-    peak_bytes = peak_memory(loaded.device, apart_bytes=windows.buffer_bytes)
-    # The check at the end decodes once behind a whole prompt, even where the case has no decode step.
-    at_least = ceil_div(input_len + 1, loaded.config.block_size)
-    engine = Engine(loaded, num_pages=max(at_least, pages_for(batches[0], loaded.config.block_size)))
-    samples: list[Sample] = []
-    concurrency = options.concurrency
-    most = at_once(engine, num_requests, concurrency)
-    engine.prepare(range(1, most + 1) if options.queues else [most])
-    for requests in batches[: options.num_iters_warmup]:
-        run_requests(engine, requests, concurrency=concurrency)
-    engine.cache.reset_counters()
-    with NvmlSampler(open_card(str(loaded.device))) as power:
-        for iteration, requests in enumerate(batches[options.num_iters_warmup :]):
-            windows.measure()
-            done = run_requests(engine, requests, concurrency=concurrency)
-            samples += [sample_of(sequence, arm="baseline", iteration=iteration) for sequence in done]
-        windows.measure()
-    metrics = metrics_of(samples, queues=options.queues)
-    moved = step_bytes(loaded, batches[0][:batch_size])
-    predicted, stored = kv_bytes(loaded.specs, batches[0], loaded.config.block_size)
-    allocated = engine.cache.counters().peak_pages * engine.pool.page_bytes
-    if not options.queues and predicted != allocated:
-        raise AssertionError(f"predicted {predicted} KV bytes but allocated {allocated}")
-    return Case(
-        name=f"latency/{input_len}x{batch_size}",
-        part="latency",
-        inputs=case_inputs(
-            loaded,
-            input_len=input_len,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency(Part):
+    """Every input length with every batch size. With `concurrency` or `request_rate` requests queue."""
+
+    input_lens: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    output_len: int
+    concurrency: int | None = None
+    request_rate: float | None = None
+    num_prompts: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("input length", *self.input_lens)
+        require_positive("batch size", *self.batch_sizes)
+        require_positive("output length", self.output_len)
+        require_positive("count", self.concurrency, self.num_prompts)
+        if self.request_rate is not None and not 0.0 < self.request_rate < 1e9:
+            raise KvtoolError(f"request rate {self.request_rate} must be above 0 requests per second")
+
+    @classmethod
+    def default(cls, *, gpu: bool) -> Latency:
+        if gpu:
+            return cls(input_lens=(1024, 8192), batch_sizes=(1, 8, 32), output_len=64)
+        return cls(input_lens=(64, 320), batch_sizes=(1, 8), output_len=8)
+
+    @property
+    def queues(self) -> bool:
+        """Whether requests wait for their turn: then prefill and decode mix in one step, as in a server."""
+        return self.concurrency is not None or self.request_rate is not None
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.input_lens) + self.output_len
+
+    @property
+    def most_sequences(self) -> int:
+        return max(self.batch_sizes)
+
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
+        for input_len, batch_size in product(self.input_lens, self.batch_sizes):
+            cell = Cell(setup, self, input_len, batch_size)
+            yield Step(f"latency: {input_len} tokens x {batch_size}", cell.measure)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the grid."""
+
+    setup: Setup
+    options: Latency
+    input_len: int
+    batch_size: int
+
+    @property
+    def num_requests(self) -> int:
+        """Of an iteration."""
+        return (self.options.num_prompts or 4 * self.batch_size) if self.options.queues else self.batch_size
+
+    def measure(self) -> Measured:
+        """The case. Raises DeviceError where a step fails, AssertionError where the accounting cannot be right."""
+        setup, loaded = self.setup, self.setup.loaded
+        warmup = setup.num_iters_warmup
+        batches = [self._requests(draw) for draw in range(warmup + setup.num_iters)]
+        peak_bytes = peak_memory(loaded.device, apart_bytes=setup.windows.buffer_bytes)
+        engine = self._engine(batches[0])
+        for requests in batches[:warmup]:
+            self._samples(engine, requests, 0)
+        engine.cache.reset_counters()
+        with NvmlSampler(open_card(str(loaded.device))) as power:
+            iterations = setup.iterate(lambda i: self._samples(engine, batches[warmup + i], i))
+        samples = iterations.samples
+        case = LatencyCase(
+            name=f"latency/{self.input_len}x{self.batch_size}",
+            inputs=self._inputs(),
+            samples=samples,
+            metrics=metrics_of(samples, queues=self.options.queues),
+            bytes=step_bytes(loaded, batches[0][: self.batch_size]),
+            roofline=Roofline(),
+            # The weights of peers are in this process too.
+            memory=self._memory(engine, batches[0], peak_bytes=None if setup.peers else peak_bytes()),
+            check=kernel_check(engine, batches[-1][0]),
+            power=power.summary.over(sum(sample.output_tokens for sample in samples)),
+            cold_start=cold_start_of(engine),
+            peers=self._compared(engine) if setup.peers else [],
+        )
+        return Measured([case], iterations.limits)
+
+    def _engine(self, requests: Sequence[Request]) -> Engine:
+        """With every decode step that the case will take already captured, where steps are."""
+        loaded, queues = self.setup.loaded, self.options.queues
+        block_size = loaded.config.block_size
+        # The check at the end decodes once behind a whole prompt, even where the case has no decode step.
+        num_pages = max(ceil_div(self.input_len + 1, block_size), pages_for(requests, block_size))
+        engine = Engine(loaded, num_pages=num_pages, config=replace(loaded.config, prefill_first=not queues))
+        most = at_once(engine, self.num_requests, self.options.concurrency)
+        engine.prepare(range(1, most + 1) if queues else [most])
+        return engine
+
+    def _samples(self, engine: Engine, requests: Sequence[Request], iteration: int) -> list[Sample]:
+        done = run_requests(engine, requests, concurrency=self.options.concurrency)
+        return [sample_of(sequence, arm="baseline", iteration=iteration) for sequence in done]
+
+    def _requests(self, draw: int) -> list[Request]:
+        """Prompts that no other draw has."""
+        setup, options = self.setup, self.options
+        requests = fixed(
+            batch_size=self.num_requests,
+            input_len=self.input_len,
             output_len=options.output_len,
-            batch_size=batch_size,
-            num_iters=options.num_iters,
-            num_iters_warmup=options.num_iters_warmup,
-            concurrency=concurrency,
-            request_rate=options.request_rate,
-            num_prompts=num_requests,
-            seed=options.seed,
-        ),
-        samples=samples,
-        metrics=metrics,
-        bytes=moved,
-        roofline=Roofline(),
-        memory=Memory(
-            kv_predicted_bytes=predicted,
-            kv_allocated_bytes=allocated,
-            kv_pool_bytes=engine.pool.bytes,
-            kv_waste_bytes=allocated - stored,
-            peak_bytes=None if peers else peak_bytes(),  # their weights are in this process too
-        ),
-        prefix=None,
-        check=_kernel_check(engine, batches[-1]),
-        power=power_of(power.summary, samples),
-        cold_start=engine.cold_start,
-        peers=_compared(engine, options, peers, input_len, batch_size) if peers else [],
-    )
+            vocab_size=setup.loaded.vocab_size,
+            seed=setup.seed + draw,
+        )
+        if options.request_rate is None:
+            return requests
+        return poisson_arrivals(requests, options.request_rate, setup.seed + draw)
+
+    def _inputs(self) -> dict[str, Value]:
+        return self.setup.inputs(
+            input_len=self.input_len,
+            output_len=self.options.output_len,
+            batch_size=self.batch_size,
+            num_iters_warmup=self.setup.num_iters_warmup,
+            concurrency=self.options.concurrency,
+            request_rate=self.options.request_rate,
+            num_prompts=self.num_requests,
+        )
+
+    def _memory(self, engine: Engine, requests: Sequence[Request], *, peak_bytes: int | None) -> Memory:
+        memory = engine_memory(engine, requests, peak_bytes=peak_bytes)
+        predicted, allocated = memory.kv_predicted_bytes, memory.kv_allocated_bytes
+        if not self.options.queues and predicted != allocated:
+            raise AssertionError(f"predicted {predicted} KV bytes but allocated {allocated}")
+        return memory
+
+    def _compared(self, engine: Engine) -> list[BenchPeer]:
+        """In rounds of their own, on prompts that nobody saw before. A first round at least compiles and allocates."""
+        setup = self.setup
+        warmup, seen = max(1, setup.num_iters_warmup), setup.num_iters_warmup + setup.num_iters
+        batches = [self._requests(seen + turn) for turn in range(warmup + setup.num_iters)]
+        return compared(engine, setup.peers, batches, warmup=warmup)
 
 
-def _compared(
-    engine: Engine, options: BenchOptions, peers: Sequence[Entrant], input_len: int, batch_size: int
-) -> list[BenchPeer]:
-    """In rounds of their own, on prompts that nobody saw before. A first round at least compiles and allocates."""
-    warmup = max(1, options.num_iters_warmup)
-    seen = options.num_iters_warmup + options.num_iters
-    rounds = range(seen, seen + warmup + options.num_iters)
-    batches = [_requests(engine.loaded, options, batch_size, input_len, iteration) for iteration in rounds]
-    return compared(engine, peers, batches, warmup=warmup)
-
-
-def _requests(
-    loaded: LoadedModel, options: BenchOptions, num_requests: int, input_len: int, iteration: int
-) -> list[Request]:
-    requests = fixed(
-        batch_size=num_requests,
-        input_len=input_len,
-        output_len=options.output_len,
-        vocab_size=loaded.vocab_size,
-        seed=options.seed + iteration,
-    )
-    if options.request_rate is None:
-        return requests
-    return poisson_arrivals(requests, options.request_rate, options.seed + iteration)
-
-
-def _kernel_check(engine: Engine, requests: list[Request]) -> Check:
-    """One decode step of one request by the kernels that ran and by their obvious twins, on the same pages."""
+def kernel_check(engine: Engine, request: Request) -> Check:
+    """One decode step of the request by the kernels that ran and by their obvious twins, on the same pages."""
     loaded = engine.loaded
-    sequence = engine.add(list(requests[0].prompt_ids), SamplingParams(max_tokens=2))
+    sequence = engine.add(list(request.prompt_ids), SamplingParams(max_tokens=2))
     engine.step()
     batch = build_batch(engine.scheduler.schedule(), loaded.device)
     # Both write the same K and V to the same slots, so the second run sees what the first saw.

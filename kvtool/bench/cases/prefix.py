@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 from kvtool.bench.accounting import step_bytes
+from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.checks import compare_runs
-from kvtool.bench.harness import case_inputs, kv_bytes, pages_for, run_requests, sample_of
+from kvtool.bench.harness import cold_start_of, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
-from kvtool.bench.options import BenchOptions, prompt_len
+from kvtool.bench.session import Step
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
-from kvtool.errors import DeviceError
-from kvtool.machine.interleaved import Windows
+from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine.memory import peak_memory
-from kvtool.results import Case, Check, Memory, Prefix, Roofline, Sample
+from kvtool.results import Check, Prefix, PrefixCase, Roofline, Sample
 from kvtool.sizing.traffic import kv_written_bytes, prefill_flops
 from kvtool.stats import paired_median_difference
 from kvtool.workloads import SharedPrefix, shared_prefix
 
 NUM_REQUESTS = 2  # an iteration, one after the other: TTFT is then prefill alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixHits(Part):
+    """Hit rates as shares of the longest prompt; or of prompts that are as long as the rate makes `prefix_len`."""
+
+    input_lens: tuple[int, ...]
+    output_len: int
+    prefix_len: int | None = None
+    hit_rates: tuple[float, ...] = (0.0, 0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        require_positive("input length", *self.input_lens)
+        require_positive("output length", self.output_len)
+        require_positive("count", self.prefix_len)
+        for rate in self.hit_rates:
+            if not 0.0 <= rate < 1.0:
+                raise KvtoolError(f"hit rate {rate} must be at least 0 and below 1: the last token is always computed")
+
+    @classmethod
+    def default(cls, *, gpu: bool) -> PrefixHits:
+        # Half and nine tenths of 320 tokens are whole pages.
+        return cls(input_lens=(8192,), output_len=8) if gpu else cls(input_lens=(320,), output_len=2)
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.input_len(rate) for rate in self.hit_rates) + self.output_len
+
+    def input_len(self, hit_rate: float) -> int:
+        """Of a prompt at this rate; a rate of 0 has the prefix itself for a prompt."""
+        if self.prefix_len is None:
+            return max(self.input_lens)
+        return self.prefix_len if hit_rate == 0 else max(self.prefix_len + 1, round(self.prefix_len / hit_rate))
+
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
+        for rate in self.hit_rates:
+            yield Step(f"prefix hits: {rate:.0%}", partial(prefix_case, setup, self, hit_rate=rate))
 
 
 class Arms:
@@ -53,71 +92,60 @@ class Arms:
             raise DeviceError(f"the allocator counted {hits} hit tokens where {expected} were generated")
         return done
 
-
-def prefix_case(loaded: LoadedModel, options: BenchOptions, windows: Windows, *, hit_rate: float) -> Case:
-    """One hit rate: paired samples of both arms, in turns A B B A."""
-    workloads = [_workload(loaded, options, hit_rate, iteration) for iteration in range(options.num_iters + 1)]
-    requests = workloads[0].requests
-    block_size = loaded.config.block_size
-    peak_bytes = peak_memory(loaded.device, apart_bytes=windows.buffer_bytes)
-    # Room for the priming request and for what finished requests leave cached.
-    arms = Arms(loaded, 2 * pages_for(requests, block_size) + workloads[0].cached_len // block_size + 1)
-    check = _check(arms, workloads[-1], loaded.dtype)
-    samples: list[Sample] = []
-    for iteration, workload in enumerate(workloads[: options.num_iters]):
+    def samples(self, workload: SharedPrefix, iteration: int) -> list[Sample]:
+        """Both arms, the other one first in every second iteration."""
         order = ("cached", "uncached") if iteration % 2 == 0 else ("uncached", "cached")
-        windows.measure()
-        for arm in order:
-            samples += [sample_of(sequence, arm=arm, iteration=iteration) for sequence in arms.run(arm, workload)]
-    windows.measure()
-    cached = [sample for sample in samples if sample.arm == "cached"]
-    metrics = metrics_of(cached, queues=True)
-    moved = step_bytes(loaded, requests[:1])
-    predicted, stored = kv_bytes(loaded.specs, requests[:1], block_size)
-    engine = arms.engines["uncached"]
-    allocated = engine.cache.counters().peak_pages * engine.pool.page_bytes
-    return Case(
+        return [sample_of(done, arm=arm, iteration=iteration) for arm in order for done in self.run(arm, workload)]
+
+
+def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float) -> Measured:
+    """One hit rate: paired samples of both arms, in turns A B B A."""
+    loaded = setup.loaded
+    workloads = [_workload(setup, options, hit_rate, draw) for draw in range(setup.num_iters + 1)]
+    requests, cached_len = workloads[0].requests, workloads[0].cached_len
+    block_size = loaded.config.block_size
+    peak_bytes = peak_memory(loaded.device, apart_bytes=setup.windows.buffer_bytes)
+    # Room for the priming request and for what finished requests leave cached.
+    arms = Arms(loaded, 2 * pages_for(requests, block_size) + cached_len // block_size + 1)
+    check = _check(arms, workloads[-1], loaded.dtype)
+    iterations = setup.iterate(lambda iteration: arms.samples(workloads[iteration], iteration))
+    samples = iterations.samples
+    case = PrefixCase(
         name=f"prefix/{hit_rate:g}",
-        part="prefix",
-        inputs=case_inputs(
-            loaded,
+        inputs=setup.inputs(
             input_len=len(requests[0].prompt_ids),
-            output_len=options.prefix_output_len,
+            output_len=options.output_len,
             batch_size=1,
-            prefix_len=workloads[0].cached_len,
+            prefix_len=cached_len,
             hit_rate=hit_rate,
-            num_iters=options.num_iters,
             num_iters_warmup=1,
             num_prompts=NUM_REQUESTS,
-            seed=options.seed,
         ),
         samples=samples,
-        metrics=metrics,
-        bytes=moved,
+        metrics=metrics_of(of_arm(samples, "cached"), queues=True),
+        bytes=step_bytes(loaded, requests[:1]),
         roofline=Roofline(),
-        memory=Memory(
-            kv_predicted_bytes=predicted,
-            kv_allocated_bytes=allocated,
-            kv_pool_bytes=engine.pool.bytes,
-            kv_waste_bytes=allocated - stored,
-            peak_bytes=peak_bytes(),
-        ),
+        memory=engine_memory(arms.engines["uncached"], requests[:1], peak_bytes=peak_bytes()),
         prefix=_savings(loaded, samples, workloads[0], hit_rate),
         check=check,
-        cold_start=arms.engines["cached"].cold_start,  # the first of the two compiles for both
+        cold_start=cold_start_of(arms.engines["cached"]),  # the first of the two compiles for both
     )
+    return Measured([case], iterations.limits)
 
 
-def _workload(loaded: LoadedModel, options: BenchOptions, hit_rate: float, iteration: int) -> SharedPrefix:
-    longest = max(options.input_lens)
+def of_arm(samples: Seq[Sample], arm: str) -> list[Sample]:
+    return [sample for sample in samples if sample.arm == arm]
+
+
+def _workload(setup: Setup, options: PrefixHits, hit_rate: float, draw: int) -> SharedPrefix:
     return shared_prefix(
         num_requests=NUM_REQUESTS,
-        input_len=longest if options.prefix_len is None else prompt_len(options.prefix_len, hit_rate),
-        output_len=options.prefix_output_len,
+        input_len=options.input_len(hit_rate),
+        output_len=options.output_len,
         hit_rate=hit_rate,
-        block_size=loaded.config.block_size,
-        vocab_size=loaded.vocab_size,
-        seed=options.seed + iteration,
+        block_size=setup.loaded.config.block_size,
+        vocab_size=setup.loaded.vocab_size,
+        seed=setup.seed + draw,
     )
 
 
@@ -128,8 +156,7 @@ def _check(arms: Arms, workload: SharedPrefix, dtype: str) -> Check:
 
 
 def _savings(loaded: LoadedModel, samples: Seq[Sample], workload: SharedPrefix, requested: float) -> Prefix:
-    cached = [sample for sample in samples if sample.arm == "cached"]
-    uncached = [sample for sample in samples if sample.arm == "uncached"]
+    cached, uncached = of_arm(samples, "cached"), of_arm(samples, "uncached")
     pairs = [list(_in_order(arm)) for arm in (cached, uncached)]
     saved = paired_median_difference(pairs[0], pairs[1])
     length, hits = len(workload.requests[0].prompt_ids), workload.cached_len

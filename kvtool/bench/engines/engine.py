@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
+from kvtool.results import tpot_s
+
 if TYPE_CHECKING:
     from kvtool.bench.engines.checkpoint import Checkpoint
 
@@ -23,6 +25,11 @@ class Answers:
     first_s: float
     last_s: float
     output_ids: list[list[int]]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Of the whole batch."""
+        return tpot_s(self.first_s, self.last_s, len(self.output_ids[0]))
 
 
 class RunningEngine(Protocol):

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from kvtool.bench.engines.checkpoint import Checkpoint, weights_folder
 from kvtool.bench.engines.engine import Answers, RunningEngine, load_engine_peer
 from kvtool.bench.harness import run_requests
 from kvtool.bench.metrics import summary_ms
-from kvtool.bench.options import BenchOptions
 from kvtool.bench.peers import PeerError, one_line
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -35,32 +33,31 @@ class Entrant:
 
 
 @contextmanager
-def entrants(loaded: LoadedModel, options: BenchOptions) -> Iterator[list[Entrant]]:
-    """The peers of `options`, with our weights in them, stopped at the end. What fails is a note, no exception."""
+def entrants(loaded: LoadedModel, names: Sequence[str], *, max_tokens: int, max_batch: int) -> Iterator[list[Entrant]]:
+    """These peers with our weights in them, stopped at the end. What fails is a note, no exception.
+
+    They must hold `max_batch` sequences of `max_tokens`.
+    """
     with ExitStack() as stack:
-        if not options.peers:
+        if not names:
             yield []
             return
         try:
-            checkpoint = _checkpoint(stack.enter_context(weights_folder(loaded)), loaded, options)
+            checkpoint = Checkpoint(
+                stack.enter_context(weights_folder(loaded)),
+                loaded.device,
+                loaded.dtype,
+                max_tokens=max_tokens,
+                max_batch=max_batch,
+                token_bytes=sum(spec.stored_bytes(1) for spec in loaded.specs),
+            )
         except (PeerError, KvtoolError, OSError) as error:
-            yield [Entrant(name, note=str(error)) for name in options.peers]
+            yield [Entrant(name, note=str(error)) for name in names]
             return
-        found = [_started(name, checkpoint) for name in options.peers]
+        found = [_started(name, checkpoint) for name in names]
         for entrant in found:
             stack.callback(_stop, entrant)
         yield found
-
-
-def _checkpoint(folder: Path, loaded: LoadedModel, options: BenchOptions) -> Checkpoint:
-    return Checkpoint(
-        folder,
-        loaded.device,
-        loaded.dtype,
-        max_tokens=max(options.input_lens) + options.output_len,
-        max_batch=max(options.batch_sizes),
-        token_bytes=sum(spec.stored_bytes(1) for spec in loaded.specs),
-    )
 
 
 def _started(name: str, checkpoint: Checkpoint) -> Entrant:
@@ -164,13 +161,7 @@ def same_tokens(pairs: Sequence[tuple[Answers, Answers]]) -> float:
 
 
 def _turn(ours: Answers, peer: Answers) -> PeerTurn:
-    return PeerTurn(ttft_s=peer.first_s, tpot_s=tpot_s(peer), ours_ttft_s=ours.first_s, ours_tpot_s=tpot_s(ours))
-
-
-def tpot_s(answers: Answers) -> float | None:
-    """Of the whole batch; None for a single output token."""
-    steps = len(answers.output_ids[0]) - 1
-    return (answers.last_s - answers.first_s) / steps if steps else None
+    return PeerTurn(ttft_s=peer.first_s, tpot_s=peer.tpot_s, ours_ttft_s=ours.first_s, ours_tpot_s=ours.tpot_s)
 
 
 def _timed(result: BenchPeer, same: float, turns: list[PeerTurn]) -> BenchPeer:

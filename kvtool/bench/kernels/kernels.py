@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import msgspec
 import torch
 
-from kvtool.bench.accounting import ACCOUNTING_LIMIT, CACHE_MULTIPLE, IMPOSSIBLE, IN_CACHE
 from kvtool.bench.definitions import KERNEL_DEFINITIONS
 from kvtool.bench.kernels.calls import Measurement, filled_pool
 from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.bench.kernels.passes import Pass, cache_flush, first_call_s, make_pass, within
 from kvtool.bench.kernels.race import Track, enter, with_times
 from kvtool.bench.kernels.work import KernelWork, left_out, plan
+from kvtool.bench.limits import CACHE_MULTIPLE, IN_CACHE, accounting_errors, beyond, streams
 from kvtool.bench.metrics import summary_ms
-from kvtool.bench.power import power_of
-from kvtool.bench.session import CEILING_SECONDS, Progress
+from kvtool.bench.session import Outcome, Progress, Session, Step
 from kvtool.catalog.model import Model
 from kvtool.engine.config import resolve_backend, resolve_dtype
 from kvtool.engine.loaded import TORCH_DTYPES
@@ -27,29 +26,18 @@ from kvtool.engine.pool import KvPool, cache_dtype
 from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
 from kvtool.machine.device import device_errors, resolve_device
-from kvtool.machine.environment import describe_environment
 from kvtool.machine.memory import available_bytes
 from kvtool.machine.nvml import NvmlSampler, open_card
-from kvtool.machine.other_load import LoadMeter
-from kvtool.machine.roofline import Ceiling, last_level_cache_bytes, measure_roofline, stream_buffer_bytes
+from kvtool.machine.roofline import Ceiling, last_level_cache_bytes, stream_buffer_bytes
 from kvtool.machine.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
-from kvtool.results.warnings import load_warnings, throttle_warnings, unsteady_warnings
+from kvtool.results.warnings import unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
+from kvtool.sizing.roofline import bound, compute_s, memory_s
 from kvtool.units import format_bytes, format_length
 
 PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer
 USABLE_SHARE = 0.9  # of the memory that is free: the rest is for the allocator and the kernels' scratch
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """`errors` name cases whose accounting cannot be right, `unequal` those that the reference contradicts."""
-
-    document: KernelsDocument
-    interrupted: bool
-    errors: list[str]
-    unequal: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +54,29 @@ class Setup:
     flush: Call | None
 
 
-def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress) -> Outcome:
-    """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError.
-
-    `progress` is told what is going on and how much is behind it, 0 to 1.
-    """
+def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress) -> Outcome[KernelsDocument]:
+    """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError."""
     setup = _setup(model, options)
     works = plan(model, options, setup.formats, setup.dtype)
     fitting = _fitting(works, setup)
-    progress("measuring the device", 0.0)
-    load = LoadMeter()
-    ceiling = _ceiling(setup)
-    cases, interrupted = _run(fitting, setup, progress)
-    if not cases:
-        raise KeyboardInterrupt
-    progress("measuring the device again", 1.0)
-    # The device may have been busier with others before or after: its limit is the better of the two.
-    ceiling = ceiling if interrupted else ceiling.best_of(_ceiling(setup))
-    cases = [with_roofline(case, ceiling) for case in cases]
+    session = Session(str(setup.device), TORCH_DTYPES[setup.dtype], progress)
+    measured = session.run(_steps(fitting, setup), total=len(fitting))
+    conditions = session.end()
+    cases = [with_roofline(case, conditions.ceiling) for case in measured]
     assumptions = ["K, V and queries are random: the work is that of real ones, the outputs mean nothing"]
     assumptions += left_out(model, setup.formats[0])
     if len(fitting) < len(works):
         assumptions.append(f"{len(works) - len(fitting)} cases of the default grid do not fit the memory: left out")
-    environment = describe_environment(str(setup.device), other_load_cores=load.other_cores())
-    assumptions += [*unsteady_warnings(cases), *throttle_warnings(cases), *load_warnings(environment)]
-    if interrupted:
-        assumptions.append("interrupted: cases are missing")
     document = KernelsDocument(
-        environment=environment,
+        environment=conditions.environment,
         definitions=KERNEL_DEFINITIONS,
-        assumptions=assumptions,
+        assumptions=[*assumptions, *unsteady_warnings(cases), *conditions.warnings(cases)],
         cases=cases,
     )
     return Outcome(
-        document,
-        interrupted,
-        errors=[f"{c.name}: {c.roofline.reason}" for c in cases if (c.roofline.reason or "").startswith(IMPOSSIBLE)],
+        document=document,
+        interrupted=conditions.interrupted,
+        errors=accounting_errors(cases),
         unequal=[f"{case.name}: {case.check.text}" for case in cases if not case.check.outputs_equal],
     )
 
@@ -144,30 +119,22 @@ def _fitting(works: list[KernelWork], setup: Setup) -> list[KernelWork]:
     )
 
 
-def _run(works: list[KernelWork], setup: Setup, progress: Progress) -> tuple[list[KernelCase], bool]:
-    """The cases of all works, or of those before Ctrl-C and True."""
-    cases: list[KernelCase] = []
-    try:
-        for work, pool in _with_pools(works, setup):
-            progress(f"{work.kernel}: {format_length(work.context)} x {work.batch_size}", len(cases) / len(works))
-            with device_errors(f"measuring {work.name}"), torch.inference_mode():
-                cases.append(_case(work, pool, setup))
-    except KeyboardInterrupt:
-        return cases, True
-    return cases, False
-
-
-def _with_pools(works: list[KernelWork], setup: Setup) -> Iterator[tuple[KernelWork, KvPool]]:
-    """Each work with a pool that has room for it; works of one layer and page size share theirs."""
+def _steps(works: list[KernelWork], setup: Setup) -> Iterator[Step[KernelCase]]:
+    """One for each work, with a pool that has room for it; works of one layer and page size share theirs."""
     for _, group in groupby(works, key=lambda work: (work.spec, work.block_size)):
         sharing = list(group)
         num_pages = max(work.pool_pages(setup.stream_bytes) for work in sharing)
         with device_errors(f"making a pool of {num_pages} pages"), torch.inference_mode():
             pool = filled_pool(sharing[0], num_pages, setup.device, _random(setup))
         for work in sharing:
-            yield work, pool
-        del pool
-        gc.collect()  # before the next group asks for its own
+            name = f"{work.kernel}: {format_length(work.context)} x {work.batch_size}"
+            yield Step(name, partial(_measured, work, pool, setup))
+        del pool  # before the next group asks for its own
+
+
+def _measured(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
+    with device_errors(f"measuring {work.name}"), torch.inference_mode():
+        return _case(work, pool, setup)
 
 
 def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
@@ -201,7 +168,7 @@ def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
         roofline=KernelRoofline(),
         check=check,
         cold_start=KernelColdStart(first_call_s=first_s, capture_s=ours.capture_s),
-        power=power_of(power.summary),
+        power=power.summary,
         steady=timed[0].warm_up.steady,
         peers=[with_times(e, next(peers_s).seconds, samples) if e.timed is not None else e.result for e in entries],
     )
@@ -218,17 +185,17 @@ def _memory(work: KernelWork, pool: KvPool, ours: Pass, *, flushed: bool) -> Ker
 
 def _may_stay_cached(each: Pass, work: KernelWork, setup: Setup) -> bool:
     """Whether a pass goes through so little that the next may find it in the device's cache."""
-    return setup.llc_bytes is not None and each.num_calls * work.kv_bytes < CACHE_MULTIPLE * setup.llc_bytes
+    return not streams(each.num_calls * work.kv_bytes, setup.llc_bytes)
 
 
 def _metrics(work: KernelWork, samples: list[float]) -> KernelMetrics:
     time_ms = summary_ms(samples)
     assert time_ms is not None
-    moved, seconds = work.bytes, time_ms.p50 / 1e3
+    called, seconds = work.bytes, time_ms.p50 / 1e3
     return KernelMetrics(
         time_ms=time_ms,
-        gbps=(moved.kv_read + moved.kv_written + moved.other) / seconds / 1e9,
-        tflops=moved.flops / seconds / 1e12 if moved.flops else None,
+        gbps=called.moved / seconds / 1e9,
+        tflops=called.flops / seconds / 1e12 if called.flops else None,
     )
 
 
@@ -254,34 +221,26 @@ def _inputs(work: KernelWork, setup: Setup) -> dict[str, str | int | float | boo
 
 def with_roofline(case: KernelCase, ceiling: Ceiling) -> KernelCase:
     """The case next to the measured limits. A share that no device can reach is null, and `reason` says so."""
-    moved, seconds = case.bytes, case.metrics.time_ms.p50 / 1e3
-    memory_s = (moved.kv_read + moved.kv_written + moved.other) / (ceiling.read_gbps * 1e9)
-    compute_s = moved.flops / (ceiling.tflops * 1e12)
-    memory = case.memory
-    streams = ceiling.llc_bytes is None or memory.working_set_bytes >= CACHE_MULTIPLE * ceiling.llc_bytes
+    work, memory, seconds = case.bytes, case.memory, case.metrics.time_ms.p50 / 1e3
+    read_s, flops_s = memory_s(work.moved, ceiling.read_gbps), compute_s(work.flops, ceiling.tflops)
     # What is read after a flush comes from memory; what is written may still be on its way there.
-    streams = streams or (memory.flushed and not moved.kv_written)
-    mbu = memory_s / seconds if streams else None
-    mfu = compute_s / seconds if moved.flops else None
-    reason = None if streams else IN_CACHE
-    wrong = [f"{n} {v:.2f}" for n, v in (("MBU", mbu), ("MFU", mfu)) if v is not None and v > ACCOUNTING_LIMIT]
-    if wrong:
-        mbu, mfu, reason = None, None, f"{IMPOSSIBLE}: {' and '.join(wrong)} of what the device did in the same run"
+    flushed = memory.flushed and not work.kv_written
+    reason = None if flushed or streams(memory.working_set_bytes, ceiling.llc_bytes) else IN_CACHE
+    mbu = None if reason else read_s / seconds
+    mfu = flops_s / seconds if work.flops else None
+    if wrong := beyond(mbu, mfu):
+        mbu, mfu, reason = None, None, wrong
     roofline = KernelRoofline(
         read_gbps_measured=ceiling.read_gbps,
         copy_gbps_measured=ceiling.copy_gbps,
         tflops_measured=ceiling.tflops,
-        ideal_ms=max(memory_s, compute_s) * 1e3,
+        ideal_ms=max(read_s, flops_s) * 1e3,
         mbu=mbu,
         mfu=mfu,
-        bound="memory" if memory_s >= compute_s else "compute",
+        bound=bound(read_s, flops_s),
         reason=reason,
     )
     return msgspec.structs.replace(case, roofline=roofline)
-
-
-def _ceiling(setup: Setup) -> Ceiling:
-    return measure_roofline(str(setup.device), TORCH_DTYPES[setup.dtype], seconds=CEILING_SECONDS)
 
 
 def _random(setup: Setup) -> torch.Generator:

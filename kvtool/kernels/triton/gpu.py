@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -12,18 +12,18 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile
+from kvtool.kernels.triton.tiles.rules import Target, Tiles
 from kvtool.kernels.triton.tiles.tuned import tiles_of
 
 MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
 GRAPHS = -1  # in the place of a stream
 
 
-_on_trial: ContextVar[Mapping[Shape, Tile] | None] = ContextVar("tiles on trial", default=None)
+_on_trial: ContextVar[Tiles | None] = ContextVar("tiles on trial", default=None)
 
 
 @contextmanager
-def trying(tiles: Mapping[Shape, Tile]) -> Iterator[None]:
+def trying(tiles: Tiles) -> Iterator[None]:
     """Launches inside take these tiles, and the rules' where there is none, whatever was timed on the card before."""
     token = _on_trial.set(tiles)
     try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.parallel import Parallel
+
+if TYPE_CHECKING:
+    from kvtool.catalog.gpus import Gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Flags of one start of an engine on one layout; None where the engine itself chooses.
+    """Flags of one start of an engine on one layout; None where the engine itself chooses. Each has a row in flags.py.
 
     `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1:
     the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not

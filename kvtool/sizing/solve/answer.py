@@ -15,7 +15,7 @@ from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class Answer:
     """One engine's answer: `users` sequences of `context` tokens, one of them 0 where it does not serve what is asked.
 
     `capacity` is how many such sequences the pools of its `start` hold, all replicas together; `options` are those of a
@@ -34,11 +34,12 @@ class Served:
     assumptions: tuple[str, ...]
 
     @property
-    def answers(self) -> bool:
+    def serves(self) -> bool:
+        """Whether it is a yes."""
         return self.users > 0 and self.context > 0
 
 
-def serve(plan: SizePlan, name: str, *, users: int | None, context: int | None) -> Served:
+def answer(plan: SizePlan, name: str, *, users: int | None, context: int | None) -> Answer:
     """The most users for a context, or the longest context for users: whichever is None; both where they are served.
 
     Raises KvtoolError for what the engine cannot be asked, and where the weights are not known.
@@ -58,18 +59,18 @@ def serve(plan: SizePlan, name: str, *, users: int | None, context: int | None) 
         found_context = largest(lambda tokens: holds(users, tokens), longest)
     elif not holds(users, context):
         found_users = 0
-    return _served(plan, name, found_users, found_context, asked_users=users, asked_context=context)
+    return _answer(plan, name, found_users, found_context, asked_users=users, asked_context=context)
 
 
-def _served(
+def _answer(
     plan: SizePlan, name: str, users: int, context: int, *, asked_users: int | None, asked_context: int | None
-) -> Served:
+) -> Answer:
     """The answer, with the start that gives it; of the least that was asked for where there is none."""
     sequences, tokens = users or asked_users or 1, context or asked_context or 1
     options = as_asked(plan.options, sequences, tokens)
     run = _run(plan, name, sequences, tokens)
     _, memory = card_memory(plan.model, options, plan.weights)
-    return Served(
+    return Answer(
         start=run.options,
         options=options,
         users=users,
@@ -119,13 +120,13 @@ def pool_bytes(plan: SizePlan, options: SizeOptions) -> int:
     return memory.kv_pool_bytes
 
 
-def page_users(plan: SizePlan, served: Served) -> int:
+def page_users(plan: SizePlan, found: Answer) -> int:
     """Users that whole pages of the formula would hold in the same pool: without what an engine pads or reserves."""
-    (context,) = served.options.contexts
+    (context,) = found.options.contexts
     return largest(
         lambda users: (
-            plan.cache.bytes_per_gpu(tokens=context, batch_size=users, shared_prefix=served.options.shared_prefix)
-            <= served.pool_bytes
+            plan.cache.bytes_per_gpu(tokens=context, batch_size=users, shared_prefix=found.options.shared_prefix)
+            <= found.pool_bytes
         ),
         MAX_BATCH_SIZE,
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import Model
 from kvtool.results import ENGINE_NAMES
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.sizing.engines.flags import FLAGS
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import ceil_div
 
 NODE_GPUS = 8
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
-TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-CACHE_DTYPES = {
+FLOAT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of weights
+STATE_NAMES = {AUTO: AUTO, **FLOAT_NAMES}
+CACHE_NAMES = {
     "vllm": {"bf16": "bfloat16", "fp16": "float16"}
     | {
         name: name
@@ -27,25 +29,6 @@ CACHE_DTYPES = {
         )
     },
     "sglang": {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2", "mxfp8": "mxfp8", "nvfp4": "nvfp4"},
-}
-# Fields of EngineOptions that are said only where they are not the engine's default, and their flags; one of a field
-# that is true or false is said where it is not the default.
-VLLM_FLAGS = {
-    "block_size": "--block-size",
-    "kv_cache_memory_bytes": "--kv-cache-memory-bytes",
-    "num_gpu_blocks_override": "--num-gpu-blocks-override",
-    "async_scheduling": "--no-async-scheduling",
-    "enable_prefix_caching": "--no-enable-prefix-caching",
-    "hybrid_kv_cache_manager": "--disable-hybrid-kv-cache-manager",
-    "mamba_cache_mode": "--mamba-cache-mode",
-}
-SGLANG_FLAGS = {
-    "block_size": "--page-size",
-    "max_total_tokens": "--max-total-tokens",
-    "enable_prefix_caching": "--disable-radix-cache",
-    "swa_full_tokens_ratio": "--swa-full-tokens-ratio",
-    "mamba_full_memory_ratio": "--mamba-full-memory-ratio",
-    "max_mamba_cache_size": "--max-mamba-cache-size",
 }
 
 
@@ -62,28 +45,30 @@ def nodes_of(parallel: Parallel) -> int:
     return ceil_div(parallel.num_gpus, NODE_GPUS)
 
 
-def command(model: Model, start: EngineOptions, *, served: str | None, cache_dtype: str, weight_dtype: str) -> Command:
-    """What makes this start. `served` is what an engine loads: an id on the Hub, or a folder; `cache_dtype` kvtool's
+def command(model: Model, start: EngineOptions, *, loads: str | None, cache_dtype: str, weight_dtype: str) -> Command:
+    """What makes this start. `loads` is what an engine loads: an id on the Hub, or a folder; `cache_dtype` kvtool's
     name of the cache's format.
     """
-    reason = _refusal(model, start, served, weight_dtype)
-    if served is None or reason is not None:
+    reason = _refusal(model, start, loads, weight_dtype)
+    if loads is None or reason is not None:
         return Command(line=None, reason=reason)
-    dtype = _cache_dtype(model, cache_dtype, CACHE_DTYPES[start.name])
+    dtype = _cache_dtype(model, cache_dtype, CACHE_NAMES[start.name])
     if dtype is None:
         return Command(line=None, reason=f"{ENGINE_NAMES[start.name]} has no {cache_dtype} cache for this model")
-    words = (_vllm if start.name == "vllm" else _sglang)(start, served, dtype)
+    state_dtype = STATE_NAMES[canonical_dtype(start.mamba_ssm_cache_dtype)]
+    spelled = replace(start, kv_cache_dtype=dtype, mamba_ssm_cache_dtype=state_dtype)
+    words = (_vllm if start.name == "vllm" else _sglang)(spelled, loads)
     return Command(line=shlex.join([*words, *_weight_words(model, weight_dtype)]))
 
 
-def _refusal(model: Model, start: EngineOptions, served: str | None, weight_dtype: str) -> str | None:
-    if served is None:
+def _refusal(model: Model, start: EngineOptions, loads: str | None, weight_dtype: str) -> str | None:
+    if loads is None:
         return "no command: an engine needs an id on the Hub or a folder with weights"
     name = canonical_dtype(weight_dtype)
     if weight_dtype != AUTO and name in ("int8", "int4"):
         return f"no command: {weight_dtype} weights need a checkpoint that is stored so"
     if weight_dtype != AUTO and model.quantisation is not None and name != model.quantisation.method:
-        return f"no command: {served} is stored in {model.quantisation.method}, not in {weight_dtype}"
+        return f"no command: {loads} is stored in {model.quantisation.method}, not in {weight_dtype}"
     if start.parallel.dp > 1 and not start.parallel.dp_attention and nodes_of(start.parallel) > 1:
         return f"no command: replicas on several nodes of {NODE_GPUS} GPUs are started one by one"
     if start.num_speculative_tokens:
@@ -97,35 +82,31 @@ def _cache_dtype(model: Model, name: str, known: Mapping[str, str]) -> str | Non
     return AUTO if name == own and name in ("bf16", "fp16") else known.get(name)
 
 
-def _vllm(start: EngineOptions, served: str, cache_dtype: str) -> Iterator[str]:
+def _vllm(start: EngineOptions, loads: str) -> Iterator[str]:
     parallel = start.parallel
-    yield from ("vllm", "serve", served)
+    yield from ("vllm", "serve", loads)
     yield from _layout(parallel)
-    yield from ("--max-model-len", str(start.max_model_len), "--max-num-seqs", str(start.max_num_seqs))
-    yield from ("--max-num-batched-tokens", str(start.max_num_batched_tokens), "--kv-cache-dtype", cache_dtype)
-    yield from ("--gpu-memory-utilization", f"{start.gpu_memory_utilization:g}")
-    yield from _state_words(start, "--mamba-ssm-cache-dtype")
-    yield from _words(start, VLLM_FLAGS)
+    yield from _flags(start)
     if nodes_of(parallel) > 1:
         yield from _nodes(parallel, "--master-addr", FIRST_NODE)
     if parallel.ep > 1:
         yield "--enable-expert-parallel"
 
 
-def _sglang(start: EngineOptions, served: str, cache_dtype: str) -> Iterator[str]:
+def _sglang(start: EngineOptions, loads: str) -> Iterator[str]:
     parallel = start.parallel
-    yield from ("python", "-m", "sglang.launch_server", "--model-path", served)
+    yield from ("python", "-m", "sglang.launch_server", "--model-path", loads)
     yield from _layout(parallel)
-    yield from ("--context-length", str(start.max_model_len), "--max-running-requests", str(start.max_running_requests))
-    yield from ("--chunked-prefill-size", str(start.chunked_prefill_size), "--kv-cache-dtype", cache_dtype)
-    if start.mem_fraction_static is not None:
-        yield from ("--mem-fraction-static", f"{start.mem_fraction_static:.3f}")
-    yield from _state_words(start, "--mamba-ssm-dtype")
-    yield from _words(start, SGLANG_FLAGS)
+    yield from _flags(start)
     if parallel.ep > 1:
         yield from ("--expert-parallel-size", str(parallel.ep))
     if nodes_of(parallel) > 1:
         yield from _nodes(parallel, "--dist-init-addr", f"{FIRST_NODE}:20000")
+
+
+def _flags(start: EngineOptions) -> Iterator[str]:
+    for flag in FLAGS:
+        yield from flag.words(start.name, getattr(start, flag.field))
 
 
 def _layout(parallel: Parallel) -> Iterator[str]:
@@ -141,26 +122,9 @@ def _nodes(parallel: Parallel, address_flag: str, address: str) -> Iterator[str]
     yield from ("--nnodes", str(nodes_of(parallel)), "--node-rank", "0", address_flag, address)
 
 
-def _state_words(start: EngineOptions, flag: str) -> Iterator[str]:
-    if start.mamba_ssm_cache_dtype != AUTO:
-        yield from (flag, TORCH_DTYPES[canonical_dtype(start.mamba_ssm_cache_dtype)])
-
-
 def _weight_words(model: Model, weight_dtype: str) -> Iterator[str]:
     name = canonical_dtype(weight_dtype)
-    if name in TORCH_DTYPES:
-        yield from ("--dtype", TORCH_DTYPES[name])
+    if name in FLOAT_NAMES:
+        yield from ("--dtype", FLOAT_NAMES[name])
     elif name == "fp8" and model.quantisation is None:
         yield from ("--quantization", name)
-
-
-def _words(start: EngineOptions, flags: Mapping[str, str]) -> Iterator[str]:
-    """The flags whose field was given."""
-    defaults = {field.name: field.default for field in fields(EngineOptions)}
-    for name, flag in flags.items():
-        value = getattr(start, name)
-        if value == defaults[name]:
-            continue
-        yield flag
-        if not isinstance(value, bool):
-            yield f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.size import size
-from kvtool.sizing.solve.answer import Served, as_asked, page_users, serve
+from kvtool.sizing.solve.answer import Answer, answer, as_asked, page_users
 from kvtool.sizing.solve.command import FIRST_NODE, NODE_GPUS, Command, command, nodes_of
 from kvtool.sizing.solve.layouts import layouts_of
 from kvtool.units import ceil_div
@@ -25,14 +25,14 @@ RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order trie
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked; None or True stands for what is to be found. `served` is what an engine would load."""
+    """What is asked; None or True stands for what is to be found. `loads` is what an engine would load."""
 
     users: int | None
     context: int | None
     open_gpus: bool
     open_pp: bool
     open_dtype: bool
-    served: str | None
+    loads: str | None
 
     def __post_init__(self) -> None:
         if self.users is None and self.context is None:
@@ -46,14 +46,14 @@ class _Candidate:
     """One layout and cache dtype, and what each engine makes of it: its answer, or why it has none."""
 
     plan: SizePlan
-    served: Mapping[str, Served]
+    answers: Mapping[str, Answer]
     errors: Mapping[str, KvtoolError]
 
     @property
-    def best(self) -> Served | None:
+    def best(self) -> Answer | None:
         """The answer of the engine that serves most."""
-        found = [one for one in self.served.values() if one.answers]
-        return max(found, key=lambda one: (one.users, one.context)) if found else None
+        serving = [found for found in self.answers.values() if found.serves]
+        return max(serving, key=lambda found: (found.users, found.context)) if serving else None
 
     @property
     def parallel(self) -> Parallel:
@@ -68,42 +68,42 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
     """
     _check(model, options, question)
     tried = [_try(model, options, question, *setting) for setting in _settings(model, options, question)]
-    found = _ranked([one for one in tried if one.best is not None], tried)
+    found = _ranked([candidate for candidate in tried if candidate.best is not None], tried)
     if not found:
         _raise_if_never_asked(tried)
     shown = _options_shown(options, found[0] if found else tried[-1], question)
     document = size(model, options=shown)
     solved = SizeDocument(
         rows=document.rows,
-        solutions=[_solution(one, best, question) for one in found if (best := one.best)],
-        rejected=[_rejected(one, question) for one in tried if one.best is None],
+        solutions=[_solution(candidate, best, question) for candidate in found if (best := candidate.best)],
+        rejected=[_rejected(candidate, question) for candidate in tried if candidate.best is None],
         assumptions=list(dict.fromkeys([*document.assumptions, *_assumptions(found)])),
     )
     return solved, shown
 
 
 def _ranked(found: list[_Candidate], tried: list[_Candidate]) -> list[_Candidate]:
-    order = list(dict.fromkeys(one.plan.cache_format.name for one in tried))
+    order = list(dict.fromkeys(candidate.plan.cache_format.name for candidate in tried))
 
-    def key(one: _Candidate) -> tuple[int, int, int, int]:
-        users, context = (one.best.users, one.best.context) if one.best else (0, 0)
-        return one.parallel.num_gpus, order.index(one.plan.cache_format.name), -users, -context
+    def key(candidate: _Candidate) -> tuple[int, int, int, int]:
+        users, context = (candidate.best.users, candidate.best.context) if candidate.best else (0, 0)
+        return candidate.parallel.num_gpus, order.index(candidate.plan.cache_format.name), -users, -context
 
     return sorted(found, key=key)
 
 
 def _raise_if_never_asked(tried: list[_Candidate]) -> None:
     """A value that no engine takes on any layout is a mistake, not a lack of memory."""
-    if not any(one.served for one in tried):
+    if not any(candidate.answers for candidate in tried):
         raise next(iter(tried[0].errors.values()))
 
 
 def _options_shown(options: SizeOptions, shown: _Candidate, question: Question) -> SizeOptions:
     """The start of the engine that serves most, told as that engine's only where one was asked for."""
-    served = shown.best or next(iter(shown.served.values()), None)
-    if served is None:
+    best = shown.best or next(iter(shown.answers.values()), None)
+    if best is None:
         return as_asked(replace(shown.plan.options, engine=None), question.users or 1, question.context or 1)
-    return replace(served.options, engine=None if options.engine is None else served.start)
+    return replace(best.options, engine=None if options.engine is None else best.start)
 
 
 def _check(model: Model, options: SizeOptions, question: Question) -> None:
@@ -142,77 +142,77 @@ def _try(model: Model, options: SizeOptions, question: Question, layout: Paralle
     """What each engine asked for, else both, would serve at this setting."""
     base = replace(options, parallel=layout, kv_cache_dtypes=(dtype,), lengths=None, contexts=(), batch_sizes=(1,))
     plan = replace(make_plan(model, replace(base, engine=None), dtype), options=base)
-    served: dict[str, Served] = {}
+    answers: dict[str, Answer] = {}
     errors: dict[str, KvtoolError] = {}
     for name in (options.engine.name,) if options.engine else ENGINE_NAMES:
         try:
-            served[name] = serve(plan, name, users=question.users, context=question.context)
+            answers[name] = answer(plan, name, users=question.users, context=question.context)
         except KvtoolError as error:
             errors[name] = error
-    return _Candidate(plan=plan, served=served, errors=errors)
+    return _Candidate(plan=plan, answers=answers, errors=errors)
 
 
-def _solution(one: _Candidate, best: Served, question: Question) -> SizeSolution:
+def _solution(candidate: _Candidate, best: Answer, question: Question) -> SizeSolution:
     options = best.options
-    commands = {name: _command(one, served, question) for name, served in one.served.items() if served.answers}
-    lines = {name: found.line for name, found in commands.items()}
-    reasons = [*_reasons(one, question), *(found.reason for found in commands.values() if found.reason)]
+    commands = {name: _command(candidate, found, question) for name, found in candidate.answers.items() if found.serves}
+    lines = {name: made.line for name, made in commands.items()}
+    reasons = [*_reasons(candidate, question), *(made.reason for made in commands.values() if made.reason)]
     return SizeSolution(
-        **_setting(one),
-        nodes=nodes_of(one.parallel),
+        **_setting(candidate),
+        nodes=nodes_of(candidate.parallel),
         users=best.users,
         context=best.context,
-        kv_bytes_per_gpu=one.plan.cache.bytes_per_gpu(
+        kv_bytes_per_gpu=candidate.plan.cache.bytes_per_gpu(
             tokens=best.context, batch_size=best.users, shared_prefix=options.shared_prefix
         ),
         kv_pool_bytes=best.pool_bytes,
         margin_bytes=best.margin_bytes,
-        page_users=page_users(one.plan, best),
-        vllm_users=_capacity(one, "vllm"),
-        sglang_users=_capacity(one, "sglang"),
+        page_users=page_users(candidate.plan, best),
+        vllm_users=_capacity(candidate, "vllm"),
+        sglang_users=_capacity(candidate, "sglang"),
         vllm=lines.get("vllm"),
         sglang=lines.get("sglang"),
         reason="; ".join(dict.fromkeys(reasons)) or None,
     )
 
 
-def _setting(one: _Candidate) -> dict[str, Any]:
+def _setting(candidate: _Candidate) -> dict[str, Any]:
     """The fields of a SizeSetting."""
-    degrees = {name: getattr(one.parallel, name) for name in ("num_gpus", "tp", "pp", "dp", "dcp")}
-    dtype = one.plan.cache_format.name
-    return {**degrees, "enable_dp_attention": one.parallel.dp_attention, "kv_cache_dtype": dtype}
+    degrees = {name: getattr(candidate.parallel, name) for name in ("num_gpus", "tp", "pp", "dp", "dcp")}
+    dtype = candidate.plan.cache_format.name
+    return {**degrees, "enable_dp_attention": candidate.parallel.dp_attention, "kv_cache_dtype": dtype}
 
 
-def _capacity(one: _Candidate, name: str) -> float | None:
-    served = one.served.get(name)
-    return None if served is None or served.refusal is not None else served.capacity
+def _capacity(candidate: _Candidate, name: str) -> float | None:
+    found = candidate.answers.get(name)
+    return None if found is None or found.refusal is not None else found.capacity
 
 
-def _command(one: _Candidate, served: Served, question: Question) -> Command:
+def _command(candidate: _Candidate, found: Answer, question: Question) -> Command:
     return command(
-        one.plan.model,
-        served.start,
-        served=question.served,
-        cache_dtype=one.plan.cache_format.name,
-        weight_dtype=one.plan.options.weight_dtype,
+        candidate.plan.model,
+        found.start,
+        loads=question.loads,
+        cache_dtype=candidate.plan.cache_format.name,
+        weight_dtype=candidate.plan.options.weight_dtype,
     )
 
 
-def _rejected(one: _Candidate, question: Question) -> SizeRejected:
+def _rejected(candidate: _Candidate, question: Question) -> SizeRejected:
     return SizeRejected(
-        **_setting(one),
-        reason="; ".join(_reasons(one, question)),
+        **_setting(candidate),
+        reason="; ".join(_reasons(candidate, question)),
     )
 
 
-def _reasons(one: _Candidate, question: Question) -> Iterator[str]:
+def _reasons(candidate: _Candidate, question: Question) -> Iterator[str]:
     """Why the engines do not serve what is asked, of those that do not."""
-    yield from (f"{ENGINE_NAMES[name]}: {error}" for name, error in one.errors.items())
-    for name, served in one.served.items():
-        if served.refusal is not None:
-            yield f"{ENGINE_NAMES[name]}: {served.refusal}"
-        elif not served.answers:
-            yield f"{ENGINE_NAMES[name]} holds {served.capacity:,.2f} of {question.users or 1:,} users"
+    yield from (f"{ENGINE_NAMES[name]}: {error}" for name, error in candidate.errors.items())
+    for name, found in candidate.answers.items():
+        if found.refusal is not None:
+            yield f"{ENGINE_NAMES[name]}: {found.refusal}"
+        elif not found.serves:
+            yield f"{ENGINE_NAMES[name]} holds {found.capacity:,.2f} of {question.users or 1:,} users"
 
 
 def _assumptions(found: list[_Candidate]) -> Iterator[str]:
@@ -221,10 +221,10 @@ def _assumptions(found: list[_Candidate]) -> Iterator[str]:
         "solutions are by the plans that engines would make of the estimated pool, for requests all as long as the "
         "context; page_users counts whole pages of the formula, without what an engine pads or reserves"
     )
-    for one in found[:1]:
-        for served in one.served.values():
-            yield from served.assumptions if served.refusal is None else ()
-    if any(nodes_of(one.parallel) > 1 for one in found):
+    for candidate in found[:1]:
+        for answered in candidate.answers.values():
+            yield from answered.assumptions if answered.refusal is None else ()
+    if any(nodes_of(candidate.parallel) > 1 for candidate in found):
         yield (
             f"a node has {NODE_GPUS} GPUs; the commands are the first node's: put its address for {FIRST_NODE}, and on "
             "the others --node-rank 1, ... (vLLM: with --headless)"

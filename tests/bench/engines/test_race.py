@@ -11,18 +11,21 @@ import msgspec
 import pytest
 
 from kvtool.bench import bench as run
+from kvtool.bench import session
 from kvtool.bench.engines import race as engine_peers
 from kvtool.bench.engines.engine import ENGINE_PEERS, Answers
-from kvtool.bench.engines.race import Entrant, compared, entrants, same_tokens, tpot_s
+from kvtool.bench.engines.race import Entrant, compared, entrants, same_tokens
+from kvtool.bench.options import BenchOptions
 from kvtool.bench.peers import PeerError
 from kvtool.catalog.decoder import Decoder
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, encode
 from kvtool.workloads import Request
-from tests.bench.test_bench import FAST, OPTIONS
+from tests.bench.test_bench import FAST, PREFIX, latency_only
 from tests.bench.tiny_model import TINY, config, loaded
 
-LATENCY = replace(OPTIONS, parts=("latency",), input_lens=(20,), batch_sizes=(2,))
+OPTIONS = latency_only(input_lens=(20,), batch_sizes=(2,))
+SIZES = {"max_tokens": 25, "max_batch": 2}
 PROMPTS = [Request(prompt_ids=(1, 2, 3), output_len=3), Request(prompt_ids=(4, 5, 6), output_len=3)]
 SAID = [[7, 8, 9], [1, 2, 3]]
 
@@ -119,7 +122,7 @@ def test_rounding_may_change_a_token_and_all_behind_it() -> None:
 
 
 def test_one_output_token_has_no_tpot(log: list[str]) -> None:
-    assert tpot_s(answers(1.0, 1.0, [[3]])) is None
+    assert answers(1.0, 1.0, [[3]]).tpot_s is None
     prompts = [replace(request, output_len=1) for request in PROMPTS]
     turns = [answers(2.0, 2.0, [[7], [1]])] * 3
     (peer,) = race([Entrant("a", "1.0", Scripted("a", log, turns))], prompts)
@@ -131,7 +134,7 @@ def test_one_output_token_has_no_tpot(log: list[str]) -> None:
 
 def test_without_peers_nothing_is_written_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_peers, "weights_folder", None)
-    with entrants(loaded(), LATENCY) as found:
+    with entrants(loaded(), (), **SIZES) as found:
         assert found == []
 
 
@@ -151,7 +154,7 @@ def test_what_cannot_start_is_a_note_and_what_started_is_stopped(monkeypatch: py
         "vllm": SimpleNamespace(version=lambda: "0.33", start=broken),
     }
     monkeypatch.setattr(engine_peers, "load_engine_peer", modules.__getitem__)
-    with entrants(loaded(), replace(LATENCY, peers=("transformers", "vllm"))) as found:
+    with entrants(loaded(), ("transformers", "vllm"), **SIZES) as found:
         assert found[0] == Entrant("transformers", "5.0", running, "scripted")
         assert found[1] == Entrant("vllm", "0.33", None, "failed to start: SystemExit: no GPU")
         assert (folders[0] / "config.json").is_file()
@@ -164,7 +167,7 @@ def test_weights_that_no_other_engine_reads_are_a_note_for_all(monkeypatch: pyte
     model = replace(TINY, decoder=Decoder(family="gpt2", exact=True))
     with_others = loaded()
     with_others.model = model
-    with entrants(with_others, replace(LATENCY, peers=ENGINE_PEERS)) as found:
+    with entrants(with_others, ENGINE_PEERS, **SIZES) as found:
         assert [entrant.name for entrant in found] == list(ENGINE_PEERS)
         assert {entrant.note[:47] for entrant in found} == {"random weights of tiny-llama have no transforme"}
 
@@ -173,8 +176,10 @@ def test_weights_that_no_other_engine_reads_are_a_note_for_all(monkeypatch: pyte
 
 
 def test_a_bench_with_transformers_tells_its_times_next_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "measure_roofline", lambda *arguments, **named: FAST)
-    options = replace(LATENCY, batch_sizes=(1, 2), peers=("transformers", "transformers-paged", "vllm"))
+    monkeypatch.setattr(session, "measure_roofline", lambda *arguments, **named: FAST)
+    options = replace(
+        latency_only(input_lens=(20,), batch_sizes=(1, 2)), peers=("transformers", "transformers-paged", "vllm")
+    )
     outcome = run.bench(TINY, config(), options, progress=lambda doing, done: None)
     assert msgspec.json.decode(encode(outcome.document), type=BenchDocument) == outcome.document
     for case in outcome.document.cases:
@@ -189,7 +194,10 @@ def test_a_bench_with_transformers_tells_its_times_next_to_ours(monkeypatch: pyt
         assert case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes
 
 
-@pytest.mark.parametrize("given", [{"concurrency": 2}, {"request_rate": 5.0}, {"parts": ("prefix",)}])
-def test_peers_run_whole_batches_only(given: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [latency_only(concurrency=2), latency_only(request_rate=5.0), replace(OPTIONS, parts=(PREFIX,))],
+)
+def test_peers_run_whole_batches_only(options: BenchOptions) -> None:
     with pytest.raises(KvtoolError, match="--peers run whole batches of the latency part"):
-        replace(LATENCY, peers=("transformers",), **given)
+        replace(options, peers=("transformers",))

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from kvtool.bench import session
 from kvtool.bench.kernels import kernels
 from kvtool.bench.kernels.calls import Measurement, filled_pool
 from kvtool.bench.kernels.kernels import measure_kernels, with_roofline
@@ -23,7 +24,7 @@ from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.machine.roofline import Ceiling
 from kvtool.machine.timers import Contender, Timed, WarmUp
-from kvtool.results import KernelCase, encode
+from kvtool.results import KernelCase, KernelsDocument, encode
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.units import MIB
 
@@ -69,7 +70,7 @@ def measured(work: KernelWork, num_calls: int = 3, kernels: object = None) -> Me
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ceiling without measuring, and a cache of 1 MiB to stream through."""
-    monkeypatch.setattr(kernels, "measure_roofline", lambda device, dtype, seconds: CEILING)
+    monkeypatch.setattr(session, "measure_roofline", lambda device, dtype, seconds: CEILING)
     monkeypatch.setattr(kernels, "last_level_cache_bytes", lambda device: MIB // 4)
     monkeypatch.setattr(kernels, "PASS_SECONDS", 0.01)
 
@@ -213,7 +214,7 @@ def test_nan_is_wrong_and_stays_out_of_the_document() -> None:
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def run(model: Model = TINY, **given: object) -> kernels.Outcome:
+def run(model: Model = TINY, **given: object) -> session.Outcome[KernelsDocument]:
     return measure_kernels(model, options(**given), progress=lambda doing, done: None)
 
 
@@ -257,7 +258,7 @@ def test_ctrl_c_keeps_what_was_measured(quick: None, monkeypatch: pytest.MonkeyP
 
 def test_what_does_not_fit_is_refused_before_anything_runs(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "available_bytes", lambda device: 20 * MIB)
-    monkeypatch.setattr(kernels, "_run", lambda *args: pytest.fail("it ran"))
+    monkeypatch.setattr(kernels, "Session", lambda *args: pytest.fail("it ran"))
     with pytest.raises(DeviceError, match=r"paged_decode at context 128k x batch 3 needs .* lower --context") as error:
         run(contexts=(40, 131072))
     assert "\n" not in str(error.value)

@@ -33,7 +33,7 @@ def test_capturing_is_timed_apart_from_the_pass(monkeypatch: pytest.MonkeyPatch)
     made.sweep()
     assert log == ["replay"]
     assert made.capture_s is not None
-    assert 0.02 <= made.capture_s < 1
+    assert made.capture_s >= 0.02
 
 
 def test_a_slow_kernel_gets_fewer_calls() -> None:
@@ -44,7 +44,7 @@ def test_a_slow_kernel_gets_fewer_calls() -> None:
 
 
 def test_the_first_call_is_timed_on_the_wall() -> None:
-    assert 0.02 <= first_call_s(lambda: time.sleep(0.02), "cpu") < 1
+    assert first_call_s(lambda: time.sleep(0.02), "cpu") >= 0.02
 
 
 def test_a_flush_reads_all_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.graphs.capture import Step, bucket_of
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
-from kvtool.results import ColdStart
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import as_it_is, engine_of, generate, load, prompt
 
@@ -79,7 +78,9 @@ def test_what_is_prepared_is_not_captured_by_a_request(loaded: LoadedModel) -> N
     engine.prepare(range(1, 18))
     assert engine.pipeline.graphs.buckets == [24, 16, 8, 4, 2, 1], "the largest first: the others fit in its memory"
     assert (capture.captured, capture.replayed) == (6, 0)
-    assert engine.cold_start == ColdStart(jit_s=None, capture_s=12.0, graphs=6)  # two readings of the clock, one inside
+    graphs = engine.pipeline.graphs
+    assert (len(graphs), graphs.capture_s) == (6, 12.0), "two readings of the clock, one inside"
+    assert engine.compiling.seconds is None, "torch compiles nothing"
     generate(engine, [prompt(length) for length in range(1, 14)], 4)
     assert capture.captured == 6
 
@@ -108,13 +109,12 @@ def test_steps_are_captured_unless_graphs_are_off(loaded: LoadedModel, on_a_gpu:
     engine = engine_of(loaded, graphs=False)
     generate(engine, [prompt(3)], 3)
     assert (on_a_gpu.captured, engine.pipeline) == (1, None)
-    assert engine.cold_start == ColdStart()
 
 
 def test_a_cpu_captures_nothing(loaded: LoadedModel) -> None:
     engine = engine_of(loaded)
     engine.prepare([1, 2, 3])
-    assert (loaded.capturable, engine.pipeline, engine.cold_start) == (False, None, ColdStart())
+    assert (loaded.capturable, engine.pipeline) == (False, None)
 
 
 def test_triton_tells_what_it_compiled() -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from kvtool.report.bench.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
+from kvtool.report.bench.cases import cases_of
 from kvtool.report.bench.charts import bench_panels, chart, saving_in_words
 from kvtool.report.bench.findings import findings
 from kvtool.report.bench.tables import (
     arm_memory_table,
     arm_time_table,
     bench_tables,
-    cases_of,
-    format_flops,
     latency_table,
     prefix_savings_table,
     prefix_table,
@@ -53,7 +53,7 @@ def printed(document, width):
 
 
 def test_the_example_on_disk_is_the_one_the_builder_makes():
-    assert PATH.read_bytes() == encode(example_document())
+    assert json.loads(PATH.read_bytes()) == json.loads(encode(example_document()))
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -209,10 +209,6 @@ def test_all_files_are_written(document, tmp_path):
     paths = write_bench(document, tmp_path / "new")
     assert sorted(path.name for path in paths) == ["bench.csv", "bench.json", "bench.png", "report.html"]
     assert read_document(tmp_path / "new/bench.json", BenchDocument) == document
-
-
-def test_flops_are_short():
-    assert [format_flops(n) for n in (0, 999, 2_750_000_000, 1_408_000_000_000)] == ["0", "999", "2.75 G", "1.41 T"]
 
 
 def test_what_came_before_the_first_sample_is_shown_where_something_did(document):

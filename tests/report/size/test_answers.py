@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import (
     lengths_table,
     print_solutions,
@@ -15,7 +16,7 @@ from kvtool.report.size.answers import (
     tier_table,
     wrapped_command,
 )
-from kvtool.report.size.size import print_size, size_csv_rows
+from kvtool.report.size.size import print_size
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
@@ -31,7 +32,7 @@ OPTIONS = SizeOptions(
     contexts=(8192,), batch_sizes=(16,), gpu=H100, places=PLACES, lengths=lognormal(mean=4096, p95=12288),
     shared_prefix=1024,
 )  # fmt: skip
-QUESTION = Question(users=64, context=32768, open_gpus=True, open_pp=True, open_dtype=True, served="org/model")
+QUESTION = Question(users=64, context=32768, open_gpus=True, open_pp=True, open_dtype=True, loads="org/model")
 
 HOPPER = msgspec.structs.replace(CARD, vendor="NVIDIA", arch="Hopper")
 ONE = replace(QUESTION, open_gpus=False, open_dtype=False)
@@ -118,6 +119,6 @@ def test_a_wrapped_command_is_the_same_to_a_shell() -> None:
 
 
 def test_csv_has_what_sharing_saves() -> None:
-    (line,) = size_csv_rows(size(LLAMA_8B, options=OPTIONS))
+    (line,) = size_rows(size(LLAMA_8B, options=OPTIONS).rows)
     assert line["sharing_saved_bytes"] == 15 * 1024 * 131_072
     assert line["fit_measured"] == ""

@@ -18,7 +18,7 @@ from kvtool.sizing.solve.solve import Question, solve
 from kvtool.units import GIB
 
 H100 = find_gpu("h100")
-QUESTION = Question(users=None, context=32768, open_gpus=False, open_pp=False, open_dtype=False, served="org/model")
+QUESTION = Question(users=None, context=32768, open_gpus=False, open_pp=False, open_dtype=False, loads="org/model")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ class Lines:
     reasons: list[str | None]
 
 
-def lines(model: Model = LLAMA_8B, dtype: str = "auto", served: str | None = "org/model", **options: object) -> Lines:
+def lines(model: Model = LLAMA_8B, dtype: str = "auto", loads: str | None = "org/model", **options: object) -> Lines:
     given = {"gpu": CARD, "max_num_seqs": 64, "max_model_len": 32768, "kv_cache_dtypes": (dtype,), **options}
     sized = SizeOptions(**given)  # type: ignore[arg-type]
     plan = make_plan(model, sized, dtype)
@@ -31,7 +31,7 @@ def lines(model: Model = LLAMA_8B, dtype: str = "auto", served: str | None = "or
     for name in ("vllm", "sglang"):
         start = start_of(name, sized, plan.limits, plan.memory)
         found.append(
-            command(model, start, served=served, cache_dtype=plan.cache_format.name, weight_dtype=sized.weight_dtype)
+            command(model, start, loads=loads, cache_dtype=plan.cache_format.name, weight_dtype=sized.weight_dtype)
         )
     return Lines(found[0].line, found[1].line, [one.reason for one in found])
 
@@ -149,7 +149,7 @@ def test_chunks_of_sglang_are_whole_pages() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"served": None}, "an engine needs an id on the Hub or a folder"),
+        ({"loads": None}, "an engine needs an id on the Hub or a folder"),
         ({"weight_dtype": "int4"}, "int4 weights need a checkpoint"),
         ({"parallel": Parallel(tp=8, dp=2)}, "replicas on several nodes"),
     ],
@@ -161,4 +161,4 @@ def test_no_command_is_better_than_a_wrong_one(given: dict[str, object], reason:
 
 
 def test_a_folder_is_quoted() -> None:
-    assert "vllm serve '/my models/llama' --tensor" in (lines(served="/my models/llama").vllm or "")
+    assert "vllm serve '/my models/llama' --tensor" in (lines(loads="/my models/llama").vllm or "")

@@ -36,7 +36,7 @@ def ask(
         open_gpus=open_gpus,
         open_pp=open_pp,
         open_dtype=open_dtype,
-        served="meta-llama/Llama-3.1-8B",
+        loads="meta-llama/Llama-3.1-8B",
     )
     return solve(model, SizeOptions(**{"gpu": CARD, **options}), question)[0]  # type: ignore[arg-type]
 

@@ -6,8 +6,8 @@ What was timed on a card (`tuned`) goes before the rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
@@ -38,21 +38,6 @@ class Shape:
     query_bytes: int
     cache_bytes: int
     page: int
-
-
-@dataclass(frozen=True)
-class Target:
-    """What of a device the choice of tile and grid depends on; `tuned` holds tiles that were timed on it."""
-
-    capability: int  # 80, 90, ...
-    multiprocessors: int
-    shared_bytes: int  # that one program may use
-    tuned: Mapping[Shape, Tile] = field(default_factory=dict)
-
-    @property
-    def multiplies_from_shared_memory(self) -> bool:
-        """wgmma and its successor on data-centre cards; elsewhere both operands sit in registers."""
-        return self.capability in (90, 100, 103)
 
 
 @dataclass(frozen=True)
@@ -115,6 +100,28 @@ class Tile:
         registers = DECODE_REGISTERS if self.is_small else self.max_registers
         by_registers = REGISTERS // (32 * self.num_warps * registers)
         return target.multiprocessors * max(1, min(target.shared_bytes // (tiles * bytes_per_key), by_registers))
+
+
+class Tiles(Protocol):
+    """Tiles by shape, as a dict of them."""
+
+    def get(self, shape: Shape, rule: Tile, /) -> Tile:
+        """The tile for the shape, or the rules' own."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What of a device the choice of tile and grid depends on; `tuned` holds tiles that were timed on it."""
+
+    capability: int  # 80, 90, ...
+    multiprocessors: int
+    shared_bytes: int  # that one program may use
+    tuned: Tiles = field(default_factory=dict[Shape, Tile])
+
+    @property
+    def multiplies_from_shared_memory(self) -> bool:
+        """wgmma and its successor on data-centre cards; elsewhere both operands sit in registers."""
+        return self.capability in (90, 100, 103)
 
 
 def decode_tile(head_dim: int, rows: int, query_bytes: int, cache_bytes: int, target: Target) -> Tile:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+
+from kvtool.errors import KvtoolError
+from kvtool.files import write_atomic
 
 MARGIN = 0.02  # by which a way must beat the first one, which is the safest, to be taken
 VERSION = 1
@@ -48,12 +49,8 @@ class Verdicts:
     def _write(self, known: dict[str, str]) -> None:
         """What other processes have found meanwhile stays; the file changes whole or not at all."""
         everything = {"version": VERSION, "verdicts": _read(self._file) | known}
-        with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(prefix=self._file.name, dir=self._file.parent)
-            with open(handle, "w") as file:
-                json.dump(everything, file, indent=1, sort_keys=True)
-            os.replace(unfinished, self._file)
+        with contextlib.suppress(KvtoolError):  # it will be timed again
+            write_atomic(self._file, json.dumps(everything, indent=1, sort_keys=True).encode())
 
 
 def _read(file: Path) -> dict[str, str]:

@@ -1,0 +1,77 @@
+"""What `kvtool bench` measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.cli.flags.group import Group
+from kvtool.cli.values import optional_counts, optional_length, optional_lengths, share_list
+from kvtool.errors import KvtoolError
+from kvtool.units import split_list
+
+if TYPE_CHECKING:
+    from kvtool.bench.options import BenchOptions
+
+_prefix = partial(typer.Option, rich_help_panel="Shared prefixes")
+_queue = partial(typer.Option, rich_help_panel="Requests that queue")
+
+
+@dataclass(frozen=True)
+class BenchGrid(Group):
+    """The parts, their grid, and how often each case is measured."""
+
+    parts: Annotated[str, typer.Option(metavar="LIST", help="Of latency, prefix, no-cache.")] = (
+        "latency,prefix,no-cache"
+    )
+    input_len: Annotated[str | None, typer.Option(metavar="LIST", help="Prompt tokens, as 128,512,4k.")] = None
+    output_len: Annotated[int | None, typer.Option(help="Tokens generated a request, exactly.")] = None
+    batch_size: Annotated[str | None, typer.Option(metavar="LIST", help="Requests at a time, as 1,8,32.")] = None
+    num_iters: Annotated[int | None, typer.Option(help="Measured iterations a case.")] = None
+    num_iters_warmup: Annotated[int | None, typer.Option(help="Iterations before, thrown away.")] = None
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Run these engines too, in turns with ours: all, or of transformers, transformers-static, "
+            "transformers-paged, vllm, sglang.",
+        ),
+    ] = None
+    prefix_len: Annotated[
+        str | None,
+        _prefix(metavar="TOKENS", help="Cached tokens; the prompts get as long as --hit-rate makes them."),
+    ] = None
+    hit_rate: Annotated[str, _prefix(metavar="LIST", help="Share of prompt tokens found in the cache.")] = "0,0.5,0.9"
+    concurrency: Annotated[int | None, _queue(help="Requests in flight; the others wait their turn.")] = None
+    request_rate: Annotated[float | None, _queue(help="Requests a second, arriving at random (Poisson).")] = None
+    num_prompts: Annotated[int | None, _queue(help="Requests a case that queues (default: 4 a batch).")] = None
+
+    def options(self, device: str, seed: int) -> BenchOptions:
+        """The options for that device, which has defaults of its own. Raises KvtoolError."""
+        from kvtool.bench.engines.engine import ENGINE_PEERS
+        from kvtool.bench.options import bench_options
+        from kvtool.bench.peers import peer_names
+
+        if self.num_prompts is not None and self.concurrency is None and self.request_rate is None:
+            raise KvtoolError(
+                "--num-prompts needs --concurrency or --request-rate: without a queue a batch is all there is"
+            )
+        return bench_options(
+            device,
+            parts=tuple(split_list(self.parts)),
+            input_lens=optional_lengths(self.input_len, "input length"),
+            output_len=self.output_len,
+            batch_sizes=optional_counts(self.batch_size, "batch size"),
+            num_iters=self.num_iters,
+            num_iters_warmup=self.num_iters_warmup,
+            prefix_len=optional_length(self.prefix_len, "prefix length"),
+            hit_rates=share_list(self.hit_rate, "hit rate"),
+            concurrency=self.concurrency,
+            request_rate=self.request_rate,
+            num_prompts=self.num_prompts,
+            seed=seed,
+            peers=() if self.peers is None else peer_names(split_list(self.peers), known=ENGINE_PEERS),
+        )

@@ -1,0 +1,110 @@
+"""Which engine's plan to tell, and what it is started with: its own flags by the table of sizing.engines.flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Annotated, Any, ClassVar, Self
+
+import typer
+
+from kvtool.cli.flags.group import Group
+from kvtool.cli.values import optional_size
+from kvtool.errors import KvtoolError
+from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
+from kvtool.sizing.engines.options import EngineOptions
+
+ENGINE = Parameter(
+    "engine",
+    Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What would this engine allocate? vllm, sglang, or one as vllm==0.33."),
+    ],
+)
+TYPES = {
+    "count": int | None,
+    "size": str | None,
+    "fraction": float | None,
+    "switch": bool | None,
+    "name": str,
+    "dtype": str,
+}
+
+
+@dataclass(frozen=True)
+class EngineFlags(Group):
+    """An engine, and the values of its flags by their fields of EngineOptions."""
+
+    engine: str | None
+    values: Mapping[str, Any]
+    flags: ClassVar[tuple[Flag, ...]] = tuple(flag for flag in FLAGS if flag.help)
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """--engine, then an option for each row: those of both engines, of vLLM, of SGLang."""
+        panels = [("vllm", "sglang"), ("vllm",), ("sglang",)]
+        return [ENGINE, *(_parameter(flag) for flag in sorted(cls.flags, key=lambda flag: panels.index(flag.engines)))]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Raises KvtoolError for a size that is none."""
+        return cls(engine=given["engine"], values={flag.field: _value(flag, given) for flag in cls.flags})
+
+    def start(self, *, auto_fit: bool, **shared: Any) -> EngineOptions | None:
+        """The engine's start with `shared`, which a size has without an engine too; None without an engine.
+
+        Raises KvtoolError for an unknown engine, and for flags that it does not have.
+        """
+        from kvtool.sizing.engines.run import parse_engine
+
+        name, version = (None, None) if self.engine is None else parse_engine(self.engine)
+        if auto_fit and name != "vllm":
+            raise KvtoolError("--max-model-len -1 needs --engine vllm")
+        for flag in self.flags:
+            if self.values[flag.field] != flag.default and name not in flag.engines:
+                raise KvtoolError(f"{flag.option} needs --engine {' or '.join(flag.engines)}")
+        if name is None:
+            return None
+        return EngineOptions(name=name, version=version, auto_fit=auto_fit, **shared, **self.values)
+
+
+@dataclass(frozen=True)
+class EngineMemory(EngineFlags):
+    """An engine, and nothing of its flags but the memory for its cache."""
+
+    flags: ClassVar[tuple[Flag, ...]] = (BY_FIELD["kv_cache_memory_bytes"],)
+
+
+def _parameter(flag: Flag) -> Parameter:
+    """The option of one row, in the panel of the engines that have it."""
+    names = [flag.option]
+    default = flag.default
+    if flag.option.startswith("--no-"):
+        names = [f"{flag.option.replace('--no-', '--')}/{flag.option}"]
+    elif flag.kind == "switch":
+        default = False  # --disable-NAME is off by default
+    option = typer.Option(
+        *names,
+        metavar="SIZE" if flag.kind == "size" else None,
+        help=flag.help,
+        show_default=flag.kind != "switch",
+        rich_help_panel=f"With --engine {' or '.join(flag.engines)}",
+    )
+    return Parameter(
+        _name(flag), Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[TYPES[flag.kind], option]
+    )
+
+
+def _name(flag: Flag) -> str:
+    """The parameter's: the field's, but for --disable-NAME."""
+    return flag.option.removeprefix("--").removeprefix("no-").replace("-", "_")
+
+
+def _value(flag: Flag, given: Mapping[str, Any]) -> Any:
+    value = given[_name(flag)]
+    if flag.kind == "size":
+        return optional_size(value, flag.field.replace("_", " "))
+    return not value if flag.option.startswith("--disable-") else value

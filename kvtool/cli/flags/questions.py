@@ -1,0 +1,104 @@
+"""Questions about what fits, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.cli.flags.group import Group
+from kvtool.cli.values import given, optional_length, optional_size
+from kvtool.errors import KvtoolError
+
+if TYPE_CHECKING:
+    from kvtool.sizing.lengths import Lengths
+    from kvtool.sizing.solve.solve import Question
+    from kvtool.sizing.tiers import Places
+
+_option = partial(typer.Option, rich_help_panel="What fits, and where")
+
+
+@dataclass(frozen=True)
+class Questions(Group):
+    """Who can be served, by what layout, and which memories could hold the cache."""
+
+    users: Annotated[
+        str | None,
+        _option(
+            metavar="N|max",
+            help="What serves N users at a time (or how many: max), by the plans of vLLM and SGLang (or --engine)? "
+            "Tries 1 to 16 GPUs without --tp, bf16 and fp8 without --kv-cache-dtype, and the longest context without "
+            "--context.",
+        ),
+    ] = None
+    lengths: Annotated[
+        str | None,
+        _option(
+            metavar="FILE|MEAN,P95",
+            help="How many requests of such lengths fit at once: a .jsonl trace, a list, 4k,12k, or p50=2k,p95=16k.",
+        ),
+    ] = None
+    tiers: Annotated[
+        bool,
+        _option("--tiers", help="Where the cache could live: registers, L2, HBM, and --dram and --nvme."),
+    ] = False
+    dram: Annotated[str | None, _option(metavar="SIZE", help="DRAM for the cache, as 256GiB.")] = None
+    nvme: Annotated[str | None, _option(metavar="SIZE", help="NVMe for the cache, as 1TB.")] = None
+    nvme_gbps: Annotated[float | None, _option(help="What --nvme reads, in GB/s.")] = None
+
+    def places(self) -> Places | None:
+        """Where the cache could live; None where no option asks for it. Raises KvtoolError."""
+        from kvtool.sizing.tiers import Places
+
+        if not self.tiers and self.dram is None and self.nvme is None and self.nvme_gbps is None:
+            return None
+        return Places(
+            dram_bytes=optional_size(self.dram, "dram"),
+            nvme_bytes=optional_size(self.nvme, "nvme"),
+            nvme_gbps=self.nvme_gbps,
+        )
+
+    def parsed_lengths(self) -> Lengths | None:
+        """The lengths of requests; None where they were not given. Raises KvtoolError."""
+        from kvtool.workloads.lengths import parse_lengths
+
+        return None if self.lengths is None else parse_lengths(self.lengths)
+
+    def question(self, ctx: typer.Context, *, context: str | None, loads: str | None) -> Question | None:
+        """What --users asks, and what the other options leave open; None without it. Raises KvtoolError."""
+        from kvtool.sizing.solve.solve import Question
+
+        if self.users is None:
+            return None
+        typed = given(ctx)
+        if "batch_size" in typed:
+            raise KvtoolError("--users and --batch-size do not go together: --users is the batch size")
+        if "lengths" in typed:
+            raise KvtoolError("--users and --lengths do not go together: --lengths asks another question")
+        if context is not None and "," in context:
+            raise KvtoolError(f"--users asks about one context, not {context!r}")
+        return Question(
+            users=None if self.users == "max" else _users(self.users),
+            context=optional_length(context, "context"),
+            open_gpus="tp" not in typed,
+            open_pp="pp" not in typed,
+            open_dtype="kv_cache_dtype" not in typed,
+            loads=loads,
+        )
+
+
+def loaded_as(model: str | None, model_id: str) -> str | None:
+    """What an engine can load: a folder as it was typed, or the id on the Hub; a shape or a lone file is neither."""
+    if model is None or Path(model).suffix in (".json", ".gguf"):
+        return None
+    return model if Path(model).is_dir() else model_id
+
+
+def _users(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise KvtoolError(f"users {text!r} is not a whole number or max") from None

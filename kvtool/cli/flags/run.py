@@ -1,0 +1,99 @@
+"""How a model is run on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvtool.cli.flags.group import Group
+from kvtool.errors import KvtoolError
+
+if TYPE_CHECKING:
+    from kvtool.catalog.model import Model
+    from kvtool.engine.config import EngineConfig
+
+RUN = "How it is run"
+_option = partial(typer.Option, rich_help_panel=RUN)
+
+
+@dataclass(frozen=True)
+class Device(Group):
+    """What runs it."""
+
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    backend: Annotated[str, _option(help="auto, triton (GPU) or torch.")] = "auto"
+
+
+@dataclass(frozen=True)
+class Run(Device):
+    """A model's weights, dtypes and pages, and what runs it."""
+
+    weights: Annotated[
+        str | None,
+        typer.Option(help="random, a folder with safetensors, or a .gguf file (default: MODEL's own, if any)."),
+    ] = None
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto (as --dtype), fp32, bf16, fp16, fp8 or fp8_e5m2.")] = "auto"
+    dtype: Annotated[str, _option(help="Of weights and activations: auto, fp32, bf16 or fp16.")] = "auto"
+    block_size: Annotated[int, _option(help="Tokens a page.")] = 16
+    num_layers: Annotated[
+        int | None, _option(help="Run only the first N layers of a model too large for the device.")
+    ] = None
+    no_graphs: Annotated[
+        bool, _option("--no-graphs", help="Launch decode steps kernel by kernel on a GPU, not as CUDA graphs.")
+    ] = False
+    threads: Annotated[
+        int | None, _option(min=1, help="CPU threads (default: physical cores, within a container's quota).")
+    ] = None
+    seed: Annotated[int, _option(min=0, help="Of random weights, prompts and sampling.")] = 0
+
+    def weights_of(self, model: str | None) -> str:
+        """--weights, which a MODEL that is a folder or file with weights implies; else random."""
+        from kvtool.catalog.checkpoint import holds_weights
+
+        if self.weights is not None:
+            return self.weights
+        return model if model and holds_weights(Path(model)) else "random"
+
+    def model(self, name: str | None, models: Path | None, default: str | None = None) -> Model:
+        """MODEL, else what the weights' own folder or file says, else `default`. Raises KvtoolError."""
+        from kvtool.catalog.checkpoint import holds_weights
+        from kvtool.catalog.resolve import resolve_model
+
+        weights = None if self.weights is None else Path(self.weights)
+        if name is None and weights is not None and holds_weights(weights):
+            name = self.weights
+        name = name or default
+        if name is None:
+            raise KvtoolError("name a MODEL, or --weights FOLDER that has its config.json")
+        chosen = resolve_model(name, models_path=models)
+        # Beside real weights their own config is the truth; a catalogue entry has only the family's defaults.
+        return resolve_model(str(self.weights), models_path=models) if weights and _says_model(weights) else chosen
+
+    def config(self, model: str | None, **more: Any) -> EngineConfig:
+        """The config of a run of MODEL; `more` are other fields. Raises KvtoolError for what no run can be."""
+        from kvtool.engine.config import EngineConfig
+
+        return EngineConfig(
+            weights=self.weights_of(model),
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+            device=self.device,
+            backend=self.backend,
+            block_size=self.block_size,
+            num_layers=self.num_layers,
+            threads=self.threads,
+            seed=self.seed,
+            graphs=not self.no_graphs,
+            **more,
+        )
+
+
+def _says_model(weights: Path) -> bool:
+    """Whether the weights tell their model: a folder with a config.json, or a .gguf file."""
+    if weights.is_dir():
+        return (weights / "config.json").is_file()
+    return weights.suffix == ".gguf" and weights.is_file()

@@ -1,0 +1,17 @@
+"""llama.cpp's caches, and Ollama's, which starts it: the cells allocated for a context, whatever the memory."""
+
+from kvtool.sizing.engines.llama_cpp.document import assumptions, size_engine
+from kvtool.sizing.engines.llama_cpp.plan import VERSION, LlamaCppPlan, capacity, plan
+from kvtool.sizing.engines.llama_cpp.start import LlamaCppFlags, llama_cpp_start, ollama_start
+
+__all__ = [
+    "VERSION",
+    "LlamaCppFlags",
+    "LlamaCppPlan",
+    "assumptions",
+    "capacity",
+    "llama_cpp_start",
+    "ollama_start",
+    "plan",
+    "size_engine",
+]
