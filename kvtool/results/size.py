@@ -101,6 +101,8 @@ class SizeFit(Struct, frozen=True, kw_only=True):
     limited_by: str | None = None
     measured: list[str] | None = None
     verdict: str | None = None
+    activation_margin_bytes: int | None = None
+    reserve_margin_bytes: int | None = None
 
 
 class SizeEngine(Struct, frozen=True, kw_only=True):

@@ -161,6 +161,8 @@ def fit(
         margin_bytes=memory.margin_bytes,
         fits=verdict != NO,
         verdict=verdict,
+        activation_margin_bytes=memory.estimates.activation.margin_bytes if memory.estimates else None,
+        reserve_margin_bytes=memory.estimates.reserve_margin_bytes if memory.estimates else None,
         missing_bytes=max(0, needed - pool),
         max_batch_size=largest(holds_batch, MAX_BATCH_SIZE),
         max_context=longest,

@@ -40,7 +40,7 @@ def print_releases(document: ReleasesDocument, console: Console, *, explain: boo
     print_notes(document.assumptions, console, hinge=None, explain=explain)
 
 
-def write_releases(directory: Path, document: ReleasesDocument) -> list[Path]:
+def write_releases(document: ReleasesDocument, directory: Path) -> list[Path]:
     """compare.json and .csv in `directory`; the paths written. Raises KvtoolError."""
     return write_result(directory, "compare", document, rows=list(_csv_rows(document)))
 

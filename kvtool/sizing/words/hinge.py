@@ -52,7 +52,7 @@ def _card(model: Model, options: SizeOptions, row: SizeRow) -> Iterator[Hinge]:
     """How far each term of the card's memory may be off, against the room that is left for cache."""
     fit, gpu = row.fit, options.gpu
     measured = fit.measured or []
-    if gpu is None or not fit.kv_pool_bytes or "kv_pool_bytes" in measured:
+    if gpu is None or not fit.kv_pool_bytes or not fit.memory_bytes or "kv_pool_bytes" in measured:
         return
     asked = replace(options, parallel=_parallel(row))
     _, memory = card_memory(model, asked, weigh(model, asked.weight_dtype, checkpoint=asked.checkpoint))
