@@ -107,7 +107,7 @@ def compare_releases(
         raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
     document = by_release.compare_releases(resolve_model(names[0], models_path=models), options, releases)
     show = partial(print_releases, explain=explain)
-    answer(document, output, show=show, write=lambda found, folder: write_releases(folder, found))
+    answer(document, output, show=show, write=write_releases)
 
 
 def refuse_others(typed: dict[str, str]) -> None:

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import Model, RecurrentLayer
 from kvtool.results import SizeRow
-from kvtool.sizing.card import card_memory
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import make_plan
-from kvtool.sizing.weights import weigh
 from kvtool.units import format_bytes, format_length
 
 
@@ -43,27 +41,23 @@ def largest_hinge(models: Sequence[Model], options: SizeOptions, rows: Sequence[
 
 def hinges(model: Model, options: SizeOptions, row: SizeRow) -> Iterator[Hinge]:
     """Everything that a row hangs on, each with its size."""
-    yield from _card(model, options, row)
+    yield from _card(options, row)
     yield from _copies(row)
     yield from _dtypes(model, options, row)
 
 
-def _card(model: Model, options: SizeOptions, row: SizeRow) -> Iterator[Hinge]:
+def _card(options: SizeOptions, row: SizeRow) -> Iterator[Hinge]:
     """How far each term of the card's memory may be off, against the room that is left for cache."""
     fit, gpu = row.fit, options.gpu
     measured = fit.measured or []
     if gpu is None or not fit.kv_pool_bytes or not fit.memory_bytes or "kv_pool_bytes" in measured:
         return
-    asked = replace(options, parallel=_parallel(row))
-    _, memory = card_memory(model, asked, weigh(model, asked.weight_dtype, checkpoint=asked.checkpoint))
-    assert memory is not None
-    assert memory.estimates is not None
-    share = memory.usable_bytes / memory.memory_bytes
+    share = (fit.usable_bytes or 0) / fit.memory_bytes
     margins = {f"the memory of {gpu.name}": gpu.memory_margin_bytes * share}
     if "activation_bytes" not in measured:
-        margins["activations, an estimate"] = memory.estimates.activation.margin_bytes
+        margins["activations, an estimate"] = fit.activation_margin_bytes or 0
     if "reserve_bytes" not in measured:
-        margins["what the runtime takes, an estimate"] = memory.estimates.reserve_margin_bytes
+        margins["what the runtime takes, an estimate"] = fit.reserve_margin_bytes or 0
     for what, margin in margins.items():
         yield Hinge(what=what, size_bytes=round(margin), whole="the room for cache", whole_bytes=fit.kv_pool_bytes)
 
