@@ -52,7 +52,7 @@ def test_a_shape_instead_of_a_model() -> None:
 
 
 def test_a_card_gives_a_verdict_and_an_exit_code() -> None:
-    fits = kvtool("size", "llama-3.1-8b", "--context", "8k", "--gpu", "h100")
+    fits = kvtool("size", "llama-3.1-8b", "--context", "8k", "--gpu", "h100", "--gpu-memory", "80GB")
     assert fits.returncode == 0
     assert "KV 1 GiB fits, 50.2 GiB to spare" in fits.stdout
     too_large = kvtool("size", "llama-3.1-70b", "--context", "8k", "--gpu", "h100")
