@@ -66,8 +66,14 @@ def build(compiler: str, sources: Path, flags: Sequence[str], folder: Path) -> P
 
 
 def cache_folder() -> Path:
-    """What this machine keeps between processes: $XDG_CACHE_HOME/kvtool, by default ~/.cache/kvtool."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool"
+    """What this machine keeps between processes: $XDG_CACHE_HOME/kvtool, by default ~/.cache/kvtool.
+
+    Raises OSError for a user without a home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool"
+    except RuntimeError as error:
+        raise OSError("this user has no home folder, and XDG_CACHE_HOME is not set") from error
 
 
 def _cpu() -> bytes:

@@ -57,7 +57,7 @@ def _sharded_tensors(folder: Path, index: Path) -> list[TensorHeader]:
     weight_map = _weight_map(index)
     tensors: list[TensorHeader] = []
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or "\0" in file:
             raise KvtoolError(f"{index} names {file!r}, which is not a file beside it")
         wanted = {name for name, place in weight_map.items() if place == file}
         found = [tensor for tensor in safetensors_headers(folder / file) if tensor.name in wanted]

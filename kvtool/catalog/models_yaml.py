@@ -227,8 +227,8 @@ class Catalogue:
 
 def load_catalogue(path: Path | None = None) -> Catalogue:
     """The catalogue in `path`, else the checkout's models.yaml, else the packaged copy. Raises KvtoolError."""
-    path = path or _default_path()
-    raw = read_yaml(path)
+    own, path = path is None, path or _default_path()
+    raw = read_yaml(path, own=own)
     try:
         refuse_unknown_keys(raw)
         file = msgspec.convert(raw, _File)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtool.report.bench.tables import DASH
 from kvtool.report.cases import case_rows, varying_inputs
-from kvtool.report.charts import COLOURS, GREY
+from kvtool.report.charts import COLOURS, GREY, literal
 from kvtool.results import KernelCase, KernelPeer
 from kvtool.units import format_length
 
@@ -104,7 +104,7 @@ def draw_peers(axes: Axes, cases: Sequence[KernelCase]) -> None:
         dots = [(row + above, peer) for row, case in enumerate(cases) if (peer := _peer(case, name)) and peer.ratio]
         if dots:
             _draw_dots(axes, dots, name, colour)
-    axes.set_yticks(range(len(cases)), [point(case, cases) for case in cases], fontsize=9)
+    axes.set_yticks(range(len(cases)), [literal(point(case, cases)) for case in cases], fontsize=9)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -102,8 +102,12 @@ def lengths_table(lengths: SizeLengths) -> Table:
 
 def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRejected], console: Console) -> None:
     """The settings that are served, best first, and the commands of the best; where there are none, why."""
+    from rich.text import Text
+
     if not solutions:
-        console.print("[bold]Nothing that was tried fits[/bold]: the sizes below are those of the last try.")
+        console.print(
+            Text.assemble(("Nothing that was tried fits", "bold"), ": the sizes below are those of the last try.")
+        )
         for one in rejected:
             console.print(f"- {_setting(one)}: {one.reason}", markup=False, highlight=False)
         console.print()

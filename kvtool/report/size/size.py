@@ -37,13 +37,15 @@ def print_size(document: SizeDocument, console: Console) -> None:
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         _print_model(list(rows), console)
     for assumption in document.assumptions:
-        console.print(f"- {assumption}", style="dim", highlight=False)
+        console.print(f"- {assumption}", style="dim", highlight=False, markup=False)
 
 
 def _print_model(rows: list[SizeRow], console: Console) -> None:
+    from rich.text import Text
+
     model, weights = rows[0].model, rows[0].weights
     known = f"weights {format_bytes(weights.bytes)}, {weights.source}" if weights.bytes else f"weights {weights.source}"
-    console.print(f"[bold]{model.id}[/bold]: {model.attention}, {model.num_layers} layers; {known}", highlight=False)
+    console.print(Text.assemble((model.id, "bold"), f": {model.attention}, {model.num_layers} layers; {known}"))
     console.print(to_rich(layer_table(rows), console.width))
     for same in (list(group) for _, group in groupby(rows, key=_dtype)):
         console.print(to_rich(row_table(same), console.width))
