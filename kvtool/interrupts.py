@@ -1,10 +1,9 @@
-"""What Ctrl-C does: it ends the program at once with exit code 130, except in blocks that keep or clean up something."""
+"""What Ctrl-C does: it ends the program at once with exit code 130, except in blocks that keep or tidy something."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +22,8 @@ def leave_on_interrupt() -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """A block in which Ctrl-C is a KeyboardInterrupt, for work that keeps what it has or takes files away again."""
+    import threading
+
     before = signal.getsignal(signal.SIGINT)
     if before is not _leave or threading.current_thread() is not threading.main_thread():
         yield

@@ -10,19 +10,19 @@ from typer.core import TyperGroup
 
 from kvtool import __version__
 from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, size, verify
-from kvtool.cli.endings import ReaderGone, ending_of
+from kvtool.cli.endings import CarriedError, ending_of
 from kvtool.cli.help import Command
 from kvtool.cli.printable import use_encodable_output
 
 
 class Program(TyperGroup):
-    """All commands. Typer would end with exit code 1, which means "no", where the reader of a pipe went away."""
+    """All commands. Typer would end with exit code 1, which means "no", where nobody reads a pipe any more."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise ReaderGone from error
+        except (BrokenPipeError, EOFError, KeyboardInterrupt) as error:
+            raise CarriedError from error
 
 
 app = typer.Typer(

@@ -16,15 +16,17 @@ _CLICK_ERROR = typer.BadParameter.__mro__[2]  # ClickException, of click or of t
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory", "out of memory")
 
 
-class ReaderGone(Exception):
-    """Nobody reads the output any more (`kvtool models | head`): not an error of ours."""
+class CarriedError(Exception):
+    """Carries its cause past typer, which would end the program in a way of its own."""
 
 
 def ending_of(error: BaseException) -> int:
     """Say in one line what ended the program, and return its exit code."""
+    if isinstance(error, CarriedError) and error.__cause__ is not None:
+        error = error.__cause__
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else EXIT_FAULT
-    if isinstance(error, ReaderGone | BrokenPipeError):
+    if isinstance(error, BrokenPipeError):  # `kvtool models | head`: no error of ours
         _close_output()
         return 0
     if isinstance(error, KeyboardInterrupt):
@@ -51,6 +53,8 @@ def _known(error: BaseException) -> KvtoolError | None:
         return KvtoolError("standard input ended before it was answered")
     if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY):
         return DeviceError(f"out of memory: {str(error) or 'this process may have no more'}")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("kvtool"):
+        return KvtoolError(f"this needs the package {error.name.partition('.')[0]}, which is not installed")
     if isinstance(error, OSError):
         _close_output()
         return KvtoolError(f"cannot read or write {error.filename or 'standard output'}: {error.strerror or error}")

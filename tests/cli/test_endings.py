@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.cli.endings import EXIT_FAULT, ReaderGone, ending_of
+from kvtool.cli.endings import EXIT_FAULT, ending_of
 from kvtool.errors import LONGEST_MESSAGE, DeviceError, KvtoolError, one_line
 from tests.verify.helpers import LOGS
 
@@ -56,7 +56,7 @@ def refusal(done: subprocess.CompletedProcess[bytes], code: int = 2) -> str:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 3, "kvtool: out of memory: DefaultCPU"),
         (OSError(28, "No space left on device"), 2, "kvtool: cannot read or write standard output: No space left"),
         (ZeroDivisionError("division by zero"), EXIT_FAULT, "kvtool: a fault of kvtool's own, ZeroDivisionError: div"),
-        (ReaderGone(), 0, ""),
+        (BrokenPipeError(), 0, ""),
     ],
 )
 def test_what_ended_the_program_is_one_line_and_a_code(
