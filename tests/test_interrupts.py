@@ -62,8 +62,8 @@ def interrupted(script: str, when: int, *args: str) -> subprocess.CompletedProce
     [
         ("size", (1, 20, 60, 120, 180)),
         ("compare", (2, 40, 90, 150, 200)),
-        ("generate", (5, 150, 300, 700, 1200, 1500)),
-        ("bench", (10, 200, 400, 800, 1300, 1600)),
+        ("generate", (5, 150, 300, 700, 1000, 1250)),
+        ("bench", (10, 200, 400, 800, 1100, 1300)),
     ],
 )
 def test_an_import_does_not_swallow_it(command: str, whens: tuple[int, ...]) -> None:
@@ -76,7 +76,7 @@ def test_an_import_does_not_swallow_it(command: str, whens: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("when", [1, 2, 4])
 def test_every_file_is_whole(tmp_path: Path, when: int) -> None:
-    before = {name: b"of a run before" for name in ("size.json", "size.csv", "size.png", "size-budget.png")}
+    before = dict.fromkeys(("size.json", "size.csv", "size.png", "size-budget.png"), b"of a run before")
     for name, data in before.items():
         (tmp_path / name).write_bytes(data)
     done = interrupted(AT_A_RENAME, when, *COMMANDS["size"], "--out", str(tmp_path))
