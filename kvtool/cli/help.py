@@ -24,7 +24,7 @@ class Command(TyperCommand):
             single = given.param_type_name == "option" and not given.multiple and not getattr(given, "is_flag", False)
             if count > 1 and single:
                 raise KvtoolError(
-                    f"{max(given.opts, key=len)} is given {count} times: give it once, a list with commas"
+                    f"{max(given.opts, key=len)} is given {count} times: give it once (a list takes commas)"
                 )
         return list(super().parse_args(ctx, args))
 

@@ -213,7 +213,7 @@ def test_brackets_and_escapes_in_a_name_are_text(tmp_path: Path, name: str) -> N
     entry = {"id": name, "source": "a", "confidence": "b", "layers": "2 full", "num_heads": 4, "hidden_size": 64}
     entry["full"] = {"kv_heads": 4, "k_head_dim": 16, "v_head_dim": 16}
     (tmp_path / "models.yaml").write_text(json.dumps({"schema": "kvtool.models/1", "models": [entry]}))
-    for command in (("size", name, "--engine", "vllm", *PLANNED, "--explain"), ("models",)):
+    for command in (("size", name, *PLANNED, "--explain"), ("models",)):
         done = kvtool(*command, "--models", tmp_path / "models.yaml")
         assert done.returncode == 0, done.stderr
         assert b"\x1b" not in done.stdout

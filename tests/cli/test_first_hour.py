@@ -69,7 +69,7 @@ def test_weights_with_nan(bad: str) -> None:
 
 def test_an_option_given_twice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told = refused(capsys, monkeypatch, "size", "llama-3.1-8b", "--context", "4k", "--context", "8k")
-    assert "--context is given 2 times: give it once, a list with commas" in told
+    assert "--context is given 2 times: give it once (a list takes commas)" in told
     assert run(capsys, monkeypatch, "size", "llama-3.1-8b", "--json", "--json").code == 0
 
 
