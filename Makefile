@@ -6,7 +6,7 @@ GPU_OUT ?= gpu-report
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: bench test lint aot gpu readme
+.PHONY: bench test lint aot gpu readme release
 
 bench: $(INSTALLED)
 	$(BIN)/kvtool bench --out kvtool-report
@@ -28,6 +28,9 @@ gpu:
 
 readme: $(INSTALLED)
 	$(BIN)/python tools/readme.py
+
+release: $(INSTALLED)
+	$(BIN)/python tools/release.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kvtool needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'

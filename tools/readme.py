@@ -1,12 +1,12 @@
-"""`make readme`: puts into README.md what its commands print, and into examples/reports what they measured here.
+"""Makes the outputs that README.md and docs/ show. Each block holds commands after `$` and what they printed, under a
+comment that says where its output comes from:
 
-A block is a fenced `console` block that shows its commands, under a comment that says where its output comes from:
-
-    <!-- run -->                      the command, run again; the same on every machine
-    <!-- report: FILE; TITLE; ... --> the document FILE of examples/reports, printed again (the sections named)
-    <!-- recorded -->                 the command, run once by `make readme` on the machine that the README names
+    <!-- run -->                      the commands, run again; the same on every machine
+    <!-- report: FILE; TITLE; ... --> the document FILE of examples/reports, printed again
+    <!-- recorded -->                 the commands, run once by `make readme` on the machine that the README names
     <!-- tests -->                    the closing line of the tests, run once like the recorded ones, and last
 
+`run` and `report` take titles: lines of the output that begin the parts to show; [...] stands for the others.
 Between <!-- gpu --> and <!-- /gpu --> stand the cards that have a folder in examples/reports, as `make gpu` wrote it.
 
     python tools/readme.py            measure everything anew (some ten minutes of an idle machine)
@@ -36,10 +36,11 @@ from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_doc
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 REPORTS = ROOT / "examples" / "reports"
 COLUMNS = 100
 BLOCK = re.compile(
-    r"<!-- (?P<kind>run|report|recorded|tests)(?:: (?P<what>.+?))? -->\n```console\n(?P<body>.*?)```\n", re.S
+    r"<!-- (?P<kind>run|report|recorded|tests)(?:: (?P<what>[^\n]+?))? -->\n```console\n(?P<body>.*?)```\n", re.S
 )
 GPU = re.compile(r"(?<=<!-- gpu -->\n).*?(?=<!-- /gpu -->\n)", re.S)
 NO_CARD = "No figures of a card are published yet: `make gpu` measures yours.\n"
@@ -79,7 +80,13 @@ def measure() -> None:
 
 
 def update(kind: str) -> None:
-    """Write the README with every block of this kind made anew; the later kinds see it."""
+    """Write every page with its blocks of this kind made anew; the later kinds see it."""
+    for page in PAGES:
+        write_atomic(page, renewed(page.read_text(), kind).encode())
+
+
+def renewed(text: str, kind: str) -> str:
+    """A page with its blocks of this kind made anew, and what stands on the README alone."""
 
     def renew(found: re.Match[str]) -> str:
         if found["kind"] != kind:
@@ -87,10 +94,8 @@ def update(kind: str) -> None:
         head = found[0][: found.start("body") - found.start()]
         return f"{head}{body(kind, found['what'], found['body'])}```\n"
 
-    text = README.read_text()
     text = MACHINE.sub(lambda _: machine() + "\n", BLOCK.sub(renew, text))
-    text = GPU.sub(lambda _: cards(REPORTS), text)
-    write_atomic(README, text.encode())
+    return GPU.sub(lambda _: cards(REPORTS), text)
 
 
 def blocks(text: str, kind: str) -> list[tuple[str | None, str]]:
@@ -111,11 +116,12 @@ def output(kind: str, what: str | None, command: str) -> str:
     if kind == "tests":
         text = run("env OMP_NUM_THREADS=1 python -m pytest -n 2 -m 'not gpu and not aot'", cwd=ROOT)
         return text.splitlines()[-1] + "\n"
-    return tidy(run(command, cwd=ROOT))
+    text = tidy(run(command, cwd=ROOT))
+    return excerpt(text, tuple(what.split("; "))) if what else text
 
 
 def run(command: str, cwd: Path) -> str:
-    """Standard output of a command of this interpreter's environment, at the README's width. Exits if it fails."""
+    """Standard output of a command of this interpreter's environment, at the width of the pages. Exits if it fails."""
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "COLUMNS": str(COLUMNS),
@@ -140,7 +146,8 @@ def printed_again(file: str, *titles: str) -> str:
     """What the command printed, from the document it left: all of it, or the sections of these titles."""
     path = REPORTS / file
     if path.stem == "kernels":
-        return shown(lambda console: print_kernels(read_document(path, KernelsDocument), console))
+        text = shown(lambda console: print_kernels(read_document(path, KernelsDocument), console))
+        return excerpt(text, titles) if titles else text
     if path.stem == "env":
         return shown(lambda console: print_environment(read_document(path, EnvDocument), console))
     document = read_document(path, BenchDocument)
@@ -160,6 +167,24 @@ def sections(text: str, known: list[str], wanted: tuple[str, ...]) -> str:
     parts = re.split(rf"^(?=(?:{'|'.join(map(re.escape, known))})$)", text, flags=re.M)
     kept = [tidy(part) if part.splitlines()[0] in wanted else "[...]\n" for part in parts]
     return "\n".join(part for part, before in zip(kept, [None, *kept], strict=False) if part != before)
+
+
+def excerpt(text: str, titles: tuple[str, ...]) -> str:
+    """The parts that begin with these titles, with [...] where others are left out.
+
+    A part ends at a blank line: a table at the one after its rows, since one stands below its title too.
+    """
+    kept, lines = [], text.splitlines()
+    inside, blanks = False, 0
+    for line in lines:
+        if line.startswith(titles):
+            inside, blanks = True, 0
+        elif not line.strip():
+            blanks += 1
+            inside = inside and blanks < 2 and bool(kept) and kept[-1].startswith(titles)
+        if inside or kept[-1:] != ["[...]"]:
+            kept.append(line if inside else "[...]")
+    return "\n".join(kept) + "\n"
 
 
 def cards(reports: Path) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,17 +16,24 @@ from kvtool.cli.flags.card import Card
 from kvtool.cli.flags.engine import EngineMemory
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Layouts
-from kvtool.cli.flags.output import ModelsOption, Output
+from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
 from kvtool.cli.values import given
 from kvtool.errors import KvtoolError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kvtool.results import MatrixDocument
+    from kvtool.sizing.options import SizeOptions
 
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool compare llama-3.1-8b qwen3-8b --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
-    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200"
+    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200\n\n"
+    "  kvtool compare gemma-3-27b-it --engine vllm==0.25,vllm==0.26 --gpu h100"
 )
 DEFAULT_CONTEXTS = "4k,32k"
-FOR_DOCUMENTS = {"names", "fail_on_regression", "json", "out"}  # every other option is about models
+FOR_DOCUMENTS = {"names", "fail_on_regression", "explain", "json", "out"}  # every other option is about models
 
 
 @grouped
@@ -32,7 +42,8 @@ def compare(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B...", help="Two or more models, or bench documents: base/bench.json new/bench.json."
+            metavar="A B...",
+            help="Two or more models, one for several --engine, or bench documents: base/bench.json new/bench.json.",
         ),
     ],
     *,
@@ -43,6 +54,7 @@ def compare(
     layouts: Layouts,
     card: Card,
     engine: EngineMemory,
+    explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -50,19 +62,52 @@ def compare(
     from kvtool.catalog.resolve import resolve_model
     from kvtool.compare.models import compare_models
     from kvtool.compare.sources import are_documents
-    from kvtool.report.compare.models import print_matrix, write_matrix
+    from kvtool.report.compare.compare import print_matrix, write_matrix
+    from kvtool.sizing.words.hinge import largest_hinge
 
-    if are_documents(names):
+    releases = engine.releases()
+    if len(releases) < 2 and are_documents(names):
         refuse_others(given(ctx))
-        compare_documents(names, None if fail_on_regression is None else parse_percent(fail_on_regression), output)
+        limit = None if fail_on_regression is None else parse_percent(fail_on_regression)
+        compare_documents(names, limit, explain=explain, output=output)
         return
     if fail_on_regression is not None:
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
     options = cache.options(card, engine, default_context=DEFAULT_CONTEXTS)
     parallels = layouts.parallels()
+    if len(releases) > 1:
+        compare_releases(
+            names, replace(options, parallel=parallels[0]), releases, models, explain=explain, output=output
+        )
+        return
     chosen = [resolve_model(name, models_path=models) for name in names]
     document = compare_models(chosen, options, parallels)
-    answer(document, output, show=print_matrix, write=lambda found, folder: write_matrix(folder, found))
+
+    def show(document: MatrixDocument, console: Console) -> None:
+        print_matrix(document, console, hinge=largest_hinge(chosen, options, document.rows), explain=explain)
+
+    answer(document, output, show=show, write=write_matrix)
+
+
+def compare_releases(
+    names: list[str],
+    options: SizeOptions,
+    releases: list[tuple[str, str | None]],
+    models: Path | None,
+    *,
+    explain: bool,
+    output: Output,
+) -> None:
+    """Compare what releases of one engine make of one model. Raises KvtoolError for more models."""
+    from kvtool.catalog.resolve import resolve_model
+    from kvtool.compare import releases as by_release
+    from kvtool.report.compare.releases import print_releases, write_releases
+
+    if len(names) > 1:
+        raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
+    document = by_release.compare_releases(resolve_model(names[0], models_path=models), options, releases)
+    show = partial(print_releases, explain=explain)
+    answer(document, output, show=show, write=write_releases)
 
 
 def refuse_others(typed: dict[str, str]) -> None:
@@ -80,11 +125,11 @@ def parse_percent(text: str) -> float:
     return float(match[1]) / 100
 
 
-def compare_documents(names: list[str], limit: float | None, output: Output) -> None:
+def compare_documents(names: list[str], limit: float | None, *, explain: bool, output: Output) -> None:
     """Compare bench documents; exit 1 for a regression beyond `limit`."""
     from kvtool.compare import documents
     from kvtool.compare.sources import read_bench
-    from kvtool.report.compare.benches import print_compare, write_compare
+    from kvtool.report.compare.compare import print_compare, write_compare
 
     baseline, *others = [read_bench(name) for name in names]
     document = documents.compare_documents(baseline, others)
@@ -93,8 +138,8 @@ def compare_documents(names: list[str], limit: float | None, output: Output) -> 
     answer(
         document,
         output,
-        show=print_compare,
-        write=lambda found, folder: write_compare(folder, found),
+        show=partial(print_compare, explain=explain),
+        write=write_compare,
         notes=notes,
         code=int(bool(failing)),
     )

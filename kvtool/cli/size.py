@@ -14,7 +14,7 @@ from kvtool.cli.flags.drafts import Drafts
 from kvtool.cli.flags.engine import EngineFlags
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Layout
-from kvtool.cli.flags.output import ModelsOption, Output
+from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
 from kvtool.cli.flags.questions import Questions, loaded_as
 from kvtool.cli.flags.shape import Shape
 
@@ -46,7 +46,7 @@ def size(
     drafts: Drafts,
     questions: Questions,
     engine: EngineFlags,
-    explain: Annotated[bool, typer.Option("--explain", help="Print every formula with the numbers put in.")] = False,
+    explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -55,12 +55,13 @@ def size(
     from kvtool.sizing.size import size as size_rows
     from kvtool.sizing.solve.solve import solve
 
-    chosen = shape.model(model, models)
+    chosen, draft = shape.model(model, models), drafts.request(models)
     options = cache.options(
         card,
         engine,
         parallel=layout.parallel(),
-        num_speculative_tokens=drafts.num_speculative_tokens,
+        num_speculative_tokens=draft.tokens if draft else 0,
+        draft=draft,
         checkpoint=find_checkpoint(model) if model else None,
         calibration=card.measured(),
         places=questions.places(),
@@ -76,7 +77,7 @@ def size(
 
 def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: bool, output: Output) -> None:
     """Exit 1 where no row fits, nothing is found that would, or the engine would not start."""
-    from kvtool.sizing.explain import explain as explain_rows
+    from kvtool.sizing.words.explain import explain as explain_rows
 
     lines = list(explain_rows(model, options=options)) if explain else []
     refused = all(row.fit.fits is False or row.engine.refusal for row in document.rows)
@@ -84,8 +85,16 @@ def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: 
     def show(document: SizeDocument, console: Console) -> None:
         from kvtool.report.size.planned import print_ledgers
         from kvtool.report.size.size import print_size
+        from kvtool.sizing.words.hinge import largest_hinge
+        from kvtool.sizing.words.remedies import remedies
 
-        print_size(document, console)
+        print_size(
+            document,
+            console,
+            hinge=largest_hinge([model], options, document.rows),
+            remedies=[remedies(model, options, row) for row in document.rows],
+            explain=explain,
+        )
         if explain:
             print_ledgers(document, console)
             typer.echo("\n".join(lines))
@@ -102,18 +111,8 @@ def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: 
 
 def write(model: Model, options: SizeOptions, document: SizeDocument, directory: Path) -> None:
     """The files of --out, with the curve over contexts. Raises KvtoolError."""
-    from kvtool.report.files import write_result
-    from kvtool.report.size.budget import budget_figure
-    from kvtool.report.size.size import size_csv_rows, size_figure
+    from kvtool.report.size.size import write_size
     from kvtool.sizing.size import curve
     from kvtool.sizing.size import size as size_rows
 
-    budget = budget_figure(document)
-    write_result(
-        directory,
-        "size",
-        document,
-        rows=list(size_csv_rows(document)),
-        figure=size_figure(size_rows(model, options=curve(model, options))),
-        more={"size-budget": budget} if budget else None,
-    )
+    write_size(document, directory, curve=size_rows(model, options=curve(model, options)))

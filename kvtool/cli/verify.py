@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.card import NamedCard
 from kvtool.cli.flags.group import grouped
-from kvtool.cli.flags.output import ModelsOption, Printed
+from kvtool.cli.flags.output import ExplainOption, ModelsOption, Printed
 from kvtool.cli.flags.stated import Stated
 
 EXAMPLES = (
@@ -32,6 +33,7 @@ def verify(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what was measured, for `size --calibration`.")
     ] = None,
+    explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Printed,
 ) -> None:
@@ -51,7 +53,8 @@ def verify(
     document = verify_facts(facts, asked, log=name)
     measured = None if save is None else calibration(facts, name)
     try:
-        answer(document, output, show=print_verify, code=int(document.verdict in ("off", "refused")))
+        code = int(document.verdict in ("off", "refused"))
+        answer(document, output, show=partial(print_verify, explain=explain), code=code)
     finally:
         if save is not None and measured is not None:
             write_atomic(save, encode(measured))

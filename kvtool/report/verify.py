@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvtool.report.cells import DASH
+from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import VerifyDocument, VerifyRow
 from kvtool.units import format_bytes
@@ -20,8 +22,8 @@ _SUMMARIES = {
 }
 
 
-def print_verify(document: VerifyDocument, console: Console) -> None:
-    """The start, the table, the explanations, the verdict; the assumptions last."""
+def print_verify(document: VerifyDocument, console: Console, *, explain: bool = False) -> None:
+    """The start, the table, the explanations, the verdict; what the prediction hangs on last."""
     engine = document.engine
     title = f"{engine.name} {engine.version}" if engine.version else engine.name
     flags = ", ".join(f"{name} {value}" for name, value in document.inputs.items() if value is not None)
@@ -35,8 +37,23 @@ def print_verify(document: VerifyDocument, console: Console) -> None:
         console.print(f'The log: "{document.refusal.line}"', highlight=False, markup=False)
         console.print(document.refusal.explanation, highlight=False, markup=False)
     console.print(_SUMMARIES[document.verdict], style=_STYLES[document.verdict], highlight=False)
-    for assumption in document.assumptions:
-        console.print(f"- {assumption}", style="dim", highlight=False, markup=False)
+    print_notes(document.assumptions, console, hinge=largest_error(document.rows), explain=explain)
+
+
+def largest_error(rows: list[VerifyRow]) -> str | None:
+    """The estimate that is furthest from the log, as a share of the cache's pool; where the pool is not logged, of the
+    memory that may be used.
+    """
+    logged = {row.term: row.logged for row in rows if row.unit == "bytes" and row.logged}
+    whole = next((name for name in ("KV cache pool", "usable memory") if name in logged), None)
+    estimates = [row for row in rows if row.verdict == "estimate" and row.difference and row.term != whole]
+    in_bytes = [row for row in estimates if row.unit == "bytes"]
+    if whole is None or not in_bytes:
+        return None
+    furthest = max(in_bytes, key=lambda row: abs(row.difference or 0))
+    off = abs(furthest.difference or 0)
+    share = off / (logged[whole] or 1)
+    return f"{furthest.term}, an estimate: it is off by {format_bytes(round(off))}, {share:.1%} of the {whole}"
 
 
 def verify_table(rows: list[VerifyRow]) -> Table:
@@ -67,7 +84,7 @@ def _predicted(row: VerifyRow) -> str:
 
 def _number(unit: str, value: float | int | None) -> str:
     if value is None:
-        return "-"
+        return DASH
     if unit == "bytes":
         return format_bytes(round(value))
     return f"{value:,.2f}x" if unit == "requests" else f"{value:,.0f}"
@@ -75,7 +92,7 @@ def _number(unit: str, value: float | int | None) -> str:
 
 def _difference(row: VerifyRow) -> str:
     if row.difference is None or row.difference == 0:
-        return "-" if row.difference is None else "0"
+        return DASH if row.difference is None else "0"
     amount = f"{'+' if row.difference > 0 else '-'}{_number(row.unit, abs(row.difference))}"
     if row.verdict == "equal":
         return f"({amount})"

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from kvtool.catalog.model import Model
 from kvtool.results import SizeDocument, SizeRow
-from kvtool.sizing.assumptions import assumptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import make_plan
+from kvtool.sizing.words.assumptions import assumptions
 
 POINTS_PER_OCTAVE = 4
 

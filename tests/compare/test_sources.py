@@ -15,7 +15,7 @@ from rich.console import Console
 from kvtool.compare.documents import compare_documents, regressions
 from kvtool.compare.sources import are_documents, read_bench
 from kvtool.errors import KvtoolError
-from kvtool.report.compare.benches import print_compare
+from kvtool.report.compare.compare import print_compare
 from kvtool.results import CompareDocument, encode
 from tests.compare.example import document
 

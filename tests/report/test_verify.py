@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvtool.report.verify import verify_table
+from kvtool.report.verify import largest_error, verify_table
 from kvtool.results import VerifyRow
 
 GIB = 1 << 30
@@ -53,3 +53,16 @@ def test_a_side_that_is_not_there() -> None:
 def test_the_note_is_there_where_rounding_is() -> None:
     assert verify_table([row(logged=1, predicted=1, difference=0)]).note == ""
     assert "rounding" in verify_table([row(logged=1, predicted=2, difference=1)]).note
+
+
+def test_what_a_prediction_hangs_on_is_the_estimate_that_is_furthest_off() -> None:
+    pool = row(term="KV cache pool", unit="bytes", verdict="estimate", logged=20 * GIB, predicted=18 * GIB)
+    graphs = row(term="CUDA graphs", unit="bytes", verdict="estimate", logged=GIB, predicted=2 * GIB, difference=GIB)
+    weights = row(
+        term="weights", unit="bytes", verdict="estimate", logged=9 * GIB, predicted=7 * GIB, difference=-2 * GIB
+    )
+    assert largest_error([pool, graphs, weights]) == (
+        "weights, an estimate: it is off by 2 GiB, 10.0% of the KV cache pool"
+    )
+    assert largest_error([pool]) is None
+    assert largest_error([weights]) is None, "a share of what is not logged is none"

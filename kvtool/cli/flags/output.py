@@ -14,6 +14,9 @@ ModelsOption = Annotated[
     Path | None,
     typer.Option("--models", metavar="FILE", help="A catalogue to use instead of kvtool's own models.yaml."),
 ]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Print every note, and of a size every formula with the numbers put in.")
+]
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report import html
+from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings
-from kvtool.report.bench.peers import engines_table, peer_columns, with_peers
-from kvtool.report.bench.tables import SHARED_INPUTS, bench_tables
-from kvtool.report.cases import case_rows, case_title, shared_inputs
+from kvtool.report.bench.peers import engines_table
+from kvtool.report.bench.tables import bench_tables
 from kvtool.report.files import png_bytes, write_result
+from kvtool.report.inputs import case_title, shared_inputs
 from kvtool.report.machine import environment_table
+from kvtool.report.peers import peer_columns, with_peers
+from kvtool.report.rows import case_rows
 from kvtool.report.tables import Table, to_html, to_rich
-from kvtool.results import BenchDocument
+from kvtool.results import BenchDocument, BenchPeer
 from kvtool.results.warnings import load_warnings, throttle_warnings
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def tables(document: BenchDocument) -> list[Table]:
 
 def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
     """One row a case, samples left out."""
-    peers = peer_columns(document.cases)
+    peers = peer_columns(document.cases, lambda name: BenchPeer(name=name, version=None))
     return [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
 
 

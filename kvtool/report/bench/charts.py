@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from kvtool.report.bench.tables import (
+from kvtool.report.bench.cases import (
     ARM_NAMES,
     cases_by_arm,
     cases_of,
     labels,
-    percent,
     tpot_ms,
     uncached_ttft_ms,
     varying,
     waste_ratio,
 )
+from kvtool.report.cells import percent
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, tokens_axis
 from kvtool.results import BenchDocument, Case
 from kvtool.units import MIB, format_length, format_ms

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvtool.report.bench.tables import cases_by_arm, cases_of, percent, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case
 from kvtool.units import format_length, format_ms
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 
-from kvtool.report.cases import varying_inputs
+from kvtool.report.bench.cases import (
+    ARM_NAMES,
+    cases_by_arm,
+    cases_of,
+    heading,
+    labels,
+    speedup,
+    tpot_ms,
+    uncached_ttft_ms,
+    varying,
+    waste_ratio,
+    with_prefix,
+)
+from kvtool.report.cells import (
+    DASH,
+    bound,
+    format_flops,
+    format_ms_signed,
+    optional_bytes,
+    optional_seconds,
+    p50,
+    p99,
+    percent,
+    rate,
+    yes_no,
+)
 from kvtool.report.tables import Table
-from kvtool.results import BenchDocument, Case, Prefix, Summary
+from kvtool.results import BenchDocument, Case, Prefix
 from kvtool.units import format_bytes, format_length, format_ms
 
-# In the order of the tutorials that lead from none to paged.
-ARM_NAMES = {
-    "no_cache": "no cache",
-    "contiguous": "contiguous, grown",
-    "preallocated": "preallocated",
-    "paged": "paged",
-}
-# Inputs that become a column where they vary within a document, and are told once above the tables where they do not.
-SHARED_INPUTS = (
-    *("model", "dtype", "kv_cache_dtype", "block_size", "weights", "num_layers", "backend", "device", "threads"),
-    *("num_iters", "num_iters_warmup", "concurrency", "request_rate", "seed"),
-)
-DASH = "-"
-
-
-def cases_of(document: BenchDocument, part: str) -> list[Case]:
-    """The cases of one part: latency, prefix or no-cache."""
-    return [case for case in document.cases if case.part == part]
+GRID = ("input_len", "batch_size")
+PREFIX_GRID = ("prefix_len", *GRID)
 
 
 def bench_tables(document: BenchDocument) -> list[Table]:
@@ -45,11 +53,30 @@ def bench_tables(document: BenchDocument) -> list[Table]:
     return tables
 
 
+def case_table(
+    title: str,
+    cases: Sequence[Case],
+    always: tuple[str, ...],
+    *,
+    columns: tuple[str, ...],
+    figures: Sequence[tuple[str, ...]],
+    note: str,
+) -> Table:
+    """One line a case: what tells it from the others, with the inputs in `always`, then its figures."""
+    keys = varying(cases, always)
+    return Table(
+        title=title,
+        columns=(*map(heading, keys), *columns),
+        rows=[(*labels(case, keys), *cells) for case, cells in zip(cases, figures, strict=True)],
+        labels=len(keys),
+        note=note,
+    )
+
+
 def latency_table(cases: Sequence[Case]) -> Table:
-    keys = varying(cases, ("input_len", "batch_size"))
-    rows = [
+    """TTFT and TPOT of every case, and the tokens a second that follow."""
+    figures = [
         (
-            *labels(case, keys),
             p50(case.metrics.ttft_ms),
             p99(case.metrics.ttft_ms),
             p50(case.metrics.tpot_ms),
@@ -59,21 +86,20 @@ def latency_table(cases: Sequence[Case]) -> Table:
         )
         for case in cases
     ]
-    columns = ("TTFT ms\np50", "TTFT ms\np99", "TPOT ms\np50", "TPOT ms\np99", "prefill\ntok/s", "decode\ntok/s")
-    return Table(
-        title="How fast",
-        columns=(*(heading(k) for k in keys), *columns),
-        rows=rows,
-        labels=len(keys),
+    return case_table(
+        "How fast",
+        cases,
+        GRID,
+        columns=("TTFT ms\np50", "TTFT ms\np99", "TPOT ms\np50", "TPOT ms\np99", "prefill\ntok/s", "decode\ntok/s"),
+        figures=figures,
         note="TTFT: time to the first token. TPOT: time for each token after it. Token rates are of the whole batch.",
     )
 
 
 def roofline_table(cases: Sequence[Case]) -> Table:
-    keys = varying(cases, ("input_len", "batch_size"))
-    rows = [
+    """Decode beside the bandwidth and prefill beside the FLOP/s that were measured in the same run."""
+    figures = [
         (
-            *labels(case, keys),
             p50(case.metrics.tpot_ms),
             format_ms(case.roofline.ideal_tpot_ms),
             percent(case.roofline.mbu),
@@ -83,26 +109,25 @@ def roofline_table(cases: Sequence[Case]) -> Table:
         )
         for case in cases
     ]
-    columns = ("TPOT ms\np50", "TPOT ms\nfloor", "decode\nMBU", "decode is", "prefill\nMFU", "prefill is")
     note = (
         "floor: the bytes a decode step must move / the read bandwidth measured in this run. MBU: share of that "
         "bandwidth that decode reached. MFU: share of the FLOP/s measured in this run that prefill reached."
     )
     reasons = sorted({case.roofline.reason for case in cases if case.roofline.reason})
-    return Table(
-        title="How close to what this device can do",
-        columns=(*(heading(k) for k in keys), *columns),
-        rows=rows,
-        labels=len(keys),
+    return case_table(
+        "How close to what this device can do",
+        cases,
+        GRID,
+        columns=("TPOT ms\np50", "TPOT ms\nfloor", "decode\nMBU", "decode is", "prefill\nMFU", "prefill is"),
+        figures=figures,
         note=" ".join([note, *(f"Where a figure is {DASH}: {reason}." for reason in reasons)]),
     )
 
 
 def memory_table(cases: Sequence[Case]) -> Table:
-    keys = varying(cases, ("input_len", "batch_size"))
-    rows = [
+    """Predicted beside allocated KV bytes."""
+    figures = [
         (
-            *labels(case, keys),
             format_bytes(case.memory.kv_predicted_bytes),
             format_bytes(case.memory.kv_allocated_bytes),
             yes_no(case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes),
@@ -111,93 +136,88 @@ def memory_table(cases: Sequence[Case]) -> Table:
         )
         for case in cases
     ]
-    columns = ("predicted", "allocated", "equal", "waste\n%", "peak")
-    return Table(
-        title="KV cache memory",
-        columns=(*(heading(k) for k in keys), *columns),
-        rows=rows,
-        labels=len(keys),
+    return case_table(
+        "KV cache memory",
+        cases,
+        GRID,
+        columns=("predicted", "allocated", "equal", "waste\n%", "peak"),
+        figures=figures,
         note="predicted: what kvtool size computes. allocated: pages held by the requests at their longest. waste: "
         "slots of their last pages that no token fills. peak: most memory in use on the device, where it tells.",
     )
 
 
 def cold_start_table(cases: Sequence[Case]) -> Table:
-    keys = varying(cases, ("input_len", "batch_size"))
-    rows = [
+    """What a case did once, before its samples."""
+    figures = [
         (
-            *labels(case, keys),
             optional_seconds(case.cold_start.jit_s),
             optional_seconds(case.cold_start.capture_s),
             str(DASH if case.cold_start.graphs is None else case.cold_start.graphs),
         )
         for case in cases
     ]
-    return Table(
-        title="Before the first sample",
-        columns=(*(heading(k) for k in keys), "compiling\ns", "capturing\ns", "graphs"),
-        rows=rows,
-        labels=len(keys),
+    return case_table(
+        "Before the first sample",
+        cases,
+        GRID,
+        columns=("compiling\ns", "capturing\ns", "graphs"),
+        figures=figures,
         note="compiling: Triton's kernels, those of an earlier case or run excepted. capturing: one CUDA graph of the "
         "whole decode step for each bucket of the batch.",
     )
 
 
 def prefix_table(cases: Sequence[Case]) -> Table:
-    keys = varying(cases, ("prefix_len", "input_len", "batch_size"))
-    rows = [
+    """Time to the first token with and without prefix hits."""
+    found = with_prefix(cases)
+    figures = [
         (
-            *labels(case, keys),
             percent(prefix.measured_hit_rate, digits=1),
             format_ms(uncached_ttft_ms(case)),
             p50(case.metrics.ttft_ms),
             saved_with_interval(prefix),
             percent(prefix.ttft_saved_ratio),
         )
-        for case, prefix in with_prefix(cases)
+        for case, prefix in found
     ]
-    columns = ("hits\nfound", "TTFT ms\nuncached", "TTFT ms\ncached", "saved ms\n(95% interval)", "saved\n%")
-    return Table(
-        title="What prefix hits save: time to first token",
-        columns=(*(heading(k) for k in keys), *columns),
-        rows=rows,
-        labels=len(keys),
+    return case_table(
+        "What prefix hits save: time to first token",
+        [case for case, _ in found],
+        PREFIX_GRID,
+        columns=("hits\nfound", "TTFT ms\nuncached", "TTFT ms\ncached", "saved ms\n(95% interval)", "saved\n%"),
+        figures=figures,
         note="The same prompts with and without the prefix cache, interleaved and paired. hits: share of prompt tokens "
         "found in the cache, counted by the allocator. An interval that spans 0 is no saving.",
     )
 
 
 def prefix_savings_table(cases: Sequence[Case]) -> Table:
-    keys = varying(cases, ("prefix_len", "input_len", "batch_size"))
-    rows = [
+    """Work that prefix hits make needless, and whether the tokens stayed the same."""
+    found = with_prefix(cases)
+    figures = [
         (
-            *labels(case, keys),
             percent(prefix.requested_hit_rate),
             percent(prefix.measured_hit_rate, digits=1),
             format_flops(prefix.flops_saved),
             format_bytes(prefix.kv_bytes_not_written),
             yes_no(case.check.outputs_equal),
         )
-        for case, prefix in with_prefix(cases)
+        for case, prefix in found
     ]
-    return Table(
-        title="What prefix hits save: work",
-        columns=(
-            *(heading(k) for k in keys),
-            "hits\nasked",
-            "hits\nfound",
-            "FLOPs\nsaved",
-            "KV bytes\nnot written",
-            "same\noutput",
-        ),
-        rows=rows,
-        labels=len(keys),
+    return case_table(
+        "What prefix hits save: work",
+        [case for case, _ in found],
+        PREFIX_GRID,
+        columns=("hits\nasked", "hits\nfound", "FLOPs\nsaved", "KV bytes\nnot written", "same\noutput"),
+        figures=figures,
         note="hits asked: --hit-rate; only whole pages can be found. same output: the cached and the uncached run gave "
         "the same tokens, compared inside this run.",
     )
 
 
 def arm_time_table(cases: Sequence[Case]) -> Table:
+    """Time per token of each way of keeping K and V, as a sequence grows."""
     by_arm, lengths = cases_by_arm(cases)
     rows = []
     for length in lengths:
@@ -215,6 +235,7 @@ def arm_time_table(cases: Sequence[Case]) -> Table:
 
 
 def arm_memory_table(cases: Sequence[Case]) -> Table:
+    """Bytes that each way of keeping K and V holds."""
     by_arm, lengths = cases_by_arm(cases)
     rows = [(format_length(length), *(arm_memory(by_arm[arm].get(length)) for arm in by_arm)) for length in lengths]
     return Table(
@@ -226,123 +247,14 @@ def arm_memory_table(cases: Sequence[Case]) -> Table:
     )
 
 
-# --- cells -----------------------------------------------------------------------------------------------------------
-
-
-def varying(cases: Sequence[Case], always: tuple[str, ...]) -> tuple[str, ...]:
-    """The inputs that tell these cases apart, `always` included where the cases have them."""
-    told = varying_inputs(cases, SHARED_INPUTS)
-    return told + tuple(key for key in always if any(case.inputs.get(key) is not None for case in cases))
-
-
-def heading(key: str) -> str:
-    return {"input_len": "input", "batch_size": "batch", "prefix_len": "prefix"}.get(key, key.replace("_", "\n"))
-
-
-def labels(case: Case, keys: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_label(key, case.inputs.get(key)) for key in keys)
-
-
-def _label(key: str, value: str | int | float | bool | None) -> str:
-    if value is None:
-        return DASH
-    return format_length(value) if key.endswith("_len") and isinstance(value, int) else str(value)
-
-
-def p50(summary: Summary | None) -> str:
-    return format_ms(None if summary is None else summary.p50)
-
-
-def p99(summary: Summary | None) -> str:
-    return format_ms(None if summary is None else summary.p99)
-
-
-def bound(verdict: str | None) -> str:
-    return DASH if verdict is None else f"{verdict}-bound"
-
-
-def yes_no(answer: bool | None) -> str:
-    return DASH if answer is None else "yes" if answer else "NO"
-
-
-def percent(ratio: float | None, digits: int = 0) -> str:
-    return DASH if ratio is None else f"{100 * ratio:.{digits}f}%"
-
-
-def rate(tokens_per_s: float | None) -> str:
-    if tokens_per_s is None:
-        return DASH
-    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.1f}"
-
-
-def format_ms_signed(milliseconds: float) -> str:
-    return f"-{format_ms(-milliseconds)}" if milliseconds < 0 else format_ms(milliseconds)
-
-
-def format_flops(flops: int) -> str:
-    """`2.75e11` -> `275 G`."""
-    for factor, unit in ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M")):
-        if abs(flops) >= factor:
-            return f"{flops / factor:.3g} {unit}"
-    return str(flops)
-
-
-def optional_bytes(count: int | None) -> str:
-    return DASH if count is None else format_bytes(count)
-
-
-def optional_seconds(seconds: float | None) -> str:
-    return DASH if seconds is None else f"{seconds:.2f}"
-
-
-def waste_ratio(case: Case) -> float | None:
-    allocated = case.memory.kv_allocated_bytes
-    return case.memory.kv_waste_bytes / allocated if allocated else None
-
-
-def with_prefix(cases: Sequence[Case]) -> list[tuple[Case, Prefix]]:
-    """The cases that have a prefix result, with it."""
-    return [(case, case.prefix) for case in cases if case.prefix is not None]
-
-
 def saved_with_interval(prefix: Prefix) -> str:
+    """`98.3 (94.1 to 105)`."""
     low, high = format_ms_signed(prefix.ttft_saved_ms_ci_low), format_ms_signed(prefix.ttft_saved_ms_ci_high)
     return f"{format_ms_signed(prefix.ttft_saved_ms)} ({low} to {high})"
 
 
-def uncached_ttft_ms(case: Case) -> float | None:
-    """The median TTFT of the uncached arm, from its samples."""
-    seconds = [sample.ttft_s for sample in case.samples if sample.arm == "uncached"]
-    return 1e3 * median(seconds) if seconds else None
-
-
-# --- the arms of the no-cache part -----------------------------------------------------------------------------------
-
-
-def cases_by_arm(cases: Sequence[Case]) -> tuple[dict[str, dict[int, Case]], list[int]]:
-    """Cases by arm (in the order of ARM_NAMES) and total length, and all lengths in order."""
-    arms: dict[str, dict[int, Case]] = {arm: {} for arm in ARM_NAMES}
-    for case in cases:
-        arms.setdefault(str(case.inputs.get("arm") or "paged"), {})[total_tokens(case)] = case
-    return {arm: found for arm, found in arms.items() if found}, sorted({total_tokens(case) for case in cases})
-
-
-def total_tokens(case: Case) -> int:
-    """Prompt and output tokens of one request."""
-    return int(case.inputs.get("input_len") or 0) + int(case.inputs.get("output_len") or 0)
-
-
-def tpot_ms(case: Case | None) -> float | None:
-    return None if case is None or case.metrics.tpot_ms is None else case.metrics.tpot_ms.p50
-
-
-def speedup(by_arm: dict[str, dict[int, Case]], length: int) -> float | None:
-    """How many times longer a token takes without a cache than with pages."""
-    none, paged = (tpot_ms(by_arm.get(arm, {}).get(length)) for arm in ("no_cache", "paged"))
-    return none / paged if none and paged else None
-
-
 def arm_memory(case: Case | None) -> str:
+    """What a case holds, and the share of it that holds no token."""
     if case is None:
         return DASH
     waste = waste_ratio(case)

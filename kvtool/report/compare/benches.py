@@ -1,25 +1,21 @@
-"""Bench documents compared: tables and findings for a terminal, CSV, a chart of ratios, and one page of HTML."""
+"""Bench documents compared: tables, findings in words, a chart of ratios, and one page of HTML."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from kvtool.report import html
+from kvtool.report.cells import DASH
 from kvtool.report.charts import COLOURS, GREY, literal, new_figure
-from kvtool.report.files import CsvValue, png_bytes, write_result
-from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.report.tables import Table, to_html
 from kvtool.results import CompareDocument, CompareRow
 from kvtool.units import format_bytes, format_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.console import Console
 
 NAMES = {
     "ttft_ms": "TTFT",
@@ -37,33 +33,6 @@ UNREMARKABLE = ("same", "no difference shown")
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
 ROW_HEIGHT_IN = 0.26
-
-
-def print_compare(document: CompareDocument, console: Console) -> None:
-    """Warnings first, then a table for each document, the findings, and what the figures rest on."""
-    print_warnings(document.warnings, console)
-    for table in compare_tables(document):
-        console.print(to_rich(table, console.width))
-    for sentence in findings(document):
-        console.print(f"- {sentence}", highlight=False, markup=False)
-    print_assumptions(document.assumptions, console)
-
-
-def print_warnings(warnings: Sequence[str], console: Console) -> None:
-    for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-
-
-def print_assumptions(assumptions: Sequence[str], console: Console) -> None:
-    for assumption in assumptions:
-        console.print(f"- {assumption}", style="dim", highlight=False, markup=False)
-
-
-def write_compare(directory: Path, document: CompareDocument) -> list[Path]:
-    """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
-    figure = compare_figure(document)
-    page = compare_html(document, png_bytes(figure))
-    return write_result(directory, "compare", document, rows=compare_csv_rows(document), figure=figure, html=page)
 
 
 def compare_html(document: CompareDocument, chart: bytes) -> str:
@@ -98,6 +67,20 @@ def findings(document: CompareDocument) -> list[str]:
             sentence += f"; the largest change is {NAMES[largest.metric]} of {largest.case}, {largest.verdict}"
         sentences.append(sentence)
     return sentences
+
+
+def widest_interval(document: CompareDocument) -> str | None:
+    """The comparison that is least sure: the metric whose interval is widest for its ratio."""
+    rows = [(_halfwidth(row), row) for row in document.rows if row.ci_low is not None and row.ratio]
+    if not rows:
+        return None
+    halfwidth, row = max(rows, key=lambda item: item[0])
+    return f"the noise of {NAMES.get(row.metric, row.metric)} in {row.case}: its interval is {halfwidth:.1%} either way"
+
+
+def _halfwidth(row: CompareRow) -> float:
+    """Half of the interval's width, as a share of the ratio."""
+    return ((row.ci_high or 0.0) - (row.ci_low or 0.0)) / 2 / (row.ratio or 1.0)
 
 
 def _documents(document: CompareDocument) -> list[str]:
@@ -139,8 +122,8 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
         f"  {NAMES.get(row.metric, row.metric)}",
         format_value(row.a, row.unit),
         format_value(row.b, row.unit),
-        "-" if row.ratio is None else f"{row.ratio:.3f}",
-        "-" if row.ci_low is None else f"{row.ci_low:.3f}..{row.ci_high:.3f}",
+        DASH if row.ratio is None else f"{row.ratio:.3f}",
+        DASH if row.ci_low is None else f"{row.ci_low:.3f}..{row.ci_high:.3f}",
         row.verdict,
     )
 
@@ -148,17 +131,12 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
 def format_value(value: float | None, unit: str) -> str:
     """A metric's value with its unit, short enough for a column."""
     if value is None:
-        return "-"
+        return DASH
     if unit == "bytes":
         return format_bytes(round(value))
     if unit == "ms":
         return f"{format_ms(value)} ms"
     return f"{value:.1%}" if unit == "ratio" else f"{value:,.1f}/s" if value < 100 else f"{value:,.0f}/s"
-
-
-def compare_csv_rows(document: CompareDocument) -> list[dict[str, CsvValue]]:
-    """The rows as they stand in the document."""
-    return [msgspec.structs.asdict(row) for row in document.rows]
 
 
 def compare_figure(document: CompareDocument) -> Figure:

@@ -1,53 +1,42 @@
-"""Models compared: a line per model and setting, a column per context; as a table, heat map, CSV and page of HTML."""
+"""Models compared: a line per model and setting, a column per context; as a table, heat map and page of HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from kvtool.report import html
-from kvtool.report.compare.benches import print_assumptions, print_warnings
 from kvtool.report.compare.heatmap import Cell, Group, heat_map
-from kvtool.report.files import CsvValue, png_bytes, write_result
-from kvtool.report.size.planned import engine_name
-from kvtool.report.size.size import size_csv_rows
-from kvtool.report.tables import WIDE, Table, to_html, to_rich
-from kvtool.results import MatrixDocument, SizeDocument, SizeRow
+from kvtool.report.tables import WIDE, Table, to_html
+from kvtool.results import ENGINE_NAMES, MatrixDocument, SizeRow
 from kvtool.units import format_bytes, format_bytes_short, format_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import Console
 
 Setting = tuple[str, int, int]  # cache dtype, GPUs, batch size
 
 
-def print_matrix(document: MatrixDocument, console: Console) -> None:
-    print_warnings(document.warnings, console)
-    for table in _tables_within(document, console.width):
-        console.print(to_rich(table, console.width))
-    if (engine := engine_table(document)) is not None:
-        console.print(to_rich(engine, console.width))
-    print_assumptions(document.assumptions, console)
+def matrix_tables(document: MatrixDocument, width: int) -> list[Table]:
+    """What a terminal of `width` columns shows."""
+    engine = engine_table(document)
+    return [*_tables_within(document, width), *([] if engine is None else [engine])]
 
 
-def write_matrix(directory: Path, document: MatrixDocument) -> list[Path]:
-    """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
-    figure = matrix_figure(document)
-    page = html.page(
+def matrix_html(document: MatrixDocument, chart: bytes) -> str:
+    """The whole comparison as one page that needs no network."""
+    return html.page(
         "Models compared",
         f"KV cache of {', '.join(_models(document))}",
         [
             html.key_points(document.warnings),
-            html.section("Chart", [html.charts({"KV cache bytes on one GPU": png_bytes(figure)})]),
+            html.section("Chart", [html.charts({"KV cache bytes on one GPU": chart})]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),
         ],
     )
-    return write_result(directory, "compare", document, rows=matrix_csv_rows(document), figure=figure, html=page)
 
 
 def matrix_table(document: MatrixDocument, contexts: Sequence[int] = (), *, short: bool = False) -> Table:
@@ -131,7 +120,7 @@ def engine_table(document: MatrixDocument) -> Table | None:
             lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
         lines += _refused_lines(document, model, 5)
     return Table(
-        title=f"What {engine_name(engine)} {engine.version} would cache",
+        title=f"What {ENGINE_NAMES.get(engine.name, engine.name)} {engine.version} would cache",
         columns=("cache", "memory", "tokens", "longest", "at once"),
         rows=lines,
         labels=1,
@@ -186,11 +175,6 @@ def _ratio_to_baseline(document: MatrixDocument, row: SizeRow) -> float | None:
     if len(base) != len(own) or not base[place].kv.bytes_per_gpu:
         return None
     return row.kv.bytes_per_gpu / base[place].kv.bytes_per_gpu
-
-
-def matrix_csv_rows(document: MatrixDocument) -> list[dict[str, CsvValue]]:
-    """The same flat rows as those of `kvtool size`."""
-    return list(size_csv_rows(SizeDocument(rows=document.rows, assumptions=document.assumptions)))
 
 
 def matrix_figure(document: MatrixDocument) -> Figure:

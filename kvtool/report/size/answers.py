@@ -22,7 +22,9 @@ def print_answers(rows: Sequence[SizeRow], console: Console) -> None:
     for row in rows:
         if row.sharing is not None:
             what = f"{format_length(row.inputs.context)} x {row.inputs.batch_size:,}"
-            console.print(f"Prefix of {format_length(row.inputs.shared_prefix)} tokens, {what}: {row.sharing.words}")
+            console.print(
+                f"Prefix of {format_length(row.inputs.shared_prefix)} tokens, {what}: {row.sharing.words}", markup=False
+            )
     if any(row.sharing for row in rows):
         console.print()
     if any(row.tiers for row in rows):

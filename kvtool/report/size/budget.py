@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, new_figure
 from kvtool.report.tables import WIDE
 from kvtool.results import SizeDocument, SizeFit, SizeRow
+from kvtool.results.size import FITS_WITHIN_MARGIN
 from kvtool.units import GIB, format_bytes, format_bytes_short, format_length
 
 if TYPE_CHECKING:
@@ -69,12 +70,22 @@ def columns(parts: Sequence[Segment], width: int) -> list[int]:
     return counts
 
 
-def outcome(row: SizeRow) -> str:
-    """`free 50.2 GiB` or `missing 205 GiB`."""
+def decision(row: SizeRow) -> str:
+    """`fits, 50.2 GiB to spare`, `no: 1.7 GiB short`, or `fits, within the margin: 300 MiB short, +-900 MiB`."""
     fit = row.fit
-    if fit.missing_bytes:
-        return f"missing {format_bytes_short(fit.missing_bytes)}"
-    return f"free {format_bytes_short((fit.kv_pool_bytes or 0) - row.kv.bytes_per_gpu)}"
+    left = (fit.kv_pool_bytes or 0) - row.kv.bytes_per_gpu
+    missing = fit.missing_bytes or 0
+    room = f"{format_bytes_short(missing)} short" if missing else f"{format_bytes_short(left)} to spare"
+    if fit.verdict == FITS_WITHIN_MARGIN:
+        return f"{fit.verdict}: {room}, +-{format_bytes_short(fit.margin_bytes or 0)}"
+    return f"no: {room}" if missing else f"fits, {room}"
+
+
+def would_fit(row: SizeRow, ways: Sequence[str]) -> str:
+    """`128k x 16 in bf16: no: 205 GiB short; fp8 cache or --tp 8 would do.`"""
+    *some, last = ways
+    what = f"{', '.join(some)} or {last}" if some else last
+    return f"{_label(row)} in {row.inputs.kv_cache_dtype}: {decision(row)}; {what} would do."
 
 
 def _memory(row: SizeRow) -> int:
@@ -93,7 +104,7 @@ def print_budget(rows: Sequence[SizeRow], console: Console) -> None:
     if not rows:
         return
     labels = [_label(row) for row in rows]
-    ends = [f"KV {format_bytes_short(row.kv.bytes_per_gpu)}, {outcome(row)}" for row in rows]
+    ends = [f"KV {format_bytes_short(row.kv.bytes_per_gpu)} {decision(row)}" for row in rows]
     width = min(console.width, WIDE) - max(map(len, labels)) - max(map(len, ends)) - 6
     console.print(Text(f"Memory of one {rows[0].inputs.gpu}, {format_bytes_short(_memory(rows[0]))}", style="bold"))
     for row, label, end in zip(rows, labels, ends, strict=True):
@@ -147,7 +158,7 @@ def _draw_bar(axes: Axes, place: int, row: SizeRow) -> None:
         start += size
     colour = RED if row.fit.missing_bytes else "#333333"
     axes.annotate(
-        outcome(row),
+        decision(row),
         (start, place),
         xytext=(6, 0),
         textcoords="offset points",

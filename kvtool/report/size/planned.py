@@ -38,7 +38,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
         if engine.log_line:
             console.print(engine.log_line, highlight=False, soft_wrap=True)
         if engine.refusal:
-            console.print(f"would not start: {engine.refusal}", style="red", highlight=False)
+            console.print(f"would not start: {engine.refusal}", style="red", highlight=False, markup=False)
         if engine.groups:
             console.print(to_rich(_groups_of(engine), console.width))
             console.print(_request(engine), style="dim", highlight=False)

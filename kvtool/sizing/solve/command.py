@@ -16,9 +16,9 @@ from kvtool.units import ceil_div
 
 NODE_GPUS = 8
 FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
-FLOAT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of weights
-STATE_DTYPES = {AUTO: AUTO, **FLOAT_DTYPES}
-CACHE_DTYPES = {
+FLOAT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of weights
+STATE_NAMES = {AUTO: AUTO, **FLOAT_NAMES}
+CACHE_NAMES = {
     "vllm": {"bf16": "bfloat16", "fp16": "float16"}
     | {
         name: name
@@ -52,10 +52,10 @@ def command(model: Model, start: EngineOptions, *, loads: str | None, cache_dtyp
     reason = _refusal(model, start, loads, weight_dtype)
     if loads is None or reason is not None:
         return Command(line=None, reason=reason)
-    dtype = _cache_dtype(model, cache_dtype, CACHE_DTYPES[start.name])
+    dtype = _cache_dtype(model, cache_dtype, CACHE_NAMES[start.name])
     if dtype is None:
         return Command(line=None, reason=f"{ENGINE_NAMES[start.name]} has no {cache_dtype} cache for this model")
-    state_dtype = STATE_DTYPES[canonical_dtype(start.mamba_ssm_cache_dtype)]
+    state_dtype = STATE_NAMES[canonical_dtype(start.mamba_ssm_cache_dtype)]
     spelled = replace(start, kv_cache_dtype=dtype, mamba_ssm_cache_dtype=state_dtype)
     words = (_vllm if start.name == "vllm" else _sglang)(spelled, loads)
     return Command(line=shlex.join([*words, *_weight_words(model, weight_dtype)]))
@@ -124,7 +124,7 @@ def _nodes(parallel: Parallel, address_flag: str, address: str) -> Iterator[str]
 
 def _weight_words(model: Model, weight_dtype: str) -> Iterator[str]:
     name = canonical_dtype(weight_dtype)
-    if name in FLOAT_DTYPES:
-        yield from ("--dtype", FLOAT_DTYPES[name])
+    if name in FLOAT_NAMES:
+        yield from ("--dtype", FLOAT_NAMES[name])
     elif name == "fp8" and model.quantisation is None:
         yield from ("--quantization", name)

@@ -11,14 +11,13 @@ import pytest
 from rich.console import Console
 
 from kvtool.report.bench.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
+from kvtool.report.bench.cases import cases_of
 from kvtool.report.bench.charts import bench_panels, chart, saving_in_words
 from kvtool.report.bench.findings import findings
 from kvtool.report.bench.tables import (
     arm_memory_table,
     arm_time_table,
     bench_tables,
-    cases_of,
-    format_flops,
     latency_table,
     prefix_savings_table,
     prefix_table,
@@ -210,10 +209,6 @@ def test_all_files_are_written(document, tmp_path):
     paths = write_bench(document, tmp_path / "new")
     assert sorted(path.name for path in paths) == ["bench.csv", "bench.json", "bench.png", "report.html"]
     assert read_document(tmp_path / "new/bench.json", BenchDocument) == document
-
-
-def test_flops_are_short():
-    assert [format_flops(n) for n in (0, 999, 2_750_000_000, 1_408_000_000_000)] == ["0", "999", "2.75 G", "1.41 T"]
 
 
 def test_what_came_before_the_first_sample_is_shown_where_something_did(document):

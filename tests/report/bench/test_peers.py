@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from kvtool.report.bench.bench import print_bench, tables, write_bench
-from kvtool.report.bench.peers import engines_table, peer_lines
+from kvtool.report.bench.peers import engine_lines, engines_table
 from kvtool.results import BenchDocument, BenchPeer, PeerTurn, Summary, read_document, summarise
 from tests.report.example import PATH
 
@@ -77,16 +77,16 @@ def test_ours_stands_above_those_that_ran() -> None:
 
 def test_a_peer_that_is_ahead_is_named_with_its_points_and_with_chance() -> None:
     cases = raced(peer("transformers", 1.5, 0.8), peer("vllm", 0.99, 1.2, spread=0.05))[:1]
-    ahead, chance, *_ = peer_lines(cases)
+    ahead, chance, *_ = engine_lines(cases)
     where = f"{cases[0].inputs['input_len']} x {cases[0].inputs['batch_size']}"
     assert ahead == f"transformers is ahead at {where}, time per token (0.80x)."
-    assert chance == f"vllm is ahead at {where}, first token (0.99x, within chance)."
+    assert chance == f"vllm is ahead at {where}, first token (0.99x, within chance: 0.94x to 1.04x)."
 
 
 def test_nobody_ahead_is_said_and_every_note_once() -> None:
     cases = raced(peer("transformers", 1.5, 2.5, note="grown"), ABSENT)
-    assert peer_lines(cases) == [
-        f"No engine is ahead of ours at any point ({len(cases)} compared).",
+    assert engine_lines(cases) == [
+        f"No peer is ahead of ours at any point ({len(cases)} compared).",
         "transformers 1.2: grown.",
         "vllm: not importable: No module named 'vllm'.",
     ]

@@ -3,20 +3,20 @@ from __future__ import annotations
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.report.compare.benches import (
-    compare_csv_rows,
     compare_figure,
     compare_html,
     compare_tables,
     findings,
     format_value,
-    print_compare,
-    write_compare,
+    widest_interval,
 )
+from kvtool.report.compare.compare import print_compare, write_compare
 from kvtool.results import CompareDocument, read_document
 from tests.compare.example import document
 
@@ -93,8 +93,20 @@ def test_the_page_stands_alone(compared: CompareDocument) -> None:
 
 
 def test_everything_is_written_under_out(compared: CompareDocument, tmp_path: Path) -> None:
-    paths = write_compare(tmp_path / "out", compared)
+    paths = write_compare(compared, tmp_path / "out")
     assert [path.name for path in paths] == ["compare.json", "compare.csv", "compare.png", "report.html"]
     assert read_document(paths[0], CompareDocument) == compared
-    assert len(paths[1].read_text().splitlines()) == 1 + len(compared.rows) == 1 + len(compare_csv_rows(compared))
+    assert len(paths[1].read_text().splitlines()) == 1 + len(compared.rows)
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_comparison_hangs_on_is_its_widest_interval(compared: CompareDocument) -> None:
+    widths = [
+        (row.ci_high - row.ci_low) / 2 / row.ratio
+        for row in compared.rows
+        if row.ci_low is not None and row.ci_high is not None and row.ratio
+    ]
+    told = widest_interval(compared)
+    assert told is not None
+    assert told.endswith(f"its interval is {max(widths):.1%} either way")
+    assert widest_interval(msgspec.structs.replace(compared, rows=[])) is None

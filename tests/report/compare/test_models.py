@@ -10,7 +10,8 @@ from rich.console import Console
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.compare.models import compare_models
-from kvtool.report.compare.models import engine_table, matrix_figure, matrix_table, print_matrix, write_matrix
+from kvtool.report.compare.compare import print_matrix, write_matrix
+from kvtool.report.compare.models import engine_table, matrix_figure, matrix_table
 from kvtool.results import MatrixDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
@@ -152,7 +153,7 @@ def test_an_engine_adds_what_it_would_cache(engine: str, tokens: str) -> None:
 
 def test_the_files(tmp_path: Path) -> None:
     document = matrix()
-    paths = write_matrix(tmp_path, document)
+    paths = write_matrix(document, tmp_path)
     assert [path.name for path in paths] == ["compare.json", "compare.csv", "compare.png", "report.html"]
     page = paths[3].read_text()
     assert "http" not in page

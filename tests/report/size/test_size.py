@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
 import pytest
 from matplotlib.text import Text
 from rich.console import Console
 
 from kvtool.report.files import csv_bytes, png_bytes
-from kvtool.report.size.size import layer_table, print_size, row_table, size_csv_rows, size_figure
+from kvtool.report.rows import size_rows
+from kvtool.report.size.charts import size_figure
+from kvtool.report.size.size import print_size
+from kvtool.report.size.tables import layer_table, row_table
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
@@ -19,9 +23,9 @@ from tests.sizing.example import ALL_KINDS, CARD, DEEPSEEK_V32, LLAMA_8B, QWEN3_
 OPTIONS = SizeOptions(contexts=(8192, 131072), batch_sizes=(1, 16), gpu=CARD)
 
 
-def printed(document: SizeDocument, width: int) -> str:
+def printed(document: SizeDocument, width: int, **more: Any) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    print_size(document, console)
+    print_size(document, console, **more)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -29,9 +33,9 @@ def printed(document: SizeDocument, width: int) -> str:
 def test_rows_of_a_card() -> None:
     table = row_table(size(LLAMA_8B, options=OPTIONS).rows)
     assert table.title == "KV cache in bf16 on 1 x CARD-80GB"
-    assert table.rows[0] == ("8k", "1", "1 GiB", "1 GiB", "yes", "50.2 GiB", "51", "128k", "8.04")
-    assert table.rows[3] == ("128k", "16", "16 GiB", "256 GiB", "no", "-205 GiB", "3", "26,208", "145")
-    assert "= 51.19 GiB for cache" in table.note
+    assert table.rows[0] == ("8k", "1", "1 GiB", "1 GiB", "51", "128k", "8.04")
+    assert table.rows[3] == ("128k", "16", "16 GiB", "256 GiB", "3", "26,432", "145")
+    assert "= 51.65 GiB for cache" in table.note
 
 
 def test_rows_without_a_card_say_what_a_step_reads() -> None:
@@ -49,7 +53,7 @@ def test_unknown_weights_show_question_marks() -> None:
     from dataclasses import replace
 
     table = row_table(size(replace(LLAMA_8B, architecture=None), options=OPTIONS).rows)
-    assert table.rows[0][4:] == ("?", "?", "?", "?", "-")
+    assert table.rows[0][4:] == ("?", "?", "-")
 
 
 def test_layers_by_kind_and_dtype() -> None:
@@ -66,15 +70,24 @@ def test_layers_by_kind_and_dtype() -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_printed_lines_keep_to_the_width(width: int) -> None:
-    text = printed(size(*ALL_KINDS, options=SizeOptions(contexts=(1 << 20,), gpu=CARD)), width)
+    text = printed(size(*ALL_KINDS, options=SizeOptions(contexts=(1 << 20,), gpu=CARD)), width, explain=True)
     assert max(map(len, text.splitlines())) <= width
     assert "llama-8b: gqa, 32 layers" in text
-    assert "1 GiB a GPU is set aside" in text
+    assert "for CUDA graphs, fitted" in " ".join(text.split())
+
+
+def test_the_decision_what_would_do_and_the_hinge_stand_on_the_screen_and_the_notes_do_not() -> None:
+    document = size(LLAMA_8B, options=OPTIONS)
+    text = printed(document, 100, hinge="a guess: 1 GiB", remedies=[[], [], [], ["--batch-size 3", "--tp 8"]])
+    assert "KV 1 GiB fits, 50.6 GiB to spare" in text
+    assert "128k x 16 in bf16: no: 204 GiB short; --batch-size 3 or --tp 8 would do." in text
+    assert text.endswith(f"Hangs most on a guess: 1 GiB. {len(document.assumptions)} notes: --explain or --json.\n")
+    assert not any(note in " ".join(text.split()) for note in document.assumptions)
 
 
 def test_csv_has_every_number_unrounded() -> None:
     document = size(LLAMA_8B, options=OPTIONS)
-    lines = list(csv.DictReader(io.StringIO(csv_bytes(list(size_csv_rows(document))).decode())))
+    lines = list(csv.DictReader(io.StringIO(csv_bytes(list(size_rows(document.rows))).decode())))
     assert len(lines) == 4
     assert lines[0]["model"] == "llama-8b"
     assert lines[0]["kv_bytes_total"] == str(8192 * 131_072)
@@ -91,7 +104,7 @@ def test_the_chart_draws_every_line_the_weights_and_the_limit(gpu: object) -> No
     texts = [text.get_text() for text in axes.texts]
     assert "bf16, batch 16" in texts
     assert "weights, 14.96 GiB" in texts
-    assert ("limit of CARD-80GB, 66.15 GiB" in texts) == (gpu is not None)
+    assert ("limit of CARD-80GB, 66.61 GiB" in texts) == (gpu is not None)
     assert png_bytes(figure).startswith(b"\x89PNG")
 
 
@@ -113,12 +126,12 @@ def test_weights_far_below_the_lines_stay_on_the_chart() -> None:
 def test_csv_tells_the_scalars_of_an_engine_where_one_is_asked() -> None:
     """20 GiB of Llama's 131,072 B a token: 10,240 blocks of 16 tokens."""
     engine = EngineOptions(name="vllm", kv_cache_memory_bytes=20 << 30, max_model_len=8192)
-    (line,) = size_csv_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), engine=engine)))
+    (line,) = size_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), engine=engine)).rows)
     told = {name: value for name, value in line.items() if name.startswith("engine_")}
     assert told == {
         "engine_name": "vllm", "engine_version": "0.33.0", "engine_block_size": 16, "engine_num_blocks": 10_240,
         "engine_blocks_per_request": 512, "engine_max_concurrency": 20.0, "engine_gpu_kv_cache_tokens": 163_840,
         "engine_max_model_len": 8192, "engine_refusal": None,
     }  # fmt: skip
-    (without,) = size_csv_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,))))
+    (without,) = size_rows(size(LLAMA_8B, options=SizeOptions(contexts=(8192,))).rows)
     assert not any(name.startswith("engine_") for name in without)

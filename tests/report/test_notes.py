@@ -1,0 +1,30 @@
+"""Under a table: one line on the screen, everything with --explain, nothing where there is nothing to say."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich.console import Console
+
+from kvtool.report.notes import print_notes, short_notes
+
+
+def printed(notes: list[str], *, explain: bool) -> str:
+    console = Console(file=StringIO(), width=80)
+    print_notes(notes, console, hinge="a guess: 1 GiB", explain=explain)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_the_screen_says_what_it_hangs_on_and_how_to_see_the_rest() -> None:
+    assert printed(["one", "[two]"], explain=False) == ("Hangs most on a guess: 1 GiB. 2 notes: --explain or --json.\n")
+
+
+def test_explain_shows_every_note_as_it_stands() -> None:
+    assert printed(["one", "[two]"], explain=True) == "- one\n- [two]\n"
+
+
+def test_what_is_not_there_is_not_told() -> None:
+    assert short_notes([], None) == ""
+    assert short_notes(["one"], None) == "1 note: --explain or --json."
+    assert short_notes([], "a guess: 1 GiB") == "Hangs most on a guess: 1 GiB."
