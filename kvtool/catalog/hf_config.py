@@ -21,6 +21,7 @@ from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.catalog.unread import refuse_unread, unread
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.files import read_bytes
+from kvtool.nesting import refuse_deep
 
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _CLASS_ENDINGS = ("forcausallm", "forconditionalgeneration", "lmheadmodel", "model")
@@ -67,6 +68,7 @@ def parse_json(data: bytes, source: str) -> dict[str, object]:
         raise KvtoolError(f"{source} is not JSON: {_reason(error)}") from error
     if not isinstance(value, dict):
         raise KvtoolError(f"{source} is not a config: its JSON is not an object")
+    refuse_deep(value, source)
     return value
 
 

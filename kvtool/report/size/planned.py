@@ -27,16 +27,18 @@ _WORDS = {
 
 def print_engine(rows: list[SizeRow], console: Console) -> None:
     """The engine's section under the rows of one model: one part for each cache dtype."""
+    from rich.text import Text
+
     for dtype, same in groupby(rows, key=lambda row: row.inputs.kv_cache_dtype):
         engine = next(same).engine
         if engine.name is None:
             continue
         name = f"{engine_name(engine)} {engine.version}"
-        console.print(f"[bold]{name}[/bold], {dtype} cache: {_blocks(engine)}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f", {dtype} cache: {_blocks(engine)}"))
         if engine.log_line:
             console.print(engine.log_line, highlight=False, soft_wrap=True)
         if engine.refusal:
-            console.print(f"would not start: {engine.refusal}", style="red", highlight=False)
+            console.print(f"would not start: {engine.refusal}", style="red", highlight=False, markup=False)
         if engine.groups:
             console.print(to_rich(_groups_of(engine), console.width))
             console.print(_request(engine), style="dim", highlight=False)
