@@ -14,8 +14,9 @@ from kvtool.nesting import DEEPEST, too_deep
 def read_yaml(path: Path, *, at_most: int | None = None, what: str = "file") -> object:
     """The content of a YAML or JSON file, as `read_bytes` reads it. Raises KvtoolError.
 
-    Tags (`!!timestamp x`) are refused, as no key of kvtool's needs one. Aliases are refused: a few lines of them stand for billions of values, or for a value that contains itself. So is
-    what is nested deep, on which libyaml's loader would run out of stack.
+    Tags (`!!timestamp x`) are refused, as no key of kvtool's needs one, and aliases: a few lines of them stand for
+    billions of values, or for a value that contains itself. So is what is nested deep, on which libyaml's loader would
+    run out of stack.
     """
     data = read_bytes(path, at_most=at_most, what=what)
     try:
@@ -32,8 +33,8 @@ def _refuse_odd_events(data: bytes, path: Path) -> None:
         if isinstance(event, yaml.AliasEvent):
             name = (event.anchor or "")[:40]
             raise KvtoolError(f"{path}, line {line}: alias *{name} is not read: write the block out")
-        if getattr(event, "tag", None):
-            raise KvtoolError(f"{path}, line {line}: tag {event.tag[:60]!r} is not read: write the value alone")
+        if tag := getattr(event, "tag", None):
+            raise KvtoolError(f"{path}, line {line}: tag {tag[:60]!r} is not read: write the value alone")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
