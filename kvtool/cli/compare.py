@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool compare llama-3.1-8b qwen3-8b --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
-    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200\n\n"
     "  kvtool compare gemma-3-27b-it --engine vllm==0.25,vllm==0.26 --gpu h100"
 )
 DEFAULT_CONTEXTS = "4k,32k"
@@ -76,7 +75,9 @@ def compare(
     options = cache.options(card, engine, default_context=DEFAULT_CONTEXTS)
     parallels = layouts.parallels()
     if len(releases) > 1:
-        compare_releases(names, replace(options, parallel=parallels[0]), releases, models, output)
+        compare_releases(
+            names, replace(options, parallel=parallels[0]), releases, models, explain=explain, output=output
+        )
         return
     chosen = [resolve_model(name, models_path=models) for name in names]
     document = compare_models(chosen, options, parallels)
@@ -92,6 +93,8 @@ def compare_releases(
     options: SizeOptions,
     releases: list[tuple[str, str | None]],
     models: Path | None,
+    *,
+    explain: bool,
     output: Output,
 ) -> None:
     """Compare what releases of one engine make of one model. Raises KvtoolError for more models."""
@@ -102,7 +105,8 @@ def compare_releases(
     if len(names) > 1:
         raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
     document = by_release.compare_releases(resolve_model(names[0], models_path=models), options, releases)
-    answer(document, output, show=print_releases, write=write_releases)
+    show = partial(print_releases, explain=explain)
+    answer(document, output, show=show, write=write_releases)
 
 
 def refuse_others(typed: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import Calibration, SizeFit
+from kvtool.results.size import FITS, FITS_WITHIN_MARGIN, NO
 from kvtool.sizing.engines.estimates import Estimates
 from kvtool.sizing.usage import GpuCache
 from kvtool.units import GIB, MAX_LENGTH_TOKENS
@@ -28,7 +29,6 @@ LARGE_CARD_LIMITS = BatchLimits(tokens=8192, sequences=1024)
 SMALL_CARD_LIMITS = BatchLimits(tokens=2048, sequences=256)
 CAUTIOUS_CARDS = ("a100", "gb10")  # as small cards, whatever their memory
 MAX_BATCH_SIZE = 1 << 24
-FITS, FITS_WITHIN_MARGIN, NO = "fits", "fits, within the margin", "no"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,7 @@ def budget(
     """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated;
     the cache's part is `pool_bytes` where that is given.
     """
+    usable_bytes = min(math.ceil(gpu.memory_bytes * utilization), gpu.free_bytes)
     measured = dict(calibration.measured) if calibration else {}
     if pool_bytes is not None:
         measured["kv_pool_bytes"] = pool_bytes
@@ -108,9 +109,10 @@ def budget(
         "reserve_bytes": estimates.reserve_margin_bytes,
     }
     estimated = [margin for name, margin in margins.items() if name not in measured]
+    estimated.append(round(gpu.memory_margin_bytes * utilization))
     return Budget(
         memory_bytes=gpu.memory_bytes,
-        usable_bytes=math.ceil(gpu.memory_bytes * utilization),
+        usable_bytes=usable_bytes,
         weights_bytes=measured.get("weights_bytes", weights_bytes),
         activation_bytes=measured.get("activation_bytes", estimates.activation.bytes),
         reserve_bytes=measured.get("reserve_bytes", estimates.reserve_bytes),

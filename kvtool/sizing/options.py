@@ -12,9 +12,9 @@ from kvtool.results import Calibration
 from kvtool.sizing.drafts import Draft, DraftRequest, draft_of
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.lengths import Lengths
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.tiers import Places
+from kvtool.sizing.questions.lengths import Lengths
+from kvtool.sizing.questions.tiers import Places
 from kvtool.units import MAX_LENGTH_TOKENS
 
 DEFAULT_CONTEXTS = (4096, 32768)

@@ -20,7 +20,6 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.card import card_memory
-from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.drafts import Draft, with_draft
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
@@ -28,11 +27,12 @@ from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import BatchLimits, Budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
-from kvtool.sizing.lengths import fitting_requests
 from kvtool.sizing.options import SizeOptions
-from kvtool.sizing.sharing import sharing
+from kvtool.sizing.questions.lengths import fitting_requests
+from kvtool.sizing.questions.sharing import sharing
+from kvtool.sizing.questions.tiers import Places, tiers
 from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
-from kvtool.sizing.tiers import Places, tiers
+from kvtool.sizing.speed.decode import decode_floor
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 

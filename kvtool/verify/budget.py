@@ -68,7 +68,9 @@ def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:
         return named
     memory_bytes = round(total.value)
     if named is not None:
-        return msgspec.structs.replace(named, memory_bytes=memory_bytes)
+        return msgspec.structs.replace(
+            named, memory_bytes=memory_bytes, memory_margin_bytes=0, memory_assumed=False, kept_bytes=0
+        )
     return Gpu(
         name="the log's card", vendor="", arch=None, memory_bytes=memory_bytes, source="the log", confidence="measured"
     )

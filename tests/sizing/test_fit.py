@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import msgspec
@@ -152,3 +153,14 @@ def test_the_answers_fit_and_one_more_does_not(pool: int, context: int, batch: i
     assert held(tokens=context, batch_size=result.max_batch_size + 1) > pool
     assert result.max_context == 0 or held(tokens=result.max_context, batch_size=batch) <= pool
     assert held(tokens=result.max_context + 1, batch_size=batch) > pool
+
+
+def test_what_others_keep_bounds_what_may_be_used() -> None:
+    """24 GiB of which 9 are taken: 15 are there, not 0.92 of the card. A margin of the card is one of the pool."""
+    card = msgspec.structs.replace(CARD, memory_bytes=24 << 30, kept_bytes=9 << 30)
+    found = budget(card, TAKEN, weights_bytes=0, utilization=0.92)
+    assert found.usable_bytes == 15 << 30
+    sure = msgspec.structs.replace(card, memory_margin_bytes=1 << 30, kept_bytes=0)
+    wider = budget(sure, TAKEN, weights_bytes=0, utilization=0.92)
+    assert wider.margin_bytes - found.margin_bytes == pytest.approx(0.92 * (1 << 30), abs=1)
+    assert wider.usable_bytes == math.ceil(0.92 * (24 << 30))

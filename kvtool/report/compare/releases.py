@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.files import CsvValue, write_result
+from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table, to_rich
 from kvtool.results import ReleaseChange, ReleasesDocument
 from kvtool.units import format_bytes, format_length
@@ -29,15 +30,14 @@ NAMES = {
 }
 
 
-def print_releases(document: ReleasesDocument, console: Console) -> None:
+def print_releases(document: ReleasesDocument, console: Console, *, explain: bool = False) -> None:
     console.print(to_rich(releases_table(document), console.width))
     for change in document.changes:
         if change.effects:
             console.print(change_line(change), soft_wrap=False, highlight=False)
     if idle := sum(not change.effects for change in document.changes):
         console.print(f"{idle} other changes between them make no difference here (--json lists them).")
-    for assumption in document.assumptions:
-        console.print(f"- {assumption}", highlight=False, markup=False)
+    print_notes(document.assumptions, console, hinge=None, explain=explain)
 
 
 def write_releases(document: ReleasesDocument, directory: Path) -> list[Path]:

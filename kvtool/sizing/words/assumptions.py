@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.fit import Budget
 from kvtool.sizing.layers import format_by_layer
@@ -28,6 +30,7 @@ from kvtool.units import format_bytes
 def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
     """Every assumption of a plan. `automatic`: the cache dtype was left to kvtool."""
     return [
+        *plan.model.assumed,
         *_cache(plan, automatic=automatic),
         *_state(plan),
         *_layout(plan),
@@ -180,13 +183,32 @@ def _card(plan: SizePlan) -> Iterator[str]:
     gpu = plan.options.gpu
     if gpu is None:
         return
-    if gpu.memory_assumed:
-        yield f"{gpu.name}: memory is the card's decimal figure, {gpu.memory_bytes:,} B; a driver reports a little less"
+    yield from _card_memory(gpu, plan.memory)
     yield from _memory(plan)
     yield (
         "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"
         " at its dense bf16 rate; recurrent state counts as read and written"
     )
+
+
+def _card_memory(gpu: Gpu, memory: Budget | None) -> Iterator[str]:
+    """Where the card's total comes from, how good it is, and what of it is not to be had."""
+    if gpu.memory_margin_bytes:
+        yield (
+            f"{gpu.name}: memory is {'assumed' if gpu.memory_assumed else 'taken'} to be "
+            f"{format_bytes(gpu.memory_bytes)}, good to {format_bytes(gpu.memory_margin_bytes)}: {gpu.memory_source}"
+        )
+    if gpu.kept_bytes:
+        yield (
+            f"{gpu.name}: {format_bytes(gpu.kept_bytes)} of its memory is the system's or other processes': "
+            "--free-memory says otherwise"
+        )
+    if memory is not None and gpu.kept_bytes and memory.usable_bytes == gpu.free_bytes:
+        most = math.floor(100 * gpu.free_bytes / gpu.memory_bytes) / 100
+        yield (
+            f"{format_bytes(gpu.free_bytes)} are free, less than an engine asks for by default, so that is what "
+            f"counts: vLLM starts with --gpu-memory-utilization {most:g} at most"
+        )
 
 
 def _given_pool(memory: Budget) -> Iterator[str]:

@@ -19,9 +19,9 @@ from kvtool.report.size.answers import (
 from kvtool.report.size.size import print_size
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.questions.tiers import Places
 from kvtool.sizing.size import size
 from kvtool.sizing.solve.solve import Question, solve
-from kvtool.sizing.tiers import Places
 from kvtool.units import GIB, MIB
 from kvtool.workloads.lengths import lognormal
 from tests.sizing.example import CARD, LLAMA_8B
