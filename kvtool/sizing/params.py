@@ -300,3 +300,18 @@ def _expert_params(model: Model, family: _Family) -> int:
     width, hidden = model.moe.intermediate_size, model.moe.hidden_size or model.hidden_size
     bias = (family.mlp_matrices - 1) * width + hidden if family.all_bias else 0
     return model.moe.num_experts * (family.mlp_matrices * hidden * width + bias)
+
+
+def mlp_matrices(model: Model) -> int:
+    """Matrices of a dense MLP: 3 for a gated one, which most are, or 2."""
+    family = FAMILIES.get(model.architecture or "")
+    return 3 if family is None else family.mlp_matrices
+
+
+def layer_params(model: Model, layer: Layer) -> int:
+    """Parameters of one more such layer, with experts where the model's last has them. Raises KeyError for a family
+    that `count_params` does not know.
+    """
+    family = FAMILIES[model.architecture or ""]
+    counted = _layer_params(model, family, layer, _is_sparse(model, model.num_layers - 1))
+    return counted.mixer + counted.rest + counted.experts

@@ -13,7 +13,7 @@ from kvtool.catalog.quantised.parts import BEYOND, DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel, pipeline_stages
 from kvtool.sizing.params import LayerParams, ParamCount, count_params, experts_stored
-from kvtool.sizing.traffic import experts_touched
+from kvtool.sizing.speed.traffic import experts_touched
 from kvtool.units import ceil_div
 
 # What safetensors and GGUF files call the dtypes that kvtool names otherwise.
@@ -103,6 +103,7 @@ class Weights:
     format: WeightFormat
     stored_bytes: int | None
     source: str
+    draft_bytes: int = 0  # of a draft model beside it, which is on the last stage
 
     def bytes_per_gpu(self, parallel: Parallel) -> int | None:
         """The part of a GPU of the fullest stage: attention over the ranks of a sequence, routed experts over
@@ -111,10 +112,10 @@ class Weights:
         if self.stored_bytes is None or (self.params is None and parallel.dp_attention):
             return None
         if self.params is None:
-            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp)
+            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp) + ceil_div(self.draft_bytes, parallel.tp)
         extra = self.stored_bytes - _counted_bits(self.params, self.format) / 8
         fullest = max(_stage_bits(self, self.params, parallel))
-        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp))
+        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp)) + ceil_div(self.draft_bytes, parallel.tp)
 
     def read_bytes_per_step(self, batch_size: int, parallel: Parallel) -> int | None:
         """What one rank of each pipeline stage reads for a step of `batch_size` sequences, all stages together."""

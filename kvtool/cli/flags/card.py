@@ -48,7 +48,10 @@ class NamedCard(Group):
 class Card(NamedCard):
     """A card, and what an engine takes of it."""
 
-    gpu_memory_utilization: Annotated[float, _option(help="Part of the card's memory that may be used.")] = 0.92
+    gpu_memory_utilization: Annotated[
+        float | None,
+        _option(help="Part of the card's memory that may be used (default: vLLM's, 0.92; 0.9 before 0.20)."),
+    ] = None
     max_num_batched_tokens: Annotated[
         int | None, _option(help="Tokens that the engine runs in a step (default: vLLM's).")
     ] = None
