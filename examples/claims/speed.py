@@ -17,7 +17,7 @@ from claim import RIGHT, WRONG, Claim, sizes
 
 from kvtool.catalog.resolve import resolve_model
 from kvtool.results import BenchDocument, Case, read_document
-from kvtool.sizing.traffic import attention_flops, decode_flops, prefill_flops
+from kvtool.sizing.speed.traffic import attention_flops, decode_flops, prefill_flops
 from kvtool.units import format_bytes
 
 HERE = Path(__file__).parent

@@ -18,8 +18,14 @@ from kvtool.results import Case, Roofline, StepBytes
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import ParamCount, count_params
-from kvtool.sizing.roofline import bound, compute_s, memory_s
-from kvtool.sizing.traffic import decode_flops, decode_kv_read_bytes, experts_touched, kv_written_bytes, prefill_flops
+from kvtool.sizing.speed.roofline import bound, compute_s, memory_s
+from kvtool.sizing.speed.traffic import (
+    decode_flops,
+    decode_kv_read_bytes,
+    experts_touched,
+    kv_written_bytes,
+    prefill_flops,
+)
 from kvtool.workloads import Request
 
 C = TypeVar("C", bound=Case)

@@ -15,7 +15,7 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.core import FloatArray, IntArray
-from kvtool.sizing.traffic import prefill_flops
+from kvtool.sizing.speed.traffic import prefill_flops
 from kvtool.sizing.weights import weigh
 
 

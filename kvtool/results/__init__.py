@@ -26,7 +26,15 @@ from kvtool.results.bench import (
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
-from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
+from kvtool.results.compare import (
+    CompareDocument,
+    CompareRow,
+    MatrixDocument,
+    MatrixRefused,
+    ReleaseChange,
+    ReleaseRow,
+    ReleasesDocument,
+)
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
@@ -51,6 +59,7 @@ from kvtool.results.replay import (
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
+    PLANNED_NAMES,
     SizeDecode,
     SizeDocument,
     SizeEngine,
@@ -74,6 +83,7 @@ from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, V
 
 __all__ = [
     "ENGINE_NAMES",
+    "PLANNED_NAMES",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
@@ -105,6 +115,9 @@ __all__ = [
     "Power",
     "Prefix",
     "PrefixCase",
+    "ReleaseChange",
+    "ReleaseRow",
+    "ReleasesDocument",
     "ReplayCurve",
     "ReplayDocument",
     "ReplayKnee",

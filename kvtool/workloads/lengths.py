@@ -10,7 +10,7 @@ from statistics import NormalDist
 import msgspec
 
 from kvtool.errors import KvtoolError
-from kvtool.sizing.lengths import Lengths
+from kvtool.sizing.questions.lengths import Lengths
 from kvtool.units import MAX_LENGTH_TOKENS, parse_length
 
 FORMS = "write a file, MEAN,P95 as 4k,12k, or p50=2k,p95=16k"

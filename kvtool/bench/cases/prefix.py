@@ -20,7 +20,7 @@ from kvtool.engine.sequence import Sequence
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine.memory import peak_memory
 from kvtool.results import Check, Prefix, PrefixCase, Roofline, Sample
-from kvtool.sizing.traffic import kv_written_bytes, prefill_flops
+from kvtool.sizing.speed.traffic import kv_written_bytes, prefill_flops
 from kvtool.stats import paired_median_difference
 from kvtool.workloads import SharedPrefix, shared_prefix
 

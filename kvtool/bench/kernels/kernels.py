@@ -33,7 +33,7 @@ from kvtool.machine.timers import Call, call_timer, is_cuda, time_in_turns
 from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetrics, KernelRoofline, KernelsDocument
 from kvtool.results.warnings import unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.roofline import bound, compute_s, memory_s
+from kvtool.sizing.speed.roofline import bound, compute_s, memory_s
 from kvtool.units import format_bytes, format_length
 
 PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer

@@ -15,7 +15,7 @@ from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import layer_specs, specs_by_layer
 from kvtool.sizing.specs import CacheSpec, FullSpec, LatentSpec, SlidingSpec
-from kvtool.sizing.traffic import attention_flops
+from kvtool.sizing.speed.traffic import attention_flops
 from kvtool.units import ceil_div
 
 AttentionSpec = FullSpec | SlidingSpec | LatentSpec

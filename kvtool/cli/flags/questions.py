@@ -14,9 +14,9 @@ from kvtool.cli.values import given, optional_length, optional_size
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
-    from kvtool.sizing.lengths import Lengths
+    from kvtool.sizing.questions.lengths import Lengths
+    from kvtool.sizing.questions.tiers import Places
     from kvtool.sizing.solve.solve import Question
-    from kvtool.sizing.tiers import Places
 
 _option = partial(typer.Option, rich_help_panel="What fits, and where")
 
@@ -51,7 +51,7 @@ class Questions(Group):
 
     def places(self) -> Places | None:
         """Where the cache could live; None where no option asks for it. Raises KvtoolError."""
-        from kvtool.sizing.tiers import Places
+        from kvtool.sizing.questions.tiers import Places
 
         if not self.tiers and self.dram is None and self.nvme is None and self.nvme_gbps is None:
             return None

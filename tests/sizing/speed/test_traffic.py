@@ -10,7 +10,7 @@ from kvtool.catalog.model import Model, Moe
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import layer_specs
-from kvtool.sizing.traffic import (
+from kvtool.sizing.speed.traffic import (
     attention_flops,
     decode_flops,
     decode_kv_read_bytes,

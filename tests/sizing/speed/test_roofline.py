@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.sizing.roofline import bound, compute_s, memory_s
+from kvtool.sizing.speed.roofline import bound, compute_s, memory_s
 
 
 def test_bytes_and_flops_take_their_time() -> None:

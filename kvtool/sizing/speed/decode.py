@@ -6,8 +6,8 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.results import SizeDecode
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.roofline import bound, compute_s, memory_s
-from kvtool.sizing.traffic import decode_flops
+from kvtool.sizing.speed.roofline import bound, compute_s, memory_s
+from kvtool.sizing.speed.traffic import decode_flops
 from kvtool.sizing.usage import GpuCache
 from kvtool.sizing.weights import Weights
 from kvtool.units import ceil_div

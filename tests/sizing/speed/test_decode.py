@@ -8,10 +8,10 @@ import pytest
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.results import SizeDecode
-from kvtool.sizing.decode import decode_floor
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.speed.decode import decode_floor
 from kvtool.sizing.usage import gpu_cache
 from kvtool.sizing.weights import weigh
 from tests.sizing.example import CARD, LLAMA_8B

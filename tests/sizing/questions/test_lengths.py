@@ -7,13 +7,13 @@ import pytest
 
 from kvtool.errors import KvtoolError
 from kvtool.results import SizeLengths
-from kvtool.sizing import lengths as lengths_module
 from kvtool.sizing.fit import Budget
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
-from kvtool.sizing.lengths import Lengths, fitting_requests
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.questions import lengths as lengths_module
+from kvtool.sizing.questions.lengths import Lengths, fitting_requests
 from kvtool.sizing.usage import gpu_cache
 from tests.sizing.example import LLAMA_8B
 
