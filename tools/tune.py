@@ -86,9 +86,9 @@ def tuned(todo: Iterable[KernelWork], go_on: Callable[[], bool]) -> Card:
     import torch
     import triton
 
-    from kvtool.bench.kernels.tuning import tune
     from kvtool.machine.roofline import last_level_cache_bytes, stream_buffer_bytes
     from kvtool.machine.timers import call_timer
+    from tools.tuning import tune
 
     device = torch.device("cuda", torch.cuda.current_device())
     stream_bytes = stream_buffer_bytes(str(device), last_level_cache_bytes(str(device)))

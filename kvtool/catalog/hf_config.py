@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.families.drafts import draft_layers
 from kvtool.catalog.families.family import Family
 from kvtool.catalog.families.lengths import DEFAULT_LENGTHS
+from kvtool.catalog.families.params_json import as_config, is_params_json
 from kvtool.catalog.families.registry import FAMILIES
 from kvtool.catalog.families.wrappers import WRAPPERS
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.hf_decoder import read_decoder
 from kvtool.catalog.model import Model
-from kvtool.catalog.quantisation import read_quantisation
-from kvtool.catalog.unread import refuse_unread
+from kvtool.catalog.quantised.config import read_quantisation
+from kvtool.catalog.unread import refuse_unread, unread
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.files import read_bytes
 
@@ -31,13 +33,15 @@ _MAX_CONFIG_BYTES = 16 << 20
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
-def read_config(path: Path, *, id: str | None = None) -> Model:
-    """The model that a config.json file describes, with the hf_quant_config.json beside it. Raises KvtoolError."""
+def read_config(path: Path, *, id: str | None = None, family: str | None = None) -> Model:
+    """The model that a config.json file describes, with the hf_quant_config.json beside it; `family` as for
+    `model_from_config`. Raises KvtoolError.
+    """
     config = read_json(path)
     beside = path.with_name("hf_quant_config.json")
     if path.name == "config.json" and "quantization_config" not in config and beside.is_file():
         config["quantization_config"] = _modelopt_export(read_json(beside))
-    return model_from_config(config, id=id or _name_of(path), source=str(path))
+    return model_from_config(config, id=id or _name_of(path), source=str(path), family=family)
 
 
 def _modelopt_export(content: dict[str, object]) -> dict[str, object]:
@@ -47,7 +51,7 @@ def _modelopt_export(content: dict[str, object]) -> dict[str, object]:
 
 
 def _name_of(path: Path) -> str:
-    return path.resolve().parent.name if path.name == "config.json" else path.stem
+    return path.resolve().parent.name if path.name in ("config.json", "params.json") else path.stem
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -70,25 +74,29 @@ def _reason(error: Exception) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
 
 
-def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> Model:
-    """The model that a decoded config describes, `text_config` found inside multimodal ones.
+def model_from_config(config: Mapping[str, object], *, id: str, source: str, family: str | None = None) -> Model:
+    """The model that a decoded config describes, `text_config` found inside multimodal ones; Mistral's params.json too.
+    With `family` it is read as one of that model_type, whatever it calls itself, which `assumed` says.
 
     Raises KvtoolError for an unknown model_type, layer type or quantisation, a missing or contradictory field, and for
     any field about attention or state that the architecture's reader does not know.
     """
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise KvtoolError(f"{source}: not a config object")
+    if is_params_json(config):
+        config = as_config(config)
     outer = Fields(config, where=source)
-    fields, model_type = _text_fields(outer)
-    family = FAMILIES[model_type]
-    _check_class(fields, model_type)
-    for name in family.required:
+    fields, model_type = _text_fields(outer) if family is None else _as_family(outer, family)
+    reader = FAMILIES[model_type]
+    if family is None:
+        _check_class(fields, model_type)
+    for name in reader.required:
         if fields.get(name) is None:
             raise fields.error(f"field {name!r} is missing")
-    _refuse_encoders(fields, family)
-    shape = family.shape(fields)
-    layers = family.layers(fields, shape)
-    moe = family.experts(fields, shape)
+    _refuse_encoders(fields, reader)
+    shape = reader.shape(fields)
+    layers = reader.layers(fields, shape)
+    moe = reader.experts(fields, shape)
     about = (len(layers), moe)
     quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
     model = Model(
@@ -100,19 +108,40 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str) -> 
         hidden_size=shape.hidden_size,
         vocab_size=fields.optional_integer("padded_vocab_size") or fields.optional_integer("vocab_size"),
         num_heads=shape.num_heads,
-        intermediate_size=_dense_width(fields, shape.hidden_size, family),
+        intermediate_size=_dense_width(fields, shape.hidden_size, reader),
         draft_layers=draft_layers(fields, model_type, layers),
         moe=moe,
-        tie_word_embeddings=_tied(outer, fields, family),
+        tie_word_embeddings=_tied(outer, fields, reader),
         max_position_embeddings=_longest(fields, model_type),
         dtype=_dtype(fields, "dtype", "torch_dtype") or _dtype(outer, "dtype", "torch_dtype"),
         recurrent_state_dtype=_dtype(fields, "mamba_ssm_cache_dtype", "mamba_ssm_dtype"),
         quantisation=quantisation,
-        decoder=read_decoder(fields, model_type),
+        decoder=read_decoder(fields, model_type) if family is None else None,
         confidence="read from its config",
     )
+    if family is not None:
+        return replace(model, assumed=(_as_said(outer, fields, model, family),))
     refuse_unread(fields)
     return model
+
+
+def _as_family(outer: Fields, family: str) -> tuple[Fields, str]:
+    """The text model's fields, with the defaults of the type that --as names."""
+    model_type = WRAPPERS.get(family) or family
+    if model_type not in FAMILIES:
+        raise KvtoolError(f"--as {family[:60]!r} is not an architecture{did_you_mean(family[:60], FAMILIES)}")
+    inner = next((outer.values[key] for key in _TEXT_KEYS if isinstance(outer.values.get(key), dict)), None)
+    if not isinstance(inner, dict):
+        return Fields(outer.values, where=outer.where, defaults=FAMILIES[model_type].defaults), model_type
+    return Fields(inner, where=outer.where, defaults=FAMILIES[model_type].defaults, outer=outer), model_type
+
+
+def _as_said(outer: Fields, fields: Fields, model: Model, family: str) -> str:
+    """That a config was read as another architecture, and what of it was not understood."""
+    own = fields.values.get("model_type") or outer.values.get("model_type")
+    left = [name for name in unread(fields) if name != "model_type"]
+    rest = f"; not read: {', '.join(left)[:300]}" if left else ""
+    return f"{model.id}: read as {family}, because --as says so, where the config says {str(own)[:60]!r}{rest}"
 
 
 def _text_fields(outer: Fields) -> tuple[Fields, str]:
@@ -144,8 +173,11 @@ def _flat(outer: Fields, model_type: str | None) -> tuple[Fields, str]:
 
 
 def _type_of(fields: Fields) -> str | None:
-    """`model_type`, or in its absence the known type that the class in `architectures` is named after."""
-    return fields.text("model_type") or _type_of_class(fields)
+    """`model_type`; where it is absent or not known, the type that the class in `architectures` is named after, which
+    engines go by (DeepSeek's own V4 has the class but calls itself deepseek_ref).
+    """
+    given = fields.text("model_type")
+    return given if given in FAMILIES or given in WRAPPERS else _type_of_class(fields) or given
 
 
 def _type_of_class(fields: Fields) -> str | None:
@@ -174,6 +206,7 @@ def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
         return fields.error(f"model_type {model_type!r} is an encoder without a decoder: it keeps no KV cache")
     return fields.error(
         f"model_type {model_type[:60]!r} is not known{did_you_mean(model_type[:60], (*FAMILIES, *WRAPPERS))}"
+        " (`size --as FAMILY` reads it as one that it is like, as --as llama)"
     )
 
 
@@ -211,7 +244,14 @@ def _dense_width(fields: Fields, hidden_size: int, family: Family) -> int | None
 
 def _longest(fields: Fields, model_type: str) -> int | None:
     """The longest context, by the first of its names that is given, else what transformers takes for this model."""
-    for name in ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in (
+        "max_target_positions",
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+        "max_context_length",
+    ):
         if fields.get(name) is not None:
             return fields.integer(name)
     return DEFAULT_LENGTHS.get(model_type)

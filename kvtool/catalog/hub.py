@@ -7,8 +7,14 @@ from http import HTTPStatus
 from pathlib import Path
 
 from kvtool.catalog.hf_config import model_from_config, parse_json, read_config
+from kvtool.catalog.index_file import INDEX_NAME, indexed_bytes
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
+
+
+class UnreadError(KvtoolError):
+    """A repository whose config cannot be had: it says nothing of the model."""
+
 
 _TIMEOUT_S = 2.0
 _MAX_CONFIG_BYTES = 16 << 20
@@ -19,7 +25,7 @@ _REFUSALS = {
 }
 
 
-def hub_model(name: str) -> Model:
+def hub_model(name: str, *, family: str | None = None) -> Model:
     """The model of a repository, from the local Hub cache or over the network with one short try.
 
     Raises KvtoolError at once when offline (HF_HUB_OFFLINE is honoured), or when there is no such repository.
@@ -30,15 +36,19 @@ def hub_model(name: str) -> Model:
     source = f"huggingface.co/{name}"
     cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
-        return replace(read_config(Path(cached), id=name), source=source)
+        index = huggingface_hub.try_to_load_from_cache(name, INDEX_NAME)
+        weights_bytes = indexed_bytes(Path(index)) if isinstance(index, str) else None
+        return replace(read_config(Path(cached), id=name, family=family), source=source, weights_bytes=weights_bytes)
     if HF_HUB_OFFLINE:
         raise _offline(name)
     config = parse_json(_download(name, huggingface_hub.hf_hub_url(name, "config.json")), source)
-    model = model_from_config(config, id=name, source=source)
-    params = None if model.quantisation else _count_params(name)
-    if params is None:
-        return model
-    return replace(model, params_total=params, params_source="safetensors headers on the Hub")
+    model = model_from_config(config, id=name, source=source, family=family)
+    params, weights_bytes = _count(name)
+    if params is None or model.quantisation is not None:  # packed weights and scales are no parameters
+        return replace(model, weights_bytes=weights_bytes)
+    return replace(
+        model, params_total=params, params_source="safetensors headers on the Hub", weights_bytes=weights_bytes
+    )
 
 
 def _download(name: str, url: str) -> bytes:
@@ -49,7 +59,7 @@ def _download(name: str, url: str) -> bytes:
         raise _offline(name) from error
     if status != HTTPStatus.OK:
         reason = _REFUSALS.get(status, f"answers with HTTP status {status}")
-        raise KvtoolError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}")
+        raise UnreadError(f"model {name!r} is not in the catalogue, and on the Hub it {reason}")
     return data
 
 
@@ -66,16 +76,18 @@ def _get(url: str) -> tuple[int, bytes]:
     return response.status_code, bytes(data[:_MAX_CONFIG_BYTES])
 
 
-def _offline(name: str) -> KvtoolError:
-    return KvtoolError(f"model {name!r} is not in the catalogue, and the Hub cannot be reached: give its config.json")
+def _offline(name: str) -> UnreadError:
+    return UnreadError(f"model {name!r} is not in the catalogue, and the Hub cannot be reached: give its config.json")
 
 
-def _count_params(name: str) -> int | None:
-    """Elements of its safetensors files; None where it has none or they cannot be read."""
+def _count(name: str) -> tuple[int | None, int | None]:
+    """Elements and bytes of its safetensors files; None where it has none or they cannot be read."""
     import huggingface_hub
 
     try:
         metadata = huggingface_hub.get_safetensors_metadata(name)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
-        return None
-    return sum(metadata.parameter_count.values()) or None
+        return None, None
+    tensors = [tensor for file in metadata.files_metadata.values() for tensor in file.tensors.values()]
+    weights_bytes = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in tensors)
+    return sum(metadata.parameter_count.values()) or None, weights_bytes or None

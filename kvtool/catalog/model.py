@@ -204,17 +204,31 @@ class Moe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerBits:
+    """Bits of a weight in one layer, scales included: of its attention or recurrence, of its dense MLP or shared
+    experts, of its routed experts. None is the model's dtype, 0 a part that the layer has not.
+    """
+
+    mixer: float | None
+    dense: float | None
+    experts: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
     """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method.
 
-    `bits_per_weight` counts scales too; None where layers are stored in several ways. Routed experts may have bits of
-    their own, and whole parts (mixers, dense, experts) may stay at the model's dtype.
+    `bits_per_weight` counts scales too; None where `layers` says it of each, or where nothing does. Routed experts may
+    have bits of their own, and whole parts (mixers, dense, experts, and beyond: towers and draft layers) may stay at
+    the model's dtype.
     """
 
     method: str
     bits_per_weight: float | None
     expert_bits: float | None = None
     whole: frozenset[str] = frozenset()
+    layers: tuple[LayerBits, ...] = ()  # one a layer, where layers are not stored alike
+    outer_bits: float | None = None  # of embedding and output head; None: they stay at the model's dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +254,10 @@ class Model:
     decoder: Decoder | None = None
     params_total: int | None = None
     params_source: str | None = None
+    weights_bytes: int | None = None  # of its checkpoint as stored, where its index or headers were read
     confidence: str | None = None
     notes: str | None = None
+    assumed: tuple[str, ...] = ()  # what reading it took for granted, in words that every answer repeats
 
     @property
     def num_layers(self) -> int:

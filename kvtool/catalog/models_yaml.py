@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
 import msgspec
+import yaml
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.decoder import Decoder, RopeScaling, Router
@@ -35,10 +38,12 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
+from kvtool.catalog.names import as_variant, core_of, take_apart
 from kvtool.catalog.yaml_file import read_yaml
 from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
+_ENTRY = re.compile(r"^- id: ", re.MULTILINE)
 _BLOCKS = {
     **CACHES,
     "indexer": Indexer,
@@ -187,31 +192,64 @@ class _File(_Strict, frozen=True, kw_only=True):
     models: list[Entry]
 
 
+class Item:
+    """One entry, decoded when it is first asked for: reading the whole file takes longer than sizing a model."""
+
+    def __init__(self, names: Iterable[str], decode: Callable[[], Entry]) -> None:
+        self.names = [*dict.fromkeys(name.lower() for own in names for name in (own, own.rsplit("/", 1)[-1]))]
+        self._decode = decode
+
+    @functools.cached_property
+    def entry(self) -> Entry:
+        return self._decode()
+
+
 class Catalogue:
     """The entries of one file. Iterating gives every Model; `find` gives one, or None."""
 
-    def __init__(self, entries: list[Entry], path: str) -> None:
+    def __init__(self, items: list[Item], path: str) -> None:
         self.path = path
-        self._entries = entries
-        self._by_name: dict[str, Entry] = {}
-        for entry in entries:
-            for name in entry.names():
-                if self._by_name.setdefault(name, entry) is not entry:
-                    raise KvtoolError(f"{path}: {name!r} names both {self._by_name[name].id} and {entry.id}")
+        self._items = items
+        self._by_name: dict[str, Item] = {}
+        for item in items:
+            for name in item.names:
+                known = self._by_name.setdefault(name, item)
+                if known is not item:
+                    raise KvtoolError(f"{path}: {name!r} names both {known.entry.id} and {item.entry.id}")
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._items)
 
     def __iter__(self) -> Iterator[Model]:
-        return (entry.model() for entry in self._entries)
+        return (item.entry.model() for item in self._items)
 
     def entries(self) -> list[Entry]:
-        return list(self._entries)
+        return [item.entry for item in self._items]
 
     def find(self, name: str) -> Model | None:
         """The model of that id, alias or last part, in any case."""
-        entry = self._by_name.get(name.strip().lower())
-        return entry.model() if entry else None
+        item = self._by_name.get(name.strip().lower())
+        return item.entry.model() if item else None
+
+    def find_variant(self, name: str) -> Model | None:
+        """The model that `name` is an Ollama tag, a variant or a quantised repository of; None where none or several
+        are it.
+        """
+        variant = take_apart(name)
+        for wanted in (variant, variant.loosened()):
+            found = self._bases.get(wanted.core)
+            if found is not None:
+                return as_variant(found.entry.model(), name.strip(), variant)
+        return None
+
+    @functools.cached_property
+    def _bases(self) -> dict[tuple[str, ...], Item | None]:
+        """Items by the core of their names; None where several have it, among which only a full name decides."""
+        bases: dict[tuple[str, ...], Item | None] = {}
+        for item in self._items:
+            for core in core_of(item.names):
+                bases[core] = item if bases.get(core, item) is item else None
+        return bases
 
     def get(self, name: str) -> Model:
         """As `find`, but an unknown name is a KvtoolError with the nearest ones."""
@@ -226,8 +264,12 @@ class Catalogue:
 
 
 def load_catalogue(path: Path | None = None) -> Catalogue:
-    """The catalogue in `path`, else the checkout's models.yaml, else the packaged copy. Raises KvtoolError."""
-    path = path or _default_path()
+    """The catalogue in `path`, all of it checked, else kvtool's own, each entry when it is asked for: the checkout's
+    models.yaml, or the packaged copy. Raises KvtoolError.
+    """
+    if path is None:
+        own = _default_path()
+        return Catalogue([*_own_items(own.read_text(encoding="utf-8"))], str(own))
     raw = read_yaml(path)
     try:
         refuse_unknown_keys(raw)
@@ -236,7 +278,30 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
         raise KvtoolError(f"{path} is not a catalogue of models: {error}") from error
     if file.schema != _SCHEMA:
         raise KvtoolError(f"{path} has schema {file.schema!r}: this kvtool reads {_SCHEMA}")
-    return Catalogue(file.models, str(path))
+    return Catalogue(
+        [Item((entry.id, *entry.aliases), functools.partial(_same, entry)) for entry in file.models], str(path)
+    )
+
+
+def _same(entry: Entry) -> Entry:
+    return entry
+
+
+def _own_items(text: str) -> Iterator[Item]:
+    """The entries of kvtool's own file, which begin with `- id: NAME` and have `aliases: [A, B]` in one line."""
+    for block in _ENTRY.split(text)[1:]:
+        name, *lines = block.split("\n", 2)
+        aliases = lines[0].removeprefix("  aliases: [").removesuffix("]").split(", ") if _has_aliases(lines) else []
+        yield Item((name, *aliases), functools.partial(_decode_entry, f"- id: {block}"))
+
+
+def _has_aliases(lines: list[str]) -> bool:
+    return bool(lines) and lines[0].startswith("  aliases: [")
+
+
+def _decode_entry(text: str) -> Entry:
+    (raw,) = yaml.load(text, Loader=yaml.CSafeLoader)
+    return msgspec.convert(raw, Entry)
 
 
 def refuse_unknown_keys(value: object, where: str = "file") -> None:

@@ -15,8 +15,13 @@ from kvtool.errors import KvtoolError
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")  # owner/name on the Hugging Face Hub
 
 
-def resolve_model(name: str, *, models_path: Path | None = None) -> Model:
-    """The model of that name or path. Raises KvtoolError in one line, with the nearest names for an unknown one."""
+def resolve_model(name: str, *, models_path: Path | None = None, family: str | None = None) -> Model:
+    """The model of that name or path. `family` (--as) reads a config as one of that architecture.
+
+    Raises KvtoolError in one line, with the nearest names for an unknown one.
+    """
+    if family is not None:
+        return _read_as(name, family)
     catalogue = load_catalogue(models_path)
     model = catalogue.find(name)
     if model is not None:
@@ -32,18 +37,38 @@ def resolve_model(name: str, *, models_path: Path | None = None) -> Model:
         return _folder_model(path)
     if path.is_absolute() or name.startswith("."):
         raise KvtoolError(f"{name} is neither a folder with config.json, nor a .json or .gguf file")
+    variant = catalogue.find_variant(name)
     if _REPOSITORY.fullmatch(name):
-        return _repository_model(name, catalogue.nearest(name))
+        return _repository_model(name, variant, catalogue.nearest(name))
+    if variant is not None:
+        return variant
     nearest = catalogue.nearest(name) or ": `kvtool models` lists them; a path or an owner/name on the Hub works too"
     raise KvtoolError(f"unknown model {name[:80]!r}{nearest}")
 
 
-def _repository_model(name: str, nearest: str) -> Model:
-    from kvtool.catalog.hub import hub_model
+def _read_as(name: str, family: str) -> Model:
+    """The config of a folder, file or repository, read as that architecture. Raises KvtoolError."""
+    path = Path(name)
+    if path.suffix == ".json":
+        return read_config(path, family=family)
+    if name and _is_folder(path):
+        return read_config(path / "config.json", family=family)
+    if _REPOSITORY.fullmatch(name):
+        from kvtool.catalog.hub import hub_model
+
+        return hub_model(name, family=family)
+    raise KvtoolError(f"--as {family} reads a config.json: give its file, its folder or its repository, not {name!r}")
+
+
+def _repository_model(name: str, variant: Model | None, nearest: str) -> Model:
+    """What the Hub says of a repository; where it cannot be read, the variant that its name tells of."""
+    from kvtool.catalog.hub import UnreadError, hub_model
 
     try:
         return hub_model(name)
-    except KvtoolError as error:
+    except UnreadError as error:
+        if variant is not None:
+            return variant
         raise KvtoolError(f"{error}{nearest}") from error
 
 
@@ -55,11 +80,17 @@ def _is_folder(path: Path) -> bool:
 
 
 def _folder_model(folder: Path) -> Model:
-    """config.json of a folder, with its parameters counted where there are weights and they are not packed."""
+    """config.json of a folder, with its parameters counted where there are weights and they are not packed, or their
+    bytes where there is an index alone.
+    """
     from kvtool.catalog.checkpoint import holds_weights, read_header
+    from kvtool.catalog.index_file import INDEX_NAME, indexed_bytes
 
     model = read_config(folder / "config.json")
-    if model.quantisation is not None or not holds_weights(folder):
+    index = folder / INDEX_NAME
+    if not holds_weights(folder):
+        return replace(model, weights_bytes=indexed_bytes(index)) if index.is_file() else model
+    if model.quantisation is not None:
         return model
     return replace(model, params_total=read_header(folder).params, params_source="headers of its safetensors files")
 

@@ -32,11 +32,20 @@ _HARMLESS = re.compile(
 
 def refuse_unread(fields: Fields) -> None:
     """Raise KvtoolError naming the first set field that may change what is stored and that no reader asked for."""
-    for name, value in fields.values.items():
-        if name not in fields.read and not _is_off(value) and is_suspect(name):
-            raise fields.error(
-                f"field {name!r} is not known for this architecture and may change what its cache stores"
-            )
+    for name in unread(fields):
+        raise fields.error(
+            f"field {name!r} is not known for this architecture and may change what its cache stores: read it as one "
+            "that you know it to be like with --as, as --as llama"
+        )
+
+
+def unread(fields: Fields) -> list[str]:
+    """The set fields that may change what is stored and that no reader asked for."""
+    return [
+        name
+        for name, value in fields.values.items()
+        if name not in fields.read and not _is_off(value) and is_suspect(name)
+    ]
 
 
 def is_suspect(name: str) -> bool:

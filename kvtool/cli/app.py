@@ -7,7 +7,7 @@ import sys
 import typer
 
 from kvtool import __version__
-from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, size, verify
+from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, replay, size, trace, verify
 from kvtool.cli.help import Command
 from kvtool.errors import KvtoolError
 
@@ -39,6 +39,8 @@ app.command(cls=Command, epilog=bench.EXAMPLES)(bench.bench)
 app.command(cls=Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command(cls=Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=Command, epilog=kernels.EXAMPLES)(kernels.kernels)
+app.command(cls=Command, epilog=replay.EXAMPLES)(replay.replay)
+app.add_typer(trace.app, name="trace", epilog=trace.EXAMPLES)
 app.command(cls=Command, epilog=verify.EXAMPLES)(verify.verify)
 app.command(cls=Command, epilog=models.EXAMPLES)(models.models)
 app.command(cls=Command, epilog=gpus.EXAMPLES)(gpus.gpus)

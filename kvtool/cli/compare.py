@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kvtool.results import MatrixDocument
+    from kvtool.sizing.options import SizeOptions
 
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool compare llama-3.1-8b qwen3-8b --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
-    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200"
+    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200\n\n"
+    "  kvtool compare gemma-3-27b-it --engine vllm==0.25,vllm==0.26 --gpu h100"
 )
 DEFAULT_CONTEXTS = "4k,32k"
 FOR_DOCUMENTS = {"names", "fail_on_regression", "explain", "json", "out"}  # every other option is about models
@@ -38,7 +42,8 @@ def compare(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B...", help="Two or more models, or bench documents: base/bench.json new/bench.json."
+            metavar="A B...",
+            help="Two or more models, one for several --engine, or bench documents: base/bench.json new/bench.json.",
         ),
     ],
     *,
@@ -60,7 +65,8 @@ def compare(
     from kvtool.report.compare.compare import print_matrix, write_matrix
     from kvtool.sizing.words.hinge import largest_hinge
 
-    if are_documents(names):
+    releases = engine.releases()
+    if len(releases) < 2 and are_documents(names):
         refuse_others(given(ctx))
         limit = None if fail_on_regression is None else parse_percent(fail_on_regression)
         compare_documents(names, limit, explain=explain, output=output)
@@ -69,6 +75,11 @@ def compare(
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
     options = cache.options(card, engine, default_context=DEFAULT_CONTEXTS)
     parallels = layouts.parallels()
+    if len(releases) > 1:
+        compare_releases(
+            names, replace(options, parallel=parallels[0]), releases, models, explain=explain, output=output
+        )
+        return
     chosen = [resolve_model(name, models_path=models) for name in names]
     document = compare_models(chosen, options, parallels)
 
@@ -76,6 +87,27 @@ def compare(
         print_matrix(document, console, hinge=largest_hinge(chosen, options, document.rows), explain=explain)
 
     answer(document, output, show=show, write=write_matrix)
+
+
+def compare_releases(
+    names: list[str],
+    options: SizeOptions,
+    releases: list[tuple[str, str | None]],
+    models: Path | None,
+    *,
+    explain: bool,
+    output: Output,
+) -> None:
+    """Compare what releases of one engine make of one model. Raises KvtoolError for more models."""
+    from kvtool.catalog.resolve import resolve_model
+    from kvtool.compare import releases as by_release
+    from kvtool.report.compare.releases import print_releases, write_releases
+
+    if len(names) > 1:
+        raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
+    document = by_release.compare_releases(resolve_model(names[0], models_path=models), options, releases)
+    show = partial(print_releases, explain=explain)
+    answer(document, output, show=show, write=write_releases)
 
 
 def refuse_others(typed: dict[str, str]) -> None:

@@ -83,7 +83,7 @@ def overview(rows: list[Gpu]) -> Table:
         columns=("gpu", "memory", "GB/s", "bf16 TFLOP/s", "fp8 TFLOP/s", "link GB/s"),
         rows=cells,
         labels=1,
-        note="Dense rates; links per direction. ~ is the card's decimal figure: no source has its driver's.",
+        note="Memory: what an engine is told; ~ from the card's size. Dense rates; links per direction.",
     )
 
 
@@ -98,7 +98,9 @@ def details(gpu: Gpu) -> Table:
 
     units = None if gpu.compute_units is None else f"{gpu.compute_units} {gpu.compute_unit_kind}"
     facts = {
-        "other names": ", ".join(gpu.aliases),
+        "other names": ", ".join([*gpu.aliases, *gpu.driver_names]),
+        "memory from": gpu.memory_source,
+        "kept by the system": gpu.kept_bytes and format_bytes(gpu.kept_bytes),
         "vendor": gpu.vendor,
         "architecture": gpu.arch,
         "compute units": units,

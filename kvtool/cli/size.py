@@ -55,12 +55,13 @@ def size(
     from kvtool.sizing.size import size as size_rows
     from kvtool.sizing.solve.solve import solve
 
-    chosen = shape.model(model, models)
+    chosen, draft = shape.model(model, models), drafts.request(models)
     options = cache.options(
         card,
         engine,
         parallel=layout.parallel(),
-        num_speculative_tokens=drafts.num_speculative_tokens,
+        num_speculative_tokens=draft.tokens if draft else 0,
+        draft=draft,
         checkpoint=find_checkpoint(model) if model else None,
         calibration=card.measured(),
         places=questions.places(),

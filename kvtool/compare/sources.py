@@ -20,7 +20,10 @@ _LARGEST = 1e18
 def are_documents(names: Sequence[str]) -> bool:
     """Whether all are bench documents (True) or none is (False). Raises KvtoolError for a mix, or fewer than two."""
     if len(names) < 2:
-        raise KvtoolError(f"compare needs two or more models or bench documents, not {len(names)}")
+        raise KvtoolError(
+            f"compare needs two or more models or bench documents, not {len(names)}; one model compares by --engine"
+            " vllm==0.25,vllm==0.26"
+        )
     documents = [name for name in names if _document_path(name) is not None]
     if documents and len(documents) < len(names):
         other = next(name for name in names if name not in documents)

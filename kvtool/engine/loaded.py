@@ -11,7 +11,6 @@ from kvtool.engine.pool import cache_dtype, pool_specs
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
-from kvtool.kernels.cpu.packed import packs_on
 from kvtool.machine.device import device_errors, resolve_device
 from kvtool.machine.memory import available_bytes
 from kvtool.machine.threads import default_threads
@@ -52,6 +51,7 @@ class LoadedModel:
             self.transformer = Transformer(
                 self.model,
                 self.weights,
+                self.kernels,
                 max_positions=max_positions,
                 dtype=self.torch_dtype,
                 device=self.device,
@@ -87,7 +87,7 @@ class LoadedModel:
         params = count_params(self.model)
         if params is None:
             return
-        needed = params.total * FLOAT_BYTES[self.dtype] * (2 if packs_on(self.device, self.torch_dtype) else 1)
+        needed = params.total * FLOAT_BYTES[self.dtype] * self.kernels.weight_copies(self.torch_dtype, self.device)
         available = available_bytes(self.device)
         if needed > available:
             outside = params.embedding + params.head

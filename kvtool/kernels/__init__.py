@@ -26,11 +26,18 @@ def load_kernels(backend: str) -> Kernels:
 
         return launch
     if backend == "torch":
-        from kvtool.kernels.cpu import attention as cpu
+        from kvtool.kernels.cpu import cpu
 
         return cpu
     if backend == "reference":
-        from kvtool.kernels.reference import attention as reference
+        from kvtool.kernels.reference import reference
 
         return reference
     raise KvtoolError(f"unknown backend {backend!r}{did_you_mean(backend, BACKENDS)} (one of {', '.join(BACKENDS)})")
+
+
+def cpu_kernels() -> str:
+    """What the CPU's kernels are here: "compiled", or "torch" where nothing can be compiled."""
+    from kvtool.kernels.cpu.native import native
+
+    return "torch" if native() is None else "compiled"

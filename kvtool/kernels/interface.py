@@ -6,25 +6,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-    Scale = float | Tensor
-    Rotation = tuple[Tensor, Tensor]
-
+Scale = float | Tensor
+Rotation = tuple[Tensor, Tensor]
 Made = TypeVar("Made")
-
-# What a gate kernel computes, by the names that checkpoints use.
-GATES = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "clamped_swiglu": "clamped_swiglu",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +53,13 @@ class Pages:
     def tensors(self) -> list[Tensor]:
         """All that is stored, page after page."""
         held = (self.k, self.v, self.k_rope, self.k_scale, self.v_scale)
-        return [tensor for tensor in held if tensor is not None and not isinstance(tensor, float | int)]
+        return [tensor for tensor in held if isinstance(tensor, Tensor)]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Pages:
         """The pages of what `function` makes of each tensor."""
 
         def mapped(scale: Scale) -> Scale:
-            return scale if isinstance(scale, float | int) else function(scale)
+            return function(scale) if isinstance(scale, Tensor) else scale
 
         k, v, k_rope = (None if tensor is None else function(tensor) for tensor in (self.k, self.v, self.k_rope))
         assert k is not None
@@ -132,7 +121,7 @@ class Rows:
         if self.query_starts is not None:
             return self
         each = num_queries // max(1, len(self.seq_lens))
-        starts = self.seq_lens.new_tensor([each * row for row in range(len(self.seq_lens) + 1)])
+        starts = each * torch.arange(len(self.seq_lens) + 1, dtype=torch.int32, device=self.seq_lens.device)
         return replace(self, query_starts=starts, max_query_len=each)
 
 
@@ -153,38 +142,89 @@ class Softmax:
     sinks: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertWeights:
-    """E experts in one piece: gate over up [E,2I,H] and down [E,H,I], with their biases [E,2I] and [E,H].
+# Experts with these gates are computed on a GPU without asking it which were chosen, so that a graph can hold them.
+GATES = frozenset(("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "clamped_swiglu"))
 
-    `activation` is one of `GATES`; alpha and limit are those of "clamped_swiglu".
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What becomes of a gate and of what comes up beside it: activation(gate) * up.
+
+    "clamped_swiglu" clamps both to `limit` first: (up + 1) * gate * sigmoid(alpha * gate) (gpt-oss).
     """
 
-    gate_up: Tensor
-    down: Tensor
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
     activation: str
     alpha: float = 0.0
     limit: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    packed: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatedWeight:
+    """Two products of one input in one piece: weight [2N,K] is the gate's over the other, and so is bias [2N]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    gate: Gate
+    packed: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """E experts in one piece: gate over up [E,2I,H] and down [E,H,I], with their biases [E,2I] and [E,H]."""
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    gate: Gate
+    packed: Any = None
+
+
+AnyWeight = TypeVar("AnyWeight", Weight, GatedWeight, ExpertWeights)
+
+
 class StepKernels(Protocol):
-    """A decoder step but for attention: products with weights, and what lies between, one kernel each.
+    """A decoder step but for attention: products with weights, and what lies between. T tokens, hidden size n."""
 
-    T tokens, hidden size n.
-    """
+    def prepare(self, weight: AnyWeight) -> AnyWeight:
+        """The weight with what these kernels keep beside it: once, when a model is loaded. All kernels take any weight,
+        prepared by whichever kernels or by none."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N]."""
+    def weight_copies(self, dtype: torch.dtype, device: torch.device) -> int:
+        """How many times memory holds a prepared weight of this dtype."""
+
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
+        """x [T,K] -> x W^T + bias [T,N]."""
+
+    def gated(self, x: Tensor, weight: GatedWeight) -> Tensor:
+        """x [T,K] -> the gate of both products [T,N]."""
 
     def experts(
         self, x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None
     ) -> Tensor:
         """x [T,H] through the experts `chosen` [T,k] for each token, times `shares` [T,k], added up, + plus [T,H].
 
-        An expert is down(activation(gate x) * up x). Nothing is asked of the device, so a graph can hold it.
+        An expert is down(activation(gate x) * up x).
         """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight over the last dimension of x [..., n], computed in fp32.
+
+        weight is [n], or [heads,n] for one row a head. One that is wider than x is applied before the rounding.
+        """
+
+    def rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """x cos + roll(x, E/2) sin for `rotation` = (cos, signed sin), [T,1,E] each, of the first E columns of
+        x [T,heads,D]."""
 
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
@@ -199,8 +239,7 @@ class StepKernels(Protocol):
     ) -> Tensor:
         """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the pages, as `store` does.
 
-        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned: x cos + roll(x, D/2) sin for
-        `rotation` = (cos, signed sin), [T,1,D] each.
+        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned by `rotation`, [T,1,D] each.
         """
 
     def place(self, positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +268,7 @@ class StepKernels(Protocol):
         slots: Tensor,
         num_absorbed: int,
     ) -> Tensor:
-        """What comes between MLA's projections and its attention; `rotation` is as in `split_qkv`, [T,1,E] each.
+        """What comes between MLA's projections and its attention; `rotation` is [T,1,E] each.
 
         latent [T,R+E]    columns      R                  E
                           become       normed by norm     turned      and go to the pages, as `store` does
@@ -244,16 +283,13 @@ class StepKernels(Protocol):
         The first tokens are num_absorbed, and [num_absorbed,H,R+E] is returned.
         """
 
-    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        """gate and up [T,n] -> activation(gate) * up, for an activation in `GATES`."""
 
-
-class Kernels(Protocol):
-    """The operations of a paged KV cache, in the shapes of `Pages` and `Rows`."""
+class Kernels(StepKernels, Protocol):
+    """All that a step calls: `StepKernels` and the operations of a paged KV cache."""
 
     @property
-    def fused(self) -> StepKernels | None:
-        """The rest of a step in kernels of its own; None where plain torch operations are as good."""
+    def tile_tokens(self) -> int:
+        """Tokens that `prefill` reads at once where they lie in one page: pages made for it should hold as many."""
 
     def store(self, k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
         """Write k [T,HKV,D] and v [T,HKV,DV] to slots [T] int64 of the pages; of latents k [T,R+E] alone.

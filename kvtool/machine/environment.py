@@ -65,7 +65,7 @@ def _os_name() -> str:
 def _processor() -> dict[str, Any]:
     import torch
 
-    from kvtool.kernels.cpu.native import native
+    from kvtool.kernels import cpu_kernels
 
     cpus = usable_cpus()
     fields = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
@@ -76,7 +76,7 @@ def _processor() -> dict[str, Any]:
         "physical_cores": physical_cores(cpus),
         "logical_cores": len(cpus),
         "torch_threads": torch.get_num_threads(),
-        "cpu_kernels": "torch" if native() is None else "compiled",
+        "cpu_kernels": cpu_kernels(),
         "memory_bytes": psutil.virtual_memory().total,
     }
 

@@ -190,24 +190,31 @@ def resolve_gpu(name: str) -> Gpu:
 
 
 def local_gpu(index: int = 0) -> Gpu:
-    """The NVIDIA card `index` of this machine: memory from the driver, figures from gpus.yaml where it is listed."""
-    driver_name, memory_bytes = _ask_nvml(index)
+    """The NVIDIA card `index` of this machine: memory from the driver, and how much of it others hold at the moment;
+    figures from gpus.yaml where it is listed.
+    """
+    driver_name, memory_bytes, free_bytes = _ask_nvml(index)
     listed = next((gpu for gpu in load_gpus() if driver_name in gpu.driver_names), None)
-    if listed is not None:
-        return msgspec.structs.replace(listed, memory_bytes=memory_bytes, memory_assumed=False)
-    return Gpu(
-        name=driver_name,
-        vendor="NVIDIA",
-        arch=None,
+    if listed is None:
+        notes = "not in gpus.yaml: only its memory is known"
+        listed = Gpu(
+            name=driver_name, vendor="NVIDIA", arch=None, memory_bytes=0, source="NVML", confidence="high", notes=notes
+        )
+    return msgspec.structs.replace(
+        listed,
         memory_bytes=memory_bytes,
-        source="NVML",
-        confidence="high",
-        notes="not in gpus.yaml: only its memory is known",
+        memory_source="NVML",
+        memory_margin_bytes=0,
+        memory_assumed=False,
+        kept_bytes=max(0, memory_bytes - free_bytes),
     )
 
 
-def _ask_nvml(index: int) -> tuple[str, int]:
-    """A card's name and total memory in bytes. Raises DeviceError when there is no driver or no such card."""
+def _ask_nvml(index: int) -> tuple[str, int, int]:
+    """A card's name, its memory in bytes less what the driver keeps, and how much of it is free.
+
+    Raises DeviceError when there is no driver or no such card.
+    """
     try:
         import pynvml
     except ImportError as error:
@@ -219,7 +226,9 @@ def _ask_nvml(index: int) -> tuple[str, int]:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         name = pynvml.nvmlDeviceGetName(handle)
-        return (name.decode() if isinstance(name, bytes) else name), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+        total_bytes = int(memory.total) - int(memory.reserved)
+        return (name.decode() if isinstance(name, bytes) else name), total_bytes, int(memory.free)
     except pynvml.NVMLError as error:
         raise DeviceError(f"gpu 'local': NVML cannot read card {index} ({error})") from error
     finally:

@@ -34,14 +34,15 @@ def write_result(
     document: Struct,
     *,
     rows: Sequence[Mapping[str, CsvValue]],
-    figure: Figure,
+    figure: Figure | None = None,
     html: str | None = None,
     more: Mapping[str, Figure] | None = None,
 ) -> list[Path]:
-    """Write `name`.json, .csv and .png, report.html where there is one, a .png of each figure in `more`; the paths
+    """Write `name`.json, .csv, and .png and report.html where there is one, a .png of each figure in `more`; the paths
     written. Raises KvtoolError.
     """
-    files = {f"{name}.json": encode(document), f"{name}.csv": csv_bytes(rows), f"{name}.png": png_bytes(figure)}
+    files = {f"{name}.json": encode(document), f"{name}.csv": csv_bytes(rows)}
+    files |= {f"{name}.png": png_bytes(figure)} if figure is not None else {}
     files |= {f"{other}.png": png_bytes(another) for other, another in (more or {}).items()}
     if html is not None:
         files["report.html"] = html.encode()

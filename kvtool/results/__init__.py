@@ -26,7 +26,15 @@ from kvtool.results.bench import (
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
-from kvtool.results.compare import CompareDocument, CompareRow, MatrixDocument, MatrixRefused
+from kvtool.results.compare import (
+    CompareDocument,
+    CompareRow,
+    MatrixDocument,
+    MatrixRefused,
+    ReleaseChange,
+    ReleaseRow,
+    ReleasesDocument,
+)
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.generate import GenerateDocument, GeneratedSequence
@@ -40,6 +48,14 @@ from kvtool.results.kernels import (
     KernelPeer,
     KernelRoofline,
     KernelsDocument,
+)
+from kvtool.results.replay import (
+    ReplayCurve,
+    ReplayDocument,
+    ReplayKnee,
+    ReplayPoint,
+    ReplayRow,
+    ReplayTrace,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -61,6 +77,7 @@ from kvtool.results.size import (
     SizeWeights,
 )
 from kvtool.results.summary import Summary, summarise
+from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
 __all__ = [
@@ -96,6 +113,15 @@ __all__ = [
     "Power",
     "Prefix",
     "PrefixCase",
+    "ReleaseChange",
+    "ReleaseRow",
+    "ReleasesDocument",
+    "ReplayCurve",
+    "ReplayDocument",
+    "ReplayKnee",
+    "ReplayPoint",
+    "ReplayRow",
+    "ReplayTrace",
     "Roofline",
     "Sample",
     "SizeDecode",
@@ -117,6 +143,9 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TraceDocument",
+    "TraceFinding",
+    "TraceSummary",
     "VerifyDocument",
     "VerifyEngine",
     "VerifyRefusal",

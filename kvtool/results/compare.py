@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvtool.results.document import Struct
 from kvtool.results.size import SizeRow
 
@@ -45,4 +47,34 @@ class MatrixDocument(Struct, frozen=True, kw_only=True):
     rows: list[SizeRow]
     refused: list[MatrixRefused]
     warnings: list[str]
+    assumptions: list[str]
+
+
+class ReleaseRow(Struct, frozen=True, kw_only=True):
+    """What one release makes of the start: terms of a GPU's memory, and of the engine's plan."""
+
+    engine: str
+    release: str
+    standing: str | None
+    terms: dict[str, Any]
+
+
+class ReleaseChange(Struct, frozen=True, kw_only=True):
+    """What changed in `since`; `effects`: terms of the later release as [without this change, with it]."""
+
+    since: str
+    rule: str
+    what: str
+    source: str
+    effects: dict[str, list[Any]]
+
+
+class ReleasesDocument(Struct, frozen=True, kw_only=True):
+    """`kvtool compare` of releases of an engine, oldest change first."""
+
+    schema: str = "kvtool.compare/1"
+    model: str
+    context: int
+    rows: list[ReleaseRow]
+    changes: list[ReleaseChange]
     assumptions: list[str]

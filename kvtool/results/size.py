@@ -7,6 +7,7 @@ from typing import Any
 from kvtool.results.document import Struct
 from kvtool.units import format_bytes
 
+FITS, FITS_WITHIN_MARGIN, NO = "fits", "fits, within the margin", "no"
 ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}  # as their makers write them
 
 
@@ -82,7 +83,9 @@ class SizeDecode(Struct, frozen=True, kw_only=True):
 
 
 class SizeFit(Struct, frozen=True, kw_only=True):
-    """`margin_bytes`: by how much the estimates among the terms may be off; `measured`: the terms that are none."""
+    """`margin_bytes`: by how much the estimates among the terms may be off; `measured`: the terms that are none.
+    `verdict` is `fits`, `fits, within the margin`, or `no`; `fits` is false for a no alone.
+    """
 
     memory_bytes: int | None = None
     usable_bytes: int | None = None
@@ -97,12 +100,16 @@ class SizeFit(Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     limited_by: str | None = None
     measured: list[str] | None = None
+    verdict: str | None = None
+    activation_margin_bytes: int | None = None
+    reserve_margin_bytes: int | None = None
 
 
 class SizeEngine(Struct, frozen=True, kw_only=True):
     """What an engine would allocate on every GPU. `fixed_bytes_per_request`, `slope_bytes_per_token`: what a request is
     charged on one GPU in the long run. Terms of the `ledger` are bytes of one request on all GPUs of a replica for
-    vLLM; for SGLang, whose pools are apart, they are those of a GPU's memory for caches.
+    vLLM; for SGLang, whose pools are apart, they are those of a GPU's memory for caches. `standing` is how far the
+    rules of `version` were held against the engine: exact, checked or extrapolated.
     """
 
     name: str | None = None
@@ -128,6 +135,7 @@ class SizeEngine(Struct, frozen=True, kw_only=True):
     bytes_needed: int | list[int] | None = None
     fixed_bytes_per_request: int | None = None
     slope_bytes_per_token: int | None = None
+    standing: str | None = None
 
 
 class SizeSharing(Struct, frozen=True, kw_only=True):

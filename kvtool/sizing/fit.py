@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
-from kvtool.catalog.model import Model
 from kvtool.results import Calibration, SizeFit
-from kvtool.sizing.parallel import Parallel
+from kvtool.results.size import FITS, FITS_WITHIN_MARGIN, NO
+from kvtool.sizing.engines.estimates import Estimates
 from kvtool.sizing.usage import GpuCache
-from kvtool.units import GIB, MAX_LENGTH_TOKENS, MIB, ceil_div
+from kvtool.units import GIB, MAX_LENGTH_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,6 @@ HUGE_CARD_LIMITS = BatchLimits(tokens=16384, sequences=1024)
 LARGE_CARD_LIMITS = BatchLimits(tokens=8192, sequences=1024)
 SMALL_CARD_LIMITS = BatchLimits(tokens=2048, sequences=256)
 CAUTIOUS_CARDS = ("a100", "gb10")  # as small cards, whatever their memory
-# What logs of vLLM show on a GPU: 0.16 to 0.20 GiB outside torch (pull requests 12126, 14447) and 0.36 to 0.73 GiB of
-# CUDA graphs (39559; gpustack/runner 251).
-RUNTIME_BYTES, GRAPH_BYTES = 256 * MIB, 768 * MIB
-RESERVE_BYTES = RUNTIME_BYTES + GRAPH_BYTES
-# How far off an estimate may be: a log of Llama-3-8B has 1.26 GiB of activations (vLLM pull request 10511) where the
-# formula gives 1.03; the reserve is taken as good to half of itself.
-ACTIVATION_MARGIN, RESERVE_MARGIN = 0.25, 0.5
 MAX_BATCH_SIZE = 1 << 24
 
 
@@ -43,7 +36,8 @@ class Budget:
     """One card's memory, and what is spoken for before the cache. `weights_bytes` is None where it is not known.
 
     `measured_pool_bytes` is the cache's part where an engine or a user told it: then nothing is subtracted.
-    `margin_bytes` is by how much the estimates among the terms may be off; `measured` names the terms that are none.
+    `margin_bytes` is by how much the estimates among the terms may be off; `measured` names the terms that are none,
+    `estimates` has all that were made, in words too.
     """
 
     memory_bytes: int
@@ -54,6 +48,7 @@ class Budget:
     measured_pool_bytes: int | None = None
     margin_bytes: int = 0
     measured: tuple[str, ...] = ()
+    estimates: Estimates | None = None
 
     @property
     def kv_pool_bytes(self) -> int | None:
@@ -66,12 +61,17 @@ class Budget:
 
 
 def batch_limits(
-    gpu: Gpu, *, tokens: int | None = None, sequences: int | None = None, max_model_len: int | None = None
+    gpu: Gpu,
+    *,
+    tokens: int | None = None,
+    sequences: int | None = None,
+    max_model_len: int | None = None,
+    huge_cards: bool = True,
 ) -> BatchLimits:
     """What is asked for, else what `vllm serve` takes by default on this card: tokens for all sequences to decode at
     once at least, and no more than they can have in all.
     """
-    usual = usual_limits(gpu)
+    usual = usual_limits(gpu, huge_cards=huge_cards)
     sequences = sequences or usual.sequences
     return BatchLimits(
         tokens=tokens or max(sequences, min(usual.tokens, sequences * (max_model_len or usual.tokens))),
@@ -79,56 +79,47 @@ def batch_limits(
     )
 
 
-def usual_limits(gpu: Gpu) -> BatchLimits:
-    """What `vllm serve` starts from on this card (EngineArgs.get_batch_defaults of vLLM 0.33.0)."""
+def usual_limits(gpu: Gpu, *, huge_cards: bool = True) -> BatchLimits:
+    """What `vllm serve` starts from on this card (EngineArgs.get_batch_defaults); releases before 0.28 know no
+    `huge_cards`.
+    """
     if gpu.memory_bytes < LARGE_CARD_BYTES or any(name in gpu.name.lower() for name in CAUTIOUS_CARDS):
         return SMALL_CARD_LIMITS
-    return HUGE_CARD_LIMITS if gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
-
-
-def widest_mlp(model: Model) -> int:
-    """Elements of the widest MLP that a token passes through: of all its experts together, where there are any."""
-    widest = model.intermediate_size or 4 * model.hidden_size
-    return max(widest, model.moe.intermediate_size * model.moe.experts_per_token) if model.moe else widest
-
-
-def activation_bytes(model: Model, parallel: Parallel, limits: BatchLimits) -> int:
-    """An estimate of the peak of one forward pass: in 16 bits, for each batched token, four rows of the hidden size
-    (residual, norm, attention in and out) and three of the widest MLP (gate, up, product); fp32 logits a sequence.
-    """
-    rows = limits.tokens * (4 * model.hidden_size + 3 * ceil_div(widest_mlp(model), parallel.tp)) * 2
-    return rows + limits.sequences * (model.vocab_size or 0) * 4
+    return HUGE_CARD_LIMITS if huge_cards and gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
 
 
 def budget(
     gpu: Gpu,
-    model: Model,
-    parallel: Parallel,
+    estimates: Estimates,
     *,
     weights_bytes: int | None,
     utilization: float,
-    limits: BatchLimits | None = None,
     calibration: Calibration | None = None,
     pool_bytes: int | None = None,
 ) -> Budget:
     """How the memory of one GPU of the layout is spoken for: each term as `calibration` measured it, else estimated;
     the cache's part is `pool_bytes` where that is given.
     """
+    usable_bytes = min(math.ceil(gpu.memory_bytes * utilization), gpu.free_bytes)
     measured = dict(calibration.measured) if calibration else {}
     if pool_bytes is not None:
         measured["kv_pool_bytes"] = pool_bytes
-    activations = activation_bytes(model, parallel, limits or batch_limits(gpu))
-    margins = {"activation_bytes": ACTIVATION_MARGIN * activations, "reserve_bytes": RESERVE_MARGIN * RESERVE_BYTES}
+    margins = {
+        "activation_bytes": estimates.activation.margin_bytes,
+        "reserve_bytes": estimates.reserve_margin_bytes,
+    }
     estimated = [margin for name, margin in margins.items() if name not in measured]
+    estimated.append(round(gpu.memory_margin_bytes * utilization))
     return Budget(
         memory_bytes=gpu.memory_bytes,
-        usable_bytes=math.ceil(gpu.memory_bytes * utilization),
+        usable_bytes=usable_bytes,
         weights_bytes=measured.get("weights_bytes", weights_bytes),
-        activation_bytes=measured.get("activation_bytes", activations),
-        reserve_bytes=measured.get("reserve_bytes", RESERVE_BYTES),
+        activation_bytes=measured.get("activation_bytes", estimates.activation.bytes),
+        reserve_bytes=measured.get("reserve_bytes", estimates.reserve_bytes),
         measured_pool_bytes=measured.get("kv_pool_bytes"),
-        margin_bytes=0 if "kv_pool_bytes" in measured else round(sum(estimated)),
+        margin_bytes=0 if "kv_pool_bytes" in measured else sum(estimated),
         measured=tuple(measured),
+        estimates=estimates,
     )
 
 
@@ -142,11 +133,15 @@ def fit(
     max_context: int | None,
     limit_name: str = "max_position_embeddings",
 ) -> SizeFit:
-    """Whether the batch fits, and the largest batch and context that would; `limit_name` says what `max_context` is."""
+    """Whether the batch fits, and the largest batch and context that would; `limit_name` says what `max_context` is.
+    The answer is no where not even the margin would be enough.
+    """
     pool = memory.kv_pool_bytes
     if pool is None:
         return SizeFit(memory_bytes=memory.memory_bytes, usable_bytes=memory.usable_bytes, limited_by="unknown weights")
     needed = cache.bytes_per_gpu(tokens=context, batch_size=batch_size, shared_prefix=shared_prefix)
+
+    verdict = _verdict(needed, pool, memory.margin_bytes)
 
     def holds_batch(sequences: int) -> bool:
         return cache.bytes_per_gpu(tokens=context, batch_size=sequences, shared_prefix=shared_prefix) <= pool
@@ -164,13 +159,23 @@ def fit(
         reserve_bytes=memory.reserve_bytes,
         kv_pool_bytes=max(pool, 0),
         margin_bytes=memory.margin_bytes,
-        fits=needed <= pool,
+        fits=verdict != NO,
+        verdict=verdict,
+        activation_margin_bytes=memory.estimates.activation.margin_bytes if memory.estimates else None,
+        reserve_margin_bytes=memory.estimates.reserve_margin_bytes if memory.estimates else None,
         missing_bytes=max(0, needed - pool),
         max_batch_size=largest(holds_batch, MAX_BATCH_SIZE),
         max_context=longest,
         limited_by="weights" if pool <= 0 else limit_name if longest == max_context else "kv cache",
         measured=list(memory.measured),
     )
+
+
+def _verdict(needed: int, pool: int, margin: int) -> str:
+    """What can be said of `needed` bytes in a pool that may be off by `margin` either way."""
+    if needed <= pool - margin:
+        return FITS
+    return FITS_WITHIN_MARGIN if needed <= pool + margin else NO
 
 
 def largest(holds: Callable[[int], bool], limit: int) -> int:

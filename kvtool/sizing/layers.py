@@ -103,15 +103,6 @@ def specs_by_layer(
     return layers
 
 
-def speculative(model: Model, state: StateFormat, tokens: int) -> StateFormat:
-    """The state of a model that drafts `tokens` tokens a step with its own draft layers. Raises KvtoolError where it
-    has none, or where it is not known what they keep.
-    """
-    if tokens and not model.draft_layers:
-        raise KvtoolError(f"--num-speculative-tokens {tokens}: no draft layers (MTP) of {model.id} are known")
-    return replace(state, speculative_tokens=tokens)
-
-
 def has_indexer(model: Model) -> bool:
     """Whether any layer has the index keys of sparse attention."""
     return any(layer.indexer for layer in model.layers)

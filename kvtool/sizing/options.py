@@ -9,7 +9,8 @@ from kvtool.catalog.headers import CheckpointHeader
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
-from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.drafts import Draft, DraftRequest, draft_of
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions.lengths import Lengths
@@ -25,10 +26,10 @@ MAX_DRAFTED = 64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeOptions:
     """The options of `kvtool size`, checked. No `contexts` means 4k, 32k and the model's own maximum; `state_dtype` is
-    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 runs the model's
-    draft layers; `checkpoint` holds the headers of the (one) model's weight files where there are any; `places` are
-    where else the cache could live, `lengths` how long requests are; `engine` is a start of an engine whose plan each
-    row tells, with the cache dtype of the row.
+    --mamba-ssm-cache-dtype, `index_dtype` how indexer keys are stored; `num_speculative_tokens` > 0 drafts, with the
+    model's own layers or as `draft` says; `checkpoint` holds the headers of the (one) model's weight files where there
+    are any; `places` are where else the cache could live, `lengths` how long requests are; `engine` is a start of an
+    engine whose plan each row tells, with the cache dtype of the row. No `gpu_memory_utilization` is the engine's.
     """
 
     contexts: tuple[int, ...] = ()
@@ -37,13 +38,14 @@ class SizeOptions:
     block_size: int = DEFAULT_BLOCK_SIZE
     parallel: Parallel = field(default_factory=Parallel)
     gpu: Gpu | None = None
-    gpu_memory_utilization: float = 0.92
+    gpu_memory_utilization: float | None = None
     max_model_len: int | None = None
     shared_prefix: int = 0
     weight_dtype: str = AUTO
     state_dtype: str = AUTO
     index_dtype: str = AUTO
     num_speculative_tokens: int = 0
+    draft: DraftRequest | None = None
     checkpoint: CheckpointHeader | None = None
     engine: EngineOptions | None = None
     max_num_batched_tokens: int | None = None
@@ -64,7 +66,7 @@ class SizeOptions:
             if (value := getattr(self, flag)) is not None:
                 _check_range(f"--{flag.replace('_', '-')}", value, MAX_COUNT)
         self._check_card()
-        if not 0 < self.gpu_memory_utilization <= 1:
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise KvtoolError(f"gpu memory utilization {self.gpu_memory_utilization} must be above 0 and at most 1")
         if self.shared_prefix < 0:
             raise KvtoolError(f"shared prefix {self.shared_prefix} must not be negative")
@@ -82,6 +84,18 @@ class SizeOptions:
             raise KvtoolError(f"{missing[0]} is about the memory of a card: name it with --gpu")
         if self.places is not None and self.gpu is None and not self.places.given:
             raise KvtoolError("--tiers compares with a card's memory: name it with --gpu, or give --dram or --nvme")
+
+    def draft_of(self, model: Model) -> Draft | None:
+        """The draft of `model` that was asked for; None where nothing is drafted. Raises KvtoolError."""
+        if not self.num_speculative_tokens:
+            return None
+        return draft_of(model, self.draft or DraftRequest(tokens=self.num_speculative_tokens))
+
+    @property
+    def dtype(self) -> str:
+        """What an engine computes in: the dtype of the weights asked for, where that is one to compute in."""
+        name = canonical_dtype(self.weight_dtype)
+        return name if name in FLOAT_BYTES else AUTO
 
     def max_context(self, model: Model) -> int | None:
         """The longest sequence that may be: --max-model-len, else what the model was made for, else no limit known."""

@@ -19,6 +19,7 @@ from kvtool.catalog.model import (
     Model,
     OtherState,
     RecurrentLayer,
+    SharedAttention,
     ShortConvolution,
 )
 from kvtool.units import ceil_div
@@ -50,11 +51,6 @@ class ParamCount:
     by_layer: tuple[LayerParams, ...] = ()
 
     @property
-    def mixers(self) -> int:
-        """Attention and recurrence of all layers."""
-        return sum(layer.mixer for layer in self.by_layer)
-
-    @property
     def total(self) -> int:
         return self.embedding + self.head + self.layers + self.experts
 
@@ -73,6 +69,7 @@ class _Family:
     all_bias: bool = False  # every projection and norm has a bias
     norms: int = 2
     qk_norm: str = "none"  # none | head: one vector of head_dim each | full: over all heads
+    key_is_value: bool = False  # full layers have no projection for V (Gemma 4)
     gated_output: bool = False  # the query projection also makes an output gate
     extra_positions: int | None = None  # rows of a learned position table beyond max_position_embeddings
     embedding_norm: bool = False
@@ -95,7 +92,18 @@ FAMILIES: dict[str, _Family] = {
     **dict.fromkeys(("mistral", "mistral3", "ministral3", "mixtral", "olmo", "phi3", "smollm3"), _LLAMA),
     **dict.fromkeys(("jamba", "minimax", "minimax_text_01"), _LLAMA),
     **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "kimi_linear", "minicpm3"), _LLAMA
+        (
+            "glm4_moe_lite",
+            "mistral4",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm_moe_dsa",
+            "kimi_k2",
+            "kimi_linear",
+            "minicpm3",
+        ),
+        _LLAMA,
     ),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QKV_BIAS),
     **dict.fromkeys(("chatglm", "glm", "mimo", "seed_oss"), _QKV_BIAS),
@@ -105,6 +113,7 @@ FAMILIES: dict[str, _Family] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _Family(qk_norm="head", gated_output=True)),
     **dict.fromkeys(("gemma2", "glm4", "glm4v_text"), _Family(norms=4)),
     "gemma3_text": _Family(norms=4, qk_norm="head"),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _Family(norms=4, qk_norm="head", key_is_value=True)),
     **dict.fromkeys(("cohere", "cohere2"), _Family(norms=1)),
     "gpt_oss": _Family(all_bias=True),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), _Family(mlp_matrices=2, all_bias=True, extra_positions=0)),
@@ -123,7 +132,10 @@ _SWIGLU_EXPERTS = ("deepseek_v4",)  # attention not counted; the config's silu a
 def count_params(model: Model) -> ParamCount | None:
     """The count from the shape, or None where the family or a size of its blocks is not known."""
     family = FAMILIES.get(model.architecture or "")
-    if family is None or model.vocab_size is None or not _has_mlp_sizes(model):
+    if family is None or model.vocab_size is None or not _has_mlp_sizes(model) or not _has_latent_sizes(model):
+        return None
+    if family.key_is_value and (model.moe is not None or any(_shares(layer) for layer in model.layers)):
+        # Gemma 4's experts stand beside a dense MLP, and its small ones embed each layer apart: neither is counted.
         return None
     embedding = model.vocab_size * model.hidden_size
     tied = bool(model.tie_word_embeddings)
@@ -153,6 +165,16 @@ def experts_stored(model: Model) -> int | None:
 def _has_mlp_sizes(model: Model) -> bool:
     dense_layers = model.moe is None or any(not _is_sparse(model, index) for index in range(model.num_layers))
     return model.intermediate_size is not None or not dense_layers
+
+
+def _shares(layer: Layer) -> bool:
+    return isinstance(layer.cache, SharedAttention)
+
+
+def _has_latent_sizes(model: Model) -> bool:
+    """Whether every latent has the head sizes that its projections are made of; the cache needs none of them."""
+    latents = [layer.cache for layer in model.layers if isinstance(layer.cache, LatentAttention)]
+    return all(latent.v_head_dim is not None and latent.qk_nope_head_dim is not None for latent in latents)
 
 
 def _is_sparse(model: Model, index: int) -> bool:
@@ -206,6 +228,8 @@ def _heads_params(model: Model, family: _Family, cache: FullAttention) -> int:
     hidden, heads = model.hidden_size, model.num_heads
     q_width = heads * cache.k_head_dim * (2 if family.gated_output else 1)
     kv_width = cache.kv_heads * (cache.k_head_dim + cache.v_head_dim)
+    if family.key_is_value and type(cache) is FullAttention:
+        kv_width = cache.kv_heads * cache.k_head_dim
     params = hidden * (q_width + kv_width) + heads * cache.v_head_dim * hidden
     if family.qkv_bias or family.all_bias:
         params += q_width + kv_width
@@ -276,3 +300,18 @@ def _expert_params(model: Model, family: _Family) -> int:
     width, hidden = model.moe.intermediate_size, model.moe.hidden_size or model.hidden_size
     bias = (family.mlp_matrices - 1) * width + hidden if family.all_bias else 0
     return model.moe.num_experts * (family.mlp_matrices * hidden * width + bias)
+
+
+def mlp_matrices(model: Model) -> int:
+    """Matrices of a dense MLP: 3 for a gated one, which most are, or 2."""
+    family = FAMILIES.get(model.architecture or "")
+    return 3 if family is None else family.mlp_matrices
+
+
+def layer_params(model: Model, layer: Layer) -> int:
+    """Parameters of one more such layer, with experts where the model's last has them. Raises KeyError for a family
+    that `count_params` does not know.
+    """
+    family = FAMILIES[model.architecture or ""]
+    counted = _layer_params(model, family, layer, _is_sparse(model, model.num_layers - 1))
+    return counted.mixer + counted.rest + counted.experts

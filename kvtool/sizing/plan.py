@@ -19,12 +19,14 @@ from kvtool.results import (
     SizeTier,
     SizeWeights,
 )
+from kvtool.sizing.card import card_memory
+from kvtool.sizing.drafts import Draft, with_draft
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
-from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit
+from kvtool.sizing.fit import BatchLimits, Budget, fit
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import StateFormat, layer_specs, speculative, state_format, with_index_dtype
+from kvtool.sizing.layers import StateFormat, layer_specs, state_format, with_index_dtype
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.questions.lengths import fitting_requests
 from kvtool.sizing.questions.sharing import sharing
@@ -40,6 +42,7 @@ class SizePlan:
     """`specs` are those of one whole copy of the model (tp 1); `cache` is what the GPUs of the layout hold."""
 
     model: Model
+    draft: Draft | None
     options: SizeOptions
     cache_format: CacheFormat
     state: StateFormat
@@ -150,13 +153,18 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     model = with_index_dtype(model, options.index_dtype)
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
-    state = speculative(model, state_format(model, options.state_dtype), options.num_speculative_tokens)
+    draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
+    if draft is not None:
+        model = with_draft(model, draft)
+        weights = replace(weights, draft_bytes=draft.weights_bytes or 0)
+    state = replace(state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
     limits, memory = card_memory(model, options, weights)
     return SizePlan(
         model=model,
+        draft=draft,
         options=options,
         cache_format=cache_format,
         state=state,
@@ -188,30 +196,8 @@ def engine_start(engine: EngineOptions, options: SizeOptions, kv_cache_dtype: st
         parallel=options.parallel,
         max_num_batched_tokens=options.max_num_batched_tokens or engine.max_num_batched_tokens,
         max_num_seqs=options.max_num_seqs or engine.max_num_seqs,
+        dtype=options.dtype,
     )
-
-
-def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[BatchLimits | None, Budget | None]:
-    """What the engine runs in a step, and how one GPU's memory is spoken for; None without a card."""
-    if options.gpu is None:
-        return None, None
-    limits = batch_limits(
-        options.gpu,
-        tokens=options.max_num_batched_tokens,
-        sequences=options.max_num_seqs,
-        max_model_len=options.max_context(model),
-    )
-    memory = budget(
-        options.gpu,
-        model,
-        options.parallel,
-        weights_bytes=weights.bytes_per_gpu(options.parallel),
-        utilization=options.gpu_memory_utilization,
-        limits=limits,
-        calibration=options.calibration,
-        pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
-    )
-    return limits, memory
 
 
 def _model(model: Model) -> SizeModel:

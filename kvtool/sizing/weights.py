@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvtool.catalog.headers import CheckpointHeader
-from kvtool.catalog.model import Model
-from kvtool.catalog.quantised_parts import DENSE, EXPERTS, MIXERS
+from kvtool.catalog.model import LayerBits, Model
+from kvtool.catalog.quantised.parts import BEYOND, DENSE, EXPERTS, MIXERS
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, WEIGHT_BITS, canonical_dtype, parse_weight_dtype
 from kvtool.sizing.parallel import Parallel, pipeline_stages
-from kvtool.sizing.params import ParamCount, count_params, experts_stored
+from kvtool.sizing.params import LayerParams, ParamCount, count_params, experts_stored
 from kvtool.sizing.speed.traffic import experts_touched
 from kvtool.units import ceil_div
 
@@ -23,7 +23,8 @@ _FILE_DTYPES = {"f32": "fp32", "f16": "fp16", "f8_e4m3": "fp8", "f8_e5m2": "fp8"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
     """Bits of a parameter: of dense layers and what else there is, of embedding and output head (`outer_bits`, which
-    quantised checkpoints keep at the model's dtype), of attention and recurrence, and of routed experts.
+    quantised checkpoints keep at the model's dtype), of attention and recurrence, of routed experts, and of what is
+    stored beyond the counted parameters (towers, draft layers). `layers` says it of each where they are not alike.
     """
 
     name: str
@@ -31,35 +32,62 @@ class WeightFormat:
     outer_bits: float
     mixer_bits: float
     expert_bits: float
+    beyond_bits: float
+    layers: tuple[LayerBits, ...] = ()
 
     @property
     def uniform(self) -> bool:
-        """Whether all layers are stored alike."""
-        return self.bits == self.mixer_bits == self.expert_bits
+        """Whether all layers are stored alike, embedding and head too."""
+        return self.bits == self.mixer_bits == self.expert_bits == self.outer_bits and not self.layers
+
+    def bits_of(self, layer: LayerParams, index: int) -> tuple[float, float, float]:
+        """Bits that layer `index` takes for its mixer, for the rest of it, and for its experts."""
+        if not self.layers:
+            return layer.mixer * self.mixer_bits, layer.rest * self.bits, layer.experts * self.expert_bits
+        own = self.layers[index]
+        mixer, rest, experts = (bits or self.beyond_bits for bits in (own.mixer, own.dense, own.experts))
+        return layer.mixer * mixer, layer.rest * rest, layer.experts * experts
 
 
 def weight_format(model: Model, dtype: str = AUTO) -> WeightFormat:
-    """`auto` is how the checkpoint stores its weights, bf16 where nothing says so. Raises KvtoolError."""
+    """`auto` is how the checkpoint stores its weights, bf16 where nothing says so; a dtype of 8 or 4 bits is what an
+    engine quantises to as it loads, all but embedding, output head and towers. Raises KvtoolError.
+    """
+    own = float(WEIGHT_BITS.get(canonical_dtype(model.dtype or "bf16"), 16))
     if dtype != AUTO:
         name = parse_weight_dtype(dtype)
-        return _alike(name, WEIGHT_BITS[name], WEIGHT_BITS[name])
-    name = canonical_dtype(model.dtype or "bf16")
-    bits = float(WEIGHT_BITS.get(name, 16))
+        bits = float(WEIGHT_BITS[name])
+        return _alike(name, bits, bits if name in FLOAT_BYTES else own)
     stored = model.quantisation
-    if stored is None or stored.bits_per_weight is None:
-        return _alike(stored.method if stored else name, bits, bits)
-    own = stored.bits_per_weight
+    if stored is None or (stored.bits_per_weight is None and not stored.layers):
+        return _alike(stored.method if stored else canonical_dtype(model.dtype or "bf16"), own, own)
+    bits = stored.bits_per_weight or own
     return WeightFormat(
         name=stored.method,
-        bits=bits if DENSE in stored.whole else own,
-        outer_bits=bits,
-        mixer_bits=bits if MIXERS in stored.whole else own,
-        expert_bits=bits if EXPERTS in stored.whole else stored.expert_bits or own,
+        bits=own if DENSE in stored.whole else bits,
+        outer_bits=own if stored.outer_bits is None else stored.outer_bits,
+        mixer_bits=own if MIXERS in stored.whole else bits,
+        expert_bits=own if EXPERTS in stored.whole else stored.expert_bits or bits,
+        beyond_bits=own if BEYOND in stored.whole else bits,
+        layers=_filled(stored.layers, own),
+    )
+
+
+def _filled(layers: tuple[LayerBits, ...], own: float) -> tuple[LayerBits, ...]:
+    """With the model's own bits where a layer keeps its dtype."""
+
+    def bits(value: float | None) -> float:
+        return own if value is None else value
+
+    return tuple(
+        LayerBits(mixer=bits(layer.mixer), dense=bits(layer.dense), experts=bits(layer.experts)) for layer in layers
     )
 
 
 def _alike(name: str, bits: float, outer_bits: float) -> WeightFormat:
-    return WeightFormat(name=name, bits=bits, outer_bits=outer_bits, mixer_bits=bits, expert_bits=bits)
+    return WeightFormat(
+        name=name, bits=bits, outer_bits=outer_bits, mixer_bits=bits, expert_bits=bits, beyond_bits=outer_bits
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +103,7 @@ class Weights:
     format: WeightFormat
     stored_bytes: int | None
     source: str
+    draft_bytes: int = 0  # of a draft model beside it, which is on the last stage
 
     def bytes_per_gpu(self, parallel: Parallel) -> int | None:
         """The part of a GPU of the fullest stage: attention over the ranks of a sequence, routed experts over
@@ -83,25 +112,23 @@ class Weights:
         if self.stored_bytes is None or (self.params is None and parallel.dp_attention):
             return None
         if self.params is None:
-            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp)
+            return ceil_div(self.stored_bytes, parallel.tp * parallel.pp) + ceil_div(self.draft_bytes, parallel.tp)
         extra = self.stored_bytes - _counted_bits(self.params, self.format) / 8
         fullest = max(_stage_bits(self, self.params, parallel))
-        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp))
+        return math.ceil(fullest / 8 + extra / (parallel.tp * parallel.pp)) + ceil_div(self.draft_bytes, parallel.tp)
 
     def read_bytes_per_step(self, batch_size: int, parallel: Parallel) -> int | None:
         """What one rank of each pipeline stage reads for a step of `batch_size` sequences, all stages together."""
         if self.params is None:
             return self._read_without_split(parallel)
         head = self.params.embedding if self.params.tied else self.params.head
-        mixers = self.params.mixers
-        read = mixers * self.format.mixer_bits / parallel.attention_tp
-        dense = (self.params.dense_read - head - mixers) * self.format.bits
-        read += (dense + head * self.format.outer_bits) / parallel.tp
+        mixers, rest, experts = _layer_bits(self.params, self.format)
+        read = mixers / parallel.attention_tp + (rest + head * self.format.outer_bits) / parallel.tp
         if self.model.moe is not None:
             # Expert parallelism wider than tp brings the tokens of several replicas to the same experts.
             sequences = parallel.sequences_of_ranks(batch_size) * max(1, parallel.ep // parallel.tp)
             touched = experts_touched(self.model.moe, sequences) / self.model.moe.num_experts
-            read += self.params.experts * self.format.expert_bits * touched / parallel.expert_shards
+            read += experts * touched / parallel.expert_shards
         return round(read / 8)
 
     def _read_without_split(self, parallel: Parallel) -> int | None:
@@ -114,28 +141,36 @@ class Weights:
 def _stage_bits(weights: Weights, params: ParamCount, parallel: Parallel) -> Iterator[float]:
     """Bits that one rank of each pipeline stage holds: the embedding in the first, the output head in the last."""
     stored = weights.format
-    outside = params.layers - sum(layer.mixer + layer.rest for layer in params.by_layer)
-    stages = pipeline_stages(params.by_layer, parallel.pp)
-    for index, stage in enumerate(stages):
+    stages = pipeline_stages([*enumerate(params.by_layer)], parallel.pp)
+    for number, stage in enumerate(stages):
+        taken = [stored.bits_of(layer, index) for index, layer in stage]
         held = sum(
-            layer.mixer * stored.mixer_bits / parallel.attention_tp
-            + layer.rest * stored.bits / parallel.tp
-            + layer.experts * stored.expert_bits / parallel.expert_shards
-            for layer in stage
+            mixer / parallel.attention_tp + rest / parallel.tp + experts / parallel.expert_shards
+            for mixer, rest, experts in taken
         )
-        outer = params.embedding / parallel.attention_tp if index == 0 else 0.0
-        if index == len(stages) - 1:
-            held += outside * stored.bits / parallel.tp
+        outer = params.embedding / parallel.attention_tp if number == 0 else 0.0
+        if number == len(stages) - 1:
+            held += _outside(params) * stored.bits / parallel.tp
             # A tied head is the embedding itself, of which a last stage of its own needs another copy.
-            outer += (params.embedding if params.tied and index else params.head) / parallel.tp
+            outer += (params.embedding if params.tied and number else params.head) / parallel.tp
         yield held + outer * stored.outer_bits
+
+
+def _outside(params: ParamCount) -> int:
+    """Parameters that no layer has: the final norm, learned positions."""
+    return params.layers - sum(layer.mixer + layer.rest for layer in params.by_layer)
+
+
+def _layer_bits(params: ParamCount, stored: WeightFormat) -> tuple[float, float, float]:
+    """Bits of all mixers, of what else layers and the space around them have, and of all experts."""
+    taken = [stored.bits_of(layer, index) for index, layer in enumerate(params.by_layer)]
+    mixers, rest, experts = (sum(part) for part in zip(*taken, strict=True)) if taken else (0.0, 0.0, 0.0)
+    return mixers, rest + _outside(params) * stored.bits, experts
 
 
 def _counted_bits(params: ParamCount, stored: WeightFormat) -> float:
     """Bits of all parameters that are counted, each part in its own."""
-    rest = params.layers - params.mixers
-    layers = params.mixers * stored.mixer_bits + rest * stored.bits + params.experts * stored.expert_bits
-    return layers + (params.embedding + params.head) * stored.outer_bits
+    return sum(_layer_bits(params, stored)) + (params.embedding + params.head) * stored.outer_bits
 
 
 def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | None = None) -> Weights:
@@ -150,7 +185,15 @@ def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | Non
             source="exact: headers of the checkpoint's weights",
         )
     stored = weight_format(model, dtype)
-    if dtype == AUTO and model.quantisation is not None and model.quantisation.bits_per_weight is None:
+    if dtype == AUTO and model.weights_bytes is not None:
+        return Weights(
+            model=model,
+            params=params,
+            format=_averaged(stored, model.weights_bytes, params) if _is_untold(model, params) else stored,
+            stored_bytes=model.weights_bytes,
+            source="exact: the index or the headers of its checkpoint",
+        )
+    if dtype == AUTO and _is_untold(model, params):
         source = (
             f"unknown: {stored.name} stores its layers in several ways; a folder with its weights says how many bytes"
         )
@@ -170,25 +213,33 @@ def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | Non
         model=model,
         params=params,
         format=stored,
-        stored_bytes=math.ceil((counted + beyond * stored.bits) / 8),
+        stored_bytes=math.ceil((counted + beyond * stored.beyond_bits) / 8),
         source=f"{total:,} {origin} in {stored.name}",
     )
 
 
+def _is_untold(model: Model, params: ParamCount | None) -> bool:
+    """Whether a checkpoint is quantised in a way that does not say how many bytes it has."""
+    stored = model.quantisation
+    return stored is not None and stored.bits_per_weight is None and (not stored.layers or params is None)
+
+
 def _weigh_experts_apart(model: Model, stored: WeightFormat, total: int) -> Weights:
     """For a family of which no more than the experts are known: embedding and head as they are, all else in `bits`."""
-    experts = experts_stored(model)
+    alike = stored.bits == stored.mixer_bits == stored.expert_bits
+    experts = 0 if alike else experts_stored(model)
     if experts is None or model.vocab_size is None or stored.bits != stored.mixer_bits:
         source = f"unknown: {stored.name} stores parts in several ways, and how large they are is not known"
         return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
     outer = (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size
     bits = experts * stored.expert_bits + outer * stored.outer_bits + (total - experts - outer) * stored.bits
+    apart = "" if alike else f", experts in {stored.expert_bits:g} bits"
     return Weights(
         model=model,
         params=None,
         format=stored,
         stored_bytes=math.ceil(bits / 8),
-        source=f"{total:,} published parameters in {stored.name}, experts in {stored.expert_bits:g} bits",
+        source=f"{total:,} published parameters in {stored.name}{apart}",
     )
 
 
@@ -199,6 +250,11 @@ def _stored_format(checkpoint: CheckpointHeader, params: ParamCount | None) -> W
         taken[tensor.dtype.lower()] += tensor.size_bytes
     name = _FILE_DTYPES.get(taken.most_common(1)[0][0], taken.most_common(1)[0][0])
     bits = float(WEIGHT_BITS.get(name, 16))
-    if name not in FLOAT_BYTES and params is not None:
-        bits = checkpoint.weights_bytes * 8 / params.total
-    return _alike(name, bits, bits)
+    stored = _alike(name, bits, bits)
+    return stored if name in FLOAT_BYTES else _averaged(stored, checkpoint.weights_bytes, params)
+
+
+def _averaged(stored: WeightFormat, weights_bytes: int, params: ParamCount | None) -> WeightFormat:
+    """The bits that a checkpoint's bytes are on average over the parameters."""
+    bits = stored.bits if params is None else weights_bytes * 8 / params.total
+    return _alike(stored.name, bits, bits)

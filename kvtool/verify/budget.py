@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.headers import CheckpointHeader
 from kvtool.results import VerifyRow
-from kvtool.sizing.fit import GRAPH_BYTES, RUNTIME_BYTES, BatchLimits, Budget, batch_limits, budget
+from kvtool.sizing.engines import vllm
+from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
 from kvtool.sizing.weights import Weights, weigh
 from kvtool.units import format_bytes
 from kvtool.verify.facts import Figure, LogFacts
@@ -28,7 +29,7 @@ class Estimate:
     weights_bytes: int | None
     memory: Budget | None
     limits: BatchLimits | None
-    graphs: bool
+    graphs_bytes: int
 
 
 def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Estimate:
@@ -38,23 +39,26 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
     weights_bytes = weights.bytes_per_gpu(options.parallel)
     gpu = card(facts, options.gpu)
     memory = limits = None
+    vllm_options = options if facts.engine == "vllm" else replace(options, name="vllm", version=None)
+    rules = vllm.rules_at(vllm_options.version)
     if gpu is not None:
         limits = batch_limits(
             gpu,
             tokens=options.max_num_batched_tokens,
             sequences=options.max_num_seqs,
             max_model_len=options.max_model_len,
+            huge_cards=rules.huge_cards,
         )
+        longest = options.max_model_len or started.model.max_position_embeddings or limits.tokens
         memory = budget(
             gpu,
-            started.model,
-            options.parallel,
+            vllm.estimates(started.model, gpu, vllm_options, limits, max_model_len=longest),
             weights_bytes=weights_bytes,
-            utilization=options.gpu_memory_utilization,
-            limits=limits,
+            utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
         )
     eager = facts.flags.get("enforce_eager") == "True"
-    return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs=not eager)
+    graphs = 0 if eager else vllm.graphs_bytes(started.model, options.parallel)
+    return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs_bytes=graphs)
 
 
 def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:
@@ -64,7 +68,9 @@ def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:
         return named
     memory_bytes = round(total.value)
     if named is not None:
-        return msgspec.structs.replace(named, memory_bytes=memory_bytes)
+        return msgspec.structs.replace(
+            named, memory_bytes=memory_bytes, memory_margin_bytes=0, memory_assumed=False, kept_bytes=0
+        )
     return Gpu(
         name="the log's card", vendor="", arch=None, memory_bytes=memory_bytes, source="the log", confidence="measured"
     )
@@ -76,16 +82,18 @@ def vllm_rows(facts: LogFacts, estimated: Estimate) -> Iterator[VerifyRow]:
     if (requested := facts.last("requested_memory")) is not None:
         yield exact_row("usable memory", BYTES, requested, _usable(facts), _usable_text(facts))
     yield weights_row(facts, estimated)
-    graphs_inside = facts.last("consumed") is not None and estimated.graphs
-    activation = None if memory is None else memory.activation_bytes + (GRAPH_BYTES if graphs_inside else 0)
+    graphs_inside = facts.last("consumed") is not None and estimated.graphs_bytes > 0
+    inside = estimated.graphs_bytes if graphs_inside else 0
+    activation = None if memory is None else memory.activation_bytes + inside
     if (peak := activation_peak(facts)) is not None:
         yield estimate_row("peak activation", BYTES, peak, activation, _activation_text(estimated, graphs_inside))
     if (other := outside_torch(facts)) is not None:
-        text = "context, NCCL and workspaces; more ranks and all-reduce buffers take more"
-        yield estimate_row("outside torch", BYTES, other, RUNTIME_BYTES, text)
+        text = "kernels and workspaces; buffers of an all-reduce take more"
+        runtime = memory.estimates.runtime.bytes if memory is not None and memory.estimates is not None else None
+        yield estimate_row("outside torch", BYTES, other, runtime, text)
     if (graphs := facts.last("graphs") or facts.last("graphs_estimate")) is not None:
         text = "grows with the batch sizes captured (--max-cudagraph-capture-size)"
-        yield estimate_row("CUDA graphs", BYTES, graphs, GRAPH_BYTES if estimated.graphs else 0, text)
+        yield estimate_row("CUDA graphs", BYTES, graphs, estimated.graphs_bytes, text)
 
 
 def weights_row(facts: LogFacts, estimated: Estimate) -> VerifyRow:

@@ -12,6 +12,7 @@ from kvtool.sizing.engines.sglang.plan import VERSION as SGLANG_VERSION
 from kvtool.sizing.engines.vllm.document import inexact
 from kvtool.sizing.engines.vllm.plan import VERSION as VLLM_VERSION
 from kvtool.sizing.engines.vllm.plan import plan as vllm_plan
+from kvtool.sizing.engines.vllm.versions import HISTORY
 from kvtool.verify.budget import Estimate, kv_pool, pool_row, vllm_rows
 from kvtool.verify.diagnose import agreeing_flags
 from kvtool.verify.facts import Figure, LogFacts, exactly
@@ -50,13 +51,13 @@ def _vllm(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
     plans = planned(facts, started, pool)
     if not plans.value.groups:
         assumptions.append(f"not planned: {plans.value.refusal}")
-        return EngineRows(rows=rows, version=VLLM_VERSION, assumptions=assumptions)
+        return EngineRows(rows=rows, version=facts.version or VLLM_VERSION, assumptions=assumptions)
     if pool is not None or plans.counted is not None:
         told = pool if facts.of("kv_pool") or started.options.kv_cache_memory_bytes else None
         found = list(plan_rows(facts, plans, told))
         rows += _explained(found, facts, started, told, plans.value.inputs.gpu)
     assumptions += _plan_assumptions(facts, started, plans, pool)
-    return EngineRows(rows=rows, version=VLLM_VERSION, assumptions=assumptions)
+    return EngineRows(rows=rows, version=facts.version or VLLM_VERSION, assumptions=assumptions)
 
 
 def _pool(facts: LogFacts, started: Started, estimated: Estimate) -> tuple[Figure | None, list[str]]:
@@ -75,6 +76,7 @@ def _pool(facts: LogFacts, started: Started, estimated: Estimate) -> tuple[Figur
 def _plan_assumptions(facts: LogFacts, started: Started, plans: Planned, pool: Figure | None) -> list[str]:
     inputs, refusal = plans.value.inputs, (plans.counted or plans.value).refusal
     found = [f"the vLLM plan is approximate: {reason}" for reason in inexact(plans.value)]
+    found += [f"not planned: {why}" for why in started.unplanned]
     if "max_num_batched_tokens" not in started.inputs and _batch_matters(started, plans, pool):
         card = (
             f"on {inputs.gpu.name}"
@@ -83,7 +85,7 @@ def _plan_assumptions(facts: LogFacts, started: Started, plans: Planned, pool: F
         )
         found.append(f"max_num_batched_tokens {inputs.max_num_batched_tokens:,}: the default {card}")
     if refusal is not None and facts.refusal is None and (pool is not None or plans.counted is not None):
-        found.append(f"vLLM {VLLM_VERSION} would refuse this: {refusal}")
+        found.append(f"vLLM {facts.version or VLLM_VERSION} would refuse this: {refusal}")
     return found
 
 
@@ -107,7 +109,7 @@ def _explained(
         text = started.unplanned[0]
     elif facts.version != VLLM_VERSION:
         version = facts.version or "a version that it does not tell"
-        text = f"no single flag explains it; the log is of {version}, the prediction of {VLLM_VERSION}"
+        text = f"no single flag explains it; the log is of {version}, {HISTORY.standing(facts.version)} by its rules"
     else:
         text = "no single flag explains it"
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
+from kvtool.sizing.drafts import MTP, draft_of, request_of, with_draft
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
@@ -49,6 +51,11 @@ _UNPLANNED = {
         "speculative_algorithm": "the draft model of speculative_algorithm takes a pool of its own",
     },
 }
+_OPPOSITE = ("disable_", "enforce_")  # flags that turn a field off
+_DRAFT_FIELDS = {
+    "method": re.compile(r"method['\"]?\s*[=:]\s*['\"](\w+)"),
+    "model": re.compile(r"model['\"]?\s*[=:]\s*['\"]([^'\"]+)"),
+}
 _DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
@@ -76,10 +83,13 @@ def started(
     found, name = _model(facts, model, models_path)
     if facts.flags.get("enable_expert_parallel") == "True" and found.moe is not None:
         inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
+    found, drafted = _with_draft(found, facts, inputs, models_path)
     options = _options(facts, inputs, gpu)
     check_layout(found, options.parallel)
     unplanned = tuple(
-        why for flag, why in _UNPLANNED[facts.engine].items() if facts.flags.get(flag, "") not in _NOTHING
+        why
+        for flag, why in _UNPLANNED[facts.engine].items()
+        if facts.flags.get(flag, "") not in _NOTHING and not (drafted and flag == "speculative_config")
     )
     quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
     weight_dtype = "fp8" if quantised == "fp8" and found.quantisation is None else AUTO
@@ -93,6 +103,24 @@ def started(
     )
 
 
+def _with_draft(
+    model: Model, facts: LogFacts, inputs: Mapping[str, str], models_path: Path | None
+) -> tuple[Model, bool]:
+    """The model with the layers that the log's speculative_config adds, and whether they are known."""
+    text, tokens = facts.flags.get("speculative_config", ""), inputs.get("num_speculative_tokens")
+    if tokens is None or facts.engine != "vllm":
+        return model, False
+    fields = {name: found[1] for name, pattern in _DRAFT_FIELDS.items() if (found := pattern.search(text))}
+    try:
+        request = request_of({**fields, "num_speculative_tokens": _count("num_speculative_tokens", tokens)})
+        if request.name is not None and request.method != MTP:
+            known = load_catalogue(models_path).find(request.name)
+            request = dataclasses.replace(request, model=known)
+        return with_draft(model, draft_of(model, request)), True
+    except KvtoolError:
+        return model, False
+
+
 def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:
     value: str | int | float | bool | None = getattr(options if flag in BY_FIELD else options.parallel, flag)
     return value
@@ -102,8 +130,8 @@ def _logged_inputs(facts: LogFacts) -> dict[str, str]:
     """Flags by kvtool's names; the length that the engine settled on counts before the one it was asked for."""
     names = _DEGREES[facts.engine] | {name: flag.field for flag in FLAGS for name in flag.log_names(facts.engine)}
     logged = {name: value for name, value in facts.flags.items() if name in names and value not in ("", "None")}
-    inputs = {names[name]: value for name, value in logged.items() if not name.startswith("disable_")}
-    inputs |= {names[name]: "False" for name in logged if name.startswith("disable_") and logged[name] == "True"}
+    inputs = {names[name]: value for name, value in logged.items() if not name.startswith(_OPPOSITE)}
+    inputs |= {names[name]: "False" for name in logged if name.startswith(_OPPOSITE) and logged[name] == "True"}
     if drafted := _DRAFTED.search(facts.flags.get("speculative_config", "")):
         inputs["num_speculative_tokens"] = drafted[1]
     if (length := facts.last("max_model_len")) is not None:
@@ -116,7 +144,7 @@ def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> Eng
     degrees: dict[str, Any] = {name: _count(name, inputs[name]) for name in DEGREES if name in inputs}
     degrees["dp_attention"] = inputs.get("dp_attention") == "True"
     values: dict[str, Any] = {flag.field: _value(flag, inputs[flag.field]) for flag in FLAGS if flag.field in inputs}
-    return EngineOptions(name=facts.engine, parallel=Parallel(**degrees), gpu=gpu, **values)
+    return EngineOptions(name=facts.engine, version=facts.version, parallel=Parallel(**degrees), gpu=gpu, **values)
 
 
 def _value(flag: Flag, text: str) -> str | int | float | bool:

@@ -9,7 +9,6 @@ from kvtool.results import VerifyRow
 from kvtool.sizing.engines.sglang import SglangPlan, plan
 from kvtool.sizing.engines.sglang.cells import TokenCell
 from kvtool.sizing.engines.sglang.plan import Allocation
-from kvtool.sizing.fit import GRAPH_BYTES
 from kvtool.units import TIB
 from kvtool.verify.budget import Estimate, weights_row
 from kvtool.verify.facts import Figure, LogFacts
@@ -37,7 +36,7 @@ def sglang_rows(facts: LogFacts, started: Started, planned: SglangPlan, estimate
     yield weights_row(facts, estimated)
     if (graphs := facts.last("graphs")) is not None:
         text = "grows with the batch sizes captured (--cuda-graph-max-bs)"
-        yield estimate_row("CUDA graphs", BYTES, graphs, GRAPH_BYTES, text)
+        yield estimate_row("CUDA graphs", BYTES, graphs, estimated.graphs_bytes, text)
     if planned.allocation is not None:
         yield from _pool_rows(facts, planned.allocation)
         yield from _split_rows(facts, started, planned.allocation)

@@ -50,7 +50,7 @@ def _verdict(rows: list[VerifyRow]) -> str:
 
 
 def _assumptions(facts: LogFacts, start: Started, estimated: Estimate, compared: EngineRows) -> list[str]:
-    found = list(compared.assumptions)
+    found = [*start.model.assumed, *compared.assumptions]
     if facts.starts > 1:
         found.append(f"the log tells of {facts.starts} starts: the last one counts")
     if facts.version is None:

@@ -60,7 +60,8 @@ def test_a_mutated_config_is_read_or_refused(content: dict[str, Any]) -> None:
     assert 1 <= model.num_layers <= 8192
     for layer in model.layers:
         if isinstance(layer.cache, FullAttention):
-            assert model.num_heads % layer.cache.kv_heads == 0
+            # OpenELM counts query heads layer by layer; the model has those of its widest.
+            assert model.architecture == "openelm" or model.num_heads % layer.cache.kv_heads == 0
             assert layer.cache.k_head_dim >= 1
             assert layer.cache.v_head_dim >= 1
 

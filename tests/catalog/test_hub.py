@@ -33,7 +33,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(stream=stream))
-    monkeypatch.setattr(hub, "_count_params", lambda name: state["params"])
+    monkeypatch.setattr(hub, "_count", lambda name: (state["params"], 2000))
     return state
 
 

@@ -17,6 +17,7 @@ from kvtool.cli.app import app
 
 COMMANDS = typer.main.get_group(app).commands
 RUNS_A_MODEL = {"bench", "generate", "kernels"}
+A_TRACE = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
 A_LOG = Path(__file__).parents[1] / "verify" / "logs" / "vllm_0_31_llama_3_1_8b.log"
 
 
@@ -76,6 +77,7 @@ def test_an_example_parses(example: str) -> None:
 def test_an_example_works(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(A_LOG, tmp_path / "vllm.log")
+    shutil.copy(A_TRACE, tmp_path / "conversation.jsonl")
     result = CliRunner().invoke(app, shlex.split(example)[1:])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout != ""

@@ -39,12 +39,12 @@ def test_the_document_has_the_plan(run: Run) -> None:
 
 
 def test_without_a_size_the_card_is_estimated_by_sglangs_own_fraction(run: Run) -> None:
-    """80 GB less 1 GiB for the runtime, 0.818 of that (13904 MiB of 76294 are kept free), less the weights."""
-    engine = engine_of(run, "llama-3.1-8b", "--gpu", "h100")
+    """80 GB less the 614 MiB of a start, 0.818 of that (13904 MiB of 76294 are kept free), less the weights."""
+    engine = engine_of(run, "llama-3.1-8b", "--gpu", "h100", "--gpu-memory", "80GB")
     weights = 8_030_261_248 * 2
-    assert engine["pool_bytes"] == pytest.approx((80e9 - 2**30) * 0.818 - weights, rel=1e-6)
-    fraction = engine_of(run, "llama-3.1-8b", "--gpu", "h100", "--mem-fraction-static", "0.5")
-    assert fraction["pool_bytes"] == pytest.approx((80e9 - 2**30) * 0.5 - weights, rel=1e-6)
+    assert engine["pool_bytes"] == pytest.approx((80e9 - 614 * 2**20) * 0.818 - weights, rel=1e-6)
+    fraction = engine_of(run, "llama-3.1-8b", "--gpu", "h100", "--gpu-memory", "80GB", "--mem-fraction-static", "0.5")
+    assert fraction["pool_bytes"] == pytest.approx((80e9 - 614 * 2**20) * 0.5 - weights, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_terminal_shows_log_pools_and_where_the_bytes_go(run: Run) -> None:
 
 def test_another_version_is_warned_of_and_an_unknown_engine_refused(run: Run) -> None:
     result = run("size", "llama-3.1-8b", *POOL, "--engine", "sglang==0.6", "--context", "8k", "--json")
-    assert "SGLang 0.5.23 is modelled, not 0.6: another release may plan otherwise" in result.out
+    assert "SGLang 0.6: extrapolated: the newest rules known are those of 0.5.23" in result.out
     unknown = run("size", "llama-3.1-8b", *POOL, "--engine", "sglanf")
     assert unknown.code == 2
     assert "sglang" in unknown.err

@@ -5,13 +5,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels import load_kernels
+from kvtool.kernels.interface import Pages, Rotation, Rows, Softmax
+
+cpu = load_kernels("torch")
 
 
 class AskNothing:
-    """`Kernels`, as far as decoding goes."""
+    """`Kernels`, as far as decoding goes. Products are torch's, experts take turns and ask which were chosen."""
 
-    fused = None
+    tile_tokens = cpu.tile_tokens
+    linear, gated, experts = staticmethod(cpu.linear), staticmethod(cpu.gated), staticmethod(cpu.experts)
+    rms_norm, add_rms_norm = staticmethod(cpu.rms_norm), staticmethod(cpu.add_rms_norm)
+    rotate, place = staticmethod(cpu.rotate), staticmethod(cpu.place)
+
+    @classmethod
+    def split_qkv(
+        cls, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+    ) -> Tensor:
+        kv_heads = pages.k.shape[2]
+        qk = qkv[:, :-kv_heads] if norms is None else cpu.rms_norm(qkv[:, :-kv_heads], norms, eps)
+        turned = cpu.rotate(qk, rotation)
+        cls.store(turned[:, -kv_heads:], qkv[:, -kv_heads:], pages, slots)
+        return turned[:, :-kv_heads]
+
+    @classmethod
+    def split_latent(
+        cls,
+        q: Tensor,
+        latent: Tensor,
+        norm: Tensor,
+        eps: float,
+        rotation: Rotation,
+        pages: Pages,
+        slots: Tensor,
+        num_absorbed: int,
+    ) -> Tensor:
+        rank, rope = len(norm), rotation[0].shape[-1]
+        k_rope = cpu.rotate(latent[:, None, rank:], rotation).squeeze(1)
+        cls.store(torch.cat((cpu.rms_norm(latent[:, :rank], norm, eps), k_rope), dim=1), None, pages, slots)
+        turned = cpu.rotate(q[..., -rope:], rotation)
+        q[num_absorbed:, :, -rope:] = turned[num_absorbed:]
+        return torch.cat((q.new_empty(num_absorbed, q.shape[1], rank), turned[:num_absorbed]), dim=2)
 
     @staticmethod
     def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:

@@ -56,7 +56,7 @@ def test_a_recorded_step_draws_anew_each_time(loaded: LoadedModel, top_p: float)
 
 
 def test_a_step_that_asks_the_device_cannot_be_recorded(tiny: SaveTiny) -> None:
-    """The experts that were chosen while it was recorded stay chosen, where no fused kernel runs them."""
+    """The experts that were chosen while it was recorded stay chosen, where they take turns."""
     loaded = load(tiny("mixtral").folder)
     requests = [Request(prompt(21), 20), Request(prompt(3), 9)]
     expected = run(engine_of(loaded), requests)

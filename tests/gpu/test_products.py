@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.interface import ExpertWeights, Gate
 from kvtool.kernels.reference import step as step_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -43,7 +43,7 @@ def test_every_way_multiplies(dtype: torch.dtype, rows: int, columns: int, depth
 
     x, plus, bias = (drawn(*shape, dtype=dtype) for shape in ((rows, depth), (rows, columns), (columns,)))
     weight = drawn(columns, depth, dtype=dtype, seed=1) * depth**-0.5
-    exact = step_reference.linear(x.double(), weight.double(), bias.double(), plus.double())
+    exact = step_reference.product(x.double(), weight.double(), bias.double(), plus.double())
     for name, way in products.candidates(rows, weight).items():
         first, second = way(x, weight, bias, plus), way(x, weight, bias, plus)
         few = 32 if dtype == F32 else 2  # cuBLAS rounds before it adds
@@ -65,7 +65,7 @@ def test_the_verdict_is_measured_once_and_remembered(fresh: Path, monkeypatch: p
     from kvtool.kernels.triton import products
 
     x, weight = drawn(1, 4096), drawn(4096, 4096, seed=1)
-    exact = step_reference.linear(x.double(), weight.double())
+    exact = step_reference.product(x.double(), weight.double())
     found = products.linear(x, weight)
     assert ((found.double() - exact).abs() <= 0.01 * (64 + exact.abs())).all()
     (file,) = fresh.glob("products-*.json")
@@ -100,7 +100,7 @@ def test_a_graph_of_experts_follows_the_choice(rows: int) -> None:
 
     count, hidden, width, top_k = 16, 256, 320, 4
     gate_up, down = drawn(count, 2 * width, hidden) / 16, drawn(count, hidden, width, seed=1) / 18
-    weights = ExpertWeights(gate_up=gate_up, down=down, activation="silu")
+    weights = ExpertWeights(gate_up=gate_up, down=down, gate=Gate("silu"))
     x, shares = drawn(rows, hidden, seed=2), torch.rand(rows, top_k, device="cuda")
     spread = torch.rand(rows, count, device="cuda").topk(top_k).indices
     chosen = spread.clone()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.interface import ExpertWeights, Gate
 from kvtool.kernels.reference import step as step_reference
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE
@@ -19,11 +19,7 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 @pytest.fixture
 def step(backend: Backend):
-    if backend.device == "cpu" and not backend.interpreted:
-        return step_reference
-    from kvtool.kernels.triton import step
-
-    return step
+    return backend.kernels
 
 
 def expert_weights(
@@ -38,9 +34,7 @@ def expert_weights(
         down=drawn(count, hidden, width, seed=2),
         gate_up_bias=drawn(count, 2 * width, seed=3) if biased else None,
         down_bias=drawn(count, hidden, seed=4) if biased else None,
-        activation=activation,
-        alpha=1.702,
-        limit=1.5,
+        gate=Gate(activation, alpha=1.702, limit=1.5),
     )
 
 
@@ -56,6 +50,8 @@ def assert_right(step, weights: ExpertWeights, chosen: Tensor, plus: Tensor | No
     shares = values(*chosen.shape, dtype=F32, device=device, seed=6).softmax(-1)
     before = None if plus is None else plus.clone()
     found = step.experts(x, weights, chosen, shares, plus)
+    again = step.experts(x, step.prepare(weights), chosen, shares, plus)
+    assert ((again.double() - found.double()).abs() < TOLERANCE[dtype] * (1 + found.double().abs())).all()
     wide_plus = None if plus is None else plus.double()
     exact = step_reference.experts(x.double(), widened(weights), chosen, shares.double(), wide_plus)
     assert (found.dtype, found.shape) == (dtype, (tokens, hidden))

@@ -46,7 +46,7 @@ def test_every_way_multiplies(backend: Backend, products, dtype, rows: int, colu
     bias = values(columns, seed=2, **where) if "bias" in added else None
     plus = values(rows, columns + 3, seed=3, **where)[:, :columns] if "plus" in added else None
     before = None if plus is None else plus.clone()
-    exact = step_reference.linear(*(None if t is None else t.double() for t in (x, weight, bias, plus)))
+    exact = step_reference.product(*(None if t is None else t.double() for t in (x, weight, bias, plus)))
     ways = products.candidates(rows, weight)
     assert next(iter(ways)) == products.CUBLAS
     assert any(name.startswith("gemv") for name in ways) == (rows <= 4)

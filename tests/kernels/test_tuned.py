@@ -12,7 +12,6 @@ import msgspec
 import pytest
 import torch
 
-from kvtool.bench.kernels import tuning
 from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import inline_model
@@ -23,6 +22,7 @@ from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name,
 from kvtool.sizing.formats import CACHE_FORMATS
 from tests.kernels.conftest import INTERPRETED
 from tools import tune as tool
+from tools import tuning
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="launches Triton kernels")
 CPU = torch.device("cpu")

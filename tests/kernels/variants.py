@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights, Pages, Rows, Softmax
+from kvtool.kernels.interface import ExpertWeights, Gate, Pages, Rows, Softmax
 from kvtool.kernels.triton import launch, products, step
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.ahead_of_time import Launch, compile_launch, record
@@ -76,7 +76,7 @@ class Variant:
 
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        step.gated(x, x, self.activation)
+        step.gate(x, x, Gate(self.activation))
 
     def _product(self) -> None:
         """Each way but cuBLAS."""
@@ -96,7 +96,7 @@ class Variant:
             down=_meta(count, hidden, inner, dtype=dtype),
             gate_up_bias=_meta(count, 2 * inner, dtype=dtype) if self.added else None,
             down_bias=_meta(count, hidden, dtype=dtype) if self.added else None,
-            activation=self.activation,
+            gate=Gate(self.activation),
         )
         x, chosen = _meta(self.rows, hidden, dtype=dtype), _meta(self.rows, 2, dtype=torch.int64)
         plus = x if self.added else None

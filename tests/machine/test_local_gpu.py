@@ -30,7 +30,9 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch, *, name: str = "", error: str | N
     module.nvmlShutdown = lambda: None
     module.nvmlDeviceGetHandleByIndex = lambda index: index
     module.nvmlDeviceGetName = lambda handle: name
-    module.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(total=85_000_000_000)
+    module.nvmlMemory_v2 = 2
+    memory = SimpleNamespace(total=85_500_000_000, reserved=500_000_000, free=60_000_000_000)
+    module.nvmlDeviceGetMemoryInfo = lambda handle, version: memory
     monkeypatch.setitem(sys.modules, "pynvml", module)
 
 
@@ -38,7 +40,7 @@ def test_local_card_of_the_list_has_its_figures_and_the_drivers_memory(monkeypat
     fake_nvml(monkeypatch, name="NVIDIA H100 80GB HBM3")
     gpu = resolve_gpu("local")
     assert (gpu.name, gpu.memory_bytes, gpu.memory_assumed) == ("H100-SXM-80GB", 85_000_000_000, False)
-    assert gpu.memory_bandwidth_gbps == 3350
+    assert (gpu.free_bytes, gpu.memory_bandwidth_gbps) == (60_000_000_000, 3350)
 
 
 def test_local_card_that_nobody_knows_has_only_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

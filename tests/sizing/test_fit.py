@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.results import Calibration
-from kvtool.sizing.fit import BatchLimits, Budget, activation_bytes, batch_limits, budget, fit, largest
+from kvtool.sizing.engines.estimates import Estimate, Estimates
+from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget, fit, largest
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.usage import gpu_cache
-from tests.sizing.example import CARD, LLAMA_8B, SLIDING
+from tests.sizing.example import CARD, SLIDING
 
 CACHE = gpu_cache(
     SLIDING, CACHE_FORMATS["bf16"], parallel=Parallel(), block_size=16, state=state_format(SLIDING)
@@ -51,16 +55,22 @@ def test_weights_alone_may_be_too_much() -> None:
     assert (result.missing_bytes, result.max_batch_size, result.max_context) == (PAGE_OF_ALL + 5, 0, 0)
 
 
+def test_an_answer_is_no_only_where_the_margin_would_not_help() -> None:
+    """A pool of three pages of all layers, give or take one: two fit, three and four within the margin, five do not."""
+    pool = replace(memory(0), measured_pool_bytes=3 * PAGE_OF_ALL, margin_bytes=PAGE_OF_ALL)
+
+    def asked(pages: int) -> tuple[bool | None, str | None]:
+        found = fit(pool, CACHE, context=16, batch_size=pages, shared_prefix=0, max_context=None)
+        return found.fits, found.verdict
+
+    assert asked(2) == (True, "fits")
+    assert asked(3) == asked(4) == (True, "fits, within the margin")
+    assert asked(5) == (False, "no")
+
+
 def test_unknown_weights_give_no_verdict() -> None:
     result = fit(memory(None), CACHE, context=16, batch_size=1, shared_prefix=0, max_context=None)
     assert (result.fits, result.max_context, result.limited_by) == (None, None, "unknown weights")
-
-
-def test_activations_of_llama_by_hand() -> None:
-    rows, logits = 8192 * (4 * 4096 + 3 * 14336) * 2, 1024 * 128256 * 4
-    assert activation_bytes(LLAMA_8B, Parallel(), batch_limits(CARD)) == rows + logits
-    halved = 2048 * (4 * 4096 + 3 * 7168) * 2 + 7 * 128256 * 4
-    assert activation_bytes(LLAMA_8B, Parallel(tp=2), BatchLimits(tokens=2048, sequences=7)) == halved
 
 
 @pytest.mark.parametrize(
@@ -85,23 +95,34 @@ def test_what_is_asked_bounds_a_step() -> None:
     assert batch_limits(CARD, sequences=9000) == BatchLimits(tokens=9000, sequences=9000)
 
 
+def taken(size: int, margin: int) -> Estimate:
+    return Estimate(bytes=size, margin_bytes=margin, text="by hand")
+
+
+TAKEN = Estimates(
+    activation=taken(1_500_000_000, 60_000_000),
+    runtime=taken(250_000_000, 20_000_000),
+    graphs=taken(750_000_000, 500_000_000),
+)
+
+
 def test_the_pool_of_llama_by_hand() -> None:
-    """0.92 x 80 GB, less 8,030,261,248 parameters in 16 bits, activations, and 1 GiB; margins 25 % and 50 %."""
-    memory = budget(CARD, LLAMA_8B, Parallel(), weights_bytes=16_060_522_496, utilization=0.92)
-    assert (memory.usable_bytes, memory.activation_bytes) == (73_600_000_000, 1_498_415_104)
-    assert memory.kv_pool_bytes == 73_600_000_000 - 16_060_522_496 - 1_498_415_104 - (1 << 30) == 54_967_320_576
-    assert memory.margin_bytes == 1_498_415_104 // 4 + (1 << 29)
-    odd = budget(CARD, LLAMA_8B, Parallel(), weights_bytes=0, utilization=1 / 3)
+    """0.92 x 80 GB, less 8,030,261,248 parameters in 16 bits, and what is estimated; their margins add up."""
+    memory = budget(CARD, TAKEN, weights_bytes=16_060_522_496, utilization=0.92)
+    assert (memory.usable_bytes, memory.activation_bytes) == (73_600_000_000, 1_500_000_000)
+    assert memory.kv_pool_bytes == 73_600_000_000 - 16_060_522_496 - 2_500_000_000
+    assert memory.margin_bytes == 580_000_000
+    odd = budget(CARD, TAKEN, weights_bytes=0, utilization=1 / 3)
     assert odd.usable_bytes == 26_666_666_667  # rounded up, as vLLM does
 
 
 def test_measured_terms_replace_estimates_one_by_one() -> None:
     def calibrated(**terms: int) -> Budget:
         measured = Calibration(source="a log", **terms)
-        return budget(CARD, LLAMA_8B, Parallel(), weights_bytes=16_000_000_000, utilization=0.9, calibration=measured)
+        return budget(CARD, TAKEN, weights_bytes=16_000_000_000, utilization=0.9, calibration=measured)
 
     weights = calibrated(weights_bytes=15_000_000_000)
-    assert weights.kv_pool_bytes == 72_000_000_000 - 15_000_000_000 - 1_498_415_104 - (1 << 30)
+    assert weights.kv_pool_bytes == 72_000_000_000 - 15_000_000_000 - 2_500_000_000
     rest = calibrated(activation_bytes=1_000_000_000, reserve_bytes=500_000_000)
     assert (rest.kv_pool_bytes, rest.margin_bytes) == (72_000_000_000 - 16_000_000_000 - 1_500_000_000, 0)
     pool = calibrated(kv_pool_bytes=50_000_000_000, activation_bytes=1_000_000_000)
@@ -111,7 +132,7 @@ def test_measured_terms_replace_estimates_one_by_one() -> None:
 
 def test_a_measured_pool_needs_no_weights() -> None:
     measured = Calibration(source="a log", kv_pool_bytes=3 * PAGE_OF_ALL)
-    known = budget(CARD, SLIDING, Parallel(), weights_bytes=None, utilization=0.9, calibration=measured)
+    known = budget(CARD, TAKEN, weights_bytes=None, utilization=0.9, calibration=measured)
     result = fit(known, CACHE, context=48, batch_size=1, shared_prefix=0, max_context=1000)
     assert (result.fits, result.weights_bytes, result.kv_pool_bytes) == (True, None, 3 * PAGE_OF_ALL)
     assert result.measured == ["kv_pool_bytes"]
@@ -132,3 +153,14 @@ def test_the_answers_fit_and_one_more_does_not(pool: int, context: int, batch: i
     assert held(tokens=context, batch_size=result.max_batch_size + 1) > pool
     assert result.max_context == 0 or held(tokens=result.max_context, batch_size=batch) <= pool
     assert held(tokens=result.max_context + 1, batch_size=batch) > pool
+
+
+def test_what_others_keep_bounds_what_may_be_used() -> None:
+    """24 GiB of which 9 are taken: 15 are there, not 0.92 of the card. A margin of the card is one of the pool."""
+    card = msgspec.structs.replace(CARD, memory_bytes=24 << 30, kept_bytes=9 << 30)
+    found = budget(card, TAKEN, weights_bytes=0, utilization=0.92)
+    assert found.usable_bytes == 15 << 30
+    sure = msgspec.structs.replace(card, memory_margin_bytes=1 << 30, kept_bytes=0)
+    wider = budget(sure, TAKEN, weights_bytes=0, utilization=0.92)
+    assert wider.margin_bytes - found.margin_bytes == pytest.approx(0.92 * (1 << 30), abs=1)
+    assert wider.usable_bytes == math.ceil(0.92 * (24 << 30))

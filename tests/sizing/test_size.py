@@ -163,7 +163,8 @@ def test_what_was_assumed_is_said() -> None:
     assert "--kv-cache-dtype bf16" in said(replace(LLAMA_8B, dtype="float32"))
     assert "made for 1,000 positions" in said(replace(LLAMA_8B, max_position_embeddings=1000))
     assert "512 whole pages are stored once" in said(LLAMA_8B, shared_prefix=8192)
-    assert "1 GiB a GPU is set aside" in said(LLAMA_8B, gpu=CARD)
+    assert "0.25 GiB outside of torch, fitted to 36 starts on one H100, not on this card" in said(LLAMA_8B, gpu=CARD)
+    assert "0.77 GiB for CUDA graphs, fitted to the estimates that vLLM 0.19 made" in said(LLAMA_8B, gpu=CARD)
     assert said(LLAMA_8B) == ""
 
 

@@ -208,4 +208,4 @@ def test_drafted_tokens_of_the_log_are_an_input_that_the_plan_says_it_leaves_out
     )
     document = held(facts, "llama-3.1-8b")
     assert document.inputs["num_speculative_tokens"] == 2
-    assert any("speculative decoding is not modelled" in text for text in document.assumptions)
+    assert "not planned: the draft model of speculative_config adds layers to the cache" in document.assumptions

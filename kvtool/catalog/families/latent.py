@@ -18,7 +18,9 @@ FULL_INDEX, SHARED_INDEX = "full", "shared"
 
 
 def read_latent(fields: Fields) -> LatentAttention:
-    """The ranks and head sizes of MLA. `head_dim`, where a config has it too, describes no stored vector."""
+    """The ranks and head sizes of MLA. `head_dim`, where a config has it too, describes no stored vector; `v_head_dim`
+    shapes the weights alone.
+    """
     fields.read |= {"num_key_value_heads", "head_dim"}
     nope, rope = fields.integer("qk_nope_head_dim"), fields.integer("qk_rope_head_dim")
     if fields.optional_integer("qk_head_dim") not in {None, nope + rope}:
@@ -27,7 +29,7 @@ def read_latent(fields: Fields) -> LatentAttention:
         kv_lora_rank=fields.integer("kv_lora_rank"),
         qk_rope_head_dim=rope,
         qk_nope_head_dim=nope,
-        v_head_dim=fields.integer("v_head_dim"),
+        v_head_dim=fields.optional_integer("v_head_dim"),
         q_lora_rank=fields.optional_integer("q_lora_rank"),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from kvtool.catalog.families.family import Shape, check_groups, derived_head_dim, every_layer, grouped_attention
+from kvtool.catalog.families.per_layer import listed_heads
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import FullAttention, Layer, SharedAttention
 
 
 def plain(fields: Fields, shape: Shape) -> list[Layer]:
-    """Llama and all that differ from it in nothing the cache sees."""
-    return every_layer(grouped_attention(fields, shape), shape)
+    """Llama and all that differ from it in nothing the cache sees; KV heads may be a list, one number a layer."""
+    return listed_heads(fields, shape) or every_layer(grouped_attention(fields, shape), shape)
 
 
 def derived(fields: Fields, shape: Shape) -> list[Layer]:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from kvtool.catalog.families import compressed, encoder_decoder, latent, plain, recurrent, sliding
+from kvtool.catalog.families import (
+    compressed,
+    encoder_decoder,
+    hybrid,
+    latent,
+    per_layer,
+    plain,
+    recurrent,
+    sliding,
+)
 from kvtool.catalog.families.experts import experts, llama4_experts, nested_experts, periodic_experts
 from kvtool.catalog.families.family import Family, Shape
 from kvtool.catalog.fields import Fields
@@ -132,6 +141,15 @@ _SLIDING = {
         defaults={"sliding_window": 512},
         nested=_nested(30, 2304, 8, 4, 256, mlp=9216, vocab=262144),
     ),
+    "gemma4_unified_text": Family(
+        layers=sliding.gemma4,
+        experts=experts,
+        required=_KV_DIM,
+        tie=True,
+        defaults={"sliding_window": 1024},
+        nested=_nested(30, 2304, 8, 4, 256, mlp=9216, vocab=262144),
+    ),
+    **_same("mimo_v2_flash mimo_v2", _untied(per_layer.mimo_v2, (*_KV_DIM, "sliding_window"))),
     "cohere2": Family(
         layers=_nth_full(4, "sliding_window_pattern"),
         tie=True,
@@ -163,6 +181,7 @@ _COMPRESSED = {
     "longcat_flash": replace(_LATENT, layers=latent.two_mla, defaults={}),
     **_same("deepseek_v32 glm_moe_dsa", replace(_LATENT, layers=latent.indexed_mla, defaults=_V3)),
     "minimax_m3": _untied(latent.block_sparse, _KV_DIM),
+    "mistral4": replace(_LATENT, defaults={"first_k_dense_replace": 0, "n_shared_experts": 1}),
     "deepseek_v4": _untied(compressed.deepseek_v4, ("head_dim", "num_attention_heads"), {"sliding_window": 128}),
 }
 
@@ -185,6 +204,11 @@ _RECURRENT = {
     "mamba2": replace(_MAMBA1, layers=recurrent.mamba2),
     "jamba": replace(_untied(recurrent.jamba, _KV), experts=periodic_experts),
     "bamba": _untied(recurrent.bamba, _KV),
+    "falcon_h1": _untied(hybrid.falcon_h1, _KV),
+    "zamba2": Family(layers=hybrid.zamba2, tie=True),
+    "recurrent_gemma": Family(layers=hybrid.recurrent_gemma, tie=True, required=("attention_window_size",)),
+    "rwkv7": Family(layers=hybrid.rwkv7, shape=hybrid.rwkv7_shape, tie=False),
+    "openelm": Family(layers=per_layer.openelm, shape=per_layer.openelm_shape, tie=True),
     "granitemoehybrid": replace(_PLAIN, layers=recurrent.granite_hybrid),
     "nemotron_h": replace(
         _untied(recurrent.nemotron_h, _KV, {"conv_kernel": 4}), shape=recurrent.nemotron_shape

@@ -15,6 +15,7 @@ _BY_TEXT_MODEL = {
     "gemma3_text": "gemma3 shieldgemma2",
     "gemma3n_text": "gemma3n",
     "gemma4_text": "gemma4",
+    "gemma4_unified_text": "gemma4_unified",
     "gemma": "paligemma",
     "llama4_text": "llama4",
     "mllama_text_model": "mllama",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.cli.flags.group import Group
+from kvtool.cli.values import optional_size
 
 if TYPE_CHECKING:
     from kvtool.catalog.gpus import Gpu
@@ -24,19 +25,33 @@ class NamedCard(Group):
     """Which card."""
 
     gpu: Annotated[str | None, typer.Option(help="The card: a name of `kvtool gpus`, or local.")] = None
+    gpu_memory: Annotated[
+        str | None, _option(metavar="SIZE", help="What its driver reports, as 24GiB; alone: a card of that memory.")
+    ] = None
+    free_memory: Annotated[
+        str | None, _option(metavar="SIZE", help="What other processes, or the system, leave of it.")
+    ] = None
 
     def found(self) -> Gpu | None:
         """The card's facts; None where none was named. Raises KvtoolError."""
+        from kvtool.catalog.gpus import with_memory
         from kvtool.machine.nvml import resolve_gpu
 
-        return resolve_gpu(self.gpu) if self.gpu else None
+        return with_memory(
+            resolve_gpu(self.gpu) if self.gpu else None,
+            memory_bytes=optional_size(self.gpu_memory, "gpu memory"),
+            free_bytes=optional_size(self.free_memory, "free memory"),
+        )
 
 
 @dataclass(frozen=True)
 class Card(NamedCard):
     """A card, and what an engine takes of it."""
 
-    gpu_memory_utilization: Annotated[float, _option(help="Part of the card's memory that may be used.")] = 0.92
+    gpu_memory_utilization: Annotated[
+        float | None,
+        _option(help="Part of the card's memory that may be used (default: vLLM's, 0.92; 0.9 before 0.20)."),
+    ] = None
     max_num_batched_tokens: Annotated[
         int | None, _option(help="Tokens that the engine runs in a step (default: vLLM's).")
     ] = None

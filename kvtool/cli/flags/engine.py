@@ -14,6 +14,7 @@ from kvtool.cli.values import optional_size
 from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.units import split_list
 
 ENGINE = Parameter(
     "engine",
@@ -21,7 +22,9 @@ ENGINE = Parameter(
     default=None,
     annotation=Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What would this engine allocate? vllm, sglang, or one as vllm==0.33."),
+        typer.Option(
+            metavar="NAME", help="What would this engine allocate? vllm, sglang, or a release of one, as vllm==0.23."
+        ),
     ],
 )
 TYPES = {
@@ -53,6 +56,12 @@ class EngineFlags(Group):
         """Raises KvtoolError for a size that is none."""
         return cls(engine=given["engine"], values={flag.field: _value(flag, given) for flag in cls.flags})
 
+    def releases(self) -> list[tuple[str, str | None]]:
+        """(name, version) of each engine of a comma list. Raises KvtoolError for an unknown one."""
+        from kvtool.sizing.engines.run import parse_engine
+
+        return [] if self.engine is None else [parse_engine(item) for item in split_list(self.engine)]
+
     def start(self, *, auto_fit: bool, **shared: Any) -> EngineOptions | None:
         """The engine's start with `shared`, which a size has without an engine too; None without an engine.
 
@@ -60,7 +69,7 @@ class EngineFlags(Group):
         """
         from kvtool.sizing.engines.run import parse_engine
 
-        name, version = (None, None) if self.engine is None else parse_engine(self.engine)
+        name, version = (None, None) if self.engine is None else parse_engine(split_list(self.engine)[0])
         if auto_fit and name != "vllm":
             raise KvtoolError("--max-model-len -1 needs --engine vllm")
         for flag in self.flags:
@@ -85,7 +94,7 @@ def _parameter(flag: Flag) -> Parameter:
     if flag.option.startswith("--no-"):
         names = [f"{flag.option.replace('--no-', '--')}/{flag.option}"]
     elif flag.kind == "switch":
-        default = False  # --disable-NAME is off by default
+        default = False  # --disable-NAME and --enforce-eager are off by default
     option = typer.Option(
         *names,
         metavar="SIZE" if flag.kind == "size" else None,
@@ -99,7 +108,7 @@ def _parameter(flag: Flag) -> Parameter:
 
 
 def _name(flag: Flag) -> str:
-    """The parameter's: the field's, but for --disable-NAME."""
+    """The parameter's: the field's, but for switches that turn it off."""
     return flag.option.removeprefix("--").removeprefix("no-").replace("-", "_")
 
 
@@ -107,4 +116,5 @@ def _value(flag: Flag, given: Mapping[str, Any]) -> Any:
     value = given[_name(flag)]
     if flag.kind == "size":
         return optional_size(value, flag.field.replace("_", " "))
-    return not value if flag.option.startswith("--disable-") else value
+    turns_off = flag.kind == "switch" and not flag.option.startswith("--no-")
+    return not value if turns_off else value

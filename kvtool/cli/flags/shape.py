@@ -27,6 +27,10 @@ class Shape(Group):
     kv_heads: Annotated[int | None, _option(help="KV heads (default: as heads).")] = None
     head_dim: Annotated[int | None, _option(help="Elements of a head.")] = None
     layer_spec: Annotated[Path | None, _option(metavar="FILE", help="Layers written out, in YAML or JSON.")] = None
+    as_family: Annotated[
+        str | None,
+        _option("--as", metavar="FAMILY", help="Read a config that kvtool does not know as another: llama, qwen3 ..."),
+    ] = None
 
     def model(self, name: str | None, models: Path | None) -> Model:
         """MODEL, or the shape or layers given instead of it. Raises KvtoolError."""
@@ -39,11 +43,13 @@ class Shape(Group):
                 left_out = ", ".join(given) or "MODEL"
                 raise KvtoolError(f"--layer-spec {self.layer_spec} is a model of its own: leave out {left_out}")
             return read_layer_spec(self.layer_spec)
+        if self.as_family is not None and name is None:
+            raise KvtoolError(f"--as {self.as_family} is how to read MODEL's config: name its file or repository")
         if name is None:
             return self._inline()
         if given:
             raise KvtoolError(f"{name!r} already has a shape: leave out {', '.join(given)}, or MODEL")
-        return resolve_model(name, models_path=models)
+        return resolve_model(name, models_path=models, family=self.as_family)
 
     def _given(self) -> list[str]:
         counts = {

@@ -8,15 +8,14 @@ from torch import Tensor
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, SlidingAttention
 from kvtool.engine.decoder.context import StepContext, join
-from kvtool.engine.decoder.linear import Linear
+from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
-from kvtool.engine.decoder.rope import rotate
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.interface import Pages, Softmax
+from kvtool.kernels.interface import Kernels, Pages, Softmax, Weight
 
 
 class GroupedQueryAttention:
-    """x [T, hidden] -> attention of it (+ plus [T, hidden]). Writes the K and V of the step's tokens first."""
+    """x [T, hidden] -> attention of it. Writes the K and V of the step's tokens first."""
 
     def __init__(
         self,
@@ -26,10 +25,12 @@ class GroupedQueryAttention:
         hidden_size: int,
         decoder: Decoder,
         weights: WeightSource,
+        kernels: Kernels,
         prefix: str,
         rotates: bool = True,
     ) -> None:
         self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
+        # `is_by_head`: each head is normalised for itself, if at all, and turned whole, as one kernel does it.
         self.rotates, self.is_local = rotates, isinstance(shape, SlidingAttention)
         self.softmax = Softmax(
             scale=decoder.attention_scale or self.head_dim**-0.5,
@@ -47,11 +48,9 @@ class GroupedQueryAttention:
             for name, heads in rows.items()
             if decoder.qkv_bias
         ]
-        self.qkv = Linear(torch.cat(tensors), torch.cat(biases) if biases else None)
-        self.out = Linear(
-            weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.head_dim),
-            weights.tensor(f"{prefix}.o_proj.bias", hidden_size) if decoder.output_bias else None,
-        )
+        self.qkv = kernels.prepare(Weight(torch.cat(tensors), torch.cat(biases) if biases else None))
+        width, output_bias = num_heads * self.head_dim, decoder.output_bias
+        self.out = load_linear(kernels, weights, f"{prefix}.o_proj", hidden_size, width, bias=output_bias)
         self.qk_norm = self.q_norm = self.k_norm = None
         if decoder.qk_norm_spans_heads:
             self.q_norm, self.k_norm = (
@@ -60,8 +59,7 @@ class GroupedQueryAttention:
             )
         elif decoder.qk_norm:
             self.qk_norm = RmsNorm(self._stacked_norms(weights, prefix), decoder.norm_eps)
-        # The fused kernel normalises by head and turns whole heads.
-        self.fusable = rotates and decoder.rotary_fraction == 1.0 and self.q_norm is None
+        self.is_by_head = rotates and decoder.rotary_fraction == 1.0 and self.q_norm is None
 
     def _stacked_norms(self, weights: WeightSource, prefix: str) -> Tensor:
         """[HQ + HKV, D]: one weight row per head, so that Q and K are normalised in one pass."""
@@ -69,33 +67,33 @@ class GroupedQueryAttention:
         k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
-    def __call__(self, x: Tensor, step: StepContext, pages: Pages, plus: Tensor | None) -> Tensor:
-        qkv = self.qkv(x, fused=step.kernels.fused).view(len(x), -1, self.head_dim)
+    def __call__(self, x: Tensor, step: StepContext, pages: Pages) -> Tensor:
+        qkv = step.kernels.linear(x, self.qkv).view(len(x), -1, self.head_dim)
         q = self._split(qkv, step, pages)
-        return self.out(self._attend(q, step, pages).flatten(1), plus, step.kernels.fused)
+        return step.kernels.linear(self._attend(q, step, pages).flatten(1), self.out)
 
     def _split(self, qkv: Tensor, step: StepContext, pages: Pages) -> Tensor:
         """Q and K normalised and turned; K and V written to the pages; Q [T, HQ, D] returned."""
+        kernels, slots = step.kernels, step.batch.slots
         rotation = step.local_rotation if self.is_local else step.rotation
-        if step.kernels.fused is not None and self.fusable:
+        if self.is_by_head:
             norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
-            return step.kernels.fused.split_qkv(qkv, norms, eps, rotation, pages, step.batch.slots)
-        qk, v = qkv[:, : self.num_heads + self.kv_heads], qkv[:, self.num_heads + self.kv_heads :]
-        qk = self._normalised(qk)
+            return kernels.split_qkv(qkv, norms, eps, rotation, pages, slots)
+        qk, v = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
+        qk = self._normalised(qk, kernels)
         if self.rotates:
-            qk = rotate(qk, rotation)
-        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        step.kernels.store(k, v, pages, step.batch.slots)
-        return q
+            qk = kernels.rotate(qk, rotation)
+        kernels.store(qk[:, self.num_heads :], v, pages, slots)
+        return qk[:, : self.num_heads]
 
-    def _normalised(self, qk: Tensor) -> Tensor:
+    def _normalised(self, qk: Tensor, kernels: Kernels) -> Tensor:
         """qk [T, HQ + HKV, D], by head or over all heads of Q and of K."""
         if self.qk_norm is not None:
-            return self.qk_norm(qk)
+            return self.qk_norm(qk, kernels)
         if self.q_norm is None or self.k_norm is None:
             return qk
         q, k = qk.flatten(1).split((self.q_norm.size, self.k_norm.size), dim=-1)
-        return torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1).view(qk.shape)
+        return torch.cat((self.q_norm(q, kernels), self.k_norm(k, kernels)), dim=-1).view(qk.shape)
 
     def _attend(self, q: Tensor, step: StepContext, pages: Pages) -> Tensor:
         batch, kernels = step.batch, step.kernels

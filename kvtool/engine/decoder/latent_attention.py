@@ -15,12 +15,12 @@ from torch.nn.functional import linear
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
 from kvtool.engine.decoder.context import StepContext, join
-from kvtool.engine.decoder.linear import Linear
+from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
-from kvtool.engine.decoder.rope import rotate, yarn_mscale
+from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, StepKernels
+from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
@@ -37,6 +37,7 @@ class LatentQueryProjection:
         hidden_size: int,
         decoder: Decoder,
         weights: WeightSource,
+        kernels: Kernels,
         prefix: str,
     ) -> None:
         self.num_heads = num_heads
@@ -45,23 +46,23 @@ class LatentQueryProjection:
         if rank is None:
             last = weights.tensor(f"{prefix}.q_proj.weight", num_heads * head_dim, hidden_size)
         else:
-            bias = weights.tensor(f"{prefix}.q_a_proj.bias", rank) if decoder.qkv_bias else None
-            self.down = Linear(weights.tensor(f"{prefix}.q_a_proj.weight", rank, hidden_size), bias)
+            name, has_bias = f"{prefix}.q_a_proj", decoder.qkv_bias
+            self.down = load_linear(kernels, weights, name, rank, hidden_size, bias=has_bias)
             self.norm = RmsNorm(weights.tensor(f"{prefix}.q_a_layernorm.weight", rank), _LATENT_NORM_EPS)
             last = weights.tensor(f"{prefix}.q_b_proj.weight", num_heads * head_dim, rank)
         per_head = last.unflatten(0, (num_heads, head_dim))
         if decoder.rope_interleaved:
             per_head = _halves_last(per_head, shape.qk_rope_head_dim)
-        self.up = Linear(per_head.flatten(0, 1))
+        self.up = kernels.prepare(Weight(per_head.flatten(0, 1)))
 
-    def __call__(self, x: Tensor, fused: StepKernels | None) -> Tensor:
+    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
         if self.rank is not None:
-            x = self.norm(self.down(x, fused=fused))
-        return self.up(x, fused=fused).view(len(x), self.num_heads, -1)
+            x = self.norm(kernels.linear(x, self.down), kernels)
+        return kernels.linear(x, self.up).view(len(x), self.num_heads, -1)
 
 
 class MultiHeadLatentAttention:
-    """x [T, hidden] -> attention of it (+ plus [T, hidden]). Writes [latent, rotated key] of the tokens first."""
+    """x [T, hidden] -> attention of it. Writes [latent, rotated key] of the tokens first."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class MultiHeadLatentAttention:
         hidden_size: int,
         decoder: Decoder,
         weights: WeightSource,
+        kernels: Kernels,
         prefix: str,
     ) -> None:
         if shape.qk_nope_head_dim is None or shape.v_head_dim is None:
@@ -79,60 +81,49 @@ class MultiHeadLatentAttention:
         self.num_heads, self.v_head_dim = num_heads, shape.v_head_dim
         self.softmax = Softmax(_softmax_scale(decoder, self.nope + self.rope))
         self.query = LatentQueryProjection(
-            shape, num_heads, self.nope + self.rope, hidden_size, decoder, weights, prefix
+            shape, num_heads, self.nope + self.rope, hidden_size, decoder, weights, kernels, prefix
         )
-        self.latent = self._latent_projection(hidden_size, decoder, weights, f"{prefix}.kv_a_proj_with_mqa")
-        self.latent_norm = RmsNorm(weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank), _LATENT_NORM_EPS)
+        self.latent = self._latent_projection(hidden_size, decoder, weights, kernels, f"{prefix}.kv_a_proj_with_mqa")
+        norm = weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank)
+        self.latent_norm = RmsNorm(norm, _LATENT_NORM_EPS)
         up = weights.tensor(f"{prefix}.kv_b_proj.weight", num_heads * (self.nope + self.v_head_dim), self.rank)
         self.up = up.unflatten(0, (num_heads, -1))
         # W_UK [H, nope, R] and W_UV [H, v, R]: the two halves of each head's rows of kv_b_proj.
         self.w_uk, w_uv = self.up.split((self.nope, self.v_head_dim), dim=1)
         self.w_uv = w_uv.transpose(1, 2)
-        self.out = Linear(
-            weights.tensor(f"{prefix}.o_proj.weight", hidden_size, num_heads * self.v_head_dim),
-            weights.tensor(f"{prefix}.o_proj.bias", hidden_size) if decoder.output_bias else None,
-        )
+        width, output_bias = num_heads * self.v_head_dim, decoder.output_bias
+        self.out = load_linear(kernels, weights, f"{prefix}.o_proj", hidden_size, width, bias=output_bias)
 
-    def _latent_projection(self, hidden_size: int, decoder: Decoder, weights: WeightSource, name: str) -> Linear:
+    def _latent_projection(
+        self, hidden_size: int, decoder: Decoder, weights: WeightSource, kernels: Kernels, name: str
+    ) -> Weight:
         width = self.rank + self.rope
         weight = weights.tensor(f"{name}.weight", width, hidden_size)
         bias = weights.tensor(f"{name}.bias", width) if decoder.qkv_bias else None
         if decoder.rope_interleaved:
             weight = _halves_last(weight[None], self.rope)[0]
             bias = None if bias is None else _halves_last(bias[None], self.rope)[0]
-        return Linear(weight, bias)
+        return kernels.prepare(Weight(weight, bias))
 
-    def __call__(self, x: Tensor, step: StepContext, pages: Pages, plus: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, step: StepContext, pages: Pages) -> Tensor:
         absorbed, q = self._queries(x, step, pages)
         decode, prefill = step.batch.decode, step.batch.prefill
         decoded = self._decode(absorbed, decode, pages, step.kernels) if decode else None
         prefilled = self._prefill(q, prefill, step, pages) if prefill else None
-        return self.out(join(decoded, prefilled).flatten(1), plus, step.kernels.fused)
+        return step.kernels.linear(join(decoded, prefilled).flatten(1), self.out)
 
     def _queries(self, x: Tensor, step: StepContext, pages: Pages) -> tuple[Tensor, Tensor]:
         """Absorbed queries [D, H, R + rope] of the D decode rows and q [T - D, H, nope + rope] of the others; the
         latents of all rows go to the pages."""
-        fused, num_decodes, slots = step.kernels.fused, step.batch.num_decodes, step.batch.slots
-        q, latent = self.query(x, fused), self.latent(x, fused=fused)
-        if fused is None:
-            step.kernels.store(self._turn(q, latent, step), None, pages, slots)
-            absorbed = q.new_empty(num_decodes, self.num_heads, self.rank + self.rope)
-            absorbed[..., self.rank :] = q[:num_decodes, :, self.nope :]
-        else:
-            norm = self.latent_norm
-            absorbed = fused.split_latent(q, latent, norm.weight, norm.eps, step.rotation, pages, slots, num_decodes)
+        norm, num_decodes = self.latent_norm, step.batch.num_decodes
+        q, latent = self.query(x, step.kernels), step.kernels.linear(x, self.latent)
+        absorbed = step.kernels.split_latent(
+            q, latent, norm.weight, norm.eps, step.rotation, pages, step.batch.slots, num_decodes
+        )
         if num_decodes:
             q_nope = q[:num_decodes, :, : self.nope].transpose(0, 1)
             torch.bmm(q_nope, self.w_uk, out=absorbed[..., : self.rank].transpose(0, 1))
         return absorbed, q[num_decodes:]
-
-    def _turn(self, q: Tensor, latent: Tensor, step: StepContext) -> Tensor:
-        """Turns the rotary part of q in place. -> the rows to store: [latent normalised | rotary key turned]."""
-        q_rope = q[..., self.nope :]
-        q_rope.copy_(rotate(q_rope, step.rotation))
-        latent, k_rope = latent.split((self.rank, self.rope), dim=-1)
-        k_rope = rotate(k_rope.unsqueeze(1), step.rotation).squeeze(1)
-        return torch.cat((self.latent_norm(latent), k_rope), dim=-1)
 
     def _decode(self, absorbed: Tensor, rows: Rows, pages: Pages, kernels: Kernels) -> Tensor:
         attended = kernels.decode(absorbed, pages, rows, self.softmax)

@@ -1,4 +1,4 @@
-"""A dense MLP, which is also what one expert is."""
+"""A dense MLP, gated or not."""
 
 from __future__ import annotations
 
@@ -6,46 +6,51 @@ import torch
 from torch import Tensor
 
 from kvtool.catalog.decoder import Decoder
-from kvtool.engine.batch import StepBatch
-from kvtool.engine.decoder.linear import ActivatedLinear, ClampedGatedLinear, GatedLinear, Linear
+from kvtool.engine.decoder.context import StepContext
+from kvtool.engine.decoder.linear import gate_of, load_linear
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.interface import StepKernels
+from kvtool.kernels.interface import GatedWeight, Kernels, Weight
+from kvtool.kernels.plain import activation
 
-Inner = GatedLinear | ClampedGatedLinear | ActivatedLinear
 
-
-class Mlp:
-    """down(inner x) + plus."""
+class GatedMlp:
+    """down(activation(gate x) * up x)."""
 
     capturable = True
 
-    def __init__(self, inner: Inner, down: Linear) -> None:
+    def __init__(self, inner: GatedWeight, down: Weight) -> None:
         self.inner, self.down = inner, down
 
-    def __call__(
-        self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
-    ) -> Tensor:
-        return self.down(self.inner(x, fused), plus, fused)
+    def __call__(self, x: Tensor, step: StepContext) -> Tensor:
+        return step.kernels.linear(step.kernels.gated(x, self.inner), self.down)
 
 
-def load_mlp(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> Mlp:
-    """An MLP, or one expert, of the decoder's kind and `width` inner elements."""
+class Mlp:
+    """down(activation(up x)). Raises KvtoolError for an unknown activation."""
 
-    def product(name: str, rows: int, columns: int) -> Linear:
-        bias = weights.tensor(f"{prefix}.{name}.bias", rows) if decoder.mlp_bias else None
-        return Linear(weights.tensor(f"{prefix}.{name}.weight", rows, columns), bias)
+    capturable = True
 
-    down = product("down_proj", hidden_size, width)
-    if not decoder.gated_mlp:
-        return Mlp(ActivatedLinear(product("up_proj", width, hidden_size), decoder.activation), down)
-    if decoder.clamped_swiglu is not None:
-        gate, up = (product(name, width, hidden_size) for name in ("gate_proj", "up_proj"))
-        return Mlp(ClampedGatedLinear(gate, up, decoder.clamped_swiglu), down)
-    return Mlp(_gated(hidden_size, width, decoder, weights, prefix), down)
+    def __init__(self, up: Weight, down: Weight, name: str) -> None:
+        self.up, self.down, self.activated = up, down, activation(name)
+
+    def __call__(self, x: Tensor, step: StepContext) -> Tensor:
+        return step.kernels.linear(self.activated(step.kernels.linear(x, self.up)), self.down)
 
 
-def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> GatedLinear:
+def load_mlp(
+    hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, kernels: Kernels, prefix: str
+) -> GatedMlp | Mlp:
+    """An MLP of the decoder's kind and `width` inner elements."""
+    has_bias = decoder.mlp_bias
+    down = load_linear(kernels, weights, f"{prefix}.down_proj", hidden_size, width, bias=has_bias)
+    if decoder.gated_mlp:
+        return GatedMlp(kernels.prepare(_gated(hidden_size, width, decoder, weights, prefix)), down)
+    up = load_linear(kernels, weights, f"{prefix}.up_proj", width, hidden_size, bias=has_bias)
+    return Mlp(up, down, decoder.activation)
+
+
+def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource, prefix: str) -> GatedWeight:
     names = [f"{prefix}.{name}" for name in ("gate_proj", "up_proj")]
     weight = torch.cat([weights.tensor(f"{name}.weight", width, hidden_size) for name in names])
     bias = torch.cat([weights.tensor(f"{name}.bias", width) for name in names]) if decoder.mlp_bias else None
-    return GatedLinear(weight, decoder.activation, bias)
+    return GatedWeight(weight, bias, gate_of(decoder))

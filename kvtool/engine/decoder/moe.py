@@ -11,10 +11,10 @@ from torch.nn.functional import linear, softmax
 from kvtool.catalog.decoder import Router
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
-from kvtool.engine.decoder.experts import Experts
-from kvtool.engine.decoder.mlp import Mlp
+from kvtool.engine.decoder.context import StepContext
+from kvtool.engine.decoder.mlp import GatedMlp, Mlp
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.interface import StepKernels
+from kvtool.kernels.interface import GATES, ExpertWeights
 
 
 class MoeMlp:
@@ -22,34 +22,21 @@ class MoeMlp:
 
     def __init__(
         self,
-        moe: Moe,
         router: Callable[[Tensor, StepBatch], tuple[Tensor, Tensor]],
-        experts: Experts,
-        shared: Mlp | None,
+        experts: ExpertWeights,
+        shared: GatedMlp | Mlp | None,
     ) -> None:
-        self.moe = moe
-        self.router = router
-        self.experts = experts
-        self.shared = shared
-        # Fused kernels launch the same whatever is chosen; one expert after another is asked of the device.
-        self.capturable = experts.stacked is not None
+        self.router, self.experts, self.shared = router, experts, shared
 
-    def __call__(
-        self, x: Tensor, batch: StepBatch, plus: Tensor | None = None, fused: StepKernels | None = None
-    ) -> Tensor:
-        chosen, shares = self.router(x, batch)
-        if fused is not None and self.experts.stacked is not None:
-            started = plus if self.shared is None else self.shared(x, batch, plus, fused)
-            return fused.experts(x, self.experts.stacked, chosen, shares, started)
-        if self.shared is not None:
-            out = self.shared(x, batch, plus, fused)
-        else:
-            out = torch.zeros_like(x) if plus is None else plus.clone()
-        for expert in chosen.unique().tolist():
-            rows, ranks = (chosen == expert).nonzero(as_tuple=True)
-            expert_out = self.experts.alone[expert](x[rows], batch, fused=fused)
-            out.index_add_(0, rows, expert_out * shares[rows, ranks, None].to(x.dtype))
-        return out
+    @property
+    def capturable(self) -> bool:
+        """Whether kernels of a GPU compute it without asking which experts were chosen."""
+        return self.experts.gate.activation in GATES
+
+    def __call__(self, x: Tensor, step: StepContext) -> Tensor:
+        chosen, shares = self.router(x, step.batch)
+        started = None if self.shared is None else self.shared(x, step)
+        return step.kernels.experts(x, self.experts, chosen, shares, started)
 
 
 class LearnedRouter:

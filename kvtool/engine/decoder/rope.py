@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kvtool.catalog.decoder import RopeScaling
 from kvtool.errors import KvtoolError
-from kvtool.kernels.cpu.native import ROW, native, serves
 
 
 class Rope:
@@ -35,18 +34,6 @@ class Rope:
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for positions [T], as [T, 1, dim] each: shared by all layers of a step."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x [T, heads, dim] turned by what `Rope.at` gave; of wider heads the first dimensions are turned."""
-    cos, sin = rotation
-    turned = cos.shape[-1]
-    if turned < x.shape[-1]:
-        return torch.cat((rotate(x[..., :turned], rotation), x[..., turned:]), dim=-1)
-    kernels = native()
-    if kernels is not None and serves(x, cos, sin) and x.shape[-1] % (2 * ROW) == 0:
-        return kernels.rotate(x, cos, sin)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def rope_frequencies(theta: float, dim: int, scaling: RopeScaling | None) -> tuple[Tensor, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +16,14 @@ from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.gathered import Gathered, gathered
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
-from kvtool.engine.decoder.linear import Linear
-from kvtool.engine.decoder.mlp import Mlp, load_mlp
+from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
-from kvtool.engine.decoder.residual import Residual, added
+from kvtool.engine.decoder.residual import Residual
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.interface import Kernels, Pages
-
-_TILE_TOKENS = 64  # that prefill reads at once, where they are in one block
+from kvtool.kernels.interface import Kernels, Pages, Weight
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
 _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
@@ -44,21 +41,20 @@ _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
 class DecoderLayer:
     """x + attention(x), then + mlp(·), with norms before them, after them, or both."""
 
-    def __init__(self, model: Model, decoder: Decoder, index: int, weights: WeightSource) -> None:
+    def __init__(self, model: Model, decoder: Decoder, index: int, weights: WeightSource, kernels: Kernels) -> None:
         prefix = f"model.layers.{index}"
         self.attention_in, self.attention_out, self.mlp_in, self.mlp_out = (
             load_norm(decoder, model.hidden_size, weights, f"{prefix}.{name}") if name else None
             for name in _NORMS[decoder.norms]
         )
-        self.attention = _attention(index, model, decoder, weights, f"{prefix}.self_attn")
-        self.mlp = _mlp(model, decoder, index, weights, f"{prefix}.mlp")
+        self.attention = _attention(index, model, decoder, weights, kernels, f"{prefix}.self_attn")
+        self.mlp = _mlp(model, decoder, index, weights, kernels, f"{prefix}.mlp")
 
     def __call__(self, stream: Residual, step: StepContext, pages: Pages) -> Residual:
-        fused = step.kernels.fused
-        normed, x = stream.normed(self.attention_in, fused)
-        stream = added(x, partial(self.attention, normed, step, pages), self.attention_out, fused)
-        normed, x = stream.normed(self.mlp_in, fused)
-        return added(x, partial(self.mlp, normed, step.batch, fused=fused), self.mlp_out, fused)
+        normed, x = stream.normed(self.attention_in, step.kernels)
+        stream = Residual(x, self.attention(normed, step, pages), self.attention_out)
+        normed, x = stream.normed(self.mlp_in, step.kernels)
+        return Residual(x, self.mlp(normed, step), self.mlp_out)
 
 
 class Transformer:
@@ -68,6 +64,7 @@ class Transformer:
         self,
         model: Model,
         weights: WeightSource,
+        kernels: Kernels,
         *,
         max_positions: int,
         dtype: torch.dtype,
@@ -79,12 +76,11 @@ class Transformer:
         self.model = model
         self.logit_softcap = decoder.logit_softcap
         self.embedding = Embedding(model, decoder, weights, max_positions)
-        self.layers = [DecoderLayer(model, decoder, index, weights) for index in range(model.num_layers)]
+        self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
         self.norm = load_norm(decoder, hidden, weights, "model.norm")
         tied = model.tie_word_embeddings
-        self.head = Linear(
-            self.embedding.tokens if tied else weights.tensor("lm_head.weight", model.vocab_size, hidden)
-        )
+        head = self.embedding.tokens if tied else weights.tensor("lm_head.weight", model.vocab_size, hidden)
+        self.head = kernels.prepare(Weight(head))
         rotary = (rotary_dim(model, decoder), max_positions)
         self.rope = Rope(decoder.rope_theta, decoder.rope_scaling, *rotary, dtype=dtype, device=device)
         local_theta = decoder.local_rope_theta
@@ -106,15 +102,14 @@ class Transformer:
             stream = layer(stream, step, pages)
         if batch.sample_rows is not None:
             stream = stream.rows(batch.sample_rows)
-        logits = self.head(stream.normed(self.norm, kernels.fused)[0], fused=kernels.fused)
+        logits = kernels.linear(stream.normed(self.norm, kernels)[0], self.head)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
     def _gathered(self, batch: StepBatch, pages: Pages, kernels: Kernels) -> Gathered | None:
-        """Of the prefill rows of MLA, which are decompressed side by side, in blocks of a tile of the GPU's kernel."""
+        """The prefill rows of MLA, which are decompressed side by side, in blocks of a tile of the kernel."""
         if batch.prefill is None or not isinstance(self.model.layers[0].cache, LatentAttention):
             return None
-        block_tokens = 1 if kernels.fused is None else _TILE_TOKENS
-        return gathered(batch.prefill_pages, pages.block_size, block_tokens, pages.k.device)
+        return gathered(batch.prefill_pages, pages.block_size, kernels.tile_tokens, pages.k.device)
 
 
 class Embedding:
@@ -164,32 +159,32 @@ def rotary_dim(model: Model, decoder: Decoder) -> int:
 
 
 def _attention(
-    index: int, model: Model, decoder: Decoder, weights: WeightSource, prefix: str
+    index: int, model: Model, decoder: Decoder, weights: WeightSource, kernels: Kernels, prefix: str
 ) -> GroupedQueryAttention | MultiHeadLatentAttention:
     shape = model.layers[index].cache
-    common = {"num_heads": model.num_heads, "hidden_size": model.hidden_size}
+    parts: dict[str, Any] = {"decoder": decoder, "weights": weights, "kernels": kernels, "prefix": prefix}
+    parts |= {"num_heads": model.num_heads, "hidden_size": model.hidden_size}
     if isinstance(shape, LatentAttention):
-        return MultiHeadLatentAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix)
+        return MultiHeadLatentAttention(shape, **parts)
     if isinstance(shape, FullAttention):
-        rotates = decoder.rotates(index)
-        return GroupedQueryAttention(shape, **common, decoder=decoder, weights=weights, prefix=prefix, rotates=rotates)
+        return GroupedQueryAttention(shape, **parts, rotates=decoder.rotates(index))
     raise KvtoolError(f"the engine does not run layers of kind {type(shape).__name__}: `kvtool size` can size them")
 
 
-def _mlp(model: Model, decoder: Decoder, index: int, weights: WeightSource, prefix: str) -> Mlp | MoeMlp:
+def _mlp(
+    model: Model, decoder: Decoder, index: int, weights: WeightSource, kernels: Kernels, prefix: str
+) -> GatedMlp | Mlp | MoeMlp:
     hidden, moe = model.hidden_size, model.moe
     if moe is None or not moe.is_sparse(index):
         if model.intermediate_size is None:
             raise KvtoolError(f"the engine cannot run {model.id}: its intermediate_size is not known")
-        return load_mlp(hidden, model.intermediate_size, decoder, weights, prefix)
-    experts = load_experts(hidden, moe, decoder, weights, f"{prefix}.experts")
-    shared = moe.shared_intermediate_size
+        return load_mlp(hidden, model.intermediate_size, decoder, weights, kernels, prefix)
     assert decoder.router is not None
-    return MoeMlp(
-        moe,
+    router = (
         EvenRouter(moe, index)
         if weights.even_routing
-        else LearnedRouter(moe, decoder.router, hidden, weights, f"{prefix}.gate"),
-        experts,
-        load_mlp(hidden, shared, decoder, weights, f"{prefix}.shared_experts") if shared else None,
+        else LearnedRouter(moe, decoder.router, hidden, weights, f"{prefix}.gate")
     )
+    experts = kernels.prepare(load_experts(hidden, moe, decoder, weights, f"{prefix}.experts"))
+    width, name = moe.shared_intermediate_size, f"{prefix}.shared_experts"
+    return MoeMlp(router, experts, load_mlp(hidden, width, decoder, weights, kernels, name) if width else None)

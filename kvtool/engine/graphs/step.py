@@ -15,7 +15,6 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, next_tokens
 from kvtool.kernels.interface import Kernels, Rows
-from kvtool.kernels.reference import step as step_reference
 from kvtool.units import ceil_div
 
 PADDING = -1
@@ -51,8 +50,7 @@ class DecodeRows:
 
     def next_batch(self, block_size: int, kernels: Kernels) -> StepBatch:
         """The step that these rows are at; then they stand at the position behind it."""
-        place = step_reference.place if kernels.fused is None else kernels.fused.place
-        positions, slots, seq_lens = place(self.positions, self.block_tables, block_size)
+        positions, slots, seq_lens = kernels.place(self.positions, self.block_tables, block_size)
         rows = Rows(
             block_tables=self.block_tables,
             seq_lens=seq_lens,

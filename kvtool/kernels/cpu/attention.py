@@ -26,9 +26,7 @@ from kvtool.kernels.cpu.native import ROW, native, serves
 from kvtool.kernels.quantise import largest, stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax, StepKernels
-
-fused: StepKernels | None = None
+    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.

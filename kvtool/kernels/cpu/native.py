@@ -25,10 +25,11 @@ HUGE_PAGE_BYTES = 2 << 20
 
 _POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
-    "linear": (_POINTER, _COUNT, *(_POINTER,) * 3, _COUNT, _POINTER, *(_COUNT,) * 3, _POINTER),
+    "linear": (_POINTER, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3, _POINTER),
     "gated_linear": (_POINTER, _COUNT, *(_POINTER,) * 4, _COUNT, _POINTER, *(_COUNT,) * 3, _POINTER),
     "gate": (_POINTER, _POINTER, _COUNT, _COUNT),
     "rms_norm": (_POINTER, _COUNT, _POINTER, _NUMBER, _POINTER, _COUNT, _COUNT),
+    "add_rms_norm": (*(_POINTER, _COUNT) * 2, _POINTER, _NUMBER, _POINTER, _POINTER, _COUNT, _COUNT),
     "rotate": (_POINTER, _COUNT, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3),
     "store_rows": (_POINTER, _COUNT, _POINTER, _POINTER, *(_COUNT,) * 5),
     "paged_decode": (_POINTER,),
@@ -77,8 +78,8 @@ class Native:
         library.read_all.restype = ctypes.c_uint32
         self.prefill_pays = bool(library.prefill_pays())
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
-        """x [T, in] W^T + bias + plus -> [T, out], for a weight out of `packed`."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [T, in] W^T + bias -> [T, out], for a weight out of `packed`."""
         blocks, pairs = weight.shape[:2]
         out, woven = x.new_empty(len(x), blocks * ROW), x.new_empty(x.shape)
         self._library.linear(
@@ -86,8 +87,6 @@ class Native:
             x.stride(0),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
-            None if plus is None else plus.data_ptr(),
-            0 if plus is None else plus.stride(0),
             out.data_ptr(),
             len(x),
             2 * pairs,
@@ -128,6 +127,15 @@ class Native:
         self._library.rms_norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), len(x), x.shape[1])
         return out
 
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x and residual [T, n] -> (`rms_norm` of their sum, their sum)."""
+        added, normed = x.new_empty(x.shape), x.new_empty(x.shape)
+        self._library.add_rms_norm(
+            *(x.data_ptr(), x.stride(0), residual.data_ptr(), residual.stride(0), weight.data_ptr(), eps),
+            *(added.data_ptr(), normed.data_ptr(), *x.shape),
+        )
+        return normed, added
+
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, heads, dim] cos + roll(x, dim / 2) sin; cos and sin [T, 1, dim] are contiguous."""
         out = x.new_empty(x.shape)
@@ -153,7 +161,7 @@ class Native:
     def paged_decode(
         self, q: Tensor, k: Tensor, v: Tensor, block_tables: Tensor, seq_lens: Tensor, scale: float, window: int
     ) -> Tensor:
-        """`Kernels.paged_decode` of q [S,HQ,D] over k [P,B,HKV,D] and v [P,B,HKV,DV]."""
+        """`Kernels.decode` of q [S,HQ,D] over k [P,B,HKV,D] and v [P,B,HKV,DV]."""
         seqs, heads, k_dim = q.shape
         block, kv_heads, v_dim = v.shape[1:]
         out = q.new_empty(seqs, heads, v_dim)
@@ -182,7 +190,7 @@ class Native:
         window: int,
         longest: int,
     ) -> Tensor:
-        """`Kernels.paged_prefill` of q [T,HQ,D]; no sequence has more than `longest` queries. The indices are int32."""
+        """`Kernels.prefill` of q [T,HQ,D]; no sequence has more than `longest` queries. The indices are int32."""
         block, kv_heads, v_dim = v.shape[1:]
         out = q.new_empty(*q.shape[:2], v_dim)
         call = _Prefill(

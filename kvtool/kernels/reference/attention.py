@@ -14,9 +14,7 @@ from torch import Tensor
 from kvtool.kernels.quantise import stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax, StepKernels
-
-fused: StepKernels | None = None
+    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
 
 
 def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:

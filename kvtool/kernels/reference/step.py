@@ -1,28 +1,53 @@
-"""The torch twins of `step`: the same in plain operations, in fp32, or in fp64 where they are given that. Where no
-kernels are fused, `place` is also what the engine runs."""
+"""The torch twins of all that lies around attention: plain operations in fp32, or in fp64 where they are given that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, silu
-from torch.nn.functional import linear as torch_linear
+from torch.nn import functional
 
-from kvtool.kernels.interface import GATES
+from kvtool.kernels import plain
 from kvtool.kernels.reference.attention import store
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import ExpertWeights, Pages, Rotation
+    from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu,
-    "gelu": gelu,
-    "gelu_tanh": partial(gelu, approximate="tanh"),
-}
+
+def prepare(weight: AnyWeight) -> AnyWeight:
+    return weight
+
+
+def weight_copies(dtype: torch.dtype, device: torch.device) -> int:
+    return 1
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    return product(x, weight.weight, weight.bias)
+
+
+def gated(x: Tensor, weight: GatedWeight) -> Tensor:
+    of_gate, up = product(x, weight.weight, weight.bias).chunk(2, dim=-1)
+    return gate(of_gate, up, weight.gate)
+
+
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
+    wide = _wide(x)
+    out = torch.zeros_like(wide) if plus is None else plus.to(wide.dtype, copy=True)
+    for token, (row, of_token, shares_of_token) in enumerate(zip(wide, chosen.tolist(), shares, strict=True)):
+        for expert, share in zip(of_token, shares_of_token, strict=True):
+            inner, down = plain.expert_weights(weights, expert)
+            out[token] = out[token] + share * linear(gated(row, inner), down)
+    return out.to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return (_rms_norm(_wide(x), eps) * weight).to(x.dtype)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    return plain.rotate(_wide(x), rotation).to(x.dtype)
 
 
 def add_rms_norm(
@@ -39,7 +64,7 @@ def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation,
     wide = _wide(qk)
     if norms is not None:
         wide = _rms_norm(wide, eps) * norms
-    turned = _turned(wide, rotation)
+    turned = plain.rotate(wide, rotation)
     store(turned[:, -kv_heads:], v, pages, slots)
     return turned[:, :-kv_heads].to(qkv.dtype)
 
@@ -66,50 +91,25 @@ def split_latent(
     latent_dim, rope_dim = len(norm), rotation[0].shape[-1]
     wide = _wide(latent)
     normed = _rms_norm(wide[:, :latent_dim], eps) * norm
-    k_rope = _turned(wide[:, None, latent_dim:], rotation).squeeze(1)
+    k_rope = plain.rotate(wide[:, None, latent_dim:], rotation).squeeze(1)
     store(torch.cat((normed, k_rope), dim=1), None, pages, slots)
-    q_rope = _turned(_wide(q[..., -rope_dim:]), rotation).to(q.dtype)
+    q_rope = plain.rotate(_wide(q[..., -rope_dim:]), rotation).to(q.dtype)
     absorbed = q.new_empty(num_absorbed, q.shape[1], latent_dim + rope_dim)
     absorbed[..., latent_dim:] = q_rope[:num_absorbed]
     q[num_absorbed:, :, -rope_dim:] = q_rope[num_absorbed:]
     return absorbed
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    product = torch_linear(_wide(x), weight.to(_wide(x).dtype), None if bias is None else bias.to(_wide(x).dtype))
-    return (product if plus is None else product + plus).to(x.dtype)
-
-
-def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    return (ACTIVATIONS[GATES[activation]](_wide(gate)) * up).to(gate.dtype)
-
-
-def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N]."""
     wide = _wide(x)
-    out = torch.zeros_like(wide) if plus is None else plus.to(wide.dtype, copy=True)
-    for token, (row, of_token, shares_of_token) in enumerate(zip(wide, chosen.tolist(), shares, strict=True)):
-        for expert, share in zip(of_token, shares_of_token, strict=True):
-            out[token] = out[token] + share * _expert(row, weights, expert)
-    return out.to(x.dtype)
+    found = functional.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
+    return (found if plus is None else found + plus).to(x.dtype)
 
 
-def _expert(x: Tensor, weights: ExpertWeights, expert: int) -> Tensor:
-    """x [H] through one expert."""
-    gate_up_bias, down_bias = (
-        None if bias is None else bias[expert] for bias in (weights.gate_up_bias, weights.down_bias)
-    )
-    gate, up = linear(x, weights.gate_up[expert], gate_up_bias).chunk(2)
-    if weights.activation == "clamped_swiglu":
-        gate, up = gate.clamp(max=weights.limit), up.clamp(-weights.limit, weights.limit) + 1
-        activated = gate * (weights.alpha * gate).sigmoid()
-    else:
-        activated = ACTIVATIONS[GATES[weights.activation]](gate)
-    return linear(activated * up, weights.down[expert], down_bias)
-
-
-def _turned(x: Tensor, rotation: Rotation) -> Tensor:
-    cos, sin = rotation
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+def gate(of_gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
+    """Both [T,n] -> [T,n], as `Gate` says."""
+    return plain.gated(_wide(of_gate), _wide(up), kind).to(of_gate.dtype)
 
 
 def _rms_norm(x: Tensor, eps: float) -> Tensor:

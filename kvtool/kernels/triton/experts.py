@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import GATES, ExpertWeights
+from kvtool.kernels.interface import ExpertWeights
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.experts import add_chosen_kernel, assign_kernel, experts_kernel
 from kvtool.kernels.triton.tiles import rules
@@ -17,7 +17,17 @@ from kvtool.kernels.triton.tiles.rules import padded
 PAIRS_AT_ONCE = 1024
 
 
-def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
+# What a kernel makes of a gate, by the names that checkpoints use.
+KERNEL_GATES = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "clamped_swiglu": "clamped_swiglu",
+}
+
+
+def experts_at_once(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None) -> Tensor:
     """x [T,H], chosen and shares [T,k] -> [T,H]: for each token the sum of its experts times their shares, + plus.
 
     Four launches: pairs of token and expert sorted by expert; gate, up and activation; down, times the share; the sum.
@@ -30,7 +40,8 @@ def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, p
     block_m = expert_rows(num_pairs, num_experts, x.element_size())
     order, blocks = _placed(chosen, num_experts, block_m)
     inner = x.new_empty(num_pairs, width)
-    gate_up = {"alpha": float(weights.alpha), "limit": float(weights.limit), "ACTIVATION": GATES[weights.activation]}
+    gate = weights.gate
+    gate_up = {"alpha": float(gate.alpha), "limit": float(gate.limit), "ACTIVATION": KERNEL_GATES[gate.activation]}
     _product(x, weights.gate_up, weights.gate_up_bias, shares, order, blocks, inner, block_m, True, gate_up)
     each = x.new_empty(num_pairs, hidden)
     down = {"alpha": 0.0, "limit": 0.0, "ACTIVATION": ""}

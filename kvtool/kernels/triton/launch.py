@@ -7,14 +7,45 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels.triton import attention, checks, step
+from kvtool.kernels.plain import rms_norm, rotate
+from kvtool.kernels.triton import attention, checks
 from kvtool.kernels.triton.arguments import keys_of
+from kvtool.kernels.triton.step import (
+    add_rms_norm,
+    experts,
+    gated,
+    linear,
+    place,
+    prepare,
+    split_latent,
+    split_qkv,
+    weight_copies,
+)
 from kvtool.kernels.triton.store import gather_rows, store_rows
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Softmax, StepKernels
+    from kvtool.kernels.interface import Pages, Rows, Softmax
 
-fused: StepKernels | None = step
+__all__ = [
+    "add_rms_norm",
+    "decode",
+    "experts",
+    "gated",
+    "gather",
+    "linear",
+    "place",
+    "prefill",
+    "prepare",
+    "rms_norm",
+    "rotate",
+    "split_latent",
+    "split_qkv",
+    "store",
+    "tile_tokens",
+    "weight_copies",
+]
+
+tile_tokens = 64  # of a prefill's tile over keys of DeepSeek's heads
 
 
 def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:

@@ -8,20 +8,52 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import GATES
+from kvtool.kernels import plain
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton import checks
-from kvtool.kernels.triton.experts import experts
+from kvtool.kernels.triton import checks, products
+from kvtool.kernels.triton.experts import KERNEL_GATES, experts_at_once
 from kvtool.kernels.triton.jit.gate import gate_kernel
 from kvtool.kernels.triton.jit.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
-from kvtool.kernels.triton.products import linear
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rotation
+    from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
 
-__all__ = ["add_rms_norm", "experts", "gated", "linear", "place", "split_latent", "split_qkv"]
+_DENSE_GATES = KERNEL_GATES.keys() - {plain.CLAMPED}  # of two tensors; experts clamp in their product
+
+
+def prepare(weight: AnyWeight) -> AnyWeight:
+    """As it is."""
+    return weight
+
+
+def weight_copies(dtype: torch.dtype, device: torch.device) -> int:
+    """One."""
+    return 1
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """By cuBLAS or by Triton."""
+    return products.linear(x, weight.weight, weight.bias)
+
+
+def gated(x: Tensor, weight: GatedWeight) -> Tensor:
+    """One product, of a weight so large that it is read nearer to the memory's speed, and the gate of its halves."""
+    of_gate, up = products.linear(x, weight.weight, weight.bias).chunk(2, dim=1)
+    return (gate if weight.gate.activation in _DENSE_GATES else plain.gated)(of_gate, up, weight.gate)
+
+
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
+    """All at once; those whose gate no kernel computes take turns."""
+    if weights.gate.activation in KERNEL_GATES:
+        return experts_at_once(x, weights, chosen, shares, plus)
+
+    def expert(number: int) -> plain.Expert:
+        inner, down = plain.expert_weights(weights, number)
+        return lambda rows: linear(gated(rows, inner), down)
+
+    return plain.experts_in_turn(x, expert, chosen, shares, plus)
 
 
 def add_rms_norm(
@@ -182,16 +214,16 @@ def split_latent(
     return absorbed
 
 
-def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """gate and up [T,n] -> activation(gate) * up. Grid: (T, blocks of a row)."""
-    checks.rows(gate, up)
-    num_tokens, size = gate.shape
-    out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+def gate(of_gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
+    """Both [T,n] -> activation(of_gate) * up. Grid: (T, blocks of a row)."""
+    checks.rows(of_gate, up)
+    num_tokens, size = of_gate.shape
+    out = torch.empty_like(of_gate, memory_format=torch.contiguous_format)
     if out.numel() == 0:
         return out
     block = min(padded(size), rules.STORE_BLOCK)
-    constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": GATES[activation]}
+    constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": KERNEL_GATES[kind.activation]}
     gate_kernel[(num_tokens, math.ceil(size / block))](
-        gate, up, out, gate.stride(0), up.stride(0), **constants, num_warps=4
+        of_gate, up, out, of_gate.stride(0), up.stride(0), **constants, num_warps=4
     )
     return out

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, new_figure
 from kvtool.report.tables import WIDE
 from kvtool.results import SizeDocument, SizeFit, SizeRow
+from kvtool.results.size import FITS_WITHIN_MARGIN
 from kvtool.units import GIB, format_bytes, format_bytes_short, format_length
 
 if TYPE_CHECKING:
@@ -70,10 +71,14 @@ def columns(parts: Sequence[Segment], width: int) -> list[int]:
 
 
 def decision(row: SizeRow) -> str:
-    """`fits, 50.2 GiB to spare` or `no: 1.7 GiB short`."""
-    if row.fit.missing_bytes:
-        return f"no: {format_bytes_short(row.fit.missing_bytes)} short"
-    return f"fits, {format_bytes_short((row.fit.kv_pool_bytes or 0) - row.kv.bytes_per_gpu)} to spare"
+    """`fits, 50.2 GiB to spare`, `no: 1.7 GiB short`, or `fits, within the margin: 300 MiB short, +-900 MiB`."""
+    fit = row.fit
+    left = (fit.kv_pool_bytes or 0) - row.kv.bytes_per_gpu
+    missing = fit.missing_bytes or 0
+    room = f"{format_bytes_short(missing)} short" if missing else f"{format_bytes_short(left)} to spare"
+    if fit.verdict == FITS_WITHIN_MARGIN:
+        return f"{fit.verdict}: {room}, +-{format_bytes_short(fit.margin_bytes or 0)}"
+    return f"no: {room}" if missing else f"fits, {room}"
 
 
 def would_fit(row: SizeRow, ways: Sequence[str]) -> str:

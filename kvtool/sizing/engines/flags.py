@@ -120,7 +120,7 @@ FLAGS = (
         "switch",
         "--no-enable-prefix-caching",
         "--disable-radix-cache",
-        help="Keep what prompts have in common (the default).",
+        help="Keep what prompts have in common (by default on; for hybrids since vLLM 0.26).",
     ),
     Flag(
         "hybrid_kv_cache_manager",
@@ -149,6 +149,13 @@ FLAGS = (
         help="Bytes of states to a byte of tokens.",
     ),
     Flag("max_mamba_cache_size", "count", None, "--max-mamba-cache-size", help="Slots of recurrent state."),
+    Flag("cuda_graphs", "switch", "--enforce-eager", help="Run without CUDA graphs."),
+    Flag(
+        "limit_mm_per_prompt",
+        "name",
+        "--limit-mm-per-prompt",
+        help='Images and videos a prompt may bring, as {"image": 0, "video": 0}.',
+    ),
     Flag("num_speculative_tokens", "count", None, "--speculative-num-steps"),
 )
 BY_FIELD = {flag.field: flag for flag in FLAGS}

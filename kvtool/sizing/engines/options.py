@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.parallel import Parallel
 
 if TYPE_CHECKING:
     from kvtool.catalog.gpus import Gpu
+from kvtool.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """Flags of one start of an engine on one layout; None where the engine itself chooses. Each has a row in flags.py.
 
-    `name` is vllm or sglang, `version` the one asked for (None: the one modelled). `auto_fit` is --max-model-len -1:
+    `name` is vllm or sglang, `version` the one asked for (None: the one modelled), `rules` those
+    to plan by in place of that release's own. `auto_fit` is --max-model-len -1:
     the longest sequence that fits. `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not
     estimated. `gpu` decides what depends on the card: block sizes and default batched tokens. The last fields are
     SGLang's own; it calls `block_size` --page-size, `max_model_len` --context-length, `mamba_ssm_cache_dtype`
-    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache.
+    --mamba-ssm-dtype, and no prefix caching --disable-radix-cache. `limit_mm_per_prompt` is JSON, how many items of
+    each modality a prompt may bring; `dtype` is that of weights and activations.
     """
 
     name: str
     version: str | None = None
+    rules: object | None = None
     parallel: Parallel = field(default_factory=Parallel)
     gpu: Gpu | None = None
-    gpu_memory_utilization: float = 0.92
+    gpu_memory_utilization: float | None = None
     kv_cache_dtype: str = AUTO
     block_size: int | None = None
     max_model_len: int | None = None
@@ -37,11 +44,14 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
     async_scheduling: bool = True
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool | None = None
     hybrid_kv_cache_manager: bool = True
     mamba_ssm_cache_dtype: str = AUTO
     mamba_cache_mode: str = AUTO
     num_speculative_tokens: int = 0
+    dtype: str = AUTO
+    cuda_graphs: bool = True
+    limit_mm_per_prompt: str = AUTO
     mem_fraction_static: float | None = None
     chunked_prefill_size: int | None = None
     max_total_tokens: int | None = None
@@ -50,12 +60,21 @@ class EngineOptions:
     mamba_full_memory_ratio: float | None = None
     max_mamba_cache_size: int | None = None
 
-    def asks_other_than(self, modelled: str) -> bool:
-        """Whether another release than `modelled` was asked for; 0.33 is 0.33.0."""
-        return self.version is not None and _release(self.version) != _release(modelled)
+    @property
+    def profiles_images(self) -> bool:
+        """Whether any image or video may come: not where all that is limited is limited to none. Raises KvtoolError."""
+        if self.limit_mm_per_prompt == AUTO:
+            return True
+        try:
+            limits = json.loads(self.limit_mm_per_prompt)
+        except ValueError:
+            limits = None
+        if not isinstance(limits, dict) or not all(isinstance(count, int) for count in limits.values()):
+            text = self.limit_mm_per_prompt[:40]
+            raise KvtoolError(f'--limit-mm-per-prompt {text!r} must be counts, as {{"image": 0, "video": 0}}')
+        return any(limits.values())
 
-
-def _release(version: str) -> str:
-    while version.endswith(".0"):
-        version = version.removesuffix(".0")
-    return version
+    def is_of(self, releases: Iterable[str]) -> bool:
+        """Whether a release asked for is one of those, or a patch of one."""
+        wanted = {parse_release(release)[:2] for release in releases}
+        return self.version is not None and parse_release(self.version)[:2] in wanted

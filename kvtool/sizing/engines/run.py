@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.results import SizeEngine
 from kvtool.sizing.engines import sglang, vllm
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.versions import History
 from kvtool.sizing.fit import Budget
 from kvtool.units import format_bytes
 
@@ -37,13 +39,18 @@ def run_engine(model: Model, options: EngineOptions, memory: Budget | None) -> E
 def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
     pool_bytes = _pool_bytes(model, options, memory.kv_pool_bytes if memory else None)
     plan = vllm.plan(model, options, pool_bytes=pool_bytes)
+    doubt: tuple[str, ...] = ()
+    if plan.refusal is not None and (most := _most_bytes(options, memory, pool_bytes)) > pool_bytes:
+        larger = vllm.plan(model, options, pool_bytes=most)
+        if larger.refusal is None:
+            doubt, plan = (_within_margin(plan.refusal, most),), larger
     return EngineRun(
         options=options,
         at=lambda context: vllm.size_engine(plan, context=context),
         holds=lambda context, prefix: vllm.capacity(plan, context, shared_prefix=prefix),
         max_requests=plan.inputs.max_num_seqs,
         refusal=plan.refusal,
-        assumptions=(*vllm.assumptions(plan, options), *_about_pool(options, memory)),
+        assumptions=(*doubt, *vllm.assumptions(plan, options), *_about_pool(options, memory)),
     )
 
 
@@ -66,7 +73,8 @@ ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]
 }
 
 
-VERSIONS = {"vllm": vllm.VERSION, "sglang": sglang.VERSION}
+HISTORIES: Mapping[str, History[Any]] = {"vllm": vllm.HISTORY, "sglang": sglang.HISTORY}
+VERSIONS = {name: history.modelled for name, history in HISTORIES.items()}
 
 
 def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | None) -> int:
@@ -79,6 +87,20 @@ def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | Non
     raise KvtoolError(
         f"--engine {options.name} on {options.gpu.name}: the weights of {model.id} are not known, so neither is what"
         " they leave: give --kv-cache-memory-bytes, as 40GiB"
+    )
+
+
+def _most_bytes(options: EngineOptions, memory: Budget | None, pool_bytes: int) -> int:
+    """The largest pool that the estimate leaves open."""
+    if options.kv_cache_memory_bytes is not None or memory is None:
+        return pool_bytes
+    return max(0, (memory.kv_pool_bytes or 0) + memory.margin_bytes)
+
+
+def _within_margin(refusal: str, most: int) -> str:
+    return (
+        f"by the estimate alone it would not start ({refusal}); this is the plan of {format_bytes(most)}, the most "
+        "that the margin leaves open"
     )
 
 

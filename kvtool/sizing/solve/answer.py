@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvtool.errors import KvtoolError
+from kvtool.sizing.card import card_memory
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import MAX_BATCH_SIZE, largest
 from kvtool.sizing.options import SizeOptions
-from kvtool.sizing.plan import SizePlan, card_memory
+from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.solve.start import start_of
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
 

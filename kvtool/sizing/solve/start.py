@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.sglang.memory import START_BYTES
+from kvtool.sizing.engines.vllm import rules_at
 from kvtool.sizing.fit import BatchLimits, Budget
 from kvtool.sizing.options import DEFAULT_BLOCK_SIZE, SizeOptions
 from kvtool.units import round_up
@@ -32,6 +34,8 @@ def start_of(name: str, options: SizeOptions, limits: BatchLimits, memory: Budge
         auto_fit=False,
         max_num_batched_tokens=limits.tokens,
         max_num_seqs=limits.sequences,
+        gpu_memory_utilization=given.gpu_memory_utilization or _usual_utilization(given),
+        dtype=options.dtype,
     )
     if name != "sglang":
         return start
@@ -44,6 +48,10 @@ def start_of(name: str, options: SizeOptions, limits: BatchLimits, memory: Budge
     )
 
 
+def _usual_utilization(given: EngineOptions) -> float:
+    return rules_at(given.version if given.name == "vllm" else None).gpu_memory_utilization
+
+
 def _static_share(given: EngineOptions, memory: Budget) -> float | None:
     """The --mem-fraction-static that leaves the budget's pool for caches, rounded down: SGLang takes it of what is free
     once its runtime is loaded. The least that it takes where there is no room at all.
@@ -51,4 +59,4 @@ def _static_share(given: EngineOptions, memory: Budget) -> float | None:
     pool_bytes = memory.kv_pool_bytes if given.kv_cache_memory_bytes is None else given.kv_cache_memory_bytes
     if memory.weights_bytes is None or pool_bytes is None:
         return None
-    return max(1, 1000 * (memory.weights_bytes + pool_bytes) // (memory.memory_bytes - memory.reserve_bytes)) / 1000
+    return max(1, 1000 * (memory.weights_bytes + pool_bytes) // (memory.memory_bytes - START_BYTES)) / 1000

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import ACTIVATION_MARGIN, GRAPH_BYTES, RUNTIME_BYTES, Budget
+from kvtool.sizing.fit import Budget
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -28,6 +30,7 @@ from kvtool.units import format_bytes
 def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
     """Every assumption of a plan. `automatic`: the cache dtype was left to kvtool."""
     return [
+        *plan.model.assumed,
         *_cache(plan, automatic=automatic),
         *_state(plan),
         *_layout(plan),
@@ -82,7 +85,6 @@ def _has_tensor_scales(plan: SizePlan) -> bool:
 
 
 def _state(plan: SizePlan) -> Iterator[str]:
-    model = plan.model
     kept = sum(count * spec.state_bytes for spec, count in plan.specs if isinstance(spec, CompressorSpec))
     if kept:
         yield (
@@ -90,10 +92,12 @@ def _state(plan: SizePlan) -> Iterator[str]:
             "not in state_bytes_per_sequence, which is recurrent state"
         )
     drafted = plan.state.speculative_tokens
-    if drafted:
+    if drafted and plan.draft is not None:
+        weights = plan.draft.weights_bytes
+        counted = "not known, and not counted" if weights is None else f"taken to be {format_bytes(weights)}"
         yield (
-            f"drafting {drafted} tokens a step: the {len(model.draft_layers)} draft layers (MTP) keep a cache too, "
-            f"recurrent layers {1 + drafted} states a sequence; their weights are those that the checkpoint counts"
+            f"{plan.draft.assumption}; recurrent layers keep {1 + drafted} states a sequence; the draft's own weights "
+            f"are {counted}"
         )
     states = [(spec, count) for spec, count in plan.specs if isinstance(spec, StateSpec) and spec.recurrent_elements]
     if not states:
@@ -179,13 +183,32 @@ def _card(plan: SizePlan) -> Iterator[str]:
     gpu = plan.options.gpu
     if gpu is None:
         return
-    if gpu.memory_assumed:
-        yield f"{gpu.name}: memory is the card's decimal figure, {gpu.memory_bytes:,} B; a driver reports a little less"
+    yield from _card_memory(gpu, plan.memory)
     yield from _memory(plan)
     yield (
         "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"
         " at its dense bf16 rate; recurrent state counts as read and written"
     )
+
+
+def _card_memory(gpu: Gpu, memory: Budget | None) -> Iterator[str]:
+    """Where the card's total comes from, how good it is, and what of it is not to be had."""
+    if gpu.memory_margin_bytes:
+        yield (
+            f"{gpu.name}: memory is {'assumed' if gpu.memory_assumed else 'taken'} to be "
+            f"{format_bytes(gpu.memory_bytes)}, good to {format_bytes(gpu.memory_margin_bytes)}: {gpu.memory_source}"
+        )
+    if gpu.kept_bytes:
+        yield (
+            f"{gpu.name}: {format_bytes(gpu.kept_bytes)} of its memory is the system's or other processes': "
+            "--free-memory says otherwise"
+        )
+    if memory is not None and gpu.kept_bytes and memory.usable_bytes == gpu.free_bytes:
+        most = math.floor(100 * gpu.free_bytes / gpu.memory_bytes) / 100
+        yield (
+            f"{format_bytes(gpu.free_bytes)} are free, less than an engine asks for by default, so that is what "
+            f"counts: vLLM starts with --gpu-memory-utilization {most:g} at most"
+        )
 
 
 def _given_pool(memory: Budget) -> Iterator[str]:
@@ -200,9 +223,10 @@ def _given_pool(memory: Budget) -> Iterator[str]:
 
 def _memory(plan: SizePlan) -> Iterator[str]:
     """Which terms of the card's memory were measured, and how the others were estimated."""
-    memory, limits, calibration = plan.memory, plan.limits, plan.options.calibration
-    if memory is None or limits is None:
+    memory, calibration = plan.memory, plan.options.calibration
+    if memory is None or memory.estimates is None:
         return
+    estimates = memory.estimates
     if calibration is not None:
         terms = ", ".join(f"{name} {format_bytes(value)}" for name, value in calibration.measured.items())
         yield f"measured, not estimated: {terms} a GPU ({calibration.source})"
@@ -210,12 +234,6 @@ def _memory(plan: SizePlan) -> Iterator[str]:
         yield from _given_pool(memory)
         return
     if "activation_bytes" not in memory.measured:
-        yield (
-            f"activations are an estimate, good to {ACTIVATION_MARGIN:.0%}: {limits.tokens:,} batched tokens x "
-            f"(4 x hidden + 3 x widest MLP / tp) x 2 B + {limits.sequences:,} sequences x vocabulary x 4 B"
-        )
+        yield estimates.activation.text
     if "reserve_bytes" not in memory.measured:
-        yield (
-            f"{format_bytes(RUNTIME_BYTES + GRAPH_BYTES)} a GPU is set aside, good to half of it: "
-            f"{format_bytes(RUNTIME_BYTES)} for the runtime and {format_bytes(GRAPH_BYTES)} for CUDA graphs"
-        )
+        yield f"{estimates.runtime.text}; {estimates.graphs.text}"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from kvtool.catalog.model import Model
 from kvtool.results import SizeRow
-from kvtool.sizing.fit import widest_mlp
 from kvtool.sizing.formats import INDEX_KEYS, Row, Vector
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
@@ -165,15 +164,11 @@ def _decode(plan: SizePlan, row: SizeRow) -> Iterator[str]:
 
 
 def _activations(plan: SizePlan) -> Iterator[str]:
-    """The largest of the estimated terms, where it is one."""
-    memory, limits, model = plan.memory, plan.limits, plan.model
-    if memory is None or limits is None or {"activation_bytes", "kv_pool_bytes"} & set(memory.measured):
+    """The estimated terms beside weights and cache, where they are any."""
+    memory = plan.memory
+    if memory is None or memory.estimates is None or {"activation_bytes", "kv_pool_bytes"} & set(memory.measured):
         return
-    widest = f"3 x ceil({widest_mlp(model):,} / {plan.options.parallel.tp})"
-    yield (
-        f"activations: {limits.tokens:,} batched tokens x (4 x {model.hidden_size:,} + {widest}) x 2 B"
-        f" + {limits.sequences:,} sequences x {model.vocab_size or 0:,} x 4 B = {memory.activation_bytes:,} B"
-    )
+    yield f"{memory.estimates.activation.text}: {memory.activation_bytes:,} B"
 
 
 def _fit(row: SizeRow) -> Iterator[str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kvtool.catalog.gpus import Gpu, load_gpus
 from kvtool.catalog.model import Model, RecurrentLayer
 from kvtool.results import SizeRow
 from kvtool.sizing.dtypes import AUTO
-from kvtool.sizing.fit import ACTIVATION_MARGIN, RESERVE_MARGIN
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import make_plan
@@ -53,32 +50,16 @@ def _card(options: SizeOptions, row: SizeRow) -> Iterator[Hinge]:
     """How far each term of the card's memory may be off, against the room that is left for cache."""
     fit, gpu = row.fit, options.gpu
     measured = fit.measured or []
-    if gpu is None or not fit.kv_pool_bytes or "kv_pool_bytes" in measured:
+    if gpu is None or not fit.kv_pool_bytes or not fit.memory_bytes or "kv_pool_bytes" in measured:
         return
-    margins = {"the memory of " + gpu.name + ", assumed": _memory_margin(gpu) * options.gpu_memory_utilization}
+    share = (fit.usable_bytes or 0) / fit.memory_bytes
+    margins = {f"the memory of {gpu.name}": gpu.memory_margin_bytes * share}
     if "activation_bytes" not in measured:
-        margins["activations, an estimate"] = ACTIVATION_MARGIN * (fit.activation_bytes or 0)
+        margins["activations, an estimate"] = fit.activation_margin_bytes or 0
     if "reserve_bytes" not in measured:
-        margins["what the runtime takes, an estimate"] = RESERVE_MARGIN * (fit.reserve_bytes or 0)
+        margins["what the runtime takes, an estimate"] = fit.reserve_margin_bytes or 0
     for what, margin in margins.items():
         yield Hinge(what=what, size_bytes=round(margin), whole="the room for cache", whole_bytes=fit.kv_pool_bytes)
-
-
-def _memory_margin(gpu: Gpu) -> int:
-    """By how much a driver may report another memory than the decimal figure that was assumed: the most that it does on
-    a card of which both are known.
-    """
-    if not gpu.memory_assumed:
-        return 0
-    known = [(card.memory_bytes, _decimal_bytes(card)) for card in load_gpus() if not card.memory_assumed]
-    off = [abs(reported / decimal - 1) for reported, decimal in known if decimal]
-    return round(max(off, default=0.0) * gpu.memory_bytes)
-
-
-def _decimal_bytes(gpu: Gpu) -> int | None:
-    """`L40S-48GB` -> 48,000,000,000."""
-    named = re.search(r"-(\d+)GB$", gpu.name)
-    return int(named[1]) * 10**9 if named else None
 
 
 def _copies(row: SizeRow) -> Iterator[Hinge]:
@@ -122,10 +103,22 @@ def _instead(model: Model, options: SizeOptions, row: SizeRow, *, what: str, dty
 
 def _layout_alone(options: SizeOptions, row: SizeRow) -> SizeOptions:
     """The options of a plan of the cache alone, on the layout of the row."""
-    one = row.inputs
-    parallel = Parallel(tp=one.tp, pp=one.pp, dp=one.dp, dcp=one.dcp, ep=one.ep, dp_attention=one.enable_dp_attention)
     return replace(
-        options, parallel=parallel, gpu=None, engine=None, calibration=None, places=None, lengths=None, contexts=()
+        options,
+        parallel=_parallel(row),
+        gpu=None,
+        engine=None,
+        calibration=None,
+        places=None,
+        lengths=None,
+        contexts=(),
+    )
+
+
+def _parallel(row: SizeRow) -> Parallel:
+    asked = row.inputs
+    return Parallel(
+        tp=asked.tp, pp=asked.pp, dp=asked.dp, dcp=asked.dcp, ep=asked.ep, dp_attention=asked.enable_dp_attention
     )
 
 

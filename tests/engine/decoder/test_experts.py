@@ -1,8 +1,9 @@
-"""Experts are kept once: one by one they are views of the stack that fused kernels multiply by."""
+"""Experts are kept in one piece; a mixture says what its experts say one by one."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from kvtool.catalog.decoder import ClampedSwiglu, Decoder
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
+from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.experts import load_experts
+from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, MoeMlp
 from kvtool.engine.weights.source import RandomWeights
-from kvtool.kernels.reference import step as step_reference
+from kvtool.errors import KvtoolError
+from kvtool.kernels import load_kernels
 
 MOE = Moe(num_experts=5, experts_per_token=2, intermediate_size=24)
 HIDDEN, TOKENS = 32, 7
@@ -25,14 +29,15 @@ def random_weights() -> RandomWeights:
     return RandomWeights(seed=0, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def moe_of(decoder: Decoder) -> MoeMlp:
-    return MoeMlp(MOE, EvenRouter(MOE, 0), load_experts(HIDDEN, MOE, decoder, random_weights(), "experts"), None)
+def moe_of(decoder: Decoder, shared: GatedMlp | Mlp | None = None) -> MoeMlp:
+    return MoeMlp(EvenRouter(MOE, 0), load_experts(HIDDEN, MOE, decoder, random_weights(), "experts"), shared)
 
 
-def step_of(tokens: int) -> tuple[Tensor, StepBatch]:
+def step_of(tokens: int, backend: str) -> tuple[Tensor, StepContext]:
     ids, positions = torch.arange(tokens) * 13, torch.arange(tokens)
     x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(1))
-    return x, StepBatch(ids, positions, positions, decode=None, prefill=None, sample_rows=positions[:0])
+    batch = StepBatch(ids, positions, positions, decode=None, prefill=None, sample_rows=positions[:0])
+    return x, StepContext(batch, load_kernels(backend), (x, x), (x, x))
 
 
 @pytest.mark.parametrize(
@@ -45,33 +50,41 @@ def step_of(tokens: int) -> tuple[Tensor, StepBatch]:
     ],
     ids=["silu", "biased", "gelu", "clamped"],
 )
-@pytest.mark.parametrize("residual", [False, True])
-def test_all_at_once_say_what_they_say_one_after_another(decoder: Decoder, residual: bool) -> None:
-    moe = moe_of(decoder)
-    x, batch = step_of(TOKENS)
-    plus = torch.ones_like(x) if residual else None
+@pytest.mark.parametrize("has_shared", [False, True])
+def test_a_mixture_adds_what_each_of_its_experts_says(decoder: Decoder, has_shared: bool) -> None:
+    kernels = load_kernels("torch")
+    shared = load_mlp(HIDDEN, 40, decoder, random_weights(), kernels, "shared") if has_shared else None
+    moe = moe_of(decoder, shared)
+    x, step = step_of(TOKENS, "torch")
+    chosen, shares = moe.router(x, step.batch)
+    expected = torch.zeros_like(x) if shared is None else shared(x, step)
+    for token, rank in itertools.product(range(TOKENS), range(MOE.experts_per_token)):
+        alone = load_mlp(HIDDEN, 24, decoder, random_weights(), kernels, f"experts.{chosen[token, rank]}")
+        expected[token] += shares[token, rank] * alone(x[token : token + 1], step)[0]
     assert moe.capturable
-    torch.testing.assert_close(moe(x, batch, plus, step_reference), moe(x, batch, plus))
+    for backend in ("torch", "reference"):
+        torch.testing.assert_close(moe(*step_of(TOKENS, backend)), expected)
 
 
-def test_each_expert_lies_in_the_stack() -> None:
-    experts = load_experts(HIDDEN, MOE, BIASED, random_weights(), "experts")
-    stacked = experts.stacked
-    assert stacked is not None
+def test_experts_are_stacked_as_they_are_called() -> None:
+    stacked = load_experts(HIDDEN, MOE, BIASED, random_weights(), "experts")
     assert (stacked.gate_up.shape, stacked.down.shape) == ((5, 48, 32), (5, 32, 24))
-    for one, expert in enumerate(experts.alone):
-        assert expert.inner.weight.data_ptr() == stacked.gate_up[one].data_ptr()
-        assert expert.down.weight.data_ptr() == stacked.down[one].data_ptr()
-        drawn = random_weights().tensor(f"experts.{one}.up_proj.weight", 24, HIDDEN)
-        assert torch.equal(stacked.gate_up[one, 24:], drawn)
+    for expert in range(5):
+        drawn = random_weights().tensor(f"experts.{expert}.up_proj.weight", 24, HIDDEN)
+        assert torch.equal(stacked.gate_up[expert, 24:], drawn)
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [Decoder(family="tiny", exact=True, activation="relu"), Decoder(family="tiny", exact=True, gated_mlp=False)],
-)
-def test_a_gate_without_a_kernel_runs_one_after_another_and_is_not_captured(decoder: Decoder) -> None:
-    moe = moe_of(decoder)
-    x, batch = step_of(TOKENS)
+def test_a_gate_without_a_kernel_runs_but_is_not_captured() -> None:
+    moe = moe_of(Decoder(family="tiny", exact=True, activation="relu"))
     assert not moe.capturable
-    torch.testing.assert_close(moe(x, batch, None, step_reference), moe(x, batch))
+    torch.testing.assert_close(moe(*step_of(TOKENS, "torch")), moe(*step_of(TOKENS, "reference")))
+
+
+def test_experts_without_a_gate_are_refused() -> None:
+    with pytest.raises(KvtoolError, match="the engine runs no experts without a gate"):
+        moe_of(Decoder(family="tiny", exact=True, gated_mlp=False))
+
+
+def test_an_unknown_activation_is_refused_when_the_model_is_loaded() -> None:
+    with pytest.raises(KvtoolError, match=r"activation 'relu2' is not one the engine runs: silu, gelu, gelu_new"):
+        moe_of(Decoder(family="tiny", exact=True, activation="relu2"))

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from kvtool.engine.decoder.norm import LayerNorm, RmsNorm
+from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import load
+
+KERNELS = load_kernels("torch")
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:
@@ -20,7 +23,7 @@ def test_an_fp32_weight_is_applied_before_the_one_rounding(rows: int, shape: tup
     """A weight of 1 + w that was rounded to bf16 first would be off by up to 2^-8 in every row alike."""
     weight = 1 + 0.01 * drawn(*shape, seed=1)
     x = drawn(rows, *shape, seed=0).bfloat16()
-    found = RmsNorm(weight, 1e-6)(x)
+    found = RmsNorm(weight, 1e-6)(x, KERNELS)
     wide = x.double()
     exact = wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
     assert found.dtype == torch.bfloat16
@@ -40,4 +43,4 @@ def test_a_layer_norm(dtype: torch.dtype) -> None:
     wide = x.double()
     centred = wide - wide.mean(-1, keepdim=True)
     exact = centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double() + bias.double()
-    torch.testing.assert_close(LayerNorm(weight, bias, 1e-5)(x), exact.to(dtype))
+    torch.testing.assert_close(LayerNorm(weight, bias, 1e-5)(x, KERNELS), exact.to(dtype))

@@ -128,12 +128,12 @@ def test_no_step_of_a_capturable_model_waits_for_the_device(tiny: SaveTiny, name
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
-def test_experts_without_fused_kernels_ask_the_device(tiny: SaveTiny, name: str) -> None:
+def test_experts_that_take_turns_ask_the_device(tiny: SaveTiny, name: str) -> None:
     loaded = load(tiny(name).folder)
     loaded.kernels = AskNothing()
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         fake_step(loaded, Draw.GREEDY)
 
 
-def test_every_model_is_capturable_with_fused_kernels(tiny: SaveTiny) -> None:
+def test_every_model_has_experts_that_a_graph_can_hold(tiny: SaveTiny) -> None:
     assert {name for name in CONFIGS if not load(tiny(name).folder).transformer.capturable} == set()

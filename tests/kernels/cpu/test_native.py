@@ -44,11 +44,11 @@ def kernels() -> Native:
 @pytest.mark.parametrize("inputs", [32, 96, 576])
 def test_a_product_rounds_once(kernels: Native, rows: int, inputs: int) -> None:
     x, weight = drawn(rows, inputs + 32)[:, 32:], drawn(96, inputs, seed=1)
-    bias, plus = drawn(96, seed=2), drawn(rows, 128, seed=3)[:, :96]
+    bias = drawn(96, seed=2)
     size = linear(x.double().abs(), weight.double().abs())
     exact = linear(x.double(), weight.double())
-    assert_rounded(kernels.linear(x, packed(weight), None, None), exact, size)
-    assert_rounded(kernels.linear(x, packed(weight), bias, plus), exact + bias.double() + plus.double(), size)
+    assert_rounded(kernels.linear(x, packed(weight), None), exact, size)
+    assert_rounded(kernels.linear(x, packed(weight), bias), exact + bias.double(), size)
 
 
 @needs_gcc
@@ -72,7 +72,7 @@ def test_a_gate_at_both_ends_of_the_numbers(kernels: Native, activation: str) ->
 def test_nan_stays_nan(kernels: Native) -> None:
     x, weight = drawn(2, 64), drawn(32, 64, seed=1)
     x[1, 5] = float("nan")
-    found = kernels.linear(x, packed(weight), None, None)
+    found = kernels.linear(x, packed(weight), None)
     assert found[1].isnan().all()
     assert not found[0].isnan().any()
     assert kernels.gate_(x[1].clone(), x[0], "silu")[5].isnan()
@@ -86,6 +86,17 @@ def test_a_norm_over_rows_of_a_wider_tensor(kernels: Native, rows: int) -> None:
     wide = x.double()
     exact = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
     assert_rounded(kernels.rms_norm(x, weight, 1e-5), exact)
+
+
+@needs_gcc
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_sum_is_rounded_and_then_normalised(kernels: Native, rows: int) -> None:
+    x, residual, weight = drawn(rows, 700)[:, 60:636], drawn(rows, 600, seed=1, scale=7)[:, :576], drawn(576, seed=2)
+    before = residual.clone()
+    normed, added = kernels.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(added, x + residual)
+    assert torch.equal(normed, kernels.rms_norm(added, weight, 1e-5))
+    assert torch.equal(residual, before)
 
 
 @needs_gcc

@@ -15,7 +15,7 @@ from kvtool.results import Calibration, SizeRow
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
 from kvtool.units import GIB
-from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B
+from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B, LLAMA_8B_POOL_BYTES
 
 OPTIONS = SizeOptions(contexts=(8192, 131072), batch_sizes=(1, 16), gpu=CARD)
 
@@ -38,21 +38,21 @@ def test_segments_are_the_whole_card() -> None:
     ]  # fmt: skip
     sizes = {part.name: part.size_bytes for part in parts}
     assert sum(sizes.values()) == CARD.memory_bytes
-    assert (sizes["KV used"], sizes["KV free"]) == (GIB, 54_967_320_576 - GIB)
+    assert (sizes["KV used"], sizes["KV free"]) == (GIB, LLAMA_8B_POOL_BYTES - GIB)
     assert sizes["beyond the budget"] == 80_000_000_000 - 73_600_000_000
 
 
 def test_a_cache_that_does_not_fit_takes_all_the_room() -> None:
     last = rows()[-1]
     (used,) = [part for part in segments(last) if part.overfull]
-    assert (used.name, used.size_bytes) == ("KV used", 54_967_320_576)
-    assert decision(last) == "no: 205 GiB short"
-    assert decision(rows()[0]) == "fits, 50.2 GiB to spare"
+    assert (used.name, used.size_bytes) == ("KV used", LLAMA_8B_POOL_BYTES)
+    assert decision(last) == "no: 204 GiB short"
+    assert decision(rows()[0]) == "fits, 50.6 GiB to spare"
 
 
 def test_what_would_do_stands_behind_the_decision() -> None:
     last = rows()[-1]
-    assert would_fit(last, ["--tp 8"]) == "128k x 16 in bf16: no: 205 GiB short; --tp 8 would do."
+    assert would_fit(last, ["--tp 8"]) == "128k x 16 in bf16: no: 204 GiB short; --tp 8 would do."
     assert would_fit(last, ["fp8 cache", "--batch-size 3", "--tp 8"]).endswith(
         "; fp8 cache, --batch-size 3 or --tp 8 would do."
     )
@@ -86,10 +86,10 @@ def test_bars_are_as_long_as_each_other_and_keep_to_the_width(width: int) -> Non
     bars = [line for line in lines if "| KV" in line]
     assert len(bars) == 4
     assert len({line.index("| KV") for line in bars}) == 1
-    assert bars[0].endswith("| KV 1 GiB fits, 50.2 GiB to spare")
+    assert bars[0].endswith("| KV 1 GiB fits, 50.6 GiB to spare")
     assert bars[3].count("■") > bars[1].count("■") > bars[0].count("■") == 1
     assert "·" not in bars[3]
-    assert "█ weights 15 GiB  ▓ activations 1.4 GiB  ▒ reserve 1 GiB  ■ KV  · free" in " ".join(lines)
+    assert "█ weights 15 GiB  ▓ activations 936 MiB  ▒ reserve 1.02 GiB  ■ KV  · free" in " ".join(lines)
 
 
 def test_what_was_measured_is_said() -> None:
@@ -108,7 +108,7 @@ def test_labels_of_the_chart_do_not_overlap(dtypes: tuple[str, ...]) -> None:
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == min(12, len(document.rows))
     assert texts[:4] == [
-        *("fits, 50.2 GiB to spare", "fits, 35.2 GiB to spare", "fits, 35.2 GiB to spare", "no: 205 GiB short")
+        *("fits, 50.6 GiB to spare", "fits, 35.6 GiB to spare", "fits, 35.6 GiB to spare", "no: 204 GiB short")
     ]
     figure.draw_without_rendering()
     ticks = [tick for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()) if tick.get_text()]

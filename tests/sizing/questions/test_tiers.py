@@ -11,7 +11,7 @@ from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions.tiers import Places
 from kvtool.sizing.size import size
 from kvtool.units import GIB, MIB
-from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B, NEMOTRON_H
+from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B, LLAMA_8B_POOL_BYTES, NEMOTRON_H
 
 H100 = msgspec.structs.replace(CARD, compute_units=132, register_file_bytes=262_144, l2_bytes=50 * MIB, pcie_gbps=64.0)
 NODE = Places(dram_bytes=256 * GIB, nvme_bytes=10**12, nvme_gbps=7.0)
@@ -28,13 +28,14 @@ def tiers(
 
 def test_llama_at_8k_by_hand() -> None:
     """16 tokens take 2 MiB, a sequence of 8,192 tokens 1 GiB; 132 SMs x 256 KiB = 33 MiB of registers."""
+    pool = LLAMA_8B_POOL_BYTES
     found = tiers(batch_sizes=(16,))
     assert list(found) == ["registers", "l2", "hbm", "dram", "nvme"]
     assert {tier.batch_bytes for tier in found.values()} == {16 * GIB}
     held = {name: (tier.capacity_bytes, tier.tokens, tier.sequences) for name, tier in found.items()}
     assert held["registers"] == (33 * MIB, 16 * 16, 0)
     assert held["l2"] == (50 * MIB, 25 * 16, 0)
-    assert held["hbm"] == (54_967_320_576, 54_967_320_576 // (2 * MIB) * 16, 51)
+    assert held["hbm"] == (pool, pool // (2 * MIB) * 16, 51)
     assert held["dram"] == (256 * GIB, 256 * 8192, 256)
     assert held["nvme"] == (10**12, 10**12 // (2 * MIB) * 16, 931)
     assert found["dram"].batch_share == 1 / 16

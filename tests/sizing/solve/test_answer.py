@@ -111,7 +111,9 @@ def test_layouts_of_as_many_gpus_that_serve_more_come_first(models: dict[str, Mo
 
 
 def test_what_the_plans_of_the_best_take_for_given_is_said(models: dict[str, Model]) -> None:
-    document, _ = solve(models["qwen3-next-80b-a3b-instruct"], SizeOptions(gpu=find_gpu("b200")), QUESTION)
+    document, _ = solve(
+        models["qwen3-next-80b-a3b-instruct"], SizeOptions(gpu=find_gpu("b200"), parallel=Parallel(tp=2)), QUESTION
+    )
     said = "\n".join(document.assumptions)
     assert "the vLLM plan is approximate: B200-SXM-180GB: which kernels vLLM picks on Blackwell" in said
     assert "SGLang: recurrent state in fp32" in said

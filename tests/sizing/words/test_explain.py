@@ -60,18 +60,19 @@ def test_rows_tell_batch_layout_and_card() -> None:
     assert text.endswith("fits")
 
 
-def test_the_estimate_of_activations_multiplies_out() -> None:
+def test_the_estimate_of_activations_says_what_it_is_of() -> None:
     (line,) = [
         line
         for line in explain(LLAMA_8B, options=SizeOptions(contexts=(100,), parallel=Parallel(tp=2), gpu=CARD))
-        if "activations: 8,192 batched tokens" in line
+        if "activations are those of vLLM's profile run" in line
     ]
-    assert "x (4 x 4,096 + 3 x ceil(14,336 / 2)) x 2 B + 1,024 sequences x 128,256 x 4 B" in line
-    assert line.endswith(f"= {8192 * (4 * 4096 + 3 * 7168) * 2 + 1024 * 128_256 * 4:,} B")
+    assert "8,192 batched tokens, 1,024 sequences x 128,256 logits of the greedy dummy run" in line
+    forward = 8192 * (3 * 4096 + 4096 // 2 + 3 * 7168) * 2 + 8 * 1024**2 + 128 * 1024
+    assert line.endswith(f": {forward:,} B")
 
 
 def test_what_was_measured_is_not_worked_out() -> None:
     measured = Calibration(source="a log", kv_pool_bytes=1 << 30, reserve_bytes=1)
     text = "\n".join(explain(LLAMA_8B, options=SizeOptions(contexts=(100,), gpu=CARD, calibration=measured)))
-    assert "activations:" not in text
+    assert "activations are" not in text
     assert "room for cache, measured: 1,073,741,824 B: fits" in text

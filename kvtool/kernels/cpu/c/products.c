@@ -45,9 +45,9 @@ INLINE Rows rows_from(const Inputs *inputs, int64_t row) {
     return (Rows){inputs->x + row * inputs->x_stride, inputs->x_stride, 2};
 }
 
-// y [rows, out] = x W^T + bias + plus; bias and plus may be null; `woven` has room for x.
-void linear(const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, const bf16 *plus, int64_t plus_stride,
-            bf16 *y, int64_t rows, int64_t in, int64_t out, bf16 *woven) {
+// y [rows, out] = x W^T + bias, which may be null; `woven` has room for x.
+void linear(const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, bf16 *y, int64_t rows, int64_t in,
+            int64_t out, bf16 *woven) {
     const Inputs inputs = {x, x_stride, rows, in, woven};
 #pragma omp parallel
     {
@@ -58,10 +58,7 @@ void linear(const bf16 *x, int64_t x_stride, const bf16 *w, const bf16 *bias, co
             for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
                 const int n = at_once(rows, row);
                 products(n, rows_from(&inputs, row), w + o * in, in, found);
-                for (int m = 0; m < n; m++) {
-                    pair more = load_or_zero(plus ? plus + (row + m) * plus_stride + o : 0);
-                    store(y + (row + m) * out + o, add(add(found[m], b), more));
-                }
+                for (int m = 0; m < n; m++) store(y + (row + m) * out + o, add(found[m], b));
             }
         }
     }

@@ -11,16 +11,29 @@ void gate(bf16 *gate, const bf16 *up, int64_t activation, int64_t count) {
         store(gate + i, times(activated(load(gate + i), activation), load(up + i)));
 }
 
+// y [n] = x / rms(x) * weight.
+INLINE void norm_row(const bf16 *x, const bf16 *weight, float eps, bf16 *y, int64_t n) {
+    pair squares = {0};
+    for (int64_t i = 0; i < n; i += STEP) squares = add(squares, times(load(x + i), load(x + i)));
+    float scale = 1.0f / sqrtf(sum(squares.even + squares.odd) / n + eps);
+    for (int64_t i = 0; i < n; i += STEP) store(y + i, times(scaled(load(x + i), scale), load(weight + i)));
+}
+
 // y [rows, n] = x / rms(x) * weight.
 void rms_norm(const bf16 *x, int64_t x_stride, const bf16 *weight, float eps, bf16 *y, int64_t rows, int64_t n) {
 #pragma omp parallel for schedule(static) if (rows * n >= MANY)
+    for (int64_t row = 0; row < rows; row++) norm_row(x + row * x_stride, weight, eps, y + row * n, n);
+}
+
+// added [rows, n] = x + residual, which is rounded, and y = added / rms(added) * weight.
+void add_rms_norm(const bf16 *x, int64_t x_stride, const bf16 *residual, int64_t residual_stride, const bf16 *weight,
+                  float eps, bf16 *added, bf16 *y, int64_t rows, int64_t n) {
+#pragma omp parallel for schedule(static) if (rows * n >= MANY)
     for (int64_t row = 0; row < rows; row++) {
-        const bf16 *from = x + row * x_stride;
-        pair squares = {0};
-        for (int64_t i = 0; i < n; i += STEP) squares = add(squares, times(load(from + i), load(from + i)));
-        float scale = 1.0f / sqrtf(sum(squares.even + squares.odd) / n + eps);
+        const bf16 *from = x + row * x_stride, *beside = residual + row * residual_stride;
         for (int64_t i = 0; i < n; i += STEP)
-            store(y + row * n + i, times(scaled(load(from + i), scale), load(weight + i)));
+            store(added + row * n + i, add(load(from + i), load(beside + i)));
+        norm_row(added + row * n, weight, eps, y + row * n, n);
     }
 }
 

@@ -8,7 +8,9 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, RecurrentLayer
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.sglang.refusal import RefusedError
+from kvtool.sizing.engines.sglang.versions import SglangRules, rules_at
 
+NEWEST = rules_at(None)
 SM90, SM100, SM120, CUDA, ROCM = "sm90", "sm100", "sm120", "cuda", "rocm"
 _PLATFORMS = {"Hopper": SM90, "Blackwell": SM100, "Blackwell Ultra": SM100, "Blackwell GB202": SM120}
 # model_type of the text model -> what arg_groups/model_overrides/ sets on sm100 instead of the general default.
@@ -52,8 +54,10 @@ class Backend:
         return _TORCH_NAMES[self.cache_dtype]
 
 
-def choose_backend(model: Model, gpu: Gpu | None, *, cache_dtype: str, page_size: int | None) -> Backend:
-    """The defaults of SGLang 0.5.23 (arg_groups/overrides.py and model_overrides/); without a card those of Hopper.
+def choose_backend(
+    model: Model, gpu: Gpu | None, *, cache_dtype: str, page_size: int | None, rules: SglangRules = NEWEST
+) -> Backend:
+    """The defaults of SGLang (arg_groups/overrides.py and model_overrides/); without a card those of Hopper.
 
     Raises RefusedError for a card or a cache dtype that SGLang does not take.
     """
@@ -65,7 +69,7 @@ def choose_backend(model: Model, gpu: Gpu | None, *, cache_dtype: str, page_size
         attention=attention,
         page_size=_page_size(model, platform, attention, page_size),
         cache_dtype=dtype,
-        scaled_rows=is_sparse_mla(model) and dtype == "fp8" and _has_scaled_rows(model, platform),
+        scaled_rows=is_sparse_mla(model) and dtype == "fp8" and _has_scaled_rows(model, platform, rules),
     )
 
 
@@ -143,8 +147,8 @@ def _page_size(model: Model, platform: str, attention: str, asked: int | None) -
     return asked if asked in sizes else sizes[0]
 
 
-def _has_scaled_rows(model: Model, platform: str) -> bool:
+def _has_scaled_rows(model: Model, platform: str, rules: SglangRules) -> bool:
     """flashmla_kv (Hopper) and flashinfer_sparse_mla (GLM on sm120) keep scales in the row; trtllm and ROCm do not."""
     if platform == SM120:
         return model.architecture == "glm_moe_dsa"
-    return platform in (SM90, CUDA)
+    return platform in (SM90, CUDA) or (platform == SM100 and rules.blackwell_scaled_rows)

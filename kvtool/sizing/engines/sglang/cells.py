@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from kvtool.catalog.model import (
@@ -26,6 +26,7 @@ from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import SM90, SM100, Backend, is_hybrid, is_sparse_mla
 from kvtool.sizing.engines.sglang.refusal import RefusedError
+from kvtool.sizing.engines.sglang.versions import rules_of
 from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 from kvtool.units import ceil_div
 
@@ -57,6 +58,7 @@ class TokenCell:
     v_bytes: int = 0
     index_layers: int = 0
     index_bytes: int = 0
+    draft_bytes: int = 0  # of a draft's own pool, which a token of this one is charged with
 
     @property
     def kv_bytes(self) -> int:
@@ -65,6 +67,11 @@ class TokenCell:
     @property
     def bytes_per_token(self) -> int:
         return self.kv_bytes + self.index_layers * self.index_bytes
+
+    @property
+    def charged_bytes(self) -> int:
+        """What the memory for caches is divided by: the draft's layers too."""
+        return self.bytes_per_token + self.draft_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +110,7 @@ def stage_cells(model: Model, options: EngineOptions, backend: Backend) -> list[
     charged = max((state.bytes_per_slot for state in states if state), default=0)
     return [
         StageCells(
-            full=_token_cell(_full_layers(model, stage), model, options, backend),
+            full=_with_draft(_token_cell(_full_layers(model, stage), model, options, backend), model, options, backend),
             swa=_token_cell(_swa_layers(model, stage), model, options, backend) if has_swa_pool(model) else None,
             state=state,
             charged_state_bytes=charged,
@@ -111,6 +118,16 @@ def stage_cells(model: Model, options: EngineOptions, backend: Backend) -> list[
         )
         for stage, state in zip(stages, states, strict=True)
     ]
+
+
+def _with_draft(cell: TokenCell, model: Model, options: EngineOptions, backend: Backend) -> TokenCell:
+    """The cell charged with a draft: as many layers of its own size (EAGLE, MTP), or of the draft's (DFlash)."""
+    if not options.num_speculative_tokens or not rules_of(options).drafts_in_cells or not model.draft_layers:
+        return cell
+    caches = [layer.cache for layer in model.draft_layers if isinstance(layer.cache, FullAttention | LatentAttention)]
+    rows = sum(sum(_row_bytes(cache, options, backend)) for cache in caches)
+    index = len(caches) * cell.index_bytes if cell.index_layers else 0
+    return replace(cell, draft_bytes=rows + index)
 
 
 def stage_bounds(num_layers: int, pp: int) -> list[tuple[int, int]]:

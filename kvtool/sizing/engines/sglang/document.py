@@ -13,6 +13,8 @@ from kvtool.sizing.engines.sglang.backend import is_mla
 from kvtool.sizing.engines.sglang.cells import StateCell, TokenCell
 from kvtool.sizing.engines.sglang.log import log_lines, rows_bytes
 from kvtool.sizing.engines.sglang.plan import VERSION, Allocation, SglangPlan, sliding_kept_whole
+from kvtool.sizing.engines.sglang.versions import HISTORY
+from kvtool.sizing.engines.versions import EXTRAPOLATED
 from kvtool.units import ceil_div, round_up
 
 NAME = "sglang"
@@ -23,15 +25,22 @@ def size_engine(plan: SglangPlan, *, context: int | None = None) -> SizeEngine:
     tail, are those of sequences of `context` tokens, at most the longest; without one, of the longest.
     """
     allocation, backend = plan.allocation, plan.backend
+    version = plan.options.version or VERSION
     if allocation is None or backend is None:
         return SizeEngine(
-            name=NAME, version=VERSION, refusal=plan.refusal, exact_given_pool=False, pool_bytes=plan.pool_bytes
+            name=NAME,
+            version=version,
+            standing=HISTORY.standing(version),
+            refusal=plan.refusal,
+            exact_given_pool=False,
+            pool_bytes=plan.pool_bytes,
         )
     page, longest = allocation.flags.page_size, allocation.flags.context
     cell = (allocation.cells.full if allocation.tokens.full else allocation.cells.swa) or allocation.cells.full
     return SizeEngine(
         name=NAME,
-        version=VERSION,
+        version=version,
+        standing=HISTORY.standing(version),
         block_size=page,
         bytes_per_block=page * cell.bytes_per_token,
         num_blocks=allocation.max_total_num_tokens // page,
@@ -41,7 +50,7 @@ def size_engine(plan: SglangPlan, *, context: int | None = None) -> SizeEngine:
         log_line="\n".join(log_lines(allocation, backend)),
         groups=list(_groups(allocation, longest)),
         ledger=[*_shares(plan, allocation), *_costs(plan, allocation, min(context or longest, longest))],
-        exact_given_pool=not plan.inexact,
+        exact_given_pool=not plan.inexact and HISTORY.standing(version) != EXTRAPOLATED,
         max_model_len=longest,
         max_num_batched_tokens=allocation.flags.chunked_prefill_size,
         max_num_seqs=allocation.max_running_requests,
@@ -61,8 +70,8 @@ def _fixed_bytes(allocation: Allocation) -> int:
 
 def assumptions(plan: SglangPlan, options: EngineOptions) -> Iterator[str]:
     """What the plan takes for given, and why it may not be what SGLang does."""
-    if options.asks_other_than(VERSION):
-        yield f"SGLang {VERSION} is modelled, not {options.version}: another release may plan otherwise"
+    if (caveat := HISTORY.caveat(options.version)) is not None:
+        yield caveat
     yield from (f"SGLang: {remark}" for remark in plan.remarks)
     yield from (f"the SGLang plan is approximate: {reason}" for reason in plan.inexact)
     if options.kv_cache_memory_bytes is None:
@@ -117,6 +126,8 @@ def _shares(plan: SglangPlan, allocation: Allocation) -> Iterator[dict[str, Any]
     yield _term(plan, "tokens of full attention", tokens.full * cells.full.kv_bytes)
     if index_bytes:
         yield _term(plan, "index keys", tokens.full * index_bytes)
+    if cells.full.draft_bytes:
+        yield _term(plan, "drafts", tokens.full * cells.full.draft_bytes)
     if cells.swa is not None and tokens.swa is not None:
         yield _term(plan, "tokens of windows", tokens.swa * cells.swa.bytes_per_token)
     if tokens.state_slots is not None:

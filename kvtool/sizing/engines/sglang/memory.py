@@ -12,6 +12,7 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import is_mla
+from kvtool.sizing.engines.sglang.versions import rules_of
 from kvtool.sizing.fit import Budget
 from kvtool.units import MIB
 
@@ -24,6 +25,9 @@ _CARDS = (
 )
 _LARGEST_CARD = (16384, 512, 512)
 _NO_CARD = (4096, 160, 160)
+# What a start takes of a card before it loads weights: fitted to the 22.93 of 23.52 GiB that a public log of two
+# RTX 4090s has left.
+START_BYTES = 614 * MIB
 MLA_PREFILL_GRAPHS_MIB = 1.5 * 1024
 PREFILL_GRAPH_MIB = 8
 # Numbers of tokens that a prefill graph is captured for: (first, step, last), then every 512 up to the chunk.
@@ -58,7 +62,7 @@ def estimate_pool_bytes(model: Model, options: EngineOptions, memory: Budget) ->
         return memory.measured_pool_bytes
     if options.gpu is None or memory.weights_bytes is None:
         return None
-    before_load = memory.memory_bytes - memory.reserve_bytes
+    before_load = memory.memory_bytes - START_BYTES
     slack = before_load * (1 - mem_fraction_static(options, options.gpu, mla=is_mla(model)))
     return math.floor(before_load - memory.weights_bytes - slack)
 
@@ -79,7 +83,7 @@ def _reserved_mib(options: EngineOptions, gpu: Gpu, memory_mib: float, *, mla: b
     reserved = 512 + max(chunk, 2048) * 1.5 + options.parallel.tp * options.parallel.pp / 8 * 1024 + 2 * graph
     if options.parallel.dp_attention and options.parallel.dp > 1:
         reserved += graph * options.parallel.dp * (4.5 if graph > 300 else 3)
-    if gpu.vendor == "NVIDIA" and options.parallel.pp == 1:
+    if gpu.vendor == "NVIDIA" and options.parallel.pp == 1 and rules_of(options).prefill_graphs:
         reserved += MLA_PREFILL_GRAPHS_MIB if mla else PREFILL_GRAPH_MIB * _prefill_graphs(chunk)
     return max(reserved, 10 * 1024) if memory_mib > 60 * 1024 else reserved
 

@@ -1,4 +1,4 @@
-"""The pools that SGLang 0.5.23 allocates for a model, as its own start would decide them from the bytes it has."""
+"""The pools that SGLang allocates for a model, as its own start would decide them from the bytes it has."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from kvtool.sizing.engines.sglang.pools import (
     window_tokens,
 )
 from kvtool.sizing.engines.sglang.refusal import RefusedError
+from kvtool.sizing.engines.sglang.versions import MODELLED, rules_of
 from kvtool.units import round_up
 
-VERSION = "0.5.23"
+VERSION = MODELLED
 REQUEST_TABLE_EXTRA_TOKENS = 4  # a row of the request table is so much longer than the context
 _OWN_CACHE_DTYPE_METHODS = ("modelopt", "modelopt_fp4", "modelopt_fp8", "modelopt_mixed")
 
@@ -51,7 +52,7 @@ class Allocation:
         """What the tokens and slots take of the bytes that there are; each pool allocates a page or slot more."""
         swa_bytes = (self.tokens.swa or 0) * self.cells.swa.bytes_per_token if self.cells.swa else 0
         slots = 0 if self.tokens.state_slots is None else self.tokens.state_slots + 1
-        full_bytes = self.tokens.full * self.cells.full.bytes_per_token
+        full_bytes = self.tokens.full * self.cells.full.charged_bytes
         return full_bytes + swa_bytes + slots * self.cells.charged_state_bytes
 
     @property
@@ -105,7 +106,13 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> SglangPlan
     Raises KvtoolError for values that no engine takes; what SGLang refuses is in the plan's `refusal`.
     """
     try:
-        backend = choose_backend(model, options.gpu, cache_dtype=options.kv_cache_dtype, page_size=_asked_page(options))
+        backend = choose_backend(
+            model,
+            options.gpu,
+            cache_dtype=options.kv_cache_dtype,
+            page_size=_asked_page(options),
+            rules=rules_of(options),
+        )
         return SglangPlan(
             model=model,
             options=options,
@@ -160,7 +167,11 @@ def _allocate(model: Model, options: EngineOptions, backend: Backend, pool_bytes
 
 def _check_state(model: Model, backend: Backend, options: EngineOptions) -> None:
     """Without the extra state slots of overlapped steps a cached prefix may end anywhere: pages of one token only."""
-    plain = options.enable_prefix_caching and is_hybrid(model) and (model.architecture or "").startswith("lfm2")
+    plain = (
+        options.enable_prefix_caching is not False
+        and is_hybrid(model)
+        and (model.architecture or "").startswith("lfm2")
+    )
     if plain and backend.page_size > 1:
         raise RefusedError(f"the radix cache of {model.architecture} needs --page-size 1, not {backend.page_size}")
 
@@ -169,6 +180,8 @@ def _inexact(model: Model, options: EngineOptions, backend: Backend) -> list[str
     """Why SGLang's own numbers may differ, though it had the same bytes."""
     reasons = []
     sliding = any(isinstance(layer.cache, SlidingAttention) for layer in model.layers)
+    if options.num_speculative_tokens and (sliding or is_hybrid(model)):
+        reasons.append("how a draft shares pools of windows and states is read from SGLang's code, not checked")
     if model.architecture is None and (sliding or is_hybrid(model)):
         reasons.append(f"the architecture of {model.id} is not known, and SGLang's pools depend on it")
     if (

@@ -65,13 +65,13 @@ def sharing(options: EngineOptions, architecture: str | None, *, page_size: int,
         context=context,
         chunked_prefill_size=chunk,
         attention_dp=options.parallel.dp if options.parallel.dp_attention else 1,
-        slots_per_request=slots_per_request(architecture, radix_cache=options.enable_prefix_caching),
+        slots_per_request=slots_per_request(architecture, radix_cache=options.enable_prefix_caching is not False),
         swa_ratio=swa_ratio,
         mamba_ratio=MAMBA_FULL_MEMORY_RATIO if mamba_ratio is None else mamba_ratio,
         max_total_tokens=options.max_total_tokens,
         max_running_requests=options.max_running_requests,
         max_mamba_cache_size=options.max_mamba_cache_size,
-        radix_cache=options.enable_prefix_caching,
+        radix_cache=options.enable_prefix_caching is not False,
     )
 
 
@@ -90,7 +90,7 @@ def solve(cells: StageCells, pool_bytes: int, flags: Sharing) -> PoolTokens:
     if rest <= 0:
         raise RefusedError("nothing is left for the KV cache: raise --mem-fraction-static, or use more GPUs")
     if cells.swa is None:
-        tokens = _token_pool(cells.full.bytes_per_token, rest, flags)
+        tokens = _token_pool(cells.full.charged_bytes, rest, flags)
     elif _is_capped(cells, flags):
         tokens = _capped_swa(cells, rest, flags)
     else:
@@ -169,7 +169,7 @@ def _ratio_swa(cells: StageCells, rest: int, flags: Sharing) -> PoolTokens:
     page = flags.page_size
     if not cells.full.layers:
         return PoolTokens(full=0, swa=int(rest // cells.swa.bytes_per_token) // page * page)
-    cell = cells.full.bytes_per_token + flags.swa_ratio * cells.swa.bytes_per_token
+    cell = cells.full.charged_bytes + flags.swa_ratio * cells.swa.bytes_per_token
     full = int(rest // cell) // page * page
     return PoolTokens(full=full, swa=_checked(_swa_share(full, flags), cells, flags))
 
@@ -206,7 +206,7 @@ def _capped_swa(cells: StageCells, rest: int, flags: Sharing) -> PoolTokens:
     page = flags.page_size
     requests = max(1, flags.max_running_requests // flags.attention_dp)
     swa = round_up(window_tokens(cells, page) * requests + 2 * flags.chunked_prefill_size + page, page)
-    full = (rest - swa * cells.swa.bytes_per_token) // cells.full.bytes_per_token // page * page
+    full = (rest - swa * cells.swa.bytes_per_token) // cells.full.charged_bytes // page * page
     if full <= 0:
         raise RefusedError(
             f"windows of {requests:,} requests take {swa:,} tokens and leave no room for full attention:"

@@ -1,6 +1,20 @@
 """vLLM's groups and blocks: what it would allocate of the memory it is given, from its own rules."""
 
 from kvtool.sizing.engines.vllm.document import assumptions, size_engine
+from kvtool.sizing.engines.vllm.memory import estimates, graphs_bytes
 from kvtool.sizing.engines.vllm.plan import VERSION, VllmPlan, capacity, plan
+from kvtool.sizing.engines.vllm.versions import HISTORY, rules_at, rules_of
 
-__all__ = ["VERSION", "VllmPlan", "assumptions", "capacity", "plan", "size_engine"]
+__all__ = [
+    "HISTORY",
+    "VERSION",
+    "VllmPlan",
+    "assumptions",
+    "capacity",
+    "estimates",
+    "graphs_bytes",
+    "plan",
+    "rules_at",
+    "rules_of",
+    "size_engine",
+]

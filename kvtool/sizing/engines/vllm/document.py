@@ -10,6 +10,7 @@ from typing import Any
 from kvtool.catalog.model import SharedAttention
 from kvtool.results import SizeEngine
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.versions import EXTRAPOLATED
 from kvtool.sizing.engines.vllm.grouping import Group
 from kvtool.sizing.engines.vllm.inputs import (
     ASSUMED_GPU,
@@ -20,7 +21,8 @@ from kvtool.sizing.engines.vllm.inputs import (
     ignores_cache_dtype,
 )
 from kvtool.sizing.engines.vllm.ledger import ledger
-from kvtool.sizing.engines.vllm.plan import VERSION, VllmPlan
+from kvtool.sizing.engines.vllm.plan import VllmPlan
+from kvtool.sizing.engines.vllm.versions import HISTORY
 from kvtool.units import ceil_div
 
 NAME = "vllm"
@@ -34,7 +36,8 @@ def size_engine(plan: VllmPlan, *, context: int | None = None) -> SizeEngine:
     longest = plan.max_model_len or inputs.max_model_len
     return SizeEngine(
         name=NAME,
-        version=VERSION,
+        version=inputs.version,
+        standing=HISTORY.standing(inputs.version),
         block_size=plan.block_size,
         bytes_per_block=_by_stage(plan.bytes_per_block),
         num_blocks=plan.num_blocks,
@@ -45,7 +48,7 @@ def size_engine(plan: VllmPlan, *, context: int | None = None) -> SizeEngine:
         groups=[_group(group, longest, inputs) for group in plan.groups] or None,
         refusal=plan.refusal,
         ledger=[asdict(term) for term in ledger(plan, min(context or longest, longest))] if plan.groups else None,
-        exact_given_pool=not any(inexact(plan)),
+        exact_given_pool=not any(inexact(plan)) and HISTORY.standing(inputs.version) != EXTRAPOLATED,
         scheduler_block_size=plan.scheduler_block_size,
         max_model_len=longest,
         estimated_max_model_len=plan.estimated_max_model_len,
@@ -120,8 +123,6 @@ def inexact(plan: VllmPlan) -> Iterator[str]:
         yield f"how vLLM lays out a {name} cache in blocks is not modelled exactly"
     if has_compressed(inputs.model) and inputs.block_size not in (None, 128, 256):
         yield f"--block-size {inputs.block_size}: how vLLM aligns such blocks of DeepSeek-V4 is not modelled"
-    if inputs.speculative_tokens:
-        yield "what vLLM keeps for speculative decoding is not modelled: this is its plan without"
     shared = [layer.cache for layer in inputs.model.layers if isinstance(layer.cache, SharedAttention)]
     if inputs.parallel.pp > 1 and any(cache.source_layer is None for cache in shared):
         yield "which layers share a cache is not known: vLLM refuses pipeline stages that come between them"
@@ -130,8 +131,8 @@ def inexact(plan: VllmPlan) -> Iterator[str]:
 def assumptions(plan: VllmPlan, options: EngineOptions) -> Iterator[str]:
     """What the plan takes for given, and what vLLM would warn of."""
     inputs = plan.inputs
-    if options.asks_other_than(VERSION):
-        yield f"vLLM {VERSION} is modelled, not {options.version}: another release may plan otherwise"
+    if (caveat := HISTORY.caveat(options.version)) is not None:
+        yield caveat
     if options.gpu is None:
         yield f"vLLM's defaults and block sizes are those on one {ASSUMED_GPU}: --gpu names another card"
     yield from (f"the vLLM plan is approximate: {reason}" for reason in inexact(plan))

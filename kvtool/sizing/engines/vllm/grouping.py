@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kvtool.sizing.engines.vllm.inputs import Inputs
 from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.refusal import RefusedError
+from kvtool.sizing.engines.vllm.versions import VllmRules
 from kvtool.sizing.specs import ChunkedSpec, SlidingSpec
 from kvtool.units import ceil_div
 
@@ -102,12 +103,12 @@ def _as_full(cache: LayerCache, block_sizes: set[int]) -> LayerCache:
     return replace(cache, kind=FULL, block_size=block_size)
 
 
-def several_groups(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
+def several_groups(caches: Sequence[LayerCache], rules: VllmRules) -> tuple[Group, ...]:
     """Groups with pages of one size; where MLA has none in common with windows, one group that keeps these whole.
     Raises RefusedError where that does not help either.
     """
     try:
-        return _split_evenly(_equal_pages(caches))
+        return _split_evenly(_equal_pages(caches, rules), rules.group_ratio)
     except RefusedError:
         kinds = {cache.kind for cache in caches}
         if not {MLA, SLIDING} <= kinds or CHUNKED in kinds:
@@ -118,18 +119,26 @@ def several_groups(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
         return (Group(layers=tuple(whole), mixed=True),)
 
 
-def _equal_pages(caches: Sequence[LayerCache]) -> list[LayerCache]:
-    """All pages as large as the largest: with more tokens where it is a multiple, else with padding."""
+def _equal_pages(caches: Sequence[LayerCache], rules: VllmRules) -> list[LayerCache]:
+    """All pages as large as the largest: with more tokens where it is a multiple, else with padding. Raises
+    RefusedError where the release can do neither.
+    """
     largest = max(cache.page_bytes for cache in caches)
-    return [_enlarged(cache, largest) for cache in caches]
+    return [_enlarged(cache, largest, rules) for cache in caches]
 
 
-def _enlarged(cache: LayerCache, page_bytes: int) -> LayerCache:
+def _enlarged(cache: LayerCache, page_bytes: int, rules: VllmRules) -> LayerCache:
     if cache.page_bytes == page_bytes:
         return cache
+    multiple = page_bytes % cache.page_bytes == 0 and rules.unified_pages
+    if not (rules.padded_states if cache.kind == STATE else rules.padded_pages or multiple):
+        raise RefusedError(
+            f"NotImplementedError: the page of layer {cache.layer} ({cache.page_bytes} B) cannot be made as large as "
+            f"the largest ({page_bytes} B): this release of vLLM does not pad it"
+        )
     if cache.kind == STATE:
         return replace(cache, padded_bytes=page_bytes)
-    if page_bytes % cache.page_bytes == 0:
+    if multiple:
         return replace(cache, block_size=cache.block_size * (page_bytes // cache.page_bytes))
     if cache.kind == MLA:
         raise RefusedError(
@@ -139,15 +148,15 @@ def _enlarged(cache: LayerCache, page_bytes: int) -> LayerCache:
     return replace(cache, padded_bytes=page_bytes)
 
 
-def _split_evenly(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
-    """Equal layers in groups of about as many as the rarest kind has; each n-th layer, so that pipeline stages get
-    their part of every group.
+def _split_evenly(caches: Sequence[LayerCache], ratio: float) -> tuple[Group, ...]:
+    """Equal layers in groups of as many as the rarest kind has, or as the most frequent one where it has less than
+    `ratio` times as many; each n-th layer, so that pipeline stages get their part of every group.
     """
     buckets: dict[LayerCache, list[LayerCache]] = {}
     for cache in caches:
         buckets.setdefault(cache, []).append(cache)
     fewest, most = min(map(len, buckets.values())), max(map(len, buckets.values()))
-    size = most if most < 1.5 * fewest else fewest
+    size = most if most < ratio * fewest else fewest
     groups = []
     for bucket in buckets.values():
         count = ceil_div(len(bucket), size)

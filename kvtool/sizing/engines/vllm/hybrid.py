@@ -34,7 +34,7 @@ def hybrid_block_size(inputs: Inputs, backend: Backend, states: Sequence[LayerCa
     alignment = max(backend.kernel_block, backend.block_size)
     if isinstance(attention.spec, LatentSpec):
         alignment = max(alignment, _MLA_ALIGNMENT)
-    if inputs.aligned_state and _writes_states_on_a_grid(inputs):
+    if inputs.aligned_state and inputs.rules.delta_net_grid and _writes_states_on_a_grid(inputs):
         alignment = math.lcm(alignment, _DELTA_NET_ALIGNMENT)
     state_bytes = max(cache.content_bytes for cache in states)
     needed = alignment * ceil_div(state_bytes, alignment * attention.spec.bytes_per_token)

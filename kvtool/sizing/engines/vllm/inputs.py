@@ -1,6 +1,7 @@
 """What vLLM settles before it plans a cache: lengths, batches in flight, the cache's format and mode.
 
-The defaults are those of `vllm serve` 0.33.0 (EngineArgs.get_batch_defaults, VllmConfig.max_in_flight_tokens).
+The defaults are those of `vllm serve` (EngineArgs.get_batch_defaults, VllmConfig.max_in_flight_tokens) of the release
+asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kvtool.catalog.model import (
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.vllm.versions import MODELLED, VllmRules, rules_of
 from kvtool.sizing.fit import usual_limits
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, state_format
@@ -53,8 +55,11 @@ class Inputs:
 
     `in_flight_tokens` may be scheduled and not yet settled: windows keep their blocks for so long. `aligned_state`
     keeps recurrent state at block boundaries, for prefix caching. `encoder_tokens` is what cross attention reserves.
+    `rules` are those of the release `version`.
     """
 
+    version: str
+    rules: VllmRules
     model: Model
     gpu: Gpu
     capability: int | None
@@ -81,27 +86,32 @@ class Inputs:
 def resolve(model: Model, options: EngineOptions) -> Inputs:
     """The inputs of a plan. Raises KvtoolError for values that vLLM does not take."""
     _check(options)
-    served = _served(model)
+    served = served_model(model, options.dtype)
     gpu = options.gpu or find_gpu(ASSUMED_GPU)
+    rules = rules_of(options)
     limit = _max_model_len(served, options)
     tokens, sequences = _batch(served, options, gpu, limit)
     parallel = options.parallel
-    prefix_caching = options.enable_prefix_caching and _caches_prefixes(served)
+    prefix_caching = _caches_prefixes(served, options.enable_prefix_caching, rules)
     return Inputs(
+        version=options.version or MODELLED,
+        rules=rules,
         model=served,
         gpu=gpu,
-        capability=_CAPABILITIES.get(gpu.arch or ""),
+        capability=capability_of(gpu),
         parallel=parallel,
         cache_format=_cache_format(served, options.kv_cache_dtype),
-        state=state_format(served, options.mamba_ssm_cache_dtype),
+        state=replace(
+            state_format(served, options.mamba_ssm_cache_dtype), speculative_tokens=options.num_speculative_tokens
+        ),
         block_size=options.block_size,
         max_model_len=limit,
         auto_fit=options.auto_fit,
         max_num_batched_tokens=tokens,
         max_num_seqs=sequences,
-        in_flight_tokens=tokens * (parallel.pp + (1 if options.async_scheduling else 0)),
+        in_flight_tokens=tokens * _batches_in_flight(served, options, rules),
         prefix_caching=prefix_caching,
-        aligned_state=prefix_caching and has_state(served),
+        aligned_state=prefix_caching and has_state(served) and rules.aligned_states,
         hybrid_manager=options.hybrid_kv_cache_manager,
         num_blocks=options.num_gpu_blocks_override,
         speculative_tokens=options.num_speculative_tokens,
@@ -129,13 +139,32 @@ def is_encoder_decoder(model: Model) -> bool:
     return any(layer.cross is not None for layer in model.layers)
 
 
-def _caches_prefixes(model: Model) -> bool:
-    """Not for encoder-decoder models, nor for those of recurrent layers alone."""
-    return has_attention(model) and not is_encoder_decoder(model)
+def _caches_prefixes(model: Model, asked: bool | None, rules: VllmRules) -> bool:
+    """As asked, else on where the release has it so; not for encoder-decoder models, nor for recurrent layers alone."""
+    usual = rules.hybrid_prefix_caching or not has_state(model)
+    return (usual if asked is None else asked) and has_attention(model) and not is_encoder_decoder(model)
 
 
-def _served(model: Model) -> Model:
-    """The model in the dtype vLLM serves it in: fp32 checkpoints are cast to bf16."""
+def _batches_in_flight(model: Model, options: EngineOptions, rules: VllmRules) -> int:
+    """Batches whose tokens windows keep (VllmConfig.max_concurrent_batches): with async scheduling one more than
+    pipeline stages, which the first runner has on one stage only.
+    """
+    pp = options.parallel.pp
+    if not rules.in_flight_batches:
+        return 1
+    ahead = options.async_scheduling and (pp == 1 or rules.second_runner.runs(model))
+    return pp + 1 if ahead else pp
+
+
+def capability_of(gpu: Gpu) -> int | None:
+    """The card's SM (90: Hopper), None where it is no CUDA card."""
+    return _CAPABILITIES.get(gpu.arch or "")
+
+
+def served_model(model: Model, dtype: str = AUTO) -> Model:
+    """The model in the dtype vLLM serves it in: as asked; else fp32 checkpoints are cast to bf16."""
+    if dtype != AUTO:
+        return replace(model, dtype=dtype)
     return replace(model, dtype="bfloat16") if canonical_dtype(model.dtype or "bf16") == "fp32" else model
 
 
@@ -147,7 +176,7 @@ def ignores_cache_dtype(model: Model) -> bool:
 def _cache_format(model: Model, name: str) -> CacheFormat:
     found = parse_cache_format(name, model.dtype)
     known = (*EXACT_DTYPES, *OTHER_DTYPES)
-    if found.name not in known:
+    if found.name not in known and not (name == AUTO and found.name == "fp32"):
         raise KvtoolError(f"--kv-cache-dtype {name}: vLLM has none such; use one of {', '.join((AUTO, *known))}")
     if ignores_cache_dtype(model):
         return parse_cache_format(AUTO, model.dtype)
@@ -170,7 +199,7 @@ def _max_model_len(model: Model, options: EngineOptions) -> int:
 
 def _batch(model: Model, options: EngineOptions, gpu: Gpu, max_model_len: int) -> tuple[int, int]:
     """(tokens, sequences) of a step at most; only what was not asked for is bounded by the other."""
-    usual = usual_limits(gpu)
+    usual = usual_limits(gpu, huge_cards=rules_of(options).huge_cards)
     usual_tokens, sequences = usual.tokens, options.max_num_seqs or usual.sequences
     tokens = options.max_num_batched_tokens
     if tokens is None:

@@ -137,7 +137,7 @@ class _Builder:
         if isinstance(spec, StateSpec):
             return LayerCache(
                 kind=STATE,
-                spec=spec,
+                spec=replace(spec, slots=1),  # the states of drafted tokens are blocks of their own
                 block_size=self.state_block_size,
                 padded_bytes=self.state_page_bytes,
                 state_blocks=self.state_blocks,
@@ -173,10 +173,13 @@ def _layout(spec: CacheSpec) -> CacheSpec:
 
 
 def _state_blocks(inputs: Inputs) -> int:
-    """States a request holds: one; with prefix caching two, and one more for a checkpoint inside of a prefill."""
+    """States a request holds: one; with prefix caching two, and one more for a checkpoint inside of a prefill; besides
+    one for every drafted token, since states are aligned.
+    """
+    drafted = inputs.speculative_tokens if inputs.rules.aligned_states else 0
     if not inputs.aligned_state:
-        return 1
-    return 2 + exports_checkpoints(inputs)
+        return 1 + drafted
+    return 2 + drafted + (inputs.rules.state_checkpoints and exports_checkpoints(inputs))
 
 
 def exports_checkpoints(inputs: Inputs) -> bool:

@@ -14,10 +14,11 @@ from kvtool.units import ceil_div
 
 LOGICAL, REPLICAS, IN_FLIGHT = "tokens and states", "copies on tp ranks", "in flight beside windows"
 PROMOTED, STATE_COPIES, ENCODER = "windows kept as full", "states for prefix caching", "encoder reserve"
+DRAFTS = "drafts"
 TAILS, PAGE_PADDING, STATE_PADDING = "page tails", "padding of pages", "padding of state pages"
 GROUP_PADDING, NULL_BLOCK = "padding of groups", "null block"
 _ORDER = (
-    *(LOGICAL, REPLICAS, IN_FLIGHT, PROMOTED, STATE_COPIES, ENCODER),
+    *(LOGICAL, REPLICAS, IN_FLIGHT, PROMOTED, STATE_COPIES, DRAFTS, ENCODER),
     *(TAILS, PAGE_PADDING, STATE_PADDING, GROUP_PADDING, NULL_BLOCK),
 )
 
@@ -62,12 +63,18 @@ def _per_rank(plan: VllmPlan, tokens: int) -> Counter[str]:
 def _of_layers(group: Group, blocks: int, tokens: int, inputs: Inputs) -> Counter[str]:
     found: Counter[str] = Counter()
     for cache in group.layers:
+        if cache.layer >= inputs.model.num_layers:
+            found[DRAFTS] += blocks * cache.content_bytes
+            found[PAGE_PADDING] += blocks * (cache.page_bytes - cache.content_bytes)
+            continue
         kept = _logical(cache, tokens, inputs)
         padding = STATE_PADDING if cache.kind == STATE else PAGE_PADDING
         found[padding] += blocks * (cache.page_bytes - cache.content_bytes)
         found[LOGICAL] += kept
         if cache.kind == STATE:
-            found[STATE_COPIES] += blocks * cache.content_bytes - kept
+            drafted = inputs.speculative_tokens if inputs.rules.aligned_states else 0
+            found[DRAFTS] += drafted * cache.content_bytes
+            found[STATE_COPIES] += (blocks - drafted) * cache.content_bytes - kept
             continue
         reserved = _reserved(cache, tokens, inputs)
         found[_beside(cache)] += reserved - kept
@@ -105,6 +112,8 @@ def _copies(plan: VllmPlan, tokens: int) -> int:
     total = 0
     for group in plan.groups:
         for cache in group.layers:
+            if cache.layer >= inputs.model.num_layers:
+                continue
             held = inputs.parallel.tp * _logical(cache, tokens, inputs)
             total += held - min(held, whole[cache.layer][cache.position].stored_bytes(tokens))
     return total
@@ -121,6 +130,10 @@ def _remedy(term: str, inputs: Inputs) -> str | None:
             return "no --disable-hybrid-kv-cache-manager"
         case "states for prefix caching":
             return "--no-enable-prefix-caching"
+        case "drafts":
+            return (
+                f"fewer than {inputs.speculative_tokens} --num-speculative-tokens" if has_state(inputs.model) else None
+            )
         case "encoder reserve":
             return f"--max-num-batched-tokens below {inputs.max_num_batched_tokens}"
         case "page tails" | "padding of state pages" if has_state(inputs.model):

@@ -1,4 +1,4 @@
-"""The plan that vLLM 0.33.0 makes at its start: groups, blocks, how many requests, and the line it logs."""
+"""The plan that vLLM makes at its start: groups, blocks, how many requests, and the line it logs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from kvtool.sizing.engines.vllm.inputs import Inputs, resolve
 from kvtool.sizing.engines.vllm.layers import MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.packed import pack_layers
 from kvtool.sizing.engines.vllm.refusal import RefusedError, check_batch, check_supported
+from kvtool.sizing.engines.vllm.versions import MODELLED
 from kvtool.sizing.fit import largest
 from kvtool.sizing.parallel import pipeline_stages
 from kvtool.units import GIB
 
-VERSION = "0.33.0"
+VERSION = MODELLED
 Stage = tuple[Group, ...]
 
 
@@ -56,8 +57,10 @@ class VllmPlan:
 
     @property
     def gpu_kv_cache_tokens(self) -> int | None:
-        if self.max_concurrency is None or self.max_model_len is None:
+        if self.max_concurrency is None or self.max_model_len is None or self.num_blocks is None:
             return None
+        if not self.inputs.rules.tokens_follow_concurrency:
+            return self.num_blocks // len(self.groups) * (self.block_size or 0) * self.inputs.parallel.dcp
         return int(self.max_concurrency * self.max_model_len)
 
     @property
@@ -125,7 +128,7 @@ def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
         return (single,)
     if any(cache.kind == SLIDING_MLA for cache in caches):
         return pack_layers(caches)
-    return several_groups(caches)
+    return several_groups(caches, inputs.rules)
 
 
 def _check_windows(groups: Stage, inputs: Inputs) -> None:
@@ -137,8 +140,10 @@ def _check_windows(groups: Stage, inputs: Inputs) -> None:
 
 def _stages(groups: Stage, by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> tuple[Stage, ...]:
     """Every group's layers on each pipeline stage, maybe none; stages that keep nothing at all take no part."""
-    stages = []
-    for layers in pipeline_stages(range(len(by_layer)), inputs.parallel.pp):
+    stages, count = [], inputs.model.num_layers
+    by_stage = pipeline_stages(range(count), inputs.parallel.pp)
+    by_stage[-1] += range(count, len(by_layer))  # draft layers run where the output head is
+    for layers in by_stage:
         here = [replace(group, layers=tuple(c for c in group.layers if c.layer in layers)) for group in groups]
         stages.append(tuple(here))
     return tuple(stage for stage in stages if any(group.layers for group in stage))

@@ -8,8 +8,14 @@ import pytest
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
+from kvtool.sizing.engines.estimates import Estimate, Estimates
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.engines.sglang.memory import chunked_prefill_size, estimate_pool_bytes, mem_fraction_static
+from kvtool.sizing.engines.sglang.memory import (
+    START_BYTES,
+    chunked_prefill_size,
+    estimate_pool_bytes,
+    mem_fraction_static,
+)
 from kvtool.sizing.fit import budget
 from kvtool.sizing.parallel import Parallel
 from kvtool.units import GIB, MIB
@@ -57,7 +63,9 @@ def test_the_flag_wins_and_the_pool_is_what_weights_leave() -> None:
     """kv_cache_configurator.py, _profile_available_bytes: free after load less (1 - fraction) of free before it."""
     options = replace(OPTIONS, mem_fraction_static=0.75)
     llama = resolve_model("llama-3.1-8b")
-    memory = budget(H100, llama, Parallel(), weights_bytes=16 * GIB, utilization=0.92)
+    size = Estimate(bytes=GIB, margin_bytes=0, text="by hand")
+    taken = Estimates(activation=size, runtime=size, graphs=size)
+    memory = budget(H100, taken, weights_bytes=16 * GIB, utilization=0.92)
     pool = estimate_pool_bytes(llama, options, memory)
-    assert pool == pytest.approx((H100.memory_bytes - GIB) * 0.75 - 16 * GIB, abs=1)
+    assert pool == pytest.approx((H100.memory_bytes - START_BYTES) * 0.75 - 16 * GIB, abs=1)
     assert estimate_pool_bytes(llama, options, replace(memory, weights_bytes=None)) is None

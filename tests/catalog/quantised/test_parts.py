@@ -6,7 +6,7 @@ import pytest
 
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import Moe
-from kvtool.catalog.quantised_parts import parts_left_whole
+from kvtool.catalog.quantised.parts import parts_left_whole
 from kvtool.sizing.weights import weigh
 from tests.catalog.data import LLAMA, config
 

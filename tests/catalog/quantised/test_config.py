@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from kvtool.catalog.fields import Fields
-from kvtool.catalog.quantisation import read_quantisation
+from kvtool.catalog.model import LayerBits
+from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.errors import KvtoolError
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -76,3 +77,31 @@ def test_layers_stored_in_several_ways_have_no_one_figure(config: dict[str, Any]
     found = read_quantisation(Fields({"quantization_config": config}, where="config.json"))
     assert found is not None
     assert found.bits_per_weight is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("int8_weight_only", 8),
+        ({"default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 32}}}, 4 + 32 / 32),
+        ({"default": {"_type": "Float8DynamicActivationFloat8WeightConfig", "_data": {}}}, 8),
+    ],
+)
+def test_torchao_names_its_config_after_what_it_stores(kind: object, expected: float) -> None:
+    assert bits({"quant_method": "torchao", "quant_type": kind}) == expected
+
+
+def test_blocks_of_compressed_tensors_have_an_fp32_scale() -> None:
+    assert bits(group(num_bits=8, type="float", strategy="block", block_structure=[128, 128])) == 8 + 32 / 128**2
+
+
+def test_modules_that_are_listed_say_it_of_each_layer() -> None:
+    """ModelOpt's MIXED_PRECISION: attention in FP8, the MLPs and the output head in NVFP4."""
+    layers = {f"model.layers.{layer}.self_attn.o_proj": {"quant_algo": "FP8"} for layer in range(2)}
+    layers |= {f"model.layers.{layer}.mlp.down_proj": {"quant_algo": "W4A16_NVFP4"} for layer in range(1)}
+    layers["lm_head"] = {"quant_algo": "W4A16_NVFP4"}
+    config = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    found = read_quantisation(Fields({"quantization_config": config}, where="config.json"), 2)
+    assert found is not None
+    assert found.layers == (LayerBits(mixer=8, dense=4.5, experts=0), LayerBits(mixer=8, dense=None, experts=0))
+    assert (found.bits_per_weight, found.outer_bits) == (None, 4.5)

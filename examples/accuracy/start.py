@@ -1,0 +1,119 @@
+"""One start of starts.csv, and what kvtool predicts of it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kvtool.catalog.gpus import find_gpu
+from kvtool.catalog.model import Model
+from kvtool.catalog.models_yaml import load_catalogue
+from kvtool.errors import KvtoolError
+from kvtool.sizing.engines.estimates import Estimates
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.vllm import plan
+from kvtool.sizing.engines.vllm.memory import stage_estimates
+from kvtool.sizing.fit import batch_limits
+from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.weights import weigh
+from kvtool.units import GIB
+
+CARD = "H100-SXM-80GB"
+CARD_GIB = 79.19  # of the two oldest starts, whose logs do not have it: as of all others
+# Checkpoints of a base that the catalogue knows: their shape is the base's, their weights are not.
+BASES = {
+    "RedHatAI/Llama-3.3-70B-Instruct-fp8-dynamic": "meta-llama/Llama-3.3-70B-Instruct",
+    "redhatai/Llama-3.3-70B-Instruct-quantized.w8a8": "meta-llama/Llama-3.3-70B-Instruct",
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8": "meta-llama/Llama-3.1-8B",
+    "RedHatAI/Qwen2.5-7B-Instruct-fp8-dynamic": "Qwen/Qwen2.5-7B",
+    "RedHatAI/Qwen2.5-7B-Instruct-quantized.w8a8": "Qwen/Qwen2.5-7B",
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """A row as logged, and the prediction: `own_pool_gib` and `weights_gib` are None where weights are not known."""
+
+    row: dict[str, str]
+    weights_gib: float | None
+    activation_gib: float
+    runtime_gib: float
+    pool_gib: float
+    own_pool_gib: float | None
+    tokens: int
+    concurrency: float
+
+    def logged(self, name: str) -> float:
+        return float(self.row[name])
+
+    def error(self, name: str, predicted: float | None) -> float | None:
+        """Of the prediction, as a part of what was logged."""
+        return None if predicted is None else predicted / self.logged(name) - 1
+
+
+def read_starts(folder: Path) -> list[Start]:
+    """All starts of `folder`/starts.csv, by the shapes of the catalogue and of shapes.yaml."""
+    with (folder / "starts.csv").open() as file:
+        return [_predict(row, folder / "shapes.yaml") for row in csv.DictReader(file)]
+
+
+def _predict(row: dict[str, str], shapes: Path) -> Start:
+    model = _model(row["model"], shapes)
+    options = EngineOptions(
+        name="vllm",
+        version=row["vllm"],
+        parallel=Parallel(tp=int(row["tp"]), pp=int(row["pp"])),
+        gpu=find_gpu(CARD),
+        max_model_len=int(row["max_model_len"]),
+        kv_cache_dtype=row["kv_cache_dtype"],
+        dtype={"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[row["dtype"].removeprefix("torch.")],
+    )
+    weights_gib = _weights_gib(model, row, options.parallel)
+    first, last = _stage(model, options, last=options.parallel.pp == 1), _stage(model, options, last=True)
+    logged = float(row["weights_memory_gib"])
+    poorest = plan(model, options, pool_bytes=round(_pool_gib(row, logged, last) * GIB))
+    return Start(
+        row=row,
+        weights_gib=weights_gib,
+        activation_gib=first.activation.bytes / GIB,
+        runtime_gib=first.runtime.bytes / GIB,
+        pool_gib=_pool_gib(row, logged, first),
+        own_pool_gib=None if weights_gib is None else _pool_gib(row, weights_gib, first),
+        tokens=poorest.gpu_kv_cache_tokens or 0,
+        concurrency=poorest.max_concurrency or 0.0,
+    )
+
+
+def _model(name: str, shapes: Path) -> Model:
+    """The catalogue's, or that of shapes.yaml. Raises KvtoolError for a name that neither has."""
+    for catalogue in (load_catalogue(), load_catalogue(shapes)):
+        for known in (name, BASES.get(name, name)):
+            if (found := catalogue.find(known)) is not None:
+                return replace(found, id=name)
+    raise KvtoolError(f"no source has the shape of {name}")
+
+
+def _stage(model: Model, options: EngineOptions, *, last: bool) -> Estimates:
+    gpu = find_gpu(CARD)
+    limits = batch_limits(gpu, max_model_len=options.max_model_len)
+    longest = options.max_model_len or limits.tokens
+    return stage_estimates(model, gpu, options, limits, max_model_len=longest, last_stage=last)
+
+
+def _pool_gib(row: dict[str, str], weights_gib: float, taken: Estimates) -> float:
+    total_gib = float(row["init_total_memory_gib"] or CARD_GIB)
+    usable_gib = math.ceil(total_gib * GIB * float(row["gpu_memory_utilization"])) / GIB
+    return usable_gib - weights_gib - (taken.activation.bytes + taken.reserve_bytes) / GIB
+
+
+def _weights_gib(model: Model, row: dict[str, str], parallel: Parallel) -> float | None:
+    """Of a checkpoint in 16 or 32 bits, or in fp8 by vLLM itself; of others where the model says how it is stored."""
+    own = {"None": row["dtype"].removeprefix("torch."), "fp8": "fp8"}.get(row["quantization"])
+    if own is None and model.quantisation is None:
+        return None
+    if "tower is not counted" in (model.notes or ""):
+        return None
+    size = weigh(model, own or "auto").bytes_per_gpu(parallel)
+    return None if size is None else size / GIB

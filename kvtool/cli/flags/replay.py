@@ -1,0 +1,81 @@
+"""Which trace, and how it is replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.cli.flags.group import Group
+from kvtool.cli.flags.layout import LAYOUT
+from kvtool.units import split_list
+
+if TYPE_CHECKING:
+    from kvtool.replay.replay import ReplayOptions
+    from kvtool.workloads.traces import Trace
+
+TraceArgument = Annotated[
+    Path, typer.Argument(metavar="TRACE", help="A trace, plain or gzip, or a folder of sessions.")
+]
+
+
+@dataclass(frozen=True)
+class TraceForm(Group):
+    """How a trace is to be read."""
+
+    format: Annotated[
+        str | None,
+        typer.Option(help="mooncake, bailian, sessions, azure or kv-events (default: what it looks like)."),
+    ] = None
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens a block (default: the format's own, or the trace's).")
+    ] = None
+
+    def opened(self, path: Path) -> Trace:
+        """The trace at `path`. Raises KvtoolError for what is none."""
+        from kvtool.workloads.traces import open_trace
+
+        return open_trace(path, form=self.format, block_size=self.block_size)
+
+
+@dataclass(frozen=True)
+class Replayed(Group):
+    """What is replayed."""
+
+    policy: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Of lru, fifo, lfu, optimal, lru-plain, fifo-plain, lfu-plain."),
+    ] = "lru"
+    capacity: Annotated[
+        str, typer.Option(metavar="LIST", help="Blocks as 1000, bytes as 20GiB (with MODEL), or none for no limit.")
+    ] = "none"
+    last: Annotated[
+        float, typer.Option(metavar="PART", help="Count this last part of the requests; those before fill the cache.")
+    ] = 1.0
+    sort_by_time: Annotated[bool, typer.Option("--sort-by-time", help="Replay by time, not in the file's order.")] = (
+        False
+    )
+    kv_cache_dtype: Annotated[str, typer.Option(help="Of MODEL's cache, as for `size`.")] = "auto"
+    state_every: Annotated[
+        int, typer.Option(metavar="BLOCKS", help="Keep recurrent state at every so many blocks.")
+    ] = 1
+    tp: Annotated[int, typer.Option(help="GPUs that share a prefill.", rich_help_panel=LAYOUT)] = 1
+    jobs: Annotated[int, typer.Option(help="Replays at a time (-1: every core).")] = -1
+
+    def options(self) -> ReplayOptions:
+        """Raises KvtoolError for what is none."""
+        from kvtool.replay.capacity import parse_capacity
+        from kvtool.replay.replay import ReplayOptions
+
+        return ReplayOptions(
+            policies=tuple(split_list(self.policy)),
+            capacities=tuple(parse_capacity(item) for item in split_list(self.capacity)),
+            last=self.last,
+            sort_by_time=self.sort_by_time,
+            kv_cache_dtype=self.kv_cache_dtype,
+            state_every=self.state_every,
+            tp=self.tp,
+            jobs=self.jobs,
+        )

@@ -1,0 +1,53 @@
+"""`kvtool replay`: what a prefix cache of any capacity and policy would have hit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kvtool.cli.answer import answer
+from kvtool.cli.flags.card import NamedCard
+from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.output import ModelsOption, Output
+from kvtool.cli.flags.replay import Replayed, TraceArgument, TraceForm
+from kvtool.cli.progress import progress_bar
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "  kvtool replay conversation.jsonl --policy lru,optimal --capacity 1000\n\n"
+    "  kvtool replay conversation.jsonl llama-3.1-8b --gpu h100 --out report"
+)
+
+
+@grouped
+def replay(
+    trace: TraceArgument,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As for `size`: blocks get bytes, capacities may be bytes.")
+    ] = None,
+    *,
+    replayed: Replayed,
+    form: TraceForm,
+    card: NamedCard,
+    models: ModelsOption = None,
+    output: Output,
+) -> None:
+    """Replay TRACE through a prefix cache: hits of each policy at each capacity, beside the most that any could hit."""
+    from kvtool.replay.replay import replay as replay_trace
+    from kvtool.report.files import check_writable
+    from kvtool.report.replay.replay import print_replay, write_replay
+
+    if output.out is not None:
+        check_writable(output.out)
+    chosen = None
+    if model is not None:
+        from kvtool.catalog.resolve import resolve_model
+
+        chosen = resolve_model(model, models_path=models)
+    with progress_bar() as progress:
+        document = replay_trace(
+            form.opened(trace), replayed.options(), model=chosen, gpu=card.found(), progress=progress
+        )
+    warned = [f"kvtool: {line}" for line in document.warnings] if output.json else []
+    answer(document, output, show=print_replay, write=write_replay, notes=warned)

@@ -1,0 +1,193 @@
+"""Products with weights on a CPU, and the gate that follows two of them.
+
+In bf16 a weight is also packed once into a layout that is read faster for few rows: the compiled kernels' own, which
+reads weights as fast as memory gives them, or oneDNN's. Many rows, a prefill, run faster from the plain layout, so both
+are kept: twice the memory of the weights, on CPUs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kvtool.kernels import plain
+from kvtool.kernels.cpu.native import ACTIVATIONS, ROW, Native, native, packed, serves
+from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
+
+# Of few rows. oneDNN chooses its layout for a number of them; this one serves fewer well.
+FEW_ROWS = 64
+
+# (post-op, its algorithm) of oneDNN.
+_POST_OPS = {
+    "silu": ("swish", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+}
+
+Biases = tuple[Tensor | None, Tensor | None]
+Packed = Callable[[Tensor], Tensor]
+
+
+def prepare(weight: AnyWeight) -> AnyWeight:
+    match weight:
+        case Weight():
+            return replace(weight, packed=packed_linear(weight))
+        case GatedWeight():
+            return replace(weight, packed=packed_gated_linear(weight))
+        case _:
+            parts = [plain.expert_weights(weight, number) for number in range(len(weight.down))]
+            return replace(weight, packed=[Expert(prepare(inner), prepare(down)) for inner, down in parts])
+
+
+def weight_copies(dtype: torch.dtype, device: torch.device) -> int:
+    packs = device.type == "cpu" and dtype == torch.bfloat16 and (native() is not None or _onednn_has_bf16())
+    return 2 if packs else 1
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    if weight.packed is not None and len(x) <= FEW_ROWS:
+        product: Tensor = weight.packed(x)
+        return product
+    return functional.linear(x, weight.weight, weight.bias)
+
+
+def gated(x: Tensor, weight: GatedWeight) -> Tensor:
+    """Two products: as halves of one they would be strided, which costs the activation more than it saves."""
+    if weight.packed is not None and len(x) <= FEW_ROWS:
+        product: Tensor = weight.packed(x)
+        return product
+    of_gate, up = (functional.linear(x, *half) for half in _halves(weight))
+    kernels, activation = native(), weight.gate.activation
+    if kernels is not None and activation in ACTIVATIONS and serves(of_gate, up):
+        return kernels.gate_(of_gate, up, activation)
+    return plain.gated(of_gate, up, weight.gate)
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """down(inner x)."""
+
+    inner: GatedWeight
+    down: Weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(gated(x, self.inner), self.down)
+
+
+def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
+    """One after another, of weights that were prepared."""
+
+    def expert(number: int) -> Expert:
+        of_all: list[Expert] | None = weights.packed
+        return Expert(*plain.expert_weights(weights, number)) if of_all is None else of_all[number]
+
+    return plain.experts_in_turn(x, expert, chosen, shares, plus)
+
+
+class NativeLinear:
+    """By the compiled kernels."""
+
+    def __init__(self, kernels: Native, weight: Tensor, bias: Tensor | None) -> None:
+        self.kernels, self.weight, self.bias = kernels, packed(weight), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.linear(x, self.weight, self.bias)
+
+
+class NativeGatedLinear:
+    """By the compiled kernels, in one."""
+
+    def __init__(self, kernels: Native, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
+        self.kernels, self.gate, self.up = kernels, packed(gate), packed(up)
+        self.biases, self.activation = biases, activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.gated_linear(x, self.gate, self.up, self.biases, self.activation)
+
+
+class PackedGate:
+    """A gate of its own after two packed products, where no kernel does both."""
+
+    def __init__(self, of_gate: Packed, up: Packed, gate: Gate) -> None:
+        self.of_gate, self.up, self.gate = of_gate, up, gate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return plain.gated(self.of_gate(x), self.up(x), self.gate)
+
+
+class OneDnnLinear:
+    """By oneDNN."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = _reordered(weight), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _product(x, self.weight, self.bias, "none", "")
+
+
+class OneDnnGatedLinear:
+    """By oneDNN: the activation follows the first product, and the second is multiplied by it."""
+
+    def __init__(self, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
+        self.gate, self.up, self.biases = _reordered(gate), _reordered(up), biases
+        self.post_op = _POST_OPS[activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gated = _product(x, self.gate, self.biases[0], *self.post_op)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gated, self.up, self.biases[1], "mul")
+        return product
+
+
+def packed_linear(weight: Weight) -> Packed | None:
+    """The product for few rows, or None where torch's plain one is all there is."""
+    if weight_copies(weight.weight.dtype, weight.weight.device) == 1:
+        return None
+    kernels = native()
+    if kernels is not None and _fits(weight.weight):
+        return NativeLinear(kernels, weight.weight, weight.bias)
+    return OneDnnLinear(weight.weight, weight.bias) if _onednn_has_bf16() else None
+
+
+def packed_gated_linear(weight: GatedWeight) -> Packed | None:
+    """The gated product for few rows, or None."""
+    if weight_copies(weight.weight.dtype, weight.weight.device) == 1:
+        return None
+    (gate, gate_bias), (up, up_bias) = _halves(weight)
+    biases, activation = (gate_bias, up_bias), weight.gate.activation
+    kernels = native()
+    if activation not in _POST_OPS:
+        of_gate, of_up = packed_linear(Weight(gate, gate_bias)), packed_linear(Weight(up, up_bias))
+        return None if of_gate is None or of_up is None else PackedGate(of_gate, of_up, weight.gate)
+    if kernels is not None and _fits(gate):
+        return NativeGatedLinear(kernels, gate, up, biases, activation)
+    return OneDnnGatedLinear(gate, up, biases, activation) if _onednn_has_bf16() else None
+
+
+def _halves(weight: GatedWeight) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the gate, and of what it gates."""
+    gate, up = weight.weight.chunk(2)
+    gate_bias, up_bias = (None, None) if weight.bias is None else weight.bias.chunk(2)
+    return (gate, gate_bias), (up, up_bias)
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.shape[0] % ROW == 0 and weight.shape[1] % ROW == 0
+
+
+def _onednn_has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _reordered(weight: Tensor) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+    return found
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, post_op: str, algorithm: str) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, post_op, [], algorithm)
+    return result

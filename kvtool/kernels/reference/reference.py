@@ -1,0 +1,37 @@
+"""The obvious torch twin of every kernel, as `interface.Kernels` promises them."""
+
+from kvtool.kernels.reference.attention import decode, gather, prefill, store
+from kvtool.kernels.reference.step import (
+    add_rms_norm,
+    experts,
+    gated,
+    linear,
+    place,
+    prepare,
+    rms_norm,
+    rotate,
+    split_latent,
+    split_qkv,
+    weight_copies,
+)
+
+__all__ = [
+    "add_rms_norm",
+    "decode",
+    "experts",
+    "gated",
+    "gather",
+    "linear",
+    "place",
+    "prefill",
+    "prepare",
+    "rms_norm",
+    "rotate",
+    "split_latent",
+    "split_qkv",
+    "store",
+    "tile_tokens",
+    "weight_copies",
+]
+
+tile_tokens = 1

@@ -1,0 +1,228 @@
+"""Replay a trace: every policy asked for at every capacity asked for, beside the ceilings, as one document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError
+from kvtool.replay.accesses import Accesses, read_accesses
+from kvtool.replay.capacity import BlockBytes, Capacity, block_bytes, in_unit
+from kvtool.replay.ceilings import Ceiling, Ceilings, limited_by
+from kvtool.replay.core import Core, IntArray, core
+from kvtool.replay.curves import STACKS, Curve
+from kvtool.replay.policies import check_policies
+from kvtool.replay.saved import PrefillFloor, prefill_floor
+from kvtool.replay.sweep import sweep
+from kvtool.replay.totals import first_counted, totals
+from kvtool.replay.words import assumptions, definition, warnings
+from kvtool.results import ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
+from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.formats import parse_cache_format
+from kvtool.workloads.traces import Trace
+
+CURVE_POINTS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """What to replay. `last` is the part of the requests that counts, those before it only fill the cache."""
+
+    policies: tuple[str, ...] = ("lru",)
+    capacities: tuple[Capacity, ...] = (Capacity(),)
+    last: float = 1.0
+    sort_by_time: bool = False
+    kv_cache_dtype: str = AUTO
+    state_every: int = 1
+    tp: int = 1
+    jobs: int = -1
+
+    def __post_init__(self) -> None:
+        check_policies(self.policies)
+        if not 0 < self.last <= 1:
+            raise KvtoolError(f"--last {self.last:g} must be above 0 and at most 1, as 0.5")
+
+
+def replay(
+    trace: Trace,
+    options: ReplayOptions,
+    *,
+    model: Model | None = None,
+    gpu: Gpu | None = None,
+    progress: Callable[[str, float], None] = lambda doing, done: None,
+) -> ReplayDocument:
+    """The document. `progress` is told what is being done, and which part of it all is behind.
+
+    Raises KvtoolError for a trace that cannot be decoded, and for bytes or a card without a model.
+    """
+    _check_asked(options, model, gpu)
+    loops = core()
+    progress(f"reading {trace.name}", 0.0)
+    accesses = read_accesses(trace, loops)
+    found = warnings(accesses)
+    accesses = accesses.by_time() if options.sort_by_time else accesses
+    room = None
+    if model is not None:
+        room = block_bytes(
+            model,
+            block_size=accesses.block_size,
+            kv_cache_dtype=options.kv_cache_dtype,
+            state_every=options.state_every,
+        )
+    floor = None if model is None or gpu is None else prefill_floor(model, gpu, options.tp)
+    progress("lru at every capacity", 0.4)
+    run = _Run(loops, accesses, options, room, floor)
+    progress("policies and ceilings", 0.5)
+    return ReplayDocument(
+        trace=run.fingerprint(),
+        model=None if model is None else model.id,
+        kv_cache_dtype=None if model is None else parse_cache_format(options.kv_cache_dtype, model.dtype).name,
+        bytes_per_block=None if room is None else room.uniform,
+        gpu=None if gpu is None else gpu.name,
+        definition=definition(options.policies, options.last),
+        rows=list(run.rows()),
+        curves=list(run.curve_documents()),
+        warnings=found,
+        assumptions=assumptions(accesses, room, floor, sorted_by_time=options.sort_by_time),
+    )
+
+
+def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -> None:
+    """Before the trace is read, which takes long. Raises KvtoolError for what says nothing without a model or card."""
+    if gpu is None and options.tp != 1:
+        raise KvtoolError(f"--tp {options.tp} shares the prefill of a card: name it with --gpu")
+    if model is not None:
+        return
+    if gpu is not None:
+        raise KvtoolError(f"milliseconds on {gpu.name} need a MODEL: kvtool replay TRACE MODEL --gpu {gpu.name}")
+    if options.kv_cache_dtype != AUTO or options.state_every != 1:
+        raise KvtoolError("--kv-cache-dtype and --state-every are of a MODEL: kvtool replay TRACE MODEL")
+    for capacity in options.capacities:
+        in_unit(capacity, None)
+
+
+class _Run:
+    """One replay: the trace, in one unit of capacity, with a curve for each policy that has one."""
+
+    def __init__(
+        self,
+        loops: Core,
+        accesses: Accesses,
+        options: ReplayOptions,
+        room: BlockBytes | None,
+        floor: PrefillFloor | None,
+    ) -> None:
+        self._core, self._accesses, self._options, self._room, self._floor = loops, accesses, options, room, floor
+        self._first = first_counted(accesses.num_requests, options.last)
+        self._sizes = None if room is None else room.sizes(accesses)
+        self._match = 1 if room is None else room.match_blocks
+        self._units = [in_unit(capacity, room) for capacity in options.capacities]
+        self._unlimited = self._curve("lru")
+        self._curves = {name: self._curve(name) for name in options.policies if name in STACKS and name != "lru"}
+        self._curves["lru"] = self._unlimited
+
+    def _curve(self, policy: str) -> Curve:
+        return Curve(self._core, self._accesses, policy, sizes=self._sizes, first=self._first, match=self._match)
+
+    def fingerprint(self) -> ReplayTrace:
+        accesses, ideal = self._accesses, self._unlimited.at(None)
+        return ReplayTrace(
+            name=accesses.name,
+            format=accesses.format,
+            sha256=accesses.sha256,
+            requests=accesses.num_requests,
+            requests_counted=accesses.num_requests - self._first,
+            block_size=accesses.block_size,
+            total_blocks=len(accesses.nodes),
+            unique_blocks=len(accesses.parents),
+            input_tokens=int(accesses.input_tokens.sum()),
+            ideal_block_hit_ratio=ideal.block_hit_ratio,
+            ideal_token_hit_ratio=ideal.token_hit_ratio,
+            ideal_mean_request_token_hit_ratio=ideal.mean_request_token_hit_ratio,
+        )
+
+    def rows(self) -> Iterator[ReplayRow]:
+        """Policy by policy, each at the capacities in the order asked for."""
+        ceilings = Ceilings(self._core, self._accesses, sizes=self._sizes, first=self._first, match=self._match)
+        bounds = {unit: ceilings.at(unit) for unit in self._units}
+        replayed = self._replayed()
+        for policy in self._options.policies:
+            for unit in self._units:
+                if unit is None:
+                    hits = self._unlimited.request_hits(None)
+                elif policy in STACKS:
+                    hits = self._curves[policy].request_hits(unit)
+                else:
+                    hits = replayed[policy, unit] // self._match * self._match
+                yield self._row(policy, unit, hits, bounds[unit])
+
+    def _replayed(self) -> dict[tuple[str, int], IntArray]:
+        """The policies that need a replay for each capacity."""
+        points = [
+            (policy, unit)
+            for policy in self._options.policies
+            for unit in self._units
+            if policy not in STACKS and unit is not None
+        ]
+        return sweep(self._core, list(dict.fromkeys(points)), self._accesses, self._sizes, self._options.jobs)
+
+    def _row(self, policy: str, unit: int | None, hits: IntArray, ceiling: Ceiling) -> ReplayRow:
+        found = totals(self._accesses, hits, self._first)
+        blocks = max(1, found.total_blocks)
+        return ReplayRow(
+            policy=policy,
+            **self._capacity(unit),
+            hit_blocks=found.hit_blocks,
+            total_blocks=found.total_blocks,
+            block_hit_ratio=found.block_hit_ratio,
+            token_hit_ratio=found.token_hit_ratio,
+            mean_request_token_hit_ratio=found.mean_request_token_hit_ratio,
+            ceiling_content=ceiling.content / blocks,
+            ceiling_relaxed=ceiling.relaxed / blocks,
+            ceiling_strict=None if ceiling.strict is None else ceiling.strict / blocks,
+            limited_by=limited_by(found.hit_blocks, ceiling),
+            ttft_saved_ms=self._saved_ms(hits),
+        )
+
+    def _saved_ms(self, hits: IntArray) -> float | None:
+        return None if self._floor is None else self._floor.saved_ms(self._accesses, hits, self._first)
+
+    def _capacity(self, unit: int | None) -> dict[str, int | None]:
+        """A capacity in the run's unit, in blocks and in bytes, as far as each is known."""
+        if unit is None or self._room is None:
+            return {"capacity_blocks": unit, "capacity_bytes": None}
+        each = self._room.uniform
+        return {
+            "capacity_blocks": None if each is None else unit,
+            "capacity_bytes": unit if each is None else unit * each,
+        }
+
+    def curve_documents(self) -> Iterator[ReplayCurve]:
+        """LRU at many capacities, for each of its two kinds that was asked for."""
+        for policy in self._options.policies:
+            if policy in STACKS:
+                yield self._curve_document(policy, self._curves[policy])
+
+    def _curve_document(self, policy: str, curve: Curve) -> ReplayCurve:
+        knee = curve.knee()
+        spread = np.geomspace(1, max(1, curve.full_capacity), CURVE_POINTS)
+        capacities = np.unique(np.round([*spread, *([knee.capacity] if knee else [])]).astype(np.int64))
+        points = [
+            ReplayPoint(**self._capacity(int(capacity)), block_hit_ratio=int(hits) / max(1, curve.total_blocks))
+            for capacity, hits in zip(capacities, curve.hit_blocks(capacities), strict=True)
+        ]
+        return ReplayCurve(policy=policy, points=points, knee=self._knee(curve, knee.capacity) if knee else None)
+
+    def _knee(self, curve: Curve, capacity: int) -> ReplayKnee:
+        hits = curve.request_hits(capacity)
+        found = totals(self._accesses, hits, self._first)
+        return ReplayKnee(
+            **self._capacity(capacity),
+            block_hit_ratio=found.block_hit_ratio,
+            token_hit_ratio=found.token_hit_ratio,
+            ttft_saved_ms=self._saved_ms(hits),
+        )

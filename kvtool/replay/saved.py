@@ -1,0 +1,69 @@
+"""Milliseconds that hits save: a prefill's time at a card's own figures, with and without its cached head.
+
+A prefill takes the longer of its FLOPs at the dense bf16 rate and of reading the weights once. This is a floor: real
+prefills reach a part of the rate, and save as much more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kvtool.catalog.gpus import Gpu
+from kvtool.catalog.model import Model
+from kvtool.errors import KvtoolError
+from kvtool.replay.accesses import Accesses
+from kvtool.replay.core import FloatArray, IntArray
+from kvtool.sizing.speed.traffic import prefill_flops
+from kvtool.sizing.weights import weigh
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillFloor:
+    """Prefill times of one model on `num_gpus` cards that share the work evenly."""
+
+    model: Model
+    flops_per_s: float
+    weights_s: float
+    _known: dict[int, float] = field(default_factory=dict, compare=False)
+
+    def saved_ms(self, accesses: Accesses, hits: IntArray, first: int) -> float:
+        """The mean of a request, from `first` on, of whose blocks the first `hits` [requests] were cached."""
+        if first == accesses.num_requests:
+            return 0.0
+        inputs, cached = accesses.input_tokens[first:], accesses.tokens_of(hits)[first:]
+        whole = self._flops(inputs)
+        rest = whole - self._flops(cached) + self._flops(np.zeros(1, dtype=np.int64))
+        return float((self._seconds(whole) - self._seconds(rest)).mean() * 1e3)
+
+    def _seconds(self, flops: FloatArray) -> FloatArray:
+        return np.asarray(np.maximum(flops / self.flops_per_s, self.weights_s))
+
+    def _flops(self, tokens: IntArray) -> FloatArray:
+        """FLOPs of prefilling each length from nothing; a cached head saves as many, but for the output head."""
+        lengths, which = np.unique(tokens, return_inverse=True)
+        flops = np.array([self._flops_of(length) for length in lengths.tolist()], dtype=np.float64)
+        return np.asarray(flops[which])
+
+    def _flops_of(self, length: int) -> float:
+        """Remembered: the prompts of all rows are the same."""
+        if length not in self._known:
+            self._known[length] = float(prefill_flops(self.model, length) or 0)
+        return self._known[length]
+
+
+def prefill_floor(model: Model, gpu: Gpu, num_gpus: int = 1) -> PrefillFloor:
+    """Raises KvtoolError for a card without figures, and a model whose parameters cannot be counted."""
+    if num_gpus < 1:
+        raise KvtoolError(f"--tp {num_gpus} must be 1 GPU or more")
+    if gpu.bf16_tflops is None or gpu.memory_bandwidth_gbps is None:
+        raise KvtoolError(f"{gpu.name} has no known rate or bandwidth: no milliseconds follow from it")
+    stored = weigh(model).stored_bytes
+    if prefill_flops(model, 1) is None or stored is None:
+        raise KvtoolError(f"the parameters of {model.id} cannot be counted: no milliseconds follow from it")
+    return PrefillFloor(
+        model=model,
+        flops_per_s=gpu.bf16_tflops * 1e12 * num_gpus,
+        weights_s=stored / (gpu.memory_bandwidth_gbps * 1e9 * num_gpus),
+    )

@@ -1,0 +1,32 @@
+"""A replay through the very tree and eviction policies that the engine runs, for blocks of one size.
+
+The loops in C know the policies of core.py and must give the same numbers; every other policy of cache/eviction.py is
+replayed here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtool.cache.eviction import eviction_policy
+from kvtool.cache.radix_tree import RadixTree
+from kvtool.replay.accesses import Accesses, requests_of
+from kvtool.replay.core import IntArray
+
+
+def tree_hits(policy: str, capacity: int, accesses: Accesses) -> IntArray:
+    """Blocks that each request hits in a tree of `capacity` pages, int64 [requests]."""
+    tree = RadixTree(eviction_policy(policy))
+    hits = [_request(tree, capacity, nodes.tolist()) for nodes in requests_of(accesses)]
+    return np.array(hits, dtype=np.int64)
+
+
+def _request(tree: RadixTree, capacity: int, nodes: list[int]) -> int:
+    """Lock the prefix that is cached, store of the rest what there is room for, and unlock. The blocks that hit."""
+    place, cached = tree.lock_prefix(nodes)
+    tree.count_hit(place)
+    missing = nodes[len(cached) :]
+    tree.evict(max(0, tree.num_pages + len(missing) - capacity))
+    kept = missing[: capacity - tree.num_pages]
+    tree.unlock(tree.extend(place, kept, kept).node)
+    return len(cached)

@@ -1,0 +1,90 @@
+"""What a replay says beside its numbers: how they are defined, what was assumed, what is odd about the trace."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtool.replay.accesses import Accesses
+from kvtool.replay.capacity import BlockBytes
+from kvtool.replay.policies import POLICIES
+from kvtool.replay.saved import PrefillFloor
+from kvtool.units import format_bytes
+from kvtool.workloads.traces.traces import FORMATS
+
+DEFINITION = {
+    "hit": "a block of the longest run from the head of a prompt that is in the cache when the request arrives, before "
+    "its own blocks are stored",
+    "block": "a block is its whole prefix: the same id behind other ids is another block",
+    "insertion": "the blocks that hit are touched and the missing ones are stored head to tail; none of the request's "
+    "own is evicted for another, and when nothing can go the rest of it is not stored; the plain policies store "
+    "every block, and may evict the request's own",
+    "block_hit_ratio": "blocks that hit / blocks of all requests that count",
+    "token_hit_ratio": "tokens in blocks that hit / input tokens; the last block of a prompt has what is left of it",
+    "mean_request_token_hit_ratio": "the mean over requests of each one's token hit ratio",
+    "ceiling_content": "no limit of capacity",
+    "ceiling_relaxed": "the best choice of blocks at this capacity with all requests known (Belady's MIN); where "
+    "blocks differ in bytes, the lower of MIN with all blocks as small as the smallest, and of what fits of the "
+    "bytes x requests that hits need",
+    "ceiling_strict": "the best choice where a block counts only behind its whole prefix: for blocks of one size it is "
+    "found exactly, and equals ceiling_relaxed, since no block is used before its prefix; else it is not computed",
+    "limited_by": "none: all that was seen before hits. policy: the gap to ceiling_strict (or relaxed) is the larger; "
+    "capacity: the gap from there to ceiling_content is",
+    "ttft_saved_ms": "the mean over requests of a whole prefill's time less that behind its hit, at the card's figures",
+}
+
+
+def definition(policies: tuple[str, ...], last: float) -> dict[str, str]:
+    """Every word of the document, the policies among them, and which requests count."""
+    counted = "all requests" if last == 1 else f"the last {100 * last:g} % of the requests; those before fill the cache"
+    return DEFINITION | {"requests_counted": counted} | {name: POLICIES[name] for name in policies}
+
+
+def assumptions(
+    accesses: Accesses, room: BlockBytes | None, floor: PrefillFloor | None, *, sorted_by_time: bool
+) -> list[str]:
+    """What the numbers rest on that the trace does not say."""
+    order = "by their time of arrival" if sorted_by_time else "in the order of the file"
+    lines = [
+        f"requests are replayed {order}, one after the other: a request finds what those before it stored",
+        "prompts alone are cached: the tokens that a request generates are not",
+        f"blocks are of {accesses.block_size} tokens, as {accesses.format} traces are cut unless they say otherwise",
+    ]
+    if accesses.format == "kv-events":
+        lines.append(
+            "events tell what was stored: requests served whole from the cache are not in the trace, nor are other "
+            "tiers and the groups of windows and states"
+        )
+    if FORMATS[accesses.format].own_clocks and not sorted_by_time:
+        lines.append("sessions follow one another: --sort-by-time replays them as if all began at once")
+    if room is not None:
+        lines.append(_room_line(room))
+    if floor is not None:
+        lines.append("milliseconds are at the card's dense bf16 rate and bandwidth, which no prefill quite reaches")
+    return lines
+
+
+def _room_line(room: BlockBytes) -> str:
+    """What a block takes. A window's tokens are kept in every block, since a hit may end in any."""
+    page = f"a block takes {format_bytes(room.page_bytes)} on all ranks together, windows kept in every block"
+    if not room.state_bytes:
+        return page
+    every = "every block" if room.state_every == 1 else f"every {room.state_every} blocks, where alone a hit can end"
+    return f"{page}, and {format_bytes(room.state_bytes)} of recurrent state with {every}"
+
+
+def warnings(accesses: Accesses) -> list[str]:
+    """What is odd about the trace: ids out of their chain, times that fall, block counts that lengths do not bear."""
+    form, found = FORMATS[accesses.format], []
+    if accesses.shared_ids and form.chained:
+        found.append(f"{accesses.shared_ids:,} block ids stand behind different ids: each prefix is a block of its own")
+    falls = int((np.diff(accesses.arrival_s) < 0).sum())
+    if falls and not form.own_clocks:
+        newest_first = 2 * falls > accesses.num_requests
+        way = "most of the time, as in a log with the newest first" if newest_first else "in places"
+        found.append(f"times fall {way} ({falls:,} times): --sort-by-time replays by time, not by line")
+    rounded = 0 if form.whole_blocks else accesses.block_size - 1
+    expected = (accesses.input_tokens + rounded) // accesses.block_size
+    wrong = int(((expected != accesses.lengths) & (accesses.lengths > 0)).sum())
+    if wrong:
+        found.append(f"{wrong:,} requests have another number of blocks than their lengths say")
+    return [f"{line}; kvtool trace check lists them" for line in found]

@@ -1,0 +1,143 @@
+"""A replay document out: a table, sentences, CSV, a chart, a page. Reads results only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvtool.files import write_atomic
+from kvtool.report import html
+from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
+from kvtool.report.replay.chart import replay_figure
+from kvtool.report.replay.sentences import capacity_words, in_short
+from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.results import ReplayDocument, ReplayRow
+from kvtool.units import format_bytes_short, format_ms
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CURVE_FILE = "replay-curve.csv"
+
+
+def print_replay(document: ReplayDocument, console: Console) -> None:
+    """What was replayed, the table, what follows from it, and what was assumed."""
+    from rich.text import Text
+
+    console.print(Text(describe(document), style="dim"))
+    console.print()
+    console.print(to_rich(replay_table(document), console.width))
+    for heading, lines, style in (
+        ("In short", in_short(document), ""),
+        ("Odd about the trace", document.warnings, "yellow"),
+        ("Assumed", document.assumptions, "dim"),
+    ):
+        if lines:
+            console.print(Text(f"\n{heading}", style="bold"))
+        for line in lines:
+            console.print(Text(f"- {line}", style=style))
+
+
+def write_replay(document: ReplayDocument, directory: Path) -> list[Path]:
+    """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. Raises KvtoolError."""
+    written = write_result(
+        directory,
+        "replay",
+        document,
+        rows=[msgspec.structs.asdict(row) for row in document.rows],
+        figure=replay_figure(document),
+        html=replay_html(document),
+    )
+    write_atomic(directory / CURVE_FILE, csv_bytes(curve_rows(document)))
+    return [*written, directory / CURVE_FILE]
+
+
+def curve_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """One row a point of each curve."""
+    return [
+        {"policy": curve.policy, **msgspec.structs.asdict(point)} for curve in document.curves for point in curve.points
+    ]
+
+
+def describe(document: ReplayDocument) -> str:
+    """The trace's fingerprint and the model in one line."""
+    trace = document.trace
+    counted = "" if trace.requests_counted == trace.requests else f", the last {trace.requests_counted:,} counted"
+    model = f"; {document.model}, {document.kv_cache_dtype} cache" if document.model else ""
+    return (
+        f"{trace.name}: {trace.requests:,} requests{counted}, {trace.total_blocks:,} blocks of {trace.block_size} "
+        f"tokens, {trace.unique_blocks:,} of them unique, sha256 {trace.sha256[:16]}{model}"
+    )
+
+
+def replay_table(document: ReplayDocument) -> Table:
+    """A row a policy and capacity; the ceilings are of blocks."""
+    with_bytes = any(row.capacity_bytes is not None for row in document.rows)
+    with_ms = document.gpu is not None
+    ratios = ("% of\nblocks", "% of\ntokens", "% mean\nrequest", "strict\n%", "relaxed\n%", "content\n%")
+    columns = (
+        "policy",
+        "capacity" if with_bytes else "blocks",
+        *ratios,
+        "limited\nby",
+        *(("ms\nsaved",) if with_ms else ()),
+    )
+    return Table(
+        title="Hits of a prefix cache",
+        columns=columns,
+        rows=[_cells(row, with_bytes, with_ms) for row in document.rows],
+        labels=1,
+        note="strict, relaxed, content: the most that any policy can hit at the capacity, in % of blocks: behind whole "
+        "prefixes, block by block, and without a limit.",
+    )
+
+
+def _cells(row: ReplayRow, with_bytes: bool, with_ms: bool) -> tuple[str, ...]:
+    unlimited = row.capacity_blocks is None and row.capacity_bytes is None
+    room = format_bytes_short(row.capacity_bytes or 0) if with_bytes else f"{row.capacity_blocks or 0:,}"
+    ratios = (row.block_hit_ratio, row.token_hit_ratio, row.mean_request_token_hit_ratio)
+    ceilings = (row.ceiling_strict, row.ceiling_relaxed, row.ceiling_content)
+    return (
+        row.policy,
+        "no limit" if unlimited else room,
+        *("-" if ratio is None else f"{100 * ratio:.2f}" for ratio in (*ratios, *ceilings)),
+        row.limited_by,
+        *((format_ms(row.ttft_saved_ms),) if with_ms else ()),
+    )
+
+
+def replay_html(document: ReplayDocument) -> str:
+    """The page for somebody who was not there. Names out of logs are escaped where the page is made."""
+    trace = document.trace
+    fingerprint = Table(
+        title="The trace",
+        columns=("", ""),
+        rows=[(name.replace("_", " "), _plain(value)) for name, value in msgspec.structs.asdict(trace).items()],
+        labels=2,
+    )
+    return html.page(
+        title=f"kvtool replay: {trace.name}",
+        subtitle=describe(document),
+        body=[
+            html.key_points(in_short(document)),
+            html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
+            html.section("Table", [to_html(replay_table(document))]),
+            html.section("Trace", [to_html(fingerprint), html.bullets(document.warnings)]),
+            html.section("Definitions", [html.definitions(document.definition)]),
+            html.section("Assumptions", [html.bullets(document.assumptions)]),
+        ],
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{100 * value:.2f} %"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _chart_words(document: ReplayDocument) -> str:
+    """What the chart shows, for readers who cannot see it."""
+    knees = [f"{c.policy} has its knee at {capacity_words(c.knee)}" for c in document.curves if c.knee]
+    return "; ".join(["Hits over capacity, each policy and the ceilings", *knees])

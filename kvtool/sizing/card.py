@@ -1,0 +1,49 @@
+"""The memory of the card that a size is for: what an engine runs in a step, and what is spoken for before its cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvtool.catalog.model import Model
+from kvtool.sizing.engines import vllm
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
+from kvtool.sizing.options import SizeOptions
+from kvtool.sizing.weights import Weights
+
+VLLM = "vllm"
+
+
+def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[BatchLimits | None, Budget | None]:
+    """What the engine runs in a step, and how one GPU's memory is spoken for; None without a card."""
+    if options.gpu is None:
+        return None, None
+    start = memory_start(options)
+    rules = vllm.rules_of(start)
+    limits = batch_limits(
+        options.gpu,
+        tokens=options.max_num_batched_tokens,
+        sequences=options.max_num_seqs,
+        max_model_len=options.max_context(model),
+        huge_cards=rules.huge_cards,
+    )
+    longest = options.max_context(model) or limits.tokens
+    memory = budget(
+        options.gpu,
+        vllm.estimates(model, options.gpu, start, limits, max_model_len=longest),
+        weights_bytes=weights.bytes_per_gpu(options.parallel),
+        utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
+        calibration=options.calibration,
+        pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
+    )
+    return limits, memory
+
+
+def memory_start(options: SizeOptions) -> EngineOptions:
+    """The start whose activations and runtime the budget has: vLLM's, of the release asked for, else the newest."""
+    given = options.engine
+    if given is None or given.name != VLLM:
+        given = EngineOptions(name=VLLM, gpu=options.gpu)
+    return replace(
+        given, parallel=options.parallel, num_speculative_tokens=options.num_speculative_tokens, dtype=options.dtype
+    )

