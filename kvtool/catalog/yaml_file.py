@@ -33,8 +33,8 @@ def _refuse_odd_events(data: bytes, path: Path) -> None:
         if isinstance(event, yaml.AliasEvent):
             name = (event.anchor or "")[:40]
             raise KvtoolError(f"{path}, line {line}: alias *{name} is not read: write the block out")
-        if getattr(event, "tag", None):
-            raise KvtoolError(f"{path}, line {line}: tag {event.tag[:60]!r} is not read: write the value alone")
+        if tag := getattr(event, "tag", None):
+            raise KvtoolError(f"{path}, line {line}: tag {tag[:60]!r} is not read: write the value alone")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
