@@ -143,7 +143,9 @@ def _as_said(outer: Fields, fields: Fields, model: Model, family: str) -> str:
     own = fields.values.get("model_type") or outer.values.get("model_type")
     left = [name for name in unread(fields) if name != "model_type"]
     rest = f"; not read: {', '.join(left)[:300]}" if left else ""
-    return f"{model.id}: read as {family}, because --as says so, where the config says {str(own)[:60]!r}{rest}"
+    return (
+        f"assumed: {model.id} is read as {family}, because --as says so, where the config says {str(own)[:60]!r}{rest}"
+    )
 
 
 def _text_fields(outer: Fields) -> tuple[Fields, str]:

@@ -14,9 +14,9 @@ from kvtool.nesting import DEEPEST, too_deep
 def read_yaml(path: Path, *, at_most: int | None = None, what: str = "file") -> object:
     """The content of a YAML or JSON file, as `read_bytes` reads it. Raises KvtoolError.
 
-    Tags (`!!timestamp x`) are refused, as no key of kvtool's needs one. So are aliases, as a few lines of them stand
-    for billions of values, or for a value that contains itself, and what is nested deep, on which libyaml's loader
-    would run out of stack.
+    Tags (`!!timestamp x`) are refused, as no key of kvtool's needs one, and aliases: a few lines of them stand for
+    billions of values, or for a value that contains itself. So is what is nested deep, on which libyaml's loader would
+    run out of stack.
     """
     data = read_bytes(path, at_most=at_most, what=what)
     try:

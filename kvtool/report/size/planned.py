@@ -6,13 +6,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import ENGINE_NAMES, SizeDocument, SizeEngine, SizeRow
+from kvtool.results import PLANNED_NAMES, SizeDocument, SizeEngine, SizeRow
 from kvtool.units import format_bytes, format_length
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_POOLS = {"full": "tokens", "swa": "tokens of windows", "state": "states"}
+_POOLS = {"indexer": "indexer keys", "full": "tokens", "swa": "tokens of windows", "state": "states"}
 # vLLM's names of its specs, as the layer table calls such layers.
 _WORDS = {
     "FullAttentionSpec": "full",
@@ -46,7 +46,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
 
 def engine_name(engine: SizeEngine) -> str:
     """As its makers write it."""
-    return ENGINE_NAMES.get(engine.name or "", engine.name or "")
+    return PLANNED_NAMES.get(engine.name or "", engine.name or "")
 
 
 def _blocks(engine: SizeEngine) -> str:
@@ -55,7 +55,12 @@ def _blocks(engine: SizeEngine) -> str:
     sizes = engine.bytes_per_block if isinstance(engine.bytes_per_block, list) else [engine.bytes_per_block]
     each = " and ".join(f"{size:,}" for size in sizes)
     approximate = "" if engine.exact_given_pool else ", approximate"
-    return f"{engine.num_blocks:,} blocks of {each} B in {format_bytes(engine.pool_bytes or 0)}{approximate}"
+    return f"{engine.num_blocks:,} {_unit(engine)} of {each} B in {format_bytes(engine.pool_bytes or 0)}{approximate}"
+
+
+def _unit(engine: SizeEngine) -> str:
+    """What the engine counts."""
+    return "cells" if engine.name in ("llama.cpp", "ollama") else "blocks"
 
 
 def _groups_of(engine: SizeEngine) -> Table:
@@ -100,7 +105,7 @@ def _request(engine: SizeEngine) -> str:
     if engine.blocks_per_request is None:
         return two
     length = format_length(engine.max_model_len or 0)
-    return f"A request of {length} tokens takes {engine.blocks_per_request:,} blocks. {two}"
+    return f"A request of {length} tokens takes {engine.blocks_per_request:,} {_unit(engine)}. {two}"
 
 
 def _group_cells(group: dict[str, Any]) -> tuple[str, ...]:
