@@ -38,6 +38,8 @@ def bench(
     output: Output,
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
+    load = run.begin()
+
     from kvtool.bench.bench import bench as run_bench
     from kvtool.bench.options import default_model
     from kvtool.report.bench.bench import print_bench, write_bench
@@ -47,7 +49,7 @@ def bench(
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
-    config = run.config(model)
+    config = run.config(model, other_cores=load.other_cores())
     with progress_bar() as progress:
         outcome = run_bench(chosen, config, options, progress=progress)
 
