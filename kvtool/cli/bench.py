@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.progress import progress_bar
+from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,13 +52,28 @@ def bench(
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
     config = run.config(model, other_cores=load.other_cores())
-    with progress_bar() as progress:
-        outcome = run_bench(chosen, config, options, progress=progress)
 
     def show(document: BenchDocument, console: Console) -> None:
         print_bench(document, console)
         if output.out is not None:
             typer.echo(f"\nWritten to {output.out}: bench.json, bench.csv, bench.png, report.html", err=True)
 
-    notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
-    answer(outcome.document, output, show=show, write=write_bench, notes=notes, code=code)
+    if grid.runs > 1:
+        document, (notes, code) = _several(grid)
+    else:
+        with progress_bar() as progress:
+            outcome = run_bench(chosen, config, options, progress=progress)
+        document = outcome.document
+        notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
+    answer(document, output, show=show, write=write_bench, notes=notes, code=code)
+
+
+def _several(grid: BenchGrid) -> tuple[BenchDocument, tuple[list[str], int]]:
+    """Each run as it was typed, in a process of its own. Raises KvtoolError where peers run too."""
+    from kvtool.bench.runs import INTERRUPTED, measure_runs
+
+    if grid.peers is not None:
+        raise KvtoolError("--runs joins our own samples: leave --peers to a single run")
+    runs = measure_runs(sys.argv[1:], grid.runs)
+    told = ["kvtool: interrupted; the runs that were whole are kept"] if runs.code == INTERRUPTED else []
+    return runs.document, (told, runs.code)

@@ -16,7 +16,9 @@ def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """One request of one iteration. `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
+    """One request of one iteration of one run (a whole process).
+
+    `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
 
     arm: str
     iteration: int
@@ -26,6 +28,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     output_tokens: int
     prompt_tokens: int
     cached_tokens: int
+    run: int = 0
 
     @property
     def tpot_s(self) -> float | None:
