@@ -14,7 +14,8 @@ import msgspec
 
 from kvtool.bench.metrics import metrics_of
 from kvtool.errors import KvtoolError
-from kvtool.results import BenchDocument, Case, Prefix, PrefixCase, Roofline, Sample
+from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample
+from kvtool.results.warnings import load_warnings
 from kvtool.stats import paired_median_difference
 
 PROGRAM = (sys.executable, "-P", "-c", "from kvtool.cli import main; main()")
@@ -87,13 +88,24 @@ def joined(documents: Sequence[BenchDocument]) -> BenchDocument:
     if any(other != names[0] for other in names):
         raise KvtoolError("the runs did not measure the same cases, so that they cannot be joined")
     loads = [cores for d in documents if (cores := d.environment.get("other_load_cores")) is not None]
-    told = dict.fromkeys(line for document in documents for line in document.assumptions)
+    environment = {**first.environment, "other_load_cores": max(loads, default=None)}
+    cases = [_joined_case(cases) for cases in zip(*(document.cases for document in documents), strict=True)]
     return msgspec.structs.replace(
         first,
-        environment={**first.environment, "other_load_cores": max(loads, default=None)},
-        assumptions=[f"samples are of {len(documents)} runs, each a process of its own", *told],
-        cases=[_joined_case(cases) for cases in zip(*(document.cases for document in documents), strict=True)],
+        environment=environment,
+        assumptions=[
+            f"samples are of {len(documents)} runs, each a process of its own",
+            *load_warnings(environment, cases),
+            *dict.fromkeys(line for document in documents for line in _but_load(document)),
+        ],
+        cases=cases,
     )
+
+
+def _but_load(document: BenchDocument) -> list[str]:
+    """Its assumptions without what others' load made it say, which is said once of all runs."""
+    said = load_warnings(document.environment, document.cases)
+    return [line for line in document.assumptions if line not in said]
 
 
 def _joined_case(cases: Sequence[C]) -> C:
@@ -108,11 +120,19 @@ def _joined_case(cases: Sequence[C]) -> C:
         metrics=metrics_of(measured, queues=first.metrics.prefill_tokens_per_s is None),
         roofline=_middle([case.roofline for case in cases]),
         memory=msgspec.structs.replace(first.memory, peak_bytes=max(peaks, default=None)),
+        load=_all_load([case.load for case in cases]),
         check=msgspec.structs.replace(first.check, outputs_equal=all(equal) if equal else None),
     )
     if isinstance(together, PrefixCase):
         return msgspec.structs.replace(together, prefix=_saved(together.prefix, samples))
     return together
+
+
+def _all_load(loads: Sequence[Load]) -> Load:
+    known = [load.other_cores for load in loads if load.other_cores is not None]
+    return Load(
+        other_cores=max(known, default=None), disturbed_iterations=sum(load.disturbed_iterations for load in loads)
+    )
 
 
 def _middle(limits: Sequence[Roofline]) -> Roofline:

@@ -62,7 +62,9 @@ def bench(
         document, (notes, code) = _several(grid)
     else:
         with progress_bar() as progress:
-            outcome = run_bench(chosen, config, options, progress=progress)
+            outcome = run_bench(
+                chosen, config, options, progress=progress, tell=lambda line: typer.echo(f"kvtool: {line}", err=True)
+            )
         document = outcome.document
         notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
     answer(document, output, show=show, write=write_bench, notes=notes, code=code)

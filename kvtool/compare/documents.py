@@ -12,6 +12,7 @@ from kvtool.compare.metrics import BY_NAME, METRICS, Metric, clusters_of, num_it
 from kvtool.compare.pairing import Pairing, pair_cases
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, Case, CompareDocument, CompareRow
+from kvtool.results.warnings import load_warnings
 from kvtool.stats import CONFIDENCE, Estimate, verdict
 
 # Facts of a run that differ between any two runs and say nothing about whether they may be compared.
@@ -27,17 +28,23 @@ class NamedDocument(NamedTuple):
 def compare_documents(baseline: NamedDocument, others: Sequence[NamedDocument]) -> CompareDocument:
     """Every other document against the baseline. Raises KvtoolError when one of them has no case in common with it."""
     rows: list[CompareRow] = []
-    warnings: list[str] = []
+    warnings = _disturbed(baseline)
     for name, document in others:
         pairing = pair_cases(baseline.document.cases, document.cases)
         if not pairing.pairs:
             raise KvtoolError(f"{name} and {baseline.name} have no case in common: {_first_difference(pairing)}")
+        warnings += _disturbed(NamedDocument(name, document))
         warnings += [f"{name}: {text}" for text in _warnings(baseline.document, document, pairing)]
         tests = differences(pairing.pairs)
         rows += [row for a, b in pairing.pairs for row in _compare_cases(a, b, name, tests)]
     order = {case.name: place for place, case in enumerate(baseline.document.cases)}
     rows.sort(key=lambda row: (order[row.case], list(BY_NAME).index(row.metric)))
     return CompareDocument(baseline=baseline.name, rows=rows, warnings=warnings, assumptions=_assumptions(rows))
+
+
+def _disturbed(named: NamedDocument) -> list[str]:
+    """That others used the machine of this run."""
+    return [f"{named.name}: {text}" for text in load_warnings(named.document.environment, named.document.cases)]
 
 
 def regressions(rows: Iterable[CompareRow], limit: float) -> list[CompareRow]:
@@ -165,8 +172,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = [name for name in {**a, **b} if name not in INCIDENTAL and a.get(name) != b.get(name)]
+    names = [name for name in {**a, **b} if name not in INCIDENTAL and not _alike(name, a.get(name), b.get(name))]
     return {name: (a.get(name), b.get(name)) for name in names}
+
+
+def _alike(name: str, a: Any, b: Any) -> bool:
+    """Equal, or as many bytes to a percent: a machine's memory is a little less after each start of its kernel."""
+    if name.endswith("_bytes") and isinstance(a, int) and isinstance(b, int):
+        return abs(a - b) <= 0.01 * max(a, b)
+    return bool(a == b)
 
 
 def _against(differing: Mapping[str, tuple[Any, Any]]) -> str:
