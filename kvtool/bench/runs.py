@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -137,7 +137,7 @@ def _all_load(loads: Sequence[Load]) -> Load:
 
 def _middle(limits: Sequence[Roofline]) -> Roofline:
     """The median of each figure over the runs that have it; words are the first run's."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in Roofline.__struct_fields__:
         values = [value for limit in limits if (value := getattr(limit, name)) is not None]
         numbers = [value for value in values if isinstance(value, float | int)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,8 +17,6 @@ from kvtool.cli.progress import progress_bar
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from kvtool.results import BenchDocument
 
 EXAMPLES = (
@@ -53,10 +52,9 @@ def bench(
     chosen = run.model(model, models, default=default_model(run.device))
     config = run.config(model, other_cores=load.other_cores())
 
-    def show(document: BenchDocument, console: Console) -> None:
-        print_bench(document, console)
-        if output.out is not None:
-            typer.echo(f"\nWritten to {output.out}: bench.json, bench.csv, bench.png, report.html", err=True)
+    def write(document: BenchDocument, folder: Path) -> None:
+        write_bench(document, folder)
+        typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
 
     if grid.runs > 1:
         document, (notes, code) = _several(grid)
@@ -67,7 +65,7 @@ def bench(
             )
         document = outcome.document
         notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
-    answer(document, output, show=show, write=write_bench, notes=notes, code=code)
+    answer(document, output, show=print_bench, write=write, notes=notes, code=code)
 
 
 def _several(grid: BenchGrid) -> tuple[BenchDocument, tuple[list[str], int]]:

@@ -12,6 +12,8 @@ from statistics import median
 
 import psutil
 
+from kvtool.errors import KvtoolError
+
 BUSY_CORES = 0.5  # of others, from which fewer threads may be faster
 MASK = "KVTOOL_CPUS"
 """In the environment, the CPUs that this process might use before its first thread was bound to one: children inherit
@@ -59,6 +61,13 @@ def set_mask(cpus: set[int]) -> None:
         os.sched_setaffinity(0, cpus)
     except OSError:
         return
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises KvtoolError for more threads than CPUs: they would wait for each other, and thousands halt a machine."""
+    cpus = len(usable_cpus())
+    if threads is not None and not 1 <= threads <= cpus:
+        raise KvtoolError(f"--threads {threads}: this process may use {cpus} CPUs, so write 1 to {cpus}")
 
 
 def default_threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
