@@ -41,3 +41,10 @@ def cpu_kernels() -> str:
     from kvtool.kernels.cpu.native import native
 
     return "torch" if native() is None else "compiled"
+
+
+def why_not_compiled() -> str | None:
+    """In words why the CPU's kernels are not compiled; None where they are."""
+    from kvtool.kernels.cpu.native import why_not
+
+    return why_not()

@@ -12,12 +12,15 @@ from kvtool.report.bench.cases import (
     labels,
     speedup,
     tpot_ms,
+    tpots_ms,
+    ttfts_ms,
     uncached_ttft_ms,
     varying,
     waste_ratio,
     with_prefix,
 )
 from kvtool.report.cells import (
+    CARRIES_P99,
     DASH,
     bound,
     format_flops,
@@ -25,9 +28,9 @@ from kvtool.report.cells import (
     optional_bytes,
     optional_seconds,
     p50,
-    p99,
     percent,
     rate,
+    tail,
     yes_no,
 )
 from kvtool.report.tables import Table
@@ -78,11 +81,12 @@ def latency_table(cases: Sequence[Case]) -> Table:
     figures = [
         (
             p50(case.metrics.ttft_ms),
-            p99(case.metrics.ttft_ms),
+            tail(case.metrics.ttft_ms, ttfts_ms(case)),
             p50(case.metrics.tpot_ms),
-            p99(case.metrics.tpot_ms),
+            tail(case.metrics.tpot_ms, tpots_ms(case)),
             rate(case.metrics.prefill_tokens_per_s),
             rate(case.metrics.decode_tokens_per_s),
+            DASH if case.metrics.ttft_ms is None else str(case.metrics.ttft_ms.n),
         )
         for case in cases
     ]
@@ -90,9 +94,10 @@ def latency_table(cases: Sequence[Case]) -> Table:
         "How fast",
         cases,
         GRID,
-        columns=("TTFT ms\np50", "TTFT ms\np99", "TPOT ms\np50", "TPOT ms\np99", "prefill\ntok/s", "decode\ntok/s"),
+        columns=("TTFT ms\np50", "+-", "TPOT ms\np50", "+-", "prefill\ntok/s", "decode\ntok/s", "n"),
         figures=figures,
-        note="TTFT: time to the first token. TPOT: time for each token after it. Token rates are of the whole batch.",
+        note="TTFT: time to the first token. TPOT: time for each token after it. +-: from the least to the most of n "
+        f"requests, or p99 where there are {CARRIES_P99}. Token rates are of the whole batch.",
     )
 
 

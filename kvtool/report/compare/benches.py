@@ -30,6 +30,7 @@ NAMES = {
 }
 CHARTED = ("ttft_ms", "tpot_ms", "e2e_ms")
 UNREMARKABLE = ("same", "no difference shown")
+UNSURE = "cannot tell"
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
 ROW_HEIGHT_IN = 0.26
@@ -60,8 +61,10 @@ def findings(document: CompareDocument) -> list[str]:
         words = Counter(row.verdict.split()[0] for row in rows)
         better, worse = (sum(words[word] for word in side) for side in (BETTER, WORSE))
         unremarkable = sum(row.verdict in UNREMARKABLE for row in rows)
+        unsure = sum(row.verdict.startswith(UNSURE) for row in rows)
         sentence = f"{name}: {better} metrics better, {worse} worse, {unremarkable} without a difference"
-        changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict not in UNREMARKABLE]
+        sentence += f", {unsure} that these runs cannot tell" if unsure else ""
+        changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict.startswith((*BETTER, *WORSE))]
         if changed:
             largest = max(changed, key=lambda row: abs((row.ratio or 1) - 1))
             sentence += f"; the largest change is {NAMES[largest.metric]} of {largest.case}, {largest.verdict}"
