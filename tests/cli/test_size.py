@@ -193,3 +193,31 @@ def test_a_reader_that_goes_away_is_no_answer(arguments: tuple[str, ...]) -> Non
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run(capsys, monkeypatch, "size", "llama-3.1-8b", "--gpu", "h100").out.splitlines()
+    assert lines[0] == ("1 x H100-SXM-80GB: all 3 fit; the largest, 128k x 1 in bf16: fits, 39.9 GiB to spare.")
+    assert len(lines) <= 22
+    assert max(map(len, lines)) <= 100
+    assert not any(line.endswith(" ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ("--context 128k --batch-size 16", "1 x H100-SXM-80GB, 128k x 16 in bf16: no: 200 GiB short; "),
+        (
+            "--context 8k,128k --batch-size 16",
+            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16: ",
+        ),
+        ("--context 64k,128k --batch-size 16", "1 x H100-SXM-80GB: none of 2 fits; the least, 64k x 16 in bf16: no: "),
+    ],
+)
+def test_a_no_stands_in_line_1_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: str, answer: str
+) -> None:
+    done = run(capsys, monkeypatch, "size", "llama-3.1-8b", "--gpu", "h100", *options.split())
+    assert done.out.startswith(answer)
