@@ -35,6 +35,8 @@ def fitted(table: Table, width: int) -> Fitted:
         shown.remove(column)
         hidden.append(_one_line(table.columns[column]))
         widths, excess = _widths(table, shown, width)
+    if excess > 0:
+        widths, _ = _widths(table, shown, width, narrowest=0)
     on_one_line = replace(table, columns=tuple(map(_one_line, table.columns)))
     wider, too_wide = _widths(on_one_line, shown, width)
     if width >= WIDE and too_wide <= 0:
@@ -50,12 +52,12 @@ def fitted(table: Table, width: int) -> Fitted:
 
 def _falling(table: Table) -> list[int]:
     """Columns in the order in which they fall away: those that the table can spare, then numbers from the right."""
-    first = [table.columns.index(name) for name in table.spare]
+    first = [table.columns.index(name) for name in table.spare if name in table.columns]
     numbers = [i for i in reversed(range(max(table.labels, 1), len(table.columns))) if i not in first]
     return first + numbers[:-1]
 
 
-def _widths(table: Table, shown: Sequence[int], width: int) -> tuple[list[int], int]:
+def _widths(table: Table, shown: Sequence[int], width: int, narrowest: int = NARROWEST_PROSE) -> tuple[list[int], int]:
     """The width of each column, and by how many columns of the terminal all of them are too wide."""
     rows = [table.columns, *(row for row in table.rows if not _spans(row))]
     widths = [max(len(line) for row in rows for line in row[i].split("\n")) for i in shown]
@@ -63,7 +65,7 @@ def _widths(table: Table, shown: Sequence[int], width: int) -> tuple[list[int], 
     for place in sorted(range(len(shown)), key=lambda place: -widths[place]):
         if excess > 0 and shown[place] < table.labels:
             words = [word for row in rows for word in row[shown[place]].split()]
-            give = min(excess, widths[place] - max(NARROWEST_PROSE, *map(len, words), 0))
+            give = min(excess, widths[place] - max(narrowest, *map(len, words), 0))
             if give > 0:
                 widths[place] -= give
                 excess -= give

@@ -30,14 +30,16 @@ def print_bench(document: BenchDocument, console: Console) -> None:
 
     warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
     console.print(Text(describe_run(document), style="dim"))
+    console.print()
     for table in tables(document):
-        console.print()
         console.print(to_rich(table, console.width))
     for heading, sentences in (("In short", findings(document)), ("Assumed", document.assumptions)):
         if sentences:
-            console.print(Text(f"\n{heading}", style="bold"))
+            console.print(Text(heading, style="bold"))
         for sentence in sentences:
             console.print(Text(f"- {sentence}", style="yellow" if sentence in warnings else ""))
+        if sentences:
+            console.print()
 
 
 def write_bench(document: BenchDocument, directory: Path) -> list[Path]:

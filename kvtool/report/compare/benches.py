@@ -113,6 +113,7 @@ def _document_table(rows: Sequence[CompareRow], num_hidden: int, title: str) -> 
         columns=("metric", "baseline", "this", "ratio", "interval", "verdict"),
         rows=lines,
         labels=1,
+        spare=("baseline", "this", "interval"),
         note=f"Medians; ratio is this / baseline with its 95 % interval.{hidden}",
     )
 

@@ -42,9 +42,9 @@ def print_size(
         print_solutions(document.solutions, document.rejected or [], console)
     elif told := verdict(document.rows, ways):
         console.print(told, style="bold", highlight=False, markup=False)
-    best_alone = bool(document.solutions) and not explain
+    show = _print_best if document.solutions and not explain else _print_model
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
-        _print_best(list(rows), console) if best_alone else _print_model(list(rows), console)
+        show(list(rows), console)
     for row, some in zip(document.rows, ways, strict=False):
         if some and len(document.rows) > 1:
             console.print(would_fit(row, some), highlight=False, markup=False)
