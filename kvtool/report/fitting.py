@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from textwrap import wrap
 
+from kvtool.errors import visible
 from kvtool.report.tables import WIDE, Table
 
 NARROWEST_PROSE = 24  # columns that a name keeps before numbers beside it fall away
@@ -28,6 +29,7 @@ class Fitted:
 
 def fitted(table: Table, width: int) -> Fitted:
     """The table in at most `width` columns; wider only where a single word is."""
+    table = replace(table, rows=[tuple(map(visible, row)) for row in table.rows])
     dropped = iter(_falling(table))
     shown, hidden = list(range(len(table.columns))), []
     widths, excess = _widths(table, shown, width)

@@ -1,21 +1,35 @@
-"""Where tables and sentences are printed."""
+"""Where tables are printed."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
+from kvtool.errors import visible
+
 HANG = 2  # columns by which the lines of a sentence behind its first are indented
+NARROWEST = 20  # columns; a terminal that claims fewer, or none, does not know its width
 
 
 class Terminal(Console):
-    """A console that lets a closed pipe (`kvtool size ... | head`) be what it is: no fault, and no answer "no".
+    """A console for text that users name: nothing in it is markup or moves the cursor, and no width is too small.
 
-    Sentences wrap between words, under their first word or two columns in; no line ends in blanks.
+    Sentences wrap between words and hang, and no line ends in blanks.
+
+    A closed pipe (`kvtool size ... | head`) is what it is: no fault, and no answer "no".
     """
+
+    def __init__(self, **options: Any) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        narrow = columns.isascii() and columns.isdigit() and int(columns) < NARROWEST
+        told = {name: value for name, value in os.environ.items() if name != "COLUMNS" or not narrow}
+        super().__init__(_environ=told, markup=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich's, of text that does not come wrapped (`soft_wrap`)."""
@@ -29,7 +43,7 @@ class Terminal(Console):
                 super().print(part, soft_wrap=True, highlight=False, **style)
 
     def _text(self, text: str, *, markup: bool | None = None, **_: Any) -> Text:
-        return self.render_str(text, markup=markup, highlight=False)
+        return self.render_str(text, markup=markup, emoji=False, highlight=False)
 
     def _hung(self, line: Text) -> list[Text]:
         if line.no_wrap or line.cell_len <= self.width:
@@ -39,6 +53,11 @@ class Terminal(Console):
         for part in lines:
             part.rstrip()
         return lines
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable, with control characters in its text written out."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

@@ -54,7 +54,7 @@ def _no_kv_memory(facts: LogFacts, start: Started, estimated: Estimate) -> str:
 
 def _free_memory(facts: LogFacts, start: Started, estimated: Estimate) -> str:
     free, total = facts.last("free_memory"), facts.last("total_memory")
-    if free is None or total is None:
+    if free is None or total is None or total.high <= 0:
         return "Another process holds memory of this GPU: end it, or lower --gpu-memory-utilization."
     held = format_bytes(round(total.value - free.value))
     fits = int(100 * free.low / total.high) / 100

@@ -31,5 +31,4 @@ def test_a_word_is_not_broken() -> None:
 
 def test_styles_and_lines_of_their_own_are_kept() -> None:
     assert printed(Text("a b\n\nc"), width=20) == ["a b", "", "c"]
-    assert printed("[bold]x[/bold]", width=20) == ["x"]
-    assert printed("[bold]x[/bold]", width=20, markup=False) == ["[bold]x[/bold]"]
+    assert printed("[bold]x[/bold]", width=20) == ["[bold]x[/bold]"]

@@ -109,11 +109,11 @@ def verdict(rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]]) -> str |
     if not fitting:
         least = min(judged, key=lambda row: row.fit.missing_bytes or 0)
         return f"{where}: none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
-    if len(fitting) < len(judged):
-        largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
-        return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {_case(largest)}: {decision(largest)}."
     largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
-    return f"{where}: all {len(judged)} fit; the largest, {_case(largest)}: {decision(largest)}."
+    told = f"{_case(largest)}: {decision(largest)}."
+    if len(fitting) < len(judged):
+        return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
+    return f"{where}: all {len(judged)} fit; the largest, {told}"
 
 
 def _case(row: SizeRow) -> str:

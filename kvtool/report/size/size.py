@@ -76,9 +76,11 @@ def write_size(document: SizeDocument, directory: Path, *, curve: SizeDocument) 
 
 
 def _print_model(rows: list[SizeRow], console: Console) -> None:
+    from rich.text import Text
+
     model, weights = rows[0].model, rows[0].weights
     known = f"weights {format_bytes(weights.bytes)}, {weights.source}" if weights.bytes else f"weights {weights.source}"
-    console.print(f"[bold]{model.id}[/bold]: {model.attention}, {model.num_layers} layers; {known}", highlight=False)
+    console.print(Text.assemble((model.id, "bold"), f": {model.attention}, {model.num_layers} layers; {known}"))
     layers = layer_table(rows)
     if (one := layer_sentence(layers)) is None:
         console.print()

@@ -7,7 +7,6 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import (
     lengths_table,

@@ -14,8 +14,8 @@ from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B
 
 def ways(context: int, batch_size: int, **options: object) -> list[str]:
     asked = SizeOptions(contexts=(context,), batch_sizes=(batch_size,), gpu=CARD, **options)  # type: ignore[arg-type]
-    (row,) = size(LLAMA_8B, options=asked).rows
-    return remedies(LLAMA_8B, asked, row)
+    (found,) = remedies(LLAMA_8B, asked, size(LLAMA_8B, options=asked).rows)
+    return found
 
 
 def test_what_fits_needs_none() -> None:
@@ -47,12 +47,10 @@ def test_a_measurement_says_nothing_of_other_ranks() -> None:
 def test_nothing_is_named_where_no_single_change_is_enough() -> None:
     """DeepSeek-V3 on one card of 80 GB: 639 GiB of weights, 40 GiB of them on each of 16."""
     asked = SizeOptions(contexts=(4096,), batch_sizes=(1000,), gpu=CARD)
-    (row,) = size(DEEPSEEK_V3, options=asked).rows
-    assert remedies(DEEPSEEK_V3, asked, row) == []
+    assert remedies(DEEPSEEK_V3, asked, size(DEEPSEEK_V3, options=asked).rows) == [[]]
 
 
 def test_unknown_weights_leave_it_open() -> None:
     asked = SizeOptions(contexts=(4096,), gpu=CARD)
     model = replace(LLAMA_8B, architecture=None)
-    (row,) = size(model, options=asked).rows
-    assert remedies(model, asked, row) == []
+    assert remedies(model, asked, size(model, options=asked).rows) == [[]]
