@@ -13,6 +13,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.progress import progress_bar
+from kvtool.cli.values import command_line
 
 if TYPE_CHECKING:
     from kvtool.results import BenchDocument
@@ -51,7 +52,7 @@ def bench(
         outcome = run_bench(chosen, config, options, progress=progress)
 
     def write(document: BenchDocument, folder: Path) -> None:
-        write_bench(document, folder)
+        write_bench(document, folder, command=command_line())
         typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
 
     notes, code = ending(outcome.errors, interrupted=outcome.interrupted)

@@ -9,6 +9,28 @@ from typer.core import TyperCommand
 
 from kvtool.errors import KvtoolError
 
+# Options as vLLM, SGLang and llama.cpp spell them, and as kvtool does.
+SPELLINGS = {
+    "--tensor-parallel-size": "--tp",
+    "--tp-size": "--tp",
+    "--pipeline-parallel-size": "--pp",
+    "--pp-size": "--pp",
+    "--data-parallel-size": "--dp",
+    "--dp-size": "--dp",
+    "--decode-context-parallel-size": "--dcp",
+    "--expert-parallel-size": "--ep",
+    "--ep-size": "--ep",
+    "--enable-expert-parallel": "--ep",
+    "--page-size": "--block-size",
+    "--ctx-size": "--context",
+    "--context-length": "--max-model-len",
+    "--max-running-requests": "--max-num-seqs",
+    "--chunked-prefill-size": "--max-num-batched-tokens",
+    "--num-gpu-layers": "--n-gpu-layers",
+    "--batch": "--batch-size",
+    "--kv-dtype": "--kv-cache-dtype",
+}
+
 
 class Command(TyperCommand):
     """A command whose help is plain text: boxes would cut long options short on a terminal of 80 columns."""
@@ -27,6 +49,17 @@ class Command(TyperCommand):
                     f"{max(given.opts, key=len)} is given {count} times: give it once (a list takes commas)"
                 )
         return list(super().parse_args(ctx, args))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's; an option of an engine that kvtool spells otherwise is answered with ours."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            typed = str(getattr(error, "option_name", ""))
+            known = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+            if SPELLINGS.get(typed) in known and hasattr(error, "possibilities"):
+                error.possibilities = [SPELLINGS[typed]]
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """A section for each panel, in the order of their first options; those without a panel come first."""

@@ -42,15 +42,17 @@ def print_bench(document: BenchDocument, console: Console) -> None:
             console.print()
 
 
-def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
-    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. Raises KvtoolError."""
+def write_bench(document: BenchDocument, directory: Path, *, command: str = "") -> list[Path]:
+    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. The page names the `command`
+    that made it. Raises KvtoolError.
+    """
     return write_result(
         directory,
         "bench",
         document,
         rows=bench_rows(document),
         figure=chart(bench_panels(document), title=run_title(document)),
-        html=bench_html(document),
+        html=bench_html(document, command),
     )
 
 
@@ -66,13 +68,15 @@ def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
     return [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
 
 
-def bench_html(document: BenchDocument) -> str:
+def bench_html(document: BenchDocument, command: str = "") -> str:
     """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
     images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
     return html.page(
         title=run_title(document),
         subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",
         body=[
+            html.warnings([*load_warnings(document.environment), *throttle_warnings(document.cases)]),
+            html.made_of(command, ("bench.json", "bench.csv", "bench.png")),
             html.key_points(findings(document)),
             html.section("Charts", [html.charts(images)]),
             html.section("Tables", [to_html(table) for table in tables(document)]),
