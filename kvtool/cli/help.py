@@ -24,8 +24,6 @@ SPELLINGS = {
     "--page-size": "--block-size",
     "--ctx-size": "--context",
     "--context-length": "--max-model-len",
-    "--max-running-requests": "--max-num-seqs",
-    "--chunked-prefill-size": "--max-num-batched-tokens",
     "--num-gpu-layers": "--n-gpu-layers",
     "--batch": "--batch-size",
     "--kv-dtype": "--kv-cache-dtype",
@@ -39,7 +37,20 @@ class Command(TyperCommand):
         super().__init__(*args, **{**given, "rich_markup_mode": None})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does. Raises KvtoolError for an option given twice, of which it would keep only the last."""
+        """As typer does; an option that an engine spells otherwise is answered with ours. Raises KvtoolError for one
+        given twice, of which it would keep only the last.
+        """
+        try:
+            self._refuse_repeated(ctx, args)
+            return list(super().parse_args(ctx, args))
+        except Exception as error:
+            typed = str(getattr(error, "option_name", ""))
+            known = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+            if SPELLINGS.get(typed) in known and hasattr(error, "possibilities"):
+                error.possibilities = [SPELLINGS[typed]]
+            raise
+
+    def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
         *_, order = self.make_parser(ctx).parse_args(list(args))
         for option, count in Counter(map(id, order)).items():
             given = next(one for one in order if id(one) == option)
@@ -48,18 +59,6 @@ class Command(TyperCommand):
                 raise KvtoolError(
                     f"{max(given.opts, key=len)} is given {count} times: give it once (a list takes commas)"
                 )
-        return list(super().parse_args(ctx, args))
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer's; an option of an engine that kvtool spells otherwise is answered with ours."""
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            typed = str(getattr(error, "option_name", ""))
-            known = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
-            if SPELLINGS.get(typed) in known and hasattr(error, "possibilities"):
-                error.possibilities = [SPELLINGS[typed]]
-            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """A section for each panel, in the order of their first options; those without a panel come first."""

@@ -33,7 +33,7 @@ CHARTED = ("ttft_ms", "tpot_ms", "e2e_ms")
 UNREMARKABLE = ("same", "no difference shown")
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
-LEAST_REACH = 1.05  # of the ratios' axis, so that noise of a percent does not fill the panel
+LEAST_REACH = 1.06  # of the ratios' axis, so that noise of a percent does not fill the panel
 RATIO_STEPS = ((10, 100, 1000), (2, 4, 8), (1.25, 1.5), (1.1, 1.2), (1.025, 1.05))  # ticks, wide reaches first
 ROW_HEIGHT_IN = 0.26
 
@@ -151,7 +151,8 @@ def compare_figure(document: CompareDocument) -> Figure:
     cases = list(dict.fromkeys(row.case for row in document.rows))
     names = _documents(document)
     height_in = 1.6 + ROW_HEIGHT_IN * max(4, len(cases) * len(names))
-    figure, panels = new_figure(f"Time against {_short(document.baseline)}", panels=len(metrics), width_in=11, height_in=height_in)
+    title = f"Time against {_short(document.baseline)}"
+    figure, panels = new_figure(title, panels=len(metrics), width_in=11, height_in=height_in)
     for axes, metric in zip(panels, metrics, strict=True):
         for place, name in enumerate(names):
             rows = {row.case: row for row in document.rows if row.metric == metric and row.document == name}
