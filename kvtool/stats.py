@@ -166,8 +166,11 @@ def holm(chances: Sequence[float]) -> list[float]:
     return adjusted
 
 
+TIMES = 3  # from so many times on a change is told as such, not in percent
+
+
 def verdict(ratio: Estimate, better: str = "faster", worse: str = "slower", lower_is_better: bool = True) -> str:
-    """A ratio b / a in words: `faster by 12.3 %`, `slower by 4.0 %`, or `no difference shown`.
+    """A ratio b / a in words: `faster by 12.3 %`, `slower by 4.0 %`, `188x slower`, or `no difference shown`.
 
     The percentage is the change of the value itself: 0.877 of the time is "faster by 12.3 %".
     """
@@ -176,7 +179,8 @@ def verdict(ratio: Estimate, better: str = "faster", worse: str = "slower", lowe
     if ratio.low <= 1 <= ratio.high:
         return "no difference shown"
     word = better if (ratio.value < 1) == lower_is_better else worse
-    return f"{word} by {abs(ratio.value - 1) * 100:.1f} %"
+    factor = max(ratio.value, 1 / ratio.value) if ratio.value > 0 else 1.0
+    return f"{factor:.3g}x {word}" if factor >= TIMES else f"{word} by {abs(ratio.value - 1) * 100:.1f} %"
 
 
 def _pairs(a: Sequence[float], b: Sequence[float]) -> tuple[FloatArray, FloatArray]:

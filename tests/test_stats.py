@@ -83,6 +83,9 @@ def test_pairs_must_be_pairs() -> None:
     [
         (0.877, 0.85, 0.9, True, "faster by 12.3 %"),
         (1.04, 1.01, 1.08, True, "slower by 4.0 %"),
+        (188.224, 180, 190, True, "188x slower"),
+        (0.25, 0.2, 0.3, True, "4x faster"),
+        (0.25, 0.2, 0.3, False, "4x slower"),
         (1.04, 0.99, 1.08, True, "no difference shown"),
         (1.5, 1.4, 1.6, False, "faster by 50.0 %"),
         (1.0, 1.0, 1.0, True, "same"),

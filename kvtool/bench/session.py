@@ -83,7 +83,7 @@ class Session:
         done: list[T] = []
         try:
             for step in steps:
-                self._progress(step.name, len(done) / total)
+                self._progress(f"{len(done) + 1} of {total}: {step.name}", len(done) / total)
                 done.append(step.measure())
                 del step  # and the pool it may hold
                 gc.collect()

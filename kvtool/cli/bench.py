@@ -14,6 +14,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.progress import progress_bar
+from kvtool.cli.values import command_line
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def bench(
     config = run.config(model, other_cores=load.other_cores())
 
     def write(document: BenchDocument, folder: Path) -> None:
-        write_bench(document, folder)
+        write_bench(document, folder, command=command_line())
         typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
 
     if grid.runs > 1:

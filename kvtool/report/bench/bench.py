@@ -34,14 +34,16 @@ def print_bench(document: BenchDocument, console: Console) -> None:
     for line in disturbed:
         console.print(Text(line, style="bold yellow"))
     console.print(Text(describe_run(document), style="dim"))
+    console.print()
     for table in tables(document):
-        console.print()
         console.print(to_rich(table, console.width))
     for heading, sentences in (("In short", findings(document)), ("Assumed", _but(document.assumptions, disturbed))):
         if sentences:
-            console.print(Text(f"\n{heading}", style="bold"))
+            console.print(Text(heading, style="bold"))
         for sentence in sentences:
             console.print(Text(f"- {sentence}", style="yellow" if sentence in warnings else ""))
+        if sentences:
+            console.print()
 
 
 def _but(lines: list[str], told: list[str]) -> list[str]:
@@ -49,15 +51,17 @@ def _but(lines: list[str], told: list[str]) -> list[str]:
     return [line for line in lines if line not in told]
 
 
-def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
-    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. Raises KvtoolError."""
+def write_bench(document: BenchDocument, directory: Path, *, command: str = "") -> list[Path]:
+    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. The page names the `command`
+    that made it. Raises KvtoolError.
+    """
     return write_result(
         directory,
         "bench",
         document,
         rows=bench_rows(document),
         figure=chart(bench_panels(document), title=chart_title(document)),
-        html=bench_html(document),
+        html=bench_html(document, command),
     )
 
 
@@ -73,13 +77,15 @@ def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
     return [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
 
 
-def bench_html(document: BenchDocument) -> str:
+def bench_html(document: BenchDocument, command: str = "") -> str:
     """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
     images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
     return html.page(
         title=run_title(document),
         subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",
         body=[
+            html.warnings([*load_warnings(document.environment), *throttle_warnings(document.cases)]),
+            html.made_of(command, ("bench.json", "bench.csv", "bench.png")),
             html.key_points(findings(document)),
             html.section("Charts", [html.charts(images)]),
             html.section("Tables", [to_html(table) for table in tables(document)]),

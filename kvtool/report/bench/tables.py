@@ -37,6 +37,7 @@ from kvtool.report.tables import Table
 from kvtool.results import BenchDocument, Case, Prefix
 from kvtool.units import format_bytes, format_length, format_ms
 
+COPYING = ("contiguous, grown", "preallocated")  # ways of keeping K and V that a narrow terminal can spare
 GRID = ("input_len", "batch_size")
 PREFIX_GRID = ("prefix_len", *GRID)
 
@@ -64,6 +65,7 @@ def case_table(
     columns: tuple[str, ...],
     figures: Sequence[tuple[str, ...]],
     note: str,
+    spare: tuple[str, ...] = (),
 ) -> Table:
     """One line a case: what tells it from the others, with the inputs in `always`, then its figures."""
     keys = varying(cases, always)
@@ -73,6 +75,7 @@ def case_table(
         rows=[(*labels(case, keys), *cells) for case, cells in zip(cases, figures, strict=True)],
         labels=len(keys),
         note=note,
+        spare=spare,
     )
 
 
@@ -191,6 +194,7 @@ def prefix_table(cases: Sequence[Case]) -> Table:
         [case for case, _ in found],
         PREFIX_GRID,
         columns=("hits\nfound", "TTFT ms\nuncached", "TTFT ms\ncached", "saved ms\n(95% interval)", "saved\n%"),
+        spare=("TTFT ms\nuncached", "TTFT ms\ncached", "saved\n%"),
         figures=figures,
         note="The same prompts with and without the prefix cache, interleaved and paired. hits: share of prompt tokens "
         "found in the cache, counted by the allocator. An interval that spans 0 is no saving.",
@@ -234,6 +238,7 @@ def arm_time_table(cases: Sequence[Case]) -> Table:
         columns=("tokens", *(ARM_NAMES.get(arm, arm) for arm in by_arm), "no cache /\npaged"),
         rows=rows,
         labels=1,
+        spare=COPYING,
         note="Median time per token of a sequence that grows to this length. no cache: every step recomputes all "
         "tokens. contiguous, grown: each step copies K and V to append one. preallocated: one buffer for the longest.",
     )
@@ -248,6 +253,7 @@ def arm_memory_table(cases: Sequence[Case]) -> Table:
         columns=("tokens", *(ARM_NAMES.get(arm, arm) for arm in by_arm)),
         rows=rows,
         labels=1,
+        spare=COPYING,
         note="At the sequence's full length; in brackets the share that holds no token.",
     )
 
