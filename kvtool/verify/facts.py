@@ -44,7 +44,7 @@ def gib(text: str) -> Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One number of one line. `rank` is the worker's name in the log (`TP1`), "" where it has none.
+    """One number of one line. `rank` is the worker's or device's name in the log (`TP1`), "" where it has none.
 
     `start` counts the engine starts in the log: a restarted server logs them one after another.
     """

@@ -58,6 +58,7 @@ _DRAFT_FIELDS = {
 }
 _DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
+_RANKS = {degree: re.compile(rf"\b{degree.upper()}(\d{{1,4}})") for degree in ("tp", "pp")}
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 
 
@@ -88,7 +89,7 @@ def started(
     check_layout(found, options.parallel)
     unplanned = tuple(
         why
-        for flag, why in _UNPLANNED[facts.engine].items()
+        for flag, why in _UNPLANNED.get(facts.engine, {}).items()
         if facts.flags.get(flag, "") not in _NOTHING and not (drafted and flag == "speculative_config")
     )
     quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
@@ -128,15 +129,41 @@ def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | N
 
 def _logged_inputs(facts: LogFacts) -> dict[str, str]:
     """Flags by kvtool's names; the length that the engine settled on counts before the one it was asked for."""
-    names = _DEGREES[facts.engine] | {name: flag.field for flag in FLAGS for name in flag.log_names(facts.engine)}
+    names = _names(facts.engine)
     logged = {name: value for name, value in facts.flags.items() if name in names and value not in ("", "None")}
     inputs = {names[name]: value for name, value in logged.items() if not name.startswith(_OPPOSITE)}
     inputs |= {names[name]: "False" for name in logged if name.startswith(_OPPOSITE) and logged[name] == "True"}
     if drafted := _DRAFTED.search(facts.flags.get("speculative_config", "")):
         inputs["num_speculative_tokens"] = drafted[1]
+    if allocated := facts.flags.get("allocated_dtype"):  # what `auto` came to
+        inputs["kv_cache_dtype"] = allocated
+    for degree, count in _layout(facts, inputs).items():
+        inputs.setdefault(degree, str(count))
     if (length := facts.last("max_model_len")) is not None:
         inputs["max_model_len"] = str(int(length.value))
     return inputs
+
+
+def _names(engine: str) -> dict[str, str]:
+    """The log's names of flags -> kvtool's. Engines that kvtool only compares caches of have a few."""
+    if engine not in _DEGREES:
+        return {"tp": "tp", "cache_block_seq_len": "block_size"} if engine == "lmdeploy" else {}
+    return _DEGREES[engine] | {name: flag.field for flag in FLAGS for name in flag.log_names(engine)}
+
+
+def _layout(facts: LogFacts, inputs: Mapping[str, str]) -> dict[str, int]:
+    """Degrees that no flag tells, but the workers' names (`TP1`, `PP1`) and the size of their world do."""
+    names = {reading.rank for reading in facts.readings}
+    found = {
+        degree: 1 + max((int(index) for name in names for index in pattern.findall(name)), default=0)
+        for degree, pattern in _RANKS.items()
+    }
+    if (stages := facts.largest("pp_rank")) is not None:
+        found["pp"] = max(found["pp"], 1 + round(stages.value))
+    world, stages_told = facts.largest("world_size"), _count("pp", inputs.get("pp", str(found["pp"])))
+    if world is not None and stages_told and world.value % stages_told == 0:
+        found["tp"] = max(found["tp"], round(world.value) // stages_told)
+    return {degree: count for degree, count in found.items() if count > 1}
 
 
 def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:

@@ -9,11 +9,15 @@ from pathlib import Path
 from kvtool.catalog.checkpoint import find_checkpoint
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyDocument, VerifyEngine, VerifyRow
+from kvtool.verify.block_terms import block_rows
 from kvtool.verify.budget import Estimate, estimate
 from kvtool.verify.engine_rows import EngineRows, engine_rows
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started, started
+from kvtool.verify.llama_cpp_terms import llama_cpp_rows
 from kvtool.verify.refusals import refusal
+
+ENGINES = ("vllm", "sglang")  # those whose whole memory is planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,8 @@ class Asked:
 def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
     """The document of one log. Raises KvtoolError where its model is not known, or a flag's value is none."""
     start = started(facts, model=asked.model, gpu=asked.gpu, given=asked.flags, models_path=asked.models_path)
+    if facts.engine not in ENGINES:
+        return _caches_only(facts, start, log)
     estimated = estimate(facts, start, find_checkpoint(start.name))
     compared = engine_rows(facts, start, estimated)
     why = refusal(facts, start, estimated)
@@ -41,6 +47,25 @@ def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
         refusal=why,
         verdict="refused" if why else _verdict(compared.rows),
         assumptions=[*_assumptions(facts, start, estimated, compared)],
+    )
+
+
+def _caches_only(facts: LogFacts, start: Started, log: str) -> VerifyDocument:
+    """Of an engine whose budget is not estimated: the caches that it says it allocated."""
+    if facts.engine in ("llama.cpp", "ollama"):
+        told = start.options.kv_cache_dtype if "kv_cache_dtype" in start.inputs else None
+        rows, assumptions = llama_cpp_rows(facts, start.model, told)
+    else:
+        rows, assumptions = block_rows(facts, start)
+    return VerifyDocument(
+        log=log,
+        engine=VerifyEngine(name=facts.engine, version=facts.version, predicted_version=None),
+        model=start.model.id,
+        inputs=dict(start.inputs),
+        rows=rows,
+        refusal=None,
+        verdict=_verdict(rows),
+        assumptions=[*start.model.assumed, *assumptions],
     )
 
 

@@ -16,6 +16,9 @@ PATTERNS = (
     template("server_args=ServerArgs{args:items}", starts=True),
     template("max_total_num_tokens= ... max_running_requests={max_running_requests:flag}"),
     template("max_total_num_tokens= ... context_len={context_length:flag}"),
+    template("changing page_size ...to {page_size:flag}"),
+    template("Using KV cache dtype: {allocated_dtype:flag}"),
+    template("KV Cache is allocated. dtype: {allocated_dtype:flag}, "),
     # What it measured. A draft model repeats these lines after the target's.
     template("Load weight begin. avail mem={free_before_load:gib} GB"),
     template("Load weight end. ... avail mem={free_after_load:gib} GB, mem usage={weights:gib} GB"),

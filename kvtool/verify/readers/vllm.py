@@ -21,6 +21,9 @@ PATTERNS = (
     template("Using max model len {max_model_len:flag}"),
     template("Auto-fit max_model_len: reduced from ... to {max_model_len:flag} to fit"),
     template("Chunked prefill is enabled with max_num_batched_tokens={max_num_batched_tokens:flag}"),
+    template("in world size {world_size:count} is assigned as DP rank"),
+    template("world_size={world_size:count} rank="),
+    template("is assigned as ...PP rank {pp_rank:count}"),
     template("Asynchronous scheduling is {async_scheduling:flag}"),
     # What it measured.
     template("Model loading took {weights:gib}"),
@@ -30,6 +33,8 @@ PATTERNS = (
     template(" kv_cache_size={kv_pool:gib}"),
     template("reserved {kv_pool:gib} GiB memory for KV Cache as specified by kv_cache_memory_bytes"),
     template("Current kv cache memory in use is {kv_pool:count} bytes"),
+    template("Current kv cache memory in use is {kv_pool:gib} GiB"),
+    template("Available KV cache memory: {kv_pool:count} bytes"),
     template("PyTorch activation peak memory takes {activation:gib}"),
     template("GiB for weight, {activation:gib} GiB for peak activation"),
     template("GiB for consumed memory (weights + non-torch), {activation:gib} GiB for peak activation"),
