@@ -18,7 +18,7 @@ from kvtool.verify.rows import BYTES, TOKENS, exact, exact_row
 
 _DTYPES = {"tensorrt-llm": (AUTO, "fp8", "int8"), "lmdeploy": (AUTO,)}
 _BLOCK_TOKENS = (64, 128)  # LMDeploy's default cache_block_seq_len, and that of its first releases
-# Each head of a token in so many bits, and four bytes of scale and zero point: as many as vLLM's formats of these names.
+# A head of a token in so many bits and four bytes of scale and zero point, as in the formats of these names.
 _QUANT_POLICIES = {"0": AUTO, "4": "int4_per_token_head", "8": "int8_per_token_head"}
 
 

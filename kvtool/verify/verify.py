@@ -33,6 +33,8 @@ class Asked:
 def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
     """The document of one log. Raises KvtoolError where its model is not known, or a flag's value is none."""
     start = started(facts, model=asked.model, gpu=asked.gpu, given=asked.flags, models_path=asked.models_path)
+    if facts.refused("layout"):
+        return _not_laid_out(facts, start, log)
     if facts.engine not in ENGINES:
         return _caches_only(facts, start, log)
     estimated = estimate(facts, start, find_checkpoint(start.name))
@@ -69,8 +71,23 @@ def _caches_only(facts: LogFacts, start: Started, log: str) -> VerifyDocument:
     )
 
 
+def _not_laid_out(facts: LogFacts, start: Started, log: str) -> VerifyDocument:
+    """Of a start whose layout the model does not take: there is nothing to plan."""
+    return VerifyDocument(
+        log=log,
+        engine=VerifyEngine(name=facts.engine, version=facts.version, predicted_version=None),
+        model=start.model.id,
+        inputs=dict(start.inputs),
+        rows=[],
+        refusal=refusal(facts, start, None),
+        verdict="refused",
+        assumptions=[*start.model.assumed],
+    )
+
+
 def _verdict(rows: list[VerifyRow]) -> str:
-    found = {row.verdict for row in rows}
+    """Usable memory is the log's own product: alone it bears nothing out."""
+    found = {row.verdict for row in rows if row.term != "usable memory" or row.verdict == "off"}
     return "off" if "off" in found else "agrees" if "equal" in found else "uncompared"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvtool.verify.facts import LogFacts
-from kvtool.verify.patterns import collect, facts, template
+from kvtool.verify.patterns import collect, facts, pattern, template
 
 PATTERNS = (
     # What it is and how it was started.
@@ -25,6 +25,8 @@ PATTERNS = (
     template("world_size={world_size:count} rank="),
     template("is assigned as ...PP rank {pp_rank:count}"),
     template("Asynchronous scheduling is {async_scheduling:flag}"),
+    template("Device capability {capability:flag} not supported"),
+    pattern("GDN prefill kernel", r"Using (?P<delta_net_kernel_flag>[\w/]+) GDN prefill kernel"),
     # What it measured.
     template("Model loading took {weights:gib}"),
     template("Loading model weights took {weights:gib}"),
@@ -83,6 +85,19 @@ PATTERNS = (
         refusal="mamba_blocks",
     ),
     template("CUDA out of memory. Tried to allocate", refusal="oom"),
+    template("has a total capacity of {total_memory:gib} GiB of which"),
+    pattern("memory in use", r"Process \d+ has (?P<other_process_size>[\d.]+ [KMGT]?iB) memory in use"),
+    template("Error in memory profiling. Initial free memory", refusal="profiling"),
+    template(
+        "attention heads ({heads:count}) must be divisible by tensor parallel size ({tensor_parallel_size:flag})",
+        refusal="layout",
+    ),
+    template("World size ({world:count}) is larger than the number of available GPUs ({gpus:count})", refusal="gpus"),
+    template(
+        "User-specified max_model_len ({max_model_len:flag}) is greater than the derived max_model_len",
+        refusal="too_long",
+    ),
+    template("Engine core initialization failed", refusal="failed"),
 )
 
 
