@@ -14,7 +14,7 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import DEGREES
 from kvtool.verify.facts import Figure, LogFacts
 from kvtool.verify.inputs import Started
-from kvtool.verify.vllm_terms import plan_rows, planned
+from kvtool.verify.terms.vllm import plan_rows, planned
 
 _TRIED: dict[str, tuple[Any, ...]] = {
     "max_num_batched_tokens": (512, 1024, 2048, 4096, 8192, 16384, 32768),

@@ -18,9 +18,9 @@ from kvtool.verify.budget import Estimate, kv_pool, pool_row, vllm_rows
 from kvtool.verify.diagnose import agreeing_flags, untold_flags
 from kvtool.verify.facts import Figure, LogFacts, exactly
 from kvtool.verify.inputs import Started
-from kvtool.verify.sglang_defaults import default_starts
-from kvtool.verify.sglang_terms import sglang_plan, sglang_rows
-from kvtool.verify.vllm_terms import Planned, plan_rows, planned
+from kvtool.verify.terms.sglang import sglang_plan, sglang_rows
+from kvtool.verify.terms.sglang_defaults import default_starts
+from kvtool.verify.terms.vllm import Planned, plan_rows, planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,17 +157,20 @@ def _names(engine: str) -> dict[str, str]:
 
 
 def _layout(facts: LogFacts, inputs: Mapping[str, str]) -> dict[str, int]:
-    """Degrees that no flag tells, but the workers' names (`TP1`, `PP1`) and the size of their world do."""
+    """Degrees that no flag tells, but the workers' names (`TP1`, `PP1`) or the size of their world do."""
     names = {reading.rank for reading in facts.readings}
     found = {
         degree: 1 + max((int(index) for name in names for index in pattern.findall(name)), default=0)
         for degree, pattern in _RANKS.items()
     }
-    if (stages := facts.largest("pp_rank")) is not None:
-        found["pp"] = max(found["pp"], 1 + round(stages.value))
-    world, stages_told = facts.largest("world_size"), _count("pp", inputs.get("pp", str(found["pp"])))
-    if world is not None and stages_told and world.value % stages_told == 0:
-        found["tp"] = max(found["tp"], round(world.value) // stages_told)
+    replicas, stages = (
+        1 + round(rank.value) if (rank := facts.largest(term)) else 1 for term in ("dp_rank", "pp_rank")
+    )
+    found["pp"] = max(found["pp"], stages)
+    outside = replicas * _count("pp", inputs.get("pp", str(found["pp"])))
+    world = facts.largest("world_size")
+    if world is not None and outside > 0 and world.value % outside == 0:
+        found["tp"] = round(world.value) // outside
     return {degree: count for degree, count in found.items() if count > 1}
 
 
@@ -215,8 +218,8 @@ def _fraction(name: str, text: str) -> float:
 def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tuple[Model, str]:
     """The model asked for, else the log's: its own name, its name in a Hub cache, or the last folder of its path."""
     if asked is not None:
-        found = resolve_model(asked, models_path=models_path)
-        return _as_served(found, facts.model, models_path), asked
+        named = resolve_model(asked, models_path=models_path)
+        return _as_served(named, facts.model, models_path), asked
     if facts.model is None:
         raise KvtoolError("the log does not say which model was served: name MODEL after it")
     catalogue = load_catalogue(models_path)

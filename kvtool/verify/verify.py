@@ -9,13 +9,13 @@ from pathlib import Path
 from kvtool.catalog.checkpoint import find_checkpoint
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import VerifyDocument, VerifyEngine, VerifyRow
-from kvtool.verify.block_terms import block_rows
 from kvtool.verify.budget import Estimate, estimate
 from kvtool.verify.engine_rows import EngineRows, engine_rows
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started, started
-from kvtool.verify.llama_cpp_terms import llama_cpp_rows
 from kvtool.verify.refusals import refusal
+from kvtool.verify.terms.blocks import block_rows
+from kvtool.verify.terms.llama_cpp import llama_cpp_rows
 
 ENGINES = ("vllm", "sglang")  # those whose whole memory is planned
 

@@ -21,9 +21,10 @@ PATTERNS = (
     template("Using max model len {max_model_len:flag}"),
     template("Auto-fit max_model_len: reduced from ... to {max_model_len:flag} to fit"),
     template("Chunked prefill is enabled with max_num_batched_tokens={max_num_batched_tokens:flag}"),
-    template("in world size {world_size:count} is assigned as DP rank"),
+    template(
+        "in world size {world_size:count} is assigned as DP rank {dp_rank:count}, PP rank {pp_rank:count}",
+    ),
     template("world_size={world_size:count} rank="),
-    template("is assigned as ...PP rank {pp_rank:count}"),
     template("Asynchronous scheduling is {async_scheduling:flag}"),
     template("Device capability {capability:flag} not supported"),
     pattern("GDN prefill kernel", r"Using (?P<delta_net_kernel_flag>[\w/]+) GDN prefill kernel"),
