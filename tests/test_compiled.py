@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvtool.compiled import Compiled, build, load_library
+from kvtool.compiled import Compiled, _is_as_built, build, load_library
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="compiling needs gcc")
 
@@ -62,6 +66,78 @@ def test_what_is_built_is_not_built_again(sources: Path, tmp_path: Path, monkeyp
     assert build("gcc", sources, (), tmp_path / "cache") == built
     assert commands == [["gcc", "--version"]]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [built.name]
+
+
+def emptied(library: Path) -> None:
+    library.write_bytes(b"")
+
+
+def truncated(library: Path) -> None:
+    library.write_bytes(library.read_bytes()[:-4096])
+
+
+def flipped(library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    content[len(content) // 2] ^= 1
+    library.write_bytes(content)
+
+
+def written_by_all(library: Path) -> None:
+    flipped(library)  # what somebody else put there, with a digest that fits it
+    content = library.read_bytes()[:-32]
+    library.write_bytes(content + hashlib.sha256(content).digest())
+    library.chmod(0o777)
+
+
+def linked(library: Path) -> None:
+    library.rename(library.with_suffix(".elsewhere"))
+    library.symlink_to(library.with_suffix(".elsewhere"))
+
+
+@needs_gcc
+@pytest.mark.parametrize("spoil", [emptied, truncated, flipped, written_by_all, linked])
+def test_a_library_that_is_not_as_it_was_built_is_built_again(
+    sources: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    library = build("gcc", sources, (), tmp_path / "cache")
+    good = library.read_bytes()
+    spoil(library)
+    assert build("gcc", sources, (), tmp_path / "cache") == library
+    assert library.read_bytes() == good
+    assert not library.is_symlink()
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+
+
+@needs_gcc
+def test_a_library_or_a_folder_of_another_user_is_not_used(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_library(sources)
+    (library,) = (tmp_path / "cache" / "kvtool").glob("*.so")
+    monkeypatch.setattr(os, "geteuid", lambda: library.stat().st_uid + 1)
+    assert not _is_as_built(library)
+    found = load_library(sources)
+    assert found.library is None
+    assert "belongs to another user" in str(found.reason)
+
+
+@needs_gcc
+def test_a_cache_that_others_may_write_is_made_private(sources: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "kvtool"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    load_library(sources)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+def test_a_user_without_a_home_is_the_reason(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc")
+    assert "no home folder" in str(load_library(sources).reason)
 
 
 @needs_gcc

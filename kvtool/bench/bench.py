@@ -23,17 +23,17 @@ from kvtool.units import ceil_div
 def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress: Progress) -> Outcome[BenchDocument]:
     """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError."""
     progress(f"loading {model.id}", 0.0)
-    loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1)
-    _require_room(loaded, options)
+    pages = most_pages(options, config.block_size)
+    loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
+    loaded.require_room(pages)
     session = Session(str(loaded.device), loaded.torch_dtype, progress)
     measured = _measured(loaded, options, session, progress)
     return _outcome(loaded, measured, session.end())
 
 
-def _require_room(loaded: LoadedModel, options: BenchOptions) -> None:
-    """Before anything is measured, or a prompt made: DeviceError when the largest case cannot be held."""
-    block_size = loaded.config.block_size
-    loaded.require_room(max(p.most_sequences * ceil_div(p.longest_tokens, block_size) for p in options.parts))
+def most_pages(options: BenchOptions, block_size: int) -> int:
+    """Pages of the largest case, which the device must hold before anything is loaded, or a prompt made."""
+    return max(part.most_sequences * ceil_div(part.longest_tokens, block_size) for part in options.parts)
 
 
 def _measured(loaded: LoadedModel, options: BenchOptions, session: Session, progress: Progress) -> list[Measured]:

@@ -17,9 +17,23 @@ def holds_weights(path: Path) -> bool:
     return (path.is_file() and path.suffix == ".gguf") or (path.is_dir() and any(path.glob("*.safetensors")))
 
 
+def lone_gguf(name: str) -> str:
+    """The one .gguf file of a folder that has neither a config.json nor safetensors; any other name as it is."""
+    path = Path(name)
+    try:
+        if not name or not path.is_dir() or (path / "config.json").exists() or any(path.glob("*.safetensors")):
+            return name
+        files = sorted(path.glob("*.gguf"))
+    except (OSError, ValueError):  # a name too long for a file, or with a null byte
+        return name
+    if len(files) > 1:
+        raise KvtoolError(f"{name} has {len(files)} .gguf files: name one, as {files[0]}")
+    return str(files[0]) if files else name
+
+
 def find_checkpoint(name: str) -> CheckpointHeader | None:
     """The headers of the weights in the folder or file MODEL; None where it has none. Raises KvtoolError."""
-    path = Path(name)
+    path = Path(lone_gguf(name))
     return read_header(path) if path.suffix in (".gguf", ".safetensors") or holds_weights(path) else None
 
 
@@ -57,7 +71,7 @@ def _sharded_tensors(folder: Path, index: Path) -> list[TensorHeader]:
     weight_map = _weight_map(index)
     tensors: list[TensorHeader] = []
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or "\0" in file:
             raise KvtoolError(f"{index} names {file!r}, which is not a file beside it")
         wanted = {name for name, place in weight_map.items() if place == file}
         found = [tensor for tensor in safetensors_headers(folder / file) if tensor.name in wanted]

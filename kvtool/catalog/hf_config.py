@@ -20,7 +20,7 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.catalog.unread import refuse_unread, unread
 from kvtool.errors import KvtoolError, did_you_mean
-from kvtool.files import read_bytes
+from kvtool.files import read_bytes, refuse_deep
 
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _CLASS_ENDINGS = ("forcausallm", "forconditionalgeneration", "lmheadmodel", "model")
@@ -67,6 +67,7 @@ def parse_json(data: bytes, source: str) -> dict[str, object]:
         raise KvtoolError(f"{source} is not JSON: {_reason(error)}") from error
     if not isinstance(value, dict):
         raise KvtoolError(f"{source} is not a config: its JSON is not an object")
+    refuse_deep(value, source)
     return value
 
 
@@ -141,7 +142,9 @@ def _as_said(outer: Fields, fields: Fields, model: Model, family: str) -> str:
     own = fields.values.get("model_type") or outer.values.get("model_type")
     left = [name for name in unread(fields) if name != "model_type"]
     rest = f"; not read: {', '.join(left)[:300]}" if left else ""
-    return f"{model.id}: read as {family}, because --as says so, where the config says {str(own)[:60]!r}{rest}"
+    return (
+        f"assumed: {model.id} is read as {family}, because --as says so, where the config says {str(own)[:60]!r}{rest}"
+    )
 
 
 def _text_fields(outer: Fields) -> tuple[Fields, str]:

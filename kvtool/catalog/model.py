@@ -257,7 +257,7 @@ class Model:
     weights_bytes: int | None = None  # of its checkpoint as stored, where its index or headers were read
     confidence: str | None = None
     notes: str | None = None
-    assumed: tuple[str, ...] = ()  # what reading it took for granted, in words that every answer repeats
+    assumed: tuple[str, ...] = ()  # what reading it took for granted: `assumed: ...`, which every answer repeats
 
     @property
     def num_layers(self) -> int:

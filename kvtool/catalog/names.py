@@ -103,11 +103,15 @@ def as_variant(base: Model, name: str, variant: Variant) -> Model:
     """The base under the name asked for, its weights as the name says, and both said in `assumed`."""
     words = [_WEIGHTS[word] for word in variant.stored]
     known = [word for word in words if word is not None]
-    said = f"{name}: taken to have the layers of {base.id}, whose name it varies; its own config was not read"
+    said = (
+        f"assumed: {name} is taken to have the layers of {base.id}, whose name it varies; its own config was not read"
+    )
     if not words and (not variant.ollama or base.quantisation is not None):
         return replace(base, id=name, assumed=(said,))
     if words and not known:  # bf16, fp16
-        return replace(base, id=name, quantisation=None, assumed=(said, f"{name}: weights as its name says"))
+        return replace(
+            base, id=name, quantisation=None, assumed=(said, f"assumed: {name} has weights as its name says")
+        )
     word = known[0] if known else _WEIGHTS[_OLLAMA_DEFAULT]
     assert word is not None
     stored = Quantisation(method=word.method, bits_per_weight=word.bits, outer_bits=word.outer_bits)
@@ -116,4 +120,4 @@ def as_variant(base: Model, name: str, variant: Variant) -> Model:
         if word.bits is not None
         else f"not known: {word.method} comes in many sizes; give the file, or the type, as q4_k_m"
     )
-    return replace(base, id=name, quantisation=stored, assumed=(said, f"{name}: weights are taken as {how}"))
+    return replace(base, id=name, quantisation=stored, assumed=(said, f"assumed: {name}: weights are {how}"))

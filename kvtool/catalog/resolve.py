@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
+from kvtool.catalog.checkpoint import lone_gguf
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.catalog.models_yaml import load_catalogue
@@ -26,6 +27,7 @@ def resolve_model(name: str, *, models_path: Path | None = None, family: str | N
     model = catalogue.find(name)
     if model is not None:
         return model
+    name = lone_gguf(name)
     path = Path(name)
     if path.suffix == ".json":
         return read_config(path)

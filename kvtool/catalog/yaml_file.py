@@ -7,26 +7,36 @@ from pathlib import Path
 import yaml
 
 from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes
+from kvtool.files import DEEPEST, read_bytes, too_deep
 
 
 def read_yaml(path: Path, *, at_most: int | None = None, what: str = "file") -> object:
     """The content of a YAML or JSON file, as `read_bytes` reads it. Raises KvtoolError.
 
-    Aliases are refused: a few lines of them stand for billions of values, or for a value that contains itself.
+    Tags (`!!timestamp x`) are refused, as no key of kvtool's needs one, and aliases: a few lines of them stand for
+    billions of values, or for a value that contains itself. So is what is nested deep, on which libyaml's loader would
+    run out of stack.
     """
     data = read_bytes(path, at_most=at_most, what=what)
     try:
-        if b"*" in data and b"&" in data:
-            _refuse_aliases(data, path)
+        _refuse_odd_events(data, path)
         return yaml.load(data, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise KvtoolError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
 
 
-def _refuse_aliases(data: bytes, path: Path) -> None:
+def _refuse_odd_events(data: bytes, path: Path) -> None:
+    depth = 0
     for event in yaml.parse(data, Loader=yaml.CSafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1 if event.start_mark else 1
             name = (event.anchor or "")[:40]
             raise KvtoolError(f"{path}, line {line}: alias *{name} is not read: write the block out")
+        if tag := getattr(event, "tag", None):
+            raise KvtoolError(f"{path}, line {line}: tag {tag[:60]!r} is not read: write the value alone")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise too_deep(path)

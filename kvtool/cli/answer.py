@@ -1,7 +1,8 @@
-"""How every command ends: its document is written, printed or encoded, and the exit code says what came out."""
+"""How every command ends: its document is printed or encoded, then written, and the exit code says what came out."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from kvtool.cli.flags.output import Output, Printed
+from kvtool.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,23 +29,33 @@ def answer(
     notes: Iterable[str] = (),
     code: int = 0,
 ) -> None:
-    """Write the files of --out, print the document with `show` or as JSON, and the notes on standard error.
+    """Print the document with `show` or as JSON and the notes on standard error, then write the files of --out.
 
-    Exits with `code` where it is not 0. Raises KvtoolError for a folder that cannot be written.
+    Exits with `code` where it is not 0. A pipe that nobody reads keeps no file from being written. Raises KvtoolError
+    for a folder that cannot be written, when all is printed.
     """
+    try:
+        _print(document, output, show, notes)
+    finally:
+        if write is not None and isinstance(output, Output) and output.out is not None:
+            write(document, output.out)
+    if code:
+        raise typer.Exit(code)
+
+
+def _print(
+    document: Document, output: Printed, show: Callable[[Document, Console], None], notes: Iterable[str]
+) -> None:
     from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
-    if write is not None and isinstance(output, Output) and output.out is not None:
-        write(document, output.out)
     if output.json:
         typer.echo(encode(document), nl=False)
     else:
         show(document, Terminal())
+    sys.stdout.flush()
     for note in notes:
-        typer.echo(note, err=True)
-    if code:
-        raise typer.Exit(code)
+        typer.echo(visible(note), err=True)
 
 
 def ending(errors: Sequence[str], *, interrupted: bool, wrong: Sequence[str] = ()) -> tuple[list[str], int]:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from kvtool import __version__
 from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, replay, size, trace, verify
+from kvtool.cli.endings import CarriedError, ending_of
 from kvtool.cli.help import Command
-from kvtool.errors import KvtoolError
+from kvtool.cli.printable import use_encodable_output
+
+
+class Program(TyperGroup):
+    """All commands. Typer would end with exit code 1, which means "no", where nobody reads a pipe any more."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, EOFError, KeyboardInterrupt) as error:
+            raise CarriedError from error
+
 
 app = typer.Typer(
     name="kvtool",
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,16 +63,14 @@ app.command(cls=Command, epilog=env.EXAMPLES)(env.env)
 
 
 def main() -> None:
-    """Run the program. Exit codes: 0 done, 1 the answer is no, 2 wrong use or input, 3 device or run, 130 Ctrl-C."""
+    """Run the program, and exit.
+
+    0 done, 1 the answer is no, 2 wrong use or input, 3 device or run, 70 a fault of kvtool's own, 130 Ctrl-C.
+    """
     try:
-        app()
-    except KvtoolError as error:
-        print(f"kvtool: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("kvtool: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`kvtool models | head`): not an error of ours.
-        sys.stderr.close()
-        sys.exit(0)
+        use_encodable_output()
+        code = app(prog_name="kvtool", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BaseException as error:
+        code = ending_of(error)
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +15,6 @@ from kvtool.cli.flags.run import Run
 from kvtool.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from kvtool.results import BenchDocument
 
 EXAMPLES = (
@@ -51,10 +50,9 @@ def bench(
     with progress_bar() as progress:
         outcome = run_bench(chosen, config, options, progress=progress)
 
-    def show(document: BenchDocument, console: Console) -> None:
-        print_bench(document, console)
-        if output.out is not None:
-            typer.echo(f"\nWritten to {output.out}: bench.json, bench.csv, bench.png, report.html", err=True)
+    def write(document: BenchDocument, folder: Path) -> None:
+        write_bench(document, folder)
+        typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
 
     notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
-    answer(outcome.document, output, show=show, write=write_bench, notes=notes, code=code)
+    answer(outcome.document, output, show=print_bench, write=write, notes=notes, code=code)

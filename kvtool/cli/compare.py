@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool compare llama-3.1-8b qwen3-8b --tp 1,8 --kv-cache-dtype bf16,fp8\n\n"
-    "  kvtool compare deepseek-v3 llama-3.1-70b --context 32k --tp 8 --gpu h200\n\n"
     "  kvtool compare gemma-3-27b-it --engine vllm==0.25,vllm==0.26 --gpu h100"
 )
 DEFAULT_CONTEXTS = "4k,32k"

@@ -59,7 +59,7 @@ def generate(
     from kvtool.machine.environment import describe_environment
 
     config = run.config(model)
-    tokenizer = find_tokenizer(config.weights)
+    tokenizer = find_tokenizer(config.weights, needed=bool(prompt))
     if prompt:
         ids = _encoded(prompt, tokenizer, config.weights)
     streams = not output.json and len(ids) == 1

@@ -92,7 +92,7 @@ def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: 
             document,
             console,
             hinge=largest_hinge([model], options, document.rows),
-            remedies=[remedies(model, options, row) for row in document.rows],
+            remedies=remedies(model, options, document.rows),
             explain=explain,
         )
         if explain:

@@ -38,8 +38,10 @@ def verify(
     output: Printed,
 ) -> None:
     """Hold LOG against the prediction, term by term; exit 1 where a term that must be exact is off, or it refused."""
+    from kvtool.files import write_atomic
     from kvtool.report.verify import print_verify
-    from kvtool.verify.calibrate import save_calibration
+    from kvtool.results import encode
+    from kvtool.verify.calibrate import calibration
     from kvtool.verify.lines import read_lines
     from kvtool.verify.read import read_facts
     from kvtool.verify.verify import Asked
@@ -49,8 +51,10 @@ def verify(
     name = "standard input" if log == "-" else log
     facts = read_facts(read_lines(log), name)
     document = verify_facts(facts, asked, log=name)
-    if save is not None:
-        save_calibration(facts, name, save)
-    answer(
-        document, output, show=partial(print_verify, explain=explain), code=int(document.verdict in ("off", "refused"))
-    )
+    measured = None if save is None else calibration(facts, name)
+    try:
+        code = int(document.verdict in ("off", "refused"))
+        answer(document, output, show=partial(print_verify, explain=explain), code=code)
+    finally:
+        if save is not None and measured is not None:
+            write_atomic(save, encode(measured))

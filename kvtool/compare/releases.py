@@ -31,7 +31,10 @@ def compare_releases(
     names = {name for name, _ in releases}
     if len(names) > 1 or options.engine is None:
         raise KvtoolError(f"releases of one engine compare, not of {' and '.join(sorted(names))}")
-    history = HISTORIES[names.pop()]
+    name = names.pop()
+    if name not in HISTORIES:
+        raise KvtoolError(f"releases of {' or '.join(HISTORIES)} compare: {name} is planned by one set of rules")
+    history = HISTORIES[name]
     sized = [_sized(model, options, version) for _, version in releases]
     changes = [
         change

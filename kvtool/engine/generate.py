@@ -33,8 +33,8 @@ def generate(
 ) -> GenerateDocument:
     """All prompts at once, through one pool that just holds them. Raises KvtoolError or DeviceError."""
     longest = max((len(prompt) for prompt in prompts), default=0) + params.max_tokens
-    loaded = LoadedModel(model, config, max_positions=longest)
     pages = sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts)
+    loaded = LoadedModel(model, config, max_positions=longest, num_pages=pages)
     engine = Engine(loaded, num_pages=max(1, pages), config=replace(config, prefill_first=True))
     engine.prepare([len(prompts)], draw_of([params]))
     sequences = [engine.add(prompt, params) for prompt in prompts]

@@ -13,7 +13,7 @@ from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.machine.device import device_errors, resolve_device
 from kvtool.machine.memory import available_bytes
-from kvtool.machine.threads import default_threads
+from kvtool.machine.threads import check_threads, default_threads
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
@@ -24,14 +24,18 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 
 
 class LoadedModel:
-    """A decoder on its device, with the specs of its cache. Engines with pools of different sizes can share it."""
+    """A decoder on its device, with the specs of its cache. Engines with pools of different sizes can share it.
 
-    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int) -> None:
+    Nothing is loaded where it and a pool of `num_pages`, or of one sequence of `max_positions`, have no room together.
+    """
+
+    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int, num_pages: int = 0) -> None:
         runnable_decoder(model)
         self.model = truncated(model, config.num_layers)
         self.num_layers_of = model.num_layers
         self.config = config
         self.device = resolve_device(config.device)
+        check_threads(config.threads)
         torch.set_num_threads(config.threads or default_threads(torch.get_num_threads()))
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels are launched, and graphs replayed, on the current one
@@ -44,8 +48,9 @@ class LoadedModel:
         self.kernels = load_kernels(self.backend)
         self.specs = pool_specs(layer_specs(self.model, self.cache_format))
         self.max_positions = max_positions
-        self._require_room_for_weights()
-        self.require_room(ceil_div(max_positions, config.block_size))
+        weights_bytes = self._require_room_for_weights()
+        pages = max(num_pages, ceil_div(max_positions, config.block_size))
+        self.require_room(pages, beside_bytes=weights_bytes)
         self.weights = weight_source(self.model, config, self.torch_dtype, self.device)
         with device_errors(f"loading {model.id}"):
             self.transformer = Transformer(
@@ -82,11 +87,11 @@ class LoadedModel:
         """Bytes of one page over all layers, from the specs."""
         return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
 
-    def _require_room_for_weights(self) -> None:
-        """Raises DeviceError where loading would exhaust the device's memory; unknown sizes are left to be tried."""
+    def _require_room_for_weights(self) -> int:
+        """Their bytes. Raises DeviceError where loading would exhaust the device's memory; an unknown size is 0."""
         params = count_params(self.model)
         if params is None:
-            return
+            return 0
         needed = params.total * FLOAT_BYTES[self.dtype] * self.kernels.weight_copies(self.torch_dtype, self.device)
         available = available_bytes(self.device)
         if needed > available:
@@ -94,18 +99,22 @@ class LoadedModel:
             layers = int(self.model.num_layers * max(0.0, available * params.total / needed - outside) / params.total)
             raise DeviceError(
                 f"{self.model.id} takes {format_bytes(needed)} to run here, but {self.device} has "
-                f"{format_bytes(available)} free: run fewer layers, as --num-layers {max(1, layers)}"
+                f"{format_bytes(available)} free: {_smaller(layers, self.model.num_layers)}"
             )
+        return needed
 
-    def require_room(self, num_pages: int) -> None:
-        """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many."""
+    def require_room(self, num_pages: int, *, beside_bytes: int = 0) -> None:
+        """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many and
+        `beside_bytes` that are still to come.
+        """
         if num_pages < 1:
             raise KvtoolError(f"a pool of {num_pages} pages holds nothing: at least 1 is needed")
-        needed, available = num_pages * self.page_bytes, available_bytes(self.device)
+        needed, available = num_pages * self.page_bytes, available_bytes(self.device) - beside_bytes
         if needed > available:
             raise DeviceError(
                 f"a pool of {num_pages:,} pages needs {format_bytes(needed)}, but {self.device} has "
-                f"{format_bytes(available)} free: ask for fewer or shorter requests"
+                f"{format_bytes(max(0, available))} free{' beside the weights' if beside_bytes else ''}: "
+                "ask for fewer or shorter requests"
             )
 
     def assumptions(self) -> list[str]:
@@ -125,3 +134,10 @@ class LoadedModel:
         if self.model.num_layers != self.num_layers_of:
             found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
         return found
+
+
+def _smaller(layers: int, of: int) -> str:
+    """What would have room, where as many `layers` as that would."""
+    if layers < 1:
+        return "even one layer has no room, so take a smaller model"
+    return f"run fewer layers, as --num-layers {min(layers, of - 1)}"

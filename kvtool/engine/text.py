@@ -24,7 +24,7 @@ class FileTokenizer:
             import tokenizers
         except ImportError as error:
             raise KvtoolError(
-                "--prompt needs the tokenizers package: pip install 'kvtool[generate]', or use --prompt-ids"
+                f"{path} needs the tokenizers package ({error}): install it, or use --prompt-ids"
             ) from error
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
@@ -38,12 +38,22 @@ class FileTokenizer:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
 
-def find_tokenizer(weights: str) -> Tokenizer | None:
-    """The tokenizer.json of a weights folder, or beside a .gguf file; None when there is none."""
+def find_tokenizer(weights: str, *, needed: bool = True) -> Tokenizer | None:
+    """The tokenizer.json of a weights folder, or beside a .gguf file; None when there is none.
+
+    Where it is not `needed`, as ids come in and ids may go out, one that cannot be read is none either.
+    """
     path = Path(weights)
     folder = path if path.is_dir() else path.parent
     file = folder / "tokenizer.json"
-    return FileTokenizer(file) if weights != "random" and file.is_file() else None
+    if weights == "random" or not file.is_file():
+        return None
+    try:
+        return FileTokenizer(file)
+    except KvtoolError:
+        if needed:
+            raise
+        return None
 
 
 class TextStream:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from kvtool.errors import KvtoolError
+
 
 def usable_cpus() -> set[int]:
     """The logical CPUs this process may run on, which is fewer than the machine has under taskset or in a container."""
@@ -13,6 +15,13 @@ def usable_cpus() -> set[int]:
     if hasattr(process, "cpu_affinity"):
         return set(process.cpu_affinity())
     return set(range(psutil.cpu_count() or 1))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises KvtoolError for more threads than CPUs: they would wait for each other, and thousands halt a machine."""
+    cpus = len(usable_cpus())
+    if threads is not None and not 1 <= threads <= cpus:
+        raise KvtoolError(f"--threads {threads}: this process may use {cpus} CPUs, so write 1 to {cpus}")
 
 
 def default_threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtool.errors import visible
 from kvtool.units import format_bytes, format_length
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def new_figure(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
+    title, subtitle = literal(title), literal(subtitle)
     figure.suptitle(f"{title}\n" if subtitle else title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     if subtitle:
         figure.text(0.01, 1 - SUBTITLE_IN / height_in, subtitle, ha="left", va="top", fontsize=10, color="#555555")
@@ -40,6 +42,11 @@ def new_figure(
         axis.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
     return figure, axes
+
+
+def literal(text: str) -> str:
+    """`text` as it stands: names of files and models may hold dollars, between which matplotlib would see formulas."""
+    return visible(text).replace("$", r"\$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ def label_ends(figure: Figure, axes: Axes, labels: Sequence[EndLabel]) -> None:
     wanted = [float(axes.transData.transform((label.x, label.y))[1]) * points_a_pixel for label in ordered]
     for label, here, there in zip(ordered, wanted, spread(wanted, LABEL_POINTS * 1.4), strict=True):
         axes.annotate(
-            label.text,
+            literal(label.text),
             (label.x, label.y),
             xytext=(14, there - here),
             textcoords="offset points",

@@ -1,4 +1,4 @@
-"""`--out DIR`: one file per form of a result, each written whole or not at all."""
+"""`--out DIR`: one file per form of a result, all written or none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.errors import KvtoolError
-from kvtool.files import write_atomic
+from kvtool.files import write_all
 from kvtool.results import Struct, encode
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ def check_writable(directory: Path) -> None:
     """Make `directory` before long work starts. Raises KvtoolError where nothing could be written into it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KvtoolError(f"--out {directory}: cannot make this folder ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise KvtoolError(f"--out {directory}: cannot make this folder ({reason})") from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise KvtoolError(f"--out {directory}: this folder is not writable")
 
@@ -47,8 +48,7 @@ def write_result(
     if html is not None:
         files["report.html"] = html.encode()
     check_writable(directory)
-    for file_name, data in files.items():
-        write_atomic(directory / file_name, data)
+    write_all({directory / file_name: data for file_name, data in files.items()})
     return [directory / file_name for file_name in files]
 
 

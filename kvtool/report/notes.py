@@ -9,9 +9,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_ALWAYS = "assumed: "  # how notes begin that say which model was answered about, for lack of the one that was named
+
+
 def print_notes(notes: Sequence[str], console: Console, *, hinge: object, explain: bool) -> None:
-    """Every note with `explain`; else one line of what the answer hangs on most, and how to see the notes."""
-    lines = [f"- {note}" for note in notes] if explain else [short_notes(notes, hinge)]
+    """Every note with `explain`; else those that stand always, and one line of what the answer hangs on most, and how
+    to see the notes.
+    """
+    always = [f"- {note}" for note in notes if note.startswith(_ALWAYS)]
+    lines = [f"- {note}" for note in notes] if explain else [*always, short_notes(notes, hinge)]
     for line in filter(None, lines):
         console.print(line, style="dim", highlight=False, markup=False)
 

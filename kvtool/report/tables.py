@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from kvtool.errors import visible
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -49,7 +51,7 @@ def to_rich(table: Table, width: int) -> RichTable:
         left = index < table.labels
         rich.add_column(column, justify="left" if left else "right", vertical="top", overflow="fold")
     for row in table.rows:
-        rich.add_row(*(Text(cell) for cell in row))
+        rich.add_row(*(Text(visible(cell)) for cell in row))
     return rich
 
 

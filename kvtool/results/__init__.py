@@ -59,6 +59,7 @@ from kvtool.results.replay import (
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
+    PLANNED_NAMES,
     SizeDecode,
     SizeDocument,
     SizeEngine,
@@ -82,6 +83,7 @@ from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, V
 
 __all__ = [
     "ENGINE_NAMES",
+    "PLANNED_NAMES",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",

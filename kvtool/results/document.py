@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes
+from kvtool.files import read_bytes, refuse_deep
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every part of a document."""
 
+
+LARGEST_INTEGER = (1 << 63) - 1
 
 D = TypeVar("D", bound=Struct)
 
@@ -36,6 +38,15 @@ def _refuse_non_finite(value: object, where: str) -> None:
             _refuse_non_finite(item, f"{where}[{index}]")
 
 
+def _refuse_huge(value: object, path: Path) -> None:
+    """No count of a document is beyond 64 bits; one that is would not even be a float."""
+    if isinstance(value, int) and not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
+        raise KvtoolError(f"{path} has an integer of {value.bit_length()} bits: none of a document has more than 63")
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        _refuse_huge(item, path)
+
+
 def read_document(path: Path, kind: type[D]) -> D:
     """A document of `kind` from a file. Raises KvtoolError when it cannot be read or is of another schema."""
     data = read_bytes(path)
@@ -45,6 +56,8 @@ def read_document(path: Path, kind: type[D]) -> D:
         schema = found.get("schema") if isinstance(found, dict) else None
         if schema != expected:
             raise KvtoolError(f"{path} is not a {expected} document (its schema is {schema!r})")
+        refuse_deep(found, path)
+        _refuse_huge(found, path)
         return msgspec.convert(found, kind)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise KvtoolError(f"{path} is not a {expected} document: {error}") from error

@@ -8,7 +8,8 @@ from kvtool.results.document import Struct
 from kvtool.units import format_bytes
 
 FITS, FITS_WITHIN_MARGIN, NO = "fits", "fits, within the margin", "no"
-ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}  # as their makers write them
+ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}  # that serve, as their makers write them
+PLANNED_NAMES = ENGINE_NAMES | {"llama.cpp": "llama.cpp", "ollama": "Ollama"}
 
 
 class SizeModel(Struct, frozen=True, kw_only=True):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kvtool.errors import KvtoolError
-from kvtool.files import write_atomic
-from kvtool.results import Calibration, encode
+from kvtool.results import Calibration
 from kvtool.verify.budget import activation_peak, kv_pool, outside_torch
 from kvtool.verify.facts import Figure, LogFacts
 
@@ -32,13 +29,6 @@ def calibration(facts: LogFacts, log: str) -> Calibration:
     )
     if not measured.measured:
         raise KvtoolError(f"{log} measures nothing to save: none of {_TERMS}")
-    return measured
-
-
-def save_calibration(facts: LogFacts, log: str, path: Path) -> Calibration:
-    """Write the measured terms to `path`. Raises KvtoolError where there are none or it cannot be written."""
-    measured = calibration(facts, log)
-    write_atomic(path, encode(measured))
     return measured
 
 

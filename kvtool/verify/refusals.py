@@ -100,7 +100,7 @@ def _no_kv_memory(facts: LogFacts, start: Started, estimated: Estimate | None) -
 
 def _free_memory(facts: LogFacts, start: Started, estimated: Estimate | None) -> str:
     free, total = facts.last("free_memory"), facts.last("total_memory")
-    if free is None or total is None:
+    if free is None or total is None or total.high <= 0:
         flag = "--mem-fraction-static" if facts.engine == "sglang" else "--gpu-memory-utilization"
         return f"Another process holds memory of this GPU: end it, or lower {flag}."
     held = format_bytes(round(total.value - free.value))

@@ -282,3 +282,10 @@ def test_loading_imports_no_tensor_library() -> None:
     code = "import sys; import kvtool.catalog.resolve as r; r.resolve_model('gpt2'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("tag", ["!!timestamp", "!!bool", "!!set", "!!python/object", "!own"])
+def test_a_tag_is_refused(tmp_path: Path, tag: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"schema: {tag} x\nmodels: []\n")
+    with pytest.raises(KvtoolError, match=r"a\.yaml, line 1: tag .* is not read"):
+        load_catalogue(tmp_path / "a.yaml")

@@ -10,6 +10,7 @@ import typer
 
 from kvtool.cli.answer import answer, ending
 from kvtool.cli.flags.output import Output, Printed
+from kvtool.errors import KvtoolError
 
 DOCUMENT = {"schema": "kvtool.test/1", "rows": []}
 
@@ -21,6 +22,26 @@ def write(document: dict[str, object], directory: Path) -> None:
 def test_it_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(DOCUMENT, Output(out=tmp_path), show=lambda d, console: console.print(d["schema"]), write=write)
     assert capsys.readouterr().out == "kvtool.test/1\n"
+    assert (tmp_path / "a.txt").read_text() == "kvtool.test/1"
+
+
+def test_what_cannot_be_written_is_printed_before_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(document: dict[str, object], directory: Path) -> None:
+        raise KvtoolError("cannot write a.txt: No space left on device")
+
+    with pytest.raises(KvtoolError, match="No space left"):
+        answer(DOCUMENT, Output(out=tmp_path), show=lambda d, console: console.print(d["schema"]), write=full)
+    assert capsys.readouterr().out == "kvtool.test/1\n"
+
+
+def test_what_nobody_reads_is_written(tmp_path: Path) -> None:
+    def closed(document: dict[str, object], console: object) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        answer(DOCUMENT, Output(out=tmp_path), show=closed, write=write)
     assert (tmp_path / "a.txt").read_text() == "kvtool.test/1"
 
 

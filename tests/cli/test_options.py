@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
 from kvtool.cli.app import app
 
-COMMANDS = typer.main.get_group(app).commands
+
+def leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its words, as `trace check`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+COMMANDS = dict(leaves(typer.main.get_group(app)))
 LIST = Path(__file__).with_name("options.txt")
-ARGUMENTS = {"compare": ["a", "b"], "verify": ["a.log"]}
+ARGUMENTS = {"compare": ["a", "b"], "verify": ["a.log"], "replay": ["a.jsonl"], "trace check": ["a.jsonl"]}
 
 
 def listed() -> dict[str, list[str]]:

@@ -84,7 +84,7 @@ def test_a_shape_has_no_command(
 def test_a_calibration_takes_the_place_of_the_estimates(size: Size, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(CALIBRATION)
-    done = size("--gpu", "h100", "--context", "8k", "--calibration", str(path))
+    done = size("--gpu", "h100", "--context", "8k", "--calibration", str(path), "--explain")
     assert "A GPU: 50.29 GiB for cache, as given." in done.out
     assert "measured, not estimated: kv_pool_bytes 50.29 GiB a GPU (a log of vLLM)" in done.out.replace("\n", " ")
     (row,) = document(size("--gpu", "h100", "--context", "8k", "--calibration", str(path), "--json"))["rows"]

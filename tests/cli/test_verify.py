@@ -101,3 +101,16 @@ def test_nothing_is_saved_of_a_log_that_measures_nothing(tmp_path: Path) -> None
     log.write_text("Maximum concurrency for 2048 tokens per request: 10.79x")
     assert "nothing to save" in fails(str(log), "llama-3.1-8b", "--save", str(tmp_path / "x.json"))
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_link_or_a_fifo_is_not_replaced_by_what_is_saved(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("Model loading took 14.99 GiB and 3.2 seconds")
+    (tmp_path / "link").symlink_to(log)
+    script = "from kvtool.cli import main; main()"
+    command = [sys.executable, "-c", script, "verify", str(log), "llama-3.1-8b", "--save", str(tmp_path / "link")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "symbolic link" in done.stderr
+    assert "14.99 GiB" in done.stdout  # the result was printed first
+    assert (tmp_path / "link").is_symlink()

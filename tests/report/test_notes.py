@@ -6,6 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
+from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.report.notes import print_notes, short_notes
 
 
@@ -28,3 +29,13 @@ def test_what_is_not_there_is_not_told() -> None:
     assert short_notes([], None) == ""
     assert short_notes(["one"], None) == "1 note: --explain or --json."
     assert short_notes([], "a guess: 1 GiB") == "Hangs most on a guess: 1 GiB."
+
+
+def test_what_a_name_was_taken_for_is_said_always() -> None:
+    model = load_catalogue().find_variant("llama3.1:8b")
+    assert model is not None
+    assert all(note.startswith("assumed: ") for note in model.assumed)
+    said = " ".join(printed([*model.assumed, "another"], explain=False).split())
+    assert "taken to have the layers of meta-llama/Llama-3.1-8B" in said
+    assert "another" not in said
+    assert "3 notes" in said

@@ -23,7 +23,8 @@ ENGINE = Parameter(
     annotation=Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What would this engine allocate? vllm, sglang, or a release of one, as vllm==0.23."
+            metavar="NAME",
+            help="What would this engine allocate? vllm, sglang, llama.cpp, ollama, or a release as vllm==0.23.",
         ),
     ],
 )
@@ -48,7 +49,7 @@ class EngineFlags(Group):
     @classmethod
     def parameters(cls) -> list[Parameter]:
         """--engine, then an option for each row: those of both engines, of vLLM, of SGLang."""
-        panels = [("vllm", "sglang"), ("vllm",), ("sglang",)]
+        panels = [("vllm", "sglang"), ("vllm",), ("sglang",), ("llama.cpp", "ollama")]
         return [ENGINE, *(_parameter(flag) for flag in sorted(cls.flags, key=lambda flag: panels.index(flag.engines)))]
 
     @classmethod

@@ -52,26 +52,27 @@ class Run(Device):
 
     def weights_of(self, model: str | None) -> str:
         """--weights, which a MODEL that is a folder or file with weights implies; else random."""
-        from kvtool.catalog.checkpoint import holds_weights
+        from kvtool.catalog.checkpoint import holds_weights, lone_gguf
 
         if self.weights is not None:
-            return self.weights
+            return lone_gguf(self.weights)
+        model = lone_gguf(model or "")
         return model if model and holds_weights(Path(model)) else "random"
 
     def model(self, name: str | None, models: Path | None, default: str | None = None) -> Model:
         """MODEL, else what the weights' own folder or file says, else `default`. Raises KvtoolError."""
-        from kvtool.catalog.checkpoint import holds_weights
+        from kvtool.catalog.checkpoint import holds_weights, lone_gguf
         from kvtool.catalog.resolve import resolve_model
 
-        weights = None if self.weights is None else Path(self.weights)
+        weights = None if self.weights is None else Path(lone_gguf(self.weights))
         if name is None and weights is not None and holds_weights(weights):
-            name = self.weights
+            name = str(weights)
         name = name or default
         if name is None:
             raise KvtoolError("name a MODEL, or --weights FOLDER that has its config.json")
         chosen = resolve_model(name, models_path=models)
         # Beside real weights their own config is the truth; a catalogue entry has only the family's defaults.
-        return resolve_model(str(self.weights), models_path=models) if weights and _says_model(weights) else chosen
+        return resolve_model(str(weights), models_path=models) if weights and _says_model(weights) else chosen
 
     def config(self, model: str | None, **more: Any) -> EngineConfig:
         """The config of a run of MODEL; `more` are other fields. Raises KvtoolError for what no run can be."""

@@ -63,6 +63,10 @@ class Shape(Group):
     def _inline(self) -> Model:
         from kvtool.catalog.resolve import inline_model
 
+        needed = {"--layers": self.layers, "--heads": self.heads, "--head-dim": self.head_dim}
+        missing = [flag for flag, count in needed.items() if count is None]
+        if missing and self._given():
+            raise KvtoolError(f"{' and '.join(missing)} must stand beside {', '.join(self._given())}")
         if self.layers is None or self.heads is None or self.head_dim is None:
             raise KvtoolError(
                 "name a MODEL, or give --layers, --heads, --head-dim (and --kv-heads), or --layer-spec FILE"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvtool.engine.weights.source import finite
 from kvtool.errors import KvtoolError
 
 _OUTER = {
@@ -62,7 +63,7 @@ class GgufWeights:
             )
         if self._interleaved and name.split(".")[-2] in ("q_proj", "k_proj"):
             values = _deinterleave_rows(values, self._head_dim)
-        return values.to(device=self._device, dtype=self._dtype, copy=True)
+        return finite(stored.name, values.to(device=self._device, dtype=self._dtype, copy=True))
 
 
 def _open(path: Path) -> Any:

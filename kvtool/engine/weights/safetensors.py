@@ -12,6 +12,7 @@ from torch import Tensor
 from kvtool.catalog.model import Model
 from kvtool.engine.weights.mxfp4 import dequantised
 from kvtool.engine.weights.names import CheckpointNames, Stored
+from kvtool.engine.weights.source import finite
 from kvtool.errors import KvtoolError, did_you_mean
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -47,9 +48,9 @@ class SafetensorsWeights:
                 f"tensor {stored.name!r} has shape {list(found.shape)}, but the config says {list(shape)}"
             )
         if stored.less_one:  # in fp32: 1 + weight would lose the weight's bits in a narrower dtype
-            return (found.float() + 1).to(device=self._device)
+            return finite(stored.name, (found.float() + 1).to(device=self._device))
         # Contiguous whatever the checkpoint's layout: products read rows.
-        return found.to(device=self._device, dtype=self._dtype, copy=True).contiguous()
+        return finite(stored.name, found.to(device=self._device, dtype=self._dtype, copy=True).contiguous())
 
     def _whole(self, name: str) -> Tensor:
         return self._checked(name, self._handle(name).get_tensor(name))

@@ -8,6 +8,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from kvtool.errors import KvtoolError
+
 
 class WeightSource(Protocol):
     """Tensors by HF name. `even_routing` says that routers were not learned: experts are then drawn evenly."""
@@ -18,6 +20,19 @@ class WeightSource(Protocol):
     def tensor(self, name: str, *shape: int) -> Tensor:
         """The tensor that Llama would call `name`, on the device and in the dtype of the run; norm weights that are
         stored less one come in fp32. Raises KvtoolError when it is missing or of another shape."""
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """`tensor`, as it will be used. Raises KvtoolError where it has a NaN or an infinity: no output would mean a thing.
+
+    Its least and its greatest element are asked, which are NaN where any element is: no copy of its size is made.
+    """
+    if tensor.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor)):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise KvtoolError(
+            f"tensor {name!r} has NaN or infinite elements in {kind}: the weights are damaged, or --dtype is too narrow"
+        )
+    return tensor
 
 
 class RandomWeights:

@@ -18,7 +18,7 @@ from kvtool.report.bench.cases import (
     waste_ratio,
 )
 from kvtool.report.cells import percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, tokens_axis
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, tokens_axis
 from kvtool.results import BenchDocument, Case
 from kvtool.units import MIB, format_length, format_ms
 
@@ -80,7 +80,7 @@ def chart(panels: Sequence[Panel], title: str = "") -> Figure:
     size = (PANEL_WIDTH_IN * columns, PANEL_HEIGHT_IN * rows)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
         prepare(axes, panel)

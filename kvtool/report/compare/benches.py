@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.report import html
 from kvtool.report.cells import DASH
-from kvtool.report.charts import COLOURS, GREY, new_figure
+from kvtool.report.charts import COLOURS, GREY, literal, new_figure
 from kvtool.report.tables import Table, to_html
 from kvtool.results import CompareDocument, CompareRow
 from kvtool.units import format_bytes, format_ms
@@ -150,7 +150,7 @@ def compare_figure(document: CompareDocument) -> Figure:
         for place, name in enumerate(names):
             rows = {row.case: row for row in document.rows if row.metric == metric and row.document == name}
             offset = (place + 1) / (len(names) + 1) - 0.5
-            _draw_ratios(axes, rows, cases, offset, COLOURS[place % len(COLOURS)], name)
+            _draw_ratios(axes, rows, cases, offset, COLOURS[place % len(COLOURS)], literal(name))
         _finish_panel(axes, metric, cases, labelled=axes is panels[0])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -174,7 +174,7 @@ def _draw_ratios(
 def _finish_panel(axes: Axes, metric: str, cases: Sequence[str], *, labelled: bool) -> None:
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_ylim(len(cases) - 0.5, -0.5)
-    axes.set_yticks(range(len(cases)), cases if labelled else [""] * len(cases))
+    axes.set_yticks(range(len(cases)), [literal(case) for case in cases] if labelled else [""] * len(cases))
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.95), max(high, 1.05))  # so that noise of a percent does not fill the panel
     axes.set_title(f"{NAMES[metric]}: left of 1 is faster", fontsize=10, loc="left")

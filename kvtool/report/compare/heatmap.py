@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtool.report.charts import LABEL_POINTS
+from kvtool.report.charts import LABEL_POINTS, literal
 from kvtool.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def heat_map(title: str, subtitle: str, columns: Sequence[str], groups: Sequence
     figure = Figure(
         figsize=(width_in, MARGIN_HEIGHT_IN + CELL_HEIGHT_IN * lines), layout="constrained", facecolor="white"
     )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
     axes = figure.subplots()
-    axes.set_title(f"{subtitle}\n", loc="left", fontsize=10, color="#555555", x=0, pad=14)
+    axes.set_title(f"{literal(subtitle)}\n", loc="left", fontsize=10, color="#555555", x=0, pad=14)
     _draw(figure, axes, columns, groups, _scale(groups))
     return figure
 
@@ -85,13 +85,13 @@ def _draw(figure: Figure, axes: Axes, columns: Sequence[str], groups: Sequence[G
     line = 0
     for group in groups:
         axes.annotate(
-            group.heading, (0, line + 0.6), xycoords=("axes fraction", "data"), xytext=(-4, 0),
+            literal(group.heading), (0, line + 0.6), xycoords=("axes fraction", "data"), xytext=(-4, 0),
             textcoords="offset points", ha="right", va="center", fontsize=LABEL_POINTS, fontweight="bold",
         )  # fmt: skip
         for label, cells in group.rows:
             line += 1
             places.append(line)
-            labels.append(label)
+            labels.append(literal(label))
             for column, cell in enumerate(cells):
                 _draw_cell(axes, column, line, cell, scale)
         line += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kvtool.report import html
 from kvtool.report.compare.heatmap import Cell, Group, heat_map
 from kvtool.report.tables import WIDE, Table, to_html
-from kvtool.results import ENGINE_NAMES, MatrixDocument, SizeRow
+from kvtool.results import PLANNED_NAMES, MatrixDocument, SizeRow
 from kvtool.units import format_bytes, format_bytes_short, format_length
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def engine_table(document: MatrixDocument) -> Table | None:
             lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
         lines += _refused_lines(document, model, 5)
     return Table(
-        title=f"What {ENGINE_NAMES.get(engine.name, engine.name)} {engine.version} would cache",
+        title=f"What {PLANNED_NAMES.get(engine.name, engine.name)} {engine.version} would cache",
         columns=("cache", "memory", "tokens", "longest", "at once"),
         rows=lines,
         labels=1,

@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import rate
-from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, new_figure, tokens_axis
+from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, literal, new_figure, tokens_axis
 from kvtool.report.inputs import case_title, shared_inputs, varying_inputs
 from kvtool.report.kernels.peers import is_timed, point
 from kvtool.report.kernels.tables import VARIANTS, cases_of, input_cells
@@ -113,7 +113,7 @@ def draw_peers(axes: Axes, cases: Sequence[KernelCase]) -> None:
         ]
         if dots:
             draw_dots(axes, dots, name, colour)
-    axes.set_yticks(range(len(cases)), [point(case, cases) for case in cases], fontsize=9)
+    axes.set_yticks(range(len(cases)), [literal(point(case, cases)) for case in cases], fontsize=9)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

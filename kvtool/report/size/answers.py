@@ -22,7 +22,9 @@ def print_answers(rows: Sequence[SizeRow], console: Console) -> None:
     for row in rows:
         if row.sharing is not None:
             what = f"{format_length(row.inputs.context)} x {row.inputs.batch_size:,}"
-            console.print(f"Prefix of {format_length(row.inputs.shared_prefix)} tokens, {what}: {row.sharing.words}")
+            console.print(
+                f"Prefix of {format_length(row.inputs.shared_prefix)} tokens, {what}: {row.sharing.words}", markup=False
+            )
     if any(row.sharing for row in rows):
         console.print()
     if any(row.tiers for row in rows):
@@ -102,8 +104,12 @@ def lengths_table(lengths: SizeLengths) -> Table:
 
 def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRejected], console: Console) -> None:
     """The settings that are served, best first, and the commands of the best; where there are none, why."""
+    from rich.text import Text
+
     if not solutions:
-        console.print("[bold]Nothing that was tried fits[/bold]: the sizes below are those of the last try.")
+        console.print(
+            Text.assemble(("Nothing that was tried fits", "bold"), ": the sizes below are those of the last try.")
+        )
         for one in rejected:
             console.print(f"- {_setting(one)}: {one.reason}", markup=False, highlight=False)
         console.print()

@@ -6,13 +6,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.tables import Table, to_rich
-from kvtool.results import ENGINE_NAMES, SizeDocument, SizeEngine, SizeRow
+from kvtool.results import PLANNED_NAMES, SizeDocument, SizeEngine, SizeRow
 from kvtool.units import format_bytes, format_length
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_POOLS = {"full": "tokens", "swa": "tokens of windows", "state": "states"}
+_POOLS = {"indexer": "indexer keys", "full": "tokens", "swa": "tokens of windows", "state": "states"}
 # vLLM's names of its specs, as the layer table calls such layers.
 _WORDS = {
     "FullAttentionSpec": "full",
@@ -27,16 +27,18 @@ _WORDS = {
 
 def print_engine(rows: list[SizeRow], console: Console) -> None:
     """The engine's section under the rows of one model: one part for each cache dtype."""
+    from rich.text import Text
+
     for dtype, same in groupby(rows, key=lambda row: row.inputs.kv_cache_dtype):
         engine = next(same).engine
         if engine.name is None:
             continue
         name = f"{engine_name(engine)} {engine.version}"
-        console.print(f"[bold]{name}[/bold], {dtype} cache: {_blocks(engine)}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f", {dtype} cache: {_blocks(engine)}"))
         if engine.log_line:
             console.print(engine.log_line, highlight=False, soft_wrap=True)
         if engine.refusal:
-            console.print(f"would not start: {engine.refusal}", style="red", highlight=False)
+            console.print(f"would not start: {engine.refusal}", style="red", highlight=False, markup=False)
         if engine.groups:
             console.print(to_rich(_groups_of(engine), console.width))
             console.print(_request(engine), style="dim", highlight=False)
@@ -44,7 +46,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
 
 def engine_name(engine: SizeEngine) -> str:
     """As its makers write it."""
-    return ENGINE_NAMES.get(engine.name or "", engine.name or "")
+    return PLANNED_NAMES.get(engine.name or "", engine.name or "")
 
 
 def _blocks(engine: SizeEngine) -> str:
@@ -53,7 +55,12 @@ def _blocks(engine: SizeEngine) -> str:
     sizes = engine.bytes_per_block if isinstance(engine.bytes_per_block, list) else [engine.bytes_per_block]
     each = " and ".join(f"{size:,}" for size in sizes)
     approximate = "" if engine.exact_given_pool else ", approximate"
-    return f"{engine.num_blocks:,} blocks of {each} B in {format_bytes(engine.pool_bytes or 0)}{approximate}"
+    return f"{engine.num_blocks:,} {_unit(engine)} of {each} B in {format_bytes(engine.pool_bytes or 0)}{approximate}"
+
+
+def _unit(engine: SizeEngine) -> str:
+    """What the engine counts."""
+    return "cells" if engine.name in ("llama.cpp", "ollama") else "blocks"
 
 
 def _groups_of(engine: SizeEngine) -> Table:
@@ -98,7 +105,7 @@ def _request(engine: SizeEngine) -> str:
     if engine.blocks_per_request is None:
         return two
     length = format_length(engine.max_model_len or 0)
-    return f"A request of {length} tokens takes {engine.blocks_per_request:,} blocks. {two}"
+    return f"A request of {length} tokens takes {engine.blocks_per_request:,} {_unit(engine)}. {two}"
 
 
 def _group_cells(group: dict[str, Any]) -> tuple[str, ...]:

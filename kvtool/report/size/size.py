@@ -62,9 +62,11 @@ def write_size(document: SizeDocument, directory: Path, *, curve: SizeDocument) 
 
 
 def _print_model(rows: list[SizeRow], console: Console) -> None:
+    from rich.text import Text
+
     model, weights = rows[0].model, rows[0].weights
     known = f"weights {format_bytes(weights.bytes)}, {weights.source}" if weights.bytes else f"weights {weights.source}"
-    console.print(f"[bold]{model.id}[/bold]: {model.attention}, {model.num_layers} layers; {known}", highlight=False)
+    console.print(Text.assemble((model.id, "bold"), f": {model.attention}, {model.num_layers} layers; {known}"))
     console.print(to_rich(layer_table(rows), console.width))
     for same in (list(group) for _, group in groupby(rows, key=_dtype)):
         console.print(to_rich(row_table(same), console.width))

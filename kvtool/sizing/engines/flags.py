@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from kvtool.sizing.engines.options import EngineOptions
 
+ENGINE_ORDER = ("vllm", "sglang", "llama.cpp", "ollama")
 Kind = Literal["count", "size", "fraction", "switch", "name", "dtype"]
 
 
@@ -18,17 +19,19 @@ Kind = Literal["count", "size", "fraction", "switch", "name", "dtype"]
 class Flag:
     """One flag. `field` is its place in EngineOptions; a size is in bytes, a switch is on or off.
 
-    `vllm` and `sglang` are the engines' own spellings, None where an engine has no such flag; of a switch they turn it
-    off. `planned` are engines whose plan takes the value all the same. `logged` are names in vLLM's logs besides its
-    spelling. `always` is said in a command line even where it is the default here, since an engine's own default may
-    differ; `digits` are the decimals of a fraction there. With a `help` the flag is an option of its own in
-    `kvtool size --engine`; the others follow from options that `size` has without an engine.
+    `vllm`, `sglang` and `llama_cpp` (which Ollama runs) are the engines' own spellings, None where an engine has no
+    such flag; of a switch they turn it off. `planned` are engines whose plan takes the value all the same. `logged`
+    are names in vLLM's logs besides its spelling. `always` is said in a command line even where it is the default
+    here, since an engine's own default may differ; `digits` are the decimals of a fraction there. With a `help` the
+    flag is an option of its own in `kvtool size --engine`; the others follow from options that `size` has without an
+    engine.
     """
 
     field: str
     kind: Kind
     vllm: str | None = None
     sglang: str | None = None
+    llama_cpp: str | None = None
     planned: tuple[str, ...] = ()
     logged: tuple[str, ...] = ()
     always: bool = False
@@ -43,19 +46,22 @@ class Flag:
     @property
     def engines(self) -> tuple[str, ...]:
         """Those that it means something to."""
-        return tuple(name for name in ("vllm", "sglang") if self.spelling(name) or name in self.planned)
+        return tuple(name for name in ENGINE_ORDER if self.spelling(name) or name in self.planned)
 
     @property
     def option(self) -> str:
         """kvtool's own spelling, which is vLLM's where there is one; of a switch it turns it off."""
-        return (self.vllm or self.sglang or "") if self.kind == "switch" else f"--{self.field.replace('_', '-')}"
+        if self.kind == "switch" or self.field == "slots":
+            return self.vllm or self.sglang or self.llama_cpp or ""
+        return f"--{self.field.replace('_', '-')}"
 
     def spelling(self, engine: str) -> str | None:
         """How `engine` spells it."""
-        return {"vllm": self.vllm, "sglang": self.sglang}[engine]
+        own = {"vllm": self.vllm, "sglang": self.sglang, "llama.cpp": self.llama_cpp, "ollama": self.llama_cpp}
+        return own[engine]
 
     def log_names(self, engine: str) -> tuple[str, ...]:
-        """Its names in a log of `engine`; one that begins with disable_ is the opposite of the field."""
+        """Its names in a log of `engine`; one that begins with disable_ or enforce_ is the opposite of the field."""
         spelling = (self.spelling(engine) or "").removeprefix("--").removeprefix("no-").replace("-", "_")
         return (*([spelling] if spelling else []), *(self.logged if engine == "vllm" else ()))
 
@@ -157,5 +163,18 @@ FLAGS = (
         help='Images and videos a prompt may bring, as {"image": 0, "video": 0}.',
     ),
     Flag("num_speculative_tokens", "count", None, "--speculative-num-steps"),
+    Flag(
+        "slots",
+        "count",
+        llama_cpp="--parallel",
+        help="Sequences at a time (default: 4 that share one cache; Ollama: 1, each with the whole context).",
+    ),
+    Flag("ubatch", "count", llama_cpp="--ubatch-size", help="Tokens of a physical batch, kept beside windows."),
+    Flag("windows", "switch", llama_cpp="--swa-full", help="Keep every token of sliding layers."),
+    Flag("cache_type_k", "name", llama_cpp="--cache-type-k", help="Of keys: f16, q8_0, q4_0 ... (auto: as the cache)."),
+    Flag("cache_type_v", "name", llama_cpp="--cache-type-v", help="Of values."),
+    Flag("flash_attn", "name", llama_cpp="--flash-attn", help="auto, on or off; a quantised V needs it."),
+    Flag("n_gpu_layers", "count", llama_cpp="--n-gpu-layers", help="Layers on GPUs, the last ones (default: all)."),
+    Flag("tensor_split", "name", llama_cpp="--tensor-split", help="Shares of the GPUs, as 3,1."),
 )
 BY_FIELD = {flag.field: flag for flag in FLAGS}

@@ -9,7 +9,7 @@ from typing import Any
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.results import SizeEngine
-from kvtool.sizing.engines import sglang, vllm
+from kvtool.sizing.engines import llama_cpp, sglang, vllm
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import History
 from kvtool.sizing.fit import Budget
@@ -67,14 +67,30 @@ def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> 
     )
 
 
+def _run_llama_cpp(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    """llama.cpp or Ollama: its caches follow from its flags, whatever the memory."""
+    plan = llama_cpp.plan_of(model, options)
+    version = options.version or ("0.30 and later" if options.name == "ollama" else None)
+    return EngineRun(
+        options=options,
+        at=lambda context: llama_cpp.size_engine(plan, name=options.name, version=version, context=context),
+        holds=lambda context, prefix: llama_cpp.capacity(plan, context),
+        max_requests=plan.start.slots,
+        refusal=plan.refusal,
+        assumptions=tuple(llama_cpp.assumptions(plan)),
+    )
+
+
 ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]] = {
     "vllm": _run_vllm,
     "sglang": _run_sglang,
+    "llama.cpp": _run_llama_cpp,
+    "ollama": _run_llama_cpp,
 }
 
 
 HISTORIES: Mapping[str, History[Any]] = {"vllm": vllm.HISTORY, "sglang": sglang.HISTORY}
-VERSIONS = {name: history.modelled for name, history in HISTORIES.items()}
+VERSIONS = {name: history.modelled for name, history in HISTORIES.items()} | {"ollama": "0.30"}
 
 
 def _pool_bytes(model: Model, options: EngineOptions, estimated_bytes: int | None) -> int:
@@ -120,6 +136,8 @@ def parse_engine(text: str) -> tuple[str, str | None]:
     if name not in ENGINES:
         near = did_you_mean(name, ENGINES) or f": use one of {', '.join(ENGINES)}"
         raise KvtoolError(f"unknown engine {text!r}{near}")
+    if version and name not in VERSIONS:
+        raise KvtoolError(f"engine {text!r}: {name} is planned by one set of rules; write {name} alone")
     if version and not version[0].isdigit():
         raise KvtoolError(f"engine {text!r}: {version[:20]!r} is no version; write {name}=={VERSIONS[name]}")
     return name, version or None

@@ -139,7 +139,11 @@ def _settings(model: Model, options: SizeOptions, question: Question) -> Iterato
 
 
 def _try(model: Model, options: SizeOptions, question: Question, layout: Parallel, dtype: str) -> _Candidate:
-    """What each engine asked for, else both, would serve at this setting."""
+    """What each engine asked for, else both, would serve at this setting. Raises KvtoolError for one that has no pool
+    to fill.
+    """
+    if options.engine is not None and options.engine.name not in ENGINE_NAMES:
+        raise KvtoolError(f"--users plans {' and '.join(ENGINE_NAMES)}: {options.engine.name} allocates what -c says")
     base = replace(options, parallel=layout, kv_cache_dtypes=(dtype,), lengths=None, contexts=(), batch_sizes=(1,))
     plan = replace(make_plan(model, replace(base, engine=None), dtype), options=base)
     answers: dict[str, Answer] = {}

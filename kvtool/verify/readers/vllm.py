@@ -15,6 +15,7 @@ PATTERNS = (
     # What it is and how it was started.
     template("vLLM API server version {version:text}", starts=True),
     template("non-default args: {args:items}", starts=True),
+    template("args: Namespace{args:items}", starts=True),  # until 0.8
     template("LLM engine (v{version:text}) with config: {config:items}"),
     template("Initializing an LLM engine with config: {config:items}"),
     template("Starting to load model {model:text}"),
@@ -104,4 +105,4 @@ PATTERNS = (
 
 def read_vllm_log(windows: Iterable[tuple[str, str]]) -> LogFacts | None:
     """What vLLM logged; None where no line is its own."""
-    return facts("vllm", collect(windows, PATTERNS), model_flags=("model", "model_tag"))
+    return facts("vllm", collect(windows, PATTERNS), model_flags=("model_tag", "model"))

@@ -82,7 +82,7 @@ def plan_rows(facts: LogFacts, plans: Planned, pool: Figure | None) -> Iterator[
         yield exact_row("max concurrency", REQUESTS, facts.last("max_concurrency"), plans.of(concurrency))
     if (tokens := facts.smallest("tokens")) is not None:
         yield _tokens_row(facts, plans, tokens)
-        if pool is not None:
+        if pool is not None and pool.low > 0:  # 0.00 GiB may be nothing at all
             yield _density_row(facts, plans, tokens, pool)
     if (stored := facts.last("stored_tokens")) is not None:
         yield exact_row("tokens", TOKENS, stored, plans.of(tokens_by_group), "blocks x tokens of a block")

@@ -66,7 +66,7 @@ def test_as_reads_a_shape_that_nobody_knows_and_says_so(tmp_path: Path) -> None:
     assert (model.architecture, model.decoder) == ("llama", None)
     assert model.layers[0].cache == FullAttention(kv_heads=2, k_head_dim=16, v_head_dim=16)
     assert model.assumed == (
-        "foo: read as llama, because --as says so, where the config says 'foo'; not read: memory_slots",
+        "assumed: foo is read as llama, because --as says so, where the config says 'foo'; not read: memory_slots",
     )
 
 

@@ -14,7 +14,8 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import started
 
-NO_FLAG = {"name", "version", "parallel", "gpu", "auto_fit"}  # the engine itself, its layout and card, and a value -1
+# The engine itself and the rules to plan by, its layout and card, a value -1, and what its weights are in.
+NO_FLAG = {"name", "version", "rules", "parallel", "gpu", "auto_fit", "dtype"}
 VALUES: dict[str, tuple[object, str]] = {  # another value than the default of each kind, and how a log tells it
     "count": (3, "3"),
     "size": (5 << 30, str(5 << 30)),
@@ -50,7 +51,7 @@ def test_size_has_an_option_for_each(flag: Flag) -> None:
 def test_what_a_command_says_a_log_tells_back(flag: Flag, engine: str) -> None:
     spelling = str(flag.spelling(engine))
     if flag.kind == "switch":
-        value, logged = False, "True" if spelling.startswith("--disable-") else "False"
+        value, logged = False, "True" if spelling.startswith(("--disable-", "--enforce-")) else "False"
         assert flag.words(engine, value) == [spelling]
     else:
         value, logged = VALUES[flag.kind]  # type: ignore[assignment]
@@ -62,7 +63,7 @@ def test_what_a_command_says_a_log_tells_back(flag: Flag, engine: str) -> None:
 
 def test_a_command_says_a_default_only_where_the_engine_s_own_may_differ() -> None:
     said = {flag.field for flag, engine in SPELLED if flag.words(engine, flag.default)}
-    assert said == {"kv_cache_dtype", "gpu_memory_utilization"}
+    assert said == {"kv_cache_dtype"}
 
 
 def test_a_value_of_another_kind_is_refused_by_name() -> None:

@@ -1,7 +1,7 @@
 """llama.cpp's caches, and Ollama's, which starts it: the cells allocated for a context, whatever the memory."""
 
 from kvtool.sizing.engines.llama_cpp.document import assumptions, size_engine
-from kvtool.sizing.engines.llama_cpp.plan import VERSION, LlamaCppPlan, capacity, plan
+from kvtool.sizing.engines.llama_cpp.plan import VERSION, LlamaCppPlan, capacity, plan, plan_of
 from kvtool.sizing.engines.llama_cpp.start import LlamaCppFlags, llama_cpp_start, ollama_start
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "llama_cpp_start",
     "ollama_start",
     "plan",
+    "plan_of",
     "size_engine",
 ]

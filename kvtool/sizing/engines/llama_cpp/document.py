@@ -9,6 +9,9 @@ from kvtool.results import SizeEngine
 from kvtool.sizing.engines.llama_cpp.log import log_lines
 from kvtool.sizing.engines.llama_cpp.plan import VERSION, WINDOWED, Cache, LlamaCppPlan, capacity
 
+STATES = "RS"
+POOLS = {"KV": "full", "SWA KV": "swa", "indexer KV": "indexer", STATES: "state"}
+
 
 def size_engine(plan: LlamaCppPlan, *, name: str, version: str | None = None, context: int | None = None) -> SizeEngine:
     """The plan in the words that all engines share: a block is one cell. Nothing of it follows from a card's memory."""
@@ -31,6 +34,7 @@ def size_engine(plan: LlamaCppPlan, *, name: str, version: str | None = None, co
         exact_given_pool=True,
         max_model_len=start.context,
         max_num_seqs=start.slots,
+        pool_bytes=plan.total_bytes,
         bytes_needed=_needed_bytes(plan),
         slope_bytes_per_token=_bytes_per_cell(plan),
     )
@@ -41,6 +45,7 @@ def assumptions(plan: LlamaCppPlan) -> Iterator[str]:
     start = plan.start
     shared = "which share its cells" if start.streams == 1 and start.slots > 1 else "each with cells of its own"
     yield f"llama.cpp: {start.cells * start.streams:,} cells for {start.slots} slots, {shared} (--parallel)"
+    yield f"llama.cpp as in {VERSION.removeprefix('of ')}; its compute buffers, which take memory too, are not modelled"
     if plan.flags.flash_attn == "auto":
         yield "llama.cpp: flash attention is taken to be on; without it a V of layers of several widths is padded"
     kept_whole = [layer for layer in plan.model.layers if getattr(layer.cache, "window", None)]
@@ -49,15 +54,18 @@ def assumptions(plan: LlamaCppPlan) -> Iterator[str]:
 
 
 def _group(cache: Cache, plan: LlamaCppPlan) -> dict[str, Any]:
-    gpus = range(len(plan.flags.tensor_split))
+    """A pool in the words of SGLang's: tokens (cells) or slots, and what each takes in all of its layers."""
+    each = cache.total_bytes // cache.rows
+    rows = {"bytes_per_slot": each, "slots": cache.rows} if cache.name == STATES else {}
     return {
-        "pool": cache.name,
+        "pool": POOLS[cache.name],
         "layers": len(cache.layers),
-        "cells": cache.rows,
+        **(rows or {"bytes_per_token": each, "tokens": cache.rows}),
         "window": cache.window,
         "bytes": cache.total_bytes,
-        "bytes_by_gpu": [cache.bytes_on(gpu) for gpu in gpus],
+        "bytes_by_gpu": [cache.bytes_on(gpu) for gpu in range(len(plan.flags.tensor_split))],
         "bytes_on_cpu": cache.bytes_on(None),
+        "sequences": None,
     }
 
 
@@ -65,7 +73,7 @@ def _ledger(plan: LlamaCppPlan) -> Iterator[dict[str, Any]]:
     total = plan.total_bytes
     for cache in plan.caches:
         yield _term(
-            f"{cache.name} cache, {cache.rows:,} {'states' if cache.name == 'RS' else 'cells'}",
+            f"{cache.name} cache, {cache.rows:,} {'states' if cache.name == STATES else 'cells'}",
             cache.total_bytes,
             total,
         )
@@ -88,7 +96,7 @@ def _term(term: str, count: int, total: int, remedy: str | None = None) -> dict[
 
 def _bytes_per_cell(plan: LlamaCppPlan) -> int:
     """Of the caches that grow with the context."""
-    growing = [cache for cache in plan.caches if cache.window is None and cache.name != "RS"]
+    growing = [cache for cache in plan.caches if cache.window is None and cache.name != STATES]
     return sum(layer.k_bytes + layer.v_bytes for cache in growing for layer in cache.layers)
 
 

@@ -22,7 +22,16 @@ from kvtool.catalog.model import (
     SlidingAttention,
 )
 from kvtool.errors import KvtoolError
-from kvtool.sizing.engines.llama_cpp.start import OWN_ENGINE_WINDOW_TOKENS, LlamaCppFlags, Start
+from kvtool.sizing.engines.llama_cpp.start import (
+    OWN_ENGINE_WINDOW_TOKENS,
+    LlamaCppFlags,
+    Start,
+    flags_of,
+    llama_cpp_start,
+    ollama_start,
+)
+from kvtool.sizing.engines.options import EngineOptions
+from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 
@@ -44,7 +53,18 @@ WINDOWED = frozenset(
             "gemma3_text",
             "gemma3n_text",
         ),
-        *("gemma4_text", "gpt_oss", "laguna", "lfm2", "llama4_text", "mimo_v2", "mimo_v2_flash", "olmo3", "plamo3"),
+        *(
+            "gemma4_text",
+            "gemma4_unified_text",
+            "gpt_oss",
+            "laguna",
+            "lfm2",
+            "llama4_text",
+            "mimo_v2",
+            "mimo_v2_flash",
+            "olmo3",
+            "plamo3",
+        ),
         *("smallthinker", "step3p5", "step3p7"),
     )
 )
@@ -109,6 +129,21 @@ class LlamaCppPlan:
     def bytes_on(self, gpu: int | None) -> int:
         """On one GPU, or on the CPU (None)."""
         return sum(cache.bytes_on(gpu) for cache in self.caches)
+
+
+def plan_of(model: Model, options: EngineOptions) -> LlamaCppPlan:
+    """The plan of a start of llama.cpp or Ollama, with --max-model-len as -c (else what the model was made for).
+
+    Raises KvtoolError where neither is known.
+    """
+    context = options.max_model_len or model.max_position_embeddings
+    if context is None:
+        raise KvtoolError(f"how long a context {model.id} takes is not known: give --max-model-len")
+    flags = flags_of(options)
+    if options.name == "ollama":
+        version = None if options.version is None else parse_release(options.version)
+        return plan(model, flags, ollama_start(flags, context, version))
+    return plan(model, flags, llama_cpp_start(flags, context))
 
 
 def plan(model: Model, flags: LlamaCppFlags, start: Start) -> LlamaCppPlan:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtool.errors import KvtoolError
+from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.units import round_up
 
 AUTO_SLOTS = 4  # llama-server without --parallel: four slots that share one cache (tools/server/server.cpp)
@@ -78,6 +80,34 @@ class Start:
         kept = max(kept, window + 1) if self.slots > 1 else kept
         cells = self.cells if kept >= self.context else kept * self.slots + self.ubatch
         return round_up(cells, CELL_MULTIPLE)
+
+
+def flags_of(options: EngineOptions) -> LlamaCppFlags:
+    """The flags of a start; a cache dtype asked for is K's and V's, where they have none of their own. Raises
+    KvtoolError.
+    """
+    types = [options.kv_cache_dtype if kind == AUTO else kind for kind in (options.cache_type_k, options.cache_type_v)]
+    key, value = ("f16" if kind == AUTO else kind for kind in types)
+    return LlamaCppFlags(
+        parallel=options.slots,
+        ubatch=DEFAULT_UBATCH_TOKENS if options.ubatch is None else options.ubatch,
+        swa_full=not options.windows,
+        cache_type_k=key,
+        cache_type_v=value,
+        flash_attn=options.flash_attn,
+        n_gpu_layers=options.n_gpu_layers,
+        tensor_split=_shares(options.tensor_split),
+    )
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """`3,1` -> (3.0, 1.0); auto is one GPU."""
+    if text == AUTO:
+        return (1.0,)
+    try:
+        return tuple(float(item) for item in text.split(","))
+    except ValueError:
+        raise KvtoolError(f"--tensor-split {text!r} is not a list of shares: write one a GPU, as 3,1") from None
 
 
 def llama_cpp_start(flags: LlamaCppFlags, context: int) -> Start:

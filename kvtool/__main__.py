@@ -1,0 +1,17 @@
+"""The program, as `kvtool` and `python -m kvtool` start it: Ctrl-C is seen to before anything slow is imported."""
+
+from __future__ import annotations
+
+from kvtool.interrupts import leave_on_interrupt
+
+
+def main() -> None:
+    """Run the command line. It exits with a code, as `kvtool.cli.main` says."""
+    leave_on_interrupt()
+    from kvtool.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
