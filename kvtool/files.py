@@ -1,4 +1,4 @@
-"""Files of a user: read with one line for what is wrong, written whole or not at all."""
+"""Files of a user: read with one line for what is wrong, refused where nested too deep, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 
 from kvtool.errors import KvtoolError
 from kvtool.interrupts import interruptible
+
+DEEPEST = (
+    100  # levels of lists and objects; a config or a document has some ten, and a reader calls itself once a level
+)
 
 
 @contextmanager
@@ -83,3 +87,24 @@ def _write_new(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def refuse_deep(value: object, where: object) -> None:
+    """Raises KvtoolError, naming `where`, for a decoded value of more than DEEPEST levels."""
+    level: list[object] = [value]
+    for _ in range(DEEPEST):
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return
+    raise too_deep(where)
+
+
+def too_deep(where: object) -> KvtoolError:
+    """What is said of a value, read or not, that is nested too deep."""
+    return KvtoolError(f"{where} is nested too deep: lists and objects may stand in each other {DEEPEST} times")
+
+
+def _items(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []

@@ -7,8 +7,7 @@ from pathlib import Path
 import yaml
 
 from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes
-from kvtool.nesting import DEEPEST, too_deep
+from kvtool.files import DEEPEST, read_bytes, too_deep
 
 
 def read_yaml(path: Path, *, at_most: int | None = None, what: str = "file") -> object:

@@ -1,12 +1,11 @@
-"""The loops of a replay, of which there are two that give the same numbers: in C, and in Python where no gcc is.
+"""What the loops of a replay promise: `native` in C and its `twin` in Python, where no gcc is, give the same numbers.
 
-`core()` says which. Capacities are in the unit of a walk's sizes: bytes, or blocks where it has none.
+Capacities are in the unit of a walk's sizes: bytes, or blocks where it has none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,12 +78,3 @@ class Core(Protocol):
 
     def minimum(self, capacity: int, walk: Walk, next_use: NodeArray) -> IntArray:
         """Blocks that each request hits under Belady's MIN over requests, blocks of one size; int64 [requests]."""
-
-
-@cache
-def core() -> Core:
-    """The loops in C, built now if this machine has not built them before, else those in Python."""
-    from kvtool.replay.native import native
-    from kvtool.replay.twin import PythonCore
-
-    return native() or PythonCore()

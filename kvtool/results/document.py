@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes
-from kvtool.nesting import refuse_deep
+from kvtool.files import read_bytes, refuse_deep
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,8 @@ _ALIASES = {
     "half": "fp16",
     "fp8_e4m3": "fp8",
     "fp8_inc": "fp8",
+    "float8_e4m3fn": "fp8",
+    "float8_e5m2": "fp8_e5m2",
     "nvfp4_4over6": "nvfp4",
 }
 

@@ -10,6 +10,7 @@ import msgspec
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.headers import CheckpointHeader
 from kvtool.results import VerifyRow
+from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import vllm
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
 from kvtool.sizing.weights import Weights, weigh
@@ -18,25 +19,34 @@ from kvtool.verify.facts import Figure, LogFacts
 from kvtool.verify.inputs import Started
 from kvtool.verify.rows import BYTES, Predicted, estimate_row, exact_row
 
+FEWER = 0.8  # logged weights below this part of the estimate are those of another, quantised checkpoint
 NEAR = 0.05  # estimates within this part of the log are called near
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What is predicted of one GPU; `memory` and `limits` are None where neither --gpu nor the log says which card."""
+    """What is predicted of one GPU; `memory` and `limits` are None where neither --gpu nor the log says which card.
+
+    `weights_bytes` is None where nothing says how many bits the log's checkpoint stores. `as_logged` says that the
+    pool follows from the weights of the log, which are far fewer than those of the model named.
+    """
 
     weights: Weights
     weights_bytes: int | None
     memory: Budget | None
     limits: BatchLimits | None
     graphs_bytes: int
+    as_logged: bool = False
 
 
 def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Estimate:
     """The budget of the start on its card. Raises KvtoolError for weights of a dtype that there is none of."""
     options = started.options
     weights = weigh(started.model, started.weight_dtype, checkpoint=checkpoint)
-    weights_bytes = weights.bytes_per_gpu(options.parallel)
+    untold = checkpoint is None and _bits_untold(facts, started)
+    weights_bytes = None if untold else weights.bytes_per_gpu(options.parallel)
+    logged = facts.largest("weights") or facts.largest("consumed")
+    as_logged = logged is not None and (weights_bytes is None or logged.value < FEWER * weights_bytes)
     gpu = card(facts, options.gpu)
     memory = limits = None
     vllm_options = options if facts.engine == "vllm" else replace(options, name="vllm", version=None)
@@ -53,12 +63,25 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
         memory = budget(
             gpu,
             vllm.estimates(started.model, gpu, vllm_options, limits, max_model_len=longest),
-            weights_bytes=weights_bytes,
+            weights_bytes=round(logged.value) if logged is not None and as_logged else weights_bytes,
             utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
         )
     eager = facts.flags.get("enforce_eager") == "True"
     graphs = 0 if eager else vllm.graphs_bytes(started.model, options.parallel)
-    return Estimate(weights=weights, weights_bytes=weights_bytes, memory=memory, limits=limits, graphs_bytes=graphs)
+    return Estimate(
+        weights=weights,
+        weights_bytes=weights_bytes,
+        memory=memory,
+        limits=limits,
+        graphs_bytes=graphs,
+        as_logged=as_logged,
+    )
+
+
+def _bits_untold(facts: LogFacts, started: Started) -> bool:
+    """Whether the log's checkpoint is quantised in a way that neither the model named nor the log says more of."""
+    told = facts.flags.get("quantization", "").strip("'\"")
+    return told not in ("", "None") and started.model.quantisation is None and started.weight_dtype == AUTO
 
 
 def card(facts: LogFacts, named: Gpu | None) -> Gpu | None:
@@ -110,6 +133,8 @@ def pool_row(facts: LogFacts, estimated: Estimate, rows: list[VerifyRow]) -> Ver
     text = ""
     if predicted is None:
         text = "name the card with --gpu for an estimate" if memory is None else "the weights are not known"
+    elif estimated.as_logged:
+        text = "with the weights as logged"
     elif logged is not None and apart:
         largest = max(apart, key=lambda row: abs(row.difference or 0))
         if abs(largest.difference or 0) > abs(predicted - logged.value) / 2:
@@ -160,6 +185,8 @@ def _usable_text(facts: LogFacts) -> str:
 
 def _weights_text(facts: LogFacts, estimated: Estimate, logged: Figure | None) -> str:
     if estimated.weights_bytes is None:
+        if (told := facts.flags.get("quantization")) and estimated.weights.stored_bytes is not None:
+            return f"the log's checkpoint is {told}, which stores fewer bits: a folder as MODEL says how many"
         return estimated.weights.source
     if logged is None or abs(estimated.weights_bytes - logged.value) <= NEAR * logged.value:
         return estimated.weights.source

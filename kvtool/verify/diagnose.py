@@ -14,7 +14,7 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import DEGREES
 from kvtool.verify.facts import Figure, LogFacts
 from kvtool.verify.inputs import Started
-from kvtool.verify.vllm_terms import plan_rows, planned
+from kvtool.verify.terms.vllm import plan_rows, planned
 
 _TRIED: dict[str, tuple[Any, ...]] = {
     "max_num_batched_tokens": (512, 1024, 2048, 4096, 8192, 16384, 32768),
@@ -35,6 +35,12 @@ def agreeing_flags(facts: LogFacts, started: Started, pool: Figure | None, *, ca
     return [flag for flag, options in tried if _agrees(facts, replace(started, options=options), pool)]
 
 
+def untold_flags(started: Started) -> Iterator[tuple[str, Started]]:
+    """Flags that neither the log nor the user gives, each with another value and the start that it would make."""
+    for flag, options in _alternatives(started, started.options):
+        yield flag, replace(started, options=options)
+
+
 def _agrees(facts: LogFacts, started: Started, pool: Figure | None) -> bool:
     try:
         rows = list(plan_rows(facts, planned(facts, started, pool), pool))
@@ -52,7 +58,7 @@ def _alternatives(started: Started, options: EngineOptions) -> Iterator[tuple[st
             if name == "tp":
                 changed = replace(options, parallel=replace(options.parallel, tp=value))
             elif name == "gpu":
-                changed = options if started.options.gpu else replace(options, gpu=find_gpu(value))
+                changed = options if started.options.gpu or started.kernels else replace(options, gpu=find_gpu(value))
             else:
                 changed = replace(options, **{name: value})
             if changed != options:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from kvtool.catalog.gpus import Gpu
+from kvtool.errors import KvtoolError
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines.sglang.plan import VERSION as SGLANG_VERSION
 from kvtool.sizing.engines.vllm.document import inexact
@@ -14,11 +15,12 @@ from kvtool.sizing.engines.vllm.plan import VERSION as VLLM_VERSION
 from kvtool.sizing.engines.vllm.plan import plan as vllm_plan
 from kvtool.sizing.engines.vllm.versions import HISTORY
 from kvtool.verify.budget import Estimate, kv_pool, pool_row, vllm_rows
-from kvtool.verify.diagnose import agreeing_flags
+from kvtool.verify.diagnose import agreeing_flags, untold_flags
 from kvtool.verify.facts import Figure, LogFacts, exactly
 from kvtool.verify.inputs import Started
-from kvtool.verify.sglang_terms import sglang_plan, sglang_rows
-from kvtool.verify.vllm_terms import Planned, plan_rows, planned
+from kvtool.verify.terms.sglang import sglang_plan, sglang_rows
+from kvtool.verify.terms.sglang_defaults import default_starts
+from kvtool.verify.terms.vllm import Planned, plan_rows, planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,43 @@ def engine_rows(facts: LogFacts, started: Started, estimated: Estimate) -> Engin
 
 
 def _sglang(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
+    """As told; where that is off, with the defaults of a card or release that the log does not tell, if they agree."""
+    first = _sglang_start(facts, started, estimated)
+    if not _is_off(first):
+        return first
+    for words, other in default_starts(started):
+        found = _sglang_start(facts, other, estimated)
+        if words and not _is_off(found):
+            text = (
+                f"the log tells neither its card nor its release: its bytes are those of {words}, not of the defaults"
+            )
+            rows = [_with_text(row, text) if row.verdict == "equal" else row for row in found.rows]
+            return replace(found, rows=rows, assumptions=[text, *found.assumptions])
+    return replace(first, rows=_sglang_explained(facts, started, estimated, first.rows))
+
+
+def _sglang_explained(facts: LogFacts, started: Started, estimated: Estimate, rows: list[VerifyRow]) -> list[VerifyRow]:
+    """Where a term is off, the flag that the log does not tell under which none is."""
+    for flag, other in untold_flags(started):
+        try:
+            agrees = not _is_off(_sglang_start(facts, other, estimated))
+        except KvtoolError:
+            continue
+        if agrees:
+            text = f"every term agrees with {flag}, which the log does not tell"
+            return [_with_text(row, text) if row.verdict == "off" else row for row in rows]
+    return rows
+
+
+def _is_off(found: EngineRows) -> bool:
+    return not found.rows or any(row.verdict == "off" for row in found.rows)
+
+
+def _with_text(row: VerifyRow, text: str) -> VerifyRow:
+    return msgspec.structs.replace(row, explanation="; ".join(filter(None, (row.explanation, text))))
+
+
+def _sglang_start(facts: LogFacts, started: Started, estimated: Estimate) -> EngineRows:
     found = sglang_plan(started)
     assumptions = [*found.remarks, *found.inexact]
     if found.refusal is not None:
@@ -112,9 +151,4 @@ def _explained(
         text = f"no single flag explains it; the log is of {version}, {HISTORY.standing(facts.version)} by its rules"
     else:
         text = "no single flag explains it"
-    return [
-        msgspec.structs.replace(row, explanation="; ".join(filter(None, (row.explanation, text))))
-        if row.verdict == "off"
-        else row
-        for row in rows
-    ]
+    return [_with_text(row, text) if row.verdict == "off" else row for row in rows]

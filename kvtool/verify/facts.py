@@ -44,7 +44,7 @@ def gib(text: str) -> Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One number of one line. `rank` is the worker's name in the log (`TP1`), "" where it has none.
+    """One number of one line. `rank` is the worker's or device's name in the log (`TP1`), "" where it has none.
 
     `start` counts the engine starts in the log: a restarted server logs them one after another.
     """
@@ -57,8 +57,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The engine's own reason not to start. `kind`: load_oom | oom | free_memory | no_kv_memory | one_request |
-    mamba_blocks; `line` is its text without the worker's prefix.
+    """The engine's own reason not to start. `kind`: load_oom | oom | free_memory | unbalanced | profiling |
+    no_kv_memory | one_request | mamba_blocks | layout | gpus | too_long | failed; `line` is its text without the
+    worker's prefix.
     """
 
     kind: str
@@ -76,6 +77,10 @@ class LogFacts:
     readings: tuple[Reading, ...] = ()
     refusal: Refusal | None = None
     starts: int = 1
+
+    def refused(self, kind: str) -> bool:
+        """Whether the engine did not start, for that reason."""
+        return self.refusal is not None and self.refusal.kind == kind
 
     def of(self, term: str) -> tuple[Figure, ...]:
         """Its figures in the order of the log."""

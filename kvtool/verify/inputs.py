@@ -15,11 +15,12 @@ from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.drafts import MTP, draft_of, request_of, with_draft
-from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import DEGREES, Parallel, check_layout
 from kvtool.verify.facts import LogFacts
+from kvtool.verify.kernels import kernels_card
 
 # The log's spelling of each degree of parallelism -> its name in Parallel. Other flags have theirs in their rows.
 _DEGREES = {
@@ -58,13 +59,15 @@ _DRAFT_FIELDS = {
 }
 _DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
+_RANKS = {degree: re.compile(rf"\b{degree.upper()}(\d{{1,4}})") for degree in ("tp", "pp")}
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """One start of an engine. `inputs` are the flags in force by kvtool's names; `unplanned` are those that the plan
-    does not follow, each with why it matters; `weight_dtype` is what the engine itself quantised the weights to.
+    does not follow, each with why it matters; `weight_dtype` is what the engine itself quantised the weights to, and
+    `kernels` a card with the kernels that the log tells of, where none is named.
     """
 
     model: Model
@@ -73,6 +76,7 @@ class Started:
     inputs: Mapping[str, str | int | float | bool | None]
     unplanned: tuple[str, ...]
     weight_dtype: str
+    kernels: Gpu | None = None
 
 
 def started(
@@ -85,10 +89,11 @@ def started(
         inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
     found, drafted = _with_draft(found, facts, inputs, models_path)
     options = _options(facts, inputs, gpu)
-    check_layout(found, options.parallel)
+    if not facts.refused("layout"):
+        check_layout(found, options.parallel)
     unplanned = tuple(
         why
-        for flag, why in _UNPLANNED[facts.engine].items()
+        for flag, why in _UNPLANNED.get(facts.engine, {}).items()
         if facts.flags.get(flag, "") not in _NOTHING and not (drafted and flag == "speculative_config")
     )
     quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
@@ -100,6 +105,7 @@ def started(
         inputs={flag: _in_force(options, flag) for flag in inputs},
         unplanned=unplanned,
         weight_dtype=weight_dtype,
+        kernels=None if gpu is not None else kernels_card(facts),
     )
 
 
@@ -128,15 +134,44 @@ def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | N
 
 def _logged_inputs(facts: LogFacts) -> dict[str, str]:
     """Flags by kvtool's names; the length that the engine settled on counts before the one it was asked for."""
-    names = _DEGREES[facts.engine] | {name: flag.field for flag in FLAGS for name in flag.log_names(facts.engine)}
+    names = _names(facts.engine)
     logged = {name: value for name, value in facts.flags.items() if name in names and value not in ("", "None")}
     inputs = {names[name]: value for name, value in logged.items() if not name.startswith(_OPPOSITE)}
     inputs |= {names[name]: "False" for name in logged if name.startswith(_OPPOSITE) and logged[name] == "True"}
     if drafted := _DRAFTED.search(facts.flags.get("speculative_config", "")):
         inputs["num_speculative_tokens"] = drafted[1]
+    if allocated := facts.flags.get("allocated_dtype"):  # what `auto` came to
+        inputs["kv_cache_dtype"] = allocated
+    for degree, count in _layout(facts, inputs).items():
+        inputs.setdefault(degree, str(count))
     if (length := facts.last("max_model_len")) is not None:
         inputs["max_model_len"] = str(int(length.value))
     return inputs
+
+
+def _names(engine: str) -> dict[str, str]:
+    """The log's names of flags -> kvtool's. Engines that kvtool only compares caches of have a few."""
+    if engine not in _DEGREES:
+        return {"tp": "tp", "cache_block_seq_len": "block_size"} if engine == "lmdeploy" else {}
+    return _DEGREES[engine] | {name: flag.field for flag in FLAGS for name in flag.log_names(engine)}
+
+
+def _layout(facts: LogFacts, inputs: Mapping[str, str]) -> dict[str, int]:
+    """Degrees that no flag tells, but the workers' names (`TP1`, `PP1`) or the size of their world do."""
+    names = {reading.rank for reading in facts.readings}
+    found = {
+        degree: 1 + max((int(index) for name in names for index in pattern.findall(name)), default=0)
+        for degree, pattern in _RANKS.items()
+    }
+    replicas, stages = (
+        1 + round(rank.value) if (rank := facts.largest(term)) else 1 for term in ("dp_rank", "pp_rank")
+    )
+    found["pp"] = max(found["pp"], stages)
+    outside = replicas * _count("pp", inputs.get("pp", str(found["pp"])))
+    world = facts.largest("world_size")
+    if world is not None and outside > 0 and world.value % outside == 0:
+        found["tp"] = round(world.value) // outside
+    return {degree: count for degree, count in found.items() if count > 1}
 
 
 def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> EngineOptions:
@@ -144,7 +179,11 @@ def _options(facts: LogFacts, inputs: Mapping[str, str], gpu: Gpu | None) -> Eng
     degrees: dict[str, Any] = {name: _count(name, inputs[name]) for name in DEGREES if name in inputs}
     degrees["dp_attention"] = inputs.get("dp_attention") == "True"
     values: dict[str, Any] = {flag.field: _value(flag, inputs[flag.field]) for flag in FLAGS if flag.field in inputs}
-    return EngineOptions(name=facts.engine, version=facts.version, parallel=Parallel(**degrees), gpu=gpu, **values)
+    dtype = canonical_dtype(facts.flags.get("dtype", AUTO)) if facts.engine == "vllm" else AUTO
+    dtype = dtype if dtype in FLOAT_BYTES else AUTO
+    return EngineOptions(
+        name=facts.engine, version=facts.version, parallel=Parallel(**degrees), gpu=gpu, dtype=dtype, **values
+    )
 
 
 def _value(flag: Flag, text: str) -> str | int | float | bool:
@@ -179,7 +218,8 @@ def _fraction(name: str, text: str) -> float:
 def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tuple[Model, str]:
     """The model asked for, else the log's: its own name, its name in a Hub cache, or the last folder of its path."""
     if asked is not None:
-        return resolve_model(asked, models_path=models_path), asked
+        named = resolve_model(asked, models_path=models_path)
+        return _as_served(named, facts.model, models_path), asked
     if facts.model is None:
         raise KvtoolError("the log does not say which model was served: name MODEL after it")
     catalogue = load_catalogue(models_path)
@@ -190,6 +230,19 @@ def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tupl
         return resolve_model(facts.model, models_path=models_path), facts.model
     except KvtoolError as error:
         raise KvtoolError(f"the log's model {facts.model} is not known: name MODEL after the log ({error})") from error
+
+
+def _as_served(asked: Model, logged: str | None, models_path: Path | None) -> Model:
+    """The log's own checkpoint where it is a quantised one of the model asked for: its weights are the log's."""
+    if logged is None or asked.quantisation is not None or asked.weights_bytes is not None:
+        return asked
+    for name in _spellings(logged):
+        try:
+            served = resolve_model(name, models_path=models_path)
+        except KvtoolError:
+            continue
+        return served if served.quantisation and served.layers == asked.layers else asked
+    return asked
 
 
 def _spellings(name: str) -> list[str]:

@@ -6,16 +6,21 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kvtool.units import MIB
 from kvtool.verify.facts import Figure, LogFacts, Reading, Refusal, exactly, gib, rounded
 from kvtool.verify.items import read_items
 
-_RANK = re.compile(r"(?:Worker_|\b)((?:[DP]P\d+[_ ])*[TP]P\d+)|rank=(\d+)")
+_RANK = re.compile(r"(?:Worker_|\b)((?:[DP]P\d+[_ ])*[TP]P\d+)|\brank[= ](\d+)|\bdevice=(\w+)")
 _PART = re.compile(r"(\{\w+:\w+\}| ?\.\.\. ?)")
 _ANY_TEXT = r".{0,4000}?"
 _ERROR = "Error: "
 _LONGEST_MESSAGE, _LONGEST_NUMBER, _LARGEST_NUMBER = 400, 24, 1 << 60
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30, "TiB": 1 << 40}
 _KINDS = {
     "gib": r"-?\d+(?:\.\d+)?",
+    "mib": r"\d+(?:\.\d+)?",
+    "floormib": r"\d+",
+    "size": r"\d+(?:\.\d+)? [KMGT]?i?B",
     "count": r"\d[\d,]*",
     "ratio": r"\d+(?:\.\d+)?",
     "flag": r"[\w.-]*\w",
@@ -28,7 +33,8 @@ _KINDS = {
 class Pattern:
     """`marker` is a fixed part of the line, looked for before the regular expression is tried.
 
-    Named groups say what they hold by their ending: `weights_gib`, `num_blocks_count` (a whole number), `tokens_number`
+    Named groups say what they hold by their ending: `weights_gib`, `cache_mib`, `block_floormib` (cut to whole MiB),
+    `required_size` (with its unit), `num_blocks_count` (a whole number), `tokens_number`
     (as Prometheus writes it) and `max_concurrency_ratio` become readings of the name before it, `max_model_len_flag`
     becomes a flag, `version_text` is kept as it is, and `args_items` is a Python repr of flags. `refusal` makes the
     line a refusal of that kind; `starts` says that an engine's log begins with it.
@@ -67,17 +73,23 @@ class Collected:
     flags: dict[int, dict[str, str]] = field(default_factory=dict)
     texts: dict[int, dict[str, str]] = field(default_factory=dict)
     refusals: dict[int, Refusal] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
     start: int = 0
 
     def take(self, found: Pattern, match: re.Match[str], line: str) -> None:
         """Keep what the groups of the match hold."""
-        if found.starts and (self.start in self.flags or self.start in self.refusals):
+        if found.starts and (self.start in self.begun or self.start in self.refusals or self._measured()):
             self.start += 1
+        if found.starts and any(name.endswith("_items") for name in match.groupdict()):
+            self.begun.add(self.start)
         for name, text in match.groupdict().items():
             if text is not None:
                 self._take_group(name, text, rank_of(line))
         if found.refusal is not None:
             self.refusals.setdefault(self.start, Refusal(kind=found.refusal, line=_message(match)))
+
+    def _measured(self) -> bool:
+        return bool(self.readings) and self.readings[-1].start == self.start
 
     def _take_group(self, name: str, text: str, rank: str) -> None:
         term, _, kind = name.rpartition("_")
@@ -92,9 +104,9 @@ class Collected:
 
 
 def rank_of(line: str) -> str:
-    """The worker's name in the line's prefix: `TP1`, `DP0 TP3`, "" where there is none."""
+    """The worker's name in the line's prefix: `TP1`, `DP0 TP3`, the device's in Ollama's, "" where there is none."""
     match = _RANK.search(line[:160])
-    return "" if match is None else (match[1] or f"TP{match[2]}").replace("_", " ")
+    return "" if match is None else (match[1] or match[3] or f"TP{match[2]}").replace("_", " ")
 
 
 def _message(match: re.Match[str]) -> str:
@@ -108,11 +120,19 @@ def _figure(kind: str, text: str) -> Figure | None:
     try:
         if kind == "gib":
             return gib(text[:_LONGEST_NUMBER])
+        if kind == "mib":
+            return rounded(float(text[:_LONGEST_NUMBER]), len(text.partition(".")[2]), MIB)
+        if kind == "floormib":
+            whole = int(text[:_LONGEST_NUMBER])
+            return Figure(value=whole * MIB, low=whole * MIB, high=(whole + 1) * MIB - 1)
+        if kind == "size":
+            number, unit = text[:_LONGEST_NUMBER].split()
+            return rounded(float(number), len(number.partition(".")[2]), _UNITS[unit])
         if kind == "ratio":
             return rounded(float(text), len(text.partition(".")[2])) if len(text) < _LONGEST_NUMBER else None
         count = int(float(text)) if kind == "number" else int(text[:_LONGEST_NUMBER].replace(",", ""))
         return exactly(count) if count <= _LARGEST_NUMBER else None
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
         return None
 
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvtool.errors import KvtoolError
-from kvtool.verify import metrics_text, sglang_log, vllm_log
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.lines import windows
+from kvtool.verify.readers import llama_cpp, lmdeploy, metrics, sglang, tensorrt_llm, vllm
 
-_MARKERS = tuple(
-    {
-        found.marker
-        for table in (vllm_log.PATTERNS, sglang_log.PATTERNS, metrics_text.VLLM, metrics_text.SGLANG)
-        for found in table
-    }
+_TABLES = (
+    metrics.VLLM,
+    metrics.SGLANG,
+    vllm.PATTERNS,
+    sglang.PATTERNS,
+    llama_cpp.PATTERNS,
+    tensorrt_llm.PATTERNS,
+    lmdeploy.PATTERNS,
 )
+_READERS = (
+    metrics.read_vllm_metrics,
+    metrics.read_sglang_metrics,
+    vllm.read_vllm_log,
+    sglang.read_sglang_log,
+    llama_cpp.read_llama_cpp_log,
+    tensorrt_llm.read_tensorrt_llm_log,
+    lmdeploy.read_lmdeploy_log,
+)
+_MARKERS = tuple({found.marker for table in _TABLES for found in table})
 _MAX_LINES = 200_000  # telling lines kept; a start has some dozens
 
 
@@ -27,16 +39,11 @@ def read_facts(lines: Iterable[str], name: str) -> LogFacts:
             telling.append((line, following))
             if len(telling) == _MAX_LINES:
                 break
-    readers = (
-        metrics_text.read_vllm_metrics,
-        metrics_text.read_sglang_metrics,
-        vllm_log.read_vllm_log,
-        sglang_log.read_sglang_log,
-    )
-    found = [facts for reader in readers if (facts := reader(telling)) is not None]
+    found = [facts for reader in _READERS if (facts := reader(telling)) is not None]
     if not found:
         raise KvtoolError(
-            f"{name} has no line that kvtool knows: it reads start-up logs and /metrics of vLLM and SGLang"
+            f"{name} has no line that kvtool knows: it reads start-up logs of vLLM, SGLang, llama.cpp, Ollama, "
+            "TensorRT-LLM and LMDeploy, and /metrics of vLLM and SGLang"
         )
     return max(found, key=_weight)
 

@@ -14,6 +14,10 @@ from kvtool.verify.engine_rows import EngineRows, engine_rows
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started, started
 from kvtool.verify.refusals import refusal
+from kvtool.verify.terms.blocks import block_rows
+from kvtool.verify.terms.llama_cpp import llama_cpp_rows
+
+ENGINES = ("vllm", "sglang")  # those whose whole memory is planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,10 @@ class Asked:
 def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
     """The document of one log. Raises KvtoolError where its model is not known, or a flag's value is none."""
     start = started(facts, model=asked.model, gpu=asked.gpu, given=asked.flags, models_path=asked.models_path)
+    if facts.refused("layout"):
+        return _not_laid_out(facts, start, log)
+    if facts.engine not in ENGINES:
+        return _caches_only(facts, start, log)
     estimated = estimate(facts, start, find_checkpoint(start.name))
     compared = engine_rows(facts, start, estimated)
     why = refusal(facts, start, estimated)
@@ -44,8 +52,42 @@ def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
     )
 
 
+def _caches_only(facts: LogFacts, start: Started, log: str) -> VerifyDocument:
+    """Of an engine whose budget is not estimated: the caches that it says it allocated."""
+    if facts.engine in ("llama.cpp", "ollama"):
+        told = start.options.kv_cache_dtype if "kv_cache_dtype" in start.inputs else None
+        rows, assumptions = llama_cpp_rows(facts, start.model, told)
+    else:
+        rows, assumptions = block_rows(facts, start)
+    return VerifyDocument(
+        log=log,
+        engine=VerifyEngine(name=facts.engine, version=facts.version, predicted_version=None),
+        model=start.model.id,
+        inputs=dict(start.inputs),
+        rows=rows,
+        refusal=None,
+        verdict=_verdict(rows),
+        assumptions=[*start.model.assumed, *assumptions],
+    )
+
+
+def _not_laid_out(facts: LogFacts, start: Started, log: str) -> VerifyDocument:
+    """Of a start whose layout the model does not take: there is nothing to plan."""
+    return VerifyDocument(
+        log=log,
+        engine=VerifyEngine(name=facts.engine, version=facts.version, predicted_version=None),
+        model=start.model.id,
+        inputs=dict(start.inputs),
+        rows=[],
+        refusal=refusal(facts, start, None),
+        verdict="refused",
+        assumptions=[*start.model.assumed],
+    )
+
+
 def _verdict(rows: list[VerifyRow]) -> str:
-    found = {row.verdict for row in rows}
+    """Usable memory is the log's own product: alone it bears nothing out."""
+    found = {row.verdict for row in rows if row.term != "usable memory" or row.verdict == "off"}
     return "off" if "off" in found else "agrees" if "equal" in found else "uncompared"
 
 

@@ -18,6 +18,7 @@ CATALOGUE = load_catalogue()
 OTHER_NAMES = {
     "google--gemma-4-26B-A4B": "google/gemma-4-26B-A4B-it",
     "nvidia--Qwen3.5-122B-A10B-NVFP4": "Qwen/Qwen3.5-122B-A10B",
+    "nvidia--Gemma-4-31B-IT-NVFP4": "google/gemma-4-31B-it",
     "google--gemma-4-12B-it-w4a16": "google/gemma-4-12B-it",
 }
 NOT_CATALOGUED = {

@@ -207,3 +207,25 @@ def test_lines_that_repeat_a_marker_end_in_time(tmp_path: Path) -> None:
     log.write_text("Capture cuda graph end. " * 1_000 + "Error: " * 3_000 + "CUDA out of memory. Tried to allocate\n")
     facts = read_facts(read_lines(str(log)), "log")
     assert facts.refusal is not None
+
+
+def test_the_arguments_of_vllm_before_0_9() -> None:
+    facts = from_text(
+        "args: Namespace(subparser='serve', model_tag='Qwen/Qwen3-8B', model='facebook/opt-125m', max_model_len=8192, "
+        "tensor_parallel_size=2, quantization=None)\nAvailable KV cache memory: 9.00 GiB"
+    )
+    assert facts.model == "Qwen/Qwen3-8B"
+    assert facts.flags["tensor_parallel_size"] == "2"
+
+
+def test_a_pool_in_bytes_or_gib_at_the_end_of_a_start() -> None:
+    assert [x.value for x in from_text("Current kv cache memory in use is 36.88 GiB.").of("kv_pool")] == [36.88 * GIB]
+    assert [x.value for x in from_text("Current kv cache memory in use is 39207 bytes.").of("kv_pool")] == [39_207]
+    assert [x.value for x in from_text("Available KV cache memory: 5368709120 bytes").of("kv_pool")] == [5 * GIB]
+
+
+def test_pages_that_a_backend_changed_before_the_arguments_belong_to_the_start() -> None:
+    facts = read("sglang_qwen3_8b_b200.log")
+    assert facts.starts == 1
+    assert facts.flags["page_size"] == "64"
+    assert facts.flags["attention_backend"] == "trtllm_mha"

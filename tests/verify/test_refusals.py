@@ -59,6 +59,30 @@ def test_weights_that_leave_nothing() -> None:
             "--chunked-prefill-size",
         ),
         ("Not enough GPU memory for hybrid (mamba/linear-attention) state cache.", "--max-running-requests"),
+        (
+            "ValueError: Total number of attention heads (32) must be divisible by tensor parallel size (3).",
+            "--tensor-parallel-size 2 or 4",
+        ),
+        (
+            "CUDA out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total capacity of 23.64 GiB of which 21.50 "
+            "MiB is free. Process 3415 has 18.20 GiB memory in use. Including non-PyTorch memory, this process",
+            "Other processes hold 18.20 GiB",
+        ),
+        ("AssertionError: Error in memory profiling. Initial free memory 20.1 GiB, current", "gave memory of this GPU"),
+        (
+            "World size (4) is larger than the number of available GPUs (2) in this node.",
+            "4 ranks were asked for and 2",
+        ),
+        (
+            "User-specified max_model_len (262144) is greater than the derived max_model_len (max_position_embeddings",
+            "--max-model-len 131072 or less",
+        ),
+        ("RuntimeError: Engine core initialization failed. See root cause above.", "says why"),
+        (
+            "ValueError: The memory capacity is unbalanced. Some GPUs may be occupied by other processes. "
+            "pre_model_load_memory=9.1\nserver_args=ServerArgs(tp_size=2)",
+            "lower --mem-fraction-static",
+        ),
     ],
 )
 def test_every_kind_names_what_helps(log: str, words: str) -> None:

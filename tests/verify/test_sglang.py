@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvtool.units import GIB
-from kvtool.verify.sglang_terms import logged_pools
+from kvtool.verify.terms.sglang import logged_pools
 from tests.verify.helpers import CONFIGS, from_text, held, quoted, row, verdicts
 
 

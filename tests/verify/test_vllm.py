@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvtool.units import GIB
-from kvtool.verify.vllm_terms import implied_blocks
+from kvtool.verify.terms.vllm import implied_blocks
 from tests.verify.helpers import CONFIGS, from_text, held, quoted, row, verdicts
 
 

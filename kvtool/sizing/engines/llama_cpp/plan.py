@@ -53,7 +53,18 @@ WINDOWED = frozenset(
             "gemma3_text",
             "gemma3n_text",
         ),
-        *("gemma4_text", "gpt_oss", "laguna", "lfm2", "llama4_text", "mimo_v2", "mimo_v2_flash", "olmo3", "plamo3"),
+        *(
+            "gemma4_text",
+            "gemma4_unified_text",
+            "gpt_oss",
+            "laguna",
+            "lfm2",
+            "llama4_text",
+            "mimo_v2",
+            "mimo_v2_flash",
+            "olmo3",
+            "plamo3",
+        ),
         *("smallthinker", "step3p5", "step3p7"),
     )
 )

@@ -35,6 +35,12 @@ def test_gemma_2_with_four_slots_on_one_cache_as_its_log_has_it() -> None:
     assert engine.bytes_needed == 832 * MIB
 
 
+def test_gemma_4_12b_in_q8_0() -> None:
+    """A public log of llama-server: 4 slots at 8,192: 68 MiB for all tokens, 765 for 4,608 cells of windows."""
+    found = planned("gemma-4-12b", 8192, LlamaCppFlags(cache_type_k="q8_0", cache_type_v="q8_0"))
+    assert [cache.total_bytes for cache in found.caches] == [68 * MIB, 765 * MIB]
+
+
 @pytest.mark.parametrize("version", [None, (0, 12, 0)])
 def test_gemma_3_in_ollama(version: tuple[int, ...] | None) -> None:
     """Ollama's own line for gemma3-12b at 2,048: 608 MiB = 8 x 2,048 + 40 x 1,536 cells of 8 KiB."""

@@ -9,19 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvtool.verify.facts import LogFacts
-from kvtool.verify.patterns import collect, facts, template
+from kvtool.verify.patterns import collect, facts, pattern, template
 
 PATTERNS = (
     # What it is and how it was started.
     template("vLLM API server version {version:text}", starts=True),
     template("non-default args: {args:items}", starts=True),
+    template("args: Namespace{args:items}", starts=True),  # until 0.8
     template("LLM engine (v{version:text}) with config: {config:items}"),
     template("Initializing an LLM engine with config: {config:items}"),
     template("Starting to load model {model:text}"),
     template("Using max model len {max_model_len:flag}"),
     template("Auto-fit max_model_len: reduced from ... to {max_model_len:flag} to fit"),
     template("Chunked prefill is enabled with max_num_batched_tokens={max_num_batched_tokens:flag}"),
+    template(
+        "in world size {world_size:count} is assigned as DP rank {dp_rank:count}, PP rank {pp_rank:count}",
+    ),
+    template("world_size={world_size:count} rank="),
     template("Asynchronous scheduling is {async_scheduling:flag}"),
+    template("Device capability {capability:flag} not supported"),
+    pattern("GDN prefill kernel", r"Using (?P<delta_net_kernel_flag>[\w/]+) GDN prefill kernel"),
     # What it measured.
     template("Model loading took {weights:gib}"),
     template("Loading model weights took {weights:gib}"),
@@ -30,6 +37,8 @@ PATTERNS = (
     template(" kv_cache_size={kv_pool:gib}"),
     template("reserved {kv_pool:gib} GiB memory for KV Cache as specified by kv_cache_memory_bytes"),
     template("Current kv cache memory in use is {kv_pool:count} bytes"),
+    template("Current kv cache memory in use is {kv_pool:gib} GiB"),
+    template("Available KV cache memory: {kv_pool:count} bytes"),
     template("PyTorch activation peak memory takes {activation:gib}"),
     template("GiB for weight, {activation:gib} GiB for peak activation"),
     template("GiB for consumed memory (weights + non-torch), {activation:gib} GiB for peak activation"),
@@ -78,9 +87,22 @@ PATTERNS = (
         refusal="mamba_blocks",
     ),
     template("CUDA out of memory. Tried to allocate", refusal="oom"),
+    template("has a total capacity of {total_memory:gib} GiB of which"),
+    pattern("memory in use", r"Process \d+ has (?P<other_process_size>[\d.]+ [KMGT]?iB) memory in use"),
+    template("Error in memory profiling. Initial free memory", refusal="profiling"),
+    template(
+        "attention heads ({heads:count}) must be divisible by tensor parallel size ({tensor_parallel_size:flag})",
+        refusal="layout",
+    ),
+    template("World size ({world:count}) is larger than the number of available GPUs ({gpus:count})", refusal="gpus"),
+    template(
+        "User-specified max_model_len ({max_model_len:flag}) is greater than the derived max_model_len",
+        refusal="too_long",
+    ),
+    template("Engine core initialization failed", refusal="failed"),
 )
 
 
 def read_vllm_log(windows: Iterable[tuple[str, str]]) -> LogFacts | None:
     """What vLLM logged; None where no line is its own."""
-    return facts("vllm", collect(windows, PATTERNS), model_flags=("model", "model_tag"))
+    return facts("vllm", collect(windows, PATTERNS), model_flags=("model_tag", "model"))

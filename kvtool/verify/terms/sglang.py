@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines.sglang import SglangPlan, plan
@@ -28,7 +28,8 @@ class LoggedPool:
 
 def sglang_plan(started: Started) -> SglangPlan:
     """The plan that the bytes of a token, a page and a state are read from. Raises KvtoolError."""
-    return plan(started.model, started.options, pool_bytes=_ANY_POOL_BYTES)
+    options = replace(started.options, gpu=started.options.gpu or started.kernels)
+    return plan(started.model, options, pool_bytes=_ANY_POOL_BYTES)
 
 
 def sglang_rows(facts: LogFacts, started: Started, planned: SglangPlan, estimated: Estimate) -> Iterator[VerifyRow]:

@@ -45,8 +45,9 @@ class Planned:
 def planned(facts: LogFacts, started: Started, pool: Figure | None) -> Planned:
     """Plan the start for a pool of so many bytes, and for the blocks of the log. Raises KvtoolError."""
     pool = pool or exactly(_ANY_POOL_BYTES)
-    value = plan(started.model, started.options, pool_bytes=max(0, round(pool.value)))
-    options = replace(started.options, gpu=value.inputs.gpu)  # the card taken for lack of one, looked up once
+    asked = replace(started.options, gpu=started.options.gpu or started.kernels)
+    value = plan(started.model, asked, pool_bytes=max(0, round(pool.value)))
+    options = replace(asked, gpu=value.inputs.gpu)  # the card taken for lack of one, looked up once
     low, high = (plan(started.model, options, pool_bytes=max(0, round(size))) for size in (pool.low, pool.high))
     blocks, counted = counted_blocks(facts, value), None
     if blocks:

@@ -16,6 +16,11 @@ PATTERNS = (
     template("server_args=ServerArgs{args:items}", starts=True),
     template("max_total_num_tokens= ... max_running_requests={max_running_requests:flag}"),
     template("max_total_num_tokens= ... context_len={context_length:flag}"),
+    template("Use {attention_backend:flag} backend by default"),
+    template("Use {attention_backend:flag} attention backend by default"),
+    template("changing page_size ...to {page_size:flag}"),
+    template("Using KV cache dtype: {allocated_dtype:flag}"),
+    template("KV Cache is allocated. dtype: {allocated_dtype:flag}, "),
     # What it measured. A draft model repeats these lines after the target's.
     template("Load weight begin. avail mem={free_before_load:gib} GB"),
     template("Load weight end. ... avail mem={free_after_load:gib} GB, mem usage={weights:gib} GB"),
@@ -38,6 +43,7 @@ PATTERNS = (
     template("Loaded weights leave no GPU memory for the KV cache under", refusal="no_kv_memory"),
     template("for the KV cache under --mem-fraction-static={mem_fraction_static:flag}"),
     template("Not enough GPU memory for hybrid (mamba/linear-attention) state cache", refusal="mamba_blocks"),
+    template("The memory capacity is unbalanced. Some GPUs may be occupied by other processes", refusal="unbalanced"),
     template("CUDA out of memory. Tried to allocate", refusal="oom"),
 )
 
