@@ -8,7 +8,9 @@ INSTALLED := .venv/installed
 
 .PHONY: bench test lint aot gpu readme release
 
-bench: $(INSTALLED)
+bench:
+	@test -e $(INSTALLED) || echo "First installs torch and what else is needed into .venv: 2.2 GB on disk once, minutes by the network."
+	@$(MAKE) --no-print-directory $(INSTALLED)
 	$(BIN)/kvtool bench --out kvtool-report
 
 test: $(INSTALLED)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
+PRIOR_FREEDOM = 4
 _MAX_CELLS = 1 << 20  # resamples x values held at once: 8 MiB of int64
 _SMALLEST = 1e-30  # below it a value is 0 for a ratio, which would overflow
 
@@ -97,8 +99,78 @@ def _weighted_medians(values: FloatArray, weights: Any) -> FloatArray:
     return medians
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A variance between whole runs, and the degrees of freedom that it was estimated with."""
+
+    variance: float
+    freedom: int
+
+
+def spread_between(*sides: Sequence[float]) -> Spread:
+    """Of the values of runs around the mean of their own side, pooled over the sides."""
+    squares = sum(sum((value - sum(side) / len(side)) ** 2 for value in side) for side in sides)
+    freedom = sum(len(side) - 1 for side in sides)
+    return Spread(squares / freedom if freedom else 0.0, freedom)
+
+
+def moderated(own: Spread, others: Sequence[Spread]) -> Spread:
+    """`own`, drawn towards the variance that `others` have in common, which counts as up to PRIOR_FREEDOM of them:
+    three runs a side tell little of their own spread, and cases of one session share most of it (Smyth 2004)."""
+    freedom = sum(other.freedom for other in others)
+    if not freedom:
+        return own
+    common, weight = sum(o.variance * o.freedom for o in others) / freedom, min(PRIOR_FREEDOM, freedom)
+    total = own.freedom + weight
+    return Spread((own.variance * own.freedom + common * weight) / total, total)
+
+
+def t_tail(t: float, freedom: int) -> float:
+    """The chance that Student's t of so many degrees of freedom is further from 0 than `t`."""
+    import numpy as np
+
+    nodes, weights = _quadrature()
+
+    def area(start: float) -> float:
+        """Of the density from tan(start) on, with x = sqrt(freedom) tan(angle), but for its constant."""
+        half = (np.pi / 2 - start) / 2
+        return float(half * np.sum(weights * np.cos(start + half * (nodes + 1)) ** (freedom - 1)))
+
+    return area(float(np.arctan(abs(t) / freedom**0.5))) / area(0.0)
+
+
+@cache
+def _quadrature() -> tuple[FloatArray, FloatArray]:
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    return nodes, weights
+
+
+@cache
+def t_bound(confidence: float, freedom: int) -> float:
+    """The t that is exceeded, either way, with the chance 1 - confidence."""
+    low, high = 0.0, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, freedom) > 1 - confidence else (low, middle)
+    return high
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Each of many tests' p-values, corrected so that all of them together err with the chance they name (Holm)."""
+    adjusted, largest = [0.0] * len(chances), 0.0
+    for place, index in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
+        largest = max(largest, min(1.0, chances[index] * (len(chances) - place)))
+        adjusted[index] = largest
+    return adjusted
+
+
+TIMES = 3  # from so many times on a change is told as such, not in percent
+
+
 def verdict(ratio: Estimate, better: str = "faster", worse: str = "slower", lower_is_better: bool = True) -> str:
-    """A ratio b / a in words: `faster by 12.3 %`, `slower by 4.0 %`, or `no difference shown`.
+    """A ratio b / a in words: `faster by 12.3 %`, `slower by 4.0 %`, `188x slower`, or `no difference shown`.
 
     The percentage is the change of the value itself: 0.877 of the time is "faster by 12.3 %".
     """
@@ -107,7 +179,8 @@ def verdict(ratio: Estimate, better: str = "faster", worse: str = "slower", lowe
     if ratio.low <= 1 <= ratio.high:
         return "no difference shown"
     word = better if (ratio.value < 1) == lower_is_better else worse
-    return f"{word} by {abs(ratio.value - 1) * 100:.1f} %"
+    factor = max(ratio.value, 1 / ratio.value) if ratio.value > 0 else 1.0
+    return f"{factor:.3g}x {word}" if factor >= TIMES else f"{word} by {abs(ratio.value - 1) * 100:.1f} %"
 
 
 def _pairs(a: Sequence[float], b: Sequence[float]) -> tuple[FloatArray, FloatArray]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# Processes of the suite run side by side: none of them binds its threads to the same first cores.
+os.environ.setdefault("OMP_PROC_BIND", "false")
 
 settings.register_profile("kvtool", deadline=None)
 settings.load_profile("kvtool")

@@ -83,6 +83,9 @@ def test_pairs_must_be_pairs() -> None:
     [
         (0.877, 0.85, 0.9, True, "faster by 12.3 %"),
         (1.04, 1.01, 1.08, True, "slower by 4.0 %"),
+        (188.224, 180, 190, True, "188x slower"),
+        (0.25, 0.2, 0.3, True, "4x faster"),
+        (0.25, 0.2, 0.3, False, "4x slower"),
         (1.04, 0.99, 1.08, True, "no difference shown"),
         (1.5, 1.4, 1.6, False, "faster by 50.0 %"),
         (1.0, 1.0, 1.0, True, "same"),
@@ -90,3 +93,24 @@ def test_pairs_must_be_pairs() -> None:
 )
 def test_verdicts(value: float, low: float, high: float, lower_is_better: bool, words: str) -> None:
     assert stats.verdict(stats.Estimate(value, low, high), lower_is_better=lower_is_better) == words
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    """NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2: upper critical values of Student's t."""
+    for freedom, confidence, bound in ((4, 0.95, 2.776), (4, 0.998, 7.173), (10, 0.95, 2.228), (100, 0.99, 2.626)):
+        assert stats.t_bound(confidence, freedom) == pytest.approx(bound, abs=1e-3)
+        assert stats.t_tail(-bound, freedom) == pytest.approx(1 - confidence, rel=1e-3)
+    assert stats.t_tail(0.0, 3) == pytest.approx(1.0)
+
+
+def test_many_tests_err_together_as_often_as_one_would() -> None:
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979, by hand
+    assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+def test_a_spread_of_few_runs_is_drawn_towards_that_of_its_neighbours() -> None:
+    own = stats.spread_between([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    assert own == stats.Spread(0.0, 4)
+    assert stats.moderated(own, []) == own
+    assert stats.moderated(own, [stats.Spread(0.5, 4), stats.Spread(0.3, 4)]) == stats.Spread(pytest.approx(0.2), 8)

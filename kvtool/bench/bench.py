@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 from kvtool.bench.accounting import with_roofline
@@ -10,25 +11,42 @@ from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engines.race import entrants
 from kvtool.bench.limits import accounting_errors
 from kvtool.bench.options import BenchOptions
-from kvtool.bench.session import Conditions, Outcome, Progress, Session
+from kvtool.bench.session import CEILING_SECONDS, Conditions, Outcome, Progress, Session
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
 from kvtool.machine.interleaved import Windows
+from kvtool.machine.pace import Budget
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument
 from kvtool.units import ceil_div
 
 
-def bench(model: Model, config: EngineConfig, options: BenchOptions, *, progress: Progress) -> Outcome[BenchDocument]:
-    """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError."""
+def bench(
+    model: Model,
+    config: EngineConfig,
+    options: BenchOptions,
+    *,
+    progress: Progress,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Outcome[BenchDocument]:
+    """Everything asked for; `tell` is told how long it may take. Ctrl-C keeps the cases that were done. Raises
+    KvtoolError or DeviceError."""
     progress(f"loading {model.id}", 0.0)
     pages = most_pages(options, config.block_size)
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)
+    tell(_how_long(options))
     session = Session(str(loaded.device), loaded.torch_dtype, progress)
     measured = _measured(loaded, options, session, progress)
     return _outcome(loaded, measured, session.end())
+
+
+def _how_long(options: BenchOptions) -> str:
+    asked = f"{options.num_iters} measured iterations a case"
+    if not options.trims:
+        return f"{asked}, however long they take"
+    return f"{asked}, about {options.budget_s + 2 * CEILING_SECONDS:.0f} s at most: fewer where this machine is slower"
 
 
 def most_pages(options: BenchOptions, block_size: int) -> int:
@@ -49,8 +67,10 @@ def _measured(loaded: LoadedModel, options: BenchOptions, session: Session, prog
             num_iters_warmup=options.num_iters_warmup,
             seed=options.seed,
             peers=peers,
+            budget=(budget := Budget(options.budget_s, trims=options.trims)),
         )
         steps = [step for part in options.parts for step in part.steps(setup)]
+        budget.num_cases = len(steps)
         return session.run(steps, total=len(steps))
 
 

@@ -13,7 +13,7 @@ def metrics_of(samples: Sequence[Sample], *, queues: bool = False) -> Metrics:
     """Metrics over samples of one arm."""
     batches = defaultdict(list)
     for sample in samples:
-        batches[sample.iteration].append(sample)
+        batches[sample.run, sample.iteration].append(sample)
     return Metrics(
         ttft_ms=summary_ms(sample.ttft_s for sample in samples),
         tpot_ms=summary_ms(sample.tpot_s for sample in samples),

@@ -17,17 +17,20 @@ PARTS: dict[str, type[Part]] = {"latency": Latency, "prefix": PrefixHits, "no-ca
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 CPU_ITERS, CPU_ITERS_WARMUP = 3, 1
 GPU_ITERS, GPU_ITERS_WARMUP = 5, 2
+PART_S = 20.0  # that the measured iterations of a part may take where the user does not say how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The parts, each with its own grid, how often their cases are measured, and engines that run beside ours."""
+    """The parts, each with its own grid, how often their cases are measured, and engines that run beside ours. `trims`:
+    iterations are left out where they would not be over within `budget_s`."""
 
     parts: tuple[Part, ...]
     num_iters: int
     num_iters_warmup: int
     seed: int = 0
     peers: tuple[str, ...] = ()
+    trims: bool = False
 
     def __post_init__(self) -> None:
         require_positive("num-iters", self.num_iters)
@@ -35,6 +38,11 @@ class BenchOptions:
             raise KvtoolError(f"num-iters-warmup {self.num_iters_warmup} must not be negative")
         if self.peers and not any(isinstance(part, Latency) and not part.queues for part in self.parts):
             raise KvtoolError("--peers run whole batches of the latency part: no --concurrency or --request-rate")
+
+    @property
+    def budget_s(self) -> float:
+        """That measured iterations take at most, but for the first of each case."""
+        return PART_S * len(self.parts)
 
     @property
     def longest_tokens(self) -> int:
@@ -76,6 +84,7 @@ def bench_options(
         num_iters_warmup=warmup if num_iters_warmup is None else num_iters_warmup,
         seed=seed,
         peers=peers,
+        trims=num_iters is None,
     )
 
 

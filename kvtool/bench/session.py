@@ -11,7 +11,7 @@ from kvtool.machine.environment import describe_environment
 from kvtool.machine.other_load import LoadMeter
 from kvtool.machine.roofline import Ceiling, measure_roofline
 from kvtool.results import Struct
-from kvtool.results.warnings import WithPower, load_warnings, throttle_warnings
+from kvtool.results.warnings import WithPower, budget_notes, load_warnings, throttle_warnings
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,12 @@ class Conditions:
     def warnings(self, cases: Sequence[WithPower]) -> list[str]:
         """What a reader of these cases must know."""
         interrupted = ["interrupted: cases are missing"] if self.interrupted else []
-        return [*throttle_warnings(cases), *load_warnings(self.environment), *interrupted]
+        return [
+            *load_warnings(self.environment, cases),
+            *throttle_warnings(cases),
+            *budget_notes(cases),
+            *interrupted,
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,7 @@ class Session:
         done: list[T] = []
         try:
             for step in steps:
-                self._progress(step.name, len(done) / total)
+                self._progress(f"{len(done) + 1} of {total}: {step.name}", len(done) / total)
                 done.append(step.measure())
                 del step  # and the pool it may hold
                 gc.collect()

@@ -29,7 +29,6 @@ app = typer.Typer(
     name="kvtool",
     cls=Program,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,7 +43,7 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def kvtool(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(False, "--version", "-V", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """What the KV cache of a language model costs, how fast it can go, and what would make it cheaper."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.progress import progress_bar
+from kvtool.cli.values import command_line
+from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.results import BenchDocument
@@ -37,6 +40,8 @@ def bench(
     output: Output,
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
+    load = run.begin()
+
     from kvtool.bench.bench import bench as run_bench
     from kvtool.bench.options import default_model
     from kvtool.report.bench.bench import print_bench, write_bench
@@ -46,13 +51,30 @@ def bench(
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
-    config = run.config(model)
-    with progress_bar() as progress:
-        outcome = run_bench(chosen, config, options, progress=progress)
+    config = run.config(model, other_cores=load.other_cores())
 
     def write(document: BenchDocument, folder: Path) -> None:
-        write_bench(document, folder)
+        write_bench(document, folder, command=command_line())
         typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
 
-    notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
-    answer(outcome.document, output, show=print_bench, write=write, notes=notes, code=code)
+    if grid.runs > 1:
+        document, (notes, code) = _several(grid)
+    else:
+        with progress_bar() as progress:
+            outcome = run_bench(
+                chosen, config, options, progress=progress, tell=lambda line: typer.echo(f"kvtool: {line}", err=True)
+            )
+        document = outcome.document
+        notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
+    answer(document, output, show=print_bench, write=write, notes=notes, code=code)
+
+
+def _several(grid: BenchGrid) -> tuple[BenchDocument, tuple[list[str], int]]:
+    """Each run as it was typed, in a process of its own. Raises KvtoolError where peers run too."""
+    from kvtool.bench.runs import INTERRUPTED, measure_runs
+
+    if grid.peers is not None:
+        raise KvtoolError("--runs joins our own samples: leave --peers to a single run")
+    runs = measure_runs(sys.argv[1:], grid.runs)
+    told = ["kvtool: interrupted; the runs that were whole are kept"] if runs.code == INTERRUPTED else []
+    return runs.document, (told, runs.code)

@@ -17,7 +17,7 @@ from kvtool.cli.flags.engine import EngineMemory
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Layouts
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
-from kvtool.cli.values import given
+from kvtool.cli.values import command_line, given
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def compare(
     def show(document: MatrixDocument, console: Console) -> None:
         print_matrix(document, console, hinge=largest_hinge(chosen, options, document.rows), explain=explain)
 
-    answer(document, output, show=show, write=write_matrix)
+    answer(document, output, show=show, write=partial(write_matrix, command=command_line()))
 
 
 def compare_releases(
@@ -138,7 +138,7 @@ def compare_documents(names: list[str], limit: float | None, *, explain: bool, o
         document,
         output,
         show=partial(print_compare, explain=explain),
-        write=write_compare,
+        write=partial(write_compare, command=command_line()),
         notes=notes,
         code=int(bool(failing)),
     )

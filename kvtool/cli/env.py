@@ -24,6 +24,10 @@ def env(
     """Show the versions, the processor and the GPU that a benchmark here would report."""
     from dataclasses import asdict
 
+    from kvtool.machine.threads import bind_threads
+
+    bind_threads(None, device)
+
     from kvtool.engine.pool import cache_dtype
     from kvtool.machine.device import resolve_device
     from kvtool.machine.environment import describe_environment

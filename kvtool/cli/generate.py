@@ -51,6 +51,7 @@ def generate(
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
     chosen = run.model(model, models)
+    load = run.begin()
 
     from kvtool.engine.generate import generate as run_generate
     from kvtool.engine.sequence import SamplingParams
@@ -58,7 +59,7 @@ def generate(
     from kvtool.machine.device import resolve_device
     from kvtool.machine.environment import describe_environment
 
-    config = run.config(model)
+    config = run.config(model, other_cores=load.other_cores())
     tokenizer = find_tokenizer(config.weights, needed=bool(prompt))
     if prompt:
         ids = _encoded(prompt, tokenizer, config.weights)

@@ -83,6 +83,7 @@ def overview(rows: list[Gpu]) -> Table:
         columns=("gpu", "memory", "GB/s", "bf16 TFLOP/s", "fp8 TFLOP/s", "link GB/s"),
         rows=cells,
         labels=1,
+        spare=("link GB/s", "fp8 TFLOP/s"),
         note="Memory: what an engine is told; ~ from the card's size. Dense rates; links per direction.",
     )
 

@@ -31,6 +31,10 @@ def kernels(
     output: Output,
 ) -> None:
     """Time paged decode, prefill and KV store alone: GB/s and TFLOP/s next to what this machine can do."""
+    from kvtool.machine.threads import bind_threads
+
+    bind_threads(None, grid.device)
+
     from kvtool.bench.kernels.kernels import measure_kernels
     from kvtool.bench.kernels.options import default_model
     from kvtool.catalog.resolve import resolve_model

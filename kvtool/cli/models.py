@@ -122,6 +122,7 @@ def overview(rows: Rows) -> Table:
         columns=("model", "attention", "layers", "heads", "params", "KV bytes/token"),
         rows=cells,
         labels=2,
+        spare=("heads", "layers", "params"),
         note="KV bytes/token: bf16, layers that grow without bound. Windows and states come on top: see kvtool size.",
     )
 

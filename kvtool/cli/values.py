@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 import typer
 
 from kvtool.errors import KvtoolError
@@ -16,6 +19,11 @@ def given(ctx: typer.Context) -> dict[str, str]:
         for name, source in sources.items()
         if source is not None and source.name == "COMMANDLINE"
     }
+
+
+def command_line() -> str:
+    """The command as it was typed, for a shell."""
+    return shlex.join(["kvtool", *sys.argv[1:]])
 
 
 def length_list(text: str, what: str) -> tuple[int, ...]:

@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kvtool.compare.metrics import BY_NAME, METRICS, Metric, clusters_of, num_iterations
+from kvtool.compare.difference import MIN_SAMPLES, Difference, differences
+from kvtool.compare.metrics import BY_NAME, METRICS, Metric, clusters_of, num_iterations, num_runs
 from kvtool.compare.pairing import Pairing, pair_cases
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, Case, CompareDocument, CompareRow
-from kvtool.stats import CONFIDENCE, Estimate, ratio_of_medians, verdict
+from kvtool.results.warnings import load_warnings
+from kvtool.stats import CONFIDENCE, Estimate, verdict
 
 # Facts of a run that differ between any two runs and say nothing about whether they may be compared.
 INCIDENTAL = frozenset({"date_utc", "git_commit", "other_load_cores"})
@@ -26,24 +28,38 @@ class NamedDocument(NamedTuple):
 def compare_documents(baseline: NamedDocument, others: Sequence[NamedDocument]) -> CompareDocument:
     """Every other document against the baseline. Raises KvtoolError when one of them has no case in common with it."""
     rows: list[CompareRow] = []
-    warnings: list[str] = []
+    warnings = _disturbed(baseline)
     for name, document in others:
         pairing = pair_cases(baseline.document.cases, document.cases)
         if not pairing.pairs:
             raise KvtoolError(f"{name} and {baseline.name} have no case in common: {_first_difference(pairing)}")
+        warnings += _disturbed(NamedDocument(name, document))
         warnings += [f"{name}: {text}" for text in _warnings(baseline.document, document, pairing)]
-        rows += [row for a, b in pairing.pairs for row in _compare_cases(a, b, name)]
+        tests = differences(pairing.pairs)
+        rows += [row for a, b in pairing.pairs for row in _compare_cases(a, b, name, tests)]
     order = {case.name: place for place, case in enumerate(baseline.document.cases)}
     rows.sort(key=lambda row: (order[row.case], list(BY_NAME).index(row.metric)))
     return CompareDocument(baseline=baseline.name, rows=rows, warnings=warnings, assumptions=_assumptions(rows))
 
 
+def _disturbed(named: NamedDocument) -> list[str]:
+    """That others used the machine of this run."""
+    return [f"{named.name}: {text}" for text in load_warnings(named.document.environment, named.document.cases)]
+
+
 def regressions(rows: Iterable[CompareRow], limit: float) -> list[CompareRow]:
     """The rows whose metric is worse by more than `limit` (0.05 is 5 %), with the whole interval beyond it.
 
-    A row without an interval counts by its ratio alone: a gate that cannot be sure does not stay silent.
+    Of timings and rates only those that show a difference; byte counts are exact and count by their ratio alone.
     """
-    return [row for row in rows if BY_NAME[row.metric].gates and _least_worsening(row) > limit]
+    return [row for row in rows if _gates(row) and _least_worsening(row) > limit]
+
+
+def _gates(row: CompareRow) -> bool:
+    """Whether the row may fail a gate: it is sure of what it says."""
+    metric = BY_NAME[row.metric]
+    is_count = metric.of_sample is None and metric.follows is None
+    return metric.gates and (is_count or row.verdict.startswith((f"{metric.better} by ", f"{metric.worse} by ")))
 
 
 def _least_worsening(row: CompareRow) -> float:
@@ -55,7 +71,7 @@ def _least_worsening(row: CompareRow) -> float:
     return 1 / (row.ratio if row.ci_high is None else row.ci_high) - 1
 
 
-def _compare_cases(a: Case, b: Case, document: str) -> list[CompareRow]:
+def _compare_cases(a: Case, b: Case, document: str, tests: Mapping[tuple[str, str], Difference]) -> list[CompareRow]:
     estimates: dict[str, Estimate | None] = {}
     rows = []
     for metric in METRICS:
@@ -63,7 +79,9 @@ def _compare_cases(a: Case, b: Case, document: str) -> list[CompareRow]:
         if value_a is None and value_b is None:
             continue
         ratio = _ratio(value_a, value_b)
-        estimate = estimates[metric.name] = _interval(metric, a, b, ratio, estimates)
+        # A rate is as sure as the timing that it is the inverse of.
+        test = tests.get((a.name, metric.follows or metric.name))
+        estimate = estimates[metric.name] = _interval(metric, ratio, estimates, test)
         rows.append(
             CompareRow(
                 case=a.name,
@@ -74,8 +92,11 @@ def _compare_cases(a: Case, b: Case, document: str) -> list[CompareRow]:
                 ratio=ratio,
                 ci_low=estimate.low if estimate else None,
                 ci_high=estimate.high if estimate else None,
-                verdict=_words(metric, value_a, value_b, ratio, estimate),
+                verdict=_words(metric, value_a, value_b, ratio, test),
                 document=document,
+                p_value=test.p_value if test else None,
+                noise=test.noise if test else None,
+                n=test.n if test else None,
             )
         )
     return rows
@@ -87,28 +108,28 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 def _interval(
-    metric: Metric, a: Case, b: Case, ratio: float | None, timings: Mapping[str, Estimate | None]
+    metric: Metric, ratio: float | None, timings: Mapping[str, Estimate | None], test: Difference | None
 ) -> Estimate | None:
-    """The bootstrap interval of `ratio`: from the samples of a timing, or for a rate from its timing's, inverted."""
+    """The interval of `ratio`: between the runs of a timing, within the run where a side is one, or for a rate its
+    timing's, inverted."""
     if ratio is None:
         return None
     if metric.of_sample is not None:
-        clusters_a, clusters_b = clusters_of(metric, a), clusters_of(metric, b)
-        return ratio_of_medians(clusters_a, clusters_b) if clusters_a and clusters_b else None
+        return test.interval if test else None
     timing = timings.get(metric.follows) if metric.follows else None
     if timing is None:
         return None
     return Estimate(ratio, low=ratio * timing.value / timing.high, high=ratio * timing.value / timing.low)
 
 
-def _words(metric: Metric, a: float | None, b: float | None, ratio: float | None, interval: Estimate | None) -> str:
+def _words(metric: Metric, a: float | None, b: float | None, ratio: float | None, test: Difference | None) -> str:
     if a == b:
         return "same"
     if ratio is None:
         return "not comparable: one side has no value" if a is None or b is None else f"not comparable: {a:g} and {b:g}"
-    words = verdict(interval or Estimate(ratio, ratio, ratio), metric.better, metric.worse, metric.lower_is_better)
-    is_count = metric.of_sample is None and metric.follows is None
-    return words if interval or is_count else f"{words} (no interval)"
+    if test is not None:
+        return test.words(metric, ratio)
+    return verdict(Estimate(ratio, ratio, ratio), metric.better, metric.worse, metric.lower_is_better)
 
 
 def _warnings(a: BenchDocument, b: BenchDocument, pairing: Pairing) -> list[str]:
@@ -131,6 +152,8 @@ def _warnings(a: BenchDocument, b: BenchDocument, pairing: Pairing) -> list[str]
 
 def _case_warnings(a: Case, b: Case) -> list[str]:
     warnings = []
+    if min(num_runs(a), num_runs(b)) < 2 <= max(num_runs(a), num_runs(b)):
+        warnings.append("one side is a single run, which cannot tell what runs differ by")
     if min(num_iterations(a), num_iterations(b)) < 2:
         warnings.append("one iteration a side, so that intervals are those of its requests alone, or missing")
     for metric in METRICS:
@@ -149,8 +172,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = [name for name in {**a, **b} if name not in INCIDENTAL and a.get(name) != b.get(name)]
+    names = [name for name in {**a, **b} if name not in INCIDENTAL and not _alike(name, a.get(name), b.get(name))]
     return {name: (a.get(name), b.get(name)) for name in names}
+
+
+def _alike(name: str, a: Any, b: Any) -> bool:
+    """Equal, or as many bytes to a percent: a machine's memory is a little less after each start of its kernel."""
+    if name.endswith("_bytes") and isinstance(a, int) and isinstance(b, int):
+        return abs(a - b) <= 0.01 * max(a, b)
+    return bool(a == b)
 
 
 def _against(differing: Mapping[str, tuple[Any, Any]]) -> str:
@@ -169,25 +199,23 @@ def _assumptions(rows: Sequence[CompareRow]) -> list[str]:
     interval = f"{CONFIDENCE:.0%}"
     return [
         "timings are compared by their medians (p50)",
-        f"intervals are {interval} bootstrap intervals of the ratio of medians, resampling whole iterations",
+        f"intervals are {interval} intervals of the ratio, from the spread between runs; where a side is one run, "
+        "bootstrap intervals of its iterations, which cover no noise between runs",
+        f"a difference is called where it passes a t-test between runs at {1 - CONFIDENCE:.0%}, corrected for all "
+        "timings together (Holm), exceeds what two runs of one side differ by (A/A), and has "
+        f"{MIN_SAMPLES} samples a side",
         "throughput and mbu take over the interval of TTFT (prefill) or TPOT (decode, mbu); byte counts have none",
         *_spread_between_runs(rows),
     ]
 
 
 def _spread_between_runs(rows: Sequence[CompareRow]) -> list[str]:
-    """What several documents say about the noise between runs, which no interval of one run covers."""
-    by_case: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """What runs of the same code differ by."""
+    noises: dict[str, float] = defaultdict(float)
     for row in rows:
-        if row.b and BY_NAME[row.metric].of_sample:
-            by_case[row.metric, row.case].append(row.b)
-    spread: dict[str, float] = defaultdict(float)
-    for (metric, _), values in by_case.items():
-        spread[metric] = max(spread[metric], max(values) / min(values) - 1)
-    if len({row.document for row in rows}) < 2:
-        return ["one run a side: intervals cover the noise within a run, not between runs"]
-    largest = ", ".join(f"{metric} {value:.1%}" for metric, value in spread.items())
-    return [
-        "intervals cover the noise within a run; between the documents other than the baseline, the largest spread of "
-        f"a case's median is {largest}"
-    ]
+        if BY_NAME[row.metric].of_sample and row.noise is not None:
+            noises[row.metric] = max(noises[row.metric], row.noise)
+    if not noises:
+        return ["one run a side: `kvtool bench --runs 3` measures what runs differ by"]
+    largest = ", ".join(f"{metric} {noise:.1%}" for metric, noise in noises.items())
+    return [f"two runs of one side differ by at most {largest}"]

@@ -14,7 +14,8 @@ from kvtool.results import Case, Sample, Summary
 @dataclass(frozen=True, slots=True)
 class Metric:
     """`of_sample` gives a timing's values of one request. A rate names in `follows` the timing that it is the inverse
-    of: it has no samples of its own, so the interval of that timing is carried over. A count has neither: it is exact.
+    of: it has no samples of its own, so the interval and the test of that timing are carried over. A count
+    has neither: it is exact.
     """
 
     name: str
@@ -60,7 +61,8 @@ METRICS = (
         "higher", "lower", lower_is_better=False, follows="tpot_ms", gates=False,
     ),
     Metric("kv_allocated_bytes", "bytes", lambda case: case.memory.kv_allocated_bytes, "less", "more", True),
-    Metric("peak_bytes", "bytes", lambda case: case.memory.peak_bytes, "less", "more", True),
+    # What else a process holds moves it from run to run.
+    Metric("peak_bytes", "bytes", lambda case: case.memory.peak_bytes, "less", "more", True, gates=False),
 )  # fmt: skip
 
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -75,20 +77,40 @@ def measured_samples(case: Case) -> list[Sample]:
     return case.samples if len(arms) == 1 else []
 
 
+def num_samples(metric: Metric, case: Case) -> int:
+    """Requests that have this timing."""
+    assert metric.of_sample is not None
+    return sum(bool(metric.of_sample(sample)) for sample in measured_samples(case))
+
+
+def medians_of_runs(metric: Metric, case: Case) -> list[float]:
+    """The timing's median in each run."""
+    assert metric.of_sample is not None
+    runs: dict[int, list[float]] = defaultdict(list)
+    for sample in measured_samples(case):
+        runs[sample.run] += metric.of_sample(sample)
+    return [statistics.median(values) for values in runs.values() if values]
+
+
 def clusters_of(metric: Metric, case: Case) -> list[list[float]] | None:
     """A timing's values by iteration (by request where there is one iteration). None when the document's median is not
     the median of its samples: then they cannot speak for it."""
     assert metric.of_sample is not None
-    requests = [(sample.iteration, metric.of_sample(sample)) for sample in measured_samples(case)]
+    requests = [((sample.run, sample.iteration), metric.of_sample(sample)) for sample in measured_samples(case)]
     pooled = [value for _, values in requests for value in values]
     stated = metric.value(case)
     if not pooled or stated is None or not math.isclose(statistics.median(pooled), stated, rel_tol=1e-3):
         return None
-    iterations: dict[int, list[float]] = defaultdict(list)
+    iterations: dict[tuple[int, int], list[float]] = defaultdict(list)
     for iteration, values in requests:
         iterations[iteration] += values
     return list(iterations.values()) if len(iterations) > 1 else [values for _, values in requests]
 
 
 def num_iterations(case: Case) -> int:
-    return len({sample.iteration for sample in measured_samples(case)})
+    return len({(sample.run, sample.iteration) for sample in measured_samples(case)})
+
+
+def num_runs(case: Case) -> int:
+    """Whole processes that measured it."""
+    return len({sample.run for sample in measured_samples(case)})

@@ -22,7 +22,8 @@ MAX_SEED = 2**32 - 1  # of a longer one, torch's CPU generator would see the las
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all;
-    `graphs` lets decode steps be CUDA graphs where they can be."""
+    `graphs` lets decode steps be CUDA graphs where they can be; `other_cores` are those that others keep busy, beside
+    whom fewer threads may run where `threads` does not say how many."""
 
     weights: str = "random"
     dtype: str = "auto"
@@ -39,6 +40,7 @@ class EngineConfig:
     preemption: str = "youngest"
     graphs: bool = True
     threads: int | None = None
+    other_cores: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -16,8 +16,8 @@ from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.graphs.decode_step import decode_rows
 from kvtool.engine.graphs.pipeline import DecodePipeline
-from kvtool.engine.graphs.step import decode_rows
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.preemption import preemption_policy

@@ -13,7 +13,7 @@ from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.machine.device import device_errors, resolve_device
 from kvtool.machine.memory import available_bytes
-from kvtool.machine.threads import check_threads, default_threads
+from kvtool.machine.threads import check_threads, default_threads, threads_beside
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
@@ -36,7 +36,7 @@ class LoadedModel:
         self.config = config
         self.device = resolve_device(config.device)
         check_threads(config.threads)
-        torch.set_num_threads(config.threads or default_threads(torch.get_num_threads()))
+        self.fewer_threads = self._set_threads()
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels are launched, and graphs replayed, on the current one
         self.dtype = resolve_dtype(config.dtype, model, self.device)
@@ -61,6 +61,14 @@ class LoadedModel:
                 dtype=self.torch_dtype,
                 device=self.device,
             )
+
+    def _set_threads(self) -> str | None:
+        """As many as were asked for, else as are fastest beside others; in words why they are fewer than usual."""
+        usual = default_threads(torch.get_num_threads())
+        other_cores = None if self.config.threads or self.device.type != "cpu" else self.config.other_cores
+        threads, why = threads_beside(other_cores, self.config.threads or usual)
+        torch.set_num_threads(threads)
+        return why
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -119,7 +127,7 @@ class LoadedModel:
 
     def assumptions(self) -> list[str]:
         """What was not read or measured, in words."""
-        found = []
+        found = [self.fewer_threads] if self.fewer_threads else []
         decoder = runnable_decoder(self.model)
         if self.weights.even_routing:
             found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")

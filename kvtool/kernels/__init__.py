@@ -1,7 +1,7 @@
-"""Tensors in, tensors out: write K/V into pages, attend over pages. Knows nothing of models, requests or schedules.
+"""Tensors in, tensors out: all that a decoder step computes. Knows nothing of models, requests or schedules.
 
 Three folders implement `interface.Kernels`: `reference` (the obvious torch twins: read these first), `cpu` (torch and
-C) and `triton`. A caller loads one by name and never learns which ran.
+C) and `triton`; `plain` is what they share. A caller loads one by name and never learns which ran.
 """
 
 from __future__ import annotations
@@ -41,3 +41,10 @@ def cpu_kernels() -> str:
     from kvtool.kernels.cpu.native import native
 
     return "torch" if native() is None else "compiled"
+
+
+def why_not_compiled() -> str | None:
+    """In words why the CPU's kernels are not compiled; None where they are."""
+    from kvtool.kernels.cpu.native import why_not
+
+    return why_not()

@@ -65,7 +65,7 @@ def _os_name() -> str:
 def _processor() -> dict[str, Any]:
     import torch
 
-    from kvtool.kernels import cpu_kernels
+    from kvtool.kernels import cpu_kernels, why_not_compiled
 
     cpus = usable_cpus()
     fields = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
@@ -77,6 +77,7 @@ def _processor() -> dict[str, Any]:
         "logical_cores": len(cpus),
         "torch_threads": torch.get_num_threads(),
         "cpu_kernels": cpu_kernels(),
+        "cpu_kernels_reason": why_not_compiled(),
         "memory_bytes": psutil.virtual_memory().total,
     }
 

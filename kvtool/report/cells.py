@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kvtool.results import Summary
 from kvtool.units import format_bytes, format_length, format_ms
 
 DASH = "-"
+CARRIES_P99 = 100  # values: of fewer, the 99th percentile is little else than the largest
 
 
 def p50(summary: Summary | None) -> str:
@@ -16,6 +19,15 @@ def p50(summary: Summary | None) -> str:
 def p99(summary: Summary | None) -> str:
     """The 99th percentile of a summary of milliseconds."""
     return format_ms(None if summary is None else summary.p99)
+
+
+def tail(summary: Summary | None, values: Sequence[float]) -> str:
+    """How far the values of a summary of milliseconds reach: p99 where there are enough for one, else both ends."""
+    if summary is None or not values:
+        return DASH
+    if summary.n >= CARRIES_P99:
+        return f"p99 {p99(summary)}"
+    return f"{format_ms(min(values))}..{format_ms(max(values))}"
 
 
 def format_ms_signed(milliseconds: float) -> str:

@@ -22,6 +22,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4
 GREY = "#8c8c8c"
 RED = "#b2182b"
 LABEL_POINTS = 9
+LEAST_TICKS = 4  # of an axis of bytes
 SUBTITLE_IN = 0.405  # below the top edge, whatever the height of the figure
 
 
@@ -121,14 +122,19 @@ def bytes_axis(axes: Axes) -> None:
 
 
 def byte_ticks(low: float, high: float) -> list[float]:
-    """Powers of two from `low` to `high`: also halfway between them over a narrow range, every second or fourth over a
-    wide one.
+    """Powers of two from `low` to `high`, every second or fourth over a wide range; over a narrow one as many parts of
+    them as it takes for LEAST_TICKS.
     """
     first, last = math.floor(math.log2(max(low, 1))), math.ceil(math.log2(max(high, 2)))
     stride = 1 + (last - first) // 12
     powers = [2.0**power for power in range(first - first % stride, last + 1, stride)]
-    halfway = [1.5 * power for power in powers] if last - first < 6 else []
-    return [tick for tick in sorted(powers + halfway) if low <= tick <= high]
+    ticks: list[float] = []
+    for parts in (1, 2, 4, 8, 16) if stride == 1 else (1,):
+        every = [power * (1 + part / parts) for power in powers for part in range(parts)]
+        ticks = [tick for tick in every if low <= tick <= high]
+        if len(ticks) >= LEAST_TICKS:
+            break
+    return ticks
 
 
 def tokens_axis(axes: Axes) -> None:

@@ -20,6 +20,8 @@ h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; }
 .subtitle, figcaption, dd { color: var(--muted); }
 .key { background: var(--card); border-left: 4px solid var(--accent); padding: .75rem 1rem; margin: 1rem 0; }
 .key ul { margin: 0; padding-left: 1.2rem; }
+.warning { border-left-color: #d55e00; }
+code { background: var(--card); padding: .1rem .3rem; overflow-wrap: anywhere; }
 .key li + li { margin-top: .3rem; }
 figure { margin: 0 0 1.5rem; min-width: 0; }
 figcaption { font-size: .875rem; max-width: 60rem; margin-top: .4rem; }
@@ -61,6 +63,18 @@ def section(heading: str, parts: Sequence[str]) -> str:
 def key_points(sentences: Sequence[str]) -> str:
     """The sentences to read when one reads nothing else."""
     return f'<div class="key">{bullets(sentences)}</div>' if sentences else ""
+
+
+def warnings(sentences: Sequence[str]) -> str:
+    """What to know before any figure is read."""
+    return f'<div class="key warning"><strong>Warning</strong>{bullets(sentences)}</div>' if sentences else ""
+
+
+def made_of(command: str, files: Sequence[str]) -> str:
+    """The command line that made the page, and links to the files beside it that hold its data."""
+    links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in files)
+    made = f"Made by <code>{escape(command)}</code>. " if command else ""
+    return f"<p>{made}Data: {links}.</p>"
 
 
 def bullets(sentences: Sequence[str]) -> str:

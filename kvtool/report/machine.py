@@ -21,6 +21,7 @@ NAMES = {
     "logical_cores": "hardware threads",
     "torch_threads": "torch threads",
     "cpu_kernels": "CPU kernels in bf16",
+    "cpu_kernels_reason": "why not compiled",
     "memory_bytes": "memory",
     "other_load_cores": "cores that others used",
     "gpu": "GPU",

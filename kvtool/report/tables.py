@@ -5,54 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from kvtool.errors import visible
-
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.text import Text
 
 WIDE = 100
 
 
 @dataclass(frozen=True)
 class Table:
-    """`labels` leading columns are names (left), the others numbers (right). `note` explains what a reader may ask."""
+    """`labels` leading columns are names (left), the others numbers (right). `note` explains what a reader may ask;
+    `spare` names the columns that fall away first on a narrow terminal, in that order.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     labels: int = 0
     note: str = ""
+    spare: tuple[str, ...] = ()
 
 
-def to_rich(table: Table, width: int) -> RichTable:
-    """For a terminal of `width` columns: narrow ones get one space between columns instead of two.
+def to_rich(table: Table, width: int) -> Text:
+    """For a terminal of `width` columns, an empty line behind it. Columns fall away where there is no room for all of
+    them, and the last line says which.
 
-    Every string is a Text, since names of files and cases may hold brackets, which rich would take for markup.
+    A Text, since names of files and cases may hold brackets, which rich would take for markup.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    rich = RichTable(
-        title=Text(table.title, style="bold"),
-        caption=Text(table.note) if table.note else None,
-        box=SIMPLE_HEAD,
-        show_header=any(table.columns),
-        title_justify="left",
-        caption_justify="left",
-        title_style="",
-        caption_style="dim",
-        collapse_padding=width < WIDE,
-        pad_edge=False,
-    )
-    for index, column in enumerate(table.columns):
-        left = index < table.labels
-        rich.add_column(column, justify="left" if left else "right", vertical="top", overflow="fold")
-    for row in table.rows:
-        rich.add_row(*(Text(visible(cell)) for cell in row))
-    return rich
+    from kvtool.report.fitting import fitted
+
+    fit = fitted(table, width)
+    hidden = f"Not shown in {width} columns: {', '.join(fit.hidden)} (see --json)." if fit.hidden else ""
+    parts = [(table.title, "bold")] if table.title else []
+    parts += [(line, "bold") for line in fit.head]
+    parts += [("─" * fit.width, "")] if fit.head else []
+    parts += [(line, "") for line in fit.body]
+    for told in filter(None, (table.note, hidden)):
+        parts += [(line, "dim") for line in paragraph(told, min(width, WIDE))]
+    return Text("\n").join(Text(text, style=style) for text, style in [*parts, ("", "")])
+
+
+def paragraph(text: str, width: int, *, hang: int = 0) -> list[str]:
+    """Lines of at most `width` columns, those behind the first indented by `hang`; no word is broken."""
+    return wrap(text, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False)
 
 
 def to_html(table: Table) -> str:

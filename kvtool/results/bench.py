@@ -16,7 +16,9 @@ def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """One request of one iteration. `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
+    """One request of one iteration of one run (a whole process).
+
+    `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
 
     arm: str
     iteration: int
@@ -26,6 +28,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     output_tokens: int
     prompt_tokens: int
     cached_tokens: int
+    run: int = 0
 
     @property
     def tpot_s(self) -> float | None:
@@ -162,6 +165,14 @@ class BenchPeer(Struct, frozen=True, kw_only=True):
     turns: list[PeerTurn] = msgspec.field(default_factory=list)
 
 
+class Load(Struct, frozen=True, kw_only=True):
+    """Of others while the case's iterations ran: cores on average (None: not known), and the iterations that they
+    disturbed, measured again in vain."""
+
+    other_cores: float | None = None
+    disturbed_iterations: int = 0
+
+
 class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
     """What the cases of all parts tell. A part adds a struct of its own, whose tag is the part's name."""
 
@@ -176,6 +187,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
     check: Check
     power: Power = Power()
     cold_start: ColdStart = ColdStart()
+    load: Load = Load()
     peers: list[BenchPeer] = msgspec.field(default_factory=list)
 
     @property

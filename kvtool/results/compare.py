@@ -9,7 +9,12 @@ from kvtool.results.size import SizeRow
 
 
 class CompareRow(Struct, frozen=True, kw_only=True):
-    """`ratio` is b / a; the interval is the bootstrap's for that ratio; `document` names where b came from."""
+    """`ratio` is b / a with its interval; `document` names where b came from.
+
+    `p_value`: of no difference, from the spread between runs, corrected for all tests of the comparison; `noise`: the
+    largest difference between two runs of one side, as a share; `n`: samples behind the smaller side. None for counts,
+    and where a side is one run.
+    """
 
     case: str
     metric: str
@@ -21,6 +26,9 @@ class CompareRow(Struct, frozen=True, kw_only=True):
     ci_high: float | None
     verdict: str
     document: str
+    p_value: float | None = None
+    noise: float | None = None
+    n: int | None = None
 
 
 class CompareDocument(Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from kvtool.results.bench import Power
+from kvtool.results.bench import Case, Power
 from kvtool.results.kernels import KernelCase
 
 LOADED_CORES = 0.25  # of others, from which times are not those of the machine
@@ -21,15 +21,37 @@ class WithPower(Protocol):
     def power(self) -> Power: ...
 
 
-def load_warnings(environment: Mapping[str, Any]) -> list[str]:
-    """Of a machine that others used too while this ran."""
+def load_warnings(environment: Mapping[str, Any], cases: Sequence[WithPower] = ()) -> list[str]:
+    """Of a machine that others used too while this ran: in all, or in the iterations of those cases that tell it."""
+    loads = {case.name: case.load for case in cases if isinstance(case, Case) and case.load.other_cores is not None}
+    disturbed = [name for name, load in loads.items() if load.disturbed_iterations]
+    if disturbed:
+        most = max(loads[name].other_cores or 0.0 for name in disturbed)
+        return [
+            f"DISTURBED: others used up to {most:.1f} cores while {_names(disturbed)} ran, and measuring again met the "
+            "same: times may be several times too long. Measure again on an idle machine"
+        ]
     cores = environment.get("other_load_cores")
-    if cores is None or cores < LOADED_CORES:
+    told = [load.other_cores or 0.0 for load in loads.values()]
+    if cores is None or cores < LOADED_CORES or (len(told) == len(cases) > 0 and max(told) < LOADED_CORES):
         return []
     return [
         f"another process used {cores:.1f} cores while this ran: threads wait for each other, and times may be "
         "several times too long. Measure again on an idle machine"
     ]
+
+
+def budget_notes(cases: Sequence[WithPower]) -> list[str]:
+    """Of cases that have fewer iterations than were planned, so that the whole did not take too long."""
+    short = [case.name for case in cases if isinstance(case, Case) and _is_trimmed(case)]
+    return [f"fewer iterations, within the time budget: {_names(short)} (--num-iters N sets them)"] if short else []
+
+
+def _is_trimmed(case: Case) -> bool:
+    per_run = {(sample.run, sample.iteration) for sample in case.samples}
+    runs = {run for run, _ in per_run}
+    planned = case.inputs.get("num_iters")
+    return isinstance(planned, int) and 0 < len(per_run) < planned * len(runs)
 
 
 def throttle_warnings(cases: Sequence[WithPower]) -> list[str]:

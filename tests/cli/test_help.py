@@ -13,7 +13,9 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from kvtool import __version__
 from kvtool.cli.app import app
+from kvtool.cli.help import SPELLINGS
 
 COMMANDS = typer.main.get_group(app).commands
 RUNS_A_MODEL = {"bench", "generate", "kernels"}
@@ -81,3 +83,25 @@ def test_an_example_works(example: str, tmp_path: Path, monkeypatch: pytest.Monk
     result = CliRunner().invoke(app, shlex.split(example)[1:])
     assert result.exit_code == 0, (result.output, result.exception)
     assert result.stdout != ""
+
+
+@pytest.mark.parametrize("typed", SPELLINGS)
+def test_an_engines_spelling_is_answered_with_ours(typed: str) -> None:
+    having = [name for name in COMMANDS if SPELLINGS[typed] in shown(name).split()]
+    assert having
+    result = CliRunner().invoke(app, [having[0], typed, "1"])
+    assert result.exit_code != 0
+    assert getattr(result.exception, "possibilities", None) == [SPELLINGS[typed]] or SPELLINGS[typed] in result.output
+
+
+def test_v_is_the_version() -> None:
+    assert CliRunner().invoke(app, ["-V"]).output == f"kvtool {__version__}\n"
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        told = {"_KVTOOL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return CliRunner().invoke(app, [], env=told, prog_name="kvtool").output.split()
+
+    assert completed("kvtool si") == ["size"]
+    assert "--kv-cache-dtype" in completed("kvtool size --kv")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.in_process import run
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,11 +56,12 @@ def test_a_shape_instead_of_a_model() -> None:
 def test_a_card_gives_a_verdict_and_an_exit_code() -> None:
     fits = kvtool("size", "llama-3.1-8b", "--context", "8k", "--gpu", "h100")
     assert fits.returncode == 0
-    assert "KV 1 GiB fits, " in fits.stdout
+    assert "KV 1 GiB fits, 54.9 GiB to spare" in fits.stdout
     too_large = kvtool("size", "llama-3.1-70b", "--context", "8k", "--gpu", "h100")
     assert too_large.returncode == 1
-    assert "8k x 1 in bf16: no: " in too_large.stdout
-    assert "--tp 2 would do." in too_large.stdout
+    first = " ".join(too_large.stdout.partition("meta-llama")[0].split())
+    assert "8k x 1 in bf16: no: " in first
+    assert first.endswith("--tp 2 would do.")  # 2.8 GiB a card to spare on two H100s, as public starts show
     some = kvtool("size", "llama-3.1-8b", "--context", "8k", "--batch-size", "1,10000", "--gpu", "h100")
     assert some.returncode == 0
 
@@ -86,7 +89,7 @@ def test_tables_keep_to_the_width(args: Sequence[str], columns: int) -> None:
     # A value broken over two lines would leave fragments: every line of the table has all of its cells.
     title = next(i for i, line in enumerate(lines) if line.startswith("KV cache in"))
     rule = next(i for i, line in enumerate(lines) if i > title and "──" in line)
-    body = list(takewhile(str.strip, lines[rule + 1 :]))
+    body = list(takewhile(lambda line: not line.startswith("In pages"), lines[rule + 1 :]))
     assert body
     assert len({len(line.split()) for line in body}) == 1
 
@@ -193,3 +196,31 @@ def test_a_reader_that_goes_away_is_no_answer(arguments: tuple[str, ...]) -> Non
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run(capsys, monkeypatch, "size", "llama-3.1-8b", "--gpu", "h100").out.splitlines()
+    assert lines[0] == ("1 x H100-SXM-80GB: all 3 fit; the largest, 128k x 1 in bf16: fits, 39.9 GiB to spare.")
+    assert len(lines) <= 22
+    assert max(map(len, lines)) <= 100
+    assert not any(line.endswith(" ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ("--context 128k --batch-size 16", "1 x H100-SXM-80GB, 128k x 16 in bf16: no: 200 GiB short; "),
+        (
+            "--context 8k,128k --batch-size 16",
+            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16: ",
+        ),
+        ("--context 64k,128k --batch-size 16", "1 x H100-SXM-80GB: none of 2 fits; the least, 64k x 16 in bf16: no: "),
+    ],
+)
+def test_a_no_stands_in_line_1_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: str, answer: str
+) -> None:
+    done = run(capsys, monkeypatch, "size", "llama-3.1-8b", "--gpu", "h100", *options.split())
+    assert done.out.startswith(answer)

@@ -18,7 +18,8 @@ def test_the_log_line_is_printed_on_a_line_of_its_own() -> None:
     done = kvtool("size", *LLAMA_32K, "--kv-cache-memory-bytes", "40GiB")
     assert done.returncode == 0
     assert LINE in done.stdout.splitlines()
-    assert "H100-SXM-80GB" in done.stdout
+    explained = kvtool("size", *LLAMA_32K, "--kv-cache-memory-bytes", "40GiB", "--explain")
+    assert "H100-SXM-80GB" in explained.stdout, "the card that the defaults are those of"
     widths = [len(line) for line in done.stdout.splitlines() if line != LINE]
     assert max(widths) <= 80
 
@@ -107,7 +108,9 @@ def test_another_version_is_warned_of() -> None:
     args[2] = "vllm==0.34"
     done = kvtool("size", *args, "--kv-cache-memory-bytes", "40GiB", columns=200)
     assert done.returncode == 0
-    assert "vLLM 0.34: extrapolated: the newest rules known are those of 0.33.0" in done.stdout
+    assert "vLLM 0.34 (extrapolated), bf16 cache: " in done.stdout
+    why = kvtool("size", *args, "--kv-cache-memory-bytes", "40GiB", "--explain", columns=200)
+    assert "vLLM 0.34: extrapolated: the newest rules known are those of 0.33.0" in why.stdout
 
 
 @pytest.mark.parametrize("version", ["0.33", "0.33.0"])

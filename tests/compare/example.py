@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvtool.results import (
@@ -29,25 +29,38 @@ def document(
     input_lens: tuple[int, ...] = (128, 512),
     environment: Mapping[str, Any] = ENVIRONMENT,
     iterations: int = 6,
+    runs: int = 3,
+    run_noise: float = 0.0,
     **inputs: Any,
 ) -> BenchDocument:
-    """A latency case per input length: TTFT near 1 ms a token, TPOT near 10 ms times `tpot_factor`, noise near 1 %."""
+    """A latency case per input length: TTFT near 1 ms a token, TPOT near 10 ms times `tpot_factor`, noise near 1 %, and
+    of that share `run_noise` between runs, most of which all cases of a run have in common."""
     draw = random.Random(noise_seed)
+    speeds = [draw.gauss(1, 0.9 * run_noise) for _ in range(min(runs, iterations))]
     return BenchDocument(
         environment=dict(environment),
         definitions={"ttft": "first token out - request in"},
         assumptions=[],
-        cases=[case(length, tpot_factor, draw, iterations, inputs) for length in input_lens],
+        cases=[
+            case(length, tpot_factor, draw, iterations, inputs, [s * draw.gauss(1, 0.4 * run_noise) for s in speeds])
+            for length in input_lens
+        ],
     )
 
 
 def case(
-    input_len: int, tpot_factor: float, draw: random.Random, iterations: int, inputs: Mapping[str, Any]
+    input_len: int,
+    tpot_factor: float,
+    draw: random.Random,
+    iterations: int,
+    inputs: Mapping[str, Any],
+    run_factors: Sequence[float],
 ) -> LatencyCase:
     samples = [
         sample
         for iteration in range(iterations)
-        for sample in requests(iteration, input_len, tpot_factor * draw.gauss(1, 0.01), draw)
+        for run in (iteration * len(run_factors) // iterations,)
+        for sample in requests((run, iteration), input_len, tpot_factor * draw.gauss(1, 0.01), run_factors[run], draw)
     ]
     return LatencyCase(
         name=f"latency/{input_len}x2",
@@ -63,15 +76,18 @@ def case(
     )
 
 
-def requests(iteration: int, input_len: int, factor: float, draw: random.Random) -> list[Sample]:
+def requests(
+    where: tuple[int, int], input_len: int, factor: float, run_factor: float, draw: random.Random
+) -> list[Sample]:
+    run, iteration = where
     found = []
     for _ in range(2):
-        ttft_s = input_len * 1e-3 * draw.gauss(1, 0.005)
-        gaps = [10e-3 * factor * draw.gauss(1, 0.005) for _ in range(3)]
+        ttft_s = input_len * 1e-3 * run_factor * draw.gauss(1, 0.005)
+        gaps = [10e-3 * factor * run_factor * draw.gauss(1, 0.005) for _ in range(3)]
         found.append(
             Sample(
                 arm="baseline", iteration=iteration, ttft_s=ttft_s, e2e_s=ttft_s + sum(gaps), itl_s=gaps,
-                output_tokens=4, prompt_tokens=input_len, cached_tokens=0,
+                output_tokens=4, prompt_tokens=input_len, cached_tokens=0, run=run,
             )
         )  # fmt: skip
     return found

@@ -14,12 +14,12 @@ import triton
 FILES = (
     "test_store.py",
     "test_step.py",
-    "test_products.py",
     "test_experts.py",
     "test_decode.py",
     "test_prefill.py",
     "test_mla.py",
-    "test_tuned.py",
+    "triton/test_products.py",
+    "triton/test_tuned.py",
 )
 
 # numpy warns from 1.25 on of a conversion that the interpreter of triton 3.6 makes, and from 2.4 on refuses it.
@@ -30,16 +30,8 @@ REFUSED = triton.__version__ < "3.7" and numpy.lib.NumpyVersion(numpy.__version_
 @pytest.mark.skipif(REFUSED, reason="the interpreter of triton 3.6 needs numpy < 2.4")
 @pytest.mark.parametrize("file", FILES)
 def test_triton_interpreted(file: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        QUIET,
-        str(Path(__file__).with_name(file)),
-    ]
+    path = str(Path(__file__).parent / file)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", QUIET, path]
     result = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )

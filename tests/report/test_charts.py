@@ -38,3 +38,11 @@ def test_ticks_are_round_sizes(low: int, high: int, ticks: list[int]) -> None:
 @given(low=st.floats(1, 1e15), factor=st.floats(2, 1e6))
 def test_any_range_has_a_few_ticks(low: float, factor: float) -> None:
     assert 2 <= len(byte_ticks(low, low * factor)) <= 16
+
+
+@pytest.mark.parametrize(("low", "high"), [(15 << 30, 17 << 30), (15 << 30, 33 << 30), (1 << 20, 2 << 20)])
+def test_a_narrow_axis_of_bytes_has_several_ticks(low: int, high: int) -> None:
+    ticks = byte_ticks(low, high)
+    assert len(ticks) >= 3
+    assert all(low <= tick <= high for tick in ticks)
+    assert ticks == sorted(set(ticks))

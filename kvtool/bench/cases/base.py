@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import mean
+
+from msgspec.structs import replace
 
 from kvtool.bench.engines.race import Entrant
 from kvtool.bench.harness import Value, case_inputs
@@ -12,21 +15,32 @@ from kvtool.bench.session import Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
+from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
-from kvtool.results import AnyCase, Sample
+from kvtool.results import AnyCase, Load, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterations:
-    """What the iterations of a step brought: samples, and the device's limit beside each iteration (none on a GPU)."""
+    """What the iterations of a step brought: samples, the device's limit beside each iteration (none on a GPU), and the
+    cores that others kept busy during each."""
 
     samples: list[Sample]
     limits: list[Ceiling]
+    other_cores: list[float | None]
+
+    @property
+    def load(self) -> Load:
+        """What a case tells of it."""
+        known = [cores for cores in self.other_cores if cores is not None]
+        disturbed = sum(map(is_disturbed, self.other_cores))
+        return Load(other_cores=round(mean(known), 2) if known else None, disturbed_iterations=disturbed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What all cases share: the model, how often each case runs, and the other engines that run beside ours."""
+    """What all cases share: the model, how often each case runs and how long all may take, and the other engines that
+    run beside ours."""
 
     loaded: LoadedModel
     windows: Windows
@@ -34,15 +48,43 @@ class Setup:
     num_iters_warmup: int
     seed: int = 0
     peers: Sequence[Entrant] = ()
+    budget: Budget = field(default_factory=Budget)
+    disturbance: Callable[[], Disturbance] = Disturbance
+
+    @property
+    def most_iters(self) -> int:
+        """With those that are measured again: iterations are numbered below it."""
+        return 2 * self.num_iters
 
     def iterate(self, samples_of: Callable[[int], Iterable[Sample]]) -> Iterations:
-        """`samples_of` each measured iteration by its number, with the device measured before, between and after."""
-        samples: list[Sample] = []
-        for iteration in range(self.num_iters):
+        """`samples_of` each measured iteration by its number, with the device measured before, between and after.
+
+        An iteration that others disturb is measured again, under the next number, while the budget lasts; the quietest
+        are kept, numbered from 0. A budget that trims leaves out iterations, but never the first.
+        """
+        in_time = self.budget.share()
+        found: list[list[Sample]] = []
+        cores: list[float | None] = []
+        while self._goes_on(cores, in_time=in_time()):
+            load = self.disturbance()
             self.windows.measure()
-            samples += samples_of(iteration)
+            found.append(list(samples_of(len(found))))
+            cores.append(load.cores())
         self.windows.measure()
-        return Iterations(samples=samples, limits=self.windows.take())
+        limits = self.windows.take()
+        kept = sorted(sorted(range(len(found)), key=lambda i: (is_disturbed(cores[i]), i))[: self.num_iters])
+        return Iterations(
+            samples=[replace(s, iteration=place) for place, i in enumerate(kept) for s in found[i]],
+            limits=[limits[i] for i in kept] if limits else [],
+            other_cores=[cores[i] for i in kept],
+        )
+
+    def _goes_on(self, cores: Sequence[float | None], *, in_time: bool) -> bool:
+        """Whether another iteration is measured, after some beside which others kept `cores` busy."""
+        if len(cores) < self.num_iters:
+            return not cores or in_time or not self.budget.trims
+        quiet = len(cores) - sum(map(is_disturbed, cores))
+        return quiet < self.num_iters and len(cores) < self.most_iters and in_time
 
     def inputs(self, *, num_iters_warmup: int, **values: Value) -> dict[str, Value]:
         """All that is needed to run a case again: `values` are its own."""

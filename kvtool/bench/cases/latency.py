@@ -89,7 +89,7 @@ class Cell:
         """The case. Raises DeviceError where a step fails, AssertionError where the accounting cannot be right."""
         setup, loaded = self.setup, self.setup.loaded
         warmup = setup.num_iters_warmup
-        batches = [self._requests(draw) for draw in range(warmup + setup.num_iters)]
+        batches = [self._requests(draw) for draw in range(warmup + setup.most_iters)]
         peak_bytes = peak_memory(loaded.device, apart_bytes=setup.windows.buffer_bytes)
         engine = self._engine(batches[0])
         for requests in batches[:warmup]:
@@ -110,6 +110,7 @@ class Cell:
             check=kernel_check(engine, batches[-1][0]),
             power=power.summary.over(sum(sample.output_tokens for sample in samples)),
             cold_start=cold_start_of(engine),
+            load=iterations.load,
             peers=self._compared(engine) if setup.peers else [],
         )
         return Measured([case], iterations.limits)
@@ -164,7 +165,7 @@ class Cell:
     def _compared(self, engine: Engine) -> list[BenchPeer]:
         """In rounds of their own, on prompts that nobody saw before. A first round at least compiles and allocates."""
         setup = self.setup
-        warmup, seen = max(1, setup.num_iters_warmup), setup.num_iters_warmup + setup.num_iters
+        warmup, seen = max(1, setup.num_iters_warmup), setup.num_iters_warmup + setup.most_iters
         batches = [self._requests(seen + turn) for turn in range(warmup + setup.num_iters)]
         return compared(engine, setup.peers, batches, warmup=warmup)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.arms import ARMS, Generated, generate
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Iterations, Measured, Part, Setup, require_positive
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.session import Step
@@ -58,7 +58,7 @@ class Race:
 
     def measure(self) -> Measured:
         iterations = self.setup.iterate(self._take_turns)
-        return Measured([self._case(arm, iterations.samples) for arm in ARMS], iterations.limits)
+        return Measured([self._case(arm, iterations) for arm in ARMS], iterations.limits)
 
     def _take_turns(self, iteration: int) -> list[Sample]:
         prompt = self._request(iteration).prompt_ids
@@ -96,8 +96,8 @@ class Race:
             cached_tokens=0,
         )
 
-    def _case(self, arm: str, samples: list[Sample]) -> NoCacheCase:
-        samples = [sample for sample in samples if sample.arm == arm]
+    def _case(self, arm: str, iterations: Iterations) -> NoCacheCase:
+        samples = [sample for sample in iterations.samples if sample.arm == arm]
         return NoCacheCase(
             name=f"no-cache/{arm}/{self.input_len}",
             inputs=self.setup.inputs(
@@ -115,6 +115,7 @@ class Race:
             roofline=Roofline(),
             memory=self._memory(arm),
             check=self._check(arm),
+            load=iterations.load,
         )
 
     def _memory(self, arm: str) -> Memory:

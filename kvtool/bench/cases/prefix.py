@@ -101,7 +101,7 @@ class Arms:
 def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float) -> Measured:
     """One hit rate: paired samples of both arms, in turns A B B A."""
     loaded = setup.loaded
-    workloads = [_workload(setup, options, hit_rate, draw) for draw in range(setup.num_iters + 1)]
+    workloads = [_workload(setup, options, hit_rate, draw) for draw in range(setup.most_iters + 1)]
     requests, cached_len = workloads[0].requests, workloads[0].cached_len
     block_size = loaded.config.block_size
     peak_bytes = peak_memory(loaded.device, apart_bytes=setup.windows.buffer_bytes)
@@ -129,6 +129,7 @@ def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float) -> Measur
         prefix=_savings(loaded, samples, workloads[0], hit_rate),
         check=check,
         cold_start=cold_start_of(arms.engines["cached"]),  # the first of the two compiles for both
+        load=iterations.load,
     )
     return Measured([case], iterations.limits)
 

@@ -32,6 +32,9 @@ class BenchGrid(Group):
     batch_size: Annotated[str | None, typer.Option(metavar="LIST", help="Requests at a time, as 1,8,32.")] = None
     num_iters: Annotated[int | None, typer.Option(help="Measured iterations a case.")] = None
     num_iters_warmup: Annotated[int | None, typer.Option(help="Iterations before, thrown away.")] = None
+    runs: Annotated[
+        int, typer.Option(min=1, help="Whole processes, their samples joined: compare needs two a side, better three.")
+    ] = 1
     peers: Annotated[
         str | None,
         typer.Option(

@@ -15,6 +15,7 @@ from kvtool.errors import KvtoolError
 if TYPE_CHECKING:
     from kvtool.catalog.model import Model
     from kvtool.engine.config import EngineConfig
+    from kvtool.machine.other_load import LoadMeter
 
 RUN = "How it is run"
 _option = partial(typer.Option, rich_help_panel=RUN)
@@ -73,6 +74,14 @@ class Run(Device):
         chosen = resolve_model(name, models_path=models)
         # Beside real weights their own config is the truth; a catalogue entry has only the family's defaults.
         return resolve_model(str(weights), models_path=models) if weights and _says_model(weights) else chosen
+
+    def begin(self) -> LoadMeter:
+        """Bind the threads, before anything imports torch, and count what others use from here on."""
+        from kvtool.machine.other_load import LoadMeter
+        from kvtool.machine.threads import bind_threads
+
+        bind_threads(self.threads, self.device)
+        return LoadMeter()
 
     def config(self, model: str | None, **more: Any) -> EngineConfig:
         """The config of a run of MODEL; `more` are other fields. Raises KvtoolError for what no run can be."""

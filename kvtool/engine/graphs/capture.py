@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvtool.engine.graphs.step import PADDING, DecodeRows, decode_step
+from kvtool.engine.graphs.decode_step import PADDING, DecodeRows, decode_step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kvtool.engine.batch import to_device
-from kvtool.engine.graphs.step import PADDING, DecodeRows
+from kvtool.engine.graphs.decode_step import PADDING, DecodeRows
 from kvtool.engine.sequence import Sequence
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kvtool.cache.manager import SequenceCache
 from kvtool.engine.graphs.capture import DecodeGraphs
 from kvtool.engine.graphs.changes import RowChanges
-from kvtool.engine.graphs.step import DecodeRows
+from kvtool.engine.graphs.decode_step import DecodeRows
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.scheduler import Work
 from kvtool.engine.sequence import Sequence
@@ -25,8 +25,11 @@ MAX_IN_FLIGHT = 2
 
 @dataclass(slots=True)
 class Occupant:
-    """What a row holds on the device: the position its next step computes, and how many pages of its sequence. Without
-    a sequence, nobody knows. One that gave way and came back has another `cache`, at the same position perhaps."""
+    """What a row holds on the device: a sequence, the position its next step computes, and how many of its pages.
+
+    `cache` tells a sequence that gave way and came back from what it was: its pages are others, at the same position
+    perhaps. Without a sequence, nobody knows what the row holds.
+    """
 
     sequence: Sequence | None = None
     cache: SequenceCache | None = None
@@ -120,7 +123,17 @@ class DecodePipeline:
         self._occupants = [Occupant() for _ in range(len(self.rows.positions))]
 
     def _placed(self, sequences: list[Sequence]) -> list[Sequence]:
-        """The sequences by row. Those in the first rows stay where they are; the others fill the gaps."""
+        """The sequences by row: as many first rows as there are sequences, and as few of them written as can be.
+
+        row              0  1  2  3
+        held             A  B  C  D
+        to decode        A  C  D  E    B has ended, E is new
+        placed           A  E  C  D
+
+        held             A  B  C  D
+        to decode        D  A          D is behind the first two rows
+        placed           A  D
+        """
         held = [occupant.sequence for occupant in self._occupants[: len(sequences)]]
         held += [None] * (len(sequences) - len(held))
         staying = set(sequences) & set(held)

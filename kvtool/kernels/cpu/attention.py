@@ -41,8 +41,8 @@ def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
         for rows, cache in written:
             kernels.store_rows(rows, cache, slots)
         return
-    kept = slots >= 0
-    if not bool(kept.all()):
+    if len(slots) and int(slots.amin()) < 0:
+        kept = slots >= 0
         k, v, slots = k[kept], None if v is None else v[kept], slots[kept]
     if v is None:
         _store_latents(k, pages, slots)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvtool.compiled import load_library
+from kvtool.compiled import Compiled, load_library
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
@@ -245,6 +245,15 @@ def serves(*tensors: Tensor) -> bool:
 @cache
 def native() -> Native | None:
     """The kernels, built now if this machine has not built them before; None where they cannot be."""
-    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-    library = load_library(SOURCES, (*FLAGS, *wide)).library
+    library = _compiled().library
     return None if library is None else Native(library)
+
+
+def why_not() -> str | None:
+    """In words why there are no kernels; None where there are."""
+    return None if native() else _compiled().reason
+
+
+def _compiled() -> Compiled:
+    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+    return load_library(SOURCES, (*FLAGS, *wide))

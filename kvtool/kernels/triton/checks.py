@@ -18,19 +18,19 @@ CACHE_DTYPES = (*QUERY_DTYPES, *FP8_DTYPES, torch.int8)
 FP8_CAPABILITY = (8, 9)
 
 
-def attention(q: Tensor, pages_: Pages, rows_: Rows, softmax_: Softmax) -> None:
+def attention(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> None:
     """q [*,HQ,D] of as many columns as the keys of the pages have."""
-    pages(pages_)
-    require(q.ndim == 3 and q.shape[2] == _key_dim(pages_), f"q {shape(q)} does not fit k_cache {shape(pages_.k)}")
-    kv_heads = 1 if pages_.v is None else pages_.k.shape[2]
+    layer(pages)
+    require(q.ndim == 3 and q.shape[2] == _key_dim(pages), f"q {shape(q)} does not fit k_cache {shape(pages.k)}")
+    kv_heads = 1 if pages.v is None else pages.k.shape[2]
     require(q.shape[1] % kv_heads == 0, f"{q.shape[1]} query heads on {kv_heads} KV heads")
     require(q.dtype in QUERY_DTYPES, f"q is {q.dtype}, not one of {QUERY_DTYPES}")
     require(q.stride(2) == 1, "the last dimension of q must be contiguous")
-    softmax(softmax_, num_heads=q.shape[1])
-    sequences(rows_.block_tables, rows_.seq_lens)
+    scores(softmax, num_heads=q.shape[1])
+    sequences(rows.block_tables, rows.seq_lens)
 
 
-def pages(pages: Pages) -> None:
+def layer(pages: Pages) -> None:
     """k [P,B,HKV,D], v [P,B,HKV,DV] and k_rope [P,B,E] of one dtype, or latents."""
     if pages.v is None:
         latents(pages)
@@ -65,7 +65,7 @@ def queries(q: Tensor, seq_lens: Tensor) -> None:
     require(even or len(q) == 0, f"{len(q)} queries for {len(seq_lens)} sequences")
 
 
-def softmax(softmax: Softmax, num_heads: int) -> None:
+def scores(softmax: Softmax, num_heads: int) -> None:
     """sinks [HQ] in a floating dtype."""
     require(softmax.window >= 0, f"window is {softmax.window}, not 0 (none) or more")
     require(softmax.softcap >= 0, f"softcap is {softmax.softcap}, not 0 (none) or more")

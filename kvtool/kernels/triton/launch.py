@@ -50,7 +50,7 @@ tile_tokens = 64  # of a prefill's tile over keys of DeepSeek's heads
 
 def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
     """One launch for K and one for V, or for each part of a latent that has a scale of its own."""
-    checks.pages(pages)
+    checks.layer(pages)
     if v is not None and pages.v is not None:
         store_rows(k, pages.k, slots, pages.k_scale)
         store_rows(v, pages.v, slots, pages.v_scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report import html
@@ -28,27 +29,39 @@ def print_bench(document: BenchDocument, console: Console) -> None:
     """What ran, every table, the findings in words, and what was assumed."""
     from rich.text import Text
 
-    warnings = [*load_warnings(document.environment), *throttle_warnings(document.cases)]
+    disturbed = load_warnings(document.environment, document.cases)
+    warnings = [*disturbed, *throttle_warnings(document.cases)]
+    for line in disturbed:
+        console.print(Text(line, style="bold yellow"))
     console.print(Text(describe_run(document), style="dim"))
+    console.print()
     for table in tables(document):
-        console.print()
         console.print(to_rich(table, console.width))
-    for heading, sentences in (("In short", findings(document)), ("Assumed", document.assumptions)):
+    for heading, sentences in (("In short", findings(document)), ("Assumed", _but(document.assumptions, disturbed))):
         if sentences:
-            console.print(Text(f"\n{heading}", style="bold"))
+            console.print(Text(heading, style="bold"))
         for sentence in sentences:
             console.print(Text(f"- {sentence}", style="yellow" if sentence in warnings else ""))
+        if sentences:
+            console.print()
 
 
-def write_bench(document: BenchDocument, directory: Path) -> list[Path]:
-    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. Raises KvtoolError."""
+def _but(lines: list[str], told: list[str]) -> list[str]:
+    """Without those that were told before."""
+    return [line for line in lines if line not in told]
+
+
+def write_bench(document: BenchDocument, directory: Path, *, command: str = "") -> list[Path]:
+    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. The page names the `command`
+    that made it. Raises KvtoolError.
+    """
     return write_result(
         directory,
         "bench",
         document,
         rows=bench_rows(document),
-        figure=chart(bench_panels(document), title=run_title(document)),
-        html=bench_html(document),
+        figure=chart(bench_panels(document), title=chart_title(document)),
+        html=bench_html(document, command),
     )
 
 
@@ -64,13 +77,15 @@ def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
     return [row | columns for row, columns in zip(case_rows(document.cases), peers, strict=True)]
 
 
-def bench_html(document: BenchDocument) -> str:
+def bench_html(document: BenchDocument, command: str = "") -> str:
     """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
     images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
     return html.page(
         title=run_title(document),
         subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",
         body=[
+            html.warnings([*load_warnings(document.environment), *throttle_warnings(document.cases)]),
+            html.made_of(command, ("bench.json", "bench.csv", "bench.png")),
             html.key_points(findings(document)),
             html.section("Charts", [html.charts(images)]),
             html.section("Tables", [to_html(table) for table in tables(document)]),
@@ -86,6 +101,24 @@ def run_title(document: BenchDocument) -> str:
     return case_title("bench", document.cases, document.environment)
 
 
+def chart_title(document: BenchDocument) -> str:
+    """The title of the run, and under it what makes its figures doubtful."""
+    disturbed = load_warnings(document.environment, document.cases)
+    return "\n".join([run_title(document), *(fill(line, 90) for line in disturbed)])
+
+
 def describe_run(document: BenchDocument) -> str:
-    """The inputs that all cases share, in one line."""
-    return shared_inputs(document.cases, SHARED_INPUTS)
+    """The inputs that all cases share, and the kernels that ran, in one line."""
+    return ", ".join(filter(None, (shared_inputs(document.cases, SHARED_INPUTS), kernels_line(document))))
+
+
+def kernels_line(document: BenchDocument) -> str:
+    """Which kernels ran on a CPU, and where they are slow ones why no others did."""
+    kernels, reason = (document.environment.get(key) for key in ("cpu_kernels", "cpu_kernels_reason"))
+    if kernels is None or not all(str(case.inputs.get("device", "")).startswith("cpu") for case in document.cases):
+        return ""
+    if kernels == "compiled" and any(case.inputs.get("dtype") != "bf16" for case in document.cases):
+        return "kernels: torch's own, which are slower (the compiled ones are for --dtype bf16)"
+    if kernels == "compiled":
+        return "kernels: compiled"
+    return f"kernels: torch's own, which are slower ({reason or 'nothing could be compiled'})"

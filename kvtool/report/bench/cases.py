@@ -65,6 +65,17 @@ def tpot_ms(case: Case | None) -> float | None:
     return None if case is None or case.metrics.tpot_ms is None else case.metrics.tpot_ms.p50
 
 
+def ttfts_ms(case: Case) -> list[float]:
+    """Of every request behind the case's metrics."""
+    return [1e3 * sample.ttft_s for sample in case.samples if sample.arm != "uncached"]
+
+
+def tpots_ms(case: Case) -> list[float]:
+    """As `ttfts_ms`, of requests with more than one output token."""
+    found = [sample.tpot_s for sample in case.samples if sample.arm != "uncached"]
+    return [1e3 * seconds for seconds in found if seconds is not None]
+
+
 def total_tokens(case: Case) -> int:
     """Prompt and output tokens of one request."""
     return int(case.inputs.get("input_len") or 0) + int(case.inputs.get("output_len") or 0)

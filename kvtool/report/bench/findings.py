@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
 from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case
+from kvtool.results.warnings import load_warnings
 from kvtool.units import format_length, format_ms
 
 
 def findings(document: BenchDocument) -> list[str]:
-    """The document's main results; outputs that differ come first."""
+    """The document's main results; what makes them doubtful comes first."""
     latency, prefix, arms = (cases_of(document, part) for part in ("latency", "prefix", "no-cache"))
-    told = [_outputs(document.cases), _ceiling(document.cases), _decode(latency), _prefill(latency)]
+    told = [
+        *load_warnings(document.environment, document.cases),
+        _outputs(document.cases),
+        _ceiling(document.cases),
+        _decode(latency),
+        _prefill(latency),
+    ]
     told += [_prefix(prefix), _arms(arms), _memory(latency)]
     return [sentence for sentence in told if sentence]
 

@@ -12,12 +12,15 @@ from kvtool.report.bench.cases import (
     labels,
     speedup,
     tpot_ms,
+    tpots_ms,
+    ttfts_ms,
     uncached_ttft_ms,
     varying,
     waste_ratio,
     with_prefix,
 )
 from kvtool.report.cells import (
+    CARRIES_P99,
     DASH,
     bound,
     format_flops,
@@ -25,15 +28,16 @@ from kvtool.report.cells import (
     optional_bytes,
     optional_seconds,
     p50,
-    p99,
     percent,
     rate,
+    tail,
     yes_no,
 )
 from kvtool.report.tables import Table
 from kvtool.results import BenchDocument, Case, Prefix
 from kvtool.units import format_bytes, format_length, format_ms
 
+COPYING = ("contiguous, grown", "preallocated")  # ways of keeping K and V that a narrow terminal can spare
 GRID = ("input_len", "batch_size")
 PREFIX_GRID = ("prefix_len", *GRID)
 
@@ -61,6 +65,7 @@ def case_table(
     columns: tuple[str, ...],
     figures: Sequence[tuple[str, ...]],
     note: str,
+    spare: tuple[str, ...] = (),
 ) -> Table:
     """One line a case: what tells it from the others, with the inputs in `always`, then its figures."""
     keys = varying(cases, always)
@@ -70,6 +75,7 @@ def case_table(
         rows=[(*labels(case, keys), *cells) for case, cells in zip(cases, figures, strict=True)],
         labels=len(keys),
         note=note,
+        spare=spare,
     )
 
 
@@ -78,11 +84,12 @@ def latency_table(cases: Sequence[Case]) -> Table:
     figures = [
         (
             p50(case.metrics.ttft_ms),
-            p99(case.metrics.ttft_ms),
+            tail(case.metrics.ttft_ms, ttfts_ms(case)),
             p50(case.metrics.tpot_ms),
-            p99(case.metrics.tpot_ms),
+            tail(case.metrics.tpot_ms, tpots_ms(case)),
             rate(case.metrics.prefill_tokens_per_s),
             rate(case.metrics.decode_tokens_per_s),
+            DASH if case.metrics.ttft_ms is None else str(case.metrics.ttft_ms.n),
         )
         for case in cases
     ]
@@ -90,9 +97,10 @@ def latency_table(cases: Sequence[Case]) -> Table:
         "How fast",
         cases,
         GRID,
-        columns=("TTFT ms\np50", "TTFT ms\np99", "TPOT ms\np50", "TPOT ms\np99", "prefill\ntok/s", "decode\ntok/s"),
+        columns=("TTFT ms\np50", "+-", "TPOT ms\np50", "+-", "prefill\ntok/s", "decode\ntok/s", "n"),
         figures=figures,
-        note="TTFT: time to the first token. TPOT: time for each token after it. Token rates are of the whole batch.",
+        note="TTFT: time to the first token. TPOT: time for each token after it. +-: from the least to the most of n "
+        f"requests, or p99 where there are {CARRIES_P99}. Token rates are of the whole batch.",
     )
 
 
@@ -186,6 +194,7 @@ def prefix_table(cases: Sequence[Case]) -> Table:
         [case for case, _ in found],
         PREFIX_GRID,
         columns=("hits\nfound", "TTFT ms\nuncached", "TTFT ms\ncached", "saved ms\n(95% interval)", "saved\n%"),
+        spare=("TTFT ms\nuncached", "TTFT ms\ncached", "saved\n%"),
         figures=figures,
         note="The same prompts with and without the prefix cache, interleaved and paired. hits: share of prompt tokens "
         "found in the cache, counted by the allocator. An interval that spans 0 is no saving.",
@@ -229,6 +238,7 @@ def arm_time_table(cases: Sequence[Case]) -> Table:
         columns=("tokens", *(ARM_NAMES.get(arm, arm) for arm in by_arm), "no cache /\npaged"),
         rows=rows,
         labels=1,
+        spare=COPYING,
         note="Median time per token of a sequence that grows to this length. no cache: every step recomputes all "
         "tokens. contiguous, grown: each step copies K and V to append one. preallocated: one buffer for the longest.",
     )
@@ -243,6 +253,7 @@ def arm_memory_table(cases: Sequence[Case]) -> Table:
         columns=("tokens", *(ARM_NAMES.get(arm, arm) for arm in by_arm)),
         rows=rows,
         labels=1,
+        spare=COPYING,
         note="At the sequence's full length; in brackets the share that holds no token.",
     )
 

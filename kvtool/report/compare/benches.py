@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report import html
 from kvtool.report.cells import DASH
-from kvtool.report.charts import COLOURS, GREY, literal, new_figure
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, literal, new_figure
 from kvtool.report.tables import Table, to_html
 from kvtool.results import CompareDocument, CompareRow
 from kvtool.units import format_bytes, format_ms
@@ -30,19 +31,24 @@ NAMES = {
 }
 CHARTED = ("ttft_ms", "tpot_ms", "e2e_ms")
 UNREMARKABLE = ("same", "no difference shown")
+UNSURE = "cannot tell"
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
+LEAST_REACH = 1.06  # of the ratios' axis, so that noise of a percent does not fill the panel
+RATIO_STEPS = ((10, 100, 1000), (2, 4, 8), (1.25, 1.5), (1.1, 1.2), (1.025, 1.05))  # ticks, wide reaches first
 ROW_HEIGHT_IN = 0.26
 
 
-def compare_html(document: CompareDocument, chart: bytes) -> str:
+def compare_html(document: CompareDocument, chart: bytes, command: str = "") -> str:
     """The whole comparison as one page that needs no network; all rows, however many."""
     names = ", ".join(_documents(document))
     return html.page(
         "Benchmarks compared",
         f"{names} against {document.baseline}",
         [
-            html.key_points([*findings(document), *document.warnings]),
+            html.warnings(document.warnings),
+            html.made_of(command, ("compare.json", "compare.csv", "compare.png")),
+            html.key_points(findings(document)),
             html.section("Chart", [html.charts({f"Ratio of each timing to {document.baseline}": chart})]),
             html.section(
                 "Tables", [to_html(table) for table in compare_tables(document, max_lines=len(document.rows))]
@@ -57,11 +63,13 @@ def findings(document: CompareDocument) -> list[str]:
     sentences = []
     for name in _documents(document):
         rows = [row for row in document.rows if row.document == name]
-        words = Counter(row.verdict.split()[0] for row in rows)
+        words = Counter(word for row in rows for word in row.verdict.split())
         better, worse = (sum(words[word] for word in side) for side in (BETTER, WORSE))
         unremarkable = sum(row.verdict in UNREMARKABLE for row in rows)
+        unsure = sum(row.verdict.startswith(UNSURE) for row in rows)
         sentence = f"{name}: {better} metrics better, {worse} worse, {unremarkable} without a difference"
-        changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict not in UNREMARKABLE]
+        sentence += f", {unsure} that these runs cannot tell" if unsure else ""
+        changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict.startswith((*BETTER, *WORSE))]
         if changed:
             largest = max(changed, key=lambda row: abs((row.ratio or 1) - 1))
             sentence += f"; the largest change is {NAMES[largest.metric]} of {largest.case}, {largest.verdict}"
@@ -113,6 +121,7 @@ def _document_table(rows: Sequence[CompareRow], num_hidden: int, title: str) -> 
         columns=("metric", "baseline", "this", "ratio", "interval", "verdict"),
         rows=lines,
         labels=1,
+        spare=("baseline", "this", "interval"),
         note=f"Medians; ratio is this / baseline with its 95 % interval.{hidden}",
     )
 
@@ -145,15 +154,21 @@ def compare_figure(document: CompareDocument) -> Figure:
     cases = list(dict.fromkeys(row.case for row in document.rows))
     names = _documents(document)
     height_in = 1.6 + ROW_HEIGHT_IN * max(4, len(cases) * len(names))
-    figure, panels = new_figure(f"Ratio to {document.baseline}", panels=len(metrics), width_in=11, height_in=height_in)
+    title = f"Time against {_short(document.baseline)}"
+    figure, panels = new_figure(title, panels=len(metrics), width_in=11, height_in=height_in)
     for axes, metric in zip(panels, metrics, strict=True):
         for place, name in enumerate(names):
             rows = {row.case: row for row in document.rows if row.metric == metric and row.document == name}
             offset = (place + 1) / (len(names) + 1) - 0.5
-            _draw_ratios(axes, rows, cases, offset, COLOURS[place % len(COLOURS)], literal(name))
+            _draw_ratios(axes, rows, cases, offset, COLOURS[place % len(COLOURS)], literal(_short(name)))
         _finish_panel(axes, metric, cases, labelled=axes is panels[0])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _short(path: str) -> str:
+    """The folder and file of a document's path: `base/bench.json`."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _draw_ratios(
@@ -175,6 +190,21 @@ def _finish_panel(axes: Axes, metric: str, cases: Sequence[str], *, labelled: bo
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.set_yticks(range(len(cases)), [literal(case) for case in cases] if labelled else [""] * len(cases))
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0.95), max(high, 1.05))  # so that noise of a percent does not fill the panel
-    axes.set_title(f"{NAMES[metric]}: left of 1 is faster", fontsize=10, loc="left")
+    _ratio_axis(axes)
+    axes.set_title(NAMES[metric], fontsize=10, loc="left")
+
+
+def _ratio_axis(axes: Axes) -> None:
+    """Logarithmic and as far to the left of 1 as to the right, so that twice as fast is as far as half as fast."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.dataLim.intervalx
+    reach = LEAST_REACH if not 0 < low <= high else max(LEAST_REACH, high, 1 / low) ** 1.05
+    axes.set_xlim(1 / reach, reach)
+    steps = next((steps for steps in RATIO_STEPS if steps[0] <= reach), RATIO_STEPS[-1])
+    ticks = [step for step in steps if step <= reach]
+    axes.xaxis.set_major_locator(FixedLocator([*(1 / tick for tick in reversed(ticks)), 1, *ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
+    axes.set_xlabel("faster <- 1x -> slower, log scale", fontsize=LABEL_POINTS)

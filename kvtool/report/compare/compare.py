@@ -42,16 +42,16 @@ def _print_warnings(warnings: list[str], console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
-def write_compare(document: CompareDocument, directory: Path) -> list[Path]:
+def write_compare(document: CompareDocument, directory: Path, *, command: str = "") -> list[Path]:
     """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
     figure = compare_figure(document)
-    page = compare_html(document, png_bytes(figure))
+    page = compare_html(document, png_bytes(figure), command)
     rows = [msgspec.structs.asdict(row) for row in document.rows]
     return write_result(directory, "compare", document, rows=rows, figure=figure, html=page)
 
 
-def write_matrix(document: MatrixDocument, directory: Path) -> list[Path]:
+def write_matrix(document: MatrixDocument, directory: Path, *, command: str = "") -> list[Path]:
     """compare.json, .csv, .png and report.html in `directory`; the paths written. Raises KvtoolError."""
     figure = matrix_figure(document)
-    page = matrix_html(document, png_bytes(figure))
+    page = matrix_html(document, png_bytes(figure), command)
     return write_result(directory, "compare", document, rows=list(size_rows(document.rows)), figure=figure, html=page)

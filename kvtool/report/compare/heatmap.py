@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtool.report.charts import LABEL_POINTS, literal
+from kvtool.report.charts import LABEL_POINTS, SUBTITLE_IN, literal
 from kvtool.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def heat_map(title: str, subtitle: str, columns: Sequence[str], groups: Sequence
     figure = Figure(
         figsize=(width_in, MARGIN_HEIGHT_IN + CELL_HEIGHT_IN * lines), layout="constrained", facecolor="white"
     )
-    figure.suptitle(literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(f"{literal(title)}\n\n", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    top = 1 - SUBTITLE_IN / figure.get_figheight()
+    figure.text(0.01, top, literal(subtitle), ha="left", va="top", fontsize=10, color="#555555")
     axes = figure.subplots()
-    axes.set_title(f"{literal(subtitle)}\n", loc="left", fontsize=10, color="#555555", x=0, pad=14)
     _draw(figure, axes, columns, groups, _scale(groups))
     return figure
 

@@ -25,13 +25,14 @@ def matrix_tables(document: MatrixDocument, width: int) -> list[Table]:
     return [*_tables_within(document, width), *([] if engine is None else [engine])]
 
 
-def matrix_html(document: MatrixDocument, chart: bytes) -> str:
+def matrix_html(document: MatrixDocument, chart: bytes, command: str = "") -> str:
     """The whole comparison as one page that needs no network."""
     return html.page(
         "Models compared",
         f"KV cache of {', '.join(_models(document))}",
         [
-            html.key_points(document.warnings),
+            html.warnings(document.warnings),
+            html.made_of(command, ("compare.json", "compare.csv", "compare.png")),
             html.section("Chart", [html.charts({"KV cache bytes on one GPU": chart})]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),

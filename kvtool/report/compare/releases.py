@@ -55,7 +55,7 @@ def releases_table(document: ReleasesDocument) -> Table:
     ]
     lines.append(("rules", *(row.standing or "" for row in document.rows)))
     title = f"{document.model}, requests of {format_length(document.context)} tokens at most"
-    return Table(title=title, columns=columns, rows=lines)
+    return Table(title=title, columns=columns, rows=lines, labels=1)
 
 
 def change_line(change: ReleaseChange) -> str:

@@ -35,9 +35,11 @@ def print_replay(document: ReplayDocument, console: Console) -> None:
         ("Assumed", document.assumptions, "dim"),
     ):
         if lines:
-            console.print(Text(f"\n{heading}", style="bold"))
+            console.print(Text(heading, style="bold"))
         for line in lines:
             console.print(Text(f"- {line}", style=style))
+        if lines:
+            console.print()
 
 
 def write_replay(document: ReplayDocument, directory: Path) -> list[Path]:
@@ -89,6 +91,7 @@ def replay_table(document: ReplayDocument) -> Table:
         columns=columns,
         rows=[_cells(row, with_bytes, with_ms) for row in document.rows],
         labels=1,
+        spare=("content\n%", "relaxed\n%", "% mean\nrequest"),
         note="strict, relaxed, content: the most that any policy can hit at the capacity, in % of blocks: behind whole "
         "prefixes, block by block, and without a limit.",
     )

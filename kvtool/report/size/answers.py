@@ -58,6 +58,7 @@ def tier_table(rows: Sequence[SizeRow]) -> Table:
             "most\nseqs",
             "reload\nms",
         ),
+        spare=("the batch\ntakes", "of it"),
         rows=lines,
         labels=2,
         note=note,
@@ -114,8 +115,10 @@ def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRe
             console.print(f"- {_setting(one)}: {one.reason}", markup=False, highlight=False)
         console.print()
         return
-    console.print(to_rich(solution_table(solutions), console.width))
     best = solutions[0]
+    console.print(best_sentence(best), style="bold", highlight=False, markup=False)
+    console.print()
+    console.print(to_rich(solution_table(solutions), console.width))
     for command in (best.vllm, best.sglang):
         if command is not None:
             for line in wrapped_command(command):
@@ -123,6 +126,21 @@ def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRe
             console.print()
     if best.reason is not None:
         console.print(f"{best.reason}\n", markup=False, highlight=False)
+
+
+def best_sentence(best: SizeSolution) -> str:
+    """`4 GPUs (tp4), bf16 cache: room for 32 users of 8k (vLLM 56.51, SGLang 56.45).`"""
+    held = [
+        f"{title} {_users(users)}" for name, title in ENGINE_NAMES.items() if (users := _held(best, name)) is not None
+    ]
+    asked = f"{best.users:,} user{'s' if best.users > 1 else ''} of {format_length(best.context)}"
+    room = f" ({', '.join(held)})" if held else ""
+    return f"{_setting(best)} cache: room for {asked}{room}."
+
+
+def _held(one: SizeSolution, engine: str) -> float | None:
+    users: float | None = getattr(one, f"{engine}_users")
+    return users
 
 
 def solution_table(solutions: Sequence[SizeSolution]) -> Table:
@@ -147,6 +165,7 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
         title="What fits, best first",
         columns=("GPUs", "layout", "cache", "users", "context", *names, "pages", "room"),
         rows=rows,
+        spare=("pages", "room", "context"),
         note=f"Best: fewest GPUs, then the cache dtypes in the order tried. {' and '.join(names)}: users of that "
         "context in the plan of its start; pages: that whole pages of the formula would hold. Room: for caches on a "
         f"GPU, give or take {margin}. Below, what starts the first line.",

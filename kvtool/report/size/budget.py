@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, new_figure
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
+    from rich.text import Text
 
 MAX_BARS = 12  # of a chart
 NARROWEST_BAR = 20
@@ -61,31 +63,68 @@ def segments(row: SizeRow) -> list[Segment]:
 
 
 def columns(parts: Sequence[Segment], width: int) -> list[int]:
-    """Columns of each part, in all `width`: in proportion, but at least one each."""
+    """Columns of each part, in all `width`: in proportion, but at least one each.
+
+    Each part ends where the sum up to it does, so that the same first parts are as wide in every bar of a card.
+    """
     total = sum(part.size_bytes for part in parts)
-    counts = [max(1, round(part.size_bytes * width / total)) for part in parts]
-    while (extra := sum(counts) - width) != 0:
-        widest = counts.index(max(counts))
-        counts[widest] -= 1 if extra > 0 else -1
-    return counts
+    places, ends, below = list(GLYPHS), [0], 0
+    for part in parts:
+        below += part.size_bytes
+        behind = len(places) - places.index(part.name) - 1  # room for a column of each that may follow
+        ends.append(min(max(round(below * width / total), ends[-1] + 1), width - behind))
+    ends[-1] = width
+    return [end - start for start, end in pairwise(ends)]
 
 
 def decision(row: SizeRow) -> str:
-    """`fits, 50.2 GiB to spare`, `no: 1.7 GiB short`, or `fits, within the margin: 300 MiB short, +-900 MiB`."""
+    """`fits, 50.2 GiB to spare`, `no: 1.7 GiB short`, or `fits within the margin: 300 MiB short, +-900 MiB`."""
     fit = row.fit
     left = (fit.kv_pool_bytes or 0) - row.kv.bytes_per_gpu
     missing = fit.missing_bytes or 0
     room = f"{format_bytes_short(missing)} short" if missing else f"{format_bytes_short(left)} to spare"
     if fit.verdict == FITS_WITHIN_MARGIN:
-        return f"{fit.verdict}: {room}, +-{format_bytes_short(fit.margin_bytes or 0)}"
+        return f"fits within the margin: {room}, +-{format_bytes_short(fit.margin_bytes or 0)}"
     return f"no: {room}" if missing else f"fits, {room}"
+
+
+def verdict(rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]]) -> str | None:
+    """The answer in one sentence: whether the rows fit their card, and the one that leaves least, or is missing least.
+
+    None where no row has a card whose room is known. `remedies` has what would make each row fit.
+    """
+    refused = next((row.engine for row in rows if row.engine.refusal), None)
+    if refused is not None and all(row.engine.refusal for row in rows):
+        return f"Would not start: {refused.refusal}"
+    judged = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
+    if not judged:
+        return None
+    inputs = judged[0].inputs
+    where = f"{inputs.num_gpus} x {inputs.gpu}"
+    fitting = [row for row in judged if row.fit.fits]
+    if len(judged) == 1:
+        (ways,) = [some for row, some in zip(rows, remedies, strict=True) if row is judged[0]]
+        told = would_fit(judged[0], ways) if ways else f"{_case(judged[0])}: {decision(judged[0])}."
+        return f"{where}, {told}"
+    if not fitting:
+        least = min(judged, key=lambda row: row.fit.missing_bytes or 0)
+        return f"{where}: none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
+    largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
+    told = f"{_case(largest)}: {decision(largest)}."
+    if len(fitting) < len(judged):
+        return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
+    return f"{where}: all {len(judged)} fit; the largest, {told}"
+
+
+def _case(row: SizeRow) -> str:
+    return f"{_label(row)} in {row.inputs.kv_cache_dtype}"
 
 
 def would_fit(row: SizeRow, ways: Sequence[str]) -> str:
     """`128k x 16 in bf16: no: 205 GiB short; fp8 cache or --tp 8 would do.`"""
     *some, last = ways
     what = f"{', '.join(some)} or {last}" if some else last
-    return f"{_label(row)} in {row.inputs.kv_cache_dtype}: {decision(row)}; {what} would do."
+    return f"{_case(row)}: {decision(row)}; {what} would do."
 
 
 def _memory(row: SizeRow) -> int:
@@ -103,18 +142,24 @@ def print_budget(rows: Sequence[SizeRow], console: Console) -> None:
     rows = [row for row in rows if segments(row)]
     if not rows:
         return
-    labels = [_label(row) for row in rows]
+    label_width = max(len(_label(row)) for row in rows)
+    room = min(console.width, WIDE) - label_width - 6
     ends = [f"KV {format_bytes_short(row.kv.bytes_per_gpu)} {decision(row)}" for row in rows]
-    width = min(console.width, WIDE) - max(map(len, labels)) - max(map(len, ends)) - 6
+    if room - max(map(len, ends)) < NARROWEST_BAR:
+        ends = [decision(row) for row in rows]
+    width = room - max(map(len, ends))
     console.print(Text(f"Memory of one {rows[0].inputs.gpu}, {format_bytes_short(_memory(rows[0]))}", style="bold"))
-    for row, label, end in zip(rows, labels, ends, strict=True):
-        line = Text(f" {label:>{max(map(len, labels))}} ", no_wrap=True)
-        parts = segments(row)
-        for part, count in zip(parts, columns(parts, max(width, NARROWEST_BAR)), strict=True):
-            line.append(GLYPHS[part.name] * count, style="red" if part.overfull else STYLES[part.name])
+    for row, end in zip(rows, ends, strict=True):
+        line = Text(f" {_label(row):>{label_width}} ")
+        if width >= len(GLYPHS):
+            _append_bar(line, segments(row), width)
         console.print(line.append(f"| {end}", style="red" if row.fit.missing_bytes else ""))
     console.print(Text("  ".join(_legend(rows[0].fit)), style="dim"))
-    console.print()
+
+
+def _append_bar(line: Text, parts: Sequence[Segment], width: int) -> None:
+    for part, count in zip(parts, columns(parts, width), strict=True):
+        line.append(GLYPHS[part.name] * count, style="red" if part.overfull else STYLES[part.name])
 
 
 def _legend(fit: SizeFit) -> Iterator[str]:

@@ -28,8 +28,8 @@ def size_figure(document: SizeDocument) -> Figure:
     tokens_axis(axes)
     labels = [_draw_line(axes, rows, colour) for rows, colour in _lines(document)]
     labels += _draw_levels(axes, document)
-    axes.set_xlabel("context, tokens a sequence")
-    axes.set_ylabel("bytes on a GPU")
+    axes.set_xlabel("context, tokens a sequence, log scale")
+    axes.set_ylabel("bytes on a GPU, log scale")
     label_ends(figure, axes, labels)
     return figure
 

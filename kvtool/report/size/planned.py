@@ -33,7 +33,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
         engine = next(same).engine
         if engine.name is None:
             continue
-        name = f"{engine_name(engine)} {engine.version}"
+        name = f"{engine_name(engine)} {engine.version}{_extrapolated(engine)}"
         console.print(Text.assemble((name, "bold"), f", {dtype} cache: {_blocks(engine)}"))
         if engine.log_line:
             console.print(engine.log_line, highlight=False, soft_wrap=True)
@@ -42,6 +42,11 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
         if engine.groups:
             console.print(to_rich(_groups_of(engine), console.width))
             console.print(_request(engine), style="dim", highlight=False)
+
+
+def _extrapolated(engine: SizeEngine) -> str:
+    """That no rules of this release are known, which the numbers hang on more than on anything else."""
+    return " (extrapolated)" if engine.standing == "extrapolated" else ""
 
 
 def engine_name(engine: SizeEngine) -> str:

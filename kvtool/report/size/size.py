@@ -11,12 +11,13 @@ from kvtool.report.files import write_result
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import print_answers, print_solutions
-from kvtool.report.size.budget import budget_figure, print_budget, would_fit
+from kvtool.report.size.budget import budget_figure, print_budget, verdict, would_fit
 from kvtool.report.size.charts import size_figure
 from kvtool.report.size.planned import print_engine
-from kvtool.report.size.tables import layer_table, row_table
+from kvtool.report.size.tables import layer_sentence, layer_table, row_table
 from kvtool.report.tables import to_rich
 from kvtool.results import SizeDocument, SizeRow
+from kvtool.results.size import FIRST_NODE
 from kvtool.units import format_bytes
 
 if TYPE_CHECKING:
@@ -31,18 +32,31 @@ def print_size(
     remedies: Sequence[Sequence[str]] = (),
     explain: bool = False,
 ) -> None:
-    """What was found, then for each model what its layers keep and a row for each batch; what all of it hangs on last.
+    """The answer in line 1, then for each model what its layers keep and a row for each batch; what all of it hangs on
+    last. Of solutions only the best is drawn, unless all is explained.
 
     `remedies` has for each row what would make it fit; `explain` shows every assumption in place of the `hinge`.
     """
+    ways = [list(some) for some in remedies] or [[] for _ in document.rows]
     if document.solutions is not None:
         print_solutions(document.solutions, document.rejected or [], console)
+    elif told := verdict(document.rows, ways):
+        console.print(told, style="bold", highlight=False, markup=False)
+    show = _print_best if document.solutions and not explain else _print_model
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
-        _print_model(list(rows), console)
-    for row, ways in zip(document.rows, remedies, strict=False):
-        if ways:
-            console.print(would_fit(row, ways), highlight=False, markup=False)
-    print_notes(document.assumptions, console, hinge=hinge, explain=explain)
+        show(list(rows), console)
+    for row, some in zip(document.rows, ways, strict=False):
+        if some and len(document.rows) > 1:
+            console.print(would_fit(row, some), highlight=False, markup=False)
+    print_notes(_notes(document), console, hinge=hinge, explain=explain)
+
+
+def _notes(document: SizeDocument) -> list[str]:
+    """The assumptions, without what is to be put into commands of several nodes where the commands shown have one."""
+    best = next(iter(document.solutions or ()), None)
+    if best is None or best.nodes > 1:
+        return document.assumptions
+    return [note for note in document.assumptions if FIRST_NODE not in note]
 
 
 def write_size(document: SizeDocument, directory: Path, *, curve: SizeDocument) -> list[Path]:
@@ -67,12 +81,25 @@ def _print_model(rows: list[SizeRow], console: Console) -> None:
     model, weights = rows[0].model, rows[0].weights
     known = f"weights {format_bytes(weights.bytes)}, {weights.source}" if weights.bytes else f"weights {weights.source}"
     console.print(Text.assemble((model.id, "bold"), f": {model.attention}, {model.num_layers} layers; {known}"))
-    console.print(to_rich(layer_table(rows), console.width))
+    layers = layer_table(rows)
+    if (one := layer_sentence(layers)) is None:
+        console.print()
+        console.print(to_rich(layers, console.width))
+    else:
+        console.print(one, highlight=False, markup=False)
+        console.print()
     for same in (list(group) for _, group in groupby(rows, key=_dtype)):
         console.print(to_rich(row_table(same), console.width))
         print_budget(same, console)
         print_answers(same, console)
     print_engine(rows, console)
+
+
+def _print_best(rows: list[SizeRow], console: Console) -> None:
+    """Under the solutions: what the best of them leaves of a GPU."""
+    for same in (list(group) for _, group in groupby(rows, key=_dtype)):
+        print_budget(same, console)
+        print_answers(same, console)
 
 
 def _dtype(row: SizeRow) -> str:

@@ -29,6 +29,14 @@ def layer_table(rows: list[SizeRow]) -> Table:
     )
 
 
+def layer_sentence(table: Table) -> str | None:
+    """A table of one line, of layers that grow without bound, as a sentence; else None."""
+    if len(table.rows) != 1 or table.rows[0][-1]:
+        return None
+    dtype, layers, shape, *_, size, _bound = table.rows[0]
+    return f"A token takes {size} bytes in {dtype}: {layers} layers" + (f" of {shape}." if shape else ".")
+
+
 def _layer_cells(layers: SizeLayers) -> tuple[str, str, str, str]:
     shape = ""
     if layers.kv_heads is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import Model
 from kvtool.results import ENGINE_NAMES
+from kvtool.results.size import FIRST_NODE
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.flags import FLAGS
 from kvtool.sizing.engines.options import EngineOptions
@@ -15,7 +16,6 @@ from kvtool.sizing.parallel import Parallel
 from kvtool.units import ceil_div
 
 NODE_GPUS = 8
-FIRST_NODE = "FIRST_NODE"  # stands for the address of the node that the others connect to
 FLOAT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of weights
 STATE_NAMES = {AUTO: AUTO, **FLOAT_NAMES}
 CACHE_NAMES = {

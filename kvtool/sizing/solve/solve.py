@@ -9,6 +9,7 @@ from typing import Any
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import ENGINE_NAMES, SizeDocument, SizeRejected, SizeSolution
+from kvtool.results.size import FIRST_NODE
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.fit import MAX_BATCH_SIZE
 from kvtool.sizing.options import SizeOptions
@@ -16,7 +17,7 @@ from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.size import size
 from kvtool.sizing.solve.answer import Answer, answer, as_asked, page_users
-from kvtool.sizing.solve.command import FIRST_NODE, NODE_GPUS, Command, command, nodes_of
+from kvtool.sizing.solve.command import NODE_GPUS, Command, command, nodes_of
 from kvtool.sizing.solve.layouts import layouts_of
 from kvtool.units import ceil_div
 
@@ -73,11 +74,12 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
         _raise_if_never_asked(tried)
     shown = _options_shown(options, found[0] if found else tried[-1], question)
     document = size(model, options=shown)
+    solutions = [_solution(candidate, best, question) for candidate in found if (best := candidate.best)]
     solved = SizeDocument(
         rows=document.rows,
-        solutions=[_solution(candidate, best, question) for candidate in found if (best := candidate.best)],
+        solutions=solutions,
         rejected=[_rejected(candidate, question) for candidate in tried if candidate.best is None],
-        assumptions=list(dict.fromkeys([*document.assumptions, *_assumptions(found)])),
+        assumptions=list(dict.fromkeys([*document.assumptions, *_assumptions(found, solutions)])),
     )
     return solved, shown
 
@@ -219,7 +221,7 @@ def _reasons(candidate: _Candidate, question: Question) -> Iterator[str]:
             yield f"{ENGINE_NAMES[name]} holds {found.capacity:,.2f} of {question.users or 1:,} users"
 
 
-def _assumptions(found: list[_Candidate]) -> Iterator[str]:
+def _assumptions(found: list[_Candidate], solutions: list[SizeSolution]) -> Iterator[str]:
     yield RANKING
     yield (
         "solutions are by the plans that engines would make of the estimated pool, for requests all as long as the "
@@ -228,7 +230,7 @@ def _assumptions(found: list[_Candidate]) -> Iterator[str]:
     for candidate in found[:1]:
         for answered in candidate.answers.values():
             yield from answered.assumptions if answered.refusal is None else ()
-    if any(nodes_of(candidate.parallel) > 1 for candidate in found):
+    if any(FIRST_NODE in (line or "") for one in solutions for line in (one.vllm, one.sglang)):
         yield (
             f"a node has {NODE_GPUS} GPUs; the commands are the first node's: put its address for {FIRST_NODE}, and on "
             "the others --node-rank 1, ... (vLLM: with --headless)"

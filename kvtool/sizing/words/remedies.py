@@ -62,5 +62,5 @@ def _wider(row: SizeRow, plans: Plans) -> Iterator[str]:
 
 
 def _fits(row: SizeRow, plan: SizePlan | None) -> bool:
-    """Whether a plan holds the row's batch."""
-    return plan is not None and plan.row(row.inputs.context, row.inputs.batch_size).fit.fits is True
+    """Whether a plan holds the row's batch, its margin not called upon."""
+    return plan is not None and plan.row(row.inputs.context, row.inputs.batch_size).fit.missing_bytes == 0

@@ -110,3 +110,22 @@ def test_what_a_comparison_hangs_on_is_its_widest_interval(compared: CompareDocu
     assert told is not None
     assert told.endswith(f"its interval is {max(widths):.1%} either way")
     assert widest_interval(msgspec.structs.replace(compared, rows=[])) is None
+
+
+def test_the_axis_of_ratios_is_logarithmic_around_1_and_says_so(compared: CompareDocument) -> None:
+    for axes in compare_figure(compared).axes:
+        low, high = axes.get_xlim()
+        assert axes.get_xscale() == "log"
+        assert low * high == pytest.approx(1)
+        assert "log" in axes.get_xlabel()
+        assert len([tick for tick in axes.get_xticks() if low <= tick <= high]) >= 3
+
+
+def test_the_page_warns_first_and_names_its_command_and_data(compared: CompareDocument) -> None:
+    warned = msgspec.structs.replace(compared, warnings=["a load of 0.97 cores"])
+    page = compare_html(warned, b"", "kvtool compare a b")
+    places = [
+        page.index(words)
+        for words in ("a load of 0.97 cores", "kvtool compare a b", 'href="compare.json"', "metrics better")
+    ]
+    assert places == sorted(places)

@@ -35,3 +35,10 @@ def test_nothing_to_store_is_white_and_breaks_no_scale() -> None:
     axes = heat_map("t", "s", ["a"], [Group(heading="g", rows=[("r", [Cell(count=0)])])]).axes[0]
     assert to_hex(axes.patches[0].get_facecolor()) == "#ffffff"
     assert axes.texts[1].get_text() == "0"
+
+
+def test_the_subtitle_stands_under_the_title_as_in_other_charts() -> None:
+    figure = heat_map("t", "what it shows", ["a"], [Group(heading="g", rows=[("r", [Cell(count=1)])])])
+    (subtitle,) = [text for text in figure.texts if text.get_text() == "what it shows"]
+    assert subtitle.get_position()[0] == 0.01
+    assert not figure.axes[0].get_title(loc="left")

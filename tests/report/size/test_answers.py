@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import (
@@ -17,6 +16,7 @@ from kvtool.report.size.answers import (
     wrapped_command,
 )
 from kvtool.report.size.size import print_size
+from kvtool.report.terminal import Terminal
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions.tiers import Places
@@ -38,11 +38,11 @@ HOPPER = msgspec.structs.replace(CARD, vendor="NVIDIA", arch="Hopper")
 ONE = replace(QUESTION, open_gpus=False, open_dtype=False)
 
 
-def console(width: int) -> Console:
-    return Console(width=width, file=io.StringIO(), color_system=None)
+def console(width: int) -> Terminal:
+    return Terminal(width=width, file=io.StringIO(), color_system=None)
 
 
-def text(of: Console) -> str:
+def text(of: Terminal) -> str:
     assert isinstance(of.file, io.StringIO)
     return of.file.getvalue()
 
@@ -95,7 +95,21 @@ def test_solutions_in_a_table_and_as_commands() -> None:
     command = document.solutions[0].vllm
     assert command is not None
     assert "\n".join(wrapped_command(command)) in printed
-    assert printed.index("What fits, best first") < printed.index("What the layers keep")
+    lines = printed.splitlines()
+    assert lines[0] == "4 GPUs (tp4), fp8 cache: room for 64 users of 32k (vLLM 126.03, SGLang 126.00)."
+    assert printed.index("What fits, best first") < printed.index("vllm serve") < printed.index("Memory of one")
+    assert lines[-1].endswith("notes: --explain or --json.")
+    assert "What the layers keep" not in printed
+    assert "FIRST_NODE" not in printed
+
+
+def test_the_first_node_is_mentioned_where_it_stands_in_a_command() -> None:
+    for parallel, mentioned in ((Parallel(tp=4), False), (Parallel(tp=8, pp=2), True)):
+        document, _ = solve(LLAMA_8B, SizeOptions(gpu=HOPPER, parallel=parallel), replace(QUESTION, open_gpus=False))
+        shown = console(100)
+        print_size(document, shown, explain=True)
+        printed = text(shown)
+        assert ("--nnodes" in printed) == ("put its address for FIRST_NODE" in " ".join(printed.split())) == mentioned
 
 
 def test_no_solution_is_said() -> None:

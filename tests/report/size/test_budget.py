@@ -3,15 +3,26 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
-from rich.console import Console
 
 from kvtool.report.files import png_bytes
-from kvtool.report.size.budget import Segment, budget_figure, columns, decision, print_budget, segments, would_fit
+from kvtool.report.size.budget import (
+    GLYPHS,
+    Segment,
+    budget_figure,
+    columns,
+    decision,
+    print_budget,
+    segments,
+    would_fit,
+)
+from kvtool.report.terminal import Terminal
 from kvtool.results import Calibration, SizeRow
+from kvtool.results.size import FITS_WITHIN_MARGIN
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
 from kvtool.units import GIB
@@ -25,7 +36,7 @@ def rows(**options: object) -> list[SizeRow]:
 
 
 def printed(some: list[SizeRow], width: int = 80) -> list[str]:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console = Terminal(width=width, file=io.StringIO(), color_system=None)
     print_budget(some, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
@@ -72,24 +83,53 @@ def test_no_bar_without_a_known_pool() -> None:
     assert budget_figure(unknown) is None
 
 
-@given(sizes=st.lists(st.integers(1, 1 << 40), min_size=1, max_size=6), width=st.integers(6, 100))
+@given(sizes=st.lists(st.integers(0, 1 << 40), min_size=6, max_size=6).filter(any), width=st.integers(6, 100))
 def test_columns_fill_the_width_and_leave_no_part_out(sizes: list[int], width: int) -> None:
-    counts = columns([Segment("weights", size) for size in sizes], width)
+    parts = [Segment(name, size) for name, size in zip(GLYPHS, sizes, strict=True) if size]
+    counts = columns(parts, width)
     assert sum(counts) == width
     assert min(counts) >= 1
 
 
-@pytest.mark.parametrize("width", [80, 100, 200])
+@given(
+    terms=st.lists(st.integers(1, 1 << 30), min_size=3, max_size=3),
+    pool=st.integers(2, 1 << 30),
+    width=st.integers(6, 100),
+    data=st.data(),
+)
+def test_equal_terms_are_as_wide_in_every_bar(terms: list[int], pool: int, width: int, data: st.DataObject) -> None:
+    """Whatever the cache of a row takes of the pool, weights, activations and reserve are drawn alike."""
+    names = list(GLYPHS)
+
+    def drawn(used: int) -> list[int]:
+        sizes = [*terms, used, pool - used, pool]
+        return columns([Segment(name, size) for name, size in zip(names, sizes, strict=True) if size], width)
+
+    one, other = drawn(data.draw(st.integers(1, pool))), drawn(data.draw(st.integers(1, pool)))
+    assert one[:3] == other[:3]
+
+
+def test_a_verdict_within_the_margin_says_by_how_much() -> None:
+    fits = rows()[0]
+    missing, margin = 300 << 20, 900 << 20
+    fit = msgspec.structs.replace(fits.fit, verdict=FITS_WITHIN_MARGIN, missing_bytes=missing, margin_bytes=margin)
+    told = decision(msgspec.structs.replace(fits, fit=fit))
+    assert told == "fits within the margin: 300 MiB short, +-900 MiB"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_bars_are_as_long_as_each_other_and_keep_to_the_width(width: int) -> None:
     lines = printed(rows(), width)
     assert max(map(len, lines)) <= min(width, 100)
-    bars = [line for line in lines if "| KV" in line]
+    bars = [line for line in lines if "| " in line]
     assert len(bars) == 4
-    assert len({line.index("| KV") for line in bars}) == 1
-    assert bars[0].endswith("| KV 1 GiB fits, 50.6 GiB to spare")
+    assert len({line.index("| ") for line in bars}) == 1
+    assert len({line.count("█") for line in bars}) == 1
+    assert bars[0].endswith("| fits, 50.6 GiB to spare" if width == 60 else "| KV 1 GiB fits, 50.6 GiB to spare")
     assert bars[3].count("■") > bars[1].count("■") > bars[0].count("■") == 1
     assert "·" not in bars[3]
-    assert "█ weights 15 GiB  ▓ activations 936 MiB  ▒ reserve 1.02 GiB  ■ KV  · free" in " ".join(lines)
+    legend = "█ weights 15 GiB ▓ activations 936 MiB ▒ reserve 1.02 GiB ■ KV · free"
+    assert legend in " ".join(" ".join(lines).split())
 
 
 def test_what_was_measured_is_said() -> None:

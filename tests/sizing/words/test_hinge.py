@@ -13,7 +13,7 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
 from kvtool.sizing.words.hinge import Hinge, largest_hinge
-from kvtool.units import GIB, MIB
+from kvtool.units import MIB
 from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B, QWEN3_NEXT
 
 ASSUMED: Gpu = msgspec.structs.replace(CARD, memory_assumed=True, memory_margin_bytes=2048 * MIB)
@@ -30,13 +30,15 @@ def test_a_size_of_which_all_is_known_hangs_on_nothing() -> None:
 
 
 def test_on_a_card_it_is_the_estimate_that_is_furthest_off() -> None:
-    """CUDA graphs are good to 0.67 GiB alone, activations of 0.91 GiB to a quarter."""
     found = hinge(LLAMA_8B, gpu=CARD)
-    fit = size(LLAMA_8B, options=SizeOptions(contexts=(32768,), gpu=CARD)).rows[0].fit
+    (row,) = size(LLAMA_8B, options=SizeOptions(contexts=(32768,), gpu=CARD)).rows
+    runtime, activations = row.fit.reserve_margin_bytes, row.fit.activation_margin_bytes
     assert found is not None
-    assert found.size_bytes == fit.reserve_margin_bytes
-    assert (fit.reserve_margin_bytes or 0) > max(fit.activation_margin_bytes or 0, 0.67 * GIB)
+    assert (found.size_bytes, found.whole_bytes) == (runtime, row.fit.kv_pool_bytes)
+    assert runtime is not None
+    assert runtime > (activations or 0)
     assert str(found).startswith("what the runtime takes, an estimate: ")
+    assert str(found).endswith(f", {found.size_bytes / found.whole_bytes:.1%} of the room for cache")
 
 
 def test_what_was_measured_is_no_hinge() -> None:

@@ -22,12 +22,15 @@ PADDING = -1
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """R sequences that decode, at addresses that never change: token_ids and positions [R] int64, the token to compute
-    and where it stands; block_tables [R, N] int32, wide enough for the longest sequence, so that attention is split in
-    the same way at every length; temperatures and top_ps [R].
+    """R rows on the device, one for each sequence that decodes. Their addresses never change.
 
-    A row at position PADDING holds no sequence. Its slot is -1 and its length 0: every kernel writes nothing for it and
-    attends to nothing, so no page of the pool has to be set aside for it, and whatever its other columns are is valid.
+    - token_ids [R] int64: the token to compute.
+    - positions [R] int64: where it stands in its sequence; PADDING where the row holds no sequence.
+    - block_tables [R, N] int32: as wide as the longest sequence needs, so that every length splits attention alike.
+    - temperatures, top_ps [R]: how the next token is drawn.
+
+    A padding row takes no page. Its slot is -1 and its length 0, so kernels write nothing for it and attend to nothing,
+    and its other columns may hold anything.
     """
 
     token_ids: Tensor

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from kvtool.engine.graphs.step import PADDING, DecodeRows, decode_rows, decode_step
+from kvtool.engine.graphs.decode_step import PADDING, DecodeRows, decode_rows, decode_step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw

@@ -1,4 +1,4 @@
-"""Every variant the launchers can pick, compiled for one target: `python -m tests.kernels.variants 90`.
+"""Every variant the launchers can pick, compiled for one target: `python -m tests.kernels.triton.variants 90`.
 
 Prints one JSON object a line. A compiler that crashes takes its process along, so tests run this in one of their own.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 from kvtool.kernels.interface import ExpertWeights, Gate, Pages, Rows, Softmax
 from kvtool.kernels.triton import launch, products, step
 from kvtool.kernels.triton.tiles.rules import Target
-from tests.kernels.ahead_of_time import Launch, compile_launch, record
-from tests.kernels.budgets import SHARED_BYTES
+from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
+from tests.kernels.triton.budgets import SHARED_BYTES
 
 DTYPES = {
     "fp32": torch.float32,

@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 import pytest
 import triton
 
-from tests.kernels.budgets import (
+from tests.kernels.triton.budgets import (
     LOCAL_BYTES,
     MIN_DECODE_BUFFERS,
     MIN_PRODUCT_BUFFERS,
@@ -28,7 +28,7 @@ from tests.kernels.budgets import (
 )
 
 pytestmark = pytest.mark.aot
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 INSTALLED, OLDEST = triton.__version__, "3.6.0"
 TARGETS = [pytest.param((INSTALLED, capability), id=f"{INSTALLED}-sm_{capability}") for capability in SHARED_BYTES]
 TARGETS += [
@@ -56,7 +56,7 @@ class Built:
 @pytest.fixture(scope="module", params=TARGETS)
 def built(request: pytest.FixtureRequest) -> Built:
     version, capability = request.param
-    command = [sys.executable, "-m", "tests.kernels.variants", str(capability)]
+    command = [sys.executable, "-m", "tests.kernels.triton.variants", str(capability)]
     path = [str(_fetched(version))] if version != INSTALLED else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(REPOSITORY)])}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)

@@ -1,0 +1,94 @@
+"""Identical code does not fail, a slow-down is found, and what cannot be told is said: on documents made from seeds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvtool.compare.documents import NamedDocument, compare_documents, regressions
+from kvtool.compare.sources import read_bench
+from kvtool.results import BenchDocument, CompareRow
+from tests.compare.example import document
+
+LENGTHS = (64, 128, 256, 320, 512, 1024, 2048, 4096)
+PAIRS = 20
+
+
+def made(seed: int, tpot_factor: float = 1.0, run_noise: float = 0.02, runs: int = 3) -> BenchDocument:
+    """As `bench --runs 3` makes it: three iterations a run."""
+    return document(tpot_factor, seed, LENGTHS, iterations=3 * runs, runs=runs, run_noise=run_noise)
+
+
+def rows(a: BenchDocument, b: BenchDocument) -> list[CompareRow]:
+    return compare_documents(NamedDocument("a", a), [NamedDocument("b", b)]).rows
+
+
+def failing(found: list[CompareRow]) -> list[CompareRow]:
+    return regressions(found, limit=0.05)
+
+
+@pytest.mark.parametrize("run_noise", [0.0, 0.02, 0.05, 0.2])
+def test_identical_code_does_not_fail(run_noise: float) -> None:
+    pairs = [rows(made(2 * i, run_noise=run_noise), made(2 * i + 1, run_noise=run_noise)) for i in range(PAIRS)]
+    assert sum(bool(failing(found)) for found in pairs) <= 1
+
+
+@pytest.mark.parametrize("run_noise", [0.0, 0.01, 0.03])
+def test_a_slow_down_of_a_fifth_is_found(run_noise: float) -> None:
+    pairs = [rows(made(2 * i, run_noise=run_noise), made(2 * i + 1, 1.2, run_noise)) for i in range(PAIRS)]
+    assert sum({"tpot_ms"} <= {row.metric for row in failing(found)} for found in pairs) >= 19
+
+
+def test_where_runs_differ_by_a_fifth_it_is_said_that_nothing_can_be_told() -> None:
+    found = [row for row in rows(made(1, run_noise=0.2), made(2, 1.2, run_noise=0.2)) if row.metric == "tpot_ms"]
+    assert all(row.verdict.startswith("cannot tell: runs differ by ") for row in found)
+    assert all(row.noise is not None and row.noise > 0.1 for row in found)
+
+
+def test_one_run_a_side_never_ends_in_a_regression() -> None:
+    for one, other in ((1, 1), (1, 3), (3, 1)):
+        found = rows(made(1, runs=one), made(2, 2.0, runs=other))
+        assert failing(found) == []
+        timings = [row for row in found if row.unit in ("ms", "tokens/s")]
+        assert {row.verdict for row in timings} == {"cannot tell from one run"}
+
+
+def test_fewer_than_eight_samples_give_no_verdict() -> None:
+    few = [document(factor, seed, iterations=3, runs=3) for factor, seed in ((1.0, 1), (2.0, 2))]
+    found = [row for row in rows(*few) if row.unit in ("ms", "tokens/s")]
+    assert {(row.verdict, row.n) for row in found} == {("cannot tell from 6 samples", 6)}
+    assert failing(found) == []
+
+
+def test_no_difference_within_what_two_runs_of_one_side_differ_by() -> None:
+    for row in rows(made(3, run_noise=0.1), made(4, 1.05, run_noise=0.1)):
+        if row.noise is not None and row.ratio is not None and 1 / (1 + row.noise) < row.ratio < 1 + row.noise:
+            assert not row.verdict.startswith(("faster", "slower", "lower", "higher"))
+
+
+def test_the_committed_report_against_another_single_run_has_no_regression() -> None:
+    report = read_bench(str(Path(__file__).parents[2] / "examples/reports/cpu")).document
+    slower = copy.deepcopy(msgspec.to_builtins(report))
+    for case in slower["cases"]:
+        for sample in case["samples"]:
+            sample["ttft_s"], sample["e2e_s"] = 1.5 * sample["ttft_s"], 1.5 * sample["e2e_s"]
+            sample["itl_s"] = [1.5 * gap for gap in sample["itl_s"]]
+        for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"):
+            if case["metrics"][name]:
+                case["metrics"][name]["p50"] *= 1.5
+    found = rows(report, msgspec.convert(slower, BenchDocument))
+    assert any(row.metric == "tpot_ms" and row.ratio == pytest.approx(1.5) for row in found)
+    assert failing(found) == []
+
+
+def test_an_exact_count_still_fails_from_one_run() -> None:
+    more = made(2, runs=1)
+    cases = [
+        msgspec.structs.replace(case, memory=msgspec.structs.replace(case.memory, kv_allocated_bytes=8192))
+        for case in more.cases
+    ]
+    found = rows(made(1, runs=1), msgspec.structs.replace(more, cases=cases))
+    assert {row.metric for row in failing(found)} == {"kv_allocated_bytes"}
