@@ -21,7 +21,7 @@ INTRODUCTION = """\
 
 Starts of vLLM on H100s, each term as kvtool predicts it beside what the log has. `python examples/accuracy/accuracy.py`
 prints this page. The logs are public: jgchn/llm-d-planner (Apache-2.0), its history in 2026, as
-[starts.csv](starts.csv); shapes that kvtool's catalogue lacks are in [shapes.yaml](shapes.yaml), with their sources.
+[starts.csv](starts.csv).
 
 Memory of the card and utilisation are the log's. GiB, predicted / logged. The pool is that of the weights as logged;
 with kvtool's own weights it stands beside it, where the checkpoint's format is known. Under pipeline parallelism the

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.model import Model
-from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
+from kvtool.catalog.resolve import resolve_model
 from kvtool.sizing.engines.estimates import Estimates
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm import plan
@@ -22,14 +21,6 @@ from kvtool.units import GIB
 
 CARD = "H100-SXM-80GB"
 CARD_GIB = 79.19  # of the two oldest starts, whose logs do not have it: as of all others
-# Checkpoints of a base that the catalogue knows: their shape is the base's, their weights are not.
-BASES = {
-    "RedHatAI/Llama-3.3-70B-Instruct-fp8-dynamic": "meta-llama/Llama-3.3-70B-Instruct",
-    "redhatai/Llama-3.3-70B-Instruct-quantized.w8a8": "meta-llama/Llama-3.3-70B-Instruct",
-    "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8": "meta-llama/Llama-3.1-8B",
-    "RedHatAI/Qwen2.5-7B-Instruct-fp8-dynamic": "Qwen/Qwen2.5-7B",
-    "RedHatAI/Qwen2.5-7B-Instruct-quantized.w8a8": "Qwen/Qwen2.5-7B",
-}
 
 
 @dataclass(frozen=True)
@@ -54,13 +45,13 @@ class Start:
 
 
 def read_starts(folder: Path) -> list[Start]:
-    """All starts of `folder`/starts.csv, by the shapes of the catalogue and of shapes.yaml."""
+    """All starts of `folder`/starts.csv. Raises KvtoolError for a model that nobody knows."""
     with (folder / "starts.csv").open() as file:
-        return [_predict(row, folder / "shapes.yaml") for row in csv.DictReader(file)]
+        return [_predict(row) for row in csv.DictReader(file)]
 
 
-def _predict(row: dict[str, str], shapes: Path) -> Start:
-    model = _model(row["model"], shapes)
+def _predict(row: dict[str, str]) -> Start:
+    model = replace(resolve_model(row["model"]), id=row["model"])
     options = EngineOptions(
         name="vllm",
         version=row["vllm"],
@@ -86,15 +77,6 @@ def _predict(row: dict[str, str], shapes: Path) -> Start:
     )
 
 
-def _model(name: str, shapes: Path) -> Model:
-    """The catalogue's, or that of shapes.yaml. Raises KvtoolError for a name that neither has."""
-    for catalogue in (load_catalogue(), load_catalogue(shapes)):
-        for known in (name, BASES.get(name, name)):
-            if (found := catalogue.find(known)) is not None:
-                return replace(found, id=name)
-    raise KvtoolError(f"no source has the shape of {name}")
-
-
 def _stage(model: Model, options: EngineOptions, *, last: bool) -> Estimates:
     gpu = find_gpu(CARD)
     limits = batch_limits(gpu, max_model_len=options.max_model_len)
@@ -112,8 +94,6 @@ def _weights_gib(model: Model, row: dict[str, str], parallel: Parallel) -> float
     """Of a checkpoint in 16 or 32 bits, or in fp8 by vLLM itself; of others where the model says how it is stored."""
     own = {"None": row["dtype"].removeprefix("torch."), "fp8": "fp8"}.get(row["quantization"])
     if own is None and model.quantisation is None:
-        return None
-    if "tower is not counted" in (model.notes or ""):
         return None
     size = weigh(model, own or "auto").bytes_per_gpu(parallel)
     return None if size is None else size / GIB
