@@ -32,13 +32,19 @@ def answer(
     """Print the document with `show` or as JSON and the notes on standard error, then write the files of --out.
 
     Exits with `code` where it is not 0. A pipe that nobody reads keeps no file from being written. Raises KvtoolError
-    for a folder that cannot be written, when all is printed.
+    for a folder that cannot be made, and, when all is printed, for files that cannot be written.
     """
+    from kvtool.report.files import check_writable
+
+    out = output.out if write is not None and isinstance(output, Output) else None
+    if out is not None:
+        check_writable(out)
+
     try:
         _print(document, output, show, notes)
     finally:
-        if write is not None and isinstance(output, Output) and output.out is not None:
-            write(document, output.out)
+        if write is not None and out is not None:
+            write(document, out)
     if code:
         raise typer.Exit(code)
 

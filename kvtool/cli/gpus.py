@@ -36,7 +36,7 @@ def gpus(
 
 def show(rows: list[Gpu], console: Console) -> None:
     """A line a card; of a single one its other facts too."""
-    from kvtool.report.tables import to_rich
+    from kvtool.report.fitting import to_rich
 
     console.print(to_rich(overview(rows), console.width))
     if len(rows) == 1:

@@ -45,7 +45,7 @@ def models(
 
 def show(rows: Rows, console: Console) -> None:
     """A line a model; of a single one its other facts too."""
-    from kvtool.report.tables import to_rich
+    from kvtool.report.fitting import to_rich
 
     console.print(to_rich(overview(rows), console.width))
     if len(rows) == 1:

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from kvtool.errors import visible
-from kvtool.report.tables import WIDE, Table
+from kvtool.report.tables import WIDE, Table, paragraph
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 NARROWEST_PROSE = 24  # columns that a name keeps before numbers beside it fall away
 GAP, WIDE_GAP = 2, 3
@@ -119,3 +123,22 @@ def _wrapped(text: str, width: int) -> list[str]:
         text.strip(), width, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
         break_on_hyphens=False,
     ) or [""]  # fmt: skip
+
+
+def to_rich(table: Table, width: int) -> Text:
+    """For a terminal of `width` columns, an empty line behind it. Columns fall away where there is no room for all of
+    them, and the last line says which.
+
+    A Text, since names of files and cases may hold brackets, which rich would take for markup.
+    """
+    from rich.text import Text
+
+    fit = fitted(table, width)
+    hidden = f"Not shown in {width} columns: {', '.join(fit.hidden)} (see --json)." if fit.hidden else ""
+    parts = [(table.title, "bold")] if table.title else []
+    parts += [(line, "bold") for line in fit.head]
+    parts += [("─" * fit.width, "")] if fit.head else []
+    parts += [(line, "") for line in fit.body]
+    for told in filter(None, (table.note, hidden)):
+        parts += [(line, "dim") for line in paragraph(told, min(width, WIDE))]
+    return Text("\n").join(Text(text, style=style) for text, style in [*parts, ("", "")])

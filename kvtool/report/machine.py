@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.tables import Table, to_rich
+from kvtool.report.fitting import to_rich
+from kvtool.report.tables import Table
 from kvtool.results import EnvDocument
 from kvtool.results.warnings import load_warnings
 from kvtool.units import format_bytes

@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    pass
 
 WIDE = 100
 
@@ -26,27 +26,6 @@ class Table:
     labels: int = 0
     note: str = ""
     spare: tuple[str, ...] = ()
-
-
-def to_rich(table: Table, width: int) -> Text:
-    """For a terminal of `width` columns, an empty line behind it. Columns fall away where there is no room for all of
-    them, and the last line says which.
-
-    A Text, since names of files and cases may hold brackets, which rich would take for markup.
-    """
-    from rich.text import Text
-
-    from kvtool.report.fitting import fitted
-
-    fit = fitted(table, width)
-    hidden = f"Not shown in {width} columns: {', '.join(fit.hidden)} (see --json)." if fit.hidden else ""
-    parts = [(table.title, "bold")] if table.title else []
-    parts += [(line, "bold") for line in fit.head]
-    parts += [("─" * fit.width, "")] if fit.head else []
-    parts += [(line, "") for line in fit.body]
-    for told in filter(None, (table.note, hidden)):
-        parts += [(line, "dim") for line in paragraph(told, min(width, WIDE))]
-    return Text("\n").join(Text(text, style=style) for text, style in [*parts, ("", "")])
 
 
 def paragraph(text: str, width: int, *, hang: int = 0) -> list[str]:

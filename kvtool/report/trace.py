@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtool.report.tables import Table, to_rich
+from kvtool.report.fitting import to_rich
+from kvtool.report.tables import Table
 from kvtool.results import TraceDocument
 
 if TYPE_CHECKING:

@@ -40,7 +40,12 @@ def test_the_limit_is_the_better_of_before_and_after(told: Told) -> None:
     assert (conditions.ceiling.read_gbps, conditions.ceiling.tflops) == (12.0, 2.0)
     assert not conditions.interrupted
     assert conditions.environment["device"] == "cpu"
-    assert told == [("measuring the device", 0.0), ("a", 0.0), ("b", 0.5), ("measuring the device again", 1.0)]
+    assert told == [
+        ("measuring the device", 0.0),
+        ("1 of 2: a", 0.0),
+        ("2 of 2: b", 0.5),
+        ("measuring the device again", 1.0),
+    ]
 
 
 def test_ctrl_c_keeps_what_was_done_and_says_so(told: Told) -> None:

@@ -88,7 +88,7 @@ def test_what_cannot_be_run_is_one_line_and_exit_code_2(kvtool: Kvtool, args: tu
 
 
 def test_other_engines_stand_beside_ours(kvtool: Kvtool) -> None:
-    done = kvtool(*QUICK, "--parts", "latency", "--batch-size", "1", "--peers", "transformers-static,sglang")
+    done = kvtool(*QUICK, "--parts", "latency", "--peers", "transformers-static,sglang")
     assert "Next to other engines" in done.out
     assert "transformers-static" in done.out
     assert "SGLang is compared on the first CUDA device" in " ".join(done.out.split())

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.report.fitting import to_rich
+from kvtool.report.tables import Table, to_html
 from kvtool.report.terminal import Terminal
 
 ROWS = [

@@ -13,11 +13,12 @@ from kvtool.report.bench.findings import findings
 from kvtool.report.bench.peers import engines_table
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.files import png_bytes, write_result
+from kvtool.report.fitting import to_rich
 from kvtool.report.inputs import case_title, shared_inputs
 from kvtool.report.machine import environment_table
 from kvtool.report.peers import peer_columns, with_peers
 from kvtool.report.rows import case_rows
-from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.report.tables import Table, to_html
 from kvtool.results import BenchDocument, BenchPeer
 from kvtool.results.warnings import load_warnings, throttle_warnings
 

@@ -10,9 +10,9 @@ import msgspec
 from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings, widest_interval
 from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables
 from kvtool.report.files import png_bytes, write_result
+from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
-from kvtool.report.tables import to_rich
 from kvtool.results import CompareDocument, MatrixDocument
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report.files import write_result
+from kvtool.report.fitting import to_rich
 from kvtool.report.inputs import shared_inputs
 from kvtool.report.kernels.charts import kernels_figure
 from kvtool.report.kernels.peers import library_lines
 from kvtool.report.kernels.tables import VARIANTS, kernel_tables
 from kvtool.report.peers import peer_columns, with_peers
 from kvtool.report.rows import case_rows
-from kvtool.report.tables import to_rich
 from kvtool.results import KernelCase, KernelPeer, KernelsDocument
 from kvtool.results.warnings import load_warnings, throttle_warnings
 from kvtool.units import format_ms

@@ -10,9 +10,10 @@ import msgspec
 from kvtool.files import write_atomic
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
+from kvtool.report.fitting import to_rich
 from kvtool.report.replay.chart import replay_figure
 from kvtool.report.replay.sentences import capacity_words, in_short
-from kvtool.report.tables import Table, to_html, to_rich
+from kvtool.report.tables import Table, to_html
 from kvtool.results import ReplayDocument, ReplayRow
 from kvtool.units import format_bytes_short, format_ms
 

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvtool.report.tables import Table, to_rich
+from kvtool.report.fitting import to_rich
+from kvtool.report.tables import Table
 from kvtool.results import ENGINE_NAMES, SizeLengths, SizeRejected, SizeRow, SizeSetting, SizeSolution, SizeTier
 from kvtool.units import format_bytes_short, format_length, format_ms
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.tables import Table, to_rich
+from kvtool.report.fitting import to_rich
+from kvtool.report.tables import Table
 from kvtool.results import PLANNED_NAMES, SizeDocument, SizeEngine, SizeRow
 from kvtool.units import format_bytes, format_length
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report.files import write_result
+from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import print_answers, print_solutions
@@ -15,7 +16,6 @@ from kvtool.report.size.budget import budget_figure, print_budget, verdict, woul
 from kvtool.report.size.charts import size_figure
 from kvtool.report.size.planned import print_engine
 from kvtool.report.size.tables import layer_sentence, layer_table, row_table
-from kvtool.report.tables import to_rich
 from kvtool.results import SizeDocument, SizeRow
 from kvtool.results.size import FIRST_NODE
 from kvtool.units import format_bytes
