@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from kvtool.catalog.gpus import find_gpu
 from kvtool.results import BenchDocument, read_document
 
 FOLDER = Path(__file__).parents[2] / "examples" / "claims"
@@ -159,6 +160,7 @@ def test_capacities_are_whole_pages_of_the_bytes_left() -> None:
     ]
     assert numbers["1 TB of SSD"] == [f"{10**12 // (131072 * 16) * 16:,}", f"{10**12 // (327680 * 16) * 16:,}"]
     small, large = (int(numbers[f"{size} GB card"][0].replace(",", "")) for size in (40, 80))
-    # The same weights, activations and runtime: 92 % of the 40 GB more are left, but for the rest of a page.
-    assert abs((large - small) * 131072 - 0.92 * 40e9) <= 16 * 131072
+    # The same weights, activations and runtime: 92 % of the memory that there is more is left, but for a page's rest.
+    more_bytes = find_gpu("a100-80gb").memory_bytes - find_gpu("a100-40gb").memory_bytes
+    assert abs((large - small) * 131072 - 0.92 * more_bytes) <= 16 * 131072
     assert "do not fit" in numbers["80 GB card"][1]
