@@ -233,6 +233,8 @@ def _memory(plan: SizePlan) -> Iterator[str]:
     if memory.measured_pool_bytes is not None:
         yield from _given_pool(memory)
         return
+    if "weights_bytes" not in memory.measured and memory.weights_bytes is not None and estimates.beside_weights.bytes:
+        yield estimates.beside_weights.text
     if "activation_bytes" not in memory.measured:
         yield estimates.activation.text
     if "reserve_bytes" not in memory.measured:

@@ -1,6 +1,8 @@
 """vLLM's groups and blocks: what it would allocate of the memory it is given, from its own rules."""
 
 from kvtool.sizing.engines.vllm.document import assumptions, size_engine
+from kvtool.sizing.engines.vllm.inputs import capability_of
+from kvtool.sizing.engines.vllm.loaded import beside_weights
 from kvtool.sizing.engines.vllm.memory import estimates, graphs_bytes
 from kvtool.sizing.engines.vllm.plan import VERSION, VllmPlan, capacity, plan
 from kvtool.sizing.engines.vllm.versions import HISTORY, rules_at, rules_of
@@ -10,6 +12,8 @@ __all__ = [
     "VERSION",
     "VllmPlan",
     "assumptions",
+    "beside_weights",
+    "capability_of",
     "capacity",
     "estimates",
     "graphs_bytes",
