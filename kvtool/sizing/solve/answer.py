@@ -77,7 +77,7 @@ def _answer(
         users=users,
         context=context,
         capacity=run.holds(tokens, options.shared_prefix) * options.parallel.dp,
-        pool_bytes=pool_bytes(plan, options),
+        pool_bytes=max(0, pool_bytes(plan, options)),
         margin_bytes=0 if memory is None or run.options.kv_cache_memory_bytes is not None else memory.margin_bytes,
         refusal=run.refusal,
         assumptions=run.assumptions,

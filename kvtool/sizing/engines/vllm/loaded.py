@@ -126,8 +126,8 @@ def _local_experts(weights: Weights, parallel: Parallel) -> int:
 
 
 def rounding_bytes(size: int) -> int:
-    """What torch's allocator adds to a tensor: one of 10 MiB has a segment of its own in steps of 2 MiB, of which a rest
-    of 1 MiB at most is not given to others. Smaller tensors share segments.
+    """What torch's allocator adds to a tensor: one of 10 MiB has a segment of its own in steps of 2 MiB, and a rest of
+    1 MiB at most is not given to others. Smaller tensors share segments.
     """
     rest = round_up(size, _SEGMENT_BYTES) - size
     return rest if size >= _OWN_SEGMENT_BYTES and rest <= _KEPT_REST_BYTES else 0

@@ -21,7 +21,7 @@ CATALOGUE = load_catalogue()
         ("deepseek-v2-lite", 163840 * 64 * 4),  # FlashInfer's rotation takes fp32
         ("qwen3-vl-30b-a3b", 4 * 262144 * 128 * 2),  # for long videos
         ("gpt2", 0),
-        ("mamba-2.8b", 0),
+        ("gpt2-xl", 0),
     ],
 )
 def test_tables_of_positions(name: str, size: int) -> None:
