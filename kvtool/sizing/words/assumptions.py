@@ -24,6 +24,7 @@ from kvtool.sizing.specs import (
     SharedSpec,
     StateSpec,
 )
+from kvtool.sizing.words.passing import passing_tokens
 from kvtool.units import format_bytes
 
 
@@ -37,6 +38,7 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_batch(plan),
         *_lengths(plan),
         *_weights(plan),
+        *_passing(plan),
         *_card(plan),
         *(plan.engine.assumptions if plan.engine else ()),
     ]
@@ -177,6 +179,16 @@ def _weights(plan: SizePlan) -> Iterator[str]:
             "the part of the experts that a step reads" if model.moe else "the part of the weights not read by a step"
         )
         yield f"{model.id}: its parameters are not known block by block, so {what} is not worked out"
+
+
+def _passing(plan: SizePlan) -> Iterator[str]:
+    """Where the cache is what decides."""
+    for batch_size in plan.options.batch_sizes:
+        tokens = passing_tokens(plan, batch_size)
+        if tokens is not None:
+            sequences = f"{batch_size:,} sequences" if batch_size > 1 else "one sequence"
+            held = f"{plan.model.id}: the {plan.cache_format.name} cache"
+            yield f"{held} passes the weights at {sequences} of {tokens:,} tokens"
 
 
 def _card(plan: SizePlan) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Pools that public logs have, of starts of 2025 on A100s of 80 GB (82 GB card: 79.2 GiB), by a user's own flags.
+"""Pools that public logs have, of starts on A100s of 80 GB (79.2 GiB), by the flags that their users had.
 
-Sources: the KV cache memory lines of seven public threads, `real_gib` below. Which release each ran is not in them: with
-none named the margin covers what releases differ by, and stays within 4 % of the card; 0.10 is the nearest.
+Sources: the KV cache memory lines of six public threads, `real_gib` below. Which release each ran is not in them: with
+none named the margin covers what releases differ by, within 4 % of the card; the rules of 0.10 are the nearest.
 """
 
 from __future__ import annotations
