@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import Budget
+from kvtool.sizing.fit import Budget, free_share
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -216,10 +215,9 @@ def _card_memory(gpu: Gpu, memory: Budget | None) -> Iterator[str]:
             "--free-memory says otherwise"
         )
     if memory is not None and gpu.kept_bytes and memory.usable_bytes == gpu.free_bytes:
-        most = math.floor(100 * gpu.free_bytes / gpu.memory_bytes) / 100
         yield (
             f"{format_bytes(gpu.free_bytes)} are free, less than an engine asks for by default, so that is what "
-            f"counts: vLLM starts with --gpu-memory-utilization {most:g} at most"
+            f"counts: vLLM starts with --gpu-memory-utilization {free_share(gpu):g} at most"
         )
 
 

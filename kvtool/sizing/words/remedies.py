@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow
-from kvtool.sizing.fit import largest
+from kvtool.sizing.fit import free_share, largest
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.units import format_bytes_short
@@ -196,6 +196,14 @@ def _settings(plan: SizePlan, asked: Change) -> Iterator[Change]:
     options, memory, limits = asked.options, plan.memory, plan.limits
     if memory is None or limits is None or (options.engine is not None and options.engine.name != "vllm"):
         return
+    if options.gpu is not None and memory.usable_bytes == options.gpu.free_bytes < memory.memory_bytes:
+        share = free_share(options.gpu)
+        yield replace(
+            asked,
+            flags=f"--gpu-memory-utilization {share:g}",
+            cost=f"{format_bytes_short(options.gpu.free_bytes)} of the card are free",
+            options=_of_engine(options, gpu_memory_utilization=share),
+        )
     for share in UTILIZATIONS:
         if share * memory.memory_bytes > memory.usable_bytes:
             left = format_bytes_short(round((1 - share) * memory.memory_bytes))
