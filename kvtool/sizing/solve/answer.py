@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from kvtool.errors import KvtoolError
@@ -55,7 +56,7 @@ def answer(plan: SizePlan, name: str, *, users: int | None, context: int | None)
 
     found_users, found_context = users or 0, longest
     if users is None:
-        found_users = largest(lambda sequences: holds(sequences, longest), most)
+        found_users = largest(lambda sequences: holds(sequences, longest), min(most, _bound(plan, name, longest)))
     elif context is None:
         found_context = largest(lambda tokens: holds(users, tokens), longest)
     elif not holds(users, context):
@@ -82,6 +83,13 @@ def _answer(
         refusal=run.refusal,
         assumptions=run.assumptions,
     )
+
+
+def _bound(plan: SizePlan, name: str, tokens: int) -> int:
+    """More users than a start for one has room for, which has the most: the search need not look beyond."""
+    options = as_asked(plan.options, 1, tokens)
+    held = _run(plan, name, 1, tokens).holds(tokens, options.shared_prefix)
+    return 2 * math.ceil(held + 1) * options.parallel.dp
 
 
 def _holds(run: EngineRun, options: SizeOptions, users: int) -> bool:

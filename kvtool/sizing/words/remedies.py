@@ -202,28 +202,25 @@ def _settings(plan: SizePlan, asked: Change) -> Iterator[Change]:
             asked,
             flags=f"--gpu-memory-utilization {share:g}",
             cost=f"{format_bytes_short(options.gpu.free_bytes)} of the card are free",
-            options=_of_engine(options, gpu_memory_utilization=share),
+            options=options.started_with(gpu_memory_utilization=share),
         )
     for share in UTILIZATIONS:
         if share * memory.memory_bytes > memory.usable_bytes:
             left = format_bytes_short(round((1 - share) * memory.memory_bytes))
-            changed = _of_engine(options, gpu_memory_utilization=share)
+            changed = options.started_with(gpu_memory_utilization=share)
             cost = f"leaves {left} of a card to all else"
             yield replace(asked, flags=f"--gpu-memory-utilization {share:g}", cost=cost, options=changed)
     for count in BATCHED_TOKENS:
         if max(limits.sequences, asked.batch_size) <= count < limits.tokens:
-            changed, cost = _of_engine(options, max_num_batched_tokens=count), f"prompts run {count:,} tokens at a time"
+            changed, cost = (
+                options.started_with(max_num_batched_tokens=count),
+                f"prompts run {count:,} tokens at a time",
+            )
             yield replace(asked, flags=f"--max-num-batched-tokens {count}", cost=cost, harm=0.5, options=changed)
     for count in SEQUENCES:
         if asked.batch_size <= count < limits.sequences:
-            changed, cost = _of_engine(options, max_num_seqs=count), f"at most {count:,} sequences run at once"
+            changed, cost = options.started_with(max_num_seqs=count), f"at most {count:,} sequences run at once"
             yield replace(asked, flags=f"--max-num-seqs {count}", cost=cost, harm=0.5, options=changed)
-
-
-def _of_engine(options: SizeOptions, **changed: float) -> SizeOptions:
-    """The options with a flag that sizes and engines have in common."""
-    engine = None if options.engine is None else replace(options.engine, **changed)  # type: ignore[arg-type]
-    return replace(options, engine=engine, **changed)  # type: ignore[arg-type]
 
 
 def _lighter(plan: SizePlan, asked: Change) -> Iterator[Change]:

@@ -21,7 +21,8 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions.tiers import Places
 from kvtool.sizing.size import size
-from kvtool.sizing.solve.solve import Question, solve
+from kvtool.sizing.solve.settings import Question
+from kvtool.sizing.solve.solve import solve
 from kvtool.units import GIB, MIB
 from kvtool.workloads.lengths import lognormal
 from tests.sizing.example import CARD, LLAMA_8B

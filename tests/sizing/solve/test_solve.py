@@ -12,7 +12,8 @@ from kvtool.results import Calibration, SizeDocument, SizeSolution, encode
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
-from kvtool.sizing.solve.solve import Question, solve
+from kvtool.sizing.solve.settings import Question
+from kvtool.sizing.solve.solve import solve
 from kvtool.sizing.weights import weigh
 from tests.sizing.example import (
     ALL_KINDS,
@@ -36,6 +37,8 @@ def ask(
     open_gpus: bool = True,
     open_pp: bool = True,
     open_dtype: bool = True,
+    open_start: bool = False,
+    open_weights: bool = False,
     **options: object,
 ) -> SizeDocument:
     question = Question(
@@ -44,6 +47,8 @@ def ask(
         open_gpus=open_gpus,
         open_pp=open_pp,
         open_dtype=open_dtype,
+        open_start=open_start,
+        open_weights=open_weights,
         loads="meta-llama/Llama-3.1-8B",
     )
     return solve(model, SizeOptions(**{"gpu": CARD, **options}), question)[0]  # type: ignore[arg-type]
@@ -202,3 +207,27 @@ def test_the_most_users_fit_and_one_more_does_not(model: Model, context: int, tp
             max_model_len=context,
         )  # fmt: skip
         assert size(model, options=same).rows[0].fit.kv_pool_bytes == best.kv_pool_bytes
+
+
+def test_another_start_saves_gpus() -> None:
+    """53 x 8k in bf16 take 53 GiB: 0.92 of 80 GB leaves less, 0.95 and a step of 2,048 tokens leave 2.2 GiB more and
+    the activations of 6,144 tokens.
+    """
+    assert found(users=54, context=8192, **FIXED) == []
+    (other,) = found(users=54, context=8192, open_start=True, **FIXED)
+    assert (other.gpu_memory_utilization, other.max_num_batched_tokens) == (0.95, 2048)
+    assert other.vllm is None or "--gpu-memory-utilization 0.95" in other.vllm
+    assert found(users=54, context=8192, open_start=True, gpu_memory_utilization=0.92, **FIXED) == []
+
+
+def test_lighter_weights_come_last_and_only_where_they_save_gpus() -> None:
+    """56 x 8k in bf16 take 56 GiB; one GPU has 51.6 GiB beside 15 GiB of weights, and 6.5 GiB more beside fp8."""
+    solutions = found(users=56, context=8192, open_dtype=False, open_weights=True)
+    assert [(one.num_gpus, one.weight_dtype) for one in solutions if one.num_gpus < 4] == [
+        (2, "bf16"),
+        (1, "fp8"),
+        (1, "int4"),
+    ]
+    assert [one.weight_dtype for one in solutions][-2:] == ["fp8", "int4"]
+    assert "--quantization fp8" in str(solutions[-2].vllm)
+    assert "need a checkpoint that is stored so" in str(solutions[-1].reason)
