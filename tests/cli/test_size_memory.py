@@ -46,7 +46,7 @@ def test_what_is_given_is_not_tried(size: Size) -> None:
 
 
 def test_open_users_and_open_context(size: Size) -> None:
-    fixed = ("--tp", "1", "--kv-cache-dtype", "bf16", *H100, "--json")
+    fixed = ("--tp", "1", "--kv-cache-dtype", "bf16", "--weight-dtype", "auto", *H100, "--json")
     (most,) = document(size("--users", "max", "--context", "8k", *fixed))["solutions"]
     assert most["users"] == 51
     (longest,) = document(size("--users", "64", *fixed))["solutions"]
