@@ -24,14 +24,16 @@ CURVE_FILE = "replay-curve.csv"
 
 
 def print_replay(document: ReplayDocument, console: Console) -> None:
-    """What was replayed, the table, what follows from it, and what was assumed."""
+    """The answer, what was replayed, the table, what follows from it, and what was assumed."""
     from rich.text import Text
 
+    answer, *others = in_short(document)
+    console.print(Text(answer, style="bold"))
     console.print(Text(describe(document), style="dim"))
     console.print()
     console.print(to_rich(replay_table(document), console.width))
     for heading, lines, style in (
-        ("In short", in_short(document), ""),
+        ("In short", others, ""),
         ("Odd about the trace", document.warnings, "yellow"),
         ("Assumed", document.assumptions, "dim"),
     ):

@@ -110,7 +110,8 @@ def verdict(rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]]) -> str |
         least = min(judged, key=lambda row: row.fit.missing_bytes or 0)
         return f"{where}: none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
     largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
-    told = f"{_case(largest)}: {decision(largest)}."
+    room = decision(largest)
+    told = _case(largest) + (f", with {room[6:]}." if room.startswith("fits, ") else f": {room}.")
     if len(fitting) < len(judged):
         return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
     return f"{where}: all {len(judged)} fit; the largest, {told}"
