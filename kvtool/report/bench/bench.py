@@ -89,7 +89,7 @@ def bench_html(document: BenchDocument, command: str = "") -> str:
         body=[
             html.warnings([*load_warnings(document.environment), *throttle_warnings(document.cases)]),
             html.made_of(command, ("bench.json", "bench.csv", "bench.png")),
-            html.key_points(findings(document)),
+            html.key_points(list(filter(None, dict.fromkeys((headline(document), *findings(document)))))),
             html.section("Charts", [html.charts(images)]),
             html.section("Tables", [to_html(table) for table in tables(document)]),
             html.section("Environment", [to_html(environment_table(document.environment))]),

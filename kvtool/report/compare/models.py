@@ -43,6 +43,7 @@ def matrix_html(document: MatrixDocument, chart: bytes, command: str = "") -> st
         [
             html.warnings(document.warnings),
             html.made_of(command, ("compare.json", "compare.csv", "compare.png")),
+            html.key_points([smallest_cache(document)]),
             html.section("Chart", [html.charts({"KV cache bytes on one GPU": chart})]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),

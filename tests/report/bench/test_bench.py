@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kvtool.report.bench.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
 from kvtool.report.bench.cases import cases_of
-from kvtool.report.bench.charts import bench_panels, chart, saving_in_words
+from kvtool.report.bench.charts import bench_panels, chart, grouped, saving_in_words
 from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.tables import (
     arm_memory_table,
@@ -193,6 +193,18 @@ def test_each_part_alone_has_its_panels_tables_and_page(document, part, panels):
     assert len(bench_panels(alone)) == panels
     assert printed(alone, 80)
     assert bench_html(alone).count("<img ") == panels
+
+
+def test_a_prefix_that_follows_from_the_hit_rate_is_no_line_of_its_own(document):
+    cases = cases_of(document, "prefix")
+    follows = [
+        msgspec.structs.replace(case, inputs={**case.inputs, "prefix_len": round(1024 * case.inputs["hit_rate"])})
+        for case in cases
+    ]
+    ((_, group),) = grouped(follows, "hit_rate")
+    assert [case.inputs["hit_rate"] for case in group] == sorted(case.inputs["hit_rate"] for case in cases)
+    longer = [msgspec.structs.replace(case, inputs={**case.inputs, "input_len": 2048}) for case in follows]
+    assert [name for name, _ in grouped([*follows, *longer], "hit_rate")] == ["input 1k", "input 2k"]
 
 
 def test_every_line_of_every_panel_is_labelled_in_words(document):
