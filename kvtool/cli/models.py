@@ -120,16 +120,17 @@ def overview(rows: Rows) -> Table:
         columns=("model", "attention", "layers", "heads", "params", "KV bytes/token"),
         rows=cells,
         labels=2,
-        spare=("heads", "layers", "params"),
+        spare=("heads", "layers", "params", "attention"),
         note="KV bytes/token: bf16, layers that grow without bound. Windows and states come on top: see kvtool size.",
     )
 
 
 def _size(params: int | None) -> str:
-    """`8.03B`, `135M`; `-` where no source counts them."""
+    """`1.03T`, `8.03B`, `135M`; `-` where no source counts them."""
     if params is None:
         return "-"
-    return f"{params / 1e9:.3g}B" if params >= 1e9 else f"{params / 1e6:.3g}M"
+    factor, unit = next(((f, u) for f, u in ((1e12, "T"), (1e9, "B")) if params >= 0.9995 * f), (1e6, "M"))
+    return f"{params / factor:.3g}{unit}"
 
 
 def details(entry: Entry, model: Model) -> Table:
