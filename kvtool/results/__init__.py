@@ -24,6 +24,7 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
+    WorkloadCase,
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
@@ -81,6 +82,7 @@ from kvtool.results.size import (
 from kvtool.results.summary import Summary, summarise
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
+from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",
@@ -128,6 +130,7 @@ __all__ = [
     "ReplayTrace",
     "Roofline",
     "Sample",
+    "Saved",
     "SizeDecode",
     "SizeDocument",
     "SizeEngine",
@@ -147,6 +150,7 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierUse",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -154,6 +158,8 @@ __all__ = [
     "VerifyEngine",
     "VerifyRefusal",
     "VerifyRow",
+    "Workload",
+    "WorkloadCase",
     "encode",
     "read_calibration",
     "read_document",

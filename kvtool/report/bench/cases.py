@@ -67,12 +67,12 @@ def tpot_ms(case: Case | None) -> float | None:
 
 def ttfts_ms(case: Case) -> list[float]:
     """Of every request behind the case's metrics."""
-    return [1e3 * sample.ttft_s for sample in case.samples if sample.arm != "uncached"]
+    return [1e3 * sample.ttft_s for sample in case.samples if not sample.is_compared]
 
 
 def tpots_ms(case: Case) -> list[float]:
     """As `ttfts_ms`, of requests with more than one output token."""
-    found = [sample.tpot_s for sample in case.samples if sample.arm != "uncached"]
+    found = [sample.tpot_s for sample in case.samples if not sample.is_compared]
     return [1e3 * seconds for seconds in found if seconds is not None]
 
 
