@@ -7,6 +7,7 @@ from functools import reduce
 
 from kvtool.bench.accounting import with_roofline
 from kvtool.bench.cases.base import Measured, Setup
+from kvtool.bench.cases.scenario import scales
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engines.race import entrants
 from kvtool.bench.limits import accounting_errors, hit_errors
@@ -81,7 +82,7 @@ def _outcome(loaded: LoadedModel, measured: list[Measured], conditions: Conditio
     document = BenchDocument(
         environment=conditions.environment,
         definitions=DEFINITIONS,
-        assumptions=[*loaded.assumptions(), *conditions.warnings(cases)],
+        assumptions=[*loaded.assumptions(), *scales(cases), *conditions.warnings(cases)],
         cases=cases,
     )
     return Outcome(

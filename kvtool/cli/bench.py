@@ -56,8 +56,8 @@ def bench(
     config = run.config(model, other_cores=load.other_cores())
 
     def write(document: BenchDocument, folder: Path) -> None:
-        write_bench(document, folder, command=command_line())
-        typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
+        written = write_bench(document, folder, command=command_line())
+        typer.echo(f"\nWritten to {folder}: {', '.join(path.name for path in written)}", err=True)
 
     if grid.runs > 1:
         document, (notes, code) = _several(grid)

@@ -20,7 +20,7 @@ from kvtool.bench.serve import Served, serve
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import Sequence
 from kvtool.machine.memory import peak_memory
-from kvtool.results import Check, Memory, Roofline, Sample, Workload, WorkloadCase
+from kvtool.results import Case, Check, Memory, Roofline, Sample, Workload, WorkloadCase
 from kvtool.units import ceil_div
 from kvtool.workloads import Request
 from kvtool.workloads.scenarios.base import Plan
@@ -237,3 +237,12 @@ def thinned(points: Seq[tuple[float, int]]) -> list[tuple[float, int]]:
     stride = ceil_div(len(points), MOST_POINTS) or 1
     kept = [*points[::stride], *points[-1:]] if (len(points) - 1) % stride else list(points[::stride])
     return [(round(seconds, 4), pages) for seconds, pages in kept]
+
+
+def scales(cases: Seq[Case]) -> list[str]:
+    """How the lengths of workloads came about, a line for all that have the same."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        if isinstance(case, WorkloadCase):
+            found.setdefault(case.workload.scale, []).append(case.workload.scenario)
+    return [f"{', '.join(dict.fromkeys(names))}: {scale}" for scale, names in found.items()]

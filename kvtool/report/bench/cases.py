@@ -19,13 +19,13 @@ ARM_NAMES = {
 # Inputs that become a column where they vary within a document, and are told once above the tables where they do not.
 SHARED_INPUTS = (
     *("model", "dtype", "kv_cache_dtype", "block_size", "weights", "num_layers", "backend", "device", "threads"),
-    *("num_iters", "num_iters_warmup", "concurrency", "request_rate", "seed"),
+    *("num_iters", "num_iters_warmup", "concurrency", "request_rate", "burstiness", "seed"),
 )
 HEADINGS = {"input_len": "input", "batch_size": "batch", "prefix_len": "prefix"}
 
 
 def cases_of(document: BenchDocument, part: str) -> list[Case]:
-    """The cases of one part: latency, prefix or no-cache."""
+    """The cases of one part: latency, prefix, no-cache or workload."""
     return [case for case in document.cases if case.part == part]
 
 
