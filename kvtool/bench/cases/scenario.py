@@ -164,7 +164,7 @@ class Race:
             pool_tokens=self.num_pages * options.block_size,
             concurrency=options.concurrency,
             request_rate=options.request_rate,
-            burstiness=options.burstiness,
+            burstiness=None if options.request_rate is None else options.burstiness,
             think_time=options.think_s,
             time_scale=options.time_scale if is_trace(self.scenario) else None,
             num_iters_warmup=1,
