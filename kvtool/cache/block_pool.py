@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 
 class BlockPool:
     """Pages 0..num_pages-1 with reference counts and a free stack, so that every operation is O(1) a page.
@@ -14,8 +16,8 @@ class BlockPool:
         if num_pages < 1:
             raise ValueError(f"a pool needs at least one page, not {num_pages}")
         self.num_pages = num_pages
-        self._references = [0] * num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._references = array("i", bytes(4 * num_pages))
+        self._free = array("i", range(num_pages - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
@@ -32,7 +34,7 @@ class BlockPool:
         if count > len(self._free):
             return None
         first = len(self._free) - count
-        pages = self._free[first:]
+        pages = self._free[first:].tolist()
         pages.reverse()
         del self._free[first:]
         for page in pages:

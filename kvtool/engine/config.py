@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvtool.cache.eviction import eviction_policy
+from kvtool.cache.index.index import check_index
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
@@ -36,6 +36,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 8192
     prefill_first: bool = False
     prefix_caching: bool = True
+    index: str = "radix"
     eviction: str = "lru"
     preemption: str = "youngest"
     graphs: bool = True
@@ -51,7 +52,7 @@ class EngineConfig:
             raise KvtoolError(f"seed {self.seed} must be from 0 to {MAX_SEED}")
         if self.dtype not in ("auto", *DTYPES):
             raise KvtoolError(f"dtype {self.dtype!r} is not one the engine runs: auto, {', '.join(DTYPES)}")
-        eviction_policy(self.eviction)  # refuses a name that is not known, as the next line does
+        check_index(self.index, self.eviction)
         preemption_policy(self.preemption)
         if self.backend not in ("auto", "triton", "torch"):
             raise KvtoolError(f"backend {self.backend!r} is not one of auto, triton, torch")

@@ -9,7 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from kvtool.cache.eviction import eviction_policy
+from kvtool.cache.index.index import prefix_index
 from kvtool.cache.manager import CacheManager
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
@@ -46,7 +46,8 @@ class Engine:
         loaded.require_room(num_pages)
         self.loaded = loaded
         self.clock = clock
-        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching, eviction_policy(config.eviction))
+        index = prefix_index(config.index, config.eviction, block_size=config.block_size, num_pages=num_pages)
+        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching, index=index)
         self.scheduler = Scheduler(
             self.cache,
             SchedulerLimits(
@@ -101,19 +102,37 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence
 
+    def fork(self, sequence: Sequence, count: int) -> list[Sequence]:
+        """`count` more answers of the prompt of `sequence`, with its sampling and arrival. Once its first token is out
+        they share its pages, and copy only the one where answers part; before that they wait for them as others do."""
+        children = [
+            Sequence(
+                id=next(self._ids),
+                token_ids=sequence.token_ids[: sequence.prompt_tokens],
+                prompt_tokens=sequence.prompt_tokens,
+                params=sequence.params,
+                arrival_s=sequence.arrival_s,
+            )
+            for _ in range(count)
+        ]
+        for child in children:
+            self.scheduler.fork(sequence, child)
+        self._make_copies()
+        return children
+
     def step(self) -> list[Sequence]:
         """Compute one batch. Returns the sequences that got a token."""
         with self.compiling.measured(), device_errors("a step of the engine"):
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
-            work = self.scheduler.schedule()
+            work = self._schedule()
             return self.postprocess(work, self.run(work))
 
     def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:
         """The same, but a step that is certain to follow is launched before the tokens of this one are read."""
         try:
             if not pipeline.last:
-                work = self.scheduler.schedule()
+                work = self._schedule()
                 if not all(item.is_decode for item in work):
                     return self.postprocess(work, self.run(work))
                 pipeline.launch(work, keep_logits=self.keep_logits)
@@ -128,6 +147,16 @@ class Engine:
         except BaseException:
             pipeline.forget()
             raise
+
+    def _schedule(self) -> list[Work]:
+        work = self.scheduler.schedule()
+        self._make_copies()
+        return work
+
+    def _make_copies(self) -> None:
+        """Before anything is computed, since a page that is copied from may be handed to somebody else at once."""
+        if copies := self.cache.take_copies():
+            self.pool.copy_pages(copies)
 
     def run(self, work: list[Work]) -> list[int]:
         """The next token of each item that completes, in order."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from kvtool.cache.manager import CacheManager
+from kvtool.cache.manager import CacheManager, SequenceCache
 from kvtool.engine.preemption import Preemption, youngest
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
@@ -72,6 +72,23 @@ class Scheduler:
             )
         self.waiting.append(sequence)
 
+    def fork(self, sequence: Sequence, child: Sequence) -> None:
+        """Run `child`, another answer of the same prompt, on the pages of `sequence`, but for the prompt's last token,
+        whose logits it needs. Where it has no room to, or the prompt is not computed yet, it waits as any other."""
+        prompt_tokens = child.prompt_tokens
+        if sequence.pages is not None and sequence.num_computed >= prompt_tokens and self._has_seat:
+            pages = self.cache.fork(sequence.pages, child.token_ids[: prompt_tokens - 1])
+            if pages is not None and self.cache.reserve(pages, prompt_tokens):
+                self._run(child, pages)
+                return
+            if pages is not None:
+                self.cache.close(pages)
+        self.waiting.append(child)
+
+    @property
+    def _has_seat(self) -> bool:
+        return len(self.running) < self.limits.max_num_seqs
+
     def schedule(self) -> list[Work]:
         """The next step, decodes first. Pages for its tokens are reserved; empty only when nothing is left to do."""
         if self.limits.prefill_first:
@@ -84,7 +101,7 @@ class Scheduler:
         """Whether the step after `work` decodes the same sequences once more, whatever their tokens will be. If so,
         pages for it are reserved. False also where no page is left, as somebody would have to give way."""
         sequences = [item.sequence for item in work]
-        others_may_join = bool(self.waiting) and len(self.running) < self.limits.max_num_seqs
+        others_may_join = bool(self.waiting) and self._has_seat
         if others_may_join or sequences != self.running or any(item.is_last for item in work):
             return False
         return all(self._reserve_ahead(sequence) for sequence in sequences)
@@ -137,22 +154,24 @@ class Scheduler:
     def _with_admitted(self, work: list[Work]) -> list[Work]:
         """`work`, and waiting sequences for what it leaves of the budget."""
         budget = self.limits.max_num_batched_tokens - sum(item.num_tokens for item in work)
-        while self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
+        while self.waiting and budget and self._has_seat:
             sequence = self.waiting[0]
             pages = self.cache.open(sequence.token_ids)
-            num_tokens = min(len(sequence.token_ids) - pages.cached_tokens, budget)
             # A prompt is admitted only when all of it has room: half-prefilled prompts would only preempt each other.
             if not self.cache.reserve(pages, len(sequence.token_ids)):
                 self.cache.close(pages)
                 break
-            self.waiting.popleft()
-            sequence.pages, sequence.num_computed, sequence.status = pages, pages.cached_tokens, Status.RUNNING
-            if sequence.cached_tokens is None:
-                sequence.cached_tokens = pages.cached_tokens
-            self.running.append(sequence)
-            work.append(Work(sequence, num_tokens))
-            budget -= num_tokens
+            self._run(self.waiting.popleft(), pages)
+            work.append(Work(sequence, min(sequence.num_pending, budget)))
+            budget -= work[-1].num_tokens
         return work
+
+    def _run(self, sequence: Sequence, pages: SequenceCache) -> None:
+        """Seat a sequence on pages that have room for all its tokens, the first of them computed."""
+        sequence.pages, sequence.num_computed, sequence.status = pages, pages.cached_tokens, Status.RUNNING
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = pages.cached_tokens
+        self.running.append(sequence)
 
     def computed(self, item: Work) -> None:
         """The K/V of `item` is in the cache: its whole pages can be hit from now on."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.cache.eviction import EVICTION, eviction_policy
+from kvtool.cache.eviction.eviction import EVICTION, eviction_policy
 from kvtool.cache.manager import CacheManager
 from kvtool.engine.preemption import PREEMPTION, Preemption, preemption_policy, youngest
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
