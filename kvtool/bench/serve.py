@@ -102,7 +102,8 @@ class _Serving:
         for index, turn in enumerate(plan.turns):
             if turn.after is not None:
                 self._followers[turn.after].append(index)
-        self._answers: dict[int, list[Sequence]] = {}
+        self._answers: dict[int, list[Sequence]] = defaultdict(list)
+        self._to_fork: dict[Sequence, int] = {}  # further answers, once the first token is out
         self._turn_of: dict[Sequence, int] = {}  # of those in flight
         self._queued: list[Sequence] = []
         self._transcripts: dict[int, list[int]] = {}
@@ -141,13 +142,18 @@ class _Serving:
             prompt = turn.prompt(self._transcripts)
             arrival_s = self._start_s + due_s if self._concurrency is None else None
             first = self.engine.add(prompt, params, arrival_s=arrival_s)
+            self._watch(first, index)
             if self._forks and turn.answers > 1:
-                others = self.engine.fork(first, turn.answers - 1)
-            else:
-                others = [self.engine.add(prompt, params, arrival_s=arrival_s) for _ in range(turn.answers - 1)]
-            self._answers[index] = [first, *others]
-            self._queued += self._answers[index]
-            self._turn_of |= dict.fromkeys(self._answers[index], index)
+                self._to_fork[first] = turn.answers - 1
+                continue
+            for _ in range(turn.answers - 1):
+                self._watch(self.engine.add(prompt, params, arrival_s=arrival_s), index)
+
+    def _watch(self, sequence: Sequence, index: int) -> None:
+        """It is in flight, as an answer to that turn."""
+        self._answers[index].append(sequence)
+        self._queued.append(sequence)
+        self._turn_of[sequence] = index
 
     def _has_room(self) -> bool:
         return self._concurrency is None or len(self._turn_of) < self._concurrency
@@ -162,6 +168,9 @@ class _Serving:
         self._queued = [sequence for sequence in self._queued if sequence.cached_tokens is None]
         self._watch_pool()
         for sequence in stepped:
+            if sequence in self._to_fork:
+                for other in self.engine.fork(sequence, self._to_fork.pop(sequence)):
+                    self._watch(other, self._turn_of[sequence])
             if sequence.is_finished:
                 self._finish(sequence)
 

@@ -39,7 +39,7 @@ from kvtool.results.compare import (
 )
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
-from kvtool.results.generate import GenerateDocument, GeneratedSequence
+from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
     KernelCase,
@@ -90,6 +90,7 @@ __all__ = [
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
+    "CachedPages",
     "Calibration",
     "Case",
     "Check",

@@ -86,6 +86,19 @@ def test_hits_are_those_generated_and_outputs_those_without_a_cache(model, scena
     assert hit_errors([case]) == []
 
 
+def test_answers_share_their_prompt_and_copy_the_page_that_they_write(model) -> None:
+    (case,) = cases_of(model, "parallel", input_lens=(100,), num_prompts=8)
+    work = case.workload
+    assert (work.hit_tokens, work.prompt_tokens) == (7 * 99, 8 * 100)
+    assert work.copied_pages == 7
+    assert work.saved.kv_bytes_not_written == 7 * 99 * KV_BYTES_PER_TOKEN
+    assert max(pages for _, pages in work.held) == 100 // 16 + 8 == 14
+    assert case.check.outputs_equal is True
+    assert hit_errors([case]) == []
+    (again,) = cases_of(model, "parallel", input_lens=(97,), num_prompts=8)
+    assert (again.workload.copied_pages, again.workload.hit_tokens) == (0, 7 * 96)
+
+
 def test_a_hit_rate_is_found_by_the_allocator(model) -> None:
     (case,) = cases_of(model, "translation", hit_rates=(0.8,), num_prompts=5, input_lens=(300,))
     assert case.workload.hit_rate_requested == 0.8

@@ -138,7 +138,11 @@ class Race:
         """The iteration that a case tells of: one that found other hits than were generated, else the first kept."""
         for iteration, served in arm.served.items():
             plan = self.plan(iteration)
-            if plan.exact and not served.counters.evicted_pages and served.hit_tokens != plan.cached_tokens:
+            if (
+                self._are_hits_exact(plan)
+                and not served.counters.evicted_pages
+                and served.hit_tokens != plan.cached_tokens
+            ):
                 return iteration
         return next(i for i, served in arm.served.items() if served.sequences[0].ttft_s == cached[0].ttft_s)
 
@@ -198,7 +202,7 @@ class Race:
             hit_rate_requested=plan.hit_rate if self.hit_rate is None else self.hit_rate,
             hit_rate_measured=served.hit_tokens / plan.prompt_tokens,
             hit_tokens_expected=plan.cached_tokens,
-            hits_exact=plan.exact or options.concurrency == 1,
+            hits_exact=self._are_hits_exact(plan),
             hit_tokens=served.hit_tokens,
             recomputed_tokens=served.recomputed_tokens,
             prompt_tokens=plan.prompt_tokens,
@@ -211,6 +215,12 @@ class Race:
             goodput_ratio=goodput_ratio(of_arm(samples, "cached"), options.goodput_ms),
             saved=savings(loaded.model, loaded.specs, samples, served.hit_tokens),
         )
+
+    def _are_hits_exact(self, plan: Plan) -> bool:
+        """Where nothing is evicted. Answers that have no room beside the first look their prompt up, page by page."""
+        forks = any(turn.answers > 1 for turn in plan.turns)
+        roomy = self.num_pages >= plan.pages(self.options.block_size)
+        return (plan.exact or self.options.concurrency == 1) and (roomy or not forks)
 
     def _scale(self) -> str:
         options = self.options
