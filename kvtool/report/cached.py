@@ -38,7 +38,8 @@ def goes_on(runs: Sequence[CachedPages], place: int, depth: int) -> bool:
 def described(run: CachedPages) -> str:
     """`pages 0-3, tokens 0-63: prompts 1, 2`."""
     who = f"prompt{'s' if len(run.prompts) > 1 else ''} {', '.join(str(prompt + 1) for prompt in run.prompts)}"
-    return f"pages {stretches(run.pages)}, tokens {run.first_token}-{run.first_token + run.tokens - 1}: {who}"
+    pages = f"page{'s' if len(run.pages) > 1 else ''} {stretches(run.pages)}"
+    return f"{pages}, tokens {run.first_token}-{run.first_token + run.tokens - 1}: {who}"
 
 
 def stretches(pages: Sequence[int]) -> str:
