@@ -10,15 +10,17 @@ cache.close(seq)                     finished or preempted; cached pages stay un
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kvtool.cache.admission import Admission, Always, Offer
 from kvtool.cache.block_pool import BlockPool
 from kvtool.cache.block_table import BlockTable
 from kvtool.cache.eviction.base import EvictionPolicy
-from kvtool.cache.index.base import PrefixIndex
+from kvtool.cache.index.base import PartialHit, PrefixIndex
 from kvtool.cache.index.radix import RadixTree
+from kvtool.cache.retention import Retention
 
 
 class PageCopy(NamedTuple):
@@ -50,7 +52,8 @@ class CacheCounters:
 class SequenceCache:
     """What one open sequence holds. Its table only grows.
 
-    `place` is where it stands in the index, behind its first `num_cached_pages` pages.
+    `place` is where it stands in the index, behind its first `num_cached_pages` pages. `partial` is a cached page
+    whose first tokens it shares, until there is a page to copy it to; `cached_tokens` counts them from then on.
     """
 
     table: BlockTable
@@ -58,6 +61,9 @@ class SequenceCache:
     num_cached_pages: int
     cached_tokens: int
     queried_tokens: int  # 0 once they have been counted
+    offer: Offer
+    retention: Retention | None = None
+    partial: PartialHit[Any] | None = None
     is_open: bool = True
 
 
@@ -76,14 +82,21 @@ class CacheManager:
         eviction: EvictionPolicy | None = None,
         *,
         index: PrefixIndex[Any] | None = None,
+        admission: Admission | None = None,
+        partial_hits: bool = False,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`eviction` is of the tree that is made where no `index` is handed in."""
+        """`eviction` is of the tree that is made where no `index` is handed in. With `partial_hits` a prompt that
+        shares a part of a cached page gets a copy of it. `clock` gives the seconds that retention is counted in."""
         if block_size < 1:
             raise ValueError(f"a page holds at least one token, not {block_size}")
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.pool = BlockPool(num_pages)
         self.index = RadixTree(block_size, eviction) if index is None else index
+        self.admission = Always(block_size) if admission is None else admission
+        self.partial_hits = partial_hits and prefix_caching
+        self._clock = clock
         self._open: set[SequenceCache] = set()
         self._copies: list[PageCopy] = []
         self.reset_counters()
@@ -97,9 +110,13 @@ class CacheManager:
         """How many tokens `open` would find cached. Changes nothing."""
         return len(self.index.match(self._shareable(tokens[:-1]))) * self.block_size
 
-    def open(self, tokens: Sequence[int]) -> SequenceCache:
+    def open(self, tokens: Sequence[int], retention: Retention | None = None) -> SequenceCache:
         """A sequence that shares the longest cached prefix of whole pages; its last token is always left to compute."""
-        return self._opened(self._shareable(tokens[:-1]), [], queried_tokens=len(tokens))
+        sequence = self._opened(self._shareable(tokens[:-1]), [], queried_tokens=len(tokens))
+        sequence.retention = retention
+        if self.partial_hits:
+            sequence.partial = self.index.lock_partial(sequence.place, tokens[sequence.cached_tokens : -1])
+        return sequence
 
     def _opened(self, shareable: Sequence[int], more: Sequence[int], queried_tokens: int) -> SequenceCache:
         """A sequence on what is cached of `shareable`, and on the pages of `more` that lie behind it."""
@@ -114,6 +131,8 @@ class CacheManager:
             num_cached_pages=num_cached_pages,
             cached_tokens=len(pages) * self.block_size,
             queried_tokens=queried_tokens,
+            # Shared pages that the index does not hold must never get there: another sequence writes behind them.
+            offer=Offer(num_cached_pages, ends=num_cached_pages < len(pages)),
         )
         self._open.add(sequence)
         return sequence
@@ -126,6 +145,7 @@ class CacheManager:
             raise ValueError(f"{len(tokens)} tokens cannot be forked off {sequence.table.num_tokens}")
         num_whole, num_rest = divmod(len(tokens), self.block_size)
         child = self._opened(self._shareable(tokens), sequence.table.pages[:num_whole], queried_tokens=0)
+        child.retention = sequence.retention
         if num_rest and not self.reserve(child, len(tokens)):
             self.close(child)
             return None
@@ -141,11 +161,31 @@ class CacheManager:
         if missing == 0:
             return True
         pages = self._take(missing)
+        if pages is None and sequence.partial is not None:
+            self._drop_partial(sequence)  # what it locks may be what is missing
+            pages = self._take(missing)
         if pages is None:
             return False
         sequence.table.pages += pages
         self._note_peak()
+        self._copy_partial(sequence, num_tokens)
         return True
+
+    def _copy_partial(self, sequence: SequenceCache, num_tokens: int) -> None:
+        """Begin the first page of its own with what it shares of a cached one, if it goes on behind that."""
+        partial, table = sequence.partial, sequence.table
+        if partial is None:
+            return
+        if table.num_tokens + partial.num_tokens < num_tokens:
+            self._copy(partial.page, table.pages[sequence.num_cached_pages])
+            table.num_tokens += partial.num_tokens
+            sequence.cached_tokens = table.num_tokens
+        self._drop_partial(sequence)
+
+    def _drop_partial(self, sequence: SequenceCache) -> None:
+        if sequence.partial is not None:
+            self.index.unlock(sequence.partial.place)
+            sequence.partial = None
 
     def _copy(self, source: int, target: int) -> None:
         self._copies.append(PageCopy(source, target))
@@ -172,6 +212,9 @@ class CacheManager:
         start, stop = sequence.num_cached_pages, len(tokens) // self.block_size
         if not self.prefix_caching or start == stop:
             return
+        stop = self.admission.admitted(sequence.offer, tokens)
+        if start == stop:
+            return
         pages = table.pages[start:stop]
         content = tokens[start * self.block_size : stop * self.block_size]
         sequence.place, duplicates = self.index.extend(sequence.place, content, pages)
@@ -186,6 +229,10 @@ class CacheManager:
         sequence.is_open = False
         self._open.remove(sequence)
         pages = sequence.table.pages
+        self._drop_partial(sequence)
+        if sequence.retention is not None:
+            until_s = self._clock() + sequence.retention.duration_s
+            self.index.retain(sequence.place, sequence.retention.priority, until_s)
         for page in reversed(pages[sequence.num_cached_pages :]):
             if self.pool.references(page) > 1 or not self.index.retire(page):
                 self.pool.release(page)
@@ -258,7 +305,8 @@ class CacheManager:
     def check(self) -> None:
         """All invariants over pool, index and open sequences."""
         self.pool.check()
-        self.index.check(sequence.place for sequence in self._open)
+        partial = [sequence.partial.place for sequence in self._open if sequence.partial is not None]
+        self.index.check([*(sequence.place for sequence in self._open), *partial])
         references = Counter(page for sequence in self._open for page in sequence.table.pages)
         references.update(self.index.pages())
         for page in range(self.pool.num_pages):

@@ -1,4 +1,4 @@
-"""Which tokens of which sequences the next step computes: continuous batching, chunked prefill, recompute preemption.
+"""Which tokens of which sequences the next step computes: continuous batching, chunked prefill, preemption.
 
 Knows pages, not tensors.
 """
@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from kvtool.cache.manager import CacheManager, SequenceCache
-from kvtool.engine.preemption import Preemption, youngest
+from kvtool.engine.preemption import Preemption, Swap, youngest
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
@@ -50,10 +50,18 @@ class Scheduler:
     """First come, first served. Running sequences go before waiting ones; `preemption` says who gives way when pages
     run out."""
 
-    def __init__(self, cache: CacheManager, limits: SchedulerLimits, preemption: Preemption = youngest) -> None:
+    def __init__(
+        self,
+        cache: CacheManager,
+        limits: SchedulerLimits,
+        preemption: Preemption = youngest,
+        swap: Swap | None = None,
+    ) -> None:
+        """Without a `swap`, sequences that gave way are computed anew."""
         self.cache = cache
         self.limits = limits
         self.preemption = preemption
+        self.swap = swap
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -142,8 +150,11 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give all pages back; the sequence is computed anew from its tokens, the ones it produced included."""
+        """Give all pages back; the sequence is computed anew from its tokens, the ones it produced included, but for
+        what a swap keeps."""
         assert sequence.pages is not None
+        if self.swap is not None:
+            self.swap.out(sequence)
         self.running.remove(sequence)
         self.cache.close(sequence.pages)
         sequence.pages, sequence.num_computed = None, 0
@@ -156,7 +167,7 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens - sum(item.num_tokens for item in work)
         while self.waiting and budget and self._has_seat:
             sequence = self.waiting[0]
-            pages = self.cache.open(sequence.token_ids)
+            pages = self.cache.open(sequence.token_ids, sequence.retention)
             # A prompt is admitted only when all of it has room: half-prefilled prompts would only preempt each other.
             if not self.cache.reserve(pages, len(sequence.token_ids)):
                 self.cache.close(pages)
@@ -168,7 +179,8 @@ class Scheduler:
 
     def _run(self, sequence: Sequence, pages: SequenceCache) -> None:
         """Seat a sequence on pages that have room for all its tokens, the first of them computed."""
-        sequence.pages, sequence.num_computed, sequence.status = pages, pages.cached_tokens, Status.RUNNING
+        sequence.pages, sequence.status = pages, Status.RUNNING
+        sequence.num_computed = pages.cached_tokens if self.swap is None else self.swap.back(sequence, pages)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = pages.cached_tokens
         self.running.append(sequence)

@@ -159,6 +159,8 @@ class Race:
             scenario=title(self.scenario),
             eviction=eviction,
             preemption=preemption,
+            admission=self.setup.loaded.config.admission,
+            index=self.setup.loaded.config.index,
             input_len=options.input_len(self.scenario, self.hit_rate),
             output_len=options.output_len,
             batch_size=None,
@@ -196,7 +198,7 @@ class Race:
         return Workload(
             scenario=title(self.scenario),
             policy=eviction,
-            admission="always",
+            admission=loaded.config.admission,
             preemption=preemption,
             scale=plan.scale or self._scale(),
             hit_rate_requested=plan.hit_rate if self.hit_rate is None else self.hit_rate,
@@ -217,10 +219,13 @@ class Race:
         )
 
     def _are_hits_exact(self, plan: Plan) -> bool:
-        """Where nothing is evicted. Answers that have no room beside the first look their prompt up, page by page."""
+        """Where nothing is evicted and all is kept. Answers that have no room beside the first look their prompt up,
+        page by page, and a part of a page that is found is more than a plan counts on."""
+        config = self.setup.loaded.config
         forks = any(turn.answers > 1 for turn in plan.turns)
         roomy = self.num_pages >= plan.pages(self.options.block_size)
-        return (plan.exact or self.options.concurrency == 1) and (roomy or not forks)
+        kept = config.admission == "always" and not config.partial_hits
+        return kept and (plan.exact or self.options.concurrency == 1) and (roomy or not forks)
 
     def _scale(self) -> str:
         options = self.options

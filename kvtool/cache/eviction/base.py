@@ -10,12 +10,29 @@ Most are a rank of nodes:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
 from kvtool.cache.index.node import Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a policy may know beside the runs.
+
+    - clock: gives seconds; time stands still where nobody says otherwise.
+    - page_tokens: tokens a page.
+    - spare_tokens: how many tokens of its past a next turn may compute again without being late.
+    - even_tokens: the context at which attention takes as many FLOPs a token as all the rest.
+    """
+
+    clock: Callable[[], float] = lambda: 0.0
+    page_tokens: int = 1
+    spare_tokens: int = 512
+    even_tokens: float = 32_768
 
 
 class EvictionPolicy(ABC):
@@ -25,6 +42,9 @@ class EvictionPolicy(ABC):
     """
 
     by_run = True
+
+    def __init__(self, known: Known | None = None) -> None:
+        self.known = known or Known()
 
     @abstractmethod
     def add(self, node: Node) -> None:
@@ -54,7 +74,8 @@ class Ranked(EvictionPolicy):
     the node's own are skipped when they surface, and dropped when they are the most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known | None = None) -> None:
+        super().__init__(known)
         self._entries: dict[Node, tuple[Any, int, Node] | None] = {}
         self._heap: list[tuple[Any, int, Node]] = []
         self._serial = count()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from kvtool.cache.eviction.base import EvictionPolicy
+from kvtool.cache.eviction.base import EvictionPolicy, Known
 from kvtool.cache.index.node import Node
 
 
@@ -16,7 +16,8 @@ class Lru(EvictionPolicy):
     the first is always a leaf.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known | None = None) -> None:
+        super().__init__(known)
         self._order: OrderedDict[Node, None] = OrderedDict()
 
     def add(self, node: Node) -> None:

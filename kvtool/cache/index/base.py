@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 Place = TypeVar("Place")
+NO_PARENT = 0  # the hash before the first page
 
 
 class Extension(NamedTuple, Generic[Place]):
@@ -15,6 +16,15 @@ class Extension(NamedTuple, Generic[Place]):
 
     place: Place
     num_duplicates: int
+
+
+class PartialHit(NamedTuple, Generic[Place]):
+    """A cached page that begins with the `num_tokens` next tokens of a prompt, then goes on with others; `place` is
+    behind it, and locked until the page is copied."""
+
+    place: Place
+    page: int
+    num_tokens: int
 
 
 class PrefixIndex(ABC, Generic[Place]):
@@ -38,6 +48,11 @@ class PrefixIndex(ABC, Generic[Place]):
     def lock_prefix(self, tokens: Sequence[int]) -> tuple[Place, list[int]]:
         """Lock the longest cached prefix: the place where it ends, and its pages."""
 
+    def lock_partial(self, place: Place, tokens: Sequence[int]) -> PartialHit[Place] | None:
+        """Lock the page behind `place` that begins with most of `tokens`; None where no page does, or where whole pages
+        alone can be found."""
+        return None
+
     @abstractmethod
     def extend(self, place: Place, tokens: Sequence[int], pages: Sequence[int]) -> Extension[Place]:
         """Move a sequence's lock from `place` on by `tokens`, which its `pages` hold.
@@ -48,6 +63,9 @@ class PrefixIndex(ABC, Generic[Place]):
     @abstractmethod
     def count_hit(self, place: Place) -> None:
         """A sequence that stands at `place` was spared the pages before it."""
+
+    def retain(self, place: Place, priority: int, expires_s: float) -> None:
+        """The pages before locked `place` are wanted so much until then, for an order that heeds it."""
 
     @abstractmethod
     def unlock(self, place: Place) -> None:
@@ -81,3 +99,10 @@ class PrefixIndex(ABC, Generic[Place]):
 def pack(tokens: Sequence[int]) -> array[int]:
     """Four bytes a token, which compare and hash as fast as memory is read."""
     return array("I", tokens)
+
+
+def chain_hashes(parent: int, tokens: Sequence[int], block_size: int) -> Iterator[int]:
+    """The hash of each whole page behind one with hash `parent`: of its tokens, and of the hash before."""
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        parent = hash((parent, pack(tokens[start : start + block_size]).tobytes()))
+        yield parent

@@ -12,10 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kvtool.cache.index.base import Extension, PrefixIndex, pack
+from kvtool.cache.index.base import NO_PARENT, Extension, PrefixIndex, chain_hashes
 from kvtool.cache.index.queue import PageQueue
-
-NO_PARENT = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +51,7 @@ class HashedIndex(PrefixIndex[Chain]):
         return chain, list(chain.pages)
 
     def extend(self, place: Chain, tokens: Sequence[int], pages: Sequence[int]) -> Extension[Chain]:
-        for own, page in zip(self._hashed(place.last_hash, tokens), pages, strict=True):
+        for own, page in zip(chain_hashes(place.last_hash, tokens, self.block_size), pages, strict=True):
             if self._pages.setdefault(own, page) != page:
                 self._twins.setdefault(own, []).append(page)
             self._hashes[page] = own
@@ -109,17 +107,11 @@ class HashedIndex(PrefixIndex[Chain]):
 
     def _found(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Hash and page of the longest cached prefix, page after page."""
-        for own in self._hashed(NO_PARENT, tokens):
+        for own in chain_hashes(NO_PARENT, tokens, self.block_size):
             page = self._pages.get(own)
             if page is None:
                 return
             yield own, page
-
-    def _hashed(self, parent: int, tokens: Sequence[int]) -> Iterator[int]:
-        """The hash of each whole page, of its tokens and the hash of the page before."""
-        for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
-            parent = hash((parent, pack(tokens[start : start + self.block_size]).tobytes()))
-            yield parent
 
     def depth_pages(self, place: Chain) -> int:
         return len(place.pages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvtool.cache.eviction.base import Known
 from kvtool.cache.eviction.eviction import eviction_policy
 from kvtool.cache.index.base import PrefixIndex
 from kvtool.cache.index.hashed import HashedIndex
@@ -17,14 +18,14 @@ def check_index(name: str, eviction: str) -> None:
     """Raises KvtoolError for a name that is not known, and for a policy that the hashed index has no use for."""
     if name not in INDEXES:
         raise KvtoolError(f"index {name!r} is not one of {', '.join(INDEXES)}{did_you_mean(name, INDEXES)}")
-    policy = eviction_policy(eviction)
+    eviction_policy(eviction)
     if name == "hashed" and eviction != "lru":
-        raise KvtoolError(f"the hashed index evicts in the order of its queue, lru: for {policy} take index radix")
+        raise KvtoolError(f"the hashed index evicts in the order of its queue, lru: for {eviction} take index radix")
 
 
-def prefix_index(name: str, eviction: str, *, block_size: int, num_pages: int) -> PrefixIndex[Any]:
+def prefix_index(name: str, eviction: str, *, num_pages: int, known: Known) -> PrefixIndex[Any]:
     """An index of an empty pool. Raises KvtoolError as `check_index`."""
     check_index(name, eviction)
     if name == "hashed":
-        return HashedIndex(block_size, num_pages)
-    return RadixTree(block_size, eviction_policy(eviction))
+        return HashedIndex(known.page_tokens, num_pages)
+    return RadixTree(known.page_tokens, eviction_policy(eviction, known))

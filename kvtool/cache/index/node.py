@@ -16,7 +16,7 @@ class Node:
 
     - tokens, pages: what the run holds, packed, and where it lies.
     - locks: sequences that stand on this node or below it; hits: those that found it cached.
-    - created, last_used: ticks of the index: when the run was added, and when it lost its last lock.
+    - created, last_used: the how manieth addition it was, and the how manieth return it was given back with.
     - sharers: prefixes that were ever told apart at or below it.
     - reach_pages: how long the last prefix was that went through it, from its start.
     - priority, expires_s: how much the last request that said so wants it kept, and until when.

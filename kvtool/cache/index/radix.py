@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from kvtool.cache.eviction.base import EvictionPolicy
 from kvtool.cache.eviction.lru import Lru
-from kvtool.cache.index.base import Extension, PrefixIndex, pack
+from kvtool.cache.index.base import Extension, PartialHit, PrefixIndex, pack
 from kvtool.cache.index.node import Node, path
 
 
@@ -24,7 +25,9 @@ class RadixTree(PrefixIndex[Node]):
         super().__init__(block_size)
         self.root = Node(array("I"), array("i"), parent=None)
         self.eviction = Lru() if eviction is None else eviction
-        self._ticks = itertools.count()
+        self._orders: dict[Node, list[bytes]] = {}  # sorted keys of the children, where they were asked for
+        self._uses = itertools.count()
+        self._additions = itertools.count()
 
     def match(self, tokens: Sequence[int]) -> list[int]:
         node, pages = self.root, list[int]()
@@ -43,6 +46,24 @@ class RadixTree(PrefixIndex[Node]):
             node = child
         return node, pages
 
+    def lock_partial(self, place: Node, tokens: Sequence[int]) -> PartialHit[Node] | None:
+        wanted = pack(tokens[: self.block_size])
+        alike = [(_common_tokens(child.tokens, wanted), child) for child in self._neighbours(place, wanted.tobytes())]
+        num_tokens, child = max(alike, key=lambda pair: pair[0], default=(0, place))
+        if num_tokens == 0:
+            return None
+        for member in path(child):
+            self._lock_one(member)
+        return PartialHit(child, child.pages[0], num_tokens)
+
+    def _neighbours(self, node: Node, key: bytes) -> list[Node]:
+        """The children before and after `key` in the order of their keys: no others have more of it in common."""
+        if node not in self._orders:
+            self._orders[node] = sorted(node.children)
+        order = self._orders[node]
+        at = bisect_left(order, key)
+        return [node.children[own] for own in order[max(0, at - 1) : at + 1]]
+
     def extend(self, place: Node, tokens: Sequence[int], pages: Sequence[int]) -> Extension[Node]:
         node, depth = place, 0
         while (child := self._enter(node, tokens, depth)) is not None:
@@ -56,14 +77,18 @@ class RadixTree(PrefixIndex[Node]):
         for member in path(place):
             member.hits += 1
 
+    def retain(self, place: Node, priority: int, expires_s: float) -> None:
+        for member in path(place):
+            member.priority, member.expires_s = priority, expires_s
+
     def unlock(self, place: Node) -> None:
-        reach_pages = place.depth_pages
+        reach_pages, tick = place.depth_pages, next(self._uses)
         for member in path(place):
             if member.locks == 0:
                 raise ValueError("the node is not locked")
             member.locks -= 1
             if member.locks == 0:
-                member.last_used = next(self._ticks)
+                member.last_used = tick
                 member.reach_pages = reach_pages
                 self.eviction.add(member)
                 self.num_evictable_pages += len(member.pages)
@@ -167,8 +192,11 @@ class RadixTree(PrefixIndex[Node]):
         if node.children:
             for member in path(node):
                 member.sharers += 1
-        child = Node(tokens, pages, parent=node, locks=1, created=next(self._ticks))
-        node.children[self._key(tokens, 0)] = child
+        child = Node(tokens, pages, parent=node, locks=1, created=next(self._additions))
+        key = self._key(tokens, 0)
+        node.children[key] = child
+        if node in self._orders:
+            insort(self._orders[node], key)
         return child
 
     def _lock_one(self, node: Node) -> None:
@@ -180,7 +208,11 @@ class RadixTree(PrefixIndex[Node]):
     def _remove_leaf(self, node: Node) -> None:
         parent = node.parent
         assert parent is not None
-        del parent.children[self._key(node.tokens, 0)]
+        key = self._key(node.tokens, 0)
+        del parent.children[key]
+        if parent in self._orders:
+            del self._orders[parent][bisect_left(self._orders[parent], key)]
+        self._orders.pop(node, None)
         self.eviction.discard(node)
         if parent.locks == 0 and not parent.children and parent is not self.root:
             self.eviction.update(parent)
@@ -206,6 +238,8 @@ class RadixTree(PrefixIndex[Node]):
         assert len(pages) == len(set(pages)) == self.num_pages, "a page is in the tree twice, or miscounted"
         assert sum(len(node.pages) for node in unlocked) == self.num_evictable_pages, "evictable pages miscounted"
         self.eviction.check(unlocked)
+        for node, order in self._orders.items():
+            assert order == sorted(node.children), "the order of the children is not theirs"
         for node in nodes:
             self._check_node(node)
         if places is not None:
@@ -234,3 +268,8 @@ class RadixTree(PrefixIndex[Node]):
             lines.append(f"{'  ' * depth}pages {list(node.pages)} tokens {first},.. locks {node.locks}")
             waiting.extend((child, depth + 1) for child in node.children.values())
         return "\n".join(lines)
+
+
+def _common_tokens(own: array[int], other: array[int]) -> int:
+    """How many leading tokens agree."""
+    return next((at for at, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
