@@ -105,7 +105,7 @@ def test_an_agent_finds_nearly_all_of_its_prompts(block_size: int, input_len: in
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: str(row.longest))
 def test_trajectories_have_the_published_means(row: Published) -> None:
     """DualPath (arXiv 2602.21548), the table of its workload: means over 500 trajectories at each longest length."""
-    drawn = trajectories(4000, row.longest, Random(1))
+    drawn = trajectories(1200, row.longest, Random(1))
     answers = [mean(own.output_lens) for own in drawn]
     appends = [
         mean(prompt - before for prompt, before in zip(own.prompt_lens, befores(own), strict=True)) for own in drawn
