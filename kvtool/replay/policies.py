@@ -14,11 +14,12 @@ _OWN = {
     "lfu": "evicts the leaf with the fewest uses since it was stored, the least recent of them",
     "optimal": "evicts the leaf that is used latest, knowing all requests, and does not store a block that would go "
     "first (Belady); where blocks differ in bytes it is a heuristic, and the ceilings alone are bounds",
+    "priority": "as lru: a trace names no priorities",
     "lru-plain": "ignores the tree: evicts the block that was used least recently, a request's own used head to tail",
     "fifo-plain": "ignores the tree: evicts the block that was stored first",
     "lfu-plain": "ignores the tree: evicts the block with the fewest uses since it was stored, then the least recent",
 }
-POLICIES = {name: (policy.__doc__ or name).partition(".")[0] for name, policy in EVICTION.items()} | _OWN
+POLICIES = {name: " ".join((policy.__doc__ or name).split()) for name, policy in EVICTION.items()} | _OWN
 
 
 def check_policies(names: tuple[str, ...]) -> None:

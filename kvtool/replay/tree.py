@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvtool.cache.eviction.base import Known
 from kvtool.cache.eviction.eviction import eviction_policy
 from kvtool.cache.index.radix import RadixTree
 from kvtool.replay.accesses import Accesses, requests_of
 from kvtool.replay.core import IntArray
 
 
-def tree_hits(policy: str, capacity: int, accesses: Accesses) -> IntArray:
+def tree_hits(name: str, capacity: int, accesses: Accesses) -> IntArray:
     """Blocks that each request hits in a tree of `capacity` pages, int64 [requests]."""
-    tree = RadixTree(1, eviction_policy(policy))  # a block's node is its only token
+    policy = eviction_policy(name, Known(page_tokens=accesses.block_size))
+    tree = RadixTree(1, policy)  # the node of a block stands for its tokens
     hits = [_request(tree, capacity, nodes.tolist()) for nodes in requests_of(accesses)]
     return np.array(hits, dtype=np.int64)
 

@@ -122,6 +122,7 @@ def test_a_run_with_other_hits_than_generated_fails(model) -> None:
     assert hit_errors([evicted, overlapping]) == []
     more = changed(case, workload=changed(case.workload, hit_tokens=112, evicted_pages=1))
     assert len(hit_errors([more])) == 1
+    assert hit_errors([changed(more, inputs=more.inputs | {"partial_hits": True})]) == []
 
 
 def test_policies_run_the_same_requests_in_a_pool_that_is_too_small(model) -> None:
@@ -195,6 +196,8 @@ def test_a_trace_runs_at_its_own_scale(model) -> None:
     ("given", "message"),
     [
         ({"scenarios": ("agents",)}, "workload 'agents' is neither a file nor one of"),
+        ({"evictions": ("lru", "mru")}, "eviction policy 'mru' is not one of"),
+        ({"preemptions": ("oldest",)}, "preemption policy 'oldest' is not one of"),
         ({"burstiness": 0.5}, "--burstiness needs --request-rate"),
         ({"burstiness": 0.0, "request_rate": 1.0}, "burstiness 0.0 must be above 0"),
         ({"pool_tokens": 8}, "0 tokens, the model's positions or half of --pool-tokens 8, leave no prompt"),

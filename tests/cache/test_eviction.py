@@ -95,7 +95,7 @@ def test_the_names_make_policies_of_their_own() -> None:
     for name, kind in EVICTION.items():
         assert type(eviction_policy(name)) is kind
         assert eviction_policy(name) is not eviction_policy(name)
-    with pytest.raises(KvtoolError, match="eviction policy 'lfru' is not one of lru, lfu, fifo, .*: did you mean"):
+    with pytest.raises(KvtoolError, match=r"eviction policy 'lfru' is not one of lru, lfu, fifo, .*: did you mean"):
         eviction_policy("lfru")
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvtool.cache import EVICTION, CacheManager, HashedIndex, RadixTree, SequenceCache, eviction_policy
+from kvtool.cache.admission import ADMISSION, admission_policy
 from kvtool.cache.index.base import PrefixIndex
 from tests.cache.policies import DeepestPage, LargestRun
 
@@ -31,11 +32,21 @@ class CacheMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 3, 4]),
         prefix_caching=st.sampled_from([True, True, True, False]),
         index=st.sampled_from(sorted(INDEXES)),
+        admission=st.sampled_from(ADMISSION),
+        partial_hits=st.booleans(),
     )
-    def start(self, block_size: int, prefix_caching: bool, index: str) -> None:
-        self.cache = CacheManager(NUM_PAGES, block_size, prefix_caching, index=INDEXES[index](block_size))
+    def start(self, block_size: int, prefix_caching: bool, index: str, admission: str, partial_hits: bool) -> None:
+        self.cache = CacheManager(
+            NUM_PAGES,
+            block_size,
+            prefix_caching,
+            index=INDEXES[index](block_size),
+            admission=admission_policy(admission, block_size=block_size, num_pages=NUM_PAGES),
+            partial_hits=partial_hits,
+        )
         self.contents: dict[int, tuple[int, ...]] = {}
         self.tokens: dict[SequenceCache, list[int]] = {}
+        self.prompts: dict[SequenceCache, list[int]] = {}
 
     def write(self, sequence: SequenceCache, tokens: list[int]) -> None:
         for position in range(sequence.table.num_tokens, len(tokens)):
@@ -48,6 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
     def grow(self, sequence: SequenceCache, tokens: list[int]) -> None:
         if not self.cache.reserve(sequence, len(tokens)):
             assert self.cache.num_available_pages < sequence.table.pages_missing(len(tokens))
+            assert sequence.partial is None
             return
         self.copy()
         self.write(sequence, tokens)
@@ -68,14 +80,19 @@ class CacheMachine(RuleBasedStateMachine):
         sequence = self.cache.open(tokens)
         assert sequence.cached_tokens == matched < len(tokens)
         self.tokens[sequence] = tokens[: sequence.cached_tokens]
+        self.prompts[sequence] = tokens
         chunk = max(sequence.cached_tokens, round(share * len(tokens)))
         self.grow(sequence, tokens[:chunk])
+        assert sequence.cached_tokens - matched < self.cache.block_size
 
     @precondition(lambda self: self.tokens)
     @rule(data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=5))
     def append(self, data: st.DataObject, more: list[int]) -> None:
+        """The rest of the prompt first, which may begin in a copied page; then anything."""
         sequence = self.pick(data)
-        self.grow(sequence, self.tokens[sequence] + more)
+        tokens = self.tokens[sequence]
+        rest = self.prompts.get(sequence, [])[len(tokens) :]
+        self.grow(sequence, tokens + (rest[: len(more)] or more))
 
     @precondition(lambda self: self.tokens)
     @rule(data=st.data())

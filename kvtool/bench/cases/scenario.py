@@ -161,6 +161,7 @@ class Race:
             preemption=preemption,
             admission=self.setup.loaded.config.admission,
             index=self.setup.loaded.config.index,
+            partial_hits=self.setup.loaded.config.partial_hits,
             input_len=options.input_len(self.scenario, self.hit_rate),
             output_len=options.output_len,
             batch_size=None,

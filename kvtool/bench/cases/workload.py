@@ -11,7 +11,9 @@ from itertools import product
 from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.cases.scenario import Race
 from kvtool.bench.session import Step
+from kvtool.cache.eviction.eviction import eviction_policy
 from kvtool.catalog.model import Model
+from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
 from kvtool.workloads.scenarios.base import Plan, Shape
@@ -59,6 +61,10 @@ class Workload(Part):
         require_positive("count", self.concurrency, self.num_prompts, self.prefix_len, self.pool_tokens)
         for name in self.scenarios:
             require_scenario(name)
+        for name in self.evictions:
+            eviction_policy(name)
+        for name in self.preemptions:
+            preemption_policy(name)
         for what, value in (("request rate", self.request_rate), ("burstiness", self.burstiness)):
             if value is not None and not 0 < value < 1e9:
                 raise KvtoolError(f"{what} {value} must be above 0")

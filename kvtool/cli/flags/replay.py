@@ -46,7 +46,11 @@ class Replayed(Group):
 
     policy: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Of lru, fifo, lfu, optimal, lru-plain, fifo-plain, lfu-plain."),
+        typer.Option(
+            metavar="LIST",
+            help="Of optimal, lru-plain, fifo-plain, lfu-plain, and what the engine evicts by: lru, lfu, fifo, priority, "
+            "never-hit-first, shared-prefix-first, size-aware, remaining-length, cost-aware.",
+        ),
     ] = "lru"
     capacity: Annotated[
         str, typer.Option(metavar="LIST", help="Blocks as 1000, bytes as 20GiB (with MODEL), or none for no limit.")

@@ -27,10 +27,21 @@ class WorkloadFlags(Group):
             "parallel, edit, or a trace file (its first --num-prompts requests).",
         ),
     ] = None
-    eviction: Annotated[str, _option(metavar="LIST", help="Eviction policies, compared side by side.")] = "lru"
-    preemption: Annotated[str, _option(metavar="LIST", help="Who gives way when running requests do not fit.")] = (
-        "youngest"
-    )
+    eviction: Annotated[
+        str,
+        _option(
+            metavar="LIST",
+            help="Policies to compare: lru, lfu, fifo, priority, never-hit-first, shared-prefix-first, size-aware, "
+            "remaining-length, cost-aware.",
+        ),
+    ] = "lru"
+    preemption: Annotated[
+        str,
+        _option(
+            metavar="LIST",
+            help="Who gives way when running requests do not fit: youngest, priority, fewest-remaining, cheapest.",
+        ),
+    ] = "youngest"
     pool_tokens: Annotated[
         str | None,
         _option(
