@@ -82,6 +82,8 @@ def timeline(case: WorkloadCase) -> Figure:
 
 def draw_requests(axes: Axes, samples: Sequence[Sample]) -> None:
     """A bar a request, from the top in the order of arrival."""
+    from matplotlib.ticker import MaxNLocator
+
     phases: dict[str, list[tuple[float, float]]] = {"queued": [], "loading": [], "prefill": [], "decode": []}
     ordered = sorted(samples, key=lambda sample: sample.arrival_s or 0.0)
     for sample in ordered:
@@ -96,7 +98,7 @@ def draw_requests(axes: Axes, samples: Sequence[Sample]) -> None:
             axes.barh(range(len(bars)), widths, left=starts, height=0.8, color=colour, label=phase)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.set_ylabel("request")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False, axis="y")
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=LABEL_POINTS, borderaxespad=0.2

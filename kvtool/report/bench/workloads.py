@@ -55,7 +55,7 @@ def names(case: WorkloadCase, cases: Sequence[WorkloadCase]) -> tuple[str, ...]:
         "preemption": case.workload.preemption,
         "asked": percent(case.workload.hit_rate_requested, digits=1),
     }
-    varying = {
+    varying: dict[str, set[object]] = {
         "policy": {other.workload.policy for other in cases},
         "preemption": {other.workload.preemption for other in cases},
         "asked": {other.inputs.get("hit_rate") for other in cases},

@@ -79,7 +79,7 @@ def edit(shape: Shape) -> Plan:
     rng = random.Random(f"edit {shape.seed}")
     base = random_tokens(rng, shape.input_len, shape.vocab_size)
     places = _places(shape)
-    turns = []
+    turns: list[Turn] = []
     for place in places:
         others = [turn.own_ids[place] for turn in turns]
         changed = (*base[:place], _other_token(rng, shape.vocab_size, {base[place], *others}), *base[place + 1 :])
