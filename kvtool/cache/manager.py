@@ -123,8 +123,7 @@ class CacheManager:
         place, pages = self.index.lock_prefix(shareable)
         num_cached_pages = len(pages)
         pages += more[num_cached_pages:]
-        for page in pages:
-            self.pool.share(page)
+        self.pool.share_all(pages)
         sequence = SequenceCache(
             table=BlockTable(self.block_size, pages, num_tokens=len(pages) * self.block_size),
             place=place,
@@ -219,8 +218,7 @@ class CacheManager:
         content = tokens[start * self.block_size : stop * self.block_size]
         sequence.place, duplicates = self.index.extend(sequence.place, content, pages)
         sequence.num_cached_pages = stop
-        for page in pages[duplicates:]:
-            self.pool.share(page)
+        self.pool.share_all(pages[duplicates:])
         self._note_peak()  # the path locked for a duplicate may have been evictable
 
     def close(self, sequence: SequenceCache) -> None:
@@ -237,8 +235,7 @@ class CacheManager:
             if self.pool.references(page) > 1 or not self.index.retire(page):
                 self.pool.release(page)
         self.index.unlock(sequence.place)
-        for page in reversed(pages[: sequence.num_cached_pages]):
-            self.pool.release(page)
+        self.pool.release_all(reversed(pages[: sequence.num_cached_pages]))
         pages.clear()
         sequence.table.num_tokens = 0
 
@@ -246,7 +243,7 @@ class CacheManager:
         """Forget every cached prefix. Raises ValueError while sequences are open."""
         if self._open:
             raise ValueError(f"{len(self._open)} sequences are open: close them before the cache is reset")
-        self._release_all(self.index.evict(self.index.num_evictable_pages))
+        self.pool.release_all(self.index.evict(self.index.num_evictable_pages))
 
     def reset_counters(self) -> None:
         """Start counting anew; the peak starts from what is held now."""
@@ -286,10 +283,6 @@ class CacheManager:
     def _require_open(self, sequence: SequenceCache) -> None:
         if not sequence.is_open:
             raise ValueError("the sequence is closed")
-
-    def _release_all(self, pages: list[int]) -> None:
-        for page in pages:
-            self.pool.release(page)
 
     def _count_query(self, sequence: SequenceCache) -> None:
         if sequence.queried_tokens:

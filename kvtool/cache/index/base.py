@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 Place = TypeVar("Place")
+BYTES_A_TOKEN = 4
+PACKED_PAGES = 64  # at a time, as a prompt that is not cached ends at the first
 NO_PARENT = 0  # the hash before the first page
 
 
@@ -103,6 +105,9 @@ def pack(tokens: Sequence[int]) -> array[int]:
 
 def chain_hashes(parent: int, tokens: Sequence[int], block_size: int) -> Iterator[int]:
     """The hash of each whole page behind one with hash `parent`: of its tokens, and of the hash before."""
-    for start in range(0, len(tokens) - block_size + 1, block_size):
-        parent = hash((parent, pack(tokens[start : start + block_size]).tobytes()))
-        yield parent
+    stop, page_bytes = len(tokens) // block_size * block_size, block_size * BYTES_A_TOKEN
+    for start in range(0, stop, PACKED_PAGES * block_size):
+        packed = pack(tokens[start : min(stop, start + PACKED_PAGES * block_size)]).tobytes()
+        for at in range(0, len(packed), page_bytes):
+            parent = hash((parent, packed[at : at + page_bytes]))
+            yield parent

@@ -40,15 +40,15 @@ class HashedIndex(PrefixIndex[Chain]):
         return [page for _, page in self._found(tokens)]
 
     def lock_prefix(self, tokens: Sequence[int]) -> tuple[Chain, list[int]]:
-        chain = Chain(NO_PARENT, [])
+        last_hash, pages, users = NO_PARENT, list[int](), self._users
         for own, page in self._found(tokens):
-            if self._users[page] == 0:
+            if users[page] == 0:
                 self._queue.remove(page)
                 self.num_evictable_pages -= 1
-            self._users[page] += 1
-            chain.last_hash = own
-            chain.pages.append(page)
-        return chain, list(chain.pages)
+            users[page] += 1
+            last_hash = own
+            pages.append(page)
+        return Chain(last_hash, pages), list(pages)
 
     def extend(self, place: Chain, tokens: Sequence[int], pages: Sequence[int]) -> Extension[Chain]:
         for own, page in zip(chain_hashes(place.last_hash, tokens, self.block_size), pages, strict=True):
@@ -65,22 +65,24 @@ class HashedIndex(PrefixIndex[Chain]):
         """The queue goes by the time of return, not by hits."""
 
     def unlock(self, place: Chain) -> None:
+        left = []
         for page in reversed(place.pages):
             if self._users[page] == 0:
                 raise ValueError(f"page {page} is not locked")
             self._users[page] -= 1
             if self._users[page] == 0:
-                self._queue.append(page)
-                self.num_evictable_pages += 1
+                left.append(page)
+        self._queue.extend(left)
+        self.num_evictable_pages += len(left)
 
     def retire(self, page: int) -> bool:
-        self._queue.append(page)
+        self._queue.extend([page])
         self.num_evictable_pages += 1
         self.num_blank_pages += 1
         return True
 
     def evict(self, count: int) -> list[int]:
-        evicted = [self._queue.pop_first() for _ in range(min(count, self.num_evictable_pages))]
+        evicted = self._queue.pop(count)
         for page in evicted:
             self._forget(page)
         self.num_evictable_pages -= len(evicted)

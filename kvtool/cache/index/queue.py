@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 ABSENT = -1
 
@@ -20,13 +21,15 @@ class PageQueue:
         self._before = array("i", [ABSENT]) * (num_pages + 1)
         self._next[self._end] = self._before[self._end] = self._end
 
-    def append(self, page: int) -> None:
-        """To the end. Raises ValueError for a page that waits already."""
-        if self._next[page] != ABSENT:
-            raise ValueError(f"page {page} waits already")
-        last = self._before[self._end]
-        self._next[last] = self._before[self._end] = page
-        self._before[page], self._next[page] = last, self._end
+    def extend(self, pages: Iterable[int]) -> None:
+        """To the end, one after the other. Raises ValueError for a page that waits already."""
+        following, before, end = self._next, self._before, self._end
+        last = before[end]
+        for page in pages:
+            if following[page] != ABSENT:
+                raise ValueError(f"page {page} waits already")
+            following[last], before[page], following[page], before[end] = page, last, end, page
+            last = page
 
     def remove(self, page: int) -> None:
         """From wherever it stands. Raises ValueError for a page that does not wait."""
@@ -36,11 +39,14 @@ class PageQueue:
         self._next[before], self._before[after] = after, before
         self._next[page] = self._before[page] = ABSENT
 
-    def pop_first(self) -> int:
-        """The page that waited longest. At least one must wait."""
-        page = self._next[self._end]
-        self.remove(page)
-        return page
+    def pop(self, count: int) -> list[int]:
+        """The `count` pages that waited longest, in their order, or all."""
+        pages = list(islice(self, count))
+        following = self._next[pages[-1]] if pages else self._next[self._end]
+        for page in pages:
+            self._next[page] = self._before[page] = ABSENT
+        self._next[self._end], self._before[following] = following, self._end
+        return pages
 
     def __iter__(self) -> Iterator[int]:
         page = self._next[self._end]

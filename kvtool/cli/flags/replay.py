@@ -48,8 +48,8 @@ class Replayed(Group):
         str,
         typer.Option(
             metavar="LIST",
-            help="Of optimal, lru-plain, fifo-plain, lfu-plain, and what the engine evicts by: lru, lfu, fifo, priority, "
-            "never-hit-first, shared-prefix-first, size-aware, remaining-length, cost-aware.",
+            help="Of optimal, lru-plain, fifo-plain, lfu-plain, and what the engine evicts by: lru, lfu, fifo, "
+            "priority, never-hit-first, shared-prefix-first, size-aware, remaining-length, cost-aware.",
         ),
     ] = "lru"
     capacity: Annotated[
