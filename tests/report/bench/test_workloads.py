@@ -7,12 +7,12 @@ import random
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.report.bench.bench import bench_html, print_bench, write_bench
 from kvtool.report.bench.timelines import timeline
 from kvtool.report.bench.workloads import NOT_SHOWN, gain_table, is_shown, workload_cases, workload_tables
 from kvtool.report.files import png_bytes
+from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, Check, Memory, Roofline, Sample, Saved, StepBytes, Workload, WorkloadCase
 from tests.report.example import DEFINITIONS, ENVIRONMENT, INPUTS, metrics
 
@@ -106,7 +106,7 @@ FIFO = case("translation", "fifo", cached_ms=300, uncached_ms=400)
 
 
 def printed(found: BenchDocument, width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True, color_system=None)
+    console = Terminal(width=width, file=io.StringIO(), record=True, color_system=None)
     print_bench(found, console)
     return console.export_text()
 
