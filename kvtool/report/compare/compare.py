@@ -10,7 +10,6 @@ import msgspec
 from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings, widest_interval
 from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables, smallest_cache
 from kvtool.report.files import png_bytes, write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.results import CompareDocument, MatrixDocument
@@ -25,7 +24,7 @@ def print_compare(document: CompareDocument, console: Console, *, explain: bool 
         console.print(f"{sentence}.", style="bold", highlight=False, markup=False)
     _print_warnings(document.warnings, console)
     for table in compare_tables(document):
-        console.print(to_rich(table, console.width))
+        console.print(table)
     print_notes(document.assumptions, console, hinge=widest_interval(document), explain=explain)
 
 
@@ -34,7 +33,7 @@ def print_matrix(document: MatrixDocument, console: Console, *, hinge: object = 
     console.print(smallest_cache(document), style="bold", highlight=False, markup=False)
     _print_warnings(document.warnings, console)
     for table in matrix_tables(document, console.width):
-        console.print(to_rich(table, console.width))
+        console.print(table)
     print_notes(document.assumptions, console, hinge=hinge, explain=explain)
 
 
