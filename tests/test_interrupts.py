@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvtool import interrupts
+from kvtool.bench.runs import PROGRAM
 
 AT_AN_IMPORT = """
 import os, signal, sys
@@ -83,6 +84,14 @@ def test_an_import_does_not_swallow_it(command: str, whens: tuple[int, ...]) -> 
         assert done.returncode == 130, (when, done.stderr)
         assert done.stderr.startswith("kvtool: interrupted\n"), (when, done.stderr)
         assert "Traceback" not in done.stderr
+
+
+def test_a_run_of_several_is_started_as_the_program_is() -> None:
+    script = AT_AN_IMPORT.replace("from kvtool.__main__ import main\ntry:\n    main()", f"try:\n    {PROGRAM[-1]}")
+    assert PROGRAM[-1] in script
+    done = interrupted(script, 40, *COMMANDS["size"])
+    assert (done.returncode, done.stderr.splitlines()[0]) == (130, "kvtool: interrupted")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("when", [1, 2, 4])

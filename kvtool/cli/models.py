@@ -27,7 +27,8 @@ Rows = list[tuple["Entry", "Model"]]
 @grouped
 def models(
     query: Annotated[
-        str | None, typer.Argument(help="Words that the name, an alias or the architecture holds.")
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="All of which the name, an alias or the architecture holds."),
     ] = None,
     *,
     attention: Annotated[
@@ -38,7 +39,7 @@ def models(
 ) -> None:
     """List the models that kvtool knows by name, with what a token of each costs."""
     catalogue = load(models_file)
-    rows = search(catalogue, query, attention)
+    rows = search(catalogue, " ".join(query or ()), attention)
     document = {"schema": "kvtool.models/1", "models": [describe(*row) for row in rows]}
     answer(document, output, show=lambda document, console: show(rows, console))
 

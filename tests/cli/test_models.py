@@ -53,6 +53,10 @@ def test_search_takes_every_word() -> None:
     assert len(ids()) == 213
 
 
+def test_words_need_no_quotes() -> None:
+    assert ids("llama", "3.1") == ids("llama 3.1") != ids("llama")
+
+
 def test_search_by_attention() -> None:
     assert set(ids("--attention", "mqa")) >= {"tiiuae/falcon-7b", "google/gemma-2b"}
     assert ids("deepseek", "--attention", "indexer") == [
