@@ -98,7 +98,7 @@ def verdict(
     """
     refused = next((row.engine for row in rows if row.engine.refusal), None)
     if refused is not None and all(row.engine.refusal for row in rows):
-        return "\n".join([f"Would not start: {refused.refusal}", *_would_do(next(iter(remedies), ()))])
+        return _with_ways(f"Would not start: {refused.refusal}", next(iter(remedies), ()))
     judged = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
     if not judged:
         return None
@@ -133,13 +133,14 @@ def would_fit(row: SizeRow, ways: Sequence[str], passing: int | None = None) -> 
     """
     each = f" x {row.inputs.batch_size:,}" if row.inputs.batch_size > 1 else ""
     clause = "" if passing is None else f"; its cache passes the weights at {passing:,} tokens{each}"
-    return "\n".join([f"{_case(row)}: {decision(row)}{clause}.", *_would_do(ways)])
+    return _with_ways(f"{_case(row)}: {decision(row)}{clause}.", ways)
 
 
-def _would_do(ways: Sequence[str]) -> list[str]:
+def _with_ways(answer: str, ways: Sequence[str]) -> str:
     if not ways:
-        return []
-    return ["What would do:" if len(ways) == 1 else "Each of these alone would do:", *(f"  {way}" for way in ways)]
+        return answer
+    told = "This would do:" if len(ways) == 1 else "Each of these alone would do:"
+    return "\n".join([f"{answer} {told}", *(f"  {way}" for way in ways)])
 
 
 def _memory(row: SizeRow) -> int:
