@@ -216,7 +216,7 @@ def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
     [
         (
             "--context 128k --batch-size 16",
-            "1 x H100-SXM-80GB, 128k x 16 in bf16: no: 200 GiB short.\nEach of these alone ",
+            "1 x H100-SXM-80GB, 128k x 16 in bf16: no: 200 GiB short. Each of these alone ",
         ),
         (
             "--context 8k,128k --batch-size 16",

@@ -98,7 +98,7 @@ def verdict(
     """
     refused = next((row.engine for row in rows if row.engine.refusal), None)
     if refused is not None and all(row.engine.refusal for row in rows):
-        return "\n".join([f"Would not start: {refused.refusal}", *_would_do(next(iter(remedies), ()))])
+        return _with_ways(f"Would not start: {refused.refusal}", next(iter(remedies), ()))
     judged = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
     if not judged:
         return None
@@ -134,7 +134,7 @@ def would_fit(row: SizeRow, ways: Sequence[str], passing: int | None = None) -> 
     """`128k x 16 in bf16: no: 205 GiB short.`, and a line for each change that would do; of a row that fits, a line of
     where its cache passes the weights.
     """
-    return "\n".join([f"{_case(row)}: {decision(row)}.", *_passes(row, passing), *_would_do(ways)])
+    return _with_ways("\n".join([f"{_case(row)}: {decision(row)}.", *_passes(row, passing)]), ways)
 
 
 def _passes(row: SizeRow, passing: int | None) -> list[str]:
@@ -142,10 +142,11 @@ def _passes(row: SizeRow, passing: int | None) -> list[str]:
     return [] if passing is None else [f"Its cache passes the weights at {passing:,} tokens{each}."]
 
 
-def _would_do(ways: Sequence[str]) -> list[str]:
+def _with_ways(answer: str, ways: Sequence[str]) -> str:
     if not ways:
-        return []
-    return ["What would do:" if len(ways) == 1 else "Each of these alone would do:", *(f"  {way}" for way in ways)]
+        return answer
+    told = "This would do:" if len(ways) == 1 else "Each of these alone would do:"
+    return "\n".join([f"{answer} {told}", *(f"  {way}" for way in ways)])
 
 
 def _memory(row: SizeRow) -> int:

@@ -65,10 +65,10 @@ def test_what_would_do_stands_under_the_decision() -> None:
     last = rows()[-1]
     told = would_fit(last, ["--tp 8: gains 9 GiB; 8 cards in place of 1"])
     assert told == (
-        "128k x 16 in bf16: no: 204 GiB short.\nWhat would do:\n  --tp 8: gains 9 GiB; 8 cards in place of 1"
+        "128k x 16 in bf16: no: 204 GiB short. This would do:\n  --tp 8: gains 9 GiB; 8 cards in place of 1"
     )
-    assert would_fit(last, ["--batch-size 3: 3 of 16", "--tp 8: 8 cards"]).splitlines()[1:] == [
-        "Each of these alone would do:",
+    assert would_fit(last, ["--batch-size 3: 3 of 16", "--tp 8: 8 cards"]).splitlines() == [
+        "128k x 16 in bf16: no: 204 GiB short. Each of these alone would do:",
         "  --batch-size 3: 3 of 16",
         "  --tp 8: 8 cards",
     ]

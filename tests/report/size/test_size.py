@@ -80,7 +80,7 @@ def test_the_decision_what_would_do_and_the_hinge_stand_on_the_screen_and_the_no
     document = size(LLAMA_8B, options=OPTIONS)
     text = printed(document, 100, hinge="a guess: 1 GiB", remedies=[[], [], [], ["--batch-size 3", "--tp 8"]])
     assert "KV 1 GiB fits, 50.6 GiB to spare" in text
-    assert "128k x 16 in bf16: no: 204 GiB short.\nEach of these alone would do:\n  --batch-size 3\n  --tp 8\n" in text
+    assert "128k x 16 in bf16: no: 204 GiB short. Each of these alone would do:\n  --batch-size 3\n  --tp 8\n" in text
     assert text.endswith(f"Hangs most on a guess: 1 GiB. {len(document.assumptions)} notes: --explain or --json.\n")
     assert not any(note in " ".join(text.split()) for note in document.assumptions)
 
