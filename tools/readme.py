@@ -31,6 +31,7 @@ from kvtool.files import write_atomic
 from kvtool.report.bench.bench import print_bench, tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine import print_environment
+from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document
 
 ROOT = Path(__file__).parents[1]
@@ -158,9 +159,10 @@ def printed_again(file: str, *titles: str) -> str:
 
 
 def shown(print_document: Callable[[Console], None]) -> str:
-    console = Console(file=io.StringIO(), width=COLUMNS, no_color=True)
+    out = io.StringIO()
+    console = Terminal(file=out, width=COLUMNS, no_color=True)
     print_document(console)
-    return tidy(console.file.getvalue())
+    return tidy(out.getvalue())
 
 
 def sections(text: str, known: list[str], wanted: tuple[str, ...]) -> str:
