@@ -159,9 +159,10 @@ def printed_again(file: str, *titles: str) -> str:
 
 
 def shown(print_document: Callable[[Console], None]) -> str:
-    console = Terminal(file=io.StringIO(), width=COLUMNS, no_color=True)
+    out = io.StringIO()
+    console = Terminal(file=out, width=COLUMNS, no_color=True)
     print_document(console)
-    return tidy(console.file.getvalue())
+    return tidy(out.getvalue())
 
 
 def sections(text: str, known: list[str], wanted: tuple[str, ...]) -> str:

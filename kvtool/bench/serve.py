@@ -118,6 +118,7 @@ class _Serving:
             self._submit()
             if self.engine.scheduler.is_idle:
                 self._sleep(max(0.0, self._due[0][0] - self._now_s()))
+                self._watch_pool()  # until now it was as it is
             else:
                 self._step()
         sequences = [sequence for index in range(len(self.plan.turns)) for sequence in self._answers[index]]

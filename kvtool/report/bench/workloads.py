@@ -13,6 +13,7 @@ from kvtool.report.cells import (
     format_ms_signed,
     p50,
     percent,
+    rate,
     tail,
 )
 from kvtool.report.tables import Table
@@ -212,7 +213,7 @@ def _finding(case: WorkloadCase) -> str:
     name = work.scenario if work.policy == "lru" else f"{work.scenario} under {work.policy}"
     hits = percent(work.hit_rate_measured, digits=1)
     requests = sum(sample.arm == "cached" and sample.iteration == 0 and sample.run == 0 for sample in case.samples)
-    not_computed = f"{saved.kv_bytes_not_written / max(1, requests) * 1000 / GB:,.1f} GB of K and V"
+    not_computed = f"{rate(saved.kv_bytes_not_written / max(1, requests) * 1000 / GB)} GB of K and V"
     pool = f"{name}: this pool of {format_bytes(case.memory.kv_pool_bytes or 0)} gives {hits} hits"
     if not is_shown(saved):
         return f"{pool}, {NOT_SHOWN} in time to first token, and {not_computed} not computed per 1000 requests."

@@ -120,7 +120,7 @@ def test_the_largest_gain_comes_first_and_noise_is_no_gain() -> None:
     text = printed(found, 100)
     assert f"independent: this pool of 20 MiB gives 80.0% hits, {NOT_SHOWN} in time to first" in text
     assert "agent: this pool of 20 MiB gives 80.0% hits = 100 ms to the first token, 800 ms (89%) less" in text
-    assert "1.0 GB of K and V not computed per 1000 requests" in " ".join(text.split())
+    assert "1.00 GB of K and V not computed per 1000 requests" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
