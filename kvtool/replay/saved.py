@@ -37,6 +37,11 @@ class PrefillFloor:
         rest = whole - self._flops(cached) + self._flops(np.zeros(1, dtype=np.int64))
         return float((self._seconds(whole) - self._seconds(rest)).mean() * 1e3)
 
+    def lost_ms(self, length: int, hit: int, tokens: int) -> float:
+        """What it takes to compute `tokens` behind the `hit` of a prompt of `length`, in a step that has more to do."""
+        end = min(length, hit + tokens)
+        return (self._flops_of(end) - self._flops_of(min(hit, end))) / self.flops_per_s * 1e3
+
     def _seconds(self, flops: FloatArray) -> FloatArray:
         return np.asarray(np.maximum(flops / self.flops_per_s, self.weights_s))
 
