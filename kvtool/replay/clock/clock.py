@@ -37,13 +37,13 @@ class Clock:
     def run(self, *, until_s: float = NEVER) -> None:
         """Until nothing is left to happen, or that time."""
         while True:
-            flow_s = self.now_s + self.network.left_s()
-            event_s = self._events[0][0] if self._events else NEVER
-            next_s = min(flow_s, event_s)
-            if next_s == NEVER or next_s > until_s:
+            flow_s = self.network.left_s()
+            event_s = self._events[0][0] - self.now_s if self._events else NEVER
+            step_s = min(flow_s, event_s)
+            if step_s == NEVER or self.now_s + step_s > until_s:
                 return
-            self.network.advance(next_s - self.now_s)
-            self.now_s = next_s
+            self.now_s = self._events[0][0] if event_s <= flow_s else self.now_s + step_s
+            self.network.advance(step_s)  # what flows ends by this step, even one too short for the time to show
             while self._events and self._events[0][0] <= self.now_s:
                 heapq.heappop(self._events)[2]()
 

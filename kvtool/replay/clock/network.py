@@ -14,6 +14,7 @@ from itertools import count
 Path = tuple[int, ...]  # the links of a flow; one that it crosses twice stands there twice
 Done = Callable[[], None]
 NEVER = float("inf")
+MOMENT_S = 1e-9  # a time of hours has no smaller step in which the last bit of a flow could pass
 
 
 class _Class:
@@ -59,7 +60,7 @@ class Network:
         for flows in self._classes.values():
             if not flows.heap:
                 continue
-            ends = flows.left_s() <= seconds * (1 + 1e-12)
+            ends = flows.left_s() - seconds <= MOMENT_S
             step = flows.rate * seconds
             for link, times in flows.crossings.items():
                 self.moved[link] += step * times * len(flows.heap)

@@ -56,6 +56,7 @@ class _Play:
         self._bytes_per_s = [1e9 * (speed or 0.0) for speed in speeds]  # reads at even places, writes at odd ones
         self._clock = Clock(self._bytes_per_s)
         self._gpu = Server(self._clock)
+        self._moved = [0.0] * len(speeds)  # through each link, when the last request ended
         self._read, self._written = [0] * len(links.tiers), [0] * len(links.tiers)
 
     def play(self, requests: list[Timed]) -> Run:
@@ -63,9 +64,8 @@ class _Play:
             self._clock.at(request.arrival_s, lambda request=request: self._arrive(request))  # type: ignore[misc]
         self._clock.run()
         end_s = max((one.ended_s for one in requests), default=0.0)
-        moved = self._clock.network.moved
         busy = [
-            (moved[place] / speed if speed and end_s else 0.0) / (end_s or 1.0)
+            (self._moved[place] / speed if speed and end_s else 0.0) / (end_s or 1.0)
             for place, speed in enumerate(self._bytes_per_s)
         ]
         return Run(requests, self._read, self._written, busy)
@@ -78,11 +78,9 @@ class _Play:
         """It stands in line at once where it has something to compute before what it loads."""
         loads = [(tier, blocks) for tier, blocks in enumerate(request.plan.blocks) if blocks]
         waits = bool(loads) and not request.plan.before_s
+        request.loaded = not loads
         if not waits:
             self._ready(request)
-        if not loads:
-            request.loaded = True
-            return
         for tier, blocks in loads:
             self._read[tier] += blocks * self._links.block_bytes
         layers = self._links.num_layers
@@ -143,6 +141,7 @@ class _Play:
 
     def _end(self, request: Timed) -> None:
         request.ended_s = self._clock.now_s
+        self._moved = list(self._clock.network.moved)
         for tier, blocks in enumerate(request.written):
             num_bytes = blocks * self._links.block_bytes
             self._written[tier] += num_bytes
