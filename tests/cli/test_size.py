@@ -220,7 +220,7 @@ def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
         ),
         (
             "--context 8k,128k --batch-size 16",
-            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16: ",
+            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16, with ",
         ),
         ("--context 64k,128k --batch-size 16", "1 x H100-SXM-80GB: none of 2 fits; the least, 64k x 16 in bf16: no: "),
     ],

@@ -138,7 +138,10 @@ def replay_html(document: ReplayDocument, command: str = "") -> str:
         subtitle=describe(document),
         body=[
             html.warnings(document.warnings),
-            html.made_of(command, ("replay.json", "replay.csv", CURVE_FILE, *([TIERS_FILE] if document.tiers else []), "replay.png")),
+            html.made_of(
+                command,
+                ("replay.json", "replay.csv", CURVE_FILE, *([TIERS_FILE] if document.tiers else []), "replay.png"),
+            ),
             html.key_points(in_short(document)),
             html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
             html.section("Table", [to_html(table) for table in (replay_table(document), *tier_tables(document))]),
