@@ -32,6 +32,7 @@ from kvtool.report.bench.bench import print_bench
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine import print_environment
+from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +158,7 @@ def printed_again(file: str, *titles: str) -> str:
 
 
 def shown(print_document: Callable[[Console], None]) -> str:
-    console = Console(file=io.StringIO(), width=COLUMNS, no_color=True)
+    console = Terminal(file=io.StringIO(), width=COLUMNS, no_color=True)
     print_document(console)
     return tidy(console.file.getvalue())
 
