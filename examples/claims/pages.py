@@ -69,8 +69,7 @@ def radix_match() -> Claim:
         said="A radix tree finds a cached prefix in O(1)",
         found=f"pages of the prompt that were read: {shown} pages of prefix",
         verdict=RIGHT if len(set(counts)) == 1 else WRONG,
-        why="Every page of the prefix is read and compared, the first one twice: linear in the prefix, whatever else is "
-        "cached.",
+        why="Every page of the prefix is read, the first one twice: linear in the prefix, whatever else is cached.",
         shown_by=SHOWN_BY,
     )
 
