@@ -147,7 +147,7 @@ def test_tables_fit_the_terminal(width: int) -> None:
 
 def test_policies_stand_beside_the_first_that_was_named() -> None:
     (row,) = workload_tables(document(TRANSLATION, FIFO))[2].rows
-    assert row[:5] == ("translation", "fifo, youngest", "lru, youngest", "40.0%, 80.0%", row[4])
+    assert row[:5] == ("translation", "fifo", "lru", "40.0% / 80.0%", row[4])
     assert 180 < float(row[5].split()[0]) < 220
     same = case("translation", "lfu", cached_ms=100, uncached_ms=400)
     (row,) = workload_tables(document(TRANSLATION, same))[2].rows
