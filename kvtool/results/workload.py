@@ -19,7 +19,8 @@ class Saved(Struct, frozen=True, kw_only=True):
     """Of the cached arm against the uncached one, over the same requests.
 
     Milliseconds are the median of paired differences with their 95 % bootstrap interval. `repeat_ms` is the same of the
-    cached arm against its own repeat: what two runs of one thing differ by. FLOPs and bytes are of one iteration.
+    cached arm against its own repeat: what two runs of one thing differ by. FLOPs are those of prefill, `flops_ratio`
+    the share of all of them; they and the bytes are of one iteration.
     """
 
     ttft_ms: float
@@ -30,6 +31,7 @@ class Saved(Struct, frozen=True, kw_only=True):
     repeat_ms_ci_low: float | None
     repeat_ms_ci_high: float | None
     flops: int
+    flops_ratio: float
     kv_bytes_not_written: int
 
 

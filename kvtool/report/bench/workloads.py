@@ -23,6 +23,7 @@ from kvtool.units import format_bytes, format_bytes_short, format_length, format
 
 NOT_SHOWN = "no significant difference"
 GB = 10**9
+GAP = 0.15
 
 
 def workload_cases(document: BenchDocument) -> list[WorkloadCase]:
@@ -222,4 +223,15 @@ def _finding(case: WorkloadCase) -> str:
     return (
         f"{pool} = {p50(case.metrics.ttft_ms)} ms to the first token, {format_ms(abs(saved.ttft_ms))} ms "
         f"({percent(abs(saved.ttft_ratio))}) {verb} than without, and {not_computed} not computed per 1000 requests."
+        f"{_gap(saved)}"
+    )
+
+
+def _gap(saved: Saved) -> str:
+    """Where the time left is more than the FLOPs left: by more than GAP of what those allow."""
+    if 1 - saved.ttft_ratio <= (1 + GAP) * (1 - saved.flops_ratio):
+        return ""
+    return (
+        f" Its FLOPs fall by {percent(saved.flops_ratio)}: the rest is what a step takes however few its tokens (all "
+        "weights are read), and waiting for other requests."
     )
