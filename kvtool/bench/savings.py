@@ -18,9 +18,14 @@ from kvtool.stats import paired_median_difference
 def savings(model: Model, specs: Sequence[CacheSpec], samples: Sequence[Sample], hit_tokens: int) -> Saved:
     """Of the samples of all arms; `hit_tokens` are those of one iteration."""
     first = [sample for sample in of_arm(samples, "cached") if sample.iteration == 0]
+    saved, whole = 0, 0
+    for sample in first:
+        saved += flops_saved(model, sample.prompt_tokens, sample.cached_tokens)
+        whole += prefill_flops(model, sample.prompt_tokens) or 0
     return Saved(
         **_times(samples),
-        flops=sum(flops_saved(model, sample.prompt_tokens, sample.cached_tokens) for sample in first),
+        flops=saved,
+        flops_ratio=saved / whole if whole else 0.0,
         kv_bytes_not_written=kv_written_bytes(specs, hit_tokens),
     )
 

@@ -86,7 +86,7 @@ from kvtool.results.size import (
 from kvtool.results.summary import Summary, summarise
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
-from kvtool.results.workload import Saved, TierUse, Workload
+from kvtool.results.workload import Saved, Workload, WorkloadTier
 
 __all__ = [
     "ENGINE_NAMES",
@@ -159,7 +159,6 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
-    "TierUse",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -169,6 +168,7 @@ __all__ = [
     "VerifyRow",
     "Workload",
     "WorkloadCase",
+    "WorkloadTier",
     "encode",
     "read_calibration",
     "read_document",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvtool.results.document import Struct
 
 
-class TierUse(Struct, frozen=True, kw_only=True):
+class WorkloadTier(Struct, frozen=True, kw_only=True):
     """Of one tier below the pool over all requests; bytes are those moved into it and out of it."""
 
     tier: str
@@ -19,7 +19,8 @@ class Saved(Struct, frozen=True, kw_only=True):
     """Of the cached arm against the uncached one, over the same requests.
 
     Milliseconds are the median of paired differences with their 95 % bootstrap interval. `repeat_ms` is the same of the
-    cached arm against its own repeat: what two runs of one thing differ by. FLOPs and bytes are of one iteration.
+    cached arm against its own repeat: what two runs of one thing differ by. FLOPs are those of prefill, `flops_ratio`
+    the share of all of them; they and the bytes are of one iteration.
     """
 
     ttft_ms: float
@@ -30,6 +31,7 @@ class Saved(Struct, frozen=True, kw_only=True):
     repeat_ms_ci_low: float | None
     repeat_ms_ci_high: float | None
     flops: int
+    flops_ratio: float
     kv_bytes_not_written: int
 
 
@@ -58,7 +60,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     evicted_pages: int
     preemptions: int
     copied_pages: int
-    tiers: list[TierUse]
+    tiers: list[WorkloadTier]
     occupancy: list[tuple[float, int]]
     held: list[tuple[float, int]]
     goodput_ratio: float | None

@@ -29,7 +29,9 @@ def arrival_times(count: int, rate_per_s: float, seed: int, *, burstiness: float
     return times[:count]
 
 
-def poisson_arrivals(requests: Sequence[Request], rate_per_s: float, seed: int) -> list[Request]:
-    """The requests as a Poisson process of `rate_per_s`: the first at once, then independent exponential gaps."""
-    times = arrival_times(len(requests), rate_per_s, seed)
+def random_arrivals(
+    requests: Sequence[Request], rate_per_s: float, seed: int, *, burstiness: float = 1.0
+) -> list[Request]:
+    """The requests in their order, with the times of `arrival_times`."""
+    times = arrival_times(len(requests), rate_per_s, seed, burstiness=burstiness)
     return [replace(request, arrival_s=time_s) for request, time_s in zip(requests, times, strict=True)]

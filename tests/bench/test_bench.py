@@ -9,12 +9,12 @@ import pytest
 
 from kvtool.bench import bench as run
 from kvtool.bench import session
-from kvtool.bench.cases import prefix
+from kvtool.bench.cases import prefix, scenario
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
 from kvtool.bench.definitions import DEFINITIONS
-from kvtool.bench.options import BenchOptions
+from kvtool.bench.options import BenchOptions, bench_options
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument, Case, encode
 from tests.bench.tiny_model import TINY, config
@@ -179,3 +179,16 @@ def test_ctrl_c_keeps_the_cases_that_were_done(monkeypatch: pytest.MonkeyPatch) 
     assert outcome.interrupted
     assert [case.part for case in outcome.document.cases] == ["latency"] * 4
     assert "interrupted" in outcome.document.assumptions[-1]
+
+
+def test_a_workload_is_a_case_whose_hits_were_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"scenarios": ("translation",), "num_prompts": 2, "input_lens": (60,), "num_iters": 1}
+    options = bench_options("cpu", parts=("workload",), **given)
+    outcome = bench(options)
+    (case,) = msgspec.json.decode(encode(outcome.document), type=BenchDocument).cases
+    assert (case.name, case.part, outcome.unequal) == ("workload/translation/lru", "workload", [])
+    assert (case.roofline.mbu, case.roofline.mfu) == (None, None)
+    assert any("translation: prompts of up to 60 tokens" in line for line in outcome.document.assumptions)
+    monkeypatch.setattr(scenario, "run_requests", lambda *given: [])  # nothing is primed, so nothing can be found
+    (wrong,) = bench(options).unequal
+    assert wrong == "workload/translation/lru: 64 hit tokens were generated but the allocator counted 0"

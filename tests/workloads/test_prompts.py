@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kvtool.cache import CacheManager
 from kvtool.errors import KvtoolError
-from kvtool.workloads import Request, fixed, poisson_arrivals, shared_prefix
+from kvtool.workloads import Request, fixed, random_arrivals, shared_prefix
 
 
 def run_through(cache: CacheManager, request: Request) -> int:
@@ -67,13 +67,13 @@ def test_rates_that_whole_pages_allow_are_met_exactly() -> None:
 
 def test_a_poisson_process_keeps_its_rate_and_its_seed() -> None:
     requests = fixed(batch_size=2000, input_len=1, output_len=1, vocab_size=2000, seed=0)
-    arrived = poisson_arrivals(requests, rate_per_s=4, seed=0)
+    arrived = random_arrivals(requests, rate_per_s=4, seed=0)
     times = [request.arrival_s for request in arrived]
     assert times[0] == 0
     assert times == sorted(times)
     assert times[-1] == pytest.approx(2000 / 4, rel=0.1)
-    assert arrived == poisson_arrivals(requests, rate_per_s=4, seed=0)
-    assert times != [request.arrival_s for request in poisson_arrivals(requests, rate_per_s=4, seed=1)]
+    assert arrived == random_arrivals(requests, rate_per_s=4, seed=0)
+    assert times != [request.arrival_s for request in random_arrivals(requests, rate_per_s=4, seed=1)]
 
 
 def test_what_cannot_be_made_is_refused_in_one_line() -> None:
@@ -85,4 +85,4 @@ def test_what_cannot_be_made_is_refused_in_one_line() -> None:
         shared_prefix(num_requests=1, input_len=9, output_len=1, hit_rate=1.5, block_size=4, vocab_size=9, seed=0)
     for rate in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(KvtoolError, match="request rate"):
-            poisson_arrivals([], rate_per_s=rate, seed=0)
+            random_arrivals([], rate_per_s=rate, seed=0)

@@ -146,3 +146,12 @@ def require_positive(what: str, *values: int | None) -> None:
     for value in values:
         if value is not None and value < 1:
             raise KvtoolError(f"{what} {value} must be at least 1")
+
+
+def require_arrivals(request_rate: float | None, burstiness: float) -> None:
+    """Raises KvtoolError for a rate or a burstiness that is none, and for bursts of what is submitted at once."""
+    for what, value in (("request rate", request_rate), ("burstiness", burstiness)):
+        if value is not None and not 0.0 < value < 1e9:
+            raise KvtoolError(f"{what} {value} must be above 0")
+    if burstiness != 1 and request_rate is None:
+        raise KvtoolError("--burstiness needs --request-rate: without one everything is submitted at once")

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 
 from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, require_positive
 from kvtool.bench.checks import logits_check
 from kvtool.bench.engines.race import compared
 from kvtool.bench.harness import Value, at_once, cold_start_of, engine_memory, pages_for, run_requests, sample_of
@@ -18,13 +18,12 @@ from kvtool.bench.session import Step
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.machine.memory import peak_memory
 from kvtool.machine.nvml import NvmlSampler, open_card
 from kvtool.results import BenchPeer, Check, LatencyCase, Memory, Roofline, Sample
 from kvtool.units import ceil_div
-from kvtool.workloads import Request, fixed, poisson_arrivals
+from kvtool.workloads import Request, fixed, random_arrivals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,7 @@ class Latency(Part):
     output_len: int
     concurrency: int | None = None
     request_rate: float | None = None
+    burstiness: float = 1.0
     num_prompts: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,8 +43,7 @@ class Latency(Part):
         require_positive("batch size", *self.batch_sizes)
         require_positive("output length", self.output_len)
         require_positive("count", self.concurrency, self.num_prompts)
-        if self.request_rate is not None and not 0.0 < self.request_rate < 1e9:
-            raise KvtoolError(f"request rate {self.request_rate} must be above 0 requests per second")
+        require_arrivals(self.request_rate, self.burstiness)
 
     @classmethod
     def default(cls, *, gpu: bool) -> Latency:
@@ -142,7 +141,8 @@ class Cell:
         )
         if options.request_rate is None:
             return requests
-        return poisson_arrivals(requests, options.request_rate, setup.seed + draw)
+        rate, burstiness = options.request_rate, options.burstiness
+        return random_arrivals(requests, rate, setup.seed + draw, burstiness=burstiness)
 
     def _inputs(self) -> dict[str, Value]:
         return self.setup.inputs(
@@ -152,6 +152,7 @@ class Cell:
             num_iters_warmup=self.setup.num_iters_warmup,
             concurrency=self.options.concurrency,
             request_rate=self.options.request_rate,
+            burstiness=None if self.options.request_rate is None else self.options.burstiness,
             num_prompts=self.num_requests,
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, require_positive
 from kvtool.bench.cases.scenario import Race
 from kvtool.bench.session import Step
 from kvtool.cache.eviction.eviction import eviction_policy
@@ -65,11 +65,7 @@ class Workload(Part):
             eviction_policy(name)
         for name in self.preemptions:
             preemption_policy(name)
-        for what, value in (("request rate", self.request_rate), ("burstiness", self.burstiness)):
-            if value is not None and not 0 < value < 1e9:
-                raise KvtoolError(f"{what} {value} must be above 0")
-        if self.burstiness != 1 and self.request_rate is None:
-            raise KvtoolError("--burstiness needs --request-rate: without one everything is submitted at once")
+        require_arrivals(self.request_rate, self.burstiness)
 
     @classmethod
     def default(cls, *, gpu: bool) -> Workload:

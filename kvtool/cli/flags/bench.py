@@ -56,8 +56,13 @@ class BenchGrid(Group):
         ),
     ] = None
     concurrency: Annotated[int | None, _queue(help="Requests in flight; the others wait their turn.")] = None
-    request_rate: Annotated[float | None, _queue(help="Requests a second, arriving at random (Poisson).")] = None
-    num_prompts: Annotated[int | None, _queue(help="Requests a case that queues (default: 4 a batch).")] = None
+    request_rate: Annotated[float | None, _queue(help="Requests a second, arriving at random.")] = None
+    burstiness: Annotated[
+        float, _queue(help="Of arrivals at --request-rate: 1 is Poisson, less is in bursts, more is even.")
+    ] = 1.0
+    num_prompts: Annotated[
+        int | None, _queue(help="Requests a case that queues (default: 4 a batch), or a workload.")
+    ] = None
 
     def options(self, device: str, seed: int, traffic: WorkloadFlags) -> BenchOptions:
         """The options for that device, which has defaults of its own. Raises KvtoolError."""
@@ -83,8 +88,9 @@ class BenchGrid(Group):
             hit_rates=None if self.hit_rate is None else share_list(self.hit_rate, "hit rate"),
             concurrency=self.concurrency,
             request_rate=self.request_rate,
+            burstiness=self.burstiness,
             num_prompts=self.num_prompts,
             seed=seed,
             peers=() if self.peers is None else peer_names(split_list(self.peers), known=ENGINE_PEERS),
-            **traffic.options(),
+            **traffic.options(parts),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.values import optional_length
+from kvtool.errors import KvtoolError
 from kvtool.units import split_list
 
 _option = partial(typer.Option, rich_help_panel="Workloads")
@@ -49,9 +51,6 @@ class WorkloadFlags(Group):
             help="Tokens that the pool holds (default: everything; half of it where policies are compared).",
         ),
     ] = None
-    burstiness: Annotated[
-        float, _option(help="Of arrivals at --request-rate: 1 is Poisson, less is in bursts, more is even.")
-    ] = 1.0
     think_time: Annotated[float, _option(help="Mean seconds before a turn that goes on from another.")] = 0.0
     time_scale: Annotated[float, _option(help="How many times as fast as it was a trace is run.")] = 1.0
     goodput: Annotated[
@@ -64,16 +63,18 @@ class WorkloadFlags(Group):
             return tuple(split_list(asked))
         return None if self.workload is None else ("workload",)
 
-    def options(self) -> dict[str, Any]:
-        """The fields of the workload part. Raises KvtoolError."""
+    def options(self, parts: Collection[str]) -> dict[str, Any]:
+        """The fields of the workload part. Raises KvtoolError, also for what is asked of it where it is not run."""
         from kvtool.bench.goodput import parse_goodput
 
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if given and "workload" not in parts:
+            raise KvtoolError(f"--{given[0].replace('_', '-')} is of the workload part: name one, as --workload agent")
         return {
             "scenarios": None if self.workload is None else tuple(split_list(self.workload)),
             "evictions": tuple(split_list(self.eviction)),
             "preemptions": tuple(split_list(self.preemption)),
             "pool_tokens": optional_length(self.pool_tokens, "pool tokens"),
-            "burstiness": self.burstiness,
             "think_s": self.think_time,
             "time_scale": self.time_scale,
             "goodput_ms": None if self.goodput is None else parse_goodput(self.goodput),

@@ -23,6 +23,7 @@ from kvtool.units import format_bytes, format_bytes_short, format_length, format
 
 NOT_SHOWN = "no significant difference"
 GB = 10**9
+GAP = 0.15
 
 
 def workload_cases(document: BenchDocument) -> list[WorkloadCase]:
@@ -113,6 +114,7 @@ def saved_in_words(saved: Saved) -> str:
 
 def pool_table(cases: Sequence[WorkloadCase]) -> Table:
     """What happened in the pool, and how long requests took in it."""
+    promised = any(case.workload.goodput_ratio is not None for case in cases)
     rows = [
         (
             *names(case, cases),
@@ -122,23 +124,23 @@ def pool_table(cases: Sequence[WorkloadCase]) -> Table:
             *(f"{count:,}" for count in (case.workload.evicted_pages, case.workload.preemptions)),
             *(f"{count:,}" for count in (case.workload.recomputed_tokens, case.workload.copied_pages)),
             tail(case.metrics.ttft_ms, ttfts_ms(case)),
-            percent(case.workload.goodput_ratio),
+            *([percent(case.workload.goodput_ratio)] if promised else []),
         )
         for case in cases
     ]
+    goodput = " goodput: share of requests within --goodput." if promised else ""
     return Table(
         title="What the pool did, by workload",
         columns=(
             *headings(cases),
             *("pool", "pool\ntokens", "held at\nmost", "pages\nevicted", "gave\nway", "tokens\nagain"),
-            *("pages\ncopied", "TTFT ms\nreach", "goodput"),
+            *("pages\ncopied", "TTFT ms\nreach", *(["goodput"] if promised else [])),
         ),
         rows=rows,
         labels=len(headings(cases)),
-        spare=("pool\ntokens", "goodput", "pages\ncopied"),
+        spare=("pool\ntokens", "pages\ncopied", "TTFT ms\nreach"),
         note="Of one iteration with the prefix cache. held: by running requests, shared pages once. gave way: requests "
-        "that were preempted; tokens again: computed a second time for it. goodput: share of requests within "
-        "--goodput.",
+        f"that were preempted; tokens again: computed a second time for it.{goodput}",
     )
 
 
@@ -172,10 +174,9 @@ def policy_table(rivals: Sequence[tuple[WorkloadCase, WorkloadCase, Estimate]]) 
     rows = [
         (
             other.workload.scenario,
-            policies(other),
-            policies(first),
-            f"{percent(other.workload.hit_rate_measured, 1)}, {percent(first.workload.hit_rate_measured, 1)}",
-            f"{median(cached_ttfts_ms(other)):,.0f}, {median(cached_ttfts_ms(first)):,.0f}",
+            *policies(other, first),
+            " / ".join(percent(case.workload.hit_rate_measured, 1) for case in (other, first)),
+            " / ".join(format_ms(median(cached_ttfts_ms(case))) for case in (other, first)),
             difference_in_words(more, first.workload.saved),
         )
         for first, other, more in rivals
@@ -185,14 +186,15 @@ def policy_table(rivals: Sequence[tuple[WorkloadCase, WorkloadCase, Estimate]]) 
         columns=("workload", "policy", "against", "hits found", "TTFT ms\np50", "takes more ms\n(95% interval)"),
         rows=rows,
         labels=3,
-        note="The same requests under both, in turns, paired. Each pair of figures: the policy, then what it stands "
-        "against.",
+        spare=("TTFT ms\np50",),
+        note="The same requests under both, in turns, paired. a / b: of the policy, and of what it stands against.",
     )
 
 
-def policies(case: WorkloadCase) -> str:
-    """`lru, youngest`."""
-    return f"{case.workload.policy}, {case.workload.preemption}"
+def policies(*cases: WorkloadCase) -> list[str]:
+    """The eviction policy of each case, and who gives way where that differs between them."""
+    differ = len({case.workload.preemption for case in cases}) > 1
+    return [case.workload.policy + (f", {case.workload.preemption}" if differ else "") for case in cases]
 
 
 def difference_in_words(more: Estimate, saved: Saved) -> str:
@@ -221,4 +223,15 @@ def _finding(case: WorkloadCase) -> str:
     return (
         f"{pool} = {p50(case.metrics.ttft_ms)} ms to the first token, {format_ms(abs(saved.ttft_ms))} ms "
         f"({percent(abs(saved.ttft_ratio))}) {verb} than without, and {not_computed} not computed per 1000 requests."
+        f"{_gap(saved)}"
+    )
+
+
+def _gap(saved: Saved) -> str:
+    """Where the time left is more than the FLOPs left: by more than GAP of what those allow."""
+    if 1 - saved.ttft_ratio <= (1 + GAP) * (1 - saved.flops_ratio):
+        return ""
+    return (
+        f" Its FLOPs fall by {percent(saved.flops_ratio)}: the rest is what a step takes however few its tokens (all "
+        "weights are read), and waiting for other requests."
     )

@@ -8,9 +8,18 @@ import random
 import msgspec
 import pytest
 
+from kvtool.bench.runs import joined
+from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.report.bench.bench import bench_html, print_bench, write_bench
 from kvtool.report.bench.timelines import timeline
-from kvtool.report.bench.workloads import NOT_SHOWN, gain_table, is_shown, workload_cases, workload_tables
+from kvtool.report.bench.workloads import (
+    NOT_SHOWN,
+    gain_table,
+    is_shown,
+    workload_cases,
+    workload_findings,
+    workload_tables,
+)
 from kvtool.report.files import png_bytes
 from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, Check, Memory, Roofline, Sample, Saved, StepBytes, Workload, WorkloadCase
@@ -89,6 +98,7 @@ def case(
                 repeat_ms_ci_low=-noise_ms,
                 repeat_ms_ci_high=noise_ms,
                 flops=3 * 10**9,
+                flops_ratio=0.8,
                 kv_bytes_not_written=6 * 10**6,
             ),
         ),
@@ -147,13 +157,33 @@ def test_tables_fit_the_terminal(width: int) -> None:
 
 def test_policies_stand_beside_the_first_that_was_named() -> None:
     (row,) = workload_tables(document(TRANSLATION, FIFO))[2].rows
-    assert row[:5] == ("translation", "fifo, youngest", "lru, youngest", "40.0%, 80.0%", row[4])
+    assert row[:5] == ("translation", "fifo", "lru", "40.0% / 80.0%", row[4])
     assert 180 < float(row[5].split()[0]) < 220
     same = case("translation", "lfu", cached_ms=100, uncached_ms=400)
     (row,) = workload_tables(document(TRANSLATION, same))[2].rows
     assert row[5] == NOT_SHOWN
     assert len(workload_tables(document(TRANSLATION, AGENT))) == 2
     assert workload_tables(document()) == []
+
+
+def test_time_that_flops_do_not_explain_is_explained() -> None:
+    """A fifth of the FLOPs is left: a ninth of the time is under it, a quarter beyond it by more than 15 %."""
+    told = [workload_findings(document(found))[0] for found in (AGENT, TRANSLATION)]
+    assert [sentence.endswith("per 1000 requests.") for sentence in told] == [True, False]
+    assert "Its FLOPs fall by 80%: the rest is what a step takes however few its tokens" in told[1]
+
+
+def test_runs_are_joined_and_compared() -> None:
+    runs = joined([document(TRANSLATION, FIFO), document(TRANSLATION, FIFO)])
+    assert [len(found.samples) for found in runs.cases] == [2 * len(TRANSLATION.samples), 2 * len(FIFO.samples)]
+    first = runs.cases[0].workload.saved
+    assert first.ttft_ms == pytest.approx(300, rel=0.05)
+    assert first.repeat_ms is not None
+    assert first.flops == TRANSLATION.workload.saved.flops
+    two = document(TRANSLATION, FIFO)
+    compared = compare_documents(NamedDocument("a", two), [NamedDocument("b", two)])
+    assert {row.verdict for row in compared.rows if row.metric == "ttft_ms"} == {"same"}
+    assert len([row for row in compared.rows if row.metric == "ttft_ms"]) == 2
 
 
 def test_every_workload_has_its_picture_on_the_page_and_in_the_folder(tmp_path) -> None:
