@@ -167,9 +167,9 @@ class ReplayMode(Struct, frozen=True, kw_only=True):
 
 
 class ReplayCluster(Struct, frozen=True, kw_only=True):
-    """A cluster of nodes. `range` is of prefill nodes for each decode node: within it, no link is full before all storage
-    NICs are (None: no end); `loads` are the links' then, and `bound` names the one that is over its limit, or storage.
-    `links` and `agents_per_s` are of `mode`; `modes` has all of them.
+    """A cluster of nodes. `range` is of prefill nodes for each decode node: within it, no link is full before all
+    storage NICs are (None: no end); `loads` are the links' then, and `bound` names the one that is over its limit, or
+    storage. `links` and `agents_per_s` are of `mode`; `modes` has all of them.
     """
 
     mode: str

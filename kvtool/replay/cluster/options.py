@@ -13,8 +13,8 @@ MODES = ("basic", "dualpath", "oracle")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Nodes of `gpus` GPUs each, with a NIC of `nic_gbps` a GPU, storage NICs of `storage_gbps` together, and host memory
-    of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
+    """Nodes of `gpus` GPUs each, with a NIC of `nic_gbps` a GPU, storage NICs of `storage_gbps` together, and host
+    memory of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
     """
 
     prefill: int
@@ -54,3 +54,18 @@ def parse_cluster(text: str) -> Cluster:
     if missing:
         raise KvtoolError(f"--cluster has no {missing[0]} nodes: {EXAMPLE}")
     return Cluster(**found)  # type: ignore[arg-type]
+
+
+def parse_goal(text: str) -> dict[str, float]:
+    """Seconds of `ttft:4000,tpot:50` (ms), by name. Raises KvtoolError."""
+    goal: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, value = item.strip().partition(":")
+        try:
+            milliseconds = float(value)
+        except ValueError:
+            milliseconds = 0.0
+        if name not in ("ttft", "tpot") or not 0 < milliseconds < float("inf"):
+            raise KvtoolError(f"--goodput {item.strip()!r} is no goal: write ttft:4000,tpot:50 (ms)")
+        goal[name] = milliseconds / 1e3
+    return goal
