@@ -264,8 +264,8 @@ class _Run:
             ceiling_strict=None if ceiling.strict is None else ceiling.strict / blocks,
             limited_by=limited_by(found.hit_blocks, ceiling),
             ttft_saved_ms=self._saved_ms(hits),
-            bytes_read=moved and {one.tier: one.bytes_read for one in moved},
-            bytes_written=moved and {one.tier: one.bytes_written for one in moved},
+            bytes_read=None if moved is None else {one.tier: one.bytes_read for one in moved},
+            bytes_written=None if moved is None else {one.tier: one.bytes_written for one in moved},
         )
 
     def _saved_ms(self, hits: IntArray) -> float | None:
