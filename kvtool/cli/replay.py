@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.replay import Below, Nodes, Replayed, TraceArgument, TraceForm
 from kvtool.cli.progress import progress_bar
+from kvtool.cli.values import command_line
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -52,4 +54,5 @@ def replay(
             form.opened(trace), replayed.options(below, nodes), model=chosen, gpu=card.found(), progress=progress
         )
     warned = [f"kvtool: {line}" for line in document.warnings] if output.json else []
-    answer(document, output, show=print_replay, write=write_replay, notes=warned)
+    write = partial(write_replay, command=command_line())
+    answer(document, output, show=print_replay, write=write, notes=warned)

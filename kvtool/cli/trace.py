@@ -53,7 +53,7 @@ app = typer.Typer(no_args_is_help=True, help=HELP)
 @grouped
 def check(trace: TraceArgument, *, form: TraceForm, output: Tabled) -> None:
     """List what is odd about TRACE: broken chains, times that fall, wrong block counts; exit 1 where anything is."""
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.traces.check import check_trace
 
     document = check_trace(form.opened(trace))

@@ -19,12 +19,12 @@ from kvtool.replay.core import Core, IntArray
 from kvtool.replay.curves import STACKS, Curve
 from kvtool.replay.fastest import core
 from kvtool.replay.policies import check_policies
-from kvtool.replay.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.sweep import sweep
 from kvtool.replay.tiers.breakeven import break_even
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Links
+from kvtool.replay.tiers.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.tiers.tiers import TierReplay
 from kvtool.replay.totals import first_counted, totals
 from kvtool.replay.words import CLUSTER_ASSUMPTIONS, assumptions, definition, tier_assumptions, warnings

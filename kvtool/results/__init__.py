@@ -24,6 +24,7 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
+    WorkloadCase,
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
@@ -38,7 +39,7 @@ from kvtool.results.compare import (
 )
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
-from kvtool.results.generate import GenerateDocument, GeneratedSequence
+from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
     KernelCase,
@@ -88,6 +89,7 @@ from kvtool.results.size import (
 from kvtool.results.summary import Summary, summarise
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
+from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",
@@ -95,6 +97,7 @@ __all__ = [
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
+    "CachedPages",
     "Calibration",
     "Case",
     "Check",
@@ -142,6 +145,7 @@ __all__ = [
     "ReplayTtft",
     "Roofline",
     "Sample",
+    "Saved",
     "SizeDecode",
     "SizeDocument",
     "SizeEngine",
@@ -161,6 +165,7 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierUse",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -168,6 +173,8 @@ __all__ = [
     "VerifyEngine",
     "VerifyRefusal",
     "VerifyRow",
+    "Workload",
+    "WorkloadCase",
     "encode",
     "read_calibration",
     "read_document",

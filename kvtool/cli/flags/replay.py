@@ -53,7 +53,11 @@ class Replayed(Group):
 
     policy: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Of lru, fifo, lfu, optimal, lru-plain, fifo-plain, lfu-plain."),
+        typer.Option(
+            metavar="LIST",
+            help="Of optimal, lru-plain, fifo-plain, lfu-plain, and what the engine evicts by: lru, lfu, fifo, "
+            "priority, never-hit-first, shared-prefix-first, size-aware, remaining-length, cost-aware.",
+        ),
     ] = "lru"
     capacity: Annotated[
         str, typer.Option(metavar="LIST", help="Blocks as 1000, bytes as 20GiB (with MODEL), or none for no limit.")
@@ -74,8 +78,8 @@ class Replayed(Group):
     def options(self, below: Below, nodes: Nodes) -> ReplayOptions:
         """Raises KvtoolError for what is none."""
         from kvtool.replay.capacity import parse_capacity
-        from kvtool.replay.profile import read_profiles
         from kvtool.replay.replay import ReplayOptions
+        from kvtool.replay.tiers.profile import read_profiles
 
         return ReplayOptions(
             policies=tuple(split_list(self.policy)),

@@ -25,15 +25,17 @@ CURVE_FILE, TIERS_FILE = "replay-curve.csv", "replay-tiers.csv"
 
 
 def print_replay(document: ReplayDocument, console: Console) -> None:
-    """What was replayed, the table, what follows from it, and what was assumed."""
+    """The answer, what was replayed, the table, what follows from it, and what was assumed."""
     from rich.text import Text
 
+    answer, *others = in_short(document)
+    console.print(Text(answer, style="bold"))
     console.print(Text(describe(document), style="dim"))
     console.print()
     for table in _tables(document):
         console.print(table)
     for heading, lines, style in (
-        ("In short", in_short(document), ""),
+        ("In short", others, ""),
         ("Odd about the trace", document.warnings, "yellow"),
         ("Assumed", document.assumptions, "dim"),
     ):
@@ -45,15 +47,17 @@ def print_replay(document: ReplayDocument, console: Console) -> None:
             console.print()
 
 
-def write_replay(document: ReplayDocument, directory: Path) -> list[Path]:
-    """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. Raises KvtoolError."""
+def write_replay(document: ReplayDocument, directory: Path, *, command: str = "") -> list[Path]:
+    """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. The page names the `command` that
+    made it. Raises KvtoolError.
+    """
     written = write_result(
         directory,
         "replay",
         document,
         rows=[_flat(row) for row in document.rows],
         figure=replay_figure(document),
-        html=replay_html(document),
+        html=replay_html(document, command),
     )
     tables = {CURVE_FILE: curve_rows(document), **({TIERS_FILE: tier_rows(document)} if document.tiers else {})}
     for name, rows in tables.items():
@@ -126,7 +130,7 @@ def _cells(row: ReplayRow, with_bytes: bool, with_ms: bool) -> tuple[str, ...]:
     )
 
 
-def replay_html(document: ReplayDocument) -> str:
+def replay_html(document: ReplayDocument, command: str = "") -> str:
     """The page for somebody who was not there. Names out of logs are escaped where the page is made."""
     trace = document.trace
     fingerprint = Table(
@@ -139,10 +143,15 @@ def replay_html(document: ReplayDocument) -> str:
         title=f"kvtool replay: {trace.name}",
         subtitle=describe(document),
         body=[
+            html.warnings(document.warnings),
+            html.made_of(
+                command,
+                ("replay.json", "replay.csv", CURVE_FILE, *([TIERS_FILE] if document.tiers else []), "replay.png"),
+            ),
             html.key_points(in_short(document)),
             html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
-            html.section("Trace", [to_html(fingerprint), html.bullets(document.warnings)]),
+            html.section("Trace", [to_html(fingerprint)]),
             html.section("Definitions", [html.definitions(document.definition)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),
         ],

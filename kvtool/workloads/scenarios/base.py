@@ -51,7 +51,7 @@ class Turn:
 
     Where it `continues` that one, the whole prompt and the answer that the model really gave stand before `own_ids`.
     `prompt_tokens` is the whole prompt's length, of which `cached_tokens` are found in a cache that evicts nothing.
-    `answers` are drawn from one prompt: the cache holds it for all but the first.
+    `answers` share one prompt: all but the first find it whole, but for its last token, whose logits each needs.
     """
 
     own_ids: tuple[int, ...]
@@ -98,7 +98,7 @@ class Plan:
     @property
     def cached_tokens(self) -> int:
         """Of `prompt_tokens`, those that a cache which evicts nothing holds."""
-        return sum(turn.cached_tokens + turn.prompt_tokens * (turn.answers - 1) for turn in self.turns)
+        return sum(turn.cached_tokens + (turn.prompt_tokens - 1) * (turn.answers - 1) for turn in self.turns)
 
     @property
     def hit_rate(self) -> float:

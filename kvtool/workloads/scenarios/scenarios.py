@@ -30,6 +30,11 @@ def is_trace(name: str) -> bool:
     return name not in SCENARIOS and Path(name).exists()
 
 
+def title(name: str) -> str:
+    """A scenario by its name, a trace by its file's."""
+    return Path(name).name if is_trace(name) else name
+
+
 def require_scenario(name: str) -> None:
     """Raises KvtoolError for what is neither a scenario nor a file."""
     if name not in SCENARIOS and not is_trace(name):

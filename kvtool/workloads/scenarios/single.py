@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+from kvtool.errors import KvtoolError
 from kvtool.workloads.prompts import distinct_tokens, random_tokens
 from kvtool.workloads.scenarios.base import Plan, Shape, Turn, spread, unreachable
 
@@ -56,9 +57,11 @@ def _ranking_lengths(shape: Shape, history_len: int) -> list[int]:
 
 
 def parallel(shape: Shape) -> Plan:
-    """All answers to one prompt: it is computed once, and each answer copies the page that it writes to."""
+    """All answers to one prompt: it is computed once, and each further answer copies the page that it writes to."""
     if shape.hit_rate is not None:
         raise unreachable("parallel", shape, "its answers share the whole prompt, so leave --hit-rate away")
+    if shape.num_prompts > 1 and shape.output_len == 1:
+        raise KvtoolError("parallel answers of one token never part: make --output-len 2 or more")
     rng = random.Random(f"parallel {shape.seed}")
     prompt = random_tokens(rng, shape.input_len, shape.vocab_size)
     turn = Turn(
@@ -76,7 +79,7 @@ def edit(shape: Shape) -> Plan:
     rng = random.Random(f"edit {shape.seed}")
     base = random_tokens(rng, shape.input_len, shape.vocab_size)
     places = _places(shape)
-    turns = []
+    turns: list[Turn] = []
     for place in places:
         others = [turn.own_ids[place] for turn in turns]
         changed = (*base[:place], _other_token(rng, shape.vocab_size, {base[place], *others}), *base[place + 1 :])

@@ -18,20 +18,23 @@ from kvtool.workloads.traces.base import TraceRequest
 def trace_plan(path: Path, shape: Shape, *, time_scale: float = 1.0) -> Plan:
     """The first `num_prompts` requests of a trace, `time_scale` times as fast as they came.
 
-    Where the longest of them does not fit into `input_len` and `output_len`, all lengths shrink by one factor. An
-    answer in a later prompt is the trace's own, not what the model said: hits are those of prompts alone.
+    Where the longest of them does not fit into `input_len` and `output_len`, all lengths shrink by one factor, but no
+    block below a page: requests that are too long then are left out. An answer in a later prompt is the trace's own,
+    not what the model said: hits are those of prompts alone.
     """
     if shape.hit_rate is not None or shape.prefix_len is not None:
         raise KvtoolError(f"a trace shares what it shares: leave --hit-rate and --prefix-len away with {path.name}")
     if not 0 < time_scale < float("inf"):
         raise KvtoolError(f"time scale {time_scale} must be above 0: 2 is twice as fast as the trace")
-    requests = [r for r in islice(open_trace(path), shape.num_prompts) if r.input_tokens]
+    first = [request for request in islice(open_trace(path), shape.num_prompts) if request.input_tokens]
+    most = shape.input_len + shape.output_len
+    scale = _scale(first, most, shape)
+    requests = sorted((r for r in first if _length(r, scale) <= most), key=lambda request: request.arrival_s)
     if not requests:
-        raise KvtoolError(f"{path} has no request with a prompt among its first {shape.num_prompts}")
-    requests.sort(key=lambda request: request.arrival_s)
-    scale = min(1.0, (shape.input_len + shape.output_len) / max(r.input_tokens + r.output_tokens + 1 for r in requests))
+        raise KvtoolError(
+            f"{path}: none of its first {shape.num_prompts} requests has a prompt that fits {most} tokens"
+        )
     prompts = [_prompt(request, shape, scale) for request in requests]
-    cached = _cached(prompts, shape.block_size)
     turns = tuple(
         Turn(
             own_ids=prompt,
@@ -40,14 +43,35 @@ def trace_plan(path: Path, shape: Shape, *, time_scale: float = 1.0) -> Plan:
             cached_tokens=hit,
             arrival_s=(request.arrival_s - requests[0].arrival_s) / time_scale,
         )
-        for request, prompt, hit in zip(requests, prompts, cached, strict=True)
+        for request, prompt, hit in zip(requests, prompts, _cached(prompts, shape.block_size), strict=True)
     )
-    return Plan(turns=turns, exact=False, scale=_words(len(requests), path, scale, time_scale))
+    scaled = "in their own lengths" if scale == 1 else f"with lengths x {scale:.4g}"
+    left_out = f", {len(first) - len(turns)} longer ones left out" if len(first) > len(turns) else ""
+    return Plan(
+        turns=turns,
+        exact=False,
+        scale=f"the first {len(first)} requests of {path.name} {scaled}{left_out}, times / {time_scale:g}",
+    )
+
+
+def _length(request: TraceRequest, scale: float) -> int:
+    """Tokens of prompt and answer, both of which have one at least."""
+    return max(1, int(request.input_tokens * scale)) + max(1, int(request.output_tokens * scale))
+
+
+def _scale(requests: Sequence[TraceRequest], most: int, shape: Shape) -> float:
+    """The factor by which all lengths shrink so that the longest fits: 1, or one that makes a block whole pages."""
+    longest = max((_length(request, 1.0) for request in requests), default=1)
+    block_size = requests[0].block_size if requests else 1
+    if longest <= most:
+        return 1.0
+    block = max(shape.block_size, shape.whole_pages(block_size * most / longest))
+    return min(1.0, block / block_size)
 
 
 def _prompt(request: TraceRequest, shape: Shape, scale: float) -> tuple[int, ...]:
     """Block by block, the last one cut to the prompt's length; tokens without an id are the request's own."""
-    block = max(1, int(request.block_size * scale))
+    block = max(1, round(request.block_size * scale))
     length = max(1, int(request.input_tokens * scale))
     tokens: list[int] = []
     for block_id in request.block_ids[: ceil_div(length, block)]:
@@ -70,8 +94,3 @@ def _cached(prompts: Sequence[tuple[int, ...]], block_size: int) -> list[int]:
             pages.add(chain)
         found.append(hit)
     return found
-
-
-def _words(count: int, path: Path, scale: float, time_scale: float) -> str:
-    lengths = "in their own lengths" if scale == 1 else f"with lengths x {scale:.4g}"
-    return f"the first {count} requests of {path.name} {lengths}, times / {time_scale:g}"

@@ -52,7 +52,12 @@ class Serving:
         self.cached[index], self.prompts[index] = pages.cached_tokens, prompt
         assert self.cache.reserve(pages, len(prompt))
         self.cache.commit(pages, prompt)
-        answers = [pages, *(self.cache.fork(pages) for _ in range(turn.answers - 1))]
+        answers = [pages]
+        for _ in range(turn.answers - 1):
+            child = self.cache.fork(pages, prompt[:-1])
+            assert self.cache.reserve(child, len(prompt))
+            self.cache.commit(child, prompt)
+            answers.append(child)
         self._open[index] = [(answer, [*prompt]) for answer in answers]
 
     def _end(self, index: int) -> None:
@@ -61,7 +66,6 @@ class Serving:
         for pages, tokens in self._open.pop(index):
             answer = self.rng.choices(range(self.vocab_size), k=turn.output_len)
             if turn.output_len > 1:
-                assert self.cache.make_writable(pages) is not None
                 assert self.cache.reserve(pages, len(tokens) + turn.output_len - 1)
                 self.cache.commit(pages, [*tokens, *answer[:-1]])
             self.cache.close(pages)

@@ -39,7 +39,11 @@ def test_lengths_shrink_together_and_times_by_their_own_factor() -> None:
     assert plan.longest_tokens <= 4096
     assert plan.turns[0].arrival_s == 0.0
     assert [turn.arrival_s for turn in twice.turns] == [turn.arrival_s / 2 for turn in plan.turns]
-    assert plan.scale.startswith("the first 60 requests of mooncake_conversation_200.jsonl with lengths x 0.0")
+    assert plan.scale == "the first 60 requests of mooncake_conversation_200.jsonl with lengths x 0.03125, times / 1"
+    short = plan_of(str(SLICE), shape(input_len=400, num_prompts=60))
+    assert short.longest_tokens <= 496
+    assert f"{60 - len(short.turns)} longer ones left out" in short.scale
+    assert len(short.turns) < 60
     whole = plan_of(str(SLICE), shape(num_prompts=3, input_len=100_000))
     first = [line.split('"input_length": ')[1].split(",")[0] for line in SLICE.read_text().splitlines()[:3]]
     assert [turn.prompt_tokens for turn in whole.turns] == [int(length) for length in first]
