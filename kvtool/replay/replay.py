@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +14,21 @@ from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
 from kvtool.replay.capacity import BlockBytes, Capacity, block_bytes, in_unit
 from kvtool.replay.ceilings import Ceiling, Ceilings, limited_by
+from kvtool.replay.cluster.cluster import ClusterOptions, replay_cluster
 from kvtool.replay.core import Core, IntArray
 from kvtool.replay.curves import STACKS, Curve
 from kvtool.replay.fastest import core
 from kvtool.replay.policies import check_policies
-from kvtool.replay.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.sweep import sweep
 from kvtool.replay.tiers.breakeven import break_even
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Links
+from kvtool.replay.tiers.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.tiers.tiers import TierReplay
 from kvtool.replay.totals import first_counted, totals
-from kvtool.replay.words import assumptions, definition, tier_assumptions, warnings
-from kvtool.results import ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
+from kvtool.replay.words import CLUSTER_ASSUMPTIONS, assumptions, definition, tier_assumptions, warnings
+from kvtool.results import ReplayCluster, ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.workloads.traces import Trace
@@ -47,6 +49,7 @@ class ReplayOptions:
     tp: int = 1
     jobs: int = -1
     tiers: TierOptions | None = None
+    cluster: ClusterOptions | None = None
     measured: Measured = NOTHING_MEASURED
 
     def __post_init__(self) -> None:
@@ -96,11 +99,13 @@ def replay(
         rows=list(run.rows()),
         curves=list(run.curve_documents()),
         tiers=list(run.tiers.values()),
+        cluster=None if options.cluster is None else _cluster(trace, options, model, gpu, progress),
         break_even=[] if lower is None else break_even(lower.floor, lower.links),
         warnings=found,
         assumptions=[
             *assumptions(accesses, room, floor, sorted_by_time=options.sort_by_time),
             *([] if lower is None else tier_assumptions(lower.options)),
+            *([] if options.cluster is None else CLUSTER_ASSUMPTIONS),
             *options.measured.sources,
         ],
     )
@@ -115,6 +120,11 @@ def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -
             )
         if "lru" not in options.policies or any(capacity == Capacity() for capacity in options.capacities):
             raise KvtoolError("--tiers lie below an LRU cache that ends: give --capacity 20GiB, and lru as a --policy")
+    if options.cluster is not None:
+        if model is None or gpu is None:
+            raise KvtoolError("--cluster needs a MODEL and a card: kvtool replay TRACE MODEL --gpu h100 --cluster ...")
+        if options.tp != 1:
+            raise KvtoolError(f"--tp {options.tp} is not of --cluster, whose nodes have gpus=8")
     if gpu is None and options.tp != 1:
         raise KvtoolError(f"--tp {options.tp} shares the prefill of a card: name it with --gpu")
     if model is not None:
@@ -125,6 +135,23 @@ def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -
         raise KvtoolError("--kv-cache-dtype and --state-every are of a MODEL: kvtool replay TRACE MODEL")
     for capacity in options.capacities:
         in_unit(capacity, None)
+
+
+def _cluster(
+    trace: Trace, options: ReplayOptions, model: Model | None, gpu: Gpu | None, progress: Callable[[str, float], None]
+) -> ReplayCluster:
+    assert options.cluster is not None
+    assert model is not None
+    assert gpu is not None
+    return replay_cluster(
+        trace,
+        options.cluster,
+        model,
+        gpu,
+        kv_cache_dtype=options.kv_cache_dtype,
+        tflops=options.measured.tflops,
+        progress=progress,
+    )
 
 
 def _lower(
@@ -138,7 +165,10 @@ def _lower(
     """The tiers below the GPU, where they were asked for. Raises KvtoolError for blocks of unequal bytes."""
     if options.tiers is None:
         return None
-    assert model is not None and gpu is not None and room is not None and floor is not None  # noqa: PT018
+    assert model is not None
+    assert gpu is not None
+    assert room is not None
+    assert floor is not None
     if room.uniform is None:
         raise KvtoolError("--tiers move blocks of one size: leave out --state-every")
     pcie_gbps = None if gpu.pcie_gbps is None else gpu.pcie_gbps * options.tp
@@ -217,10 +247,13 @@ class _Run:
 
     def _row(self, policy: str, unit: int | None, hits: IntArray, ceiling: Ceiling) -> ReplayRow:
         found = totals(self._accesses, hits, self._first)
+        below = self.tiers.get(unit) if policy == "lru" and unit is not None else None
+        moved = None if below is None else below.tiers
+        capacity: dict[str, Any] = self._capacity(unit)
         blocks = max(1, found.total_blocks)
         return ReplayRow(
             policy=policy,
-            **self._capacity(unit),
+            **capacity,
             hit_blocks=found.hit_blocks,
             total_blocks=found.total_blocks,
             block_hit_ratio=found.block_hit_ratio,
@@ -231,18 +264,9 @@ class _Run:
             ceiling_strict=None if ceiling.strict is None else ceiling.strict / blocks,
             limited_by=limited_by(found.hit_blocks, ceiling),
             ttft_saved_ms=self._saved_ms(hits),
-            **self._moved(policy, unit),
+            bytes_read=None if moved is None else {one.tier: one.bytes_read for one in moved},
+            bytes_written=None if moved is None else {one.tier: one.bytes_written for one in moved},
         )
-
-    def _moved(self, policy: str, unit: int | None) -> dict[str, dict[str, int]]:
-        """Bytes by tier; nothing for a policy that tiers are not replayed with."""
-        below = self.tiers.get(unit) if policy == "lru" and unit is not None else None
-        if below is None:
-            return {}
-        return {
-            "bytes_read": {one.tier: one.bytes_read for one in below.tiers},
-            "bytes_written": {one.tier: one.bytes_written for one in below.tiers},
-        }
 
     def _saved_ms(self, hits: IntArray) -> float | None:
         return None if self._floor is None else self._floor.saved_ms(self._accesses, hits, self._first)

@@ -64,6 +64,15 @@ def assumptions(
     return lines
 
 
+CLUSTER_ASSUMPTIONS = (
+    "storage keeps prompts and answers in whole blocks, of all sessions, and evicts nothing; it is as fast as its NICs",
+    "a turn begins after the answer to the one before it, and the time between their arrivals in the trace",
+    "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes; memory has room for all",
+    "a decode keeps the step time of the batch that it joins; bytes of models' own collectives are not counted",
+    "a prefill node takes requests while it has less than 5 s of tokens, one with less than 3 s to read first",
+)
+
+
 def tier_assumptions(options: TierOptions) -> list[str]:
     """What a replay with tiers rests on."""
     speeds = [

@@ -144,6 +144,45 @@ class ReplayTiers(Struct, frozen=True, kw_only=True):
     tiers: list[ReplayTier]
 
 
+class ReplayLink(Struct, frozen=True, kw_only=True):
+    """A link of all nodes of a kind, as `decode cnic read`, and the part of its bandwidth that is used, on the mean."""
+
+    link: str
+    utilisation: float
+
+
+class ReplayMode(Struct, frozen=True, kw_only=True):
+    """Sessions played through a cluster in one mode. `session_s` is the mean of a whole session, first request to last
+    token; `storage_max_over_mean` compares the busiest storage NIC with the mean, None where none moved a byte.
+    """
+
+    mode: str
+    agents_per_s: float
+    makespan_s: float
+    session_s: float
+    ttft_ms: ReplayTtft
+    tpot_ms: ReplayTtft
+    storage_max_over_mean: float | None
+    links: list[ReplayLink]
+
+
+class ReplayCluster(Struct, frozen=True, kw_only=True):
+    """A cluster of nodes. `range` is of prefill nodes for each decode node: within it, no link is full before all
+    storage NICs are (None: no end); `loads` are the links' then, and `bound` names the one that is over its limit, or
+    storage. `links` and `agents_per_s` are of `mode`; `modes` has all of them.
+    """
+
+    mode: str
+    prefill: int
+    decode: int
+    range: list[float | None]
+    bound: str
+    loads: list[ReplayLink]
+    links: list[ReplayLink]
+    agents_per_s: float
+    modes: list[ReplayMode]
+
+
 class ReplayDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.replay/1"
     trace: ReplayTrace
@@ -156,5 +195,6 @@ class ReplayDocument(Struct, frozen=True, kw_only=True):
     curves: list[ReplayCurve]
     tiers: list[ReplayTiers] = msgspec.field(default_factory=list)
     break_even: list[ReplayBreakEven] = msgspec.field(default_factory=list)
+    cluster: ReplayCluster | None = None
     warnings: list[str]
     assumptions: list[str]

@@ -22,12 +22,12 @@ from kvtool.replay.clock.clock import Clock
 from kvtool.replay.clock.network import fair_rates
 from kvtool.replay.curves import Curve
 from kvtool.replay.fastest import core
-from kvtool.replay.profile import read_profiles
 from kvtool.replay.replay import ReplayOptions, replay
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
 from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers
 from kvtool.replay.tiers.plan import Links, Plan
+from kvtool.replay.tiers.profile import read_profiles
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.tiers import TierReplay
 from kvtool.replay.tiers.timing import Timed, run

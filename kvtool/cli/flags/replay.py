@@ -14,11 +14,13 @@ from kvtool.cli.flags.layout import LAYOUT
 from kvtool.units import split_list
 
 if TYPE_CHECKING:
+    from kvtool.replay.cluster.cluster import ClusterOptions
     from kvtool.replay.replay import ReplayOptions
     from kvtool.replay.tiers.options import TierOptions
     from kvtool.workloads.traces import Trace
 
-TIERS = "Tiers below the GPU"
+TIERS, CLUSTER = "Tiers below the GPU", "A cluster"
+_node = partial(typer.Option, rich_help_panel=CLUSTER)
 _below = partial(typer.Option, rich_help_panel=TIERS)
 
 TraceArgument = Annotated[
@@ -73,11 +75,11 @@ class Replayed(Group):
     tp: Annotated[int, typer.Option(help="GPUs that share a prefill.", rich_help_panel=LAYOUT)] = 1
     jobs: Annotated[int, typer.Option(help="Replays at a time (-1: every core).")] = -1
 
-    def options(self, below: Below) -> ReplayOptions:
+    def options(self, below: Below, nodes: Nodes) -> ReplayOptions:
         """Raises KvtoolError for what is none."""
         from kvtool.replay.capacity import parse_capacity
-        from kvtool.replay.profile import read_profiles
         from kvtool.replay.replay import ReplayOptions
+        from kvtool.replay.tiers.profile import read_profiles
 
         return ReplayOptions(
             policies=tuple(split_list(self.policy)),
@@ -89,6 +91,7 @@ class Replayed(Group):
             tp=self.tp,
             jobs=self.jobs,
             tiers=below.options(),
+            cluster=nodes.options(),
             measured=read_profiles([Path(item) for item in split_list(below.profile)] if below.profile else []),
         )
 
@@ -121,4 +124,33 @@ class Below(Group):
             write_after=None if "exclusive" in switches else 0,
             loading=self.loading,
             decision=self.load_or_compute,
+        )
+
+
+@dataclass(frozen=True)
+class Nodes(Group):
+    """Prefill and decode nodes."""
+
+    cluster: Annotated[
+        str | None,
+        _node(metavar="LIST", help="prefill=2,decode=4; gpus=8,nic=50,storage=50,dram=500 (GB/s) unless said."),
+    ] = None
+    cluster_mode: Annotated[str, _node(help="basic, dualpath or oracle: which one `links` are of.")] = "dualpath"
+    goodput: Annotated[
+        str | None, _node(metavar="GOAL", help="Find the agents a second that keep ttft:4000,tpot:50 (mean, ms).")
+    ] = None
+
+    def options(self) -> ClusterOptions | None:
+        """None where no cluster was asked for. Raises KvtoolError."""
+        from kvtool.replay.cluster.cluster import ClusterOptions
+        from kvtool.replay.cluster.options import parse_cluster, parse_goal
+
+        if self.cluster is None:
+            return None
+        goal = {} if self.goodput is None else parse_goal(self.goodput)
+        return ClusterOptions(
+            cluster=parse_cluster(self.cluster),
+            mode=self.cluster_mode,
+            ttft_goal_s=goal.get("ttft"),
+            tpot_goal_s=goal.get("tpot"),
         )

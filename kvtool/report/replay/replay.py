@@ -11,6 +11,7 @@ from kvtool.files import write_atomic
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
+from kvtool.report.replay.cluster import cluster_tables
 from kvtool.report.replay.sentences import capacity_words, in_short
 from kvtool.report.replay.tiers import tier_rows, tier_tables
 from kvtool.report.tables import Table, to_html
@@ -31,7 +32,7 @@ def print_replay(document: ReplayDocument, console: Console) -> None:
     console.print(Text(answer, style="bold"))
     console.print(Text(describe(document), style="dim"))
     console.print()
-    for table in (replay_table(document), *tier_tables(document)):
+    for table in _tables(document):
         console.print(table)
     for heading, lines, style in (
         ("In short", others, ""),
@@ -62,6 +63,11 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
     for name, rows in tables.items():
         write_atomic(directory / name, csv_bytes(rows))
     return [*written, *(directory / name for name in tables)]
+
+
+def _tables(document: ReplayDocument) -> list[Table]:
+    """Hits, then what was asked for beside them."""
+    return [replay_table(document), *tier_tables(document), *cluster_tables(document)]
 
 
 def _flat(row: ReplayRow) -> dict[str, CsvValue]:
@@ -144,7 +150,7 @@ def replay_html(document: ReplayDocument, command: str = "") -> str:
             ),
             html.key_points(in_short(document)),
             html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
-            html.section("Table", [to_html(table) for table in (replay_table(document), *tier_tables(document))]),
+            html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Trace", [to_html(fingerprint)]),
             html.section("Definitions", [html.definitions(document.definition)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),

@@ -109,7 +109,7 @@ class _Maker:
         making, text, said = self._making, next(self._text), 0
         prompt = Prompt(self._names, making.block_size)
         prompt.append(0, self._prefix)
-        turns = []
+        turns: list[Turn] = []
         for appended, answered in steps:
             prompt.append(text, appended, said)
             pause_s = self._rng.expovariate(1 / making.think_s) if making.think_s and turns else 0.0

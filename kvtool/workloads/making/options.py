@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kvtool.errors import KvtoolError, did_you_mean
 
@@ -65,4 +66,5 @@ class Making:
                 flag = "think-time" if name == "think_s" else name.replace("_", "-")
                 has = ", ".join(kind for kind, values in DEFAULTS.items() if name in values)
                 raise KvtoolError(f"--{flag} is not of {self.kind}: {has} have it")
-        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+        missing: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
+        return replace(self, **missing)

@@ -1,0 +1,215 @@
+"""Sessions played through a cluster on a clock: read from storage, prefill layer by layer, hand over, decode.
+
+basic: prefill nodes read. dualpath: the chosen prefill or decode node reads, whichever has less to read. oracle: bytes
+take no time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvtool.replay.clock.clock import Call, Clock, Server
+from kvtool.replay.clock.network import Path
+from kvtool.replay.cluster.links import INTO_DECODE, KINDS, READ, TO_DECODE, TO_PREFILL, Crossing, limits
+from kvtool.replay.cluster.options import Cluster
+from kvtool.replay.cluster.schedule import (
+    COMPUTE_S,
+    READ_S,
+    Node,
+    choose_decode,
+    choose_prefill,
+    reading_side,
+)
+from kvtool.replay.cluster.turns import Session, Turn
+from kvtool.replay.saved import PrefillFloor
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Of one node: prefill times, the bytes of a token's cache, seconds to read a byte from the GPUs' memory."""
+
+    floor: PrefillFloor
+    token_bytes: float
+    num_layers: int
+    byte_s: float
+
+    def step_s(self, tokens: int) -> float:
+        """A decode step of requests with so many tokens together: weights and cache are read once."""
+        return self.floor.weights_s + tokens * self.token_bytes * self.byte_s
+
+    def tokens_in(self, seconds: float) -> float:
+        """Tokens that a node prefills in that time, without attention."""
+        return seconds / self.floor.compute_s(0, 1)
+
+
+@dataclass(slots=True)
+class Played:
+    """What came out. Of each session its whole time; bytes through each link of each node until `ended_s`."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    session_s: list[float] = field(default_factory=list)
+    ended_s: float = 0.0
+    moved: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Request:
+    turn: Turn
+    arrived_s: float
+    ended: Call
+    prefill: Node
+    decode: Node
+    began_s: float | None = None
+    loaded: bool = False
+    computed: bool = False
+    handed: bool = False
+    to_hand: int = 0  # tokens that the decode node does not have
+
+
+class Simulation:
+    """One mode on one cluster; `play` once."""
+
+    def __init__(self, cluster: Cluster, speeds: Speeds, mode: str) -> None:
+        self._speeds, self._mode, self._cluster = speeds, mode, cluster
+        known = [float(limit) * 1e9 for limit in limits(cluster).values()]
+        self._clock = Clock(known * (cluster.prefill + cluster.decode))
+        self._prefill = [Node(index) for index in range(cluster.prefill)]
+        self._decode = [Node(cluster.prefill + index) for index in range(cluster.decode)]
+        self._decoding = {node.index: 0 for node in self._decode}  # tokens of requests that decode
+        self._gpus = [Server(self._clock) for _ in self._prefill]
+        self._waiting: deque[tuple[Turn, float, Call]] = deque()
+        self._short_queue = READ_S * float(cluster.storage_gbps) * 1e9 / speeds.token_bytes
+        self._most_tokens = speeds.tokens_in(COMPUTE_S)
+        self._played = Played()
+
+    def play(self, sessions: Sequence[Session]) -> Played:
+        """All sessions, each turn after the answer to the one before."""
+        for session in sessions:
+            self._clock.at(session.start_s, lambda session=session: self._next(session, 0, self._clock.now_s))  # type: ignore[misc]
+        self._clock.run()
+        return self._played
+
+    def _next(self, session: Session, number: int, began_s: float) -> None:
+        """A turn arrives; when it ends, the next one comes after its pause."""
+        now_s = self._clock.now_s
+
+        def ended() -> None:
+            if number + 1 < len(session.turns):
+                pause_s = session.turns[number + 1].after_s
+                self._clock.at(self._clock.now_s + pause_s, lambda: self._next(session, number + 1, began_s))
+            else:
+                self._played.session_s.append(self._clock.now_s - began_s)
+
+        self._waiting.append((session.turns[number], now_s, ended))
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """First come, first served: nodes for the requests that wait, until every prefill node has enough."""
+        while self._waiting:
+            prefill = choose_prefill(self._prefill, short_queue_tokens=self._short_queue, most_tokens=self._most_tokens)
+            if prefill is None:
+                return
+            turn, arrived_s, ended = self._waiting.popleft()
+            decode = choose_decode(self._decode, turn.input_tokens)
+            for node in (prefill, decode):
+                node.requests += 1
+                node.tokens += turn.input_tokens
+            self._read(_Request(turn, arrived_s, ended, prefill, decode))
+
+    def _read(self, request: _Request) -> None:
+        """Bring what is cached into host memory, on one side, then to the GPUs as they compute."""
+        side = reading_side(self._mode, request.prefill, request.decode)
+        reader, cached = (request.prefill if side == "prefill" else request.decode), request.turn.cached_tokens
+        reader.read_tokens += cached
+
+        def in_memory() -> None:
+            reader.read_tokens -= cached
+            share = 1 / self._speeds.num_layers
+            self._send(request, TO_PREFILL[side], cached * share, lambda: self._first_layer(request, side))
+
+        self._send(request, READ[side], cached, in_memory)
+
+    def _first_layer(self, request: _Request, side: str) -> None:
+        """It can begin; the other layers come meanwhile."""
+
+        def loaded() -> None:
+            request.loaded = True
+            if request.began_s is not None:
+                self._compute_rest(request)
+
+        self._gpus[request.prefill.index].take(lambda: self._begin(request, side))
+        share = 1 - 1 / self._speeds.num_layers
+        self._send(request, TO_PREFILL[side], request.turn.cached_tokens * share, loaded)
+
+    def _begin(self, request: _Request, side: str) -> None:
+        """Layers go to the decode node as they are done: what was read there is there already."""
+        request.began_s = self._clock.now_s
+        turn = request.turn
+        request.to_hand = turn.input_tokens - (0 if side == "prefill" else turn.cached_tokens)
+        share = 1 - 1 / self._speeds.num_layers
+
+        def handed() -> None:
+            request.handed = True
+            if request.computed:
+                self._hand_over(request)
+
+        self._send(request, TO_DECODE, request.to_hand * share, handed)
+        if request.loaded:
+            self._compute_rest(request)
+
+    def _compute_rest(self, request: _Request) -> None:
+        """The prefill ends a layer's time after the last layer is there, or when all is computed."""
+        assert request.began_s is not None
+        compute_s = self._speeds.floor.prefill_s(request.turn.input_tokens, request.turn.cached_tokens)
+        now_s = self._clock.now_s
+        late_s = now_s + compute_s / self._speeds.num_layers if now_s > request.began_s else 0.0
+        self._clock.at(max(request.began_s + compute_s, late_s), lambda: self._computed(request))
+
+    def _computed(self, request: _Request) -> None:
+        """The first token is out, and the node is free for others."""
+        request.computed = True
+        self._played.ttft_s.append(self._clock.now_s - request.arrived_s)
+        request.prefill.requests -= 1
+        request.prefill.tokens -= request.turn.input_tokens
+        self._gpus[request.prefill.index].free()
+        self._dispatch()
+        if request.handed:
+            self._hand_over(request)
+
+    def _hand_over(self, request: _Request) -> None:
+        """The last layer, then all of it into the GPUs that decode."""
+
+        def there() -> None:
+            self._send(request, INTO_DECODE, request.turn.input_tokens, lambda: self._decode_all(request))
+
+        self._send(request, TO_DECODE, request.to_hand / self._speeds.num_layers, there)
+
+    def _decode_all(self, request: _Request) -> None:
+        """It keeps the step time of the batch that it joins."""
+        node, turn = request.decode.index, request.turn
+        self._decoding[node] += turn.input_tokens
+        step_s = self._speeds.step_s(self._decoding[node])
+        steps = max(0, turn.output_tokens - 1)
+        if steps:
+            self._played.tpot_s.append(step_s)
+        self._clock.at(self._clock.now_s + steps * step_s, lambda: self._end(request))
+
+    def _end(self, request: _Request) -> None:
+        self._decoding[request.decode.index] -= request.turn.input_tokens
+        request.decode.requests -= 1
+        request.decode.tokens -= request.turn.input_tokens
+        self._played.ended_s = self._clock.now_s
+        self._played.moved = list(self._clock.network.moved)
+        request.ended()
+
+    def _send(self, request: _Request, crossings: Sequence[Crossing], tokens: float, then: Call) -> None:
+        num_bytes = 0.0 if self._mode == "oracle" else tokens * self._speeds.token_bytes
+        self._clock.send(self._path(request, crossings), num_bytes, then)
+
+    def _path(self, request: _Request, crossings: Sequence[Crossing]) -> Path:
+        """The links of the request's own two nodes."""
+        at = {"prefill": request.prefill.index, "decode": request.decode.index}
+        return tuple(at[node] * len(KINDS) + KINDS.index(link) for node, link in crossings)

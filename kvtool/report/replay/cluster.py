@@ -1,0 +1,74 @@
+"""A cluster: the modes side by side, and every link."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvtool.report.tables import Table
+from kvtool.results import ReplayCluster, ReplayDocument
+from kvtool.units import format_ms
+
+
+def cluster_tables(document: ReplayDocument) -> list[Table]:
+    """Modes and links; none without a cluster."""
+    return [] if document.cluster is None else [_mode_table(document.cluster), _link_table(document.cluster)]
+
+
+def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
+    """The range of nodes, what holds the cluster back, and what the second way in gives."""
+    cluster = document.cluster
+    if cluster is None:
+        return
+    low, high = cluster.range
+    ratio = cluster.prefill / cluster.decode
+    end = "no end" if high is None else f"{high:.3g}"
+    within = "within" if cluster.bound == "storage" else "not within"
+    held = "storage alone is the limit" if cluster.bound == "storage" else f"{cluster.bound} is full before storage is"
+    yield (
+        f"{cluster.prefill} prefill to {cluster.decode} decode nodes are {ratio:.3g}, {within} {low:.3g} to {end}: "
+        f"{held}."
+    )
+    times = {mode.mode: mode.makespan_s for mode in cluster.modes}
+    if times["dualpath"]:
+        most = (cluster.prefill + cluster.decode) / cluster.prefill
+        yield (
+            f"Reading on both sides is {times['basic'] / times['dualpath']:.2f} times as fast as on the prefill side "
+            f"alone; storage allows {most:.3g} at most, and loads in no time "
+            f"{times['basic'] / (times['oracle'] or times['dualpath']):.2f}."
+        )
+
+
+def _mode_table(cluster: ReplayCluster) -> Table:
+    return Table(
+        title=f"{cluster.prefill} prefill and {cluster.decode} decode nodes",
+        columns=("mode", "agents\n/ s", "all done\ns", "a session\ns", "TTFT ms\nmean", "TTFT ms\np99", "TPOT ms\nmean",
+                 "storage NIC\nmax / mean"),
+        rows=[
+            (
+                mode.mode,
+                f"{mode.agents_per_s:.3f}",
+                f"{mode.makespan_s:,.1f}",
+                f"{mode.session_s:,.1f}",
+                format_ms(mode.ttft_ms.mean),
+                format_ms(mode.ttft_ms.p99),
+                format_ms(mode.tpot_ms.mean),
+                "-" if mode.storage_max_over_mean is None else f"{mode.storage_max_over_mean:.2f}",
+            )
+            for mode in cluster.modes
+        ],
+        labels=1,
+    )  # fmt: skip
+
+
+def _link_table(cluster: ReplayCluster) -> Table:
+    """Utilisation in percent: with all storage NICs full, then as each mode ran."""
+    loads = {one.link: one.utilisation for one in cluster.loads}
+    used = [{one.link: one.utilisation for one in mode.links} for mode in cluster.modes]
+    return Table(
+        title="Links, % of their bandwidth",
+        columns=("link", "storage\nfull", *(mode.mode for mode in cluster.modes)),
+        rows=[
+            (name, f"{100 * load:.1f}", *(f"{100 * links[name]:.1f}" for links in used)) for name, load in loads.items()
+        ],
+        labels=1,
+    )

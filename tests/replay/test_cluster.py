@@ -1,0 +1,145 @@
+"""A cluster's closed form to the fraction, and sessions that keep the published relations between its modes.
+
+DualPath is arXiv 2602.21548.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from kvtool.catalog.gpus import find_gpu
+from kvtool.catalog.resolve import resolve_model
+from kvtool.errors import KvtoolError
+from kvtool.replay.cluster.cluster import ClusterOptions, agents_at_goal, bound_words, node_speeds, replay_cluster
+from kvtool.replay.cluster.links import balanced_range, link_loads
+from kvtool.replay.cluster.options import Cluster, parse_cluster, parse_goal
+from kvtool.replay.cluster.schedule import Node, choose_decode, choose_prefill, reading_side
+from kvtool.replay.cluster.turns import sessions_of
+from kvtool.results import ReplayCluster
+from kvtool.workloads.making.make import make_trace
+from kvtool.workloads.making.options import Making
+from kvtool.workloads.traces import open_trace
+from kvtool.workloads.traces.write import write_trace
+
+GPU, MODEL = find_gpu("h100"), resolve_model("llama-3.1-8b")
+
+
+def test_the_range_of_the_published_cluster() -> None:
+    """Eq. 9 with g = 8, s = 1, M = 500 and B = 50 GB/s."""
+    assert balanced_range(Cluster(prefill=2, decode=4)) == (Fraction(1, 7), Fraction(7, 2))
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(1, 1), (2, 4), (1, 7), (7, 2), (48, 96)])
+def test_every_links_load(prefill: int, decode: int) -> None:
+    """Section 4.3, in units of Bs of a node; r is D/P on a prefill node, P/D on a decode node."""
+    cluster = Cluster(prefill=prefill, decode=decode)
+    wide, narrow = Fraction(decode, prefill), Fraction(prefill, decode)
+    found = {(one.node, one.link): one.gbps / cluster.storage_gbps for one in link_loads(cluster)}
+    assert found == {
+        ("prefill", "snic"): 1, ("prefill", "dram"): 2, ("prefill", "cnic read"): 2,
+        ("prefill", "cnic write"): 1 + wide,
+        ("decode", "snic"): 1, ("decode", "dram"): 3 + 2 * narrow, ("decode", "cnic read"): 2 + narrow,
+        ("decode", "cnic write"): 1 + 2 * narrow,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "bound"),
+    [((1, 7), "storage"), ((1, 8), "prefill cnic write"), ((7, 2), "storage"), ((4, 1), "decode cnic write")],
+)
+def test_out_of_the_range_another_link_is_full_first(nodes: tuple[int, int], bound: str) -> None:
+    cluster = Cluster(prefill=nodes[0], decode=nodes[1])
+    assert bound_words(cluster) == bound
+    low, high = balanced_range(cluster)
+    assert high is not None
+    assert (low <= Fraction(*nodes) <= high) == (bound == "storage")
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cluster") / "agents.jsonl"
+    write_trace(path, make_trace(Making(kind="agents", num_sessions=8, max_len=8192)))
+    return path
+
+
+def played(agents: Path, prefill: int, decode: int) -> ReplayCluster:
+    cluster = Cluster(prefill=prefill, decode=decode, storage_gbps=Fraction(5))
+    return replay_cluster(open_trace(agents), ClusterOptions(cluster=cluster), MODEL, GPU)
+
+
+def test_the_modes_relate_as_published(agents: Path) -> None:
+    """Figure 10: Basic 1P1D ~ 1P2D, DualPath 1P1D ~ Basic 2P1D, DualPath 2P1D ~ 1P2D; the gain stays below (P+D)/P."""
+    spans = {}
+    for prefill, decode in ((1, 1), (1, 2), (2, 1)):
+        modes = {mode.mode: mode for mode in played(agents, prefill, decode).modes}
+        for name, mode in modes.items():
+            spans[name, prefill, decode] = mode.makespan_s
+            assert all(link.utilisation <= 1 + 1e-9 for link in mode.links)
+        gain = modes["basic"].makespan_s / modes["dualpath"].makespan_s
+        assert 1.2 < gain <= (prefill + decode) / prefill
+        assert modes["oracle"].makespan_s < modes["dualpath"].makespan_s
+        assert (modes["dualpath"].storage_max_over_mean or 9) < (modes["basic"].storage_max_over_mean or 0)
+    assert spans["basic", 1, 1] == pytest.approx(spans["basic", 1, 2], rel=0.05)
+    assert spans["dualpath", 1, 1] == pytest.approx(spans["basic", 2, 1], rel=0.1)
+    assert spans["dualpath", 2, 1] == pytest.approx(spans["dualpath", 1, 2], rel=0.1)
+
+
+def test_storage_without_end_is_the_oracle(agents: Path) -> None:
+    speed = Fraction(10**5)
+    fast = Cluster(prefill=1, decode=1, nic_gbps=speed, storage_gbps=speed, dram_gbps=speed)
+    found = replay_cluster(open_trace(agents), ClusterOptions(cluster=fast), MODEL, GPU)
+    modes = {one.mode: one for one in found.modes}
+    assert modes["dualpath"].makespan_s == pytest.approx(modes["oracle"].makespan_s, rel=0.02)
+
+
+def test_more_agents_keep_the_goal_with_the_second_way(agents: Path) -> None:
+    cluster, sessions = Cluster(prefill=1, decode=1, storage_gbps=Fraction(1)), sessions_of(open_trace(agents))[:5]
+    speeds = node_speeds(MODEL, GPU, cluster)
+    rates = [
+        agents_at_goal(ClusterOptions(cluster=cluster, mode=mode, ttft_goal_s=1.2), speeds, sessions, upper=1.0)
+        for mode in ("basic", "dualpath")
+    ]
+    assert 0 < rates[0] < rates[1]
+
+
+def test_a_turn_finds_the_answer_before_it_in_storage(tmp_path: Path) -> None:
+    made = make_trace(Making(kind="agents", num_sessions=2, max_len=4096, block_size=64))
+    write_trace(tmp_path / "a.jsonl", made)
+    sessions = sessions_of(open_trace(tmp_path / "a.jsonl"))
+    for session in sessions:
+        before = 0
+        for turn in session.turns:
+            assert turn.cached_tokens == before // 64 * 64
+            before = turn.input_tokens + turn.output_tokens
+
+
+def test_who_is_chosen() -> None:
+    """Section 5: short read queue first, then the fewest tokens; overloaded nodes never; a decode node near the mean
+    with the fewest requests; the side with the shorter read queue.
+    """
+    nodes = [Node(0, tokens=10, read_tokens=9), Node(1, tokens=50, read_tokens=1), Node(2, tokens=99)]
+    rule = {"short_queue_tokens": 5, "most_tokens": 60}
+    assert choose_prefill(nodes, **rule) is nodes[1]
+    assert choose_prefill(nodes[:1], **rule) is nodes[0]
+    assert choose_prefill(nodes[2:], **rule) is None
+    decodes = [Node(3, requests=9, tokens=10), Node(4, requests=2, tokens=20), Node(5, requests=1, tokens=60)]
+    assert choose_decode(decodes, 10) is decodes[1]  # 1.05 x (10 + 90) / 3 = 35: the last one would pass it
+    assert choose_decode(decodes, 90) is decodes[0]
+    assert [reading_side(mode, nodes[0], nodes[1]) for mode in ("basic", "dualpath")] == ["prefill", "decode"]
+
+
+def test_what_is_asked_of_a_cluster() -> None:
+    assert parse_cluster("prefill=1, decode=2,nic=12.5").nic_gbps == Fraction(25, 2)
+    assert parse_goal("ttft:4000,tpot:50") == {"ttft": 4.0, "tpot": 0.05}
+    for text, said in (
+        ("prefill=1", "has no decode nodes"), ("prefil=1,decode=1", "did you mean prefill"),
+        ("prefill=0,decode=1", "must be from 1"), ("prefill=a,decode=1", "is no number"),
+        ("prefill=1,decode=1,nic=0", "must be above 0"), ("prefill=1,prefill=2,decode=1", "twice"),
+    ):  # fmt: skip
+        with pytest.raises(KvtoolError, match=said):
+            parse_cluster(text)
+    with pytest.raises(KvtoolError, match="is no goal"):
+        parse_goal("e2e:5")
