@@ -13,9 +13,11 @@ from kvtool.cli.flags.bench import BenchGrid
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.smaller import SmallerFlags
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
 from kvtool.errors import KvtoolError
+from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.results import BenchDocument
@@ -35,6 +37,7 @@ def bench(
     ] = None,
     *,
     grid: BenchGrid,
+    smaller: SmallerFlags,
     run: Run,
     models: ModelsOption = None,
     output: Output,
@@ -47,7 +50,8 @@ def bench(
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
-    options = grid.options(run.device, run.seed)
+    options = grid.options(run.device, run.seed, **smaller.given(run))
+    run = smaller.run_of(run, split_list(grid.parts))
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))

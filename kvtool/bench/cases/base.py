@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -18,6 +19,8 @@ from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import AnyCase, Load, Sample
+
+PART_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens."""
+    """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens. One that does
+    not `computes` only counts: it needs neither weights nor the device's limits."""
+
+    computes: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -118,6 +124,11 @@ class Part(ABC):
     def most_sequences(self) -> int:
         """Sequences that must be held at a time."""
         return 1
+
+    @property
+    def budget_s(self) -> float:
+        """That its measured iterations may take where the user does not say how many."""
+        return PART_S
 
     @abstractmethod
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:

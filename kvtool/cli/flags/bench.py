@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,9 +24,9 @@ _queue = partial(typer.Option, rich_help_panel="Requests that queue")
 class BenchGrid(Group):
     """The parts, their grid, and how often each case is measured."""
 
-    parts: Annotated[str, typer.Option(metavar="LIST", help="Of latency, prefix, no-cache.")] = (
-        "latency,prefix,no-cache"
-    )
+    parts: Annotated[
+        str, typer.Option(metavar="LIST", help="Of latency, prefix, no-cache, accuracy, fragmentation.")
+    ] = "latency,prefix,no-cache"
     input_len: Annotated[str | None, typer.Option(metavar="LIST", help="Prompt tokens, as 128,512,4k.")] = None
     output_len: Annotated[int | None, typer.Option(help="Tokens generated a request, exactly.")] = None
     batch_size: Annotated[str | None, typer.Option(metavar="LIST", help="Requests at a time, as 1,8,32.")] = None
@@ -52,8 +52,8 @@ class BenchGrid(Group):
     request_rate: Annotated[float | None, _queue(help="Requests a second, arriving at random (Poisson).")] = None
     num_prompts: Annotated[int | None, _queue(help="Requests a case that queues (default: 4 a batch).")] = None
 
-    def options(self, device: str, seed: int) -> BenchOptions:
-        """The options for that device, which has defaults of its own. Raises KvtoolError."""
+    def options(self, device: str, seed: int, **more: Any) -> BenchOptions:
+        """The options for that device, which has defaults of its own; `more` are other parts'. Raises KvtoolError."""
         from kvtool.bench.engines.engine import ENGINE_PEERS
         from kvtool.bench.options import bench_options
         from kvtool.bench.peers import peer_names
@@ -77,4 +77,5 @@ class BenchGrid(Group):
             num_prompts=self.num_prompts,
             seed=seed,
             peers=() if self.peers is None else peer_names(split_list(self.peers), known=ENGINE_PEERS),
+            **more,
         )
