@@ -40,7 +40,7 @@ class Run(Device):
     kv_cache_dtype: Annotated[
         str,
         typer.Option(
-            help="auto (as --dtype), fp32, bf16, fp16, fp8, int8_per_token_head ...; on a CPU int4, q8_0, q4_0 ... too, "
+            help="auto (as --dtype), fp32, bf16, fp16, fp8, int8_per_token_head ...; on a CPU int4, q8_0 ... too, "
             "KEY/VALUE apart, +hadamard (a wrong one lists all)."
         ),
     ] = "auto"

@@ -58,15 +58,18 @@ class Codec:
         return torch.cat([self._decoded(codes, scales, size) for codes, scales, size in groups], dim=-1)
 
     def _encoded(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """The bytes of a group's codes, and those of its scale."""
+        """The bytes of a group's codes, and those of its scale. Codes are of the scale as it was before it is rounded to
+        fp16, as ggml's are."""
         if self.scheme == "minimum":
-            low = part.amin(dim=-1, keepdim=True).half()
-            step = ((part.amax(dim=-1, keepdim=True) - low.float()) / (2**self.bits - 1)).half()
-            codes = _rounded((part - low.float()) / _divisor(step), 0, 2**self.bits - 1)
-            return _packed(codes, self.bits), _as_bytes(torch.cat((step, low), dim=-1))
-        scale = self._scale(part)
-        scaled = part / (_divisor(scale) if self.scale_bytes else self.static_scale)
-        scales = _as_bytes(scale) if self.scale_bytes else part.new_empty(*part.shape[:-1], 0, dtype=torch.uint8)
+            low, span = part.amin(dim=-1, keepdim=True), 2**self.bits - 1
+            step = (part.amax(dim=-1, keepdim=True) - low) / span
+            codes = _rounded((part - low) / _divisor(step), 0, span)
+            return _packed(codes, self.bits), _as_bytes(torch.cat((step, low), dim=-1).half())
+        scales = part.new_empty(*part.shape[:-1], 0, dtype=torch.uint8)
+        scaled = part / self.static_scale
+        if self.scale_bytes:
+            scale = self._scale(part)
+            scaled, scales = part / _divisor(scale), _as_bytes(scale.to(_SCALES[self.scale_bytes]))
         if self.scheme in _FLOATS:
             return _as_bytes(_as_float(scaled, _FLOATS[self.scheme])), scales
         zero = 2 ** (self.bits - 1)
@@ -74,15 +77,13 @@ class Codec:
         return _packed(_rounded(scaled + zero, lowest, 2 * zero - 1), self.bits), scales
 
     def _scale(self, part: Tensor) -> Tensor:
-        """One a group, as it is stored."""
+        """fp32, one a group."""
         amax, where = part.abs().max(dim=-1, keepdim=True)
         if self.scheme == "signed":
-            found = part.gather(-1, where) / -(2 ** (self.bits - 1))
-        elif self.scheme in _FLOATS:
-            found = amax.clamp(min=_SMALLEST) / torch.finfo(_FLOATS[self.scheme]).max
-        else:
-            found = amax.clamp(min=_SMALLEST) / (2 ** (self.bits - 1) - 1)
-        return found.to(_SCALES.get(self.scale_bytes, torch.float32))
+            return part.gather(-1, where) / -(2 ** (self.bits - 1))
+        if self.scheme in _FLOATS:
+            return amax.clamp(min=_SMALLEST) / torch.finfo(_FLOATS[self.scheme]).max
+        return amax.clamp(min=_SMALLEST) / (2 ** (self.bits - 1) - 1)
 
     def _decoded(self, codes: Tensor, scales: Tensor, size: int) -> Tensor:
         if self.scheme in _FLOATS:
