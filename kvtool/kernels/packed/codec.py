@@ -58,7 +58,7 @@ class Codec:
         return torch.cat([self._decoded(codes, scales, size) for codes, scales, size in groups], dim=-1)
 
     def _encoded(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """The bytes of a group's codes, and those of its scale. Codes are of the scale as it was before it is rounded to
+        """The bytes of a group's codes, and those of its scale. Codes are of the scale before it is rounded to
         fp16, as ggml's are."""
         if self.scheme == "minimum":
             low, span = part.amin(dim=-1, keepdim=True), 2**self.bits - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -35,7 +36,7 @@ def test_pieces_never_overlap_and_all_comes_back(kind: type[FirstFit] | type[Bud
             held[offset] = memory.size_of(offset)
             assert held[offset] >= size
         ends = sorted((start, start + length) for start, length in held.items())
-        assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(ends))
         assert memory.free_tokens + sum(held.values()) == whole
     for offset in held:
         memory.free(offset)
@@ -102,7 +103,7 @@ def test_what_is_held_is_on_the_map_and_adds_up(cases: dict[str, FragmentationCa
         found = case.fragmentation
         assert found.reserved_bytes == found.used_bytes + found.internal_bytes == sum(size for _, size, _ in found.map)
         ends = [(offset, offset + size) for offset, size, _ in found.map]
-        assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(ends))
         assert ends[-1][1] <= found.pool_bytes
 
 
