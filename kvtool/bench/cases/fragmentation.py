@@ -49,7 +49,8 @@ class FragmentationPart(Part):
 
     @property
     def longest_tokens(self) -> int:
-        return 1
+        """None runs; what else runs beside needs at least a prompt and an answer."""
+        return 2
 
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         loaded, inputs = setup.loaded, setup.inputs(num_iters_warmup=0)
@@ -102,9 +103,7 @@ def _case(
     arm: str, part: FragmentationPart, outcome: Outcome, token_bytes: int, inputs: dict[str, Value], asked: int
 ) -> FragmentationCase:
     allocator, _, reserve = arm.partition("-")
-    full, pool = outcome.fullest, part.pool_tokens
-    reserved, used, waste = (n * token_bytes for n in (full.reserved, full.used, full.reserved - full.used))
-    waited = max(1, outcome.waited_steps) * pool
+    found = _bytes(allocator, outcome, part.pool_tokens, token_bytes)
     return FragmentationCase(
         name=f"fragmentation/{arm}",
         inputs={
@@ -113,7 +112,7 @@ def _case(
             "reserve": reserve or None,
             "placement": part.placement if allocator in ("contiguous", "grown") else None,
             "num_prompts": part.num_prompts,
-            "pool_tokens": pool,
+            "pool_tokens": part.pool_tokens,
             "max_model_len": part.max_model_len,
             "reserve_len": part.reserve_len if reserve == "max" else None,
             "prefix_len": part.prefix_len,
@@ -123,31 +122,37 @@ def _case(
         bytes=StepBytes(weights_read=0, kv_read=0, kv_written=token_bytes, other=0, prefill_flops=0, decode_flops=0),
         roofline=Roofline(reason="nothing is timed"),
         memory=Memory(
-            kv_predicted_bytes=reserved,
-            kv_allocated_bytes=reserved,
-            kv_pool_bytes=pool * token_bytes,
-            kv_waste_bytes=waste,
+            kv_predicted_bytes=found.reserved_bytes,
+            kv_allocated_bytes=found.reserved_bytes,
+            kv_pool_bytes=found.pool_bytes,
+            kv_waste_bytes=found.internal_bytes,
             peak_bytes=None,
         ),
         check=_check(outcome, asked),
-        fragmentation=Fragmentation(
-            allocator=allocator,
-            pool_bytes=pool * token_bytes,
-            reserved_bytes=reserved,
-            used_bytes=used,
-            internal_bytes=waste,
-            external_bytes=full.external * token_bytes,
-            largest_hole_bytes=full.largest_hole * token_bytes,
-            refused_requests=outcome.refused,
-            interrupted_requests=outcome.interrupted,
-            largest_batch=outcome.largest_batch,
-            completed_tokens=outcome.completed_tokens,
-            steps=outcome.steps,
-            used_ratio=outcome.used_sum / waited,
-            internal_ratio=(outcome.reserved_sum - outcome.used_sum) / waited,
-            external_ratio=outcome.external_sum / waited,
-            map=[(offset * token_bytes, size * token_bytes, owner) for offset, size, owner in full.pieces],
-        ),
+        fragmentation=found,
+    )
+
+
+def _bytes(allocator: str, outcome: Outcome, pool_tokens: int, token_bytes: int) -> Fragmentation:
+    """What was counted in tokens."""
+    full, waited = outcome.fullest, max(1, outcome.waited_steps) * pool_tokens
+    return Fragmentation(
+        allocator=allocator,
+        pool_bytes=pool_tokens * token_bytes,
+        reserved_bytes=full.reserved * token_bytes,
+        used_bytes=full.used * token_bytes,
+        internal_bytes=(full.reserved - full.used) * token_bytes,
+        external_bytes=full.external * token_bytes,
+        largest_hole_bytes=full.largest_hole * token_bytes,
+        refused_requests=outcome.refused,
+        interrupted_requests=outcome.interrupted,
+        largest_batch=outcome.largest_batch,
+        completed_tokens=outcome.completed_tokens,
+        steps=outcome.steps,
+        used_ratio=outcome.used_sum / waited,
+        internal_ratio=(outcome.reserved_sum - outcome.used_sum) / waited,
+        external_ratio=outcome.external_sum / waited,
+        map=[(offset * token_bytes, size * token_bytes, owner) for offset, size, owner in full.pieces],
     )
 
 

@@ -70,7 +70,7 @@ class KiviPages(PackedPages):
 
 def kivi_pages(key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, residual: int, rotated: bool) -> KiviPages:
     """An empty cache of one sequence; `key` packs as many tokens of a channel as it has elements."""
-    none = torch.zeros(0, 0, 0, 0, dtype=torch.uint8)
+    none = torch.zeros(0, 0, kv_heads, 0, dtype=torch.uint8)
     return KiviPages(
         k=none,
         v=none,

@@ -1,12 +1,13 @@
-"""The chart of a bench document: up to four panels, each of which also stands alone on the page."""
+"""The chart of a bench document: its panels, each of which also stands alone on the page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers
 from kvtool.report.bench.cases import (
     ARM_NAMES,
     cases_by_arm,
@@ -17,6 +18,7 @@ from kvtool.report.bench.cases import (
     varying,
     waste_ratio,
 )
+from kvtool.report.bench.fragmentation import draw_map, fragmentation_cases
 from kvtool.report.cells import percent
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, tokens_axis
 from kvtool.results import BenchDocument, Case
@@ -38,7 +40,7 @@ class Panel:
     title: str
     explain: str
     cases: Sequence[Case]
-    draw: Callable[[Figure, Axes, Sequence[Case]], None]
+    draw: Callable[[Figure, Axes, Any], None]
 
 
 def bench_panels(document: BenchDocument) -> list[Panel]:
@@ -65,6 +67,24 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             "orange and % on top: empty slots; line: predicted by kvtool size",
             latency,
             draw_memory,
+        ),
+        Panel(
+            "What smaller caches cost",
+            "whiskers: two standard errors; orange: loses, red: collapses",
+            accuracy_cases(document),
+            draw_cost,
+        ),
+        Panel(
+            "What smaller caches cost: attention by layer",
+            "each layer on its own, given the reference's queries, keys and values",
+            [case for case in accuracy_cases(document) if case.accuracy.attention_error],
+            draw_layers,
+        ),
+        Panel(
+            "Where the pool goes, by allocator",
+            "when the most was used: a colour a request, dark: shared, light: free",
+            fragmentation_cases(document),
+            draw_map,
         ),
     ]
     return [panel for panel in panels if panel.cases]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvtool.report.bench.accuracy import accuracy_findings
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.fragmentation import fragmentation_findings
 from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case
 from kvtool.results.warnings import load_warnings
@@ -22,6 +24,7 @@ def findings(document: BenchDocument) -> list[str]:
         _prefill(latency),
     ]
     told += [_prefix(prefix), _arms(arms), _memory(latency)]
+    told += [*accuracy_findings(document), *fragmentation_findings(document)]
     return [sentence for sentence in told if sentence]
 
 

@@ -70,8 +70,8 @@ def test_what_never_fits_is_refused() -> None:
 
 
 def test_a_grown_piece_is_there_twice_while_it_is_copied() -> None:
-    """A pool of 20 tokens takes a sequence to 10 tokens, not to 11."""
-    assert run_requests(Grown(FirstFit(20)), [request(0, 2, 8)], 20).completed_tokens == 10
+    """Of 10 and 11 tokens one copy each: a pool of 20 has no room for both, one of 40 wherever they lie."""
+    assert run_requests(Grown(FirstFit(40)), [request(0, 2, 9)], 40).completed_tokens == 11
     assert run_requests(Grown(FirstFit(20)), [request(0, 2, 9)], 20).refused == 1
 
 
