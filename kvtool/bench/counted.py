@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvtool.bench.cases.base import Part
 from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.bench.definitions import DEFINITIONS
+from kvtool.bench.harness import Value
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.session import Outcome, Progress
 from kvtool.catalog.model import Model
@@ -42,7 +43,7 @@ def _cases(part: Part, model: Model, config: EngineConfig, seed: int, progress: 
     model = truncated(model, config.num_layers)
     cache_format = parse_cache_format(config.kv_cache_dtype, model.dtype)
     token_bytes = sum(spec.bytes_per_token for spec in layer_specs(model, cache_format))
-    inputs = {
+    inputs: dict[str, Value] = {
         "model": model.id,
         "kv_cache_dtype": cache_format.name,
         "block_size": config.block_size,
@@ -53,5 +54,5 @@ def _cases(part: Part, model: Model, config: EngineConfig, seed: int, progress: 
     found = []
     for number, arm in enumerate(arms):
         progress(f"fragmentation: {arm}", number / len(arms))
-        found.append(part.case_of(arm, token_bytes, config.block_size, inputs, seed)())
+        found.append(part.case_of(arm, token_bytes, config.block_size, inputs, seed))
     return found

@@ -49,7 +49,7 @@ def test_the_tensors_hold_the_bytes_that_the_specs_predict(
     "kv_cache_dtype", ["int4", "q4_0/int8_per_token_head", "int4_per_token_head+hadamard", "bf16/q5_1"]
 )
 def test_packed_pages_hold_what_is_sized_and_generate_what_whole_ones_do(tiny: SaveTiny, kv_cache_dtype: str) -> None:
-    """Heads of 32: 4 bits move logits of order 1, and a packed sequence that waits for nothing ends in the same bytes."""
+    """Heads of 32: 4 bits move logits of order 1; beside another a sequence says what it says alone."""
     reference = tiny("llama-wide-heads")
     loaded = load(reference.folder, kv_cache_dtype=kv_cache_dtype)
     engine = engine_of(loaded)

@@ -45,8 +45,12 @@ class Method:
     @property
     def description(self) -> str | None:
         """How it is prepared beside rounding; None for none."""
-        whole = f"layers {', '.join(map(str, self.whole_layers))} whole" if self.whole_layers else None
-        return ", ".join(filter(None, (self.cache_format.method, whole))) or None
+        return ", ".join(filter(None, (self.cache_format.method, self.whole))) or None
+
+    @property
+    def whole(self) -> str | None:
+        """The layers that keep the run's own, in words."""
+        return f"layers {', '.join(map(str, self.whole_layers))} whole" if self.whole_layers else None
 
     def layer(self, index: int, tokens: int) -> Pages:
         """Empty pages of one layer for a sequence of so many tokens."""

@@ -133,7 +133,7 @@ class Comparison:
     def _case(self, index: int, found: list[Moved], greedy: list[int], errors: LayerErrors) -> AccuracyCase:
         own = self.methods[index]
         first = len(self.text.windows(self.input_len)[0])
-        name = f"accuracy/{own.cache_format.name}" + ("/" + own.description if own.whole_layers else "")
+        name = f"accuracy/{own.cache_format.name}" + (f"/{own.whole}" if own.whole else "")
         return AccuracyCase(
             name=name if len(self.options.input_lens) == 1 else f"{name}/{self.input_len}",
             inputs=self.setup.inputs(

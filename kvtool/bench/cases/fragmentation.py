@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.fragmentation.allocators import Allocator, Contiguous, Grown, Paged
@@ -56,8 +57,11 @@ class FragmentationPart(Part):
         loaded, inputs = setup.loaded, setup.inputs(num_iters_warmup=0)
         token_bytes = sum(spec.bytes_per_token for spec in loaded.specs)
         for arm in self.arms(loaded.config.block_size):
-            case = self.case_of(arm, token_bytes, loaded.config.block_size, inputs, setup.seed)
-            yield Step(f"fragmentation: {arm}", lambda case=case: Measured([case()], []))
+            measure = partial(self._measured, arm, token_bytes, loaded.config.block_size, inputs, setup.seed)
+            yield Step(f"fragmentation: {arm}", measure)
+
+    def _measured(self, *asked: Any) -> Measured:
+        return Measured([self.case_of(*asked)], [])
 
     def arms(self, block_size: int) -> list[str]:
         """The names of the cases. Raises KvtoolError for a pool of less than a page."""
@@ -67,18 +71,13 @@ class FragmentationPart(Part):
 
     def case_of(
         self, arm: str, token_bytes: int, block_size: int, inputs: dict[str, Value], seed: int
-    ) -> Callable[[], FragmentationCase]:
-        """What makes the case of one allocator."""
+    ) -> FragmentationCase:
+        """The requests through one allocator."""
         requests = chat_requests(
             self.num_prompts, max_tokens=self.max_model_len, prefix_tokens=self.prefix_len, seed=seed
         )
-
-        def run() -> FragmentationCase:
-            outcome = run_requests(self._allocator(arm, block_size), requests, self.pool_tokens)
-            asked = sum(request.total_tokens for request in requests)
-            return _case(arm, self, outcome, token_bytes, inputs, asked)
-
-        return run
+        outcome = run_requests(self._allocator(arm, block_size), requests, self.pool_tokens)
+        return _case(arm, self, outcome, token_bytes, inputs, sum(request.total_tokens for request in requests))
 
     def _allocator(self, arm: str, block_size: int) -> Allocator:
         allocator, _, reserve = arm.partition("-")

@@ -80,24 +80,24 @@ class Codec:
         """fp32, one a group."""
         amax, where = part.abs().max(dim=-1, keepdim=True)
         if self.scheme == "signed":
-            return part.gather(-1, where) / -(2 ** (self.bits - 1))
+            return part.gather(-1, where).div(-(2 ** (self.bits - 1)))
         if self.scheme in _FLOATS:
-            return amax.clamp(min=_SMALLEST) / torch.finfo(_FLOATS[self.scheme]).max
-        return amax.clamp(min=_SMALLEST) / (2 ** (self.bits - 1) - 1)
+            return amax.clamp(min=_SMALLEST).div(torch.finfo(_FLOATS[self.scheme]).max)
+        return amax.clamp(min=_SMALLEST).div(2 ** (self.bits - 1) - 1)
 
     def _decoded(self, codes: Tensor, scales: Tensor, size: int) -> Tensor:
         if self.scheme in _FLOATS:
-            values = codes.contiguous().view(_FLOATS[self.scheme]).float()
+            values: Tensor = codes.contiguous().view(_FLOATS[self.scheme]).float()
         else:
             values = _unpacked(codes, self.bits, size).float()
         if self.scheme == "minimum":
             step, low = scales.contiguous().view(torch.float16).float().split(1, dim=-1)
-            return values * step + low
+            return torch.addcmul(low, values, step)
         if self.scheme not in _FLOATS:
-            values = values - 2 ** (self.bits - 1)
+            values = values.sub(2 ** (self.bits - 1))
         if not self.scale_bytes:
-            return values * self.static_scale
-        return values * scales.contiguous().view(_SCALES[self.scale_bytes]).float()
+            return values.mul(self.static_scale)
+        return values.mul(scales.contiguous().view(_SCALES[self.scale_bytes]).float())
 
 
 def static_scale(amax: float, scheme: str, bits: int) -> float:
@@ -111,7 +111,7 @@ def static_scale(amax: float, scheme: str, bits: int) -> float:
 def _divisor(scale: Tensor) -> Tensor:
     """A scale of 0 belongs to values that are all alike, whose code is that of no difference."""
     wide = scale.float()
-    return torch.where(wide == 0, 1.0, wide)
+    return wide.masked_fill(wide == 0, 1.0)
 
 
 def _rounded(values: Tensor, low: int, high: int) -> Tensor:
@@ -134,16 +134,20 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
         return codes
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % (lcm(bits, 8) // bits)))
     places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
-    ones = (codes.unsqueeze(-1).bitwise_right_shift(places) & 1).flatten(-2).unflatten(-1, (-1, 8))
-    return ones.bitwise_left_shift(torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(-1, dtype=torch.uint8)
+    ones: Tensor = (codes.unsqueeze(-1).bitwise_right_shift(places) & 1).flatten(-2).unflatten(-1, (-1, 8))
+    return _summed(ones, 8)
+
+
+def _summed(ones: Tensor, bits: int) -> Tensor:
+    """Bits uint8 [..., bits], the lowest first -> the numbers that they are."""
+    places = torch.arange(bits, dtype=torch.uint8, device=ones.device)
+    return ones.bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
 
 
 def _unpacked(stored: Tensor, bits: int, count: int) -> Tensor:
     """The inverse: `count` codes out of bytes."""
     if bits == 8:
         return stored
-    ones = stored.unsqueeze(-1).bitwise_right_shift(torch.arange(8, dtype=torch.uint8, device=stored.device)) & 1
-    ones = ones.flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
-    return ones.bitwise_left_shift(torch.arange(bits, dtype=torch.uint8, device=stored.device)).sum(
-        -1, dtype=torch.uint8
-    )
+    shifted: Tensor = stored.unsqueeze(-1).bitwise_right_shift(torch.arange(8, dtype=torch.uint8, device=stored.device))
+    ones = (shifted & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
+    return _summed(ones, bits)

@@ -14,7 +14,8 @@ def rotate_heads(rows: Tensor) -> Tensor:
     A head size that is no power of two is turned in blocks of the largest one that divides it.
     """
     size = rows.shape[-1] & -rows.shape[-1]
-    return (rows.float().unflatten(-1, (-1, size)) @ _hadamard(size).to(rows.device)).flatten(-2)
+    turned: Tensor = rows.float().unflatten(-1, (-1, size)) @ _hadamard(size).to(rows.device)
+    return turned.flatten(-2)
 
 
 @cache
@@ -23,4 +24,4 @@ def _hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return matrix / size**0.5
+    return matrix.div(size**0.5)

@@ -90,7 +90,7 @@ def test_shared_pages_count_once() -> None:
 @pytest.fixture(scope="module")
 def cases() -> dict[str, FragmentationCase]:
     part = FragmentationPart(num_prompts=60, pool_tokens=4096, max_model_len=1024, prefix_len=64)
-    return {arm: part.case_of(arm, TOKEN_BYTES, 16, {}, seed=1)() for arm in part.arms(16)}
+    return {arm: part.case_of(arm, TOKEN_BYTES, 16, {}, seed=1) for arm in part.arms(16)}
 
 
 def test_every_allocator_ends_in_the_same_tokens(cases: dict[str, FragmentationCase]) -> None:
@@ -138,7 +138,7 @@ def test_used_memory_is_what_the_paper_on_vllm_measured(reserve: str, published:
     """Kwon et al. 2023 (arXiv 2309.06180), figure 2: OPT-13B on an A100 (15.7k slots, table 1), 2,048 tokens at most,
     ShareGPT's lengths, buddy allocation. Lengths here have ShareGPT's means alone."""
     part = FragmentationPart(num_prompts=150, pool_tokens=15700, placement="buddy")
-    used = part.case_of(reserve, TOKEN_BYTES, 16, {}, seed=0)().fragmentation.used_ratio
+    used = part.case_of(reserve, TOKEN_BYTES, 16, {}, seed=0).fragmentation.used_ratio
     assert used == pytest.approx(published, abs=0.04)
 
 
