@@ -36,13 +36,21 @@ def label(case: AccuracyCase) -> str:
     return found.kv_cache_dtype + (f", {found.method}" if found.method else "")
 
 
-def with_se(value: float, se: float | None, digits: int = 2) -> str:
-    """`13.02 ± 0.41`; in powers of ten where it is small."""
-    small = 0 < abs(value) < 10**-digits
-    text = f"{value:.1e}" if small else f"{value:.{digits}f}"
-    if se is None:
-        return text
-    return f"{text} ± {se:.0e}" if small or 0 < se < 10**-digits else f"{text} ± {se:.{digits}f}"
+def with_se(value: float, se: float | None) -> str:
+    """`1.40 ± 0.34`."""
+    return f"{value:.2f}" if se is None else f"{value:.2f} ± {se:.2f}"
+
+
+def small_with_se(value: float, se: float | None) -> str:
+    """`7.0e-04 ± 6e-05`."""
+    return f"{value:.1e}" if se is None else f"{value:.1e} ± {se:.0e}"
+
+
+def short(verdict: str) -> str:
+    """What a verdict comes to, in a word or two."""
+    if verdict.startswith("not distinguishable"):
+        return "no loss shown"
+    return "too little text" if verdict.startswith("nothing") else verdict
 
 
 def cost_table(cases: Sequence[AccuracyCase]) -> Table:
@@ -52,11 +60,11 @@ def cost_table(cases: Sequence[AccuracyCase]) -> Table:
             label(case),
             format_bytes(found.kv_bytes_per_token),
             with_se(found.perplexity_change, found.perplexity_change_se),
-            with_se(found.kl_mean, found.kl_mean_se, digits=3),
+            small_with_se(found.kl_mean, found.kl_mean_se),
             f"{found.kl_p99:.2g}",
             percent(found.top1_agreement, digits=1),
             f"{found.greedy_agreement_tokens:.1f}",
-            found.verdict,
+            short(found.verdict),
         )
         for case in cases
         for found in [case.accuracy]
@@ -67,10 +75,11 @@ def cost_table(cases: Sequence[AccuracyCase]) -> Table:
         columns=("cache", "a token", "perplexity\nadded", "KL", "KL p99", "same\ntop 1", "greedy\nagrees", "verdict"),
         rows=rows,
         labels=1,
-        spare=("KL p99", "greedy\nagrees", "same\ntop 1"),
+        spare=("KL p99", "greedy\nagrees", "same\ntop 1", "a token"),
         note=f"Beside a {first.reference} cache, whose perplexity is {first.reference_perplexity:.2f}, on the same "
         f"{first.tokens:,} tokens of text {first.text_sha256[:8]}. ±: standard error. KL: of the next token's "
-        f"distribution, in nats. greedy agrees: tokens until greedy text parts, of {first.greedy_tokens}.",
+        f"distribution, in nats. greedy agrees: tokens until greedy text parts, of {first.greedy_tokens}. no loss shown: "
+        f"not distinguishable from {first.reference} at this sample.",
     )
 
 
@@ -149,4 +158,6 @@ def draw_layers(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> No
     axes.set_yscale("log")
     axes.set_xlabel("layer")
     axes.set_ylabel("attention off, %")
-    axes.legend(fontsize=LABEL_POINTS - 2, frameon=False, ncols=2, labelcolor=GREY)
+    axes.legend(
+        fontsize=LABEL_POINTS - 2, frameon=False, ncols=3, labelcolor=GREY, loc="upper left", bbox_to_anchor=(0, -0.16)
+    )
