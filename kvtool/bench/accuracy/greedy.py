@@ -10,7 +10,7 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
 from kvtool.units import ceil_div
 
-PROMPTS, PROMPT_TOKENS = 8, 64
+PROMPTS, PROMPT_TOKENS = 8, 32
 
 
 def continuations(windows: list[list[int]]) -> list[list[int]]:

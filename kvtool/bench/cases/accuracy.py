@@ -30,7 +30,7 @@ CPU_FORMATS = (
 )
 GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head")
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
-BUDGET_S = 60.0
+BUDGET_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

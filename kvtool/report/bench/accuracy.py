@@ -78,8 +78,8 @@ def cost_table(cases: Sequence[AccuracyCase]) -> Table:
         spare=("KL p99", "greedy\nagrees", "same\ntop 1", "a token"),
         note=f"Beside a {first.reference} cache, whose perplexity is {first.reference_perplexity:.2f}, on the same "
         f"{first.tokens:,} tokens of text {first.text_sha256[:8]}. ±: standard error. KL: of the next token's "
-        f"distribution, in nats. greedy agrees: tokens until greedy text parts, of {first.greedy_tokens}. no loss shown: "
-        f"not distinguishable from {first.reference} at this sample.",
+        f"distribution, in nats. greedy agrees: tokens until greedy text parts, of {first.greedy_tokens}. no loss "
+        f"shown: not distinguishable from {first.reference} at this sample.",
     )
 
 
