@@ -12,6 +12,8 @@ from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
+from kvtool.bench.cases.workload import Workload
+from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 
@@ -20,6 +22,7 @@ PARTS: dict[str, type[Part]] = {  # in the order they run
     "latency": Latency,
     "prefix": PrefixHits,
     "no-cache": NoCache,
+    "workload": Workload,
     "accuracy": AccuracyPart,
     "fragmentation": FragmentationPart,
 }
@@ -51,6 +54,10 @@ class BenchOptions:
     def budget_s(self) -> float:
         """That measured iterations take at most, but for the first of each case."""
         return sum(part.budget_s for part in self.parts)
+
+    def fitted(self, model: Model, block_size: int) -> BenchOptions:
+        """The same with each part made for that model and pages of that size. Raises KvtoolError."""
+        return replace(self, parts=tuple(part.fitted(model, block_size) for part in self.parts))
 
     @property
     def longest_tokens(self) -> int:

@@ -14,10 +14,10 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.smaller import SmallerFlags
+from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
 from kvtool.errors import KvtoolError
-from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.results import BenchDocument
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool bench smollm2-135m --parts latency --input-len 128 --batch-size 1,4\n\n"
-    "  kvtool bench --parts prefix --hit-rate 0,0.9 --out kvtool-report"
+    "  kvtool bench --workload translation,agent --out kvtool-report"
 )
 
 
@@ -37,6 +37,7 @@ def bench(
     ] = None,
     *,
     grid: BenchGrid,
+    traffic: WorkloadFlags,
     smaller: SmallerFlags,
     run: Run,
     models: ModelsOption = None,
@@ -50,18 +51,20 @@ def bench(
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
-    options = grid.options(run.device, run.seed, **smaller.given(run))
-    run = smaller.run_of(run, split_list(grid.parts))
+    options = grid.options(run.device, run.seed, traffic, **smaller.given(run))
+    run = smaller.run_of(run, traffic.parts(grid.parts) or ())
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
     config = run.config(model, other_cores=load.other_cores())
 
     def write(document: BenchDocument, folder: Path) -> None:
-        write_bench(document, folder, command=command_line())
-        typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
+        written = write_bench(document, folder, command=command_line())
+        typer.echo(f"\nWritten to {folder}: {', '.join(path.name for path in written)}", err=True)
 
     if grid.runs > 1:
+        if not all(part.timed for part in options.parts):
+            raise KvtoolError("--runs joins times, and accuracy and fragmentation have none: leave it out")
         document, (notes, code) = _several(grid)
     else:
         with progress_bar() as progress:
@@ -69,7 +72,7 @@ def bench(
                 chosen, config, options, progress=progress, tell=lambda line: typer.echo(f"kvtool: {line}", err=True)
             )
         document = outcome.document
-        notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
+        notes, code = ending(outcome.errors, interrupted=outcome.interrupted, wrong=outcome.unequal)
     answer(document, output, show=print_bench, write=write, notes=notes, code=code)
 
 

@@ -27,6 +27,7 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
+    WorkloadCase,
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
@@ -42,7 +43,7 @@ from kvtool.results.compare import (
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.fragmentation import Fragmentation
-from kvtool.results.generate import GenerateDocument, GeneratedSequence
+from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
     KernelCase,
@@ -55,12 +56,16 @@ from kvtool.results.kernels import (
     KernelsDocument,
 )
 from kvtool.results.replay import (
+    ReplayBreakEven,
     ReplayCurve,
     ReplayDocument,
     ReplayKnee,
     ReplayPoint,
     ReplayRow,
+    ReplayTier,
+    ReplayTiers,
     ReplayTrace,
+    ReplayTtft,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -85,6 +90,7 @@ from kvtool.results.size import (
 from kvtool.results.summary import Summary, summarise
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
+from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",
@@ -94,6 +100,7 @@ __all__ = [
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
+    "CachedPages",
     "Calibration",
     "Case",
     "Check",
@@ -128,14 +135,19 @@ __all__ = [
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",
+    "ReplayBreakEven",
     "ReplayCurve",
     "ReplayDocument",
     "ReplayKnee",
     "ReplayPoint",
     "ReplayRow",
+    "ReplayTier",
+    "ReplayTiers",
     "ReplayTrace",
+    "ReplayTtft",
     "Roofline",
     "Sample",
+    "Saved",
     "SizeDecode",
     "SizeDocument",
     "SizeEngine",
@@ -155,6 +167,7 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierUse",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -162,6 +175,8 @@ __all__ = [
     "VerifyEngine",
     "VerifyRefusal",
     "VerifyRow",
+    "Workload",
+    "WorkloadCase",
     "encode",
     "read_calibration",
     "read_document",

@@ -10,6 +10,7 @@ from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.summary import Summary
+from kvtool.results.workload import Workload
 
 
 def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
@@ -20,7 +21,9 @@ def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
 class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration of one run (a whole process).
 
-    `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
+    `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
+    since the iteration began, `queue_s` until it was admitted, `load_s` that loading from below the pool took.
+    """
 
     arm: str
     iteration: int
@@ -31,10 +34,19 @@ class Sample(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     cached_tokens: int
     run: int = 0
+    arrival_s: float | None = None
+    queue_s: float | None = None
+    load_s: float | None = None
+    error: str | None = None
 
     @property
     def tpot_s(self) -> float | None:
         return tpot_s(self.ttft_s, self.e2e_s, self.output_tokens)
+
+    @property
+    def is_compared(self) -> bool:
+        """Of an arm that the case's own is held against: its metrics are not of it."""
+        return self.arm in ("uncached", "repeat")
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -206,7 +218,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | accuracy | fragmentation"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation"""
         return str(self.__struct_config__.tag)
 
 
@@ -224,6 +236,12 @@ class NoCacheCase(Case, frozen=True, kw_only=True, tag="no-cache"):
     """One way of keeping K and V."""
 
 
+class WorkloadCase(Case, frozen=True, kw_only=True, tag="workload"):
+    """A scenario under one policy, with the prefix cache, without it, and with it once more."""
+
+    workload: Workload
+
+
 class AccuracyCase(Case, frozen=True, kw_only=True, tag="accuracy"):
     """One cache format beside the run's own."""
 
@@ -236,7 +254,7 @@ class FragmentationCase(Case, frozen=True, kw_only=True, tag="fragmentation"):
     fragmentation: Fragmentation
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | AccuracyCase | FragmentationCase
+AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -43,6 +44,8 @@ class AccuracyPart(Part):
     output_len: int = 32
     text: Path | None = None
     skip_layers: tuple[int, ...] = ()
+
+    timed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_positive("input length", *self.input_lens)

@@ -33,6 +33,7 @@ class FragmentationPart(Part):
     placement: str = "first-fit"
 
     computes: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_positive("count", self.num_prompts, self.pool_tokens, self.reserve_len)

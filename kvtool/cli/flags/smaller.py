@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ REFERENCE, COMPUTED = "bf16", "fp32"
 
 @dataclass(frozen=True)
 class SmallerFlags(Group):
-    """The text and layers of the accuracy part; the pool and its requests of the fragmentation part."""
+    """The text and layers of the accuracy part; the requests of the fragmentation part."""
 
     text: Annotated[
         Path | None, _accuracy(help="What is read, in UTF-8 (default: five chapters of Alice in Wonderland).")
@@ -34,7 +35,6 @@ class SmallerFlags(Group):
         None
     )
     cache_type_v: Annotated[str | None, _accuracy(help="Of V alone, beside --cache-type-k.")] = None
-    cache_tokens: Annotated[str | None, _pool(metavar="TOKENS", help="Room of the pool (default: 16k).")] = None
     max_model_len: Annotated[str | None, _pool(metavar="TOKENS", help="The longest request (default: 2k).")] = None
     reserve_len: Annotated[
         str | None, _pool(metavar="TOKENS", help="That contiguous reserves a request (default: the longest).")
@@ -58,13 +58,12 @@ class SmallerFlags(Group):
             "text": self.text,
             "kv_cache_dtypes": self.formats(run),
             "skip_layers": None if skipped is None else count_list(skipped, "layer"),
-            "pool_tokens": optional_length(self.cache_tokens, "cache tokens"),
             "max_model_len": optional_length(self.max_model_len, "max model len"),
             "reserve_len": optional_length(self.reserve_len, "reserve len"),
             "placement": self.placement,
         }
 
-    def run_of(self, run: Run, parts: list[str]) -> Run:
+    def run_of(self, run: Run, parts: Sequence[str]) -> Run:
         """How the parts are run: those that compare caches keep one of 16 bits beside, and alone compute in fp32, so
         that no rounding but the cache's is seen. Raises KvtoolError for a list that no part compares."""
         if "accuracy" in parts:
