@@ -71,8 +71,10 @@ def _weights_read(loaded: LoadedModel, params: ParamCount, batch_size: int) -> i
 def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
     """The case next to the limits measured `beside` each of its iterations, where they were, or to the run's `best`.
 
-    An MBU or MFU that no device can reach is null, and `reason` says so.
+    An MBU or MFU that no device can reach is null, and `reason` says so. A case that times nothing stays as it is.
     """
+    if not case.samples:
+        return case
     iterations = 1 + max(sample.iteration for sample in case.samples)
     limits = beside if len(beside) == iterations else [best] * iterations
     read_gbps, tflops = median(limit.read_gbps for limit in limits), median(limit.tflops for limit in limits)

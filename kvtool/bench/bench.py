@@ -8,6 +8,7 @@ from functools import reduce
 from kvtool.bench.accounting import with_roofline
 from kvtool.bench.cases.base import Measured, Setup
 from kvtool.bench.cases.scenario import scales
+from kvtool.bench.counted import counted
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engines.race import entrants
 from kvtool.bench.limits import accounting_errors, hit_errors
@@ -32,6 +33,8 @@ def bench(
 ) -> Outcome[BenchDocument]:
     """Everything asked for; `tell` is told how long it may take. Ctrl-C keeps the cases that were done. Raises
     KvtoolError or DeviceError."""
+    if not any(part.computes for part in options.parts):
+        return counted(model, config, options, progress)
     progress(f"loading {model.id}", 0.0)
     options = options.fitted(model, config.block_size)
     pages = most_pages(options, config.block_size)

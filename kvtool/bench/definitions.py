@@ -28,6 +28,12 @@ DEFINITIONS = {
     "goodput_ratio": "requests within every limit of --goodput / all requests; null without limits",
     "repeat": "the cached arm run once more in the same turns: what two runs of the same thing differ by",
     "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",
+    "accuracy": "a text in windows, every token given; KL of the format's next token from the reference's, in nats; "
+    "perplexity = exp(mean surprise); standard errors over blocks of 64 tokens, of greedy text over prompts; errors by "
+    "layer = |x - reference| / |reference| on the same queries, keys and values; the verdict is on the surprise that "
+    "the format adds, by its 95 % interval: below 0.01 nats a token a loss that cannot be shown is taken for none",
+    "fragmentation": "reserved = used + internal, when the most was used; external = free while the next request fits "
+    "into it but into no hole; ratios of the pool, means over the steps while a request waited",
     "percentiles": "linear interpolation; std with n - 1",
     "peers": "other engines on the same weights and prompts, greedy, in turns with ours, batch by batch, in rounds of "
     "their own; ttft = until every prompt has its first token, tpot = (until the last token - ttft) / later tokens, on "

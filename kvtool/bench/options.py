@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from kvtool.bench.cases.accuracy import AccuracyPart
 from kvtool.bench.cases.base import Part, require_positive
+from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
@@ -21,6 +23,8 @@ PARTS: dict[str, type[Part]] = {  # in the order they run
     "prefix": PrefixHits,
     "no-cache": NoCache,
     "workload": Workload,
+    "accuracy": AccuracyPart,
+    "fragmentation": FragmentationPart,
 }
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 CPU_ITERS, CPU_ITERS_WARMUP = 3, 1

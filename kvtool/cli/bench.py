@@ -13,6 +13,7 @@ from kvtool.cli.flags.bench import BenchGrid
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.smaller import SmallerFlags
 from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
@@ -37,6 +38,7 @@ def bench(
     *,
     grid: BenchGrid,
     traffic: WorkloadFlags,
+    smaller: SmallerFlags,
     run: Run,
     models: ModelsOption = None,
     output: Output,
@@ -49,7 +51,8 @@ def bench(
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
-    options = grid.options(run.device, run.seed, traffic)
+    options = grid.options(run.device, run.seed, traffic, **smaller.given(run))
+    run = smaller.run_of(run, traffic.parts(grid.parts) or ())
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
@@ -60,6 +63,8 @@ def bench(
         typer.echo(f"\nWritten to {folder}: {', '.join(path.name for path in written)}", err=True)
 
     if grid.runs > 1:
+        if not all(part.timed for part in options.parts):
+            raise KvtoolError("--runs joins times, and accuracy and fragmentation have none: leave it out")
         document, (notes, code) = _several(grid)
     else:
         with progress_bar() as progress:

@@ -7,10 +7,11 @@ import torch
 from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.config import EngineConfig, resolve_backend, resolve_dtype, truncated
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
-from kvtool.engine.pool import cache_dtype, pool_specs
+from kvtool.engine.pool import is_packed, pool_specs, require_runnable
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
+from kvtool.kernels.packed.pages import packed
 from kvtool.machine.device import device_errors, resolve_device
 from kvtool.machine.memory import available_bytes
 from kvtool.machine.threads import check_threads, default_threads, threads_beside
@@ -43,9 +44,10 @@ class LoadedModel:
         self.cache_format = parse_cache_format(
             self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype
         )
-        cache_dtype(self.cache_format.name)
+        require_runnable(self.cache_format, self.device)
         self.backend = resolve_backend(config.backend, self.device)
-        self.kernels = load_kernels(self.backend)
+        kernels = load_kernels(self.backend)
+        self.kernels = packed(kernels) if is_packed(self.cache_format) else kernels
         self.specs = pool_specs(layer_specs(self.model, self.cache_format))
         self.max_positions = max_positions
         weights_bytes = self._require_room_for_weights()

@@ -9,7 +9,9 @@ import torch
 from kvtool.cache.manager import PageCopy
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Pages
-from kvtool.sizing.formats import CacheFormat
+from kvtool.kernels.packed.codec import Codec, static_scale
+from kvtool.kernels.packed.pages import PackedPages
+from kvtool.sizing.formats import CacheFormat, Vector
 from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class KvPool:
     def __init__(self, specs: tuple[CacheSpec, ...], num_pages: int, block_size: int, device: torch.device) -> None:
         self.num_pages = num_pages
         self.block_size = block_size
-        self.layers = [_layer_pages(spec, num_pages, block_size, device) for spec in specs]
+        self.layers = [layer_pages(spec, num_pages, block_size, device) for spec in specs]
 
     @property
     def bytes(self) -> int:
@@ -74,13 +76,58 @@ def cache_dtype(name: str) -> torch.dtype:
     return CACHE_DTYPES[name]
 
 
-def _layer_pages(spec: CacheSpec, num_pages: int, block_size: int, device: torch.device) -> Pages:
+def is_packed(cache_format: CacheFormat) -> bool:
+    """Whether its vectors are packed bytes, which torch writes and reads on the CPU alone."""
+    return cache_format.name not in CACHE_DTYPES
+
+
+def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
+    """Raises KvtoolError for a format that an engine of many sequences cannot keep on that device."""
+    name = cache_format.name
+    if not is_packed(cache_format):
+        return
+    if not cache_format.storable:
+        cache_dtype(name)
+    if cache_format.calibrated or cache_format.residual_tokens:
+        why = "scales that are measured first" if cache_format.calibrated else "its newest tokens apart from the pages"
+        raise KvtoolError(
+            f"the engine cannot run a {name!r} cache: use one of {', '.join(CACHE_DTYPES)}; one with {why} runs in "
+            "`kvtool bench --parts accuracy` alone"
+        )
+    if device.type != "cpu":
+        raise KvtoolError(f"a {name} cache is packed by torch, on the CPU alone: use --device cpu, or fp8 on {device}")
+
+
+def codec(vector: Vector, elements: int, amax: float | None = None) -> Codec:
+    """What packs vectors of so many elements; a vector kept by channel packs its tokens, of a group each. `amax` is the
+    largest magnitude that a scale of the whole layer is to reach; None leaves that at 1."""
+    assert vector.scheme is not None
+    return Codec(
+        elements=vector.group or elements if vector.per_channel else elements,
+        bits=vector.bits,
+        scheme=vector.scheme,
+        scale_bytes=vector.scale_bytes,
+        group=vector.group,
+        static_scale=1.0 if amax is None else static_scale(amax, vector.scheme, vector.bits),
+    )
+
+
+def layer_pages(
+    spec: CacheSpec,
+    num_pages: int,
+    block_size: int,
+    device: torch.device,
+    amax: tuple[float | None, float | None] = (None, None),
+) -> Pages:
+    """The pages of one layer; `amax` of its K and V, where their scales were calibrated. Raises KvtoolError."""
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
     if isinstance(spec, LatentSpec) and not spec.sparse:
         dtype = cache_dtype(spec.cache_format.name)
         latents = torch.zeros(num_pages, block_size, spec.k_head_dim, dtype=dtype, device=device)
         scales = _scales(spec, (num_pages, block_size, 2), device)
         return Pages(latents, k_scale=scales, latent_dim=spec.kv_lora_rank)
+    if isinstance(spec, HeadsSpec) and is_packed(spec.cache_format):
+        return _packed_pages(spec, num_pages, block_size, device, amax)
     if isinstance(spec, HeadsSpec):
         dtype = cache_dtype(spec.cache_format.name)
         shape = (num_pages, block_size, spec.kv_heads)
@@ -88,6 +135,25 @@ def _layer_pages(spec: CacheSpec, num_pages: int, block_size: int, device: torch
         v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
         return Pages(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
+
+
+def _packed_pages(
+    spec: HeadsSpec,
+    num_pages: int,
+    block_size: int,
+    device: torch.device,
+    amax: tuple[float | None, float | None],
+) -> PackedPages:
+    cache_format = spec.cache_format
+    assert cache_format.key is not None
+    assert cache_format.value is not None
+    key = codec(cache_format.key, spec.k_head_dim, amax[0])
+    value = codec(cache_format.value, spec.v_head_dim, amax[1])
+    k, v = (
+        torch.zeros(num_pages, block_size, spec.kv_heads, one.stored_bytes, dtype=torch.uint8, device=device)
+        for one in (key, value)
+    )
+    return PackedPages(k=k, v=v, key=key, value=value, rotated=cache_format.rotated)
 
 
 def _scales(spec: HeadsSpec | LatentSpec, shape: tuple[int, ...], device: torch.device) -> Scale:

@@ -5,13 +5,16 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 
 from __future__ import annotations
 
+from kvtool.results.accuracy import Accuracy
 from kvtool.results.bench import (
+    AccuracyCase,
     AnyCase,
     BenchDocument,
     BenchPeer,
     Case,
     Check,
     ColdStart,
+    FragmentationCase,
     LatencyCase,
     Load,
     Memory,
@@ -39,6 +42,7 @@ from kvtool.results.compare import (
 )
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
+from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
@@ -94,6 +98,8 @@ from kvtool.results.workload import Saved, Workload, WorkloadTier
 __all__ = [
     "ENGINE_NAMES",
     "PLANNED_NAMES",
+    "Accuracy",
+    "AccuracyCase",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
@@ -105,6 +111,8 @@ __all__ = [
     "CompareDocument",
     "CompareRow",
     "EnvDocument",
+    "Fragmentation",
+    "FragmentationCase",
     "GenerateDocument",
     "GeneratedSequence",
     "KernelBytes",

@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
+from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
+from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.summary import Summary
 from kvtool.results.workload import Workload
 
@@ -56,6 +58,18 @@ class Metrics(Struct, frozen=True, kw_only=True):
     e2e_ms: Summary | None
     prefill_tokens_per_s: float | None
     decode_tokens_per_s: float | None
+
+    @classmethod
+    def none(cls) -> Metrics:
+        """Of a case that times nothing."""
+        return cls(
+            ttft_ms=None,
+            tpot_ms=None,
+            itl_ms=None,
+            e2e_ms=None,
+            prefill_tokens_per_s=None,
+            decode_tokens_per_s=None,
+        )
 
 
 class StepBytes(Struct, frozen=True, kw_only=True):
@@ -204,7 +218,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation"""
         return str(self.__struct_config__.tag)
 
 
@@ -228,7 +242,19 @@ class WorkloadCase(Case, frozen=True, kw_only=True, tag="workload"):
     workload: Workload
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase
+class AccuracyCase(Case, frozen=True, kw_only=True, tag="accuracy"):
+    """One cache format beside the run's own."""
+
+    accuracy: Accuracy
+
+
+class FragmentationCase(Case, frozen=True, kw_only=True, tag="fragmentation"):
+    """One allocator; nothing is computed, so that it has no samples."""
+
+    fragmentation: Fragmentation
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -45,6 +45,28 @@ def test_the_tensors_hold_the_bytes_that_the_specs_predict(
     assert sum(spec.allocated_bytes(tokens, block_size) for spec in sized) == pages * pool.page_bytes
 
 
+@pytest.mark.parametrize(
+    "kv_cache_dtype", ["int4", "q4_0/int8_per_token_head", "int4_per_token_head+hadamard", "bf16/q5_1"]
+)
+def test_packed_pages_hold_what_is_sized_and_generate_what_whole_ones_do(tiny: SaveTiny, kv_cache_dtype: str) -> None:
+    """Heads of 32: 4 bits move logits of order 1; beside another a sequence says what it says alone."""
+    reference = tiny("llama-wide-heads")
+    loaded = load(reference.folder, kv_cache_dtype=kv_cache_dtype)
+    engine = engine_of(loaded)
+    sized = layer_specs(loaded.model, parse_cache_format(kv_cache_dtype))
+    assert engine.pool.page_bytes == loaded.page_bytes == sum(spec.page_bytes(16) for spec in sized)
+    together = generate(engine, [prompt(37), prompt(20)], max_tokens=5)
+    alone = generate(engine_of(loaded), [prompt(20)], max_tokens=5)[0]
+    assert together[1].output_ids == alone.output_ids
+    assert 1e-4 < max(largest_difference(reference, sequence) for sequence in together) < 2.0
+
+
+@pytest.mark.parametrize("name", ["kivi_int4", "fp8+calibrated", "nvfp4"])
+def test_a_format_that_many_sequences_cannot_keep_is_refused_by_name(tiny: SaveTiny, name: str) -> None:
+    with pytest.raises(KvtoolError, match=f"cannot run a '{name.replace('+', '[+]')}' cache: use one of fp32"):
+        load(tiny("llama-wide-heads").folder, kv_cache_dtype=name)
+
+
 def test_a_page_of_llama_holds_what_a_page_of_llama_holds(tiny: SaveTiny) -> None:
     """3 layers x (K + V) x 2 KV heads x 8 elements x 2 bytes x 16 tokens."""
     loaded = load(tiny("llama-3-gqa").folder, kv_cache_dtype="bf16")

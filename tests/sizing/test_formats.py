@@ -111,14 +111,46 @@ def test_an_absent_vector_has_no_scale() -> None:
 
 
 def test_kivi_keeps_the_newest_128_tokens_whole() -> None:
-    """8 heads of 128: 8 x 144 B quantised, 8 x 512 B whole."""
+    """8 heads of 128: 8 x 144 B quantised, 8 x 512 B whole. A scale of keys serves 64 tokens, which leave together: of
+    1000 tokens 13 groups are older than the newest 128, and 168 are whole."""
     spec = FullSpec(kv_heads=8, k_head_dim=128, v_head_dim=128, cache_format=CACHE_FORMATS["kivi_int4"])
     assert spec.stored_bytes(100) == 100 * 4096
-    assert spec.stored_bytes(1000) == 872 * 1152 + 128 * 4096
-    assert spec.allocated_bytes(1000, 16) == 55 * 16 * 1152 + 128 * 4096
+    assert spec.stored_bytes(1000) == 832 * 1152 + 168 * 4096
+    assert spec.allocated_bytes(1000, 16) == 52 * 16 * 1152 + 168 * 4096
     assert spec.fixed_bytes(16) == 128 * (4096 - 1152)
     assert spec.read_bytes(1000) == spec.stored_bytes(1000)
     assert (spec.shared_pages(128, 128, 16), spec.shared_pages(128, 1000, 16)) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "head_bytes", "method"),
+    [
+        ("q8_0/q4_0", 136 + 72, None),
+        ("bf16/int4", 256 + 72, None),
+        ("int4+hadamard", 144, "hadamard"),
+        ("fp8+calibrated", 256, "calibrated"),
+        ("int8/q4_0+hadamard", 128 + 72, "hadamard"),
+    ],
+)
+def test_k_and_v_apart_and_how_a_cache_is_prepared(name: str, head_bytes: int, method: str | None) -> None:
+    found = parse_cache_format(name)
+    assert found.head_bytes(128, 128) == head_bytes
+    assert (found.name, found.method) == (name, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("kivi_int4/bf16", "a kivi_int4 cache stores K and V together"),
+        ("bf16/turboquant_k8v4", "a turboquant_k8v4 cache stores K and V together"),
+        ("int4+calibrated", "a int4 cache has no scale of its own to calibrate"),
+        ("int4+turned", "unknown way 'turned' to prepare a cache: use hadamard or calibrated"),
+        ("q8_0/nothing", "unknown KV cache dtype 'nothing'"),
+    ],
+)
+def test_what_makes_no_sense_of_a_format_is_refused(name: str, message: str) -> None:
+    with pytest.raises(KvtoolError, match=message):
+        parse_cache_format(name)
 
 
 def test_turboquant_leaves_two_layers_at_each_end_whole() -> None:

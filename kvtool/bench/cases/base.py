@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -106,7 +107,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens."""
+    """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens.
+
+    One that does not `computes` only counts: it needs neither weights nor the device's limits. Whole runs of one that is
+    not `timed` have nothing to join.
+    """
+
+    computes: ClassVar[bool] = True
+    timed: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,10 @@ class BenchGrid(Group):
 
     parts: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Of latency, prefix, no-cache (these by default) and workload."),
+        typer.Option(
+            metavar="LIST",
+            help="Of latency, prefix, no-cache (these by default), workload, accuracy and fragmentation.",
+        ),
     ] = None
     input_len: Annotated[str | None, typer.Option(metavar="LIST", help="Prompt tokens, as 128,512,4k.")] = None
     output_len: Annotated[int | None, typer.Option(help="Tokens generated a request, exactly.")] = None
@@ -64,14 +67,15 @@ class BenchGrid(Group):
         int | None, _queue(help="Requests a case that queues (default: 4 a batch), or a workload.")
     ] = None
 
-    def options(self, device: str, seed: int, traffic: WorkloadFlags) -> BenchOptions:
-        """The options for that device, which has defaults of its own. Raises KvtoolError."""
+    def options(self, device: str, seed: int, traffic: WorkloadFlags, **more: Any) -> BenchOptions:
+        """The options for that device, which has defaults of its own; `more` are other parts'. Raises KvtoolError."""
         from kvtool.bench.engines.engine import ENGINE_PEERS
         from kvtool.bench.options import DEFAULT_PARTS, bench_options
         from kvtool.bench.peers import peer_names
 
         parts = traffic.parts(self.parts) or DEFAULT_PARTS
-        queues = self.concurrency is not None or self.request_rate is not None or "workload" in parts
+        queues = self.concurrency is not None or self.request_rate is not None
+        queues = queues or not {"workload", "fragmentation"}.isdisjoint(parts)
         if self.num_prompts is not None and not queues:
             raise KvtoolError(
                 "--num-prompts needs --concurrency or --request-rate: without a queue a batch is all there is"
@@ -93,4 +97,5 @@ class BenchGrid(Group):
             seed=seed,
             peers=() if self.peers is None else peer_names(split_list(self.peers), known=ENGINE_PEERS),
             **traffic.options(parts),
+            **more,
         )

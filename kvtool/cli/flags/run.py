@@ -37,7 +37,13 @@ class Run(Device):
         str | None,
         typer.Option(help="random, a folder with safetensors, or a .gguf file (default: MODEL's own, if any)."),
     ] = None
-    kv_cache_dtype: Annotated[str, typer.Option(help="auto (as --dtype), fp32, bf16, fp16, fp8 or fp8_e5m2.")] = "auto"
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (as --dtype), fp32, bf16, fp16, fp8, int8_per_token_head ...; on a CPU int4, q8_0 ... too, "
+            "KEY/VALUE apart, +hadamard (a wrong one lists all)."
+        ),
+    ] = "auto"
     dtype: Annotated[str, _option(help="Of weights and activations: auto, fp32, bf16 or fp16.")] = "auto"
     block_size: Annotated[int, _option(help="Tokens a page.")] = 16
     num_layers: Annotated[

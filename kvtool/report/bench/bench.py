@@ -7,9 +7,11 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report import html
+from kvtool.report.bench.accuracy import accuracy_tables
 from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings, headline
+from kvtool.report.bench.fragmentation import fragmentation_tables
 from kvtool.report.bench.peers import engines_table
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.bench.timelines import timelines
@@ -73,7 +75,9 @@ def write_bench(document: BenchDocument, directory: Path, *, command: str = "") 
 def tables(document: BenchDocument) -> list[Table]:
     """Those of the document's own figures, then the one of its peers."""
     raced = with_peers(document.cases)
-    return bench_tables(document) + workload_tables(document) + ([engines_table(raced)] if raced else [])
+    smaller = [*accuracy_tables(document), *fragmentation_tables(document)]
+    own = [*bench_tables(document), *workload_tables(document), *smaller]
+    return own + ([engines_table(raced)] if raced else [])
 
 
 def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:

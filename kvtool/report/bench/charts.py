@@ -1,4 +1,4 @@
-"""The chart of a bench document: up to four panels, each of which also stands alone on the page."""
+"""The chart of a bench document: its panels, each of which also stands alone on the page."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers
 from kvtool.report.bench.cases import (
     ARM_NAMES,
     cases_by_arm,
@@ -18,6 +19,7 @@ from kvtool.report.bench.cases import (
     varying,
     waste_ratio,
 )
+from kvtool.report.bench.fragmentation import draw_map, fragmentation_cases
 from kvtool.report.bench.timelines import draw_gains
 from kvtool.report.bench.workloads import workload_cases
 from kvtool.report.cells import percent
@@ -42,7 +44,7 @@ class Panel:
     title: str
     explain: str
     cases: Sequence[Case]
-    draw: Callable[[Figure, Axes, Sequence[Case]], None]
+    draw: Callable[[Figure, Axes, Any], None]
 
 
 def bench_panels(document: BenchDocument) -> list[Panel]:
@@ -75,6 +77,24 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             "grey: without the prefix cache; blue: with it",
             workload_cases(document),
             draw_gains,
+        ),
+        Panel(
+            "What smaller caches cost",
+            "whiskers: two standard errors; orange: loses, red: collapses",
+            accuracy_cases(document),
+            draw_cost,
+        ),
+        Panel(
+            "What smaller caches cost: attention by layer",
+            "each layer on its own, given the reference's queries, keys and values",
+            [case for case in accuracy_cases(document) if case.accuracy.attention_error],
+            draw_layers,
+        ),
+        Panel(
+            "Where the pool goes, by allocator",
+            "when the most was used: a colour a request, dark: shared, light: free",
+            fragmentation_cases(document),
+            draw_map,
         ),
     ]
     return [panel for panel in panels if panel.cases]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvtool.report.bench.accuracy import accuracy_findings
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.fragmentation import fragmentation_findings
 from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case
@@ -28,7 +30,8 @@ def headline(document: BenchDocument) -> str:
     told = [f"{name} {_ms_span(medians)}" for name, medians in times if medians]
     if not told:
         parts = (_prefix(cases_of(document, "prefix")), _arms(cases_of(document, "no-cache")))
-        return next(filter(None, parts), "")
+        smaller = (*accuracy_findings(document), *fragmentation_findings(document))
+        return next(filter(None, (*parts, *smaller)), "")
     shares = [case.roofline.mbu for case in latency if case.roofline.mbu is not None]
     reached = f"; decode reaches {_span(shares)} of the bandwidth measured in this run" if shares else ""
     return f"{_list(told)}{reached}."
@@ -50,6 +53,7 @@ def findings(document: BenchDocument) -> list[str]:
         _prefill(latency),
     ]
     told += [_prefix(prefix), _arms(arms), *workload_findings(document), _memory(latency)]
+    told += [*accuracy_findings(document), *fragmentation_findings(document)]
     return [sentence for sentence in told if sentence]
 
 

@@ -11,8 +11,8 @@ from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadsSpec(CacheSpec):
-    """K [kv_heads, k_head_dim] and V [kv_heads, v_head_dim] of each token that is kept; the newest `residual_tokens` of
-    a format that has them stay in 16 bits, a buffer apart from the pages.
+    """K [kv_heads, k_head_dim] and V [kv_heads, v_head_dim] of each token that is kept; the newest of a format
+    that has residual tokens stay in 16 bits, a buffer apart from the pages.
     """
 
     kv_heads: int
@@ -37,11 +37,14 @@ class HeadsSpec(CacheSpec):
 
     def residual_tokens(self, tokens: int) -> int:
         """Of the tokens kept, those that are not quantised yet."""
-        return min(self.stored_tokens(tokens), self.cache_format.residual_tokens)
+        return self._whole_tokens(self.stored_tokens(tokens))
+
+    def _whole_tokens(self, kept: int) -> int:
+        return kept - self.cache_format.quantised_tokens(kept) if self.cache_format.residual_tokens else 0
 
     def _extra_bytes(self, kept: int) -> int:
         """What `kept` tokens take more than their quantised bytes, the newest of them being whole."""
-        whole = min(kept, self.cache_format.residual_tokens)
+        whole = self._whole_tokens(kept)
         return whole * (self.residual_bytes_per_token - self.bytes_per_token)
 
     def stored_bytes(self, tokens: int) -> int:

@@ -1,0 +1,181 @@
+"""The accuracy part: what a smaller cache costs on a text, each format beside the run's own on the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from msgspec.structs import replace
+
+from kvtool.bench.accounting import step_bytes
+from kvtool.bench.accuracy.greedy import agreements, continuations, continued
+from kvtool.bench.accuracy.layers import LayerErrors, layer_errors, watch
+from kvtool.bench.accuracy.methods import Method, calibrated, held_bytes, method, reference_method
+from kvtool.bench.accuracy.text import Text, read_text
+from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
+from kvtool.bench.accuracy.words import accuracy_of, words_of
+from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.session import Step
+from kvtool.engine.text import find_tokenizer
+from kvtool.errors import KvtoolError
+from kvtool.results import AccuracyCase, Check, Memory, Metrics, Roofline, StepBytes
+from kvtool.sizing.formats import parse_cache_format
+from kvtool.sizing.speed.traffic import decode_kv_read_bytes, kv_written_bytes
+from kvtool.workloads import Request
+
+CPU_FORMATS = (
+    *("fp8", "fp8+calibrated", "fp8_e5m2", "int8", "int8_per_token_head"),
+    *("int4", "int4+hadamard", "kivi_int4", "kivi_int2"),
+)
+GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head")
+WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
+BUDGET_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyPart(Part):
+    """The formats, the text (None: the one that comes with kvtool) and the windows it is read in; `skip_layers` makes a
+    second case of each format, in which those layers keep the run's own."""
+
+    kv_cache_dtypes: tuple[str, ...]
+    input_lens: tuple[int, ...]
+    output_len: int = 32
+    text: Path | None = None
+    skip_layers: tuple[int, ...] = ()
+
+    timed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_positive("input length", *self.input_lens)
+        require_positive("output length", self.output_len)
+        for name in self.kv_cache_dtypes:
+            parse_cache_format(name)
+
+    @classmethod
+    def default(cls, *, gpu: bool) -> AccuracyPart:
+        return cls(kv_cache_dtypes=GPU_FORMATS if gpu else CPU_FORMATS, input_lens=(512,))
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.input_lens) + self.output_len
+
+    @property
+    def budget_s(self) -> float:
+        return BUDGET_S
+
+    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
+        text = self._read(setup)
+        for length in self.input_lens:
+            yield Step(f"accuracy: windows of {length} tokens", Comparison(setup, self, text, length).measure)
+
+    def _read(self, setup: Setup) -> Text:
+        """The text by the tokenizer of the weights. Raises KvtoolError for random weights, and without a tokenizer."""
+        loaded, weights = setup.loaded, setup.loaded.config.weights
+        if weights == "random":
+            raise KvtoolError(
+                "random weights predict nothing that a cache could spoil: give --weights FOLDER or a .gguf"
+            )
+        tokenizer = find_tokenizer(weights)
+        if tokenizer is None:
+            raise KvtoolError(f"no tokenizer.json beside the weights ({weights}), which turns --text into tokens")
+        return read_text(self.text, tokenizer, loaded.vocab_size)
+
+
+class Comparison:
+    """All formats on the same windows of a text, until each verdict holds, the time is over, or the text is."""
+
+    def __init__(self, setup: Setup, options: AccuracyPart, text: Text, input_len: int) -> None:
+        self.setup, self.options, self.text, self.input_len = setup, options, text, input_len
+        self.reference = reference_method(setup.loaded)
+        ways = [()] + ([options.skip_layers] if options.skip_layers else [])
+        self.methods = [method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in ways]
+        self.held: list[int] = [0] * len(self.methods)
+
+    def measure(self) -> Measured:
+        windows = self.text.windows(self.input_len)
+        apart = windows.pop() if len(windows) > 1 else windows[0]  # nothing is calibrated on what it is judged by
+        seen = watch(self.reference, apart[:WATCHED_TOKENS])
+        self.methods = [
+            calibrated(each, [layer.amax(rotated=each.cache_format.rotated) for layer in seen]) for each in self.methods
+        ]
+        errors = [layer_errors(each, seen) for each in self.methods]
+        found = self._read_windows(windows)
+        greedy = self._greedy(windows)
+        return Measured([self._case(i, found[i], greedy[i], errors[i]) for i in range(len(self.methods))], [])
+
+    def _read_windows(self, windows: list[list[int]]) -> list[list[Moved]]:
+        """By method, what moved in each window."""
+        in_time = self.setup.budget.share()
+        found: list[list[Moved]] = [[] for _ in self.methods]
+        for count, window in enumerate(windows):
+            if count and not self._goes_on(count, found, in_time=in_time()):
+                break
+            expected = self.reference.logits(window, self.reference.layers(len(window)))
+            for index, each in enumerate(self.methods):
+                layers = each.layers(len(window))
+                found[index].append(moved(expected, each.logits(window, layers), window))
+                if not count:
+                    self.held[index] = held_bytes(layers)
+        return found
+
+    def _goes_on(self, count: int, found: list[list[Moved]], *, in_time: bool) -> bool:
+        """Whether to read another window after so many."""
+        if not self.setup.budget.trims:
+            return count < self.setup.num_iters
+        name = self.reference.cache_format.name
+        return in_time and not all(is_settled(words_of(each, name)) for each in found)
+
+    def _greedy(self, windows: list[list[int]]) -> list[list[int]]:
+        """By method, for how many tokens the greedy text behind each prompt is the reference's."""
+        prompts = continuations(windows)
+        expected = continued(self.setup.loaded, prompts, self.options.output_len)
+        return [agreements(each, prompts, expected) for each in self.methods]
+
+    def _case(self, index: int, found: list[Moved], greedy: list[int], errors: LayerErrors) -> AccuracyCase:
+        own = self.methods[index]
+        first = len(self.text.windows(self.input_len)[0])
+        name = f"accuracy/{own.cache_format.name}" + (f"/{own.whole}" if own.whole else "")
+        return AccuracyCase(
+            name=name if len(self.options.input_lens) == 1 else f"{name}/{self.input_len}",
+            inputs=self.setup.inputs(
+                kv_cache_dtype=own.cache_format.name,
+                skip_layers=",".join(map(str, own.whole_layers)) or None,
+                input_len=self.input_len,
+                output_len=self.options.output_len,
+                num_iters_warmup=0,
+                graphs=False,
+            ),
+            samples=[],
+            metrics=Metrics.none(),
+            bytes=self._bytes(own),
+            roofline=Roofline(reason="nothing is timed"),
+            memory=Memory(
+                kv_predicted_bytes=own.predicted_bytes(first),
+                kv_allocated_bytes=self.held[index],
+                kv_pool_bytes=None,
+                kv_waste_bytes=self.held[index] - sum(spec.stored_bytes(first) for spec in own.specs),
+                peak_bytes=None,
+            ),
+            check=Check(text=f"compared with {self.reference.cache_format.name}: the case's own figures"),
+            accuracy=accuracy_of(
+                own,
+                self.reference,
+                found,
+                greedy,
+                errors,
+                greedy_tokens=self.options.output_len,
+                sha256=self.text.sha256,
+            ),
+        )
+
+    def _bytes(self, own: Method) -> StepBytes:
+        """Of the decode step behind a whole window, by the format's own specs."""
+        request = Request(prompt_ids=(0,) * self.input_len, output_len=2)
+        bytes_ = step_bytes(self.setup.loaded, [request])
+        return replace(
+            bytes_,
+            kv_read=decode_kv_read_bytes(own.specs, [self.input_len + 1]),
+            kv_written=kv_written_bytes(own.specs, 1),
+        )

@@ -1,0 +1,167 @@
+"""The accuracy part on a tiny model: its figures, its bytes, and what it says of too little text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kvtool.bench.accuracy import text as texts
+from kvtool.bench.accuracy.methods import method, reference_method
+from kvtool.bench.accuracy.text import Text, read_text
+from kvtool.bench.accuracy.tokens import Mean, is_settled, mean_of, moved, verdict
+from kvtool.bench.cases.accuracy import AccuracyPart, Comparison
+from kvtool.bench.cases.base import Setup
+from kvtool.errors import KvtoolError
+from kvtool.results import AccuracyCase
+from tests.bench.tiny_model import TINY, loaded
+
+FORMATS = (
+    "bf16",
+    "int8_per_token_head",
+    "fp8",
+    "fp8+calibrated",
+    "int8",
+    "int4",
+    "int4+hadamard",
+    "bf16/int4",
+    "kivi_int2",
+)
+
+
+class Letters:
+    """One token a character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 512 for letter in text]
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, AccuracyCase]:
+    """Two windows of random tokens through every format."""
+    token_ids = torch.randint(512, (640,), generator=torch.Generator().manual_seed(3)).tolist()
+    setup: Any = Setup(loaded=loaded(), windows=None, num_iters=2, num_iters_warmup=0)  # type: ignore[arg-type]
+    part = AccuracyPart(kv_cache_dtypes=FORMATS, input_lens=(256,), output_len=4, skip_layers=(0,))
+    found = Comparison(setup, part, Text(token_ids, "0" * 64), 256).measure().cases
+    return {case.name.removeprefix("accuracy/"): case for case in found if isinstance(case, AccuracyCase)}
+
+
+def test_every_format_has_a_case_and_one_with_layers_left_whole(cases: dict[str, AccuracyCase]) -> None:
+    assert list(cases) == [name for each in FORMATS for name in (each, f"{each}/layers 0 whole")]
+    assert cases["int4+hadamard/layers 0 whole"].accuracy.method == "hadamard, layers 0 whole"
+    hadamard = cases["int4+hadamard"].accuracy
+    assert (hadamard.kv_cache_dtype, hadamard.method, hadamard.reference) == ("int4", "hadamard", "fp32")
+    assert cases["int4"].accuracy.method is None
+    assert cases["int4"].inputs["kv_cache_dtype"] == "int4"
+    assert hadamard.tokens == 2 * 255
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_predicted_bytes_are_those_that_the_tensors_hold(cases: dict[str, AccuracyCase], name: str) -> None:
+    for case in (cases[name], cases[f"{name}/layers 0 whole"]):
+        assert case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes > 0
+
+
+def test_errors_by_layer_follow_the_bits(cases: dict[str, AccuracyCase]) -> None:
+    def error(name: str) -> float:
+        return max(cases[name].accuracy.key_error)
+
+    assert error("bf16") < error("int8_per_token_head") < error("int8") < error("fp8") < error("int4")
+    assert cases["bf16/int4"].accuracy.key_error == cases["bf16"].accuracy.key_error
+    assert cases["bf16/int4"].accuracy.value_error == cases["int4"].accuracy.value_error
+    assert len(cases["int4"].accuracy.attention_error) == TINY.num_layers
+    assert cases["int4/layers 0 whole"].accuracy.attention_error[0] == 0.0
+    assert cases["int4/layers 0 whole"].accuracy.attention_error[1] == cases["int4"].accuracy.attention_error[1]
+
+
+def test_figures_of_the_next_token_follow_the_bits(cases: dict[str, AccuracyCase]) -> None:
+    kl = {name: case.accuracy.kl_mean for name, case in cases.items()}
+    assert 0 <= kl["bf16"] < kl["int8_per_token_head"] < kl["int4"] < kl["kivi_int2"] * 10
+    for case in cases.values():
+        found = case.accuracy
+        assert found.kl_mean <= found.kl_p99 <= found.kl_max
+        assert 0 <= found.top1_agreement <= 1
+        assert 0 <= found.greedy_agreement_tokens <= 4
+        assert found.reference_perplexity == pytest.approx(found.perplexity - found.perplexity_change)
+        assert found.verdict == "nothing can be said: 510 tokens are too few"
+
+
+def test_kl_and_surprise_are_those_of_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference, logits = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    found = moved(reference, logits, [0, 3, 1, 6, 2])
+    p, q = (x.double().softmax(-1).numpy() for x in (reference, logits))
+    np.testing.assert_allclose(found.kl, (p * np.log(p / q)).sum(-1)[:4], atol=1e-6)
+    np.testing.assert_allclose(found.nll, -np.log(q[range(4), [3, 1, 6, 2]]), atol=1e-6)
+    assert found.agrees.tolist() == (p.argmax(-1) == q.argmax(-1))[:4].astype(float).tolist()
+
+
+def test_a_standard_error_is_of_blocks_not_of_tokens() -> None:
+    """Sixty-four equal values are one: two such blocks of 0 and 1 have the error of two values."""
+    blocks = np.repeat([0.0, 1.0], 64)
+    assert mean_of([blocks]) == Mean(0.5, 0.5)
+    assert mean_of([blocks[:64]]) == Mean(0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "se", "blocks", "words"),
+    [
+        (0.0001, 0.001, 64, "not distinguishable from bf16 at this sample"),
+        (0.02, 0.001, 64, "loses"),
+        (3.0, 0.1, 64, "collapses"),
+        (0.001, 0.02, 64, "nothing can be said yet: the interval of 4,096 tokens is too wide"),
+        (3.0, 0.001, 5, "nothing can be said: 4,096 tokens are too few"),
+    ],
+)
+def test_verdicts(change: float, se: float, blocks: int, words: str) -> None:
+    said = verdict(Mean(change, se), blocks, 4096, "bf16")
+    assert said == words
+    assert is_settled(said) == (not words.startswith("nothing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "message"),
+    [
+        ("nvfp4", (), "nvfp4 cache can be sized, but not run"),
+        ("int4", (2,), "layer 2 is not one of the 2"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_name(name: str, layers: tuple[int, ...], message: str) -> None:
+    with pytest.raises(KvtoolError, match=message):
+        method(loaded(), name, layers)
+
+
+def test_a_quantised_cache_is_nothing_to_compare_with() -> None:
+    with pytest.raises(KvtoolError, match="not with fp8"):
+        reference_method(loaded(kv_cache_dtype="fp8"))
+
+
+def test_random_weights_are_refused() -> None:
+    setup: Any = Setup(loaded=loaded(), windows=None, num_iters=2, num_iters_warmup=0)  # type: ignore[arg-type]
+    with pytest.raises(KvtoolError, match="random weights predict nothing"):
+        list(AccuracyPart.default(gpu=False).steps(setup))
+
+
+def test_texts(tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("ab")
+    with pytest.raises(KvtoolError, match="has 2 tokens: at least 3"):
+        read_text(own, Letters(), 512)
+    own.write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(KvtoolError, match="not text in UTF-8"):
+        read_text(own, Letters(), 512)
+    own.write_text("abcd")
+    with pytest.raises(KvtoolError, match="outside the vocabulary of 50"):
+        read_text(own, Letters(), 50)
+    shipped = read_text(None, Letters(), 512)
+    assert len(shipped.token_ids) == 57004
+    assert texts.ALICE == "alice.txt"
+    assert [len(window) for window in Text(list(range(1100)), "").windows(512)] == [512, 512]
+    assert [len(window) for window in Text(list(range(900)), "").windows(512)] == [512, 388]
+    assert [len(window) for window in Text(list(range(100)), "").windows(512)] == [100]

@@ -1,0 +1,95 @@
+"""SmolLM2-135M's real weights: KL and agreement of a quantised cache, beside transformers with a cache of its own whose
+layers round what they are given, written here without kvtool's kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kvtool.bench.accuracy.text import read_text
+from kvtool.bench.cases.accuracy import AccuracyPart, Comparison
+from kvtool.bench.cases.base import Setup
+from kvtool.catalog.resolve import resolve_model
+from kvtool.engine.config import EngineConfig
+from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.text import find_tokenizer
+
+pytestmark = pytest.mark.network
+
+WEIGHTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool-tests" / "smollm2" / "hf"
+WINDOW, WINDOWS = 256, 4
+
+
+def int8_by_vector(x: Tensor) -> Tensor:
+    step = x.abs().amax(-1, keepdim=True) / 127
+    return torch.clamp(torch.round(x / step), -127, 127) * step
+
+
+def int4_by_64(x: Tensor) -> Tensor:
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # heads of 64 are one group
+    return torch.round((x - low) / (high - low) * 15) * (high - low) / 15 + low
+
+
+def e4m3(x: Tensor) -> Tensor:
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "int8_per_token_head": int8_by_vector,
+    "int4": int4_by_64,
+    "fp8": e4m3,
+}
+
+
+def independent(windows: list[list[int]], rounding: Callable[[Tensor], Tensor]) -> tuple[list[float], list[float]]:
+    """KL and agreement of every token, by transformers alone."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class Rounded(DynamicLayer):
+        def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+            return super().update(rounding(key_states), rounding(value_states), *more, **named)
+
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+    kls, agrees = [], []
+    for window in windows:
+        found = []
+        for layer in (DynamicLayer, Rounded):
+            cache = DynamicCache()
+            cache.layers = [layer() for _ in range(model.config.num_hidden_layers)]
+            with torch.inference_mode():
+                found.append(model(torch.tensor([window]), past_key_values=cache).logits[0, :-1].log_softmax(-1))
+        reference, rounded = found
+        kls += (reference.exp() * (reference - rounded)).sum(-1).tolist()
+        agrees += (reference.argmax(-1) == rounded.argmax(-1)).float().tolist()
+    return kls, agrees
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights were not fetched: tests/engine/test_real_weights.py does")
+def test_figures_are_those_of_transformers_within_two_standard_errors() -> None:
+    config = EngineConfig(weights=str(WEIGHTS), dtype="fp32", device="cpu")
+    loaded = LoadedModel(resolve_model(str(WEIGHTS)), config, max_positions=WINDOW + 8)
+    tokenizer = find_tokenizer(str(WEIGHTS))
+    assert tokenizer is not None
+    text = read_text(None, tokenizer, loaded.vocab_size)
+    setup = Setup(loaded=loaded, windows=None, num_iters=WINDOWS, num_iters_warmup=0)  # type: ignore[arg-type]
+    part = AccuracyPart(kv_cache_dtypes=tuple(ROUNDINGS), input_lens=(WINDOW,), output_len=8)
+    for case in Comparison(setup, part, text, WINDOW).measure().cases:
+        found = case.accuracy  # type: ignore[union-attr]
+        kls, agrees = independent(text.windows(WINDOW)[:WINDOWS], ROUNDINGS[found.kv_cache_dtype])
+        print(f"{found.kv_cache_dtype}: KL {found.kl_mean:.6f} +- {found.kl_mean_se:.6f}, of it {np.mean(kls):.6f};")
+        print(
+            f"  top 1 {found.top1_agreement:.4f} +- {found.top1_agreement_se:.4f}, transformers {np.mean(agrees):.4f}"
+        )
+        assert found.kl_mean_se is not None
+        assert found.top1_agreement_se is not None
+        assert len(kls) == found.tokens
+        assert abs(np.mean(kls) - found.kl_mean) <= 2 * found.kl_mean_se
+        assert abs(np.mean(agrees) - found.top1_agreement) <= 2 * found.top1_agreement_se
