@@ -120,7 +120,7 @@ def misses(
     models: ModelsOption = None,
     output: Tabled,
 ) -> None:
-    """Say why prompts miss: what was evicted, and what in a text keeps it from an earlier one; exit 1 where it does."""
+    """Say why prompts miss: what was evicted, and what in a text keeps it from an earlier one."""
     from kvtool.replay.misses.misses import misses_of_log, misses_of_trace
     from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.logs.entries import is_log, of_prompts
@@ -143,8 +143,7 @@ def misses(
             match_unit=match_unit,
             floor=floor,
         )
-    mendable = any(finding.kind != "block_tail" for finding in document.findings)
-    answer(document, output, show=print_trace, code=1 if mendable else 0)
+    answer(document, output, show=print_trace)
 
 
 def _log(path: Path) -> list[LogEntry]:
