@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from kvtool.cli.app import app
+from kvtool.cli.help import leaves
 from tools import readme
 
 TEXT = readme.README.read_text()
@@ -98,7 +99,8 @@ def test_the_readme_shows_at_most_twelve_lines_of_a_command() -> None:
 
 
 def test_every_option_that_the_pages_name_exists() -> None:
-    known = {name for command in COMMANDS.values() for option in command.params for name in option.opts}
+    program = typer.main.get_group(app)
+    known = {name for command in leaves(program) for option in command.params for name in option.opts}
     prose = re.sub(r"```.*?```", "", EVERYTHING, flags=re.S)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
     assert len(named) >= 20

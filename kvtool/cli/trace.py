@@ -18,6 +18,7 @@ from kvtool.cli.help import Command
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
+    from kvtool.catalog.model import Model
     from kvtool.replay.saved import PrefillFloor
     from kvtool.results import TraceDocument
     from kvtool.workloads.logs.entries import LogEntry
@@ -70,7 +71,7 @@ def make(
     output: Tabled,
 ) -> None:
     """Make a trace of KIND and write it to FILE: who shares which prefix, how long, and when."""
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.making.make import make_trace
     from kvtool.workloads.making.options import MEANING
 
@@ -90,7 +91,7 @@ def import_(
     output: Tabled,
 ) -> None:
     """Turn LOG, requests with their text or token ids, into a trace of block hashes that says nothing of the text."""
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.logs.blocks import trace_of
 
     if block_size < 1:
@@ -113,22 +114,28 @@ def misses(
         str, typer.Option(metavar="BLOCKS", help="Of the cache (a trace); none for no limit.")
     ] = "none",
     match_unit: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="A hit is a multiple of so many, as in hybrids (a log).")
+        int | None,
+        typer.Option(metavar="TOKENS", help="A hit is a multiple of so many (a log; default: --model's plan)."),
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Gives milliseconds, with --gpu.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Milliseconds, with --gpu; the match unit (a log).")
+    ] = None,
     card: NamedCard,
     models: ModelsOption = None,
     output: Tabled,
 ) -> None:
-    """Say why prompts miss: what was evicted, and what in a text keeps it from an earlier one; exit 1 where it does."""
+    """Say why prompts miss: what was evicted, and what in a text keeps it from an earlier one."""
+    from kvtool.catalog.resolve import resolve_model
     from kvtool.replay.misses.misses import misses_of_log, misses_of_trace
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.logs.entries import is_log, of_prompts
     from kvtool.workloads.traces.source import TraceSource
 
-    floor = _floor(model, card, models)
-    source = TraceSource(files[0])
-    if len(files) == 1 and not (form.trace_format is None and is_log(source.head())):
+    chosen = None if model is None else resolve_model(model, models_path=models)
+    floor = _floor(chosen, card)
+    if len(files) == 1 and not (form.trace_format is None and is_log(TraceSource(files[0]).head())):
+        if chosen is not None and floor is None:
+            raise KvtoolError(f"--model {model} gives milliseconds of a trace, with a card: --gpu h100")
         document = misses_of_trace(form.opened(files[0]), capacity=_blocks(capacity), floor=floor)
     else:
         if capacity != "none":
@@ -141,10 +148,10 @@ def misses(
             tokenized.reading(chats=any(entry.messages is not None for entry in entries)),
             block_size=LOG_BLOCK_SIZE if form.block_size is None else form.block_size,
             match_unit=match_unit,
+            model=chosen,
             floor=floor,
         )
-    mendable = any(finding.kind != "block_tail" for finding in document.findings)
-    answer(document, output, show=print_trace, code=1 if mendable else 0)
+    answer(document, output, show=print_trace)
 
 
 def _log(path: Path) -> list[LogEntry]:
@@ -194,14 +201,13 @@ def _blocks(capacity: str) -> int | None:
     return in_unit(parse_capacity(capacity), None)
 
 
-def _floor(name: str | None, card: NamedCard, models: Path | None) -> PrefillFloor | None:
-    """Milliseconds need both a model and a card. Raises KvtoolError where one is missing."""
+def _floor(model: Model | None, card: NamedCard) -> PrefillFloor | None:
+    """Milliseconds need both a model and a card. Raises KvtoolError for a card alone."""
     gpu = card.found()
-    if name is None and gpu is None:
+    if gpu is None:
         return None
-    if name is None or gpu is None:
-        raise KvtoolError("milliseconds need a model and a card: --model llama-3.1-8b --gpu h100")
-    from kvtool.catalog.resolve import resolve_model
+    if model is None:
+        raise KvtoolError(f"milliseconds on {gpu.name} need a model: --model llama-3.1-8b")
     from kvtool.replay.saved import prefill_floor
 
-    return prefill_floor(resolve_model(name, models_path=models), gpu)
+    return prefill_floor(model, gpu)

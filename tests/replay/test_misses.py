@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from kvtool.catalog.resolve import resolve_model
 from kvtool.replay.misses.logged import Reading
 from kvtool.replay.misses.misses import misses_of_log, misses_of_trace
+from kvtool.replay.misses.unit import planned_unit
 from kvtool.results import TraceDocument
 from kvtool.workloads.logs.entries import LogEntry
 from kvtool.workloads.logs.layout import plain_layout
@@ -124,6 +126,7 @@ def test_less_than_a_match_unit_is_shared_for_nothing() -> None:
     document = found(entries, match_unit=1600)
     assert {finding.kind for finding in document.findings} == {"match_unit"}
     assert document.missed_tokens["hit"] == 0
+    assert [planned_unit(resolve_model(name), 16) for name in ("llama-3.1-8b", "qwen3.5-35b-a3b")] == [16, 1088]
 
 
 def test_token_ids_need_no_tokenizer() -> None:

@@ -15,6 +15,7 @@ from kvtool.workloads.logs.entries import LogEntry
 CHARACTERS_A_TOKEN = 4  # where there is no tokenizer
 FIRST_ID = 0xE000  # ids as characters, behind those that stand for half of one
 LAST_ID = 0x10FFFF - FIRST_ID
+ORDERS = ("tools_order", "documents_order")  # which differ at another place each time
 PIECES = re.compile(r"(?<=[\n.!?;:>}])\s*")
 
 
@@ -82,7 +83,7 @@ class LogMisses:
                 continue
             first = ones[0]
             where = f"from token {int(first.start * each):,} on"
-            before = text[max(0, first.start - 24) : first.start]
+            before = "" if kind in ORDERS else text[max(0, first.start - 24) : first.start]
             detail = f"{where}: {first.was!r} became {first.became!r}"
             self._losses.add(kind, before, line, detail, lost, (tokens, int(shared * each) + total))
             total += lost

@@ -51,7 +51,7 @@ class Losses:
             TraceFinding(
                 kind=one.kind,
                 line=one.line,
-                detail=one.detail + (f" (and {one.requests - 1:,} requests like it)" if one.requests > 1 else ""),
+                detail=one.detail + (f" (and {one.requests - 1:,} more like it)" if one.requests > 1 else ""),
                 tokens_lost=one.tokens,
                 ms_lost=None if self._floor is None else one.ms,
                 remedy=REMEDIES[one.kind],

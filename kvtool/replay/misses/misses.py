@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.replay.fastest import core
 from kvtool.replay.misses.hashed import trace_misses
 from kvtool.replay.misses.logged import CHARACTERS_A_TOKEN, LogMisses, Reading
 from kvtool.replay.misses.losses import Losses
+from kvtool.replay.misses.unit import planned_unit
 from kvtool.replay.saved import PrefillFloor
 from kvtool.results import TraceDocument
 from kvtool.workloads.logs.entries import LogEntry
@@ -44,23 +46,31 @@ def misses_of_log(
     *,
     block_size: int,
     match_unit: int | None = None,
+    model: Model | None = None,
     floor: PrefillFloor | None = None,
 ) -> TraceDocument:
     """What keeps the prompts of a log from sharing more, each against the earlier one most like it.
 
-    `match_unit` (tokens) is what a hit is a multiple of, where that is more than a block. Raises KvtoolError.
+    `match_unit` (tokens) is what a hit is a multiple of, where that is more than a block; else the plan of `model` says
+    it, and without one a block. Raises KvtoolError.
     """
     if not entries:
         raise KvtoolError(f"{name} has no requests")
     if block_size < 1 or (match_unit is not None and match_unit < 1):
         raise KvtoolError(f"--block-size {block_size} and --match-unit {match_unit} must be 1 token or more")
+    planned = match_unit is None and model is not None
+    unit = planned_unit(model, block_size) if match_unit is None and model is not None else match_unit or block_size
     losses, sums = Losses(floor), Sums()
-    misses = LogMisses(losses, least=LEAST_TOKENS, unit=match_unit or block_size)
+    misses = LogMisses(losses, least=LEAST_TOKENS, unit=unit)
     misses.see(entries, reading)
     for entry in entries:
         sums.add(TraceRequest(entry.line, entry.arrival_s, 0, entry.output_tokens, block_size, []))
     sums.input_tokens, sums.block_size = losses.prompt_tokens, block_size
     assumed = ["a prompt could share what an earlier one has, in the order of lines, and nothing is evicted"]
+    if planned and model is not None and unit > block_size:
+        assumed.append(
+            f"a hit is a multiple of {unit:,} tokens, as vLLM plans {model.id} with prefix caching on one GPU"
+        )
     if reading.encode is None:
         assumed.append(f"a token is {CHARACTERS_A_TOKEN} characters: --tokenizer FOLDER counts them")
     if any(entry.messages is not None for entry in entries) and reading.encode is None:

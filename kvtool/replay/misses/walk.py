@@ -10,6 +10,7 @@ from kvtool.replay.misses.differences import left_out, meets_again, reordered, s
 
 MOST_DIFFERENCES = 2000
 SHOWN = 48
+LEAST_TURN = 128  # characters left out that are more than a change of words
 TOOL_MARKS = ('"function"', '"parameters"', '"input_schema"')
 
 
@@ -61,7 +62,7 @@ def _moved(a: str, b: str, i: int, j: int, least: int) -> tuple[str, int, tuple[
         return ("tools_order" if tools else "documents_order"), j, ends
     further = left_out(a, b, i, j)
     if further is not None and shared_length(a, b, further, j) >= least:
-        return "truncated_history", j, (further, j)
+        return ("truncated_history" if further - i >= LEAST_TURN else "changed_text"), j, (further, j)
     further = left_out(b, a, j, i)
     if further is not None and shared_length(a, b, i, further) >= least:
         return "inserted_text", further, (i, further)
