@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool generate smollm2-135m --prompt-ids 1,2,3 --output-len 8\n\n"
-    "  kvtool generate smollm2-135m --prompt-ids 5,6,7 --prompt-ids 5,6,8 --block-size 2 --show-cache"
+    "  kvtool generate smollm2-135m --prompt-ids 5,6 --prompt-ids 5,7 --show-cache"
 )
 
 

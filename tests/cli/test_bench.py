@@ -23,33 +23,28 @@ def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return lambda *args: run(capsys, monkeypatch, *args)
 
 
-def test_json_is_one_document_and_out_gets_every_form(kvtool: Kvtool, tmp_path: Path) -> None:
-    done = kvtool(*QUICK, "--json", "--out", str(tmp_path / "report"))
-    document = json.loads(done.out)
-    assert document["schema"] == "kvtool.bench/1"
-    assert {case["part"] for case in document["cases"]} == {"latency", "prefix", "no-cache"}
-    assert any("only the first 1 of 30 layers" in line for line in document["assumptions"])
+def test_tables_fit_the_terminal_and_out_gets_every_form(kvtool: Kvtool, tmp_path: Path) -> None:
+    done = kvtool(*QUICK, "--out", str(tmp_path / "report"))
+    assert "How fast" in done.out
+    assert max(len(line) for line in done.out.splitlines()) <= 100
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         *("bench.csv", "bench.json", "bench.png", "report.html"),
     ]
-    assert json.loads((tmp_path / "report" / "bench.json").read_text()) == document
+    document = json.loads((tmp_path / "report" / "bench.json").read_text())
+    assert document["schema"] == "kvtool.bench/1"
+    assert {case["part"] for case in document["cases"]} == {"latency", "prefix", "no-cache"}
+    assert any("only the first 1 of 30 layers" in line for line in document["assumptions"])
     assert done.code in (0, 3)  # 3: this machine was busier while its limit was measured; the document says so
     assert (done.code == 3) == any(
         (case["roofline"]["reason"] or "").startswith("accounting") for case in document["cases"]
     )
 
 
-def test_parts_and_hit_rates_can_be_chosen(kvtool: Kvtool) -> None:
+def test_parts_and_hit_rates_can_be_chosen_and_json_is_one_document(kvtool: Kvtool) -> None:
     document = json.loads(kvtool(*QUICK, "--parts", "prefix", "--hit-rate", "0.4", "--json").out)
     (case,) = document["cases"]
     assert case["prefix"]["measured_hit_rate"] == 16 / 40
     assert case["check"]["outputs_equal"] is True
-
-
-def test_tables_fit_the_terminal(kvtool: Kvtool) -> None:
-    done = kvtool(*QUICK)
-    assert "How fast" in done.out
-    assert max(len(line) for line in done.out.splitlines()) <= 100
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,19 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.in_process import run
+from tests.cli.in_process import kvtool, run
 
 ROOT = Path(__file__).parents[2]
-
-
-def kvtool(*args: str, columns: int = 80, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from kvtool.cli import main; main()", *args],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
-    )
 
 
 def rows(*args: str) -> list[dict[str, dict[str, object]]]:

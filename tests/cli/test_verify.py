@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvtool.cli.app import app
+from tests.cli.in_process import kvtool as in_process
 
 LOGS = Path(__file__).parents[1] / "verify" / "logs"
 START = str(LOGS / "vllm_0_31_llama_3_1_8b.log")
@@ -21,9 +22,7 @@ def kvtool(*args: str, columns: int = 100, **options: object) -> Result:
 
 
 def fails(*args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", "from kvtool.cli import main; main()", "verify", *args], capture_output=True, text=True
-    )
+    done = in_process("verify", *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("kvtool: ")
     assert done.stderr.count("\n") == 1
