@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case
 from kvtool.results.warnings import load_warnings
@@ -48,7 +49,7 @@ def findings(document: BenchDocument) -> list[str]:
         _decode(latency),
         _prefill(latency),
     ]
-    told += [_prefix(prefix), _arms(arms), _memory(latency)]
+    told += [_prefix(prefix), _arms(arms), *workload_findings(document), _memory(latency)]
     return [sentence for sentence in told if sentence]
 
 
