@@ -40,13 +40,14 @@ def bench(
     pages = most_pages(options, config.block_size)
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)
-    tell(_how_long(options))
+    tell(how_long(options))
     session = Session(str(loaded.device), loaded.torch_dtype, progress)
     measured = _measured(loaded, options, session, progress)
     return _outcome(loaded, measured, session.end())
 
 
-def _how_long(options: BenchOptions) -> str:
+def how_long(options: BenchOptions) -> str:
+    """How many iterations are measured, and in what time, told before any is."""
     asked = f"{options.num_iters} measured iteration{'s' if options.num_iters > 1 else ''} a case"
     if not options.trims:
         return f"{asked}, however long they take"

@@ -19,7 +19,7 @@ import msgspec
 
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import Entry, refuse_unknown_keys
-from kvtool.catalog.yaml_file import read_yaml
+from kvtool.catalog.yaml_file import check_numbers, read_yaml
 from kvtool.errors import KvtoolError
 
 _MAX_BYTES = 1 << 20
@@ -27,13 +27,12 @@ _FORM = (
     "write num_heads: 32, hidden_size: 4096, "
     "layers: [{count: 32, kind: full, kv_heads: 8, k_head_dim: 128, v_head_dim: 128}]"
 )
-_MAX_INTEGER = 1 << 48
 
 
 def read_layer_spec(path: Path) -> Model:
     """The model in such a file. Raises KvtoolError naming the key or value that is wrong, and the form for others."""
     raw = _read(path)
-    _check_numbers(raw, str(path))
+    check_numbers(raw, str(path))
     try:
         refuse_unknown_keys(raw, str(path))
         entry = msgspec.convert({"id": path.stem, "source": str(path), "confidence": "given", **raw}, Entry)
@@ -50,12 +49,3 @@ def _read(path: Path) -> dict[str, object]:
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise KvtoolError(f"{path} is not a layer spec: {_FORM}")
     return raw
-
-
-def _check_numbers(value: object, where: str) -> None:
-    """No size is negative or beyond reason, wherever it stands."""
-    if isinstance(value, int) and not 0 <= value <= _MAX_INTEGER:
-        raise KvtoolError(f"{where} is {str(value)[:30]}: must be from 0 to {_MAX_INTEGER}")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, item in items:
-        _check_numbers(item, f"{where}: {str(name)[:60]}")

@@ -39,7 +39,7 @@ from kvtool.catalog.model import (
     SlidingAttention,
 )
 from kvtool.catalog.names import as_variant, core_of, take_apart
-from kvtool.catalog.yaml_file import read_yaml
+from kvtool.catalog.yaml_file import check_numbers, read_yaml
 from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
@@ -271,6 +271,7 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
         own = _default_path()
         return Catalogue([*_own_items(own.read_text(encoding="utf-8"))], str(own))
     raw = read_yaml(path)
+    check_numbers(raw, str(path))
     try:
         refuse_unknown_keys(raw)
         file = msgspec.convert(raw, _File)

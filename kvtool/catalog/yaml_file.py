@@ -9,6 +9,8 @@ import yaml
 from kvtool.errors import KvtoolError
 from kvtool.files import DEEPEST, read_bytes, too_deep
 
+_MAX_INTEGER = 1 << 48
+
 
 def read_yaml(path: Path, *, at_most: int | None = None, what: str = "file") -> object:
     """The content of a YAML or JSON file, as `read_bytes` reads it. Raises KvtoolError.
@@ -40,3 +42,17 @@ def _refuse_odd_events(data: bytes, path: Path) -> None:
             depth -= 1
         if depth > DEEPEST:
             raise too_deep(path)
+
+
+def check_numbers(value: object, where: str) -> None:
+    """No size is negative or beyond reason, wherever it stands. Raises KvtoolError."""
+    if isinstance(value, int) and not 0 <= value <= _MAX_INTEGER:
+        raise KvtoolError(f"{where} is {_told(value)}: must be from 0 to {_MAX_INTEGER}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        check_numbers(item, f"{where}: {_told(name)}")
+
+
+def _told(value: object) -> str:
+    """A value in a few words; Python refuses to write out an integer of thousands of digits."""
+    return "a huge number" if isinstance(value, int) and abs(value) >> 100 else str(value)[:60]

@@ -49,7 +49,7 @@ def parse_speculative_config(text: str) -> DraftRequest:
     """vLLM's --speculative-config, as JSON. Raises KvtoolError for what is none."""
     try:
         fields: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise KvtoolError(f'--speculative-config {text[:40]!r} is no JSON: write {{"method": "mtp", ...}}') from None
     if not isinstance(fields, dict):
         raise KvtoolError(f"--speculative-config {text[:40]!r} must be an object with num_speculative_tokens")
@@ -59,7 +59,7 @@ def parse_speculative_config(text: str) -> DraftRequest:
 def request_of(fields: dict[str, Any]) -> DraftRequest:
     """The request that a speculative config's fields make. Raises KvtoolError."""
     method, tokens = fields.get("method"), fields.get("num_speculative_tokens")
-    if not isinstance(tokens, int) or not 1 <= tokens <= MAX_DRAFTED:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= MAX_DRAFTED:
         raise KvtoolError(f"--speculative-config: num_speculative_tokens {tokens!r} must be from 1 to {MAX_DRAFTED}")
     if method is not None and _method(str(method)) not in (*METHODS, *WITHOUT_MODEL):
         raise KvtoolError(f"--speculative-config: unknown method {method!r}: use one of {', '.join(METHODS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kvtool.bench.bench import how_long
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
@@ -53,3 +54,15 @@ def test_defaults_of_every_part_make_sense(gpu: bool) -> None:
         part = kind.default(gpu=gpu)
         assert part.longest_tokens > 1, name
         assert part.most_sequences >= 1, name
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "3 measured iterations a case, about 64 s at most: fewer where this machine is slower"),
+        ({"num_iters": 1}, "1 measured iteration a case, however long they take"),
+    ],
+)
+def test_how_long_it_takes_is_said_beforehand(asked: dict[str, int], told: str) -> None:
+    """Three parts of 20 s, and twice 2 s for the device's limits."""
+    assert how_long(bench_options("cpu", **asked)) == told

@@ -79,6 +79,7 @@ def test_a_catalogue_may_have_layers_written_out_too(tmp_path: Path) -> None:
         ((", window: 1024", ""), "kind 'sliding' lacks window"),
         (("window: 1024", "window: 0"), "window 0 of kind 'sliding' is too small"),
         (("window: 1024", "window: -5"), "window is -5: must be from 0"),
+        (("window: 1024", f"window: 0x{'f' * 6000}"), "window is a huge number: must be from 0"),
         (("window: 1024", "window: long"), "kind 'sliding': Expected `int`, got `str`"),
         (("kv_heads: 8", "kv_heads: 5"), "layer 0: 32 heads do not divide among 5 KV heads"),
         (("source_layer: 2", "source_layer: 5"), "layer 4 shares with layer 5, which keeps nothing before it"),

@@ -246,6 +246,7 @@ def test_a_catalogue_of_ones_own(tmp_path: Path) -> None:
         (ENTRY.replace("hidden_size", "hiden_size"), "unknown field `hiden_size`"),
         (ENTRY.replace("v_head_dim: 8", "v_head_dimm: 8"), "block 'full' has unknown keys: v_head_dimm"),
         (ENTRY.replace("num_heads: 4", "num_heads: four"), "Expected `int`"),
+        (ENTRY.replace("num_heads: 4", f"num_heads: 0x{'f' * 6000}"), "num_heads is a huge number: must be from 0"),
         (ENTRY.replace("num_heads: 4", "num_heads: 4\n  moe: {num_expert: 2}"), "block 'moe' has unknown keys"),
         (ENTRY + ENTRY.split("models:")[1], "'a/b' names both"),
     ],

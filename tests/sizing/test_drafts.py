@@ -144,6 +144,8 @@ def test_a_draft_model_brings_its_layers_and_an_unknown_one_is_refused() -> None
     ("text", "message"),
     [
         ("mtp", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ('{"num_speculative_tokens": true}', "num_speculative_tokens True must be from 1 to 64"),
         ("[1]", "must be an object"),
         ('{"method": "mtp"}', "num_speculative_tokens None must be from 1 to 64"),
         ('{"method": "oracle", "num_speculative_tokens": 1}', "unknown method 'oracle'"),

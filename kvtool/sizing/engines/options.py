@@ -76,7 +76,7 @@ class EngineOptions:
             return True
         try:
             limits = json.loads(self.limit_mm_per_prompt)
-        except ValueError:
+        except (ValueError, RecursionError):
             limits = None
         if not isinstance(limits, dict) or not all(isinstance(count, int) for count in limits.values()):
             text = self.limit_mm_per_prompt[:40]

@@ -8,6 +8,7 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.models_yaml import load_catalogue
+from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.memory import estimates, stage_estimates
 from kvtool.sizing.fit import BatchLimits
@@ -62,6 +63,12 @@ def test_images_stay_until_the_profile_is_over() -> None:
     images = 32 * (3 * 896 * 896 + 256 * 5376) * 2
     limited = activation("0.19", "gemma-3-27b-it", limit_mm_per_prompt='{"image": 0}')
     assert activation("0.19", "gemma-3-27b-it") - limited == images
+
+
+@pytest.mark.parametrize("text", ["x", "[1]", '{"image": "1"}', "[" * 100_000])
+def test_limits_of_images_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(KvtoolError, match="must be counts, as"):
+        _ = EngineOptions(name="vllm", limit_mm_per_prompt=text).profiles_images
 
 
 @pytest.mark.parametrize(("version", "graphs"), [("0.19", False), ("0.20", True), ("0.25", False), ("0.33", True)])
