@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from kvtool.cache.index.node import DEFAULT_PRIORITY
 from kvtool.cache.manager import SequenceCache
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -54,7 +56,9 @@ class Sequence:
     """A request in flight. `token_ids` are prompt and output; the first `num_computed` of them have K/V in the cache.
 
     Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
-    sequence that finds its own pages again was not saved anything. `logits` has a row a token if the engine keeps them.
+    sequence that finds its own pages again was not saved anything. `processed_tokens` went through the model, what was
+    computed once more included. `retention` says how important the request is, while it runs and of what it leaves in
+    the cache. `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -62,12 +66,14 @@ class Sequence:
     prompt_tokens: int
     params: SamplingParams
     arrival_s: float
+    retention: Retention | None = None
     status: Status = Status.WAITING
     num_computed: int = 0
     pages: SequenceCache | None = None
     cached_tokens: int | None = None
     peak_pages: int = 0
     num_preemptions: int = 0
+    processed_tokens: int = 0
     token_times_s: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
@@ -75,6 +81,16 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens whose K/V is still to be computed: the prompt at first, then one at a time."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_recomputed_if_preempted(self) -> int:
+        """Tokens that were computed for it alone, as nothing cached was found for them."""
+        return self.num_computed - (0 if self.pages is None else self.pages.cached_tokens)
+
+    @property
+    def priority(self) -> int:
+        """0 gives way first, 100 last."""
+        return DEFAULT_PRIORITY if self.retention is None else self.retention.priority
 
     @property
     def num_output(self) -> int:

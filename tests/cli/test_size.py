@@ -202,10 +202,10 @@ def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = run(capsys, monkeypatch, "size", "llama-3.1-8b", "--gpu", "h100").out.splitlines()
-    assert " ".join(map(str.strip, lines[:2])) == (
-        "1 x H100-SXM-80GB: all 3 fit; the largest, 128k x 1 in bf16: fits, 39.9 GiB to spare; its cache "
-        "passes the weights at 122,529 tokens."
-    )
+    assert lines[:2] == [
+        "1 x H100-SXM-80GB: all 3 fit; the largest, 128k x 1 in bf16, with 39.9 GiB to spare.",
+        "Its cache passes the weights at 122,529 tokens.",
+    ]
     assert len(lines) <= 22
     assert max(map(len, lines)) <= 100
     assert not any(line.endswith(" ") for line in lines)
@@ -220,7 +220,7 @@ def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
         ),
         (
             "--context 8k,128k --batch-size 16",
-            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16: ",
+            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16, with ",
         ),
         ("--context 64k,128k --batch-size 16", "1 x H100-SXM-80GB: none of 2 fits; the least, 64k x 16 in bf16: no: "),
     ],

@@ -112,11 +112,14 @@ def verdict(
         least = min(judged, key=lambda row: row.fit.missing_bytes or 0)
         return f"{where}: none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
     largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
-    told = would_fit(largest, (), _passing_of(largest, rows, passing))
+    room = decision(largest)
+    told = _case(largest) + (f", with {room[6:]}." if room.startswith("fits, ") else f": {room}.")
     if len(fitting) < len(judged):
-        return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
-    every = "both" if len(judged) == 2 else f"all {len(judged)}"
-    return f"{where}: {every} fit; the largest, {told}"
+        answer = f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
+    else:
+        every = "both" if len(judged) == 2 else f"all {len(judged)}"
+        answer = f"{where}: {every} fit; the largest, {told}"
+    return "\n".join([answer, *_passes(largest, _passing_of(largest, rows, passing))])
 
 
 def _case(row: SizeRow) -> str:
@@ -128,12 +131,15 @@ def _passing_of(row: SizeRow, rows: Sequence[SizeRow], passing: Sequence[int | N
 
 
 def would_fit(row: SizeRow, ways: Sequence[str], passing: int | None = None) -> str:
-    """`128k x 16 in bf16: no: 205 GiB short.`, and a line for each change that would do; of a row that fits, where its
-    cache passes the weights.
+    """`128k x 16 in bf16: no: 205 GiB short.`, and a line for each change that would do; of a row that fits, a line of
+    where its cache passes the weights.
     """
+    return _with_ways("\n".join([f"{_case(row)}: {decision(row)}.", *_passes(row, passing)]), ways)
+
+
+def _passes(row: SizeRow, passing: int | None) -> list[str]:
     each = f" x {row.inputs.batch_size:,}" if row.inputs.batch_size > 1 else ""
-    clause = "" if passing is None else f"; its cache passes the weights at {passing:,} tokens{each}"
-    return _with_ways(f"{_case(row)}: {decision(row)}{clause}.", ways)
+    return [] if passing is None else [f"Its cache passes the weights at {passing:,} tokens{each}."]
 
 
 def _with_ways(answer: str, ways: Sequence[str]) -> str:
