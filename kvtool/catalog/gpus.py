@@ -69,6 +69,7 @@ class _Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     capacity_gib: int | None = None
     metal_gib: list[int] = []
     kept_gib: float = 0
+    assumed: bool = False
 
     def facts(self) -> dict[str, Any]:
         """The fields of a Gpu that follow."""
@@ -77,6 +78,8 @@ class _Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 "memory_bytes": round(self.engine_gib * GIB),
                 "memory_source": self.source,
                 "kept_bytes": round(self.kept_gib * GIB),
+                "memory_assumed": self.assumed,
+                "memory_margin_bytes": round(self.engine_gib * _CAPACITY_MARGIN * GIB) if self.assumed else 0,
             }
         if self.smi_mib is not None:
             return {
@@ -84,6 +87,7 @@ class _Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 "memory_source": f"nvidia-smi shows {self.smi_mib:,} MiB, of which the driver is taken to keep "
                 f"{format_bytes(_DRIVER_BYTES)}; {self.source}",
                 "memory_margin_bytes": _DRIVER_MARGIN_BYTES,
+                "memory_assumed": self.assumed,
             }
         if self.capacity_gib is None:
             raise KvtoolError(f"gpus.yaml: a memory without a figure ({self.source})")

@@ -98,7 +98,7 @@ def verdict(
     """
     refused = next((row.engine for row in rows if row.engine.refusal), None)
     if refused is not None and all(row.engine.refusal for row in rows):
-        return _with_ways(f"Would not start: {refused.refusal}", next(iter(remedies), ()))
+        return _with_ways(f"Would not start: {refused.refusal}".removesuffix(".") + ".", next(iter(remedies), ()))
     judged = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
     if not judged:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
@@ -13,7 +14,7 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.units import format_bytes_short
 
-MOST = 3
+MOST, FEW = 3, 2  # lines, and fewer than which changes of two flags are tried too
 RANKS = (2, 4, 8, 16)
 UTILIZATIONS = (0.95, 0.97)
 BATCHED_TOKENS = (4096, 2048, 1024, 512)
@@ -74,8 +75,9 @@ def _remedies(model: Model, options: SizeOptions, row: SizeRow) -> list[str]:
     )
     plan = make_plan(model, replace(options, engine=None, places=None, lengths=None), asked.dtype)
     found = list(_enough(model, row, _single(model, row, plan, asked)))
-    if not found:
-        found = list(_enough(model, row, _pairs(row, plan, asked)))[:1]
+    if len(found) < FEW:
+        joined = (change for change in _pairs(row, plan, asked) if not found or "--tp" not in change.flags)
+        found += islice(_enough(model, row, joined), 1)
     nearest = sorted(found, key=lambda one: one[0].harm)[:MOST]
     return [_told(row, change, changed) for change, changed in nearest]
 
