@@ -28,8 +28,11 @@ class HashedIndex(PrefixIndex[Chain]):
     """A dict from hash to page. A hash is Python's own, of 61 bits and keyed anew in every process: among a million
     pages two share one by accident with odds of 2 in 10 million."""
 
-    def __init__(self, block_size: int, num_pages: int) -> None:
+    def __init__(self, block_size: int, num_pages: int, *, blank_in_turn: bool = True) -> None:
+        """Pages without content wait their turn behind older cached ones, as vLLM's page on prefix caching has it; else
+        they are free at once and go first, as in vLLM 0.32."""
         super().__init__(block_size)
+        self._blank_in_turn = blank_in_turn
         self._pages: dict[int, int] = {}  # the first page of each hash
         self._twins: dict[int, list[int]] = {}  # the others
         self._hashes: list[int | None] = [None] * num_pages
@@ -76,6 +79,8 @@ class HashedIndex(PrefixIndex[Chain]):
         self.num_evictable_pages += len(left)
 
     def retire(self, page: int) -> bool:
+        if not self._blank_in_turn:
+            return False
         self._queue.extend([page])
         self.num_evictable_pages += 1
         self.num_blank_pages += 1
