@@ -190,6 +190,7 @@ class Scheduler:
         sequence = item.sequence
         assert sequence.pages is not None
         sequence.num_computed += item.num_tokens
+        sequence.processed_tokens += item.num_tokens
         sequence.peak_pages = max(sequence.peak_pages, ceil_div(sequence.num_computed, self.cache.block_size))
         tokens = sequence.token_ids if sequence.num_pending == 0 else sequence.token_ids[: sequence.num_computed]
         self.cache.commit(sequence.pages, tokens)

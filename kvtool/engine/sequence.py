@@ -56,8 +56,9 @@ class Sequence:
     """A request in flight. `token_ids` are prompt and output; the first `num_computed` of them have K/V in the cache.
 
     Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
-    sequence that finds its own pages again was not saved anything. `retention` says how important the request is, while
-    it runs and of what it leaves in the cache. `logits` has a row a token if the engine keeps them.
+    sequence that finds its own pages again was not saved anything. `processed_tokens` went through the model, what was
+    computed once more included. `retention` says how important the request is, while it runs and of what it leaves in
+    the cache. `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -72,6 +73,7 @@ class Sequence:
     cached_tokens: int | None = None
     peak_pages: int = 0
     num_preemptions: int = 0
+    processed_tokens: int = 0
     token_times_s: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 

@@ -24,6 +24,7 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
+    WorkloadCase,
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
@@ -38,7 +39,7 @@ from kvtool.results.compare import (
 )
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
-from kvtool.results.generate import GenerateDocument, GeneratedSequence
+from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
     KernelCase,
@@ -51,12 +52,16 @@ from kvtool.results.kernels import (
     KernelsDocument,
 )
 from kvtool.results.replay import (
+    ReplayBreakEven,
     ReplayCurve,
     ReplayDocument,
     ReplayKnee,
     ReplayPoint,
     ReplayRow,
+    ReplayTier,
+    ReplayTiers,
     ReplayTrace,
+    ReplayTtft,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -81,6 +86,7 @@ from kvtool.results.size import (
 from kvtool.results.summary import Summary, summarise
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
+from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",
@@ -88,6 +94,7 @@ __all__ = [
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
+    "CachedPages",
     "Calibration",
     "Case",
     "Check",
@@ -120,14 +127,19 @@ __all__ = [
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",
+    "ReplayBreakEven",
     "ReplayCurve",
     "ReplayDocument",
     "ReplayKnee",
     "ReplayPoint",
     "ReplayRow",
+    "ReplayTier",
+    "ReplayTiers",
     "ReplayTrace",
+    "ReplayTtft",
     "Roofline",
     "Sample",
+    "Saved",
     "SizeDecode",
     "SizeDocument",
     "SizeEngine",
@@ -147,6 +159,7 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierUse",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -154,6 +167,8 @@ __all__ = [
     "VerifyEngine",
     "VerifyRefusal",
     "VerifyRow",
+    "Workload",
+    "WorkloadCase",
     "encode",
     "read_calibration",
     "read_document",
