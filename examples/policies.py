@@ -72,7 +72,7 @@ def main() -> None:
     for index, eviction in [("hashed", "lru"), *(("radix", name) for name in EVICTION)]:
         print(row(index, eviction, num_pages))
     print(
-        f"us a page of {BLOCK_SIZE} tokens, medians of {ROUNDS}. match: {num_pages // 2:,} cached pages are looked up.\n"
+        f"us a page of {BLOCK_SIZE} tokens, medians of {ROUNDS}. match: {num_pages // 2:,} cached pages are found.\n"
         "hit: a prompt of them is opened, computed and closed. evict: the same, where nothing of it is cached and\n"
         f"others must go. memory: bytes a page besides its K and V, prompts of {PROMPT_PAGES} pages."
     )
