@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kvtool.cache import EVICTION
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TESTED = {"how_many_users.py", "shared_prompt.py", "transformers_generate.py"}
+TESTED = {"how_many_users.py", "policies.py", "shared_prompt.py", "transformers_generate.py"}
 NEEDS_THE_NETWORK = {"smollm2_weights.py"}
 
 
@@ -35,6 +37,15 @@ def test_how_many_users_fit() -> None:
     assert len(users) == 8
     for model in {model for model, _ in users}:
         assert users[model, "fp8"] >= 2 * users[model, "bf16"] > 0
+
+
+def test_policies_are_set_side_by_side() -> None:
+    """A page takes its 64 bytes of tokens, and well under 300 with all that finds and orders it."""
+    lines = run("policies.py", "1024")
+    rows = [line.split() for line in lines if line.startswith(("hashed", "radix"))]
+    assert [row[1] for row in rows if row[0] == "radix"] == list(EVICTION)
+    assert all(len(row) == 6 and float(row[2]) > 0 for row in rows)
+    assert all(30 < float(row[5]) < 300 for row in rows)
 
 
 def test_shared_prompt_shares_the_two_whole_pages() -> None:

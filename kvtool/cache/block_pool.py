@@ -42,10 +42,6 @@ class BlockPool:
             self._references[page] = 1
         return pages
 
-    def share(self, page: int) -> None:
-        """One more reference to a page in use."""
-        self.share_all([page])
-
     def share_all(self, pages: Iterable[int]) -> None:
         """One more reference to each, all in use."""
         references = self._references

@@ -31,7 +31,7 @@ def test_an_allocation_that_does_not_fit_takes_nothing() -> None:
 def test_a_page_is_free_after_its_last_reference() -> None:
     pool = BlockPool(2)
     assert pool.allocate(1) == [0]
-    pool.share(0)
+    pool.share_all([0])
     pool.release(0)
     assert (pool.references(0), pool.num_free) == (1, 1)
     pool.release(0)
@@ -45,7 +45,7 @@ def test_free_or_unknown_pages_cannot_be_released_or_shared(page: int) -> None:
     with pytest.raises(ValueError, match=f"page {page} "):
         pool.release(page)
     with pytest.raises(ValueError, match=f"page {page} "):
-        pool.share(page)
+        pool.share_all([page])
     pool.check()
 
 

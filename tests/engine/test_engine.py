@@ -62,6 +62,10 @@ def test_the_longest_request_that_fits_runs_to_its_end(engine: Engine) -> None:
         ({"dtype": "fp8"}, "dtype 'fp8' is not one the engine runs: auto, fp32, bf16, fp16"),
         ({"backend": "cuda"}, "backend 'cuda' is not one of auto, triton, torch"),
         ({"eviction": "lur"}, "eviction policy 'lur' is not one of lru, lfu, fifo"),
+        ({"index": "hash"}, "index 'hash' is not one of radix, hashed"),
+        ({"index": "hashed", "eviction": "lfu"}, "hashed index evicts in the order of its queue, lru: for lfu take"),
+        ({"index": "hashed", "partial_hits": True}, "hashed index finds whole pages alone: for partial hits take"),
+        ({"admission": "never"}, "admission 'never' is not one of always, second-hit"),
         ({"preemption": "none"}, "preemption policy 'none' is not one of youngest"),
     ],
 )

@@ -28,8 +28,11 @@ class HashedIndex(PrefixIndex[Chain]):
     """A dict from hash to page. A hash is Python's own, of 61 bits and keyed anew in every process: among a million
     pages two share one by accident with odds of 2 in 10 million."""
 
-    def __init__(self, block_size: int, num_pages: int) -> None:
+    def __init__(self, block_size: int, num_pages: int, *, blank_in_turn: bool = True) -> None:
+        """Pages without content wait their turn behind older cached ones, as vLLM's page on prefix caching has it; else
+        they are free at once and go first, as in vLLM 0.32."""
         super().__init__(block_size)
+        self._blank_in_turn = blank_in_turn
         self._pages: dict[int, int] = {}  # the first page of each hash
         self._twins: dict[int, list[int]] = {}  # the others
         self._hashes: list[int | None] = [None] * num_pages
@@ -37,18 +40,26 @@ class HashedIndex(PrefixIndex[Chain]):
         self._queue = PageQueue(num_pages)
 
     def match(self, tokens: Sequence[int]) -> list[int]:
-        return [page for _, page in self._found(tokens)]
+        return self._found(tokens).pages
 
     def lock_prefix(self, tokens: Sequence[int]) -> tuple[Chain, list[int]]:
-        last_hash, pages, users = NO_PARENT, list[int](), self._users
-        for own, page in self._found(tokens):
-            if users[page] == 0:
+        chain = self._found(tokens)
+        for page in chain.pages:
+            if self._users[page] == 0:
                 self._queue.remove(page)
                 self.num_evictable_pages -= 1
-            users[page] += 1
+            self._users[page] += 1
+        return chain, list(chain.pages)
+
+    def _found(self, tokens: Sequence[int]) -> Chain:
+        """The longest cached prefix."""
+        last_hash, pages, cached = NO_PARENT, list[int](), self._pages
+        for own in chain_hashes(NO_PARENT, tokens, self.block_size):
+            if (page := cached.get(own)) is None:
+                break
             last_hash = own
             pages.append(page)
-        return Chain(last_hash, pages), list(pages)
+        return Chain(last_hash, pages)
 
     def extend(self, place: Chain, tokens: Sequence[int], pages: Sequence[int]) -> Extension[Chain]:
         for own, page in zip(chain_hashes(place.last_hash, tokens, self.block_size), pages, strict=True):
@@ -76,6 +87,8 @@ class HashedIndex(PrefixIndex[Chain]):
         self.num_evictable_pages += len(left)
 
     def retire(self, page: int) -> bool:
+        if not self._blank_in_turn:
+            return False
         self._queue.extend([page])
         self.num_evictable_pages += 1
         self.num_blank_pages += 1
@@ -106,14 +119,6 @@ class HashedIndex(PrefixIndex[Chain]):
             others.remove(page)
         if not others:
             del self._twins[own]
-
-    def _found(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Hash and page of the longest cached prefix, page after page."""
-        for own in chain_hashes(NO_PARENT, tokens, self.block_size):
-            page = self._pages.get(own)
-            if page is None:
-                return
-            yield own, page
 
     def depth_pages(self, place: Chain) -> int:
         return len(place.pages)
