@@ -44,7 +44,7 @@ def bench(
 
 
 def _how_long(options: BenchOptions) -> str:
-    asked = f"{options.num_iters} measured iterations a case"
+    asked = f"{options.num_iters} measured iteration{'s' if options.num_iters > 1 else ''} a case"
     if not options.trims:
         return f"{asked}, however long they take"
     return f"{asked}, about {options.budget_s + 2 * CEILING_SECONDS:.0f} s at most: fewer where this machine is slower"

@@ -3,6 +3,7 @@ by (where memory lies, what else the machine does) is in no single one."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import msgspec
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import ttfts_in_order, with_times
 from kvtool.errors import KvtoolError
+from kvtool.interrupts import interruptible
 from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample, WorkloadCase
 from kvtool.results.warnings import load_warnings
 from kvtool.stats import paired_median_difference
 
-PROGRAM = (sys.executable, "-P", "-c", "from kvtool.cli import main; main()")
+PROGRAM = (sys.executable, "-P", "-c", "from kvtool.__main__ import main; main()")
 KEPT = (0, 3)  # exit codes of runs that are whole, and print their document: done, and accounting that cannot be right
 INTERRUPTED = 130
 _WITH_VALUE = ("--runs", "--out")
@@ -69,17 +71,15 @@ def single_run(arguments: Sequence[str]) -> list[str]:
 
 
 def _finished(command: Sequence[str]) -> tuple[int, bytes]:
-    """The exit code and what was printed. Ctrl-C reaches the run too, which then ends by itself."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    """The exit code and what was printed. Ctrl-C is passed on, as only a terminal's reaches the run by itself."""
+    with interruptible(), subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
-            return _read(process)
+            printed, _ = process.communicate()
+            return process.returncode, printed
         except KeyboardInterrupt:
-            return INTERRUPTED, _read(process)[1]
-
-
-def _read(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
-    printed, _ = process.communicate()
-    return process.returncode, printed
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            return INTERRUPTED, b""
 
 
 def joined(documents: Sequence[BenchDocument]) -> BenchDocument:

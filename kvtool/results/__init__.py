@@ -52,12 +52,16 @@ from kvtool.results.kernels import (
     KernelsDocument,
 )
 from kvtool.results.replay import (
+    ReplayBreakEven,
     ReplayCurve,
     ReplayDocument,
     ReplayKnee,
     ReplayPoint,
     ReplayRow,
+    ReplayTier,
+    ReplayTiers,
     ReplayTrace,
+    ReplayTtft,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -123,12 +127,16 @@ __all__ = [
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",
+    "ReplayBreakEven",
     "ReplayCurve",
     "ReplayDocument",
     "ReplayKnee",
     "ReplayPoint",
     "ReplayRow",
+    "ReplayTier",
+    "ReplayTiers",
     "ReplayTrace",
+    "ReplayTtft",
     "Roofline",
     "Sample",
     "Saved",

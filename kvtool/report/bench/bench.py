@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvtool.report import html
 from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
-from kvtool.report.bench.findings import findings
+from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.peers import engines_table
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.bench.timelines import timelines
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 
 def print_bench(document: BenchDocument, console: Console) -> None:
-    """What ran, every table, the findings in words, and what was assumed."""
+    """The answer, what ran, every table, the findings in words, and what was assumed."""
     from rich.text import Text
 
     disturbed = load_warnings(document.environment, document.cases)
     warnings = [*disturbed, *throttle_warnings(document.cases)]
     for line in disturbed:
         console.print(Text(line, style="bold yellow"))
+    if answer := headline(document):
+        console.print(Text(answer, style="bold"))
     console.print(Text(describe_run(document), style="dim"))
     console.print()
     for table in tables(document):
@@ -90,7 +92,7 @@ def bench_html(document: BenchDocument, command: str = "") -> str:
         body=[
             html.warnings([*load_warnings(document.environment), *throttle_warnings(document.cases)]),
             html.made_of(command, ("bench.json", "bench.csv", "bench.png")),
-            html.key_points(findings(document)),
+            html.key_points(list(filter(None, dict.fromkeys((headline(document), *findings(document)))))),
             html.section("Charts", [html.charts(images)]),
             html.section("Tables", [to_html(table) for table in tables(document)]),
             html.section("Environment", [to_html(environment_table(document.environment))]),

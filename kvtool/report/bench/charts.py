@@ -255,8 +255,7 @@ def batch_size(case: Case) -> int:
 
 def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
     """Cases that differ in `along` alone, in its order, each group named by the inputs that tell it from the others."""
-    keys = tuple(k for k in varying(cases, ("prefix_len", "input_len", "batch_size")) if k != along)
-    keys = tuple(k for k in keys if len({case.inputs.get(k) for case in cases}) > 1) or ("batch_size",)
+    keys = _telling(cases, along) or ("batch_size",)
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(labels(case, keys), []).append(case)
@@ -265,6 +264,20 @@ def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
         (", ".join(f"{name} {value}" for name, value in zip(names, told, strict=True)), sorted(group, key=order(along)))
         for told, group in groups.items()
     ]
+
+
+def _telling(cases: Sequence[Case], along: str) -> tuple[str, ...]:
+    """The inputs that vary and do not follow from `along` and the others: a hit rate of a prompt is its prefix."""
+    keys = [k for k in varying(cases, ("prefix_len", "input_len", "batch_size")) if k != along]
+    for key in tuple(keys):
+        others = (along, *(k for k in keys if k != key))
+        if len(set(_inputs(cases, others))) == len(set(_inputs(cases, (*others, key)))):
+            keys.remove(key)
+    return tuple(keys)
+
+
+def _inputs(cases: Sequence[Case], keys: Sequence[str]) -> list[tuple[object, ...]]:
+    return [tuple(case.inputs.get(key) for key in keys) for case in cases]
 
 
 def order(key: str) -> Callable[[Case], float]:
