@@ -145,10 +145,10 @@ def test_memory_that_grows_as_the_square_would_be_right(monkeypatch: pytest.Monk
     assert speed.memory_verdict({tokens: 10**9 + 64_000 * tokens for tokens in lengths}) == "wrong"
 
 
-def test_a_match_compares_each_page_of_the_prefix_whatever_else_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_match_reads_each_page_of_the_prefix_whatever_else_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = module("pages", monkeypatch)
-    assert pages.comparisons(32, other_prefixes=1) == pages.comparisons(32, other_prefixes=500)
-    assert pages.comparisons(64) - pages.comparisons(32) == 32
+    assert pages.tokens_read(32, other_prefixes=1) == pages.tokens_read(32, other_prefixes=500)
+    assert pages.tokens_read(64) - pages.tokens_read(32) == 32 * pages.BLOCK_SIZE
 
 
 def test_capacities_are_whole_pages_of_the_bytes_left() -> None:
