@@ -68,4 +68,5 @@ def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.Monk
     assert document["cluster"]["range"] == [1 / 7, 3.5]
     assert {"mode", "prefill", "decode", "range", "links", "agents_per_s"} <= document["cluster"].keys()
     assert (tmp_path / "replay-tiers.csv").read_text().count("\n") == 3
+    assert (tmp_path / "replay-clock.png").read_bytes().startswith(b"\x89PNG")
     assert "Load or compute" in (tmp_path / "report.html").read_text()

@@ -11,6 +11,7 @@ from kvtool.files import write_atomic
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
+from kvtool.report.replay.clocked import clocked_figure, clocked_words
 from kvtool.report.replay.cluster import cluster_tables
 from kvtool.report.replay.sentences import capacity_words, in_short
 from kvtool.report.replay.tiers import tier_rows, tier_tables
@@ -21,7 +22,7 @@ from kvtool.units import format_bytes_short, format_ms
 if TYPE_CHECKING:
     from rich.console import Console
 
-CURVE_FILE, TIERS_FILE = "replay-curve.csv", "replay-tiers.csv"
+CURVE_FILE, TIERS_FILE, CLOCK_FILE = "replay-curve.csv", "replay-tiers.csv", "replay-clock.png"
 
 
 def print_replay(document: ReplayDocument, console: Console) -> None:
@@ -59,10 +60,26 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
         figure=replay_figure(document),
         html=replay_html(document, command),
     )
-    tables = {CURVE_FILE: curve_rows(document), **({TIERS_FILE: tier_rows(document)} if document.tiers else {})}
-    for name, rows in tables.items():
-        write_atomic(directory / name, csv_bytes(rows))
-    return [*written, *(directory / name for name in tables)]
+    beside = _beside(document)
+    for name, data in beside.items():
+        write_atomic(directory / name, data)
+    return [*written, *(directory / name for name in beside)]
+
+
+def _beside(document: ReplayDocument) -> dict[str, bytes]:
+    """The files that a replay has besides those of every document."""
+    files = {CURVE_FILE: csv_bytes(curve_rows(document))}
+    if document.tiers:
+        files[TIERS_FILE] = csv_bytes(tier_rows(document))
+    figure = clocked_figure(document)
+    return files if figure is None else {**files, CLOCK_FILE: png_bytes(figure)}
+
+
+def _pictures(document: ReplayDocument) -> dict[str, bytes]:
+    """What each chart shows, in words, and the chart."""
+    pictures = {_chart_words(document): png_bytes(replay_figure(document))}
+    figure = clocked_figure(document)
+    return pictures if figure is None else {**pictures, clocked_words(document): png_bytes(figure)}
 
 
 def _tables(document: ReplayDocument) -> list[Table]:
@@ -146,10 +163,10 @@ def replay_html(document: ReplayDocument, command: str = "") -> str:
             html.warnings(document.warnings),
             html.made_of(
                 command,
-                ("replay.json", "replay.csv", CURVE_FILE, *([TIERS_FILE] if document.tiers else []), "replay.png"),
+                ("replay.json", "replay.csv", "replay.png", *_beside(document)),
             ),
             html.key_points(in_short(document)),
-            html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
+            html.section("Charts", [html.charts({words: png}) for words, png in _pictures(document).items()]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Trace", [to_html(fingerprint)]),
             html.section("Definitions", [html.definitions(document.definition)]),
