@@ -10,7 +10,7 @@ ANCHOR = 24  # characters in a row that are no coincidence
 WINDOW = 2048  # within which texts meet again after a replaced piece
 FAR_ANCHOR = 64
 MOST_PIECES = 2048
-LINES, SENTENCES = re.compile(r"[^\n]*\n?"), re.compile(r"[^.!?}\n]*[.!?}\n]?\s*")
+LINES, SENTENCES = re.compile(r"[^\n]*\n?"), re.compile(r"[^.!?}:\n]*[.!?}:\n]?\s*")
 BETWEEN = " ,[]\n\r"  # what parts the items of a list, which go by place
 
 
@@ -49,7 +49,7 @@ def reordered(a: str, b: str, i: int, j: int) -> tuple[int, int] | None:
     """Where in each the lines end, or else the sentences, that both have from those of `a[i]` and `b[j]` on, in another
     order; None where they have none.
     """
-    for ends, pattern in ((("\n",), LINES), (tuple(".!?}\n"), SENTENCES)):
+    for ends, pattern in ((("\n",), LINES), (tuple(".!?}:\n"), SENTENCES)):
         back = min(i - _start(a, i, ends), j - _start(b, j, ends))
         found = _balanced(a, b, i - back, j - back, pattern)
         if found is not None:
