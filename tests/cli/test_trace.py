@@ -70,3 +70,18 @@ def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.Monk
     assert (tmp_path / "replay-tiers.csv").read_text().count("\n") == 3
     assert (tmp_path / "replay-clock.png").read_bytes().startswith(b"\x89PNG")
     assert "Load or compute" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(("--loading", "bulk"), "--loading bulk says nothing without --tiers"),
+     (("--goodput", "ttft:4000"), "--goodput ttft:4000 says nothing without --cluster"),
+     (("--tiers", "dram=1GiB"), "--tiers need a MODEL and a card"),
+     (("--cluster", "prefill=1,decode=1"), "--cluster needs a MODEL and a card")],
+)  # fmt: skip
+def test_what_says_nothing_alone_is_refused(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str], said: str
+) -> None:
+    done = run(capsys, monkeypatch, "replay", "tests/data/traces/support_log.jsonl", *option)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err

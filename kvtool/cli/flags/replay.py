@@ -11,6 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.layout import LAYOUT
+from kvtool.errors import KvtoolError
 from kvtool.units import split_list
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class Replayed(Group):
         )
 
 
+def _need(group: Below | Nodes, names: tuple[str, ...], option: str) -> None:
+    """Raises KvtoolError for a value that says nothing without another option."""
+    for name in names:
+        if getattr(group, name) != getattr(type(group), name):
+            raise KvtoolError(f"--{name.replace('_', '-')} {getattr(group, name)} says nothing without {option}")
+
+
 @dataclass(frozen=True)
 class Below(Group):
     """What lies below the GPU, and how fast it is."""
@@ -115,6 +123,7 @@ class Below(Group):
         from kvtool.replay.tiers.options import TierOptions, parse_tiers
 
         if self.tiers is None:
+            _need(self, ("loading", "load_or_compute"), "--tiers dram=64GiB")
             return None
         tiers, switches = parse_tiers(self.tiers)
         return TierOptions(
@@ -146,6 +155,7 @@ class Nodes(Group):
         from kvtool.replay.cluster.options import parse_cluster, parse_goal
 
         if self.cluster is None:
+            _need(self, ("cluster_mode", "goodput"), "--cluster prefill=2,decode=4")
             return None
         goal = {} if self.goodput is None else parse_goal(self.goodput)
         return ClusterOptions(
