@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.in_process import run
 
+TRACE = Path(__file__).parents[1] / "data" / "traces" / "agents_6.jsonl.gz"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -82,6 +83,6 @@ def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.Monk
 def test_what_says_nothing_alone_is_refused(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str], said: str
 ) -> None:
-    done = run(capsys, monkeypatch, "replay", "tests/data/traces/support_log.jsonl", *option)
+    done = run(capsys, monkeypatch, "replay", str(TRACE), *option)
     assert (done.code, done.out) == (2, "")
     assert said in done.err

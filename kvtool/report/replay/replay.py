@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvtool.files import write_atomic
+from kvtool.files import write_all
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
@@ -60,19 +60,21 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
         figure=replay_figure(document),
         html=replay_html(document, command),
     )
-    beside = _beside(document)
-    for name, data in beside.items():
-        write_atomic(directory / name, data)
+    clock = clocked_figure(document)
+    made = {
+        CURVE_FILE: csv_bytes(curve_rows(document)),
+        TIERS_FILE: csv_bytes(tier_rows(document)) if document.tiers else b"",
+        CLOCK_FILE: b"" if clock is None else png_bytes(clock),
+    }
+    beside = {name: made[name] for name in beside_names(document)}
+    write_all({directory / name: data for name, data in beside.items()})
     return [*written, *(directory / name for name in beside)]
 
 
-def _beside(document: ReplayDocument) -> dict[str, bytes]:
+def beside_names(document: ReplayDocument) -> list[str]:
     """The files that a replay has besides those of every document."""
-    files = {CURVE_FILE: csv_bytes(curve_rows(document))}
-    if document.tiers:
-        files[TIERS_FILE] = csv_bytes(tier_rows(document))
-    figure = clocked_figure(document)
-    return files if figure is None else {**files, CLOCK_FILE: png_bytes(figure)}
+    tiers = [TIERS_FILE] if document.tiers else []
+    return [CURVE_FILE, *tiers, *([CLOCK_FILE] if document.tiers or document.cluster else [])]
 
 
 def _pictures(document: ReplayDocument) -> dict[str, bytes]:
@@ -163,7 +165,7 @@ def replay_html(document: ReplayDocument, command: str = "") -> str:
             html.warnings(document.warnings),
             html.made_of(
                 command,
-                ("replay.json", "replay.csv", "replay.png", *_beside(document)),
+                ("replay.json", "replay.csv", "replay.png", *beside_names(document)),
             ),
             html.key_points(in_short(document)),
             html.section("Charts", [html.charts({words: png}) for words, png in _pictures(document).items()]),
