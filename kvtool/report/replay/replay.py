@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,19 +53,19 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
     """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. The page names the `command` that
     made it. Raises KvtoolError.
     """
+    pictures = _pictures(document)
     written = write_result(
         directory,
         "replay",
         document,
         rows=[_flat(row) for row in document.rows],
         figure=replay_figure(document),
-        html=replay_html(document, command),
+        html=replay_html(document, pictures, command),
     )
-    clock = clocked_figure(document)
     made = {
         CURVE_FILE: csv_bytes(curve_rows(document)),
         TIERS_FILE: csv_bytes(tier_rows(document)) if document.tiers else b"",
-        CLOCK_FILE: b"" if clock is None else png_bytes(clock),
+        CLOCK_FILE: pictures.get(clocked_words(document), b""),
     }
     beside = {name: made[name] for name in beside_names(document)}
     write_all({directory / name: data for name, data in beside.items()})
@@ -149,7 +150,7 @@ def _cells(row: ReplayRow, with_bytes: bool, with_ms: bool) -> tuple[str, ...]:
     )
 
 
-def replay_html(document: ReplayDocument, command: str = "") -> str:
+def replay_html(document: ReplayDocument, pictures: Mapping[str, bytes], command: str = "") -> str:
     """The page for somebody who was not there. Names out of logs are escaped where the page is made."""
     trace = document.trace
     fingerprint = Table(
@@ -168,7 +169,7 @@ def replay_html(document: ReplayDocument, command: str = "") -> str:
                 ("replay.json", "replay.csv", "replay.png", *beside_names(document)),
             ),
             html.key_points(in_short(document)),
-            html.section("Charts", [html.charts({words: png}) for words, png in _pictures(document).items()]),
+            html.section("Charts", [html.charts({words: png}) for words, png in pictures.items()]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Trace", [to_html(fingerprint)]),
             html.section("Definitions", [html.definitions(document.definition)]),
