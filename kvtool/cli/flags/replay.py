@@ -112,6 +112,9 @@ class Below(Group):
         str | None,
         _below(metavar="LIST", help="dram=64GiB,disk=1TiB@7/4 (GB/s read/write), remote=; exclusive, half-duplex."),
     ] = None
+    write_policy: Annotated[
+        str | None, _below(help="through, selective:K (after K hits) or back (default: back with exclusive).")
+    ] = None
     loading: Annotated[str, _below(help="layerwise (while the layers before compute) or bulk.")] = "layerwise"
     load_or_compute: Annotated[str, _below(help="auto (the faster), load, recompute or both at once.")] = "auto"
     profile: Annotated[
@@ -120,17 +123,17 @@ class Below(Group):
 
     def options(self) -> TierOptions | None:
         """None where no tiers were asked for. Raises KvtoolError."""
-        from kvtool.replay.tiers.options import TierOptions, parse_tiers
+        from kvtool.replay.tiers.options import TierOptions, parse_tiers, parse_write_after
 
         if self.tiers is None:
-            _need(self, ("loading", "load_or_compute"), "--tiers dram=64GiB")
+            _need(self, ("write_policy", "loading", "load_or_compute"), "--tiers dram=64GiB")
             return None
         tiers, switches = parse_tiers(self.tiers)
         return TierOptions(
             tiers=tiers,
             exclusive="exclusive" in switches,
             half_duplex="half-duplex" in switches,
-            write_after=None if "exclusive" in switches else 0,
+            write_after=parse_write_after(self.write_policy or ("back" if "exclusive" in switches else "through")),
             loading=self.loading,
             decision=self.load_or_compute,
         )
