@@ -57,7 +57,7 @@ def test_a_log_says_why_it_misses_and_becomes_a_trace(
 
 def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = str(tmp_path / "agents.jsonl")
-    assert run(capsys, monkeypatch, "trace", "make", "agents", made, "--num-sessions", "3", "--max-len", "4k").code == 0
+    assert run(capsys, monkeypatch, "trace", "make", "agents", made, "--num-sessions", "3", "--max-len", "2k").code == 0
     arguments = ["llama-3.1-8b", "--gpu", "h100", "--capacity", "512MiB", "--tiers", "dram=64GiB,disk=1TiB@7/4"]
     done = run(
         capsys, monkeypatch, "replay", made, *arguments, "--cluster", "prefill=1,decode=2", "--out", str(tmp_path)

@@ -53,7 +53,7 @@ def test_links_are_shared_max_min_fair() -> None:
     assert fair_rates(crossing, [3.0, 10.0, 2.0]) == pytest.approx({(0,): 1, (0, 1): 1, (1,): 7, (1, 2): 2})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([(0,), (1,), (0, 1), (1, 1)]), st.integers(1, 99), st.integers(0, 9)),
                 min_size=1, max_size=12))  # fmt: skip
 def test_no_byte_is_lost_and_no_link_exceeds_its_speed(flows: list[tuple[tuple[int, ...], int, int]]) -> None:
@@ -137,7 +137,7 @@ def test_layers_overlap_as_the_pipeline_formula_says(load_s: int, compute_s: flo
 @pytest.fixture(scope="module")
 def accesses(tmp_path_factory: pytest.TempPathFactory) -> Accesses:
     path = tmp_path_factory.mktemp("tiers") / "chats.jsonl"
-    write_trace(path, make_trace(Making(kind="multi-turn", num_sessions=30, input_len=2048, request_rate=2.0, seed=3)))
+    write_trace(path, make_trace(Making(kind="multi-turn", num_sessions=16, input_len=2048, request_rate=2.0, seed=3)))
     return read_accesses(open_trace(path), core()).by_time()
 
 
@@ -187,7 +187,7 @@ def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses, floor: Pr
     assert one.write_amplification == one.bytes_written / one.bytes_read
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=25),
     st.integers(1, 6),

@@ -120,8 +120,8 @@ def _speed(name: str, text: str | None) -> float | None:
 
 
 def parse_write_after(text: str) -> int | None:
-    """Hits after which a block is written down: 0 for `through`, K for `selective:K`, None for `back`, when it leaves the
-    tier above. Raises KvtoolError.
+    """Hits after which a block is written down: 0 for `through`, K for `selective:K`, None for `back`, when it leaves
+    the tier above. Raises KvtoolError.
     """
     kind, colon, hits = text.partition(":")
     if kind in ("through", "back") and not colon:
