@@ -25,7 +25,7 @@ from kvtool.replay.tiers.breakeven import break_even
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Links
 from kvtool.replay.tiers.profile import NOTHING_MEASURED, Measured
-from kvtool.replay.tiers.tiers import TierReplay
+from kvtool.replay.tiers.tiers import TierReplay, sweep_tiers
 from kvtool.replay.totals import first_counted, totals
 from kvtool.replay.words import CLUSTER_ASSUMPTIONS, assumptions, definition, tier_assumptions, warnings
 from kvtool.results import ReplayCluster, ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
@@ -198,7 +198,7 @@ class _Run:
         self._curves = {name: self._curve(name) for name in options.policies if name in STACKS and name != "lru"}
         self._curves["lru"] = self._unlimited
         limited = [unit for unit in dict.fromkeys(self._units) if unit is not None]
-        self.tiers = {} if lower is None else {unit: lower.at(unit) for unit in limited}
+        self.tiers = {} if lower is None else sweep_tiers(lower, limited, options.jobs)
 
     def _curve(self, policy: str) -> Curve:
         return Curve(self._core, self._accesses, policy, sizes=self._sizes, first=self._first, match=self._match)

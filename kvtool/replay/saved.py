@@ -15,7 +15,7 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.core import FloatArray, IntArray
-from kvtool.sizing.speed.traffic import prefill_flops
+from kvtool.sizing.speed.traffic import PrefillWork, prefill_work
 from kvtool.sizing.weights import weigh
 
 
@@ -23,7 +23,7 @@ from kvtool.sizing.weights import weigh
 class PrefillFloor:
     """Prefill times of one model on `num_gpus` cards that share the work evenly."""
 
-    model: Model
+    work: PrefillWork
     flops_per_s: float
     weights_s: float
     _known: dict[int, float] = field(default_factory=dict, compare=False)
@@ -63,7 +63,7 @@ class PrefillFloor:
     def _flops_of(self, length: int) -> float:
         """Remembered: the prompts of all rows are the same."""
         if length not in self._known:
-            self._known[length] = float(prefill_flops(self.model, length) or 0)
+            self._known[length] = float(self.work.flops(length))
         return self._known[length]
 
 
@@ -77,10 +77,11 @@ def prefill_floor(model: Model, gpu: Gpu, num_gpus: int = 1, tflops: float | Non
     if gpu.bf16_tflops is None or gpu.memory_bandwidth_gbps is None:
         raise KvtoolError(f"{gpu.name} has no known rate or bandwidth: no milliseconds follow from it")
     stored = weigh(model).stored_bytes
-    if prefill_flops(model, 1) is None or stored is None:
+    work = prefill_work(model)
+    if work is None or stored is None:
         raise KvtoolError(f"the parameters of {model.id} cannot be counted: no milliseconds follow from it")
     return PrefillFloor(
-        model=model,
+        work=work,
         flops_per_s=(gpu.bf16_tflops if tflops is None else tflops) * 1e12 * num_gpus,
         weights_s=stored / (gpu.memory_bandwidth_gbps * 1e9 * num_gpus),
     )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.in_process import run
 
+TRACE = Path(__file__).parents[1] / "data" / "traces" / "agents_6.jsonl.gz"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -56,7 +57,7 @@ def test_a_log_says_why_it_misses_and_becomes_a_trace(
 
 def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = str(tmp_path / "agents.jsonl")
-    assert run(capsys, monkeypatch, "trace", "make", "agents", made, "--num-sessions", "3", "--max-len", "4k").code == 0
+    assert run(capsys, monkeypatch, "trace", "make", "agents", made, "--num-sessions", "3", "--max-len", "2k").code == 0
     arguments = ["llama-3.1-8b", "--gpu", "h100", "--capacity", "512MiB", "--tiers", "dram=64GiB,disk=1TiB@7/4"]
     done = run(
         capsys, monkeypatch, "replay", made, *arguments, "--cluster", "prefill=1,decode=2", "--out", str(tmp_path)
@@ -68,4 +69,20 @@ def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.Monk
     assert document["cluster"]["range"] == [1 / 7, 3.5]
     assert {"mode", "prefill", "decode", "range", "links", "agents_per_s"} <= document["cluster"].keys()
     assert (tmp_path / "replay-tiers.csv").read_text().count("\n") == 3
+    assert (tmp_path / "replay-clock.png").read_bytes().startswith(b"\x89PNG")
     assert "Load or compute" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(("--loading", "bulk"), "--loading bulk says nothing without --tiers"),
+     (("--goodput", "ttft:4000"), "--goodput ttft:4000 says nothing without --cluster"),
+     (("--tiers", "dram=1GiB"), "--tiers need a MODEL and a card"),
+     (("--cluster", "prefill=1,decode=1"), "--cluster needs a MODEL and a card")],
+)  # fmt: skip
+def test_what_says_nothing_alone_is_refused(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str], said: str
+) -> None:
+    done = run(capsys, monkeypatch, "replay", str(TRACE), *option)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err

@@ -61,12 +61,12 @@ def test_out_of_the_range_another_link_is_full_first(nodes: tuple[int, int], bou
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cluster") / "agents.jsonl"
-    write_trace(path, make_trace(Making(kind="agents", num_sessions=8, max_len=8192)))
+    write_trace(path, make_trace(Making(kind="agents", num_sessions=8, max_len=4096)))
     return path
 
 
 def played(agents: Path, prefill: int, decode: int) -> ReplayCluster:
-    cluster = Cluster(prefill=prefill, decode=decode, storage_gbps=Fraction(5))
+    cluster = Cluster(prefill=prefill, decode=decode, storage_gbps=Fraction(1))
     return replay_cluster(open_trace(agents), ClusterOptions(cluster=cluster), MODEL, GPU)
 
 
@@ -96,10 +96,10 @@ def test_storage_without_end_is_the_oracle(agents: Path) -> None:
 
 
 def test_more_agents_keep_the_goal_with_the_second_way(agents: Path) -> None:
-    cluster, sessions = Cluster(prefill=1, decode=1, storage_gbps=Fraction(1)), sessions_of(open_trace(agents))[:5]
+    cluster, sessions = Cluster(prefill=1, decode=1, storage_gbps=Fraction(1)), sessions_of(open_trace(agents))[:4]
     speeds = node_speeds(MODEL, GPU, cluster)
     rates = [
-        agents_at_goal(ClusterOptions(cluster=cluster, mode=mode, ttft_goal_s=1.2), speeds, sessions, upper=1.0)
+        agents_at_goal(ClusterOptions(cluster=cluster, mode=mode, ttft_goal_s=0.5), speeds, sessions, upper=2.0)
         for mode in ("basic", "dualpath")
     ]
     assert 0 < rates[0] < rates[1]

@@ -6,6 +6,7 @@ import json
 import random
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,33 @@ PLANTED: dict[str, Callable[[int, random.Random], str]] = {
     "inserted_text": lambda n, r: "\n".join(["Rules:", *TURNS[:n], RULES, question(r)]),
     "changed_text": lambda n, r: f"You help {NAMES[n]} today.\n{RULES}\n{question(r)}",
 }  # fmt: skip
+
+
+def times(n: int) -> datetime:
+    return datetime(2026, 11, 10 + n, 8, 11 + n, 5 + n)
+
+
+def chat_ml(system: str, asked: str) -> str:
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+
+
+OTHERWISE: list[tuple[str, Callable[[int, random.Random], str]]] = [
+    ("timestamp", lambda n, r: f"Current date: {times(n):%A, %B %d, %Y}\n{RULES}\n{question(r)}"),
+    ("timestamp", lambda n, r: f"It is {times(n):%I:%M %p} here. {RULES}\n{question(r)}"),
+    ("timestamp", lambda n, r: f"ts={1795000000 + 977 * n} {RULES}\n{question(r)}"),
+    ("uuid", lambda n, r: f"trace {r.getrandbits(128):032x}\n{RULES}\n{question(r)}"),
+    ("uuid", lambda n, r: f"id: req_{r.getrandbits(90):024x}\n{RULES}\n{question(r)}"),
+    ("tools_order", lambda n, r: f"Tools: {json.dumps(TOOLS[n % 3 :] + TOOLS[: n % 3])}\n{question(r)}"),
+    ("tools_order", lambda n, r: f"Tools: {json.dumps(TOOLS[n % 3 :] + TOOLS[: n % 3], indent=1)}\n{question(r)}"),
+    ("documents_order", lambda n, r: f"Read: {' '.join(documents_of(n))}\n{question(r)}"),
+    ("white_space", lambda n, r: (RULES if n % 2 else RULES.replace("\n", "\r\n")) + question(r)),
+    ("template", lambda n, r: chat_ml(RULES, question(r)) if n % 2 else f"[INST] {RULES}\n\n{question(r)} [/INST]"),
+]
+
+
+@pytest.mark.parametrize(("kind", "make"), OTHERWISE)
+def test_a_cause_is_named_however_it_is_written(kind: str, make: Callable[[int, random.Random], str]) -> None:
+    assert {finding.kind for finding in found(texts(make, 4)).findings} == {kind}
 
 
 def found(entries: list[LogEntry], **more: int) -> TraceDocument:

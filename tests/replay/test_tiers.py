@@ -25,7 +25,7 @@ from kvtool.replay.fastest import core
 from kvtool.replay.replay import ReplayOptions, replay
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
-from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers
+from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers, parse_write_after
 from kvtool.replay.tiers.plan import Links, Plan
 from kvtool.replay.tiers.profile import read_profiles
 from kvtool.replay.tiers.stores import Stores
@@ -53,7 +53,7 @@ def test_links_are_shared_max_min_fair() -> None:
     assert fair_rates(crossing, [3.0, 10.0, 2.0]) == pytest.approx({(0,): 1, (0, 1): 1, (1,): 7, (1, 2): 2})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([(0,), (1,), (0, 1), (1, 1)]), st.integers(1, 99), st.integers(0, 9)),
                 min_size=1, max_size=12))  # fmt: skip
 def test_no_byte_is_lost_and_no_link_exceeds_its_speed(flows: list[tuple[tuple[int, ...], int, int]]) -> None:
@@ -137,7 +137,7 @@ def test_layers_overlap_as_the_pipeline_formula_says(load_s: int, compute_s: flo
 @pytest.fixture(scope="module")
 def accesses(tmp_path_factory: pytest.TempPathFactory) -> Accesses:
     path = tmp_path_factory.mktemp("tiers") / "chats.jsonl"
-    write_trace(path, make_trace(Making(kind="multi-turn", num_sessions=30, input_len=2048, request_rate=2.0, seed=3)))
+    write_trace(path, make_trace(Making(kind="multi-turn", num_sessions=16, input_len=2048, request_rate=2.0, seed=3)))
     return read_accesses(open_trace(path), core()).by_time()
 
 
@@ -187,7 +187,7 @@ def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses, floor: Pr
     assert one.write_amplification == one.bytes_written / one.bytes_read
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=25),
     st.integers(1, 6),
@@ -222,6 +222,11 @@ def test_what_is_asked_of_tiers() -> None:
         ("dram", 64 << 30, None, None), ("disk", 1 << 40, 7.0, 4.0),
     ]  # fmt: skip
     assert switches == {"half-duplex"}
+    assert [parse_write_after(text) for text in ("through", "selective:2", "back")] == [0, 2, None]
+    with pytest.raises(KvtoolError, match="did you mean selective"):
+        parse_write_after("selectiv:2")
+    with pytest.raises(KvtoolError, match="needs --write-policy back"):
+        TierOptions(tiers=tiers, exclusive=True, write_after=0)
     for text, said in (
         ("dam=1GiB", "did you mean dram"), ("dram", "does not say how much"), ("dram=1GiB,dram=2GiB", "twice"),
         ("dram=0", "has no room"), ("dram=1GiB@0", "must be above 0"), ("exclusive", "names no tier"),

@@ -11,6 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.layout import LAYOUT
+from kvtool.errors import KvtoolError
 from kvtool.units import split_list
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class Replayed(Group):
         )
 
 
+def _need(group: Below | Nodes, names: tuple[str, ...], option: str) -> None:
+    """Raises KvtoolError for a value that says nothing without another option."""
+    for name in names:
+        if getattr(group, name) != getattr(type(group), name):
+            raise KvtoolError(f"--{name.replace('_', '-')} {getattr(group, name)} says nothing without {option}")
+
+
 @dataclass(frozen=True)
 class Below(Group):
     """What lies below the GPU, and how fast it is."""
@@ -103,6 +111,9 @@ class Below(Group):
     tiers: Annotated[
         str | None,
         _below(metavar="LIST", help="dram=64GiB,disk=1TiB@7/4 (GB/s read/write), remote=; exclusive, half-duplex."),
+    ] = None
+    write_policy: Annotated[
+        str | None, _below(help="through, selective:K (after K hits) or back (default: back with exclusive).")
     ] = None
     loading: Annotated[str, _below(help="layerwise (while the layers before compute) or bulk.")] = "layerwise"
     load_or_compute: Annotated[str, _below(help="auto (the faster), load, recompute or both at once.")] = "auto"
@@ -112,16 +123,17 @@ class Below(Group):
 
     def options(self) -> TierOptions | None:
         """None where no tiers were asked for. Raises KvtoolError."""
-        from kvtool.replay.tiers.options import TierOptions, parse_tiers
+        from kvtool.replay.tiers.options import TierOptions, parse_tiers, parse_write_after
 
         if self.tiers is None:
+            _need(self, ("write_policy", "loading", "load_or_compute"), "--tiers dram=64GiB")
             return None
         tiers, switches = parse_tiers(self.tiers)
         return TierOptions(
             tiers=tiers,
             exclusive="exclusive" in switches,
             half_duplex="half-duplex" in switches,
-            write_after=None if "exclusive" in switches else 0,
+            write_after=parse_write_after(self.write_policy or ("back" if "exclusive" in switches else "through")),
             loading=self.loading,
             decision=self.load_or_compute,
         )
@@ -146,6 +158,7 @@ class Nodes(Group):
         from kvtool.replay.cluster.options import parse_cluster, parse_goal
 
         if self.cluster is None:
+            _need(self, ("cluster_mode", "goodput"), "--cluster prefill=2,decode=4")
             return None
         goal = {} if self.goodput is None else parse_goal(self.goodput)
         return ClusterOptions(

@@ -42,9 +42,9 @@ class Network:
 
     def add(self, path: Path, num_bytes: float, done: Done) -> None:
         """Bytes that start now; `done` is called from `advance` when the last of them is there."""
-        flows = self._classes.setdefault(path, _Class(path))
-        if not flows.heap:
-            flows.served = 0.0  # sums of many flows would lose digits
+        flows = self._classes.get(path)
+        if flows is None:
+            flows = self._classes[path] = _Class(path)
         heapq.heappush(flows.heap, (flows.served + num_bytes, next(self._number), done))
         self._stale = True
 
@@ -57,9 +57,7 @@ class Network:
         """Let that time pass, of at most `left_s`, and call what is done."""
         self._refresh()
         done: list[Done] = []
-        for flows in self._classes.values():
-            if not flows.heap:
-                continue
+        for path, flows in list(self._classes.items()):
             ends = flows.left_s() - seconds <= MOMENT_S
             step = flows.rate * seconds
             for link, times in flows.crossings.items():
@@ -68,16 +66,16 @@ class Network:
             while flows.heap and flows.heap[0][0] <= flows.served:
                 done.append(heapq.heappop(flows.heap)[2])
                 self._stale = True
+            if not flows.heap:
+                del self._classes[path]  # a class begins at 0 again: sums of many flows would lose digits
         for call in done:
             call()
 
     def _refresh(self) -> None:
         if self._stale:
-            busy = {path: flows for path, flows in self._classes.items() if flows.heap}
-            rates = fair_rates(
-                {path: (len(flows.heap), flows.crossings) for path, flows in busy.items()}, self._capacity
-            )
-            for path, flows in busy.items():
+            counted = {path: (len(flows.heap), flows.crossings) for path, flows in self._classes.items()}
+            rates = fair_rates(counted, self._capacity)
+            for path, flows in self._classes.items():
                 flows.rate = rates[path]
             self._stale = False
 

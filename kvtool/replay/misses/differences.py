@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 PIECE = 4096
 ANCHOR = 24  # characters in a row that are no coincidence
 WINDOW = 2048  # within which texts meet again after a replaced piece
 FAR_ANCHOR = 64
-MOST_LINES = 4096
+MOST_PIECES = 2048
+LINES, SENTENCES = re.compile(r"[^\n]*\n?"), re.compile(r"[^.!?}:\n]*[.!?}:\n]?\s*")
+BETWEEN = " ,[]\n\r"  # what parts the items of a list, which go by place
 
 
 def shared_length(a: str, b: str, i: int = 0, j: int = 0) -> int:
@@ -43,31 +46,36 @@ def left_out(a: str, b: str, i: int, j: int) -> int | None:
 
 
 def reordered(a: str, b: str, i: int, j: int) -> tuple[int, int] | None:
-    """Where in each the lines end that both have from those of `a[i]` and `b[j]` on, in another order; None where they
-    have none.
+    """Where in each the lines end, or else the sentences, that both have from those of `a[i]` and `b[j]` on, in another
+    order; None where they have none.
     """
-    start_a, start_b = a.rfind("\n", 0, i) + 1, b.rfind("\n", 0, j) + 1
-    open_lines: Counter[str] = Counter()
-    end_a, end_b = start_a, start_b
-    for _ in range(MOST_LINES):
-        line_a, next_a = _line(a, end_a)
-        line_b, next_b = _line(b, end_b)
-        if line_a is None or line_b is None:
-            return None
-        end_a, end_b = next_a, next_b
-        for line, step in ((line_a, 1), (line_b, -1)):
-            open_lines[line] += step
-            if not open_lines[line]:
-                del open_lines[line]
-        if not open_lines:
-            return end_a, end_b
+    for ends, pattern in ((("\n",), LINES), (tuple(".!?}:\n"), SENTENCES)):
+        back = min(i - _start(a, i, ends), j - _start(b, j, ends))
+        found = _balanced(a, b, i - back, j - back, pattern)
+        if found is not None:
+            return found
     return None
 
 
-def _line(text: str, start: int) -> tuple[str | None, int]:
-    """The line from `start` on without the commas that part a list, and where the next one begins; None at the end."""
-    if start >= len(text):
-        return None, start
-    end = text.find("\n", start)
-    end = len(text) if end < 0 else end
-    return text[start:end].rstrip(", "), end + 1
+def _start(text: str, at: int, ends: tuple[str, ...]) -> int:
+    """Where the piece begins that holds `text[at]`."""
+    return max(text.rfind(end, 0, at) for end in ends) + 1
+
+
+def _balanced(a: str, b: str, i: int, j: int, pattern: re.Pattern[str]) -> tuple[int, int] | None:
+    """Where the pieces from `a[i]` and `b[j]` on are for the first time the same ones, more than one."""
+    left: Counter[str] = Counter()
+    for number in range(MOST_PIECES):
+        if i >= len(a) or j >= len(b):
+            return None
+        for text, start, step in ((a, i, 1), (b, j, -1)):
+            match = pattern.match(text, start)
+            assert match is not None
+            piece = match[0].strip(BETWEEN)
+            left[piece] += step
+            if not left[piece]:
+                del left[piece]
+            i, j = (match.end(), j) if step == 1 else (i, match.end())
+        if not left:
+            return (i, j) if number else None  # the same piece in both, between other signs: no order
+    return None

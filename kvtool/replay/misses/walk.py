@@ -10,6 +10,7 @@ from kvtool.replay.misses.differences import left_out, meets_again, reordered, s
 
 MOST_DIFFERENCES = 2000
 SHOWN = 48
+MOST_ORDERS = 16  # differences of a prompt that are tried as such, which takes long
 LEAST_TURN = 128  # characters left out that are more than a change of words
 TOOL_MARKS = ('"function"', '"parameters"', '"input_schema"')
 
@@ -33,10 +34,11 @@ def differences(a: str, b: str, least: int) -> Iterator[Difference]:
     for `least` characters behind it.
     """
     i = j = shared_length(a, b)
-    for _ in range(MOST_DIFFERENCES):
+    for number in range(MOST_DIFFERENCES):
         if i >= len(a) or j >= len(b):
             return
-        found = _stepped(a, b, i, j) or _moved(a, b, i, j, least)
+        ordered = _ordered(a, b, i, j) if number < MOST_ORDERS else None
+        found = ordered or _stepped(a, b, i, j) or _moved(a, b, i, j, least)
         if found is None:
             return
         kind, resumes, (next_i, next_j) = found
@@ -54,12 +56,17 @@ def _stepped(a: str, b: str, i: int, j: int) -> tuple[str, int, tuple[int, int]]
     return None
 
 
-def _moved(a: str, b: str, i: int, j: int, least: int) -> tuple[str, int, tuple[int, int]] | None:
-    """Text in another order, left out, put in, or changed: where they go on."""
+def _ordered(a: str, b: str, i: int, j: int) -> tuple[str, int, tuple[int, int]] | None:
+    """The same pieces in another order, before numbers in them are taken for counters."""
     ends = reordered(a, b, i, j)
-    if ends is not None:
-        tools = any(mark in a[max(0, i - 200) : ends[0]] for mark in TOOL_MARKS)
-        return ("tools_order" if tools else "documents_order"), j, ends
+    if ends is None or ends[0] <= i or ends[1] <= j:
+        return None
+    tools = any(mark in a[max(0, i - 200) : ends[0]] for mark in TOOL_MARKS)
+    return ("tools_order" if tools else "documents_order"), j, ends
+
+
+def _moved(a: str, b: str, i: int, j: int, least: int) -> tuple[str, int, tuple[int, int]] | None:
+    """Text left out, put in, or changed: where they go on."""
     further = left_out(a, b, i, j)
     if further is not None and shared_length(a, b, further, j) >= least:
         return ("truncated_history" if further - i >= LEAST_TURN else "changed_text"), j, (further, j)

@@ -117,3 +117,18 @@ def _speed(name: str, text: str | None) -> float | None:
     if not 0 < gbps < 1e6:
         raise KvtoolError(f"--tiers {name}: {text} GB/s must be above 0: {EXAMPLE}")
     return gbps
+
+
+def parse_write_after(text: str) -> int | None:
+    """Hits after which a block is written down: 0 for `through`, K for `selective:K`, None for `back`, when it leaves
+    the tier above. Raises KvtoolError.
+    """
+    kind, colon, hits = text.partition(":")
+    if kind in ("through", "back") and not colon:
+        return 0 if kind == "through" else None
+    if kind == "selective" and hits.isdecimal() and 1 <= int(hits) <= 10**6:
+        return int(hits)
+    near = did_you_mean(kind, ("through", "selective", "back"))
+    raise KvtoolError(
+        f"--write-policy {text!r} is not one of through, selective:K (K hits, as selective:2), back{near}"
+    )

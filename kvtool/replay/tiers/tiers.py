@@ -10,6 +10,7 @@ import numpy as np
 
 from kvtool.replay.accesses import Accesses, requests_of
 from kvtool.replay.saved import PrefillFloor
+from kvtool.replay.sweep import WORTH_S
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Links, plan
 from kvtool.replay.tiers.stores import Moved, Stores
@@ -17,6 +18,7 @@ from kvtool.replay.tiers.timing import Run, Timed, run
 from kvtool.results import ReplayTier, ReplayTiers, ReplayTtft
 
 DAY_S = 86400
+BLOCKS_A_SECOND = 100_000  # of a replay with tiers, its three runs together
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class TierReplay:
         below = [max(0, place - 1) for place in moved.places[in_gpu:]]
         tokens = max(1, int(self.accesses.input_tokens[index]))
         return Timed(
-            arrival_s=float(self.accesses.arrival_s[index]),
+            arrival_s=float(self.accesses.arrival_s[index] - self.accesses.arrival_s.min()),
             plan=plan(self.floor, self.links, self.options, tokens, in_gpu, below),
             written=moved.written,
         )
@@ -105,6 +107,17 @@ class TierReplay:
             read_busy=timed.busy[2 * place],
             write_busy=timed.busy[2 * place + 1],
         )
+
+
+def sweep_tiers(lower: TierReplay, capacities: Sequence[int], jobs: int) -> dict[int, ReplayTiers]:
+    """Each capacity, side by side in processes where that is worth their start. `jobs` as joblib's n_jobs."""
+    work = len(capacities) * len(lower.accesses.nodes)
+    if jobs == 1 or len(capacities) < 2 or work / BLOCKS_A_SECOND < WORTH_S:
+        return {capacity: lower.at(capacity) for capacity in capacities}
+    from joblib import Parallel, delayed
+
+    found = Parallel(n_jobs=jobs, prefer="processes")(delayed(lower.at)(capacity) for capacity in capacities)
+    return dict(zip(capacities, found, strict=True))
 
 
 def write_policy_words(write_after: int | None) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvtool.files import write_atomic
+from kvtool.files import write_all
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
+from kvtool.report.replay.clocked import clocked_figure, clocked_words
 from kvtool.report.replay.cluster import cluster_tables
 from kvtool.report.replay.sentences import capacity_words, in_short
 from kvtool.report.replay.tiers import tier_rows, tier_tables
@@ -21,7 +23,7 @@ from kvtool.units import format_bytes_short, format_ms
 if TYPE_CHECKING:
     from rich.console import Console
 
-CURVE_FILE, TIERS_FILE = "replay-curve.csv", "replay-tiers.csv"
+CURVE_FILE, TIERS_FILE, CLOCK_FILE = "replay-curve.csv", "replay-tiers.csv", "replay-clock.png"
 
 
 def print_replay(document: ReplayDocument, console: Console) -> None:
@@ -51,18 +53,36 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
     """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. The page names the `command` that
     made it. Raises KvtoolError.
     """
+    pictures = _pictures(document)
     written = write_result(
         directory,
         "replay",
         document,
         rows=[_flat(row) for row in document.rows],
         figure=replay_figure(document),
-        html=replay_html(document, command),
+        html=replay_html(document, pictures, command),
     )
-    tables = {CURVE_FILE: curve_rows(document), **({TIERS_FILE: tier_rows(document)} if document.tiers else {})}
-    for name, rows in tables.items():
-        write_atomic(directory / name, csv_bytes(rows))
-    return [*written, *(directory / name for name in tables)]
+    made = {
+        CURVE_FILE: csv_bytes(curve_rows(document)),
+        TIERS_FILE: csv_bytes(tier_rows(document)) if document.tiers else b"",
+        CLOCK_FILE: pictures.get(clocked_words(document), b""),
+    }
+    beside = {name: made[name] for name in beside_names(document)}
+    write_all({directory / name: data for name, data in beside.items()})
+    return [*written, *(directory / name for name in beside)]
+
+
+def beside_names(document: ReplayDocument) -> list[str]:
+    """The files that a replay has besides those of every document."""
+    tiers = [TIERS_FILE] if document.tiers else []
+    return [CURVE_FILE, *tiers, *([CLOCK_FILE] if document.tiers or document.cluster else [])]
+
+
+def _pictures(document: ReplayDocument) -> dict[str, bytes]:
+    """What each chart shows, in words, and the chart."""
+    pictures = {_chart_words(document): png_bytes(replay_figure(document))}
+    figure = clocked_figure(document)
+    return pictures if figure is None else {**pictures, clocked_words(document): png_bytes(figure)}
 
 
 def _tables(document: ReplayDocument) -> list[Table]:
@@ -130,7 +150,7 @@ def _cells(row: ReplayRow, with_bytes: bool, with_ms: bool) -> tuple[str, ...]:
     )
 
 
-def replay_html(document: ReplayDocument, command: str = "") -> str:
+def replay_html(document: ReplayDocument, pictures: Mapping[str, bytes], command: str = "") -> str:
     """The page for somebody who was not there. Names out of logs are escaped where the page is made."""
     trace = document.trace
     fingerprint = Table(
@@ -146,10 +166,10 @@ def replay_html(document: ReplayDocument, command: str = "") -> str:
             html.warnings(document.warnings),
             html.made_of(
                 command,
-                ("replay.json", "replay.csv", CURVE_FILE, *([TIERS_FILE] if document.tiers else []), "replay.png"),
+                ("replay.json", "replay.csv", "replay.png", *beside_names(document)),
             ),
             html.key_points(in_short(document)),
-            html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
+            html.section("Charts", [html.charts({words: png}) for words, png in pictures.items()]),
             html.section("Table", [to_html(table) for table in _tables(document)]),
             html.section("Trace", [to_html(fingerprint)]),
             html.section("Definitions", [html.definitions(document.definition)]),

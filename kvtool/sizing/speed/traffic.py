@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import inf
 
 from kvtool.catalog.model import (
@@ -66,10 +67,37 @@ def prefill_flops(model: Model, new_tokens: int, cached_tokens: int = 0) -> int 
 
     The output head runs for the last token only.
     """
-    weights = _weight_flops(model, tokens=new_tokens, heads=1)
-    if weights is None:
+    work = prefill_work(model)
+    return None if work is None else work.flops(new_tokens, cached_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillWork:
+    """A model's prefill, ready to be asked for many lengths: `once` FLOPs for its last token, `per_token` besides
+    attention, and how many layers are alike in cache and top k.
+    """
+
+    model: Model
+    once: int
+    per_token: int
+    layers: tuple[tuple[tuple[Layer, int | None], int], ...]
+
+    def flops(self, new_tokens: int, cached_tokens: int = 0) -> int:
+        """FLOPs of `new_tokens` behind `cached_tokens`."""
+        attention = sum(
+            count * _layer_flops(self.model, layer, top_k, new_tokens, cached_tokens)
+            for (layer, top_k), count in self.layers
+        )
+        return self.once + self.per_token * new_tokens + attention
+
+
+def prefill_work(model: Model) -> PrefillWork | None:
+    """None where the parameters cannot be counted."""
+    once = _weight_flops(model, tokens=0, heads=1)
+    whole = _weight_flops(model, tokens=1, heads=1)
+    if once is None or whole is None:
         return None
-    return weights + attention_flops(model, new_tokens=new_tokens, cached_tokens=cached_tokens)
+    return PrefillWork(model, once, whole - once, tuple(_alike(model).items()))
 
 
 def even_context_tokens(model: Model) -> float:
@@ -96,10 +124,15 @@ def _weight_flops(model: Model, *, tokens: int, heads: int) -> int | None:
 
 def attention_flops(model: Model, *, new_tokens: int, cached_tokens: int) -> int:
     """FLOPs of scores, weighted sums, index scores and state updates of one sequence, over all layers."""
-    layers = Counter(zip(model.layers, top_k_by_layer(model), strict=True))
     return sum(
-        count * _layer_flops(model, layer, top_k, new_tokens, cached_tokens) for (layer, top_k), count in layers.items()
+        count * _layer_flops(model, layer, top_k, new_tokens, cached_tokens)
+        for (layer, top_k), count in _alike(model).items()
     )
+
+
+def _alike(model: Model) -> Counter[tuple[Layer, int | None]]:
+    """How many layers there are of each cache and top k."""
+    return Counter(zip(model.layers, top_k_by_layer(model), strict=True))
 
 
 def _layer_flops(model: Model, layer: Layer, top_k: int | None, new: int, cached: int) -> int:

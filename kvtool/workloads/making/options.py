@@ -65,6 +65,6 @@ class Making:
             if getattr(self, name) is not None:
                 flag = "think-time" if name == "think_s" else name.replace("_", "-")
                 has = ", ".join(kind for kind, values in DEFAULTS.items() if name in values)
-                raise KvtoolError(f"--{flag} is not of {self.kind}: {has} have it")
+                raise KvtoolError(f"--{flag} is not of {self.kind}, but of {has}")
         missing: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
         return replace(self, **missing)

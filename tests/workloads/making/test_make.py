@@ -71,7 +71,7 @@ def test_a_turn_hits_the_whole_blocks_of_the_turn_before(tmp_path: Path) -> None
 
 
 def test_an_option_of_another_kind_is_refused() -> None:
-    with pytest.raises(KvtoolError, match="--items is not of agents: ranking have it"):
+    with pytest.raises(KvtoolError, match="--items is not of agents, but of ranking"):
         make_trace(Making(kind="agents", items=3))
     with pytest.raises(KvtoolError, match="did you mean agents"):
         Making(kind="agent")
