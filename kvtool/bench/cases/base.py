@@ -109,8 +109,8 @@ class Measured:
 class Part(ABC):
     """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens.
 
-    One that does not `computes` only counts: it needs neither weights nor the device's limits. Whole runs of one that is
-    not `timed` have nothing to join.
+    One that does not `computes` only counts: it needs neither weights nor the device's limits. Whole runs of one that
+    is not `timed` have nothing to join.
     """
 
     computes: ClassVar[bool] = True
