@@ -33,8 +33,10 @@ def int8_by_vector(x: Tensor) -> Tensor:
 
 
 def int4_by_64(x: Tensor) -> Tensor:
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # heads of 64 are one group
-    return torch.round((x - low) / (high - low) * 15) * (high - low) / 15 + low
+    """Heads of 64 are one group, whose step and minimum are kept in fp16."""
+    low = x.amin(-1, keepdim=True)
+    step = (x.amax(-1, keepdim=True) - low) / 15
+    return torch.round((x - low) / step) * step.half().float() + low.half().float()
 
 
 def e4m3(x: Tensor) -> Tensor:
