@@ -30,6 +30,7 @@ VERBS = {
     "replay",
     "words",
     "workloads",
+    "accuracy",
 }
 GENERATED = re.compile(r"\[\d+ prompt \+ \d+ output tokens, TTFT [\d.,]+ ms, TPOT [\d.,]+ ms, \d+ pages of \d+\]")
 

@@ -22,7 +22,10 @@ class WithPower(Protocol):
 
 
 def load_warnings(environment: Mapping[str, Any], cases: Sequence[WithPower] = ()) -> list[str]:
-    """Of a machine that others used too while this ran: in all, or in the iterations of those cases that tell it."""
+    """Of a machine that others used too while this ran: in all, or in the iterations of those cases that tell it. None
+    where no case times anything."""
+    if cases and not any(not isinstance(case, Case) or case.samples for case in cases):
+        return []
     loads = {case.name: case.load for case in cases if isinstance(case, Case) and case.load.other_cores is not None}
     disturbed = [name for name, load in loads.items() if load.disturbed_iterations]
     if disturbed:

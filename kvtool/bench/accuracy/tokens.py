@@ -61,18 +61,19 @@ class Mean:
 
 def mean_of(windows: list[Values]) -> Mean:
     """Blocks do not span windows."""
-    blocks = np.array([values[at : at + BLOCK_TOKENS].mean() for values in windows for at in _starts(values)])
+    blocks = np.array([block.mean() for values in windows for block in np.array_split(values, _blocks_of(values))])
     se = float(blocks.std(ddof=1) / len(blocks) ** 0.5) if len(blocks) > 1 else None
     return Mean(float(np.concatenate(windows).mean()), se)
 
 
-def _starts(values: Values) -> range:
-    """Of whole blocks: a rest joins none, but for values that fill not even one."""
-    return range(0, max(1, len(values) - BLOCK_TOKENS + 1), BLOCK_TOKENS)
+def _blocks_of(values: Values) -> int:
+    """As many blocks, of nearly the same length, as come nearest to BLOCK_TOKENS."""
+    return max(1, round(len(values) / BLOCK_TOKENS))
 
 
 def num_blocks(windows: list[Values]) -> int:
-    return sum(len(_starts(values)) for values in windows)
+    """Of all windows."""
+    return sum(map(_blocks_of, windows))
 
 
 SAME, LOSES, COLLAPSES = "not distinguishable from {0} at this sample", "loses", "collapses"
