@@ -9,7 +9,7 @@ cache.close(seq)                     finished or preempted; cached pages stay un
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,7 +64,8 @@ class SequenceCache:
 class CacheManager:
     """The block pool and the cached prefixes. Every entry of an open block table holds one reference to its page,
     and so does the tree for each page in it. A sequence locks its path in the tree, so only pages that no open
-    sequence holds are evicted."""
+    sequence holds are evicted. `evicting` is told which, the last of each prefix first, while their K/V is still there.
+    """
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class CacheManager:
         self.prefix_caching = prefix_caching
         self.pool = BlockPool(num_pages)
         self.tree = RadixTree(eviction)
+        self.evicting: Callable[[list[int]], None] = _let_go
         self._open: set[SequenceCache] = set()
         self.reset_counters()
 
@@ -191,6 +193,10 @@ class CacheManager:
         sequence.table.pages.clear()
         sequence.table.num_tokens = 0
 
+    def cached_pages(self) -> list[int]:
+        """Every page that holds a cached prefix, or a part of one."""
+        return [page for node in self.tree for page in node.pages]
+
     def reset(self) -> None:
         """Forget every cached prefix. Raises ValueError while sequences are open."""
         if self._open:
@@ -229,6 +235,7 @@ class CacheManager:
             return None
         evicted = self.tree.evict(count - self.pool.num_free)
         self._evicted_pages += len(evicted)
+        self.evicting(evicted)
         self._release_all(evicted)
         return self.pool.allocate(count)
 
@@ -274,3 +281,7 @@ class CacheManager:
 
     def __str__(self) -> str:
         return f"{self.pool}, {len(self._open)} sequences open\n{self.tree}"
+
+
+def _let_go(pages: list[int]) -> None:
+    """Nobody keeps the K/V of evicted pages."""

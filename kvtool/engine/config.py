@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvtool.cache.eviction import eviction_policy
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
@@ -22,8 +23,9 @@ MAX_SEED = 2**32 - 1  # of a longer one, torch's CPU generator would see the las
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all;
-    `graphs` lets decode steps be CUDA graphs where they can be; `other_cores` are those that others keep busy, beside
-    whom fewer threads may run where `threads` does not say how many."""
+    `tiers` below the block pool hold cached prefixes; `graphs` lets decode steps be CUDA graphs where they can be;
+    `other_cores` are those that others keep busy, beside whom fewer threads may run where `threads` does not say how
+    many."""
 
     weights: str = "random"
     dtype: str = "auto"
@@ -38,6 +40,7 @@ class EngineConfig:
     prefix_caching: bool = True
     eviction: str = "lru"
     preemption: str = "youngest"
+    tiers: TierOptions | None = None
     graphs: bool = True
     threads: int | None = None
     other_cores: float | None = None

@@ -6,13 +6,17 @@ Knows pages, not tensors.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvtool.cache.manager import CacheManager
+from kvtool.cache.manager import CacheManager, SequenceCache
 from kvtool.engine.preemption import Preemption, youngest
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
+
+Restore = Callable[[Sequence, SequenceCache], int]
+"""Fills pages that were reserved for a whole sequence from below the pool: how many of its first tokens have K/V."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Scheduler:
     run out."""
 
     def __init__(self, cache: CacheManager, limits: SchedulerLimits, preemption: Preemption = youngest) -> None:
+        self.restore: Restore = _nothing_below
         self.cache = cache
         self.limits = limits
         self.preemption = preemption
@@ -140,15 +145,16 @@ class Scheduler:
         while self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
             sequence = self.waiting[0]
             pages = self.cache.open(sequence.token_ids)
-            num_tokens = min(len(sequence.token_ids) - pages.cached_tokens, budget)
             # A prompt is admitted only when all of it has room: half-prefilled prompts would only preempt each other.
             if not self.cache.reserve(pages, len(sequence.token_ids)):
                 self.cache.close(pages)
                 break
             self.waiting.popleft()
-            sequence.pages, sequence.num_computed, sequence.status = pages, pages.cached_tokens, Status.RUNNING
+            sequence.pages, sequence.status = pages, Status.RUNNING
+            sequence.num_computed = self.restore(sequence, pages)
             if sequence.cached_tokens is None:
-                sequence.cached_tokens = pages.cached_tokens
+                sequence.cached_tokens = sequence.num_computed
+            num_tokens = min(sequence.num_pending, budget)
             self.running.append(sequence)
             work.append(Work(sequence, num_tokens))
             budget -= num_tokens
@@ -169,3 +175,7 @@ class Scheduler:
         self.cache.close(sequence.pages)
         sequence.pages = None
         sequence.status = Status.FINISHED
+
+
+def _nothing_below(sequence: Sequence, pages: SequenceCache) -> int:
+    return pages.cached_tokens

@@ -54,7 +54,8 @@ class Sequence:
     """A request in flight. `token_ids` are prompt and output; the first `num_computed` of them have K/V in the cache.
 
     Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
-    sequence that finds its own pages again was not saved anything. `logits` has a row a token if the engine keeps them.
+    sequence that finds its own pages again was not saved anything. `page_keys` name its first whole pages for the tiers
+    below the pool. `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -68,6 +69,7 @@ class Sequence:
     cached_tokens: int | None = None
     peak_pages: int = 0
     num_preemptions: int = 0
+    page_keys: list[bytes] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 

@@ -1,0 +1,55 @@
+"""The tiers of an engine, from what was asked and what this machine gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvtool.cache.manager import CacheManager
+from kvtool.cache.tiers.options import TierOptions
+from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.offload.break_even import BreakEven
+from kvtool.engine.offload.copies import PageCopies
+from kvtool.engine.offload.disk import DiskTier
+from kvtool.engine.offload.folder import PageFolder
+from kvtool.engine.offload.host import host_tier
+from kvtool.engine.offload.identity import run_identity
+from kvtool.engine.offload.notices import Notices
+from kvtool.engine.offload.offload import Offload
+from kvtool.engine.offload.stack import TierStack
+from kvtool.engine.pool import KvPool
+
+
+def build_offload(
+    loaded: LoadedModel,
+    pool: KvPool,
+    cache: CacheManager,
+    options: TierOptions,
+    clock: Callable[[], float],
+    notices: Notices,
+) -> Offload | None:
+    """None, with a warning, where no tier can be had. Raises KvtoolError for a disk folder that cannot be used."""
+    host = host_tier(
+        options.dram_bytes, pool.page_bytes, loaded.device, notices, staged=options.disk_folder is not None
+    )
+    if host is None:
+        return None
+    root = run_identity(loaded)
+    disk = _disk_tier(options, pool.page_bytes, root, notices)
+    if disk is None and not host.capacity:
+        return None
+    break_even = BreakEven(cache.block_size)
+    copies = PageCopies(pool.layers, host.slots)
+    stack = TierStack(copies, host, disk, exclusive=options.exclusive, break_even=break_even, clock=clock)
+    return Offload(cache, stack, options.write, root=root, break_even=break_even, notices=notices)
+
+
+def _disk_tier(options: TierOptions, page_bytes: int, root: bytes, notices: Notices) -> DiskTier | None:
+    if options.disk_folder is None or options.disk_bytes is None:
+        return None
+    return DiskTier(
+        PageFolder(options.disk_folder),
+        capacity_bytes=options.disk_bytes,
+        fingerprint=root,
+        page_bytes=page_bytes,
+        notices=notices,
+    )
