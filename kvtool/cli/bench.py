@@ -13,6 +13,7 @@ from kvtool.cli.flags.bench import BenchGrid
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.tiers import Tiers
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
 from kvtool.errors import KvtoolError
@@ -36,6 +37,7 @@ def bench(
     *,
     grid: BenchGrid,
     run: Run,
+    tiers: Tiers,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -47,11 +49,11 @@ def bench(
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
-    options = grid.options(run.device, run.seed)
+    options, below = grid.options(run.device, run.seed), tiers.options()
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
-    config = run.config(model, other_cores=load.other_cores())
+    config = run.config(model, other_cores=load.other_cores(), tiers=below)
 
     def write(document: BenchDocument, folder: Path) -> None:
         write_bench(document, folder, command=command_line())

@@ -22,7 +22,6 @@ from kvtool.engine.graphs.decode_step import decode_rows
 from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload.build import build_offload
-from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.offload import Offload
 from kvtool.engine.pool import KvPool
 from kvtool.engine.preemption import preemption_policy
@@ -63,7 +62,6 @@ class Engine:
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
-        self.notices = Notices()
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
@@ -76,7 +74,7 @@ class Engine:
         """What lies below the pool. `close` ends it, at the latest when the engine is gone."""
         if config.tiers is None or not config.prefix_caching:
             return None
-        offload = build_offload(self.loaded, self.pool, self.cache, config.tiers, self.clock, self.notices)
+        offload = build_offload(self.loaded, self.pool, self.cache, config.tiers, self.clock, self.loaded.notices)
         if offload is not None:
             self.cache.evicting, self.scheduler.restore = offload.evicting, offload.restore
             self._close_tiers = weakref.finalize(self, offload.close)

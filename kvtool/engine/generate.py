@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from kvtool.catalog.model import Model
@@ -14,7 +14,7 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
-from kvtool.results import GenerateDocument, GeneratedSequence, tpot_s
+from kvtool.results import GenerateDocument, GeneratedSequence, TierUse, tpot_s
 from kvtool.units import ceil_div
 
 OnToken = Callable[[int, int], None]
@@ -42,6 +42,7 @@ def generate(
     for stepped in engine.run_until_idle():
         for sequence in stepped:
             on_token(index_of[sequence.id], sequence.token_ids[-1])
+    engine.close()
     return GenerateDocument(
         model=model.id,
         inputs={
@@ -58,6 +59,8 @@ def generate(
             "temperature": params.temperature,
             "top_p": params.top_p,
             "seed": config.seed,
+            "tiers": None if config.tiers is None else str(config.tiers),
+            "write_policy": None if config.tiers is None else str(config.tiers.write),
         },
         environment=environment,
         assumptions=loaded.assumptions(),
@@ -72,6 +75,7 @@ def generate(
             )
             for sequence in sequences
         ],
+        tiers=[TierUse(**asdict(counters)) for counters in engine.tiers()],
     )
 
 

@@ -79,6 +79,7 @@ from kvtool.results.size import (
     SizeWeights,
 )
 from kvtool.results.summary import Summary, summarise
+from kvtool.results.tiers import TierUse
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
@@ -147,6 +148,7 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierUse",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",

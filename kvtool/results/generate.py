@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from kvtool.results.document import Struct
+from kvtool.results.tiers import TierUse
 
 
 class GeneratedSequence(Struct, frozen=True, kw_only=True):
@@ -23,3 +26,4 @@ class GenerateDocument(Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
     assumptions: list[str]
     sequences: list[GeneratedSequence]
+    tiers: list[TierUse] = msgspec.field(default_factory=list)

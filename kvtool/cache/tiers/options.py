@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtool.errors import KvtoolError, did_you_mean
-from kvtool.units import parse_size
+from kvtool.units import format_bytes, parse_size
 
 EXAMPLE = "write dram=4GiB, disk=FOLDER:20GiB, or both with a comma"
 EXCLUSIVE = "exclusive"
@@ -20,6 +20,9 @@ class WritePolicy:
     kind: str = "through"
     hits: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.hits}" if self.hits else self.kind
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierOptions:
@@ -31,6 +34,12 @@ class TierOptions:
     disk_bytes: int | None = None
     exclusive: bool = False
     write: WritePolicy = WritePolicy()
+
+    def __str__(self) -> str:
+        """Without the folder, which is the user's own affair."""
+        sizes = (("dram", self.dram_bytes), ("disk", self.disk_bytes))
+        named = [f"{name}={format_bytes(size)}" for name, size in sizes if size is not None]
+        return ",".join([*named, *([EXCLUSIVE] if self.exclusive else [])])
 
     def __post_init__(self) -> None:
         if self.dram_bytes is None and self.disk_folder is None:

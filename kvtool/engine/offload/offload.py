@@ -98,6 +98,7 @@ class Offload:
         extend_keys(sequence.page_keys, sequence.token_ids, block_size, stop, self._root)
         pages, keys = sequence.pages.table.pages[start:stop], sequence.page_keys[start:stop]
         self._name(pages, keys)
+        self.stack.moved_up(keys)
         if self._policy.kind == "through":
             self._store(pages)
 

@@ -82,6 +82,12 @@ class TierStack:
             self.counts["dram"].bytes_in += len(slots) * self._copies.page_bytes
         self._trim()
 
+    def moved_up(self, keys: Sequence[Key]) -> None:
+        """The pool has these pages: an exclusive host memory gives its own up."""
+        for key in keys:
+            if self._exclusive and key in self.host and not self.host.shelf.is_pinned(key):
+                self._drop(key)
+
     def write_all_down(self) -> None:
         """What host memory holds and the disk does not."""
         for key in list(self.host.shelf):
@@ -155,8 +161,7 @@ class TierStack:
         for key in reversed(keys):
             self.host.shelf.unpin(key)
             self.host.shelf.touch(key)
-            if self._exclusive and not self.host.shelf.is_pinned(key):
-                self._drop(key)
+        self.moved_up(keys)
         self._trim()
 
     def _fetched(self, keys: Sequence[Key]) -> int:

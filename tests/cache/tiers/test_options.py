@@ -10,18 +10,20 @@ from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
 from kvtool.errors import KvtoolError
 from kvtool.units import GIB
 
+BACK, THIRD_HIT = WritePolicy(kind="back"), WritePolicy(kind="selective", hits=3)
+
 
 @pytest.mark.parametrize(
     ("text", "write", "expected"),
     [
         ("dram=4GiB", "through", TierOptions(dram_bytes=4 * GIB)),
-        ("disk=/a:b:20GiB", "back", TierOptions(disk_folder=Path("/a:b"), disk_bytes=20 * GIB, write=WritePolicy(kind="back"))),
+        ("disk=/a:b:20GiB", "back", TierOptions(disk_folder=Path("/a:b"), disk_bytes=20 * GIB, write=BACK)),
         (
             "dram=1GiB, disk=x:2GiB",
             "selective:3",
-            TierOptions(dram_bytes=GIB, disk_folder=Path("x"), disk_bytes=2 * GIB, write=WritePolicy(kind="selective", hits=3)),
+            TierOptions(dram_bytes=GIB, disk_folder=Path("x"), disk_bytes=2 * GIB, write=THIRD_HIT),
         ),
-        ("dram=1GiB,exclusive", "back", TierOptions(dram_bytes=GIB, exclusive=True, write=WritePolicy(kind="back"))),
+        ("dram=1GiB,exclusive", "back", TierOptions(dram_bytes=GIB, exclusive=True, write=BACK)),
     ],
 )  # fmt: skip
 def test_tiers_are_read(text: str, write: str, expected: TierOptions) -> None:

@@ -1,4 +1,4 @@
-"""The disk tier: what was written comes back or is a miss, whatever became of the files, and nothing else is touched."""
+"""The disk tier: what was written comes back or is a miss, whatever became of the files; nothing else is touched."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_folder_is_its_users_alone_and_of_one_process(tmp_path: Path) -> Non
 @pytest.mark.parametrize("make", [lambda path: path.symlink_to("/etc"), lambda path: path.write_text("a file")])
 def test_a_link_or_a_file_in_the_folders_place_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "kvtool-cache")
-    with pytest.raises(KvtoolError, match="cannot use .*kvtool-cache"):
+    with pytest.raises(KvtoolError, match=r"cannot use .*kvtool-cache"):
         PageFolder(tmp_path)
 
 
@@ -181,5 +181,5 @@ def test_a_page_larger_than_the_tier_is_not_taken(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(KvtoolError, match="--tiers disk=.*file/x: cannot use"):
+    with pytest.raises(KvtoolError, match=r"--tiers disk=.*file/x: cannot use"):
         open_tier(tmp_path / "file" / "x", Notices(), pages=ROOMY)

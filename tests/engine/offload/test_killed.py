@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -14,6 +15,7 @@ import pytest
 from kvtool.engine.offload.folder import PageFolder
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import encode_page, file_bytes
+from kvtool.machine.direct_io import AlignedBuffer
 from tests.engine.offload.disk_pages import PAGE_BYTES, ROOMY, RUN, key, open_tier, page, read
 
 PAGES = 4
@@ -50,20 +52,19 @@ class Dying:
 def test_fifty_deaths_each_at_a_random_byte_or_before_a_rename(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = memoryview(bytearray(file_bytes(PAGE_BYTES)))
+    image = AlignedBuffer(file_bytes(PAGE_BYTES)).view
     for death in range(50):
         random, parent, notices = Random(1000 * seed + death), tmp_path / str(death), Notices()
         left, renames = random.randrange(PAGES * len(image)), random.randrange(PAGES + 1)
         whole = min(left // len(image), renames)
         folder = PageFolder(parent)
-        with monkeypatch.context() as dying, pytest.raises(Killed):
+        with monkeypatch.context() as dying, suppress(Killed):
             calls = Dying(left, renames)
             dying.setattr(os, "pwritev", calls.pwritev)
             dying.setattr(os, "rename", calls.rename)
             for number in range(PAGES):
                 encode_page(image, key(number), RUN, memoryview(page(number)))
                 folder.write(key(number), image)
-            raise Killed
         folder.close()
         tier = open_tier(parent, notices)
         expected = [page(number) if number < whole else None for number in range(PAGES)]
@@ -88,12 +89,12 @@ for number in range(1000):
 
 def test_kill_9_loses_unfinished_pages_only_and_the_next_run_goes_on(tmp_path: Path) -> None:
     for victim in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        while int(writer.stdout.readline()) < 20 + 9 * victim:
-            pass
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        command = [sys.executable, "-c", WRITER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            while int(writer.stdout.readline()) < 20 + 9 * victim:
+                pass
+            writer.send_signal(signal.SIGKILL)
         notices = Notices()
         tier = open_tier(tmp_path, notices, pages=ROOMY)
         found = [read(tier, number) for number in range(100)]
