@@ -135,10 +135,11 @@ class Engine:
             return self._run_now(self.scheduler.schedule())
 
     def _run_now(self, work: list[Work]) -> list[Sequence]:
+        if self.offload is None:
+            return self.postprocess(work, self.run(work))
         start_s = self.clock()
         stepped = self.postprocess(work, self.run(work))
-        if self.offload is not None:
-            self.offload.observe(work, self.clock() - start_s)
+        self.offload.observe(work, self.clock() - start_s)
         return stepped
 
     def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:

@@ -79,7 +79,15 @@ from kvtool.results.size import (
     SizeWeights,
 )
 from kvtool.results.summary import Summary, summarise
-from kvtool.results.tiers import TierUse
+from kvtool.results.tiers import (
+    BreakEvenRow,
+    TierRate,
+    TierRow,
+    TiersDocument,
+    TierSpeed,
+    TierUse,
+    read_profile,
+)
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
 
@@ -89,6 +97,7 @@ __all__ = [
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
+    "BreakEvenRow",
     "Calibration",
     "Case",
     "Check",
@@ -148,7 +157,11 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierRate",
+    "TierRow",
+    "TierSpeed",
     "TierUse",
+    "TiersDocument",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -159,6 +172,7 @@ __all__ = [
     "encode",
     "read_calibration",
     "read_document",
+    "read_profile",
     "summarise",
     "tpot_s",
 ]

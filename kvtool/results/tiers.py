@@ -1,8 +1,12 @@
-"""What the tiers below a block pool gave and took in a run."""
+"""What tiers below a block pool gave and took in a run, and what `kvtool tiers` measured of them."""
 
 from __future__ import annotations
 
-from kvtool.results.document import Struct
+from pathlib import Path
+from typing import Any
+
+from kvtool.errors import KvtoolError
+from kvtool.results.document import Struct, read_document
 
 
 class TierUse(Struct, frozen=True, kw_only=True):
@@ -15,3 +19,78 @@ class TierUse(Struct, frozen=True, kw_only=True):
     bytes_out: int
     stall_s: float
     recomputed_tokens: int
+
+
+class TierRate(Struct, frozen=True, kw_only=True):
+    """GB/s over `n` rounds; p90 is what nine of ten rounds reached or stayed below."""
+
+    p50: float
+    p90: float
+    n: int
+
+
+class TierRow(Struct, frozen=True, kw_only=True):
+    """`tier`: dram, disk, or what a folder lies on that is no disk (tmpfs, overlay, page cache). `direction`: down, up
+    or both. `method`: copies | pageable copies | gathered pages | page by page | requests | checked requests |
+    beside a product. `size`: layer block | full block | chunk. `device_s` and `host_s`: seconds a request of the device
+    (of the wall clock where that is no GPU) and of the host's processors. `product_slowdown`: how many times as long a
+    matrix product took beside it."""
+
+    tier: str
+    direction: str
+    method: str
+    size: str
+    size_bytes: int
+    queue_depth: int
+    streams: int
+    gbps: TierRate
+    latency_us: float
+    device_s: float
+    host_s: float
+    measured: bool
+    product_slowdown: float | None
+    remark: str
+
+
+class TierSpeed(Struct, frozen=True, kw_only=True):
+    """Of full blocks: what a plan takes for the speed of a tier."""
+
+    tier: str
+    up_gbps: float
+    down_gbps: float
+    latency_us: float
+    measured: bool
+    remark: str
+
+
+class BreakEvenRow(Struct, frozen=True, kw_only=True):
+    """From `prefix_tokens` on, loading from the tier is faster than computing; None: not up to `up_to_tokens`. Times
+    are of that many tokens, or of `up_to_tokens`; `points` are (tokens, load_ms, compute_ms)."""
+
+    model: str
+    tier: str
+    prefix_tokens: int | None
+    up_to_tokens: int
+    load_ms: float
+    compute_ms: float
+    measured: bool
+    points: list[tuple[int, float, float]]
+
+
+class TiersDocument(Struct, frozen=True, kw_only=True):
+    schema: str = "kvtool.tiers/1"
+    environment: dict[str, Any]
+    definitions: dict[str, str]
+    assumptions: list[str]
+    inputs: dict[str, str | int | float | bool | None]
+    rows: list[TierRow]
+    tiers: list[TierSpeed]
+    break_even: list[BreakEvenRow]
+
+
+def read_profile(path: Path) -> dict[str, TierSpeed]:
+    """The speeds of a tiers document, by tier. Raises KvtoolError for any other file, and for one without any."""
+    speeds = {speed.tier: speed for speed in read_document(path, TiersDocument).tiers}
+    if not speeds:
+        raise KvtoolError(f"{path} has no tier that was measured to its end: run kvtool tiers again")
+    return speeds

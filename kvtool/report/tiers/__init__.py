@@ -1,0 +1,1 @@
+"""A tiers document out."""
