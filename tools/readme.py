@@ -32,7 +32,8 @@ from kvtool.report.bench.bench import print_bench
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine import print_environment
-from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document
+from kvtool.report.tiers.tiers import print_tiers
+from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, TiersDocument, read_document
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -55,6 +56,7 @@ MEASUREMENTS = {
     "cpu-llama-3.2-1b/bench.json": f"kvtool bench llama-3.2-1b {STREAMING} --json",
     "cpu/env.json": "kvtool env --measure --json",
     "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
+    "cpu-tiers/tiers": "kvtool tiers --out cpu-tiers",
 }
 
 
@@ -147,6 +149,9 @@ def printed_again(file: str, *titles: str) -> str:
     path = REPORTS / file
     if path.stem == "kernels":
         text = shown(lambda console: print_kernels(read_document(path, KernelsDocument), console))
+        return excerpt(text, titles) if titles else text
+    if path.stem == "tiers":
+        text = shown(lambda console: print_tiers(read_document(path, TiersDocument), console))
         return excerpt(text, titles) if titles else text
     if path.stem == "env":
         return shown(lambda console: print_environment(read_document(path, EnvDocument), console))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples:\n\n"
-    "  kvtool tiers smollm2-135m --no-disk --seconds 0.05\n\n"
-    "  kvtool tiers --disk . --file-size 64MiB --seconds 0.05 --out kvtool-report"
+    "  kvtool tiers smollm2-135m --no-disk --seconds 0.1\n\n"
+    "  kvtool tiers --disk . --queue-depth 1,8 --out kvtool-report"
 )
 
 

@@ -57,7 +57,7 @@ def test_rounds_are_of_requests_of_every_worker(
 
 
 def test_short_rounds_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([0.0, *(tick for took_s in (0.01, 0.01, 0.03, 0.03, 0.03) for tick in (1.0, 1.0 + took_s, 0.0))])
+    ticks = iter([0.0, *(tick for took_s in (0.01, 0.01, 0.03, 0.03, 0.03) for tick in (1.0, 1.0 + took_s))])
     monkeypatch.setattr(disk.time, "perf_counter", lambda: next(ticks, 9.0))
     monkeypatch.setattr(disk._Worker, "run", lambda worker, count: [0.0] * count)
     served = serve(Scratch(-1, MIB, direct=True), Requests(KIB, 1, "up"), seconds=0.0)

@@ -166,13 +166,13 @@ class Together:
 
 
 def together(first: Call, second: Call, device: torch.device, seconds: float) -> Together:
-    """`second` again and again in a thread, on a stream of its own, while `first` does the same here."""
+    """`second` again and again in a thread, on a stream of its own, while `first` does the same here; each once at least."""
     over, counted = threading.Event(), 0
 
     def beside() -> None:
         nonlocal counted
         with _own_stream(device):
-            while not over.is_set():
+            while not (counted and over.is_set()):
                 second()
                 _settle(device)
                 counted += 1
@@ -180,7 +180,7 @@ def together(first: Call, second: Call, device: torch.device, seconds: float) ->
     thread = threading.Thread(target=beside)
     began_s, done = time.perf_counter(), 0
     thread.start()
-    while time.perf_counter() - began_s < seconds:
+    while not done or time.perf_counter() - began_s < seconds:
         first()
         _settle(device)
         done += 1
@@ -192,7 +192,7 @@ def together(first: Call, second: Call, device: torch.device, seconds: float) ->
 def alone(call: Call, device: torch.device, seconds: float) -> float:
     """Calls a second."""
     began_s, done = time.perf_counter(), 0
-    while time.perf_counter() - began_s < seconds:
+    while not done or time.perf_counter() - began_s < seconds:
         call()
         _settle(device)
         done += 1
@@ -223,12 +223,15 @@ def _beside_product(what: What, sides: Sides, options: TiersOptions) -> TierRow:
     product = matmul_kernel(str(sides.device), dtype, GPU_PRODUCT if cuda else CPU_PRODUCT).call
     copies = sides.gathered(up=what.direction == "up")
     product()
-    lone = [(alone(copies, sides.device, window_s), alone(product, sides.device, window_s)) for _ in range(WINDOWS)]
-    windows = [together(copies, product, sides.device, window_s) for _ in range(WINDOWS)]
+    lone: list[tuple[float, float]] = []
+    windows: list[Together] = []
+    for _ in range(WINDOWS):  # in turns, so that a neighbour's burst hits both
+        lone.append((alone(copies, sides.device, window_s), alone(product, sides.device, window_s)))
+        windows.append(together(copies, product, sides.device, window_s))
     copied_alone, multiplied_alone = (median(rate[side] for rate in lone) for side in (0, 1))
     copied = median(each.first / each.window_s for each in windows)
     multiplied = median(each.second / each.window_s for each in windows)
-    slower = multiplied_alone / max(multiplied, 1 / options.point_s)
+    slower = multiplied_alone / multiplied
     remark = f"copies take {copied_alone / copied:.2f}x, the product {slower:.2f}x of their time alone"
     row = _windows_row(replace(what, remark=remark), [(each.first, each.window_s) for each in windows])
     return msgspec.structs.replace(row, product_slowdown=slower)

@@ -53,7 +53,8 @@ def _depth(name: str, rows: Sequence[TierRow]) -> Iterator[str]:
     ]
     if len(read) > 1:
         first, best = min(read, key=lambda row: row.queue_depth), max(read, key=lambda row: row.gbps.p50)
+        with_few = "and more do not help" if best is first else f"{rate(first.gbps.p50)} with {first.queue_depth}"
         yield (
             f"{name}: blocks of {format_bytes(best.size_bytes)} are read at {rate(best.gbps.p50)} GB/s with "
-            f"{best.queue_depth} in flight, {rate(first.gbps.p50)} with {first.queue_depth}"
+            f"{best.queue_depth} in flight, {with_few}"
         )

@@ -85,16 +85,15 @@ def _title(document: TiersDocument) -> str:
 
 def _csv_row(row: TierRow) -> dict[str, CsvValue]:
     flat: dict[str, CsvValue] = msgspec.to_builtins(row)
-    gbps = flat.pop("gbps")
-    assert isinstance(gbps, dict)
-    return flat | {f"gbps_{name}": value for name, value in gbps.items()}
+    del flat["gbps"]
+    return flat | {"gbps_p50": row.gbps.p50, "gbps_p90": row.gbps.p90, "gbps_n": row.gbps.n}
 
 
 def _host_table(rows: Sequence[TierRow]) -> Table:
     own = [row for row in rows if row.tier == "dram"]
     return Table(
         title="dram: between the block pool and host memory",
-        columns=("", "of", "", "at a\ntime", "GB/s\np50", "GB/s\np90", "µs\nhost"),
+        columns=("moved", "of", "way", "at a\ntime", "GB/s\np50", "GB/s\np90", "µs\nhost"),
         rows=[
             (
                 row.method,
@@ -122,7 +121,7 @@ def _disk_table(name: str, rows: Sequence[TierRow]) -> Table:
     cells = {(row.method, row.size, row.size_bytes, row.direction, row.queue_depth): rate(row.gbps.p50) for row in own}
     return Table(
         title=f"{name}: GB/s by requests in flight",
-        columns=("", "of", *(f"{direction}\nx {depth}" for direction, depth in columns)),
+        columns=("moved", "of", *(f"{direction}\nx {depth}" for direction, depth in columns)),
         rows=[
             (kind[0], f"{kind[1]}, {format_bytes(kind[2])}", *(cells.get((*kind, *column), DASH) for column in columns))
             for kind in kinds

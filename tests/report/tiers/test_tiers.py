@@ -1,0 +1,138 @@
+"""A tiers document in every form: tables, sentences, a chart that names its lines, a page, and a profile."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from kvtool.errors import KvtoolError
+from kvtool.report.tiers.chart import speed_lines, tiers_figure
+from kvtool.report.tiers.sentences import findings
+from kvtool.report.tiers.tiers import print_tiers, write_tiers
+from kvtool.results import BreakEvenRow, TierRate, TierRow, TiersDocument, TierSpeed, read_document, read_profile
+from kvtool.units import KIB, MIB
+
+
+def row(
+    tier: str, direction: str, method: str, size_bytes: int, gbps: float, depth: int = 1, **more: object
+) -> TierRow:
+    given: dict[str, object] = {
+        "size": "full block" if size_bytes == MIB else "chunk",
+        "streams": depth,
+        "latency_us": 100.0,
+        "device_s": 1e-4,
+        "host_s": 1e-5,
+        "measured": True,
+        "product_slowdown": None,
+        "remark": f"of {tier}",
+    }
+    return TierRow(
+        tier=tier,
+        direction=direction,
+        method=method,
+        size_bytes=size_bytes,
+        queue_depth=depth,
+        gbps=TierRate(p50=gbps, p90=1.1 * gbps, n=7),
+        **given | more,
+    )
+
+
+ROWS = [
+    row("dram", "up", "copies", 8 * KIB, 1.0),
+    row("dram", "up", "copies", MIB, 9.0),
+    row("dram", "down", "gathered pages", MIB, 6.0, 32),
+    row("dram", "down", "page by page", MIB, 2.0, 32),
+    row("dram", "up", "beside a product", MIB, 4.0, 32, product_slowdown=1.25, remark="copies take 1.50x"),
+    row("disk", "up", "requests", MIB, 0.5),
+    row("disk", "up", "requests", MIB, 2.5, 16),
+    row("disk", "down", "requests", MIB, 1.5),
+    row("disk", "up", "requests", 8 * KIB, 0.1),
+]
+POINTS = [(16, 2.0, 1.0), (32, 3.0, 2.5), (64, 5.0, 6.0)]
+
+
+def even(tier: str, prefix_tokens: int | None) -> BreakEvenRow:
+    return BreakEvenRow(
+        model="example/llama",
+        tier=tier,
+        prefix_tokens=prefix_tokens,
+        up_to_tokens=64,
+        load_ms=3.0,
+        compute_ms=4.0,
+        measured=True,
+        points=POINTS,
+    )
+
+
+DOCUMENT = TiersDocument(
+    environment={"device": "cpu"},
+    definitions={"tier": "where pages lie"},
+    assumptions=["a prefill goes on as it began"],
+    inputs={"model": "example/llama", "block_size": 16, "kv_cache_dtype": "bf16", "device": "cpu"},
+    rows=ROWS,
+    tiers=[TierSpeed(tier="disk", up_gbps=2.5, down_gbps=1.5, latency_us=90.0, measured=True, remark="")],
+    break_even=[even("dram", 16), even("disk", 48)],
+)
+
+
+def printed(document: TiersDocument, width: int = 100) -> str:
+    out = io.StringIO()
+    print_tiers(document, Console(file=out, width=width, no_color=True))
+    return out.getvalue()
+
+
+def test_the_tables_have_a_row_a_size_and_a_column_a_depth() -> None:
+    text = printed(DOCUMENT)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "requests full block, 1 MiB 0.500 2.50 1.50" in lines
+    assert "requests chunk, 8 KiB 0.100 - -" in lines
+    assert "gathered pages full block, 1 MiB down 32 6.00 6.60 10.0" in lines
+    assert "disk 48 3.00 4.00" in lines
+    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, printed(DOCUMENT, 60).splitlines())) <= 60
+
+
+def test_the_findings_answer_first() -> None:
+    assert findings(DOCUMENT) == [
+        "dram: loading beats computing from the first page on",
+        "disk: loading never pays below 48 tokens, and pays from there on",
+        "dram down: gathered pages move 3.00x as fast as page by page",
+        "dram up beside a matrix product: copies take 1.50x",
+        "disk: blocks of 1 MiB are read at 2.50 GB/s with 16 in flight, 0.500 with 1",
+    ]
+    never = msgspec.structs.replace(DOCUMENT, rows=[], break_even=[even("disk", None)])
+    assert findings(never) == ["disk: loading never beats computing up to 64 tokens"]
+
+
+def test_the_chart_draws_the_best_of_each_size() -> None:
+    assert speed_lines(ROWS) == {
+        ("dram", "up"): [(8 * KIB, 1.0), (MIB, 9.0)],
+        ("disk", "up"): [(8 * KIB, 0.1), (MIB, 2.5)],
+        ("disk", "down"): [(MIB, 1.5)],
+    }
+    figure = tiers_figure(DOCUMENT)
+    told = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert {"dram up: 9.00", "disk up: 2.50", "disk down: 1.50", "computing", "from disk"} <= set(told)
+    assert len(tiers_figure(msgspec.structs.replace(DOCUMENT, break_even=[])).axes) == 1
+
+
+def test_every_form_is_written_and_the_json_is_a_profile(tmp_path: Path) -> None:
+    write_tiers(DOCUMENT, tmp_path, command="kvtool tiers")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "tiers.csv", "tiers.json", "tiers.png"]
+    assert read_document(tmp_path / "tiers.json", TiersDocument) == DOCUMENT
+    assert read_profile(tmp_path / "tiers.json")["disk"].up_gbps == 2.5
+    rows = list(csv.DictReader((tmp_path / "tiers.csv").read_text().splitlines()))
+    assert [float(found["gbps_p50"]) for found in rows] == [found.gbps.p50 for found in ROWS]
+    page = (tmp_path / "report.html").read_text()
+    assert "loading never pays below 48 tokens" in page
+
+
+def test_a_profile_without_tiers_is_refused(tmp_path: Path) -> None:
+    write_tiers(msgspec.structs.replace(DOCUMENT, tiers=[], break_even=[]), tmp_path)
+    with pytest.raises(KvtoolError, match="has no tier that was measured to its end: run kvtool tiers again"):
+        read_profile(tmp_path / "tiers.json")
