@@ -32,7 +32,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 class Compiled:
     """A loaded library, or in words why there is none."""
 
-    library: ctypes.CDLL | None
+    handle: ctypes.CDLL | None
     reason: str | None = None
 
 

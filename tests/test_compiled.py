@@ -38,8 +38,8 @@ def cached(tmp_path: Path) -> list[str]:
 def test_a_folder_becomes_one_library(sources: Path, tmp_path: Path) -> None:
     found = load_library(sources)
     assert found.reason is None
-    assert found.library is not None
-    assert found.library.twice(40) == 42
+    assert found.handle is not None
+    assert found.handle.twice(40) == 42
     (name,) = cached(tmp_path)
     assert name.startswith("counting-")
 
@@ -47,7 +47,7 @@ def test_a_folder_becomes_one_library(sources: Path, tmp_path: Path) -> None:
 @needs_gcc
 def test_other_flags_and_other_code_are_other_libraries(sources: Path, tmp_path: Path) -> None:
     load_library(sources)
-    stepping = load_library(sources, ["-DSTEP=10"]).library
+    stepping = load_library(sources, ["-DSTEP=10"]).handle
     assert stepping is not None
     assert stepping.twice(1) == 21
     (sources / "next.h").write_text("int next(int x);\n")
@@ -117,7 +117,7 @@ def test_a_library_or_a_folder_of_another_user_is_not_used(
     monkeypatch.setattr(os, "geteuid", lambda: library.stat().st_uid + 1)
     assert not _is_as_built(library)
     found = load_library(sources)
-    assert found.library is None
+    assert found.handle is None
     assert "belongs to another user" in str(found.reason)
 
 
@@ -144,7 +144,7 @@ def test_a_user_without_a_home_is_the_reason(sources: Path, monkeypatch: pytest.
 def test_a_source_that_does_not_compile_is_refused_and_leaves_no_file(sources: Path, tmp_path: Path) -> None:
     (sources / "broken.c").write_text("int broken(")
     found = load_library(sources)
-    assert found.library is None
+    assert found.handle is None
     assert found.reason is not None
     assert "gcc refuses it" in found.reason
     assert "broken.c" in found.reason
@@ -158,7 +158,7 @@ def test_a_cache_that_cannot_be_written_is_the_reason(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = load_library(sources)
-    assert found.library is None
+    assert found.handle is None
     assert "it cannot be built" in (found.reason or "")
 
 

@@ -32,6 +32,7 @@ from kvtool.report.bench.bench import print_bench
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine import print_environment
+from kvtool.report.terminal import Terminal
 from kvtool.report.tiers.tiers import print_tiers
 from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, TiersDocument, read_document
 
@@ -162,7 +163,7 @@ def printed_again(file: str, *titles: str) -> str:
 
 
 def shown(print_document: Callable[[Console], None]) -> str:
-    console = Console(file=io.StringIO(), width=COLUMNS, no_color=True)
+    console = Terminal(file=io.StringIO(), width=COLUMNS, no_color=True)
     print_document(console)
     return tidy(console.file.getvalue())
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from kvtool.cli.flags.output import Output, Printed
+from kvtool.cli.flags.output import Output, Printed, Tabled
 from kvtool.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kvtool.report.terminal import Terminal
     from kvtool.results import Struct
 
 Document = TypeVar("Document", bound="Struct | dict[str, Any]")
@@ -41,7 +42,7 @@ def answer(
         check_writable(out)
 
     try:
-        _print(document, output, show, notes)
+        _print(document, show, notes, json=output.json, markdown=isinstance(output, Tabled) and output.format == "md")
     finally:
         if write is not None and out is not None:
             write(document, out)
@@ -50,18 +51,29 @@ def answer(
 
 
 def _print(
-    document: Document, output: Printed, show: Callable[[Document, Console], None], notes: Iterable[str]
+    document: Document, show: Callable[[Document, Console], None], notes: Iterable[str], *, json: bool, markdown: bool
 ) -> None:
-    from kvtool.report.terminal import Terminal
     from kvtool.results import encode
 
-    if output.json:
+    if json:
         typer.echo(encode(document), nl=False)
     else:
-        show(document, Terminal())
+        console = _console(markdown)
+        show(document, console)
+        console.close()
     sys.stdout.flush()
     for note in notes:
         typer.echo(visible(note), err=True)
+
+
+def _console(markdown: bool) -> Terminal:
+    from kvtool.report.terminal import Terminal
+
+    if not markdown:
+        return Terminal()
+    from kvtool.report.markdown import Markdown
+
+    return Markdown()
 
 
 def ending(errors: Sequence[str], *, interrupted: bool, wrong: Sequence[str] = ()) -> tuple[list[str], int]:

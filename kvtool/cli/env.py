@@ -8,7 +8,7 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
-from kvtool.cli.flags.output import Printed
+from kvtool.cli.flags.output import Tabled
 
 EXAMPLES = "Examples:\n\n  kvtool env --measure\n\n  kvtool env --json --device cpu"
 
@@ -19,7 +19,7 @@ def env(
     device: Annotated[str, typer.Option(help="auto (a GPU when there is one), cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="The dtype whose FLOP/s --measure takes: fp32, bf16 or fp16.")] = "bf16",
     measure: Annotated[bool, typer.Option("--measure", help="Measure bandwidth and FLOP/s too (about 4 s).")] = False,
-    output: Printed,
+    output: Tabled,
 ) -> None:
     """Show the versions, the processor and the GPU that a benchmark here would report."""
     from dataclasses import asdict

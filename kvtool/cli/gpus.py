@@ -8,7 +8,7 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
-from kvtool.cli.flags.output import Printed
+from kvtool.cli.flags.output import Tabled
 from kvtool.errors import KvtoolError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ EXAMPLES = "Examples:\n\n  kvtool gpus h100\n\n  kvtool gpus nvidia --json"
 def gpus(
     query: Annotated[str | None, typer.Argument(help="Words that the name, vendor or architecture holds.")] = None,
     *,
-    output: Printed,
+    output: Tabled,
 ) -> None:
     """List the cards that --gpu knows, with the figures it takes from them."""
     import msgspec
@@ -36,11 +36,9 @@ def gpus(
 
 def show(rows: list[Gpu], console: Console) -> None:
     """A line a card; of a single one its other facts too."""
-    from kvtool.report.fitting import to_rich
-
-    console.print(to_rich(overview(rows), console.width))
+    console.print(overview(rows))
     if len(rows) == 1:
-        console.print(to_rich(details(rows[0]), console.width))
+        console.print(details(rows[0]))
 
 
 def search(query: str | None) -> list[Gpu]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
+from kvtool.cli.defaults import FILE, PROJECT, find_defaults
 from kvtool.errors import KvtoolError
 
 # Options as vLLM, SGLang and llama.cpp spell them, and as kvtool does.
@@ -42,7 +46,10 @@ class Command(TyperCommand):
         """
         try:
             self._refuse_repeated(ctx, args)
-            return list(super().parse_args(ctx, args))
+            ctx.default_map = self._defaults(ctx)
+            rest = list(super().parse_args(ctx, args))
+            self._tell_defaults(ctx)
+            return rest
         except Exception as error:
             typed = str(getattr(error, "option_name", ""))
             known = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
@@ -60,6 +67,25 @@ class Command(TyperCommand):
                     f"{max(given.opts, key=len)} is given {count} times: give it once (a list takes commas)"
                 )
 
+    def _defaults(self, ctx: Any) -> dict[str, Any]:
+        """What the project's file says of this command's options. Raises KvtoolError."""
+        found = find_defaults(Path.cwd())
+        if found is None:
+            return {}
+        program = ctx.find_root().command
+        found.require_known({flag for command in leaves(program) for flag in _flags(command)})
+        return found.of(tuple(ctx.command_path.split()[1:]), _flags(self))
+
+    def _tell_defaults(self, ctx: Any) -> None:
+        """Name the options that the project's file set, since they change the answer unseen."""
+        told = [
+            f"{max(parameter.opts, key=len)} {ctx.params[parameter.name]}"
+            for parameter in self.get_params(ctx)
+            if getattr(ctx.get_parameter_source(parameter.name), "name", "") == "DEFAULT_MAP"
+        ]
+        if told:
+            print(f"kvtool: from {FILE} or {PROJECT}: {', '.join(told)}", file=sys.stderr)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """A section for each panel, in the order of their first options; those without a panel come first."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
@@ -72,3 +98,15 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def leaves(group: Any) -> Iterator[Any]:
+    """Every command that can be run, of a program or of one command."""
+    for command in getattr(group, "commands", {"": group}).values():
+        yield from leaves(command) if hasattr(command, "commands") else [command]
+
+
+def _flags(command: Any) -> dict[str, str]:
+    """Parameter name by flag without its dashes."""
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    return {flag.lstrip("-"): str(parameter.name) for parameter in options for flag in parameter.opts}

@@ -9,7 +9,7 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
-from kvtool.cli.flags.output import ModelsOption, Printed
+from kvtool.cli.flags.output import ModelsOption, Tabled
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def models(
         str | None, typer.Option(metavar="KIND", help=f"Only models with: {', '.join(KINDS)}.")
     ] = None,
     models_file: ModelsOption = None,
-    output: Printed,
+    output: Tabled,
 ) -> None:
     """List the models that kvtool knows by name, with what a token of each costs."""
     catalogue = load(models_file)
@@ -45,11 +45,9 @@ def models(
 
 def show(rows: Rows, console: Console) -> None:
     """A line a model; of a single one its other facts too."""
-    from kvtool.report.fitting import to_rich
-
-    console.print(to_rich(overview(rows), console.width))
+    console.print(overview(rows))
     if len(rows) == 1:
-        console.print(to_rich(details(*rows[0]), console.width))
+        console.print(details(*rows[0]))
 
 
 def load(path: Path | None) -> Catalogue:

@@ -97,7 +97,8 @@ def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: 
         )
         if explain:
             print_ledgers(document, console)
-            typer.echo("\n".join(lines))
+            for line in lines:
+                console.print(line, soft_wrap=True, highlight=False)
 
     answer(
         document,

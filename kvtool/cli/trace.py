@@ -6,14 +6,14 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
-from kvtool.cli.flags.output import Printed
+from kvtool.cli.flags.output import Tabled
 from kvtool.cli.flags.replay import TraceArgument, TraceForm
 from kvtool.cli.help import Command
 
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool trace check conversation.jsonl\n\n"
-    "  kvtool trace check conversation.jsonl --format mooncake --json"
+    "  kvtool trace check conversation.jsonl --trace-format mooncake --json"
 )
 HELP = "Check request traces: Mooncake, Qwen-Bailian, agent sessions, Azure, KV events of vLLM and SGLang."
 
@@ -22,9 +22,9 @@ app = typer.Typer(no_args_is_help=True, help=HELP)
 
 @app.command(cls=Command, epilog=EXAMPLES)
 @grouped
-def check(trace: TraceArgument, *, form: TraceForm, output: Printed) -> None:
+def check(trace: TraceArgument, *, form: TraceForm, output: Tabled) -> None:
     """List what is odd about TRACE: broken chains, times that fall, wrong block counts; exit 1 where anything is."""
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.traces.check import check_trace
 
     document = check_trace(form.opened(trace))

@@ -11,13 +11,14 @@ from kvtool.errors import KvtoolError
 from kvtool.units import parse_length, parse_size, split_list
 
 
-def given(ctx: typer.Context) -> dict[str, str]:
-    """The options that were typed: parameter name -> the option, as --tp."""
+def given(ctx: typer.Context, *, by_file: bool = False) -> dict[str, str]:
+    """The options that were typed, or came `by_file` of defaults: parameter name -> the option, as --tp."""
+    known = {"COMMANDLINE", "DEFAULT_MAP"} if by_file else {"COMMANDLINE"}
     sources = {str(parameter.name): ctx.get_parameter_source(str(parameter.name)) for parameter in ctx.command.params}
     return {
         name: f"--{name.replace('_', '-')}"
         for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
+        if source is not None and source.name in known
     }
 
 

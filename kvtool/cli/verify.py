@@ -11,7 +11,7 @@ import typer
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.card import NamedCard
 from kvtool.cli.flags.group import grouped
-from kvtool.cli.flags.output import ExplainOption, ModelsOption, Printed
+from kvtool.cli.flags.output import ExplainOption, ModelsOption, Tabled
 from kvtool.cli.flags.stated import Stated
 
 EXAMPLES = (
@@ -35,7 +35,7 @@ def verify(
     ] = None,
     explain: ExplainOption = False,
     models: ModelsOption = None,
-    output: Printed,
+    output: Tabled,
 ) -> None:
     """Hold LOG against the prediction, term by term; exit 1 where a term that must be exact is off, or it refused."""
     from kvtool.files import write_atomic

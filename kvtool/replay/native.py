@@ -34,7 +34,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def native() -> NativeCore | None:
     """The loops, built now if this machine has not built them before; None where they cannot be."""
-    library = load_library(SOURCES).library
+    library = load_library(SOURCES).handle
     return None if library is None else NativeCore(library)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.fitting import to_rich
 from kvtool.report.tables import Table
 from kvtool.results import EnvDocument
 from kvtool.results.warnings import load_warnings
@@ -81,8 +80,8 @@ def print_environment(document: EnvDocument, console: Console) -> None:
     """The environment, and the roofline where it was measured."""
     from rich.text import Text
 
-    console.print(to_rich(environment_table(document.environment), console.width))
+    console.print(environment_table(document.environment))
     if document.roofline is not None:
-        console.print(to_rich(ceiling_table(document.roofline), console.width))
+        console.print(ceiling_table(document.roofline))
     for line in load_warnings(document.environment):
         console.print(Text(f"- {line}", style="yellow"))

@@ -12,6 +12,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from kvtool.errors import visible
+from kvtool.report.fitting import to_rich
+from kvtool.report.tables import Table
 
 HANG = 2  # columns by which the lines of a sentence behind its first are indented
 NARROWEST = 20  # columns; a terminal that claims fewer, or none, does not know its width
@@ -32,7 +34,9 @@ class Terminal(Console):
         super().__init__(_environ=told, markup=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's, of text that does not come wrapped (`soft_wrap`)."""
+        """A table within the width, else as rich's; text that comes wrapped (`soft_wrap`) is left as it is."""
+        if len(objects) == 1 and isinstance(objects[0], Table):
+            objects = (to_rich(objects[0], self.width),)
         if len(objects) != 1 or not isinstance(objects[0], str | Text) or options.get("soft_wrap"):
             super().print(*objects, **options)
             return
@@ -58,6 +62,9 @@ class Terminal(Console):
         """The segments of a renderable, with control characters in its text written out."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def close(self) -> None:
+        """Nothing is left open."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

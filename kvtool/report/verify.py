@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH
-from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table
 from kvtool.results import VerifyDocument, VerifyRow
@@ -30,7 +29,7 @@ def print_verify(document: VerifyDocument, console: Console, *, explain: bool = 
     flags = ", ".join(f"{name} {value}" for name, value in document.inputs.items() if value is not None)
     console.print(f"{title}, {document.model}: {flags or 'no flags in the log'}", highlight=False, markup=False)
     if document.rows:
-        console.print(to_rich(verify_table(document.rows), console.width))
+        console.print(verify_table(document.rows))
     for row in document.rows:
         if row.explanation:
             console.print(f"{row.term}: {row.explanation}", highlight=False, markup=False)

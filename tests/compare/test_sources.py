@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from kvtool.compare.documents import compare_documents, regressions
 from kvtool.compare.sources import are_documents, read_bench
 from kvtool.errors import KvtoolError
 from kvtool.report.compare.compare import print_compare
+from kvtool.report.terminal import Terminal
 from kvtool.results import CompareDocument, encode
 from tests.compare.example import document
 
@@ -54,7 +54,7 @@ def compare(base: Path, other: Path) -> CompareDocument:
 def show(document: CompareDocument) -> None:
     """Everything that is done with a comparison, the files apart."""
     encode(document)
-    print_compare(document, Console(file=StringIO(), width=80))
+    print_compare(document, Terminal(file=StringIO(), width=80))
     regressions(document.rows, limit=0.05)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from io import StringIO
 
-from rich.console import Console
-
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.report.notes import print_notes, short_notes
+from kvtool.report.terminal import Terminal
 
 
 def printed(notes: list[str], *, explain: bool) -> str:
-    console = Console(file=StringIO(), width=80)
+    console = Terminal(file=StringIO(), width=80)
     print_notes(notes, console, hinge="a guess: 1 GiB", explain=explain)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()

@@ -166,7 +166,7 @@ class Together:
 
 
 def together(first: Call, second: Call, device: torch.device, seconds: float) -> Together:
-    """`second` again and again in a thread, on a stream of its own, while `first` does the same here; each once at least."""
+    """`second` again and again in a thread, on its own stream, while `first` does the same here; each at least once."""
     over, counted = threading.Event(), 0
 
     def beside() -> None:

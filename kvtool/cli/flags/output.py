@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,7 +27,16 @@ class Printed(Group):
 
 
 @dataclass(frozen=True)
-class Output(Printed):
+class Tabled(Printed):
+    """Of a command whose document is shown in tables."""
+
+    format: Annotated[Literal["text", "md"], typer.Option(help="How tables are printed: text, or md for Markdown.")] = (
+        "text"
+    )
+
+
+@dataclass(frozen=True)
+class Output(Tabled):
     """Of a command that can also write its document."""
 
     out: Annotated[

@@ -80,12 +80,13 @@ class Questions(Group):
             raise KvtoolError("--users and --lengths do not go together: --lengths asks another question")
         if context is not None and "," in context:
             raise KvtoolError(f"--users asks about one context, not {context!r}")
+        fixed = given(ctx, by_file=True)
         return Question(
             users=None if self.users == "max" else _users(self.users),
             context=optional_length(context, "context"),
-            open_gpus="tp" not in typed,
-            open_pp="pp" not in typed,
-            open_dtype="kv_cache_dtype" not in typed,
+            open_gpus="tp" not in fixed,
+            open_pp="pp" not in fixed,
+            open_dtype="kv_cache_dtype" not in fixed,
             loads=loads,
         )
 

@@ -25,7 +25,7 @@ TraceArgument = Annotated[
 class TraceForm(Group):
     """How a trace is to be read."""
 
-    format: Annotated[
+    trace_format: Annotated[
         str | None,
         typer.Option(help="mooncake, bailian, sessions, azure or kv-events (default: what it looks like)."),
     ] = None
@@ -37,7 +37,7 @@ class TraceForm(Group):
         """The trace at `path`. Raises KvtoolError for what is none."""
         from kvtool.workloads.traces import open_trace
 
-        return open_trace(path, form=self.format, block_size=self.block_size)
+        return open_trace(path, form=self.trace_format, block_size=self.block_size)
 
 
 @dataclass(frozen=True)

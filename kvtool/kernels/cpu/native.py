@@ -245,7 +245,7 @@ def serves(*tensors: Tensor) -> bool:
 @cache
 def native() -> Native | None:
     """The kernels, built now if this machine has not built them before; None where they cannot be."""
-    library = _compiled().library
+    library = _compiled().handle
     return None if library is None else Native(library)
 
 

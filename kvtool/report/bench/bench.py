@@ -13,7 +13,6 @@ from kvtool.report.bench.findings import findings
 from kvtool.report.bench.peers import engines_table
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.files import png_bytes, write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.inputs import case_title, shared_inputs
 from kvtool.report.machine import environment_table
 from kvtool.report.peers import peer_columns, with_peers
@@ -37,7 +36,7 @@ def print_bench(document: BenchDocument, console: Console) -> None:
     console.print(Text(describe_run(document), style="dim"))
     console.print()
     for table in tables(document):
-        console.print(to_rich(table, console.width))
+        console.print(table)
     for heading, sentences in (("In short", findings(document)), ("Assumed", _but(document.assumptions, disturbed))):
         if sentences:
             console.print(Text(heading, style="bold"))

@@ -10,7 +10,6 @@ import msgspec
 from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings, widest_interval
 from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables
 from kvtool.report.files import png_bytes, write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.results import CompareDocument, MatrixDocument
@@ -23,7 +22,7 @@ def print_compare(document: CompareDocument, console: Console, *, explain: bool 
     """Benchmarks: warnings first, then a table for each document, the findings, and what the figures rest on."""
     _print_warnings(document.warnings, console)
     for table in compare_tables(document):
-        console.print(to_rich(table, console.width))
+        console.print(table)
     for sentence in findings(document):
         console.print(f"- {sentence}", highlight=False, markup=False)
     print_notes(document.assumptions, console, hinge=widest_interval(document), explain=explain)
@@ -33,7 +32,7 @@ def print_matrix(document: MatrixDocument, console: Console, *, hinge: object = 
     """Models: warnings first, then what their caches take, and what an engine would cache of them."""
     _print_warnings(document.warnings, console)
     for table in matrix_tables(document, console.width):
-        console.print(to_rich(table, console.width))
+        console.print(table)
     print_notes(document.assumptions, console, hinge=hinge, explain=explain)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.files import CsvValue, write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table
 from kvtool.results import ReleaseChange, ReleasesDocument
@@ -32,7 +31,7 @@ NAMES = {
 
 
 def print_releases(document: ReleasesDocument, console: Console, *, explain: bool = False) -> None:
-    console.print(to_rich(releases_table(document), console.width))
+    console.print(releases_table(document))
     for change in document.changes:
         if change.effects:
             console.print(change_line(change), soft_wrap=False, highlight=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report.files import write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.inputs import shared_inputs
 from kvtool.report.kernels.charts import kernels_figure
 from kvtool.report.kernels.peers import library_lines
@@ -31,7 +30,7 @@ def print_kernels(document: KernelsDocument, console: Console) -> None:
     console.print(Text(shared_inputs(document.cases, SHARED_INPUTS), style="dim"))
     for table in kernel_tables(document):
         console.print()
-        console.print(to_rich(table, console.width))
+        console.print(table)
     for line in library_lines(with_peers(document.cases)):
         console.print(Text(f"- {line}"))
     if cold := cold_start(document.cases):

@@ -10,7 +10,6 @@ import msgspec
 from kvtool.files import write_atomic
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.replay.chart import replay_figure
 from kvtool.report.replay.sentences import capacity_words, in_short
 from kvtool.report.tables import Table, to_html
@@ -29,7 +28,7 @@ def print_replay(document: ReplayDocument, console: Console) -> None:
 
     console.print(Text(describe(document), style="dim"))
     console.print()
-    console.print(to_rich(replay_table(document), console.width))
+    console.print(replay_table(document))
     for heading, lines, style in (
         ("In short", in_short(document), ""),
         ("Odd about the trace", document.warnings, "yellow"),

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvtool.report.fitting import to_rich
 from kvtool.report.tables import Table
 from kvtool.results import ENGINE_NAMES, SizeLengths, SizeRejected, SizeRow, SizeSetting, SizeSolution, SizeTier
 from kvtool.units import format_bytes_short, format_length, format_ms
@@ -29,9 +28,9 @@ def print_answers(rows: Sequence[SizeRow], console: Console) -> None:
     if any(row.sharing for row in rows):
         console.print()
     if any(row.tiers for row in rows):
-        console.print(to_rich(tier_table(rows), console.width))
+        console.print(tier_table(rows))
     if rows and rows[0].lengths is not None:
-        console.print(to_rich(lengths_table(rows[0].lengths), console.width))
+        console.print(lengths_table(rows[0].lengths))
 
 
 def tier_table(rows: Sequence[SizeRow]) -> Table:
@@ -119,7 +118,7 @@ def print_solutions(solutions: Sequence[SizeSolution], rejected: Sequence[SizeRe
     best = solutions[0]
     console.print(best_sentence(best), style="bold", highlight=False, markup=False)
     console.print()
-    console.print(to_rich(solution_table(solutions), console.width))
+    console.print(solution_table(solutions))
     for command in (best.vllm, best.sglang):
         if command is not None:
             for line in wrapped_command(command):

@@ -113,7 +113,8 @@ def verdict(rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]]) -> str |
     told = f"{_case(largest)}: {decision(largest)}."
     if len(fitting) < len(judged):
         return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
-    return f"{where}: all {len(judged)} fit; the largest, {told}"
+    every = "both" if len(judged) == 2 else f"all {len(judged)}"
+    return f"{where}: {every} fit; the largest, {told}"
 
 
 def _case(row: SizeRow) -> str:
@@ -150,7 +151,7 @@ def print_budget(rows: Sequence[SizeRow], console: Console) -> None:
     width = room - max(map(len, ends))
     console.print(Text(f"Memory of one {rows[0].inputs.gpu}, {format_bytes_short(_memory(rows[0]))}", style="bold"))
     for row, end in zip(rows, ends, strict=True):
-        line = Text(f" {_label(row):>{label_width}} ")
+        line = Text(f" {_label(row):>{label_width}} ", no_wrap=width >= len(GLYPHS))
         if width >= len(GLYPHS):
             _append_bar(line, segments(row), width)
         console.print(line.append(f"| {end}", style="red" if row.fit.missing_bytes else ""))

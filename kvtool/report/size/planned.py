@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.fitting import to_rich
 from kvtool.report.tables import Table
 from kvtool.results import PLANNED_NAMES, SizeDocument, SizeEngine, SizeRow
 from kvtool.units import format_bytes, format_length
@@ -41,7 +40,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
         if engine.refusal:
             console.print(f"would not start: {engine.refusal}", style="red", highlight=False, markup=False)
         if engine.groups:
-            console.print(to_rich(_groups_of(engine), console.width))
+            console.print(_groups_of(engine))
             console.print(_request(engine), style="dim", highlight=False)
 
 
@@ -131,7 +130,7 @@ def print_ledgers(document: SizeDocument, console: Console) -> None:
     """Where the bytes of a request go, for every row whose engine says it."""
     for row in document.rows:
         if row.engine.ledger:
-            console.print(to_rich(ledger_table(row), console.width))
+            console.print(ledger_table(row))
 
 
 def ledger_table(row: SizeRow) -> Table:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report.files import write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import print_answers, print_solutions
@@ -84,12 +83,12 @@ def _print_model(rows: list[SizeRow], console: Console) -> None:
     layers = layer_table(rows)
     if (one := layer_sentence(layers)) is None:
         console.print()
-        console.print(to_rich(layers, console.width))
+        console.print(layers)
     else:
         console.print(one, highlight=False, markup=False)
         console.print()
     for same in (list(group) for _, group in groupby(rows, key=_dtype)):
-        console.print(to_rich(row_table(same), console.width))
+        console.print(row_table(same))
         print_budget(same, console)
         print_answers(same, console)
     print_engine(rows, console)

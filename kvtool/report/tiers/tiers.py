@@ -11,7 +11,6 @@ import msgspec
 from kvtool.report import html
 from kvtool.report.cells import DASH, rate
 from kvtool.report.files import CsvValue, png_bytes, write_result
-from kvtool.report.fitting import to_rich
 from kvtool.report.machine import environment_table
 from kvtool.report.tables import Table, to_html
 from kvtool.report.tiers.chart import tiers_figure
@@ -31,7 +30,7 @@ def print_tiers(document: TiersDocument, console: Console) -> None:
     console.print(Text(_title(document), style="dim"))
     for table in tables(document):
         console.print()
-        console.print(to_rich(table, console.width))
+        console.print(table)
     warnings = load_warnings(document.environment)
     for sentence in findings(document):
         console.print(Text(f"- {sentence}"))

@@ -8,7 +8,6 @@ import json
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.report.bench.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
 from kvtool.report.bench.cases import cases_of
@@ -24,6 +23,7 @@ from kvtool.report.bench.tables import (
     roofline_table,
 )
 from kvtool.report.files import csv_bytes, png_bytes
+from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, encode, read_document
 from tests.report.example import PATH, example_document
 
@@ -47,7 +47,7 @@ def with_case(document, part, **changes):
 
 
 def printed(document, width):
-    console = Console(width=width, file=io.StringIO(), record=True, color_system=None)
+    console = Terminal(width=width, file=io.StringIO(), record=True, color_system=None)
     print_bench(document, console)
     return console.export_text()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from rich.console import Console
 
 from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.report.bench.bench import bench_html, bench_rows, chart_title, kernels_line, print_bench
 from kvtool.report.bench.findings import findings
 from kvtool.report.cells import CARRIES_P99, tail
+from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, Load, summarise
 from tests.compare.example import ENVIRONMENT, document
 
@@ -26,7 +26,7 @@ def disturbed() -> BenchDocument:
 
 def printed(found: BenchDocument) -> list[str]:
     out = io.StringIO()
-    print_bench(found, Console(file=out, width=200))
+    print_bench(found, Terminal(file=out, width=200))
     return out.getvalue().splitlines()
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.report.bench.bench import print_bench, tables, write_bench
 from kvtool.report.bench.peers import engine_lines, engines_table
+from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, BenchPeer, PeerTurn, Summary, read_document, summarise
 from tests.report.example import PATH
 
@@ -113,7 +113,7 @@ def test_without_peers_there_is_no_table() -> None:
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_table_keeps_to_the_width_and_breaks_no_cell(width: int) -> None:
     what = document(peer("transformers-static", 12.5, 0.8, note="generate does not compile on a CPU"), WRONG, ABSENT)
-    console = Console(width=width, file=io.StringIO(), record=True, color_system=None)
+    console = Terminal(width=width, file=io.StringIO(), record=True, color_system=None)
     print_bench(what, console)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.report.compare.benches import (
@@ -17,6 +16,7 @@ from kvtool.report.compare.benches import (
     widest_interval,
 )
 from kvtool.report.compare.compare import print_compare, write_compare
+from kvtool.report.terminal import Terminal
 from kvtool.results import CompareDocument, read_document
 from tests.compare.example import document
 
@@ -32,7 +32,7 @@ def compared() -> CompareDocument:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_what_is_printed_fits_the_terminal_and_says_all(compared: CompareDocument, width: int) -> None:
-    console = Console(file=StringIO(), width=width)
+    console = Terminal(file=StringIO(), width=width)
     print_compare(compared, console)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
@@ -54,7 +54,7 @@ def test_a_long_table_keeps_the_rows_that_differ(compared: CompareDocument) -> N
 
 def test_brackets_in_names_are_no_markup() -> None:
     odd = NamedDocument("run[1].json", document(noise_seed=2, tpot_factor=1.2))
-    console = Console(file=StringIO(), width=100)
+    console = Terminal(file=StringIO(), width=100)
     print_compare(compare_documents(NamedDocument("[/base]", document()), [odd]), console)
     assert "run[1].json against [/base]" in console.file.getvalue()
 

@@ -5,13 +5,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.compare.models import compare_models
 from kvtool.report.compare.compare import print_matrix, write_matrix
 from kvtool.report.compare.models import engine_table, matrix_figure, matrix_table
+from kvtool.report.terminal import Terminal
 from kvtool.results import MatrixDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
@@ -52,7 +52,7 @@ def large(models: int, contexts: tuple[int, ...] = (8192, 32768, 131072), gpu: s
 
 
 def printed(document: MatrixDocument, width: int) -> list[str]:
-    console = Console(file=StringIO(), width=width)
+    console = Terminal(file=StringIO(), width=width)
     print_matrix(document, console)
     return console.file.getvalue().splitlines()
 
@@ -103,7 +103,7 @@ def test_a_layout_that_was_refused_has_dashes_and_is_no_baseline() -> None:
     assert rows[2] == ("  8 GPUs", "-", "-", "-", "-")
     assert [row[-1] for row in rows[4:]] == ["10.667", "-"]  # 128 KiB a token against 12 KiB
     printed = StringIO()
-    print_matrix(found, Console(file=printed, width=80))
+    print_matrix(found, Terminal(file=printed, width=80))
     assert "warning: left out: tp 8 does not divide the 14 query heads" in printed.getvalue()
 
 

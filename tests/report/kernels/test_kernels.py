@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.report.kernels.charts import kernels_figure
 from kvtool.report.kernels.kernels import print_kernels, write_kernels
 from kvtool.report.kernels.peers import library_lines
 from kvtool.report.kernels.tables import kernel_tables
+from kvtool.report.terminal import Terminal
 from kvtool.results import (
     KernelBytes,
     KernelCase,
@@ -101,7 +101,7 @@ def widest() -> KernelsDocument:
 
 
 def printed(what: KernelsDocument, width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True, color_system=None)
+    console = Terminal(width=width, file=io.StringIO(), record=True, color_system=None)
     print_kernels(what, console)
     return console.export_text()
 
@@ -271,7 +271,7 @@ def test_warnings_are_told_in_yellow_and_the_rest_is_dim() -> None:
         environment={"other_load_cores": 0.9},
         assumptions=["random", warning, *load_warnings({"other_load_cores": 0.9})],
     )
-    console = Console(width=200, file=io.StringIO(), force_terminal=True, color_system="standard")
+    console = Terminal(width=200, file=io.StringIO(), force_terminal=True, color_system="standard")
     print_kernels(what, console)
     styled = console.file.getvalue()
     assert f"\x1b[33m- {warning}" in styled

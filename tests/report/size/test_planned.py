@@ -6,10 +6,10 @@ import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.report.size.planned import group_table, ledger_table, print_engine, print_ledgers
+from kvtool.report.terminal import Terminal
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
@@ -28,7 +28,7 @@ def document(model: str, start: EngineOptions = START, parallel: Parallel | None
 
 def printed(found: SizeDocument, width: int) -> str:
     out = io.StringIO()
-    console = Console(file=out, width=width)
+    console = Terminal(file=out, width=width)
     print_engine(found.rows, console)
     print_ledgers(found, console)
     return out.getvalue()

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from matplotlib.text import Text
-from rich.console import Console
 
 from kvtool.report.files import csv_bytes, png_bytes
 from kvtool.report.rows import size_rows
 from kvtool.report.size.charts import size_figure
 from kvtool.report.size.size import print_size
 from kvtool.report.size.tables import layer_table, row_table
+from kvtool.report.terminal import Terminal
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
@@ -24,7 +24,7 @@ OPTIONS = SizeOptions(contexts=(8192, 131072), batch_sizes=(1, 16), gpu=CARD)
 
 
 def printed(document: SizeDocument, width: int, **more: Any) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console = Terminal(width=width, file=io.StringIO(), color_system=None)
     print_size(document, console, **more)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from kvtool.errors import KvtoolError
+from kvtool.report.terminal import Terminal
 from kvtool.report.tiers.chart import speed_lines, tiers_figure
 from kvtool.report.tiers.sentences import findings
 from kvtool.report.tiers.tiers import print_tiers, write_tiers
@@ -82,7 +82,7 @@ DOCUMENT = TiersDocument(
 
 def printed(document: TiersDocument, width: int = 100) -> str:
     out = io.StringIO()
-    print_tiers(document, Console(file=out, width=width, no_color=True))
+    print_tiers(document, Terminal(file=out, width=width, no_color=True))
     return out.getvalue()
 
 

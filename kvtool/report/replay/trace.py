@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtool.report.fitting import to_rich
 from kvtool.report.tables import Table
 from kvtool.results import TraceDocument
 
@@ -19,7 +18,7 @@ def print_trace(document: TraceDocument, console: Console) -> None:
     console.print(Text(describe_trace(document)))
     if document.findings:
         console.print()
-        console.print(to_rich(findings_table(document), console.width))
+        console.print(findings_table(document))
     else:
         console.print(Text("Nothing odd was found."))
     for kind, remedy in {finding.kind: finding.remedy for finding in document.findings if finding.remedy}.items():
