@@ -87,10 +87,20 @@ class TiersDocument(Struct, frozen=True, kw_only=True):
     tiers: list[TierSpeed]
     break_even: list[BreakEvenRow]
 
+    @property
+    def up_gbps(self) -> dict[str, float]:
+        """By tier."""
+        return {speed.tier: speed.up_gbps for speed in self.tiers}
 
-def read_profile(path: Path) -> dict[str, TierSpeed]:
-    """The speeds of a tiers document, by tier. Raises KvtoolError for any other file, and for one without any."""
-    speeds = {speed.tier: speed for speed in read_document(path, TiersDocument).tiers}
-    if not speeds:
+    @property
+    def of_a_gpu(self) -> bool:
+        """Whether `dram` is the way between host memory and a GPU."""
+        return self.environment.get("gpu") is not None
+
+
+def read_profile(path: Path) -> TiersDocument:
+    """A tiers document for its speeds. Raises KvtoolError for any other file, and for one without any."""
+    document = read_document(path, TiersDocument)
+    if not document.tiers:
         raise KvtoolError(f"{path} has no tier that was measured to its end: run kvtool tiers again")
-    return speeds
+    return document

@@ -16,7 +16,7 @@ from kvtool.units import MIB
 from tests.cli.in_process import Done, run
 
 Kvtool = Callable[..., Done]
-QUICK = ("--device", "cpu", "--seconds", "0.01", "--size", "64KiB", "--queue-depth", "1,2", "--file-size", "4MiB")
+QUICK = ("--device", "cpu", "--seconds", "0.01", "--chunk-size", "64KiB", "--queue-depth", "1,2", "--file-size", "4MiB")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_an_interrupt_keeps_the_rows_that_were_done_and_leaves_no_file(
     [
         (("--disk", "/nowhere/at/all"), "cannot measure /nowhere/at/all: No such file or directory"),
         (("--queue-depth", "0"), "queue depth 0 must be from 1 to 4096"),
-        (("--size", "lots"), "size 'lots' is not a size"),
+        (("--chunk-size", "lots"), "size 'lots' is not a size"),
         (("jamba-v0.1",), "the engine does not run"),
     ],
 )

@@ -10,6 +10,7 @@ from kvtool.units import format_bytes, parse_size
 
 EXAMPLE = "write dram=4GiB, disk=FOLDER:20GiB, or both with a comma"
 EXCLUSIVE = "exclusive"
+TIERS = ("dram", "disk")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +28,14 @@ class WritePolicy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierOptions:
     """Capacities below the block pool; None where there is no such tier. `exclusive`: what moves up leaves host memory,
-    so that no page takes room in both."""
+    so that no page takes room in both. `up_gbps` are speeds measured before; this run's own join them."""
 
     dram_bytes: int | None = None
     disk_folder: Path | None = None
     disk_bytes: int | None = None
     exclusive: bool = False
     write: WritePolicy = WritePolicy()
+    up_gbps: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         """Without the folder, which is the user's own affair."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,16 +33,25 @@ class Tiers(Group):
         str | None,
         _option(help="Pages move down once whole (through), at their K-th hit (selective:K), or evicted (back)."),
     ] = None
+    profile: Annotated[
+        Path | None, _option(metavar="FILE", help="Speeds that `kvtool tiers --out` measured, to load or compute by.")
+    ] = None
 
     def options(self) -> TierOptions | None:
         """The tiers; None without any. Raises KvtoolError."""
-        from kvtool.cache.tiers.options import parse_tiers
+        from kvtool.cache.tiers.options import TIERS, parse_tiers
+        from kvtool.results import read_profile
 
         if self.tiers is None:
-            if self.write_policy is not None:
-                raise KvtoolError("--write-policy says when pages move to --tiers: name those, as --tiers dram=4GiB")
+            for option, value in (("--write-policy", self.write_policy), ("--profile", self.profile)):
+                if value is not None:
+                    raise KvtoolError(f"{option} is about --tiers: name those too, as --tiers dram=4GiB")
             return None
-        return parse_tiers(self.tiers, self.write_policy or "through")
+        options = parse_tiers(self.tiers, self.write_policy or "through")
+        if self.profile is None:
+            return options
+        speeds = read_profile(self.profile).up_gbps.items()
+        return replace(options, up_gbps=tuple((tier, gbps) for tier, gbps in speeds if tier in TIERS))
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class TiersGrid(Group):
         Path, typer.Option(metavar="FOLDER", help="Where the disk to measure is mounted; nothing is left there.")
     ] = Path(".")
     no_disk: Annotated[bool, typer.Option("--no-disk", help="Measure host memory alone.")] = False
-    size: Annotated[
+    chunk_size: Annotated[
         str | None, typer.Option(metavar="LIST", help="Chunks beside the model's own blocks (default: 8KiB to 64MiB).")
     ] = None
     queue_depth: Annotated[str, typer.Option(metavar="LIST", help="Requests in flight at the disk.")] = "1,4,16"
@@ -71,7 +80,7 @@ class TiersGrid(Group):
         """The options. Raises KvtoolError."""
         from kvtool.bench.tiers.options import CHUNKS, TiersOptions
 
-        chunks = CHUNKS if self.size is None else tuple(parse_size(item) for item in split_list(self.size))
+        chunks = CHUNKS if self.chunk_size is None else tuple(parse_size(item) for item in split_list(self.chunk_size))
         return TiersOptions(
             disk=None if self.no_disk else self.disk,
             device=self.device,

@@ -37,7 +37,7 @@ def build_offload(
     disk = _disk_tier(options, pool.page_bytes, root, notices)
     if disk is None and not host.capacity:
         return None
-    break_even = BreakEven(cache.block_size)
+    break_even = begin_break_even(options, cache.block_size, pool.page_bytes)
     copies = PageCopies(pool.layers, host.slots)
     stack = TierStack(copies, host, disk, exclusive=options.exclusive, break_even=break_even, clock=clock)
     return Offload(cache, stack, options.write, root=root, break_even=break_even, notices=notices)
@@ -53,3 +53,12 @@ def _disk_tier(options: TierOptions, page_bytes: int, root: bytes, notices: Noti
         page_bytes=page_bytes,
         notices=notices,
     )
+
+
+def begin_break_even(options: TierOptions, block_size: int, page_bytes: int) -> BreakEven:
+    """Begun with the speeds that were measured before. What a disk reads is copied up from host memory too."""
+    found, speeds = BreakEven(block_size), dict(options.up_gbps)
+    seconds = {tier: page_bytes / gbps / 1e9 for tier, gbps in speeds.items()}
+    for tier, load_s in seconds.items():
+        found.loaded(tier, 1, load_s + (seconds.get("dram", 0.0) if tier == "disk" else 0.0))
+    return found

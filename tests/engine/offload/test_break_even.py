@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.offload.break_even import PROBE, BreakEven
+from kvtool.engine.offload.build import begin_break_even
 
 
 def measured(*, load_s: dict[str, float], compute_s: float) -> BreakEven:
@@ -38,3 +40,10 @@ def test_a_burst_does_not_decide_and_a_refused_tier_is_measured_again() -> None:
     assert found.pages_worth_loading(["disk"]) == 1
     slow = measured(load_s={"disk": 2.0}, compute_s=1.0)
     assert [slow.pages_worth_loading(["disk"]) for _ in range(PROBE)] == [0] * (PROBE - 2) + [1, 0]
+
+
+def test_a_profile_is_what_a_run_begins_with() -> None:
+    options = TierOptions(dram_bytes=1, up_gbps=(("dram", 2.0), ("disk", 0.5)))
+    begun = begin_break_even(options, block_size=16, page_bytes=10**9)
+    assert (begun.load_s("dram"), begun.load_s("disk")) == (0.5, 2.5)  # from the disk, then up from host memory
+    assert begin_break_even(TierOptions(dram_bytes=1), block_size=16, page_bytes=1).load_s("disk") == 0.0

@@ -14,70 +14,9 @@ from kvtool.report.terminal import Terminal
 from kvtool.report.tiers.chart import speed_lines, tiers_figure
 from kvtool.report.tiers.sentences import findings
 from kvtool.report.tiers.tiers import print_tiers, write_tiers
-from kvtool.results import BreakEvenRow, TierRate, TierRow, TiersDocument, TierSpeed, read_document, read_profile
+from kvtool.results import TiersDocument, read_document, read_profile
 from kvtool.units import KIB, MIB
-
-
-def row(
-    tier: str, direction: str, method: str, size_bytes: int, gbps: float, depth: int = 1, **more: object
-) -> TierRow:
-    given: dict[str, object] = {
-        "size": "full block" if size_bytes == MIB else "chunk",
-        "streams": depth,
-        "latency_us": 100.0,
-        "device_s": 1e-4,
-        "host_s": 1e-5,
-        "measured": True,
-        "product_slowdown": None,
-        "remark": f"of {tier}",
-    }
-    return TierRow(
-        tier=tier,
-        direction=direction,
-        method=method,
-        size_bytes=size_bytes,
-        queue_depth=depth,
-        gbps=TierRate(p50=gbps, p90=1.1 * gbps, n=7),
-        **given | more,
-    )
-
-
-ROWS = [
-    row("dram", "up", "copies", 8 * KIB, 1.0),
-    row("dram", "up", "copies", MIB, 9.0),
-    row("dram", "down", "gathered pages", MIB, 6.0, 32),
-    row("dram", "down", "page by page", MIB, 2.0, 32),
-    row("dram", "up", "beside a product", MIB, 4.0, 32, product_slowdown=1.25, remark="copies take 1.50x"),
-    row("disk", "up", "requests", MIB, 0.5),
-    row("disk", "up", "requests", MIB, 2.5, 16),
-    row("disk", "down", "requests", MIB, 1.5),
-    row("disk", "up", "requests", 8 * KIB, 0.1),
-]
-POINTS = [(16, 2.0, 1.0), (32, 3.0, 2.5), (64, 5.0, 6.0)]
-
-
-def even(tier: str, prefix_tokens: int | None) -> BreakEvenRow:
-    return BreakEvenRow(
-        model="example/llama",
-        tier=tier,
-        prefix_tokens=prefix_tokens,
-        up_to_tokens=64,
-        load_ms=3.0,
-        compute_ms=4.0,
-        measured=True,
-        points=POINTS,
-    )
-
-
-DOCUMENT = TiersDocument(
-    environment={"device": "cpu"},
-    definitions={"tier": "where pages lie"},
-    assumptions=["a prefill goes on as it began"],
-    inputs={"model": "example/llama", "block_size": 16, "kv_cache_dtype": "bf16", "device": "cpu"},
-    rows=ROWS,
-    tiers=[TierSpeed(tier="disk", up_gbps=2.5, down_gbps=1.5, latency_us=90.0, measured=True, remark="")],
-    break_even=[even("dram", 16), even("disk", 48)],
-)
+from tests.report.tiers.example import DOCUMENT, ROWS, even
 
 
 def printed(document: TiersDocument, width: int = 100) -> str:
@@ -125,7 +64,7 @@ def test_every_form_is_written_and_the_json_is_a_profile(tmp_path: Path) -> None
     write_tiers(DOCUMENT, tmp_path, command="kvtool tiers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "tiers.csv", "tiers.json", "tiers.png"]
     assert read_document(tmp_path / "tiers.json", TiersDocument) == DOCUMENT
-    assert read_profile(tmp_path / "tiers.json")["disk"].up_gbps == 2.5
+    assert read_profile(tmp_path / "tiers.json").up_gbps == {"dram": 20.0, "disk": 2.5}
     rows = list(csv.DictReader((tmp_path / "tiers.csv").read_text().splitlines()))
     assert [float(found["gbps_p50"]) for found in rows] == [found.gbps.p50 for found in ROWS]
     page = (tmp_path / "report.html").read_text()
