@@ -111,7 +111,7 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens
         work: list[Work] = []
         for sequence in list(sequences):
-            num_tokens = min(sequence.num_pending, budget)
+            num_tokens = min(sequence.num_ready, budget)
             if num_tokens == 0:
                 break
             if sequence.status is Status.RUNNING and self._reserve_or_preempt(sequence, num_tokens):
@@ -134,7 +134,7 @@ class Scheduler:
         assert sequence.pages is not None
         self.running.remove(sequence)
         self.cache.close(sequence.pages)
-        sequence.pages, sequence.num_computed = None, 0
+        sequence.pages, sequence.num_computed, sequence.join_at = None, 0, None
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
@@ -154,7 +154,7 @@ class Scheduler:
             sequence.num_computed = self.restore(sequence, pages)
             if sequence.cached_tokens is None:
                 sequence.cached_tokens = sequence.num_computed
-            num_tokens = min(sequence.num_pending, budget)
+            num_tokens = min(sequence.num_ready, budget)
             self.running.append(sequence)
             work.append(Work(sequence, num_tokens))
             budget -= num_tokens

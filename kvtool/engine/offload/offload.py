@@ -62,31 +62,56 @@ class Offload:
 
     def restore(self, sequence: Sequence, pages: SequenceCache) -> int:
         """Load what of the sequence lies below into `pages`, reserved for all of it. How many of its first tokens have
-        K/V now."""
+        K/V now; more may `join` once others are computed."""
         keys, start = self._keys(sequence), pages.num_cached_pages
         self._note_hits(pages.table.pages[:start])
-        below = list(takewhile(lambda tier: tier is not None, map(self.stack.tier_of, keys[start:])))
-        tiers = [tier for tier in below if tier is not None]
-        stop = start + self._break_even.pages_worth_loading(tiers)
-        loaded = self.stack.load(keys[start:stop], pages.table.pages[start:stop])
-        self.stack.forget_ahead(self._ahead.pop(sequence.id, ()))
-        self._count(tiers, loaded=loaded, chosen=stop - start)
+        below = list(takewhile(lambda key: self.stack.tier_of(key) is not None, keys[start:]))
+        tiers = [self.stack.tier_of(key) for key in below]
+        plan = self._break_even.plan([self.stack.cost_of(key) for key in below], room=self.stack.room_ahead)
+        stop = start + self._load(sequence, pages, start, start + plan.load)
+        first = stop + plan.compute
+        last = first + plan.load_behind if stop == start + plan.load else first
+        ahead = set(keys[first:last])
+        self.stack.forget_ahead([key for key in self._ahead.pop(sequence.id, ()) if key not in ahead])
+        if ahead:
+            self.stack.read_ahead(keys[first:last])
+            self._ahead[sequence.id] = keys[first:last]
+            sequence.join_at = first * self._cache.block_size
+        for tier in tiers[plan.load : len(tiers) - plan.load_behind]:
+            self.stack.counts[tier or ""].recomputed_tokens += self._cache.block_size
+        return stop * self._cache.block_size
+
+    def _join(self, sequence: Sequence) -> None:
+        """Its tokens up to where it joins are computed: load those behind, which were read meanwhile."""
+        assert sequence.pages is not None
+        ahead = self._ahead.pop(sequence.id)
+        start = sequence.num_computed // self._cache.block_size
+        loaded = self._load(sequence, sequence.pages, start, start + len(ahead), overlapped=True)
+        self.stack.forget_ahead(ahead)
+        sequence.join_at = None
+        sequence.num_computed += loaded * self._cache.block_size
+        if sequence.cached_tokens is not None and not sequence.num_preemptions:
+            sequence.cached_tokens += loaded * self._cache.block_size
+
+    def _load(
+        self, sequence: Sequence, pages: SequenceCache, start: int, stop: int, *, overlapped: bool = False
+    ) -> int:
+        """Fill its pages from `start` to `stop`, as far as they can be had: how many."""
+        block_size, keys = self._cache.block_size, sequence.page_keys
+        tiers = [self.stack.tier_of(key) for key in keys[start:stop]]
+        loaded = self.stack.load(keys[start:stop], pages.table.pages[start:stop], overlapped=overlapped)
         if loaded:
-            self._cache.commit(pages, sequence.token_ids[: (start + loaded) * self._cache.block_size])
+            self._cache.commit(pages, sequence.token_ids[: (start + loaded) * block_size])
             self._name(pages.table.pages[start : start + loaded], keys[start : start + loaded])
-        return (start + loaded) * self._cache.block_size
+        for tier in tiers[:loaded]:
+            self.stack.counts[tier or ""].hit_tokens += block_size
+        return loaded
 
     def _keys(self, sequence: Sequence) -> list[Key]:
         """Of the whole pages before its last token."""
         num_pages = (len(sequence.token_ids) - 1) // self._cache.block_size
         extend_keys(sequence.page_keys, sequence.token_ids, self._cache.block_size, num_pages, self._root)
         return sequence.page_keys[:num_pages]
-
-    def _count(self, tiers: Seq[str], *, loaded: int, chosen: int) -> None:
-        for index, tier in enumerate(tiers):
-            counts = self.stack.counts[tier]
-            counts.hit_tokens += self._cache.block_size * (index < loaded)
-            counts.recomputed_tokens += self._cache.block_size * (index >= chosen)
 
     def computed(self, work: Work) -> None:
         """`work` is in the cache: the pages that it made whole get their names, and move down where the policy says."""
@@ -101,6 +126,8 @@ class Offload:
         self.stack.moved_up(keys)
         if self._policy.kind == "through":
             self._store(pages)
+        if sequence.num_computed == sequence.join_at:
+            self._join(sequence)
 
     def _name(self, pages: Seq[int], keys: Seq[Key]) -> None:
         self._key_of.update(zip(pages, keys, strict=True))

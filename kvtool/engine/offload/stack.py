@@ -52,6 +52,16 @@ class TierStack:
             return "dram" if self.host.capacity else "disk"  # without capacity it is on its way to the disk
         return "disk" if key in self._ahead or (self.disk is not None and key in self.disk) else None
 
+    def cost_of(self, key: Key) -> str:
+        """The tier whose speed loading it goes at: what was read ahead is in host memory by now."""
+        reading = self._ahead.get(key)
+        return "dram" if key in self.host and (reading is None or reading.done()) else "disk"
+
+    @property
+    def room_ahead(self) -> int:
+        """Pages that can be read ahead now."""
+        return max(0, min(self._batch - len(self._ahead), self.host.num_free - self._batch))
+
     def is_kept(self, key: Key) -> bool:
         """Whether the first tier has the page, or the disk where that is all there is."""
         return key in self.host or (not self.host.capacity and self.disk is not None and self.disk.is_coming(key))
@@ -123,19 +133,20 @@ class TierStack:
         while self.host.num_free < count and self.disk is not None and self.disk.wait():
             self._trim()
 
-    def load(self, keys: Sequence[Key], pages: Sequence[int]) -> int:
-        """Fill pages of the pool, in order, up to the first that cannot be had; how many were filled."""
+    def load(self, keys: Sequence[Key], pages: Sequence[int], *, overlapped: bool = False) -> int:
+        """Fill pages of the pool, in order, up to the first that cannot be had; how many were filled. What was read
+        while others were computed (`overlapped`) says nothing of the disk's speed."""
         done = 0
         while done < len(keys):
             wanted = keys[done : done + self._batch]
-            count = self._load(wanted, pages[done : done + len(wanted)])
+            count = self._load(wanted, pages[done : done + len(wanted)], overlapped)
             done += count
             if count < len(wanted):
                 break
         return done
 
-    def _load(self, keys: Sequence[Key], pages: Sequence[int]) -> int:
-        tiers = [self.tier_of(key) for key in keys]
+    def _load(self, keys: Sequence[Key], pages: Sequence[int], overlapped: bool) -> int:
+        tiers, costs = [self.tier_of(key) for key in keys], [self.cost_of(key) for key in keys]
         start_s = self._clock()
         count = self._fetched(keys)
         fetched_s = self._clock()
@@ -143,18 +154,15 @@ class TierStack:
             self._copies.up([self.host.slot(key) for key in keys[:count]], pages[:count])
         copied_s = self._clock()
         for name in ("dram", "disk"):
-            loaded = sum(tier == name for tier in tiers[:count])
-            waited_s = (copied_s - fetched_s) * loaded / max(1, count) + (fetched_s - start_s) * (name == "disk")
-            self._count(name, loaded, waited_s)
+            copied = (copied_s - fetched_s) / max(1, count)
+            fetched = (fetched_s - start_s) * (name == "disk")
+            loaded, paid = tiers[:count].count(name), costs[:count].count(name)
+            self.counts[name].bytes_out += loaded * self._copies.page_bytes
+            self.counts[name].stall_s += loaded * copied + fetched
+            if paid and not overlapped:
+                self._break_even.loaded(name, paid, paid * copied + fetched)
         self._let_go(keys[:count])
         return count
-
-    def _count(self, name: str, loaded: int, waited_s: float) -> None:
-        counts = self.counts[name]
-        counts.bytes_out += loaded * self._copies.page_bytes
-        counts.stall_s += waited_s
-        if loaded:
-            self._break_even.loaded(name, loaded, waited_s)
 
     def _let_go(self, keys: Sequence[Key]) -> None:
         """They are in the pool: unpin them, the first as the most recently used, since the last go first."""
@@ -207,7 +215,7 @@ class TierStack:
         for key in keys:
             if key in self.host:
                 continue
-            if len(self._ahead) >= self._batch or self.host.num_free <= self._batch:
+            if not self.room_ahead:
                 break
             reading = self._begin_read(key)
             if reading is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvtool.cache.tiers.options import TierOptions
-from kvtool.engine.offload.break_even import PROBE, BreakEven
+from kvtool.engine.offload.break_even import PROBE, BreakEven, Plan
 from kvtool.engine.offload.build import begin_break_even
 
 
@@ -47,3 +47,20 @@ def test_a_profile_is_what_a_run_begins_with() -> None:
     begun = begin_break_even(options, block_size=16, page_bytes=10**9)
     assert (begun.load_s("dram"), begun.load_s("disk")) == (0.5, 2.5)  # from the disk, then up from host memory
     assert begin_break_even(TierOptions(dram_bytes=1), block_size=16, page_bytes=1).load_s("disk") == 0.0
+
+
+def test_both_ends_are_taken_where_they_save_a_page() -> None:
+    even = measured(load_s={"disk": 1.0}, compute_s=1.0)
+    assert even.plan(["disk"] * 9, room=99) == Plan(load=0, compute=5, load_behind=4)
+    assert even.plan(["dram"] * 2 + ["disk"] * 8, room=99) == Plan(load=2, compute=4, load_behind=4)
+    assert even.plan(["disk"] * 9, room=2) == Plan(load=0, compute=7, load_behind=2)
+    assert even.plan(["disk"] * 9, room=1).load_behind == 1
+    assert even.plan(["disk"] * 9, room=0) == Plan(load=9)
+    assert even.plan(["disk"], room=99) == Plan(load=1)
+    assert even.plan(["disk"] * 4 + ["dram"], room=99) == Plan(load=5)
+    # A third of the time: 3 s of loading 9 pages, or 3 pages computed in 3 s while 6 are read in 2 s.
+    assert measured(load_s={"disk": 1 / 3}, compute_s=1.0).plan(["disk"] * 9, room=99) == Plan(load=9)
+    # Of 90 pages, 23 computed in 23 s while 67 are read in 22.3 s: 7 s less than loading them all.
+    quarters = measured(load_s={"disk": 1 / 3}, compute_s=1.0).plan(["disk"] * 90, room=99)
+    assert quarters == Plan(load=0, compute=23, load_behind=67)
+    assert BreakEven(4).plan(["disk"] * 9, room=99) == Plan(load=9)

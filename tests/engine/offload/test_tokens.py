@@ -39,6 +39,14 @@ def engine_with(loaded: LoadedModel, num_pages: int, tiers: TierOptions | None) 
     return Engine(loaded, num_pages=num_pages, config=replace(loaded.config, tiers=tiers), clock=lambda: 0.0)
 
 
+def as_fast_either_way(engine: Engine) -> None:
+    """Loading a page takes as long as computing it, whatever is measured from here on."""
+    assert engine.offload is not None
+    engine.offload._break_even.computed(BLOCK, 1.0)
+    engine.offload._break_even.loaded("disk", 1, 1.0)
+    engine.offload._break_even.computed = engine.offload._break_even.loaded = lambda *_: None  # type: ignore[method-assign]
+
+
 def outputs(engine: Engine, requests: list[Request]) -> list[list[int]]:
     tokens = [sequence.output_ids for sequence in run(engine, requests)]
     if engine.offload is not None:
@@ -67,6 +75,7 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     dram_pages=st.none() | st.integers(1, 12),
     disk_pages=st.none() | st.integers(1, 30),
     exclusive=st.booleans(),
+    both_ends=st.booleans(),
 )
 def test_tokens_are_the_same(
     loaded: LoadedModel,
@@ -77,6 +86,7 @@ def test_tokens_are_the_same(
     dram_pages: int | None,
     disk_pages: int | None,
     exclusive: bool,
+    both_ends: bool,
 ) -> None:
     page_bytes = loaded.page_bytes
     num_pages = max(-(-(len(r.prompt) + r.max_tokens - 1) // BLOCK) for r in requests) + spare_pages
@@ -92,6 +102,8 @@ def test_tokens_are_the_same(
     expected = outputs(engine_with(loaded, num_pages, None), requests)
     for _ in range(2):  # the second run finds what the first left on the disk
         engine = engine_with(loaded, num_pages, tiers)
+        if both_ends:
+            as_fast_either_way(engine)
         assert outputs(engine, requests) == expected
         assert engine.loaded.notices.lines == []
 
@@ -119,6 +131,26 @@ def test_a_prefix_that_left_the_pool_comes_back_from_below(
     assert counters[0].bytes_in >= moved
     engine.close()
     assert engine.loaded.notices.lines == []
+
+
+@pytest.mark.parametrize("budget", [4, 6, 8192])
+def test_half_of_a_prefix_is_computed_while_the_other_half_is_read(
+    loaded: LoadedModel, tmp_path: Path, budget: int
+) -> None:
+    expected = outputs(engine_with(loaded, 12, None), LONG[:1])
+    tiers = parse_tiers(f"disk={tmp_path}:1MiB")
+    outputs(engine_with(loaded, 12, tiers), LONG[:1])
+    config = replace(loaded.config, tiers=tiers, max_num_batched_tokens=budget)
+    engine = Engine(loaded, num_pages=12, config=config, clock=lambda: 0.0)
+    as_fast_either_way(engine)
+    assert engine.offload is not None
+    engine.offload.prefetch = lambda sequence: None  # type: ignore[method-assign]
+    (sequence,) = run(engine, LONG[:1])
+    assert [sequence.output_ids] == expected
+    disk = engine.tiers()[-1]
+    assert (disk.recomputed_tokens, disk.hit_tokens, sequence.cached_tokens) == (20, 16, 16)  # 5 and 4 of 9 pages
+    engine.offload.stack.check()
+    engine.close()
 
 
 def test_selective_moves_down_what_was_hit_often_enough(loaded: LoadedModel) -> None:
