@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 
 from kvtool.bench.accounting import with_roofline
 from kvtool.bench.cases.base import Measured, Setup
+from kvtool.bench.cases.below import private_tiers
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engines.race import entrants
 from kvtool.bench.limits import accounting_errors
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.session import CEILING_SECONDS, Conditions, Outcome, Progress, Session
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
+from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget
 from kvtool.machine.roofline import Ceiling
@@ -32,13 +36,28 @@ def bench(
 ) -> Outcome[BenchDocument]:
     """Everything asked for; `tell` is told how long it may take. Ctrl-C keeps the cases that were done. Raises
     KvtoolError or DeviceError."""
+    if config.tiers is not None and not any(part.uses_tiers for part in options.parts):
+        raise KvtoolError("--tiers are measured where prefixes are: add prefix to --parts")
+    with private_tiers(config.tiers) as tiers:
+        return _bench(model, replace(config, tiers=None), options, tiers, progress=progress, tell=tell)
+
+
+def _bench(
+    model: Model,
+    config: EngineConfig,
+    options: BenchOptions,
+    tiers: TierOptions | None,
+    *,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Outcome[BenchDocument]:
     progress(f"loading {model.id}", 0.0)
     pages = most_pages(options, config.block_size)
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)
     tell(_how_long(options))
     session = Session(str(loaded.device), loaded.torch_dtype, progress)
-    measured = _measured(loaded, options, session, progress)
+    measured = _measured(loaded, options, session, progress, tiers)
     return _outcome(loaded, measured, session.end())
 
 
@@ -54,7 +73,9 @@ def most_pages(options: BenchOptions, block_size: int) -> int:
     return max(part.most_sequences * ceil_div(part.longest_tokens, block_size) for part in options.parts)
 
 
-def _measured(loaded: LoadedModel, options: BenchOptions, session: Session, progress: Progress) -> list[Measured]:
+def _measured(
+    loaded: LoadedModel, options: BenchOptions, session: Session, progress: Progress, tiers: TierOptions | None
+) -> list[Measured]:
     windows = Windows(str(loaded.device), loaded.torch_dtype, session.ceiling)
     if options.peers:
         progress("loading the peers", 0.0)
@@ -67,6 +88,7 @@ def _measured(loaded: LoadedModel, options: BenchOptions, session: Session, prog
             num_iters_warmup=options.num_iters_warmup,
             seed=options.seed,
             peers=peers,
+            tiers=tiers,
             budget=(budget := Budget(options.budget_s, trims=options.trims)),
         )
         steps = [step for part in options.parts for step in part.steps(setup)]

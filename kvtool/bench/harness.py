@@ -118,5 +118,4 @@ def case_inputs(loaded: LoadedModel) -> dict[str, Value]:
         "threads": loaded.num_threads,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "graphs": config.graphs and loaded.capturable,
-        **({} if config.tiers is None else {"tiers": str(config.tiers), "write_policy": str(config.tiers.write)}),
     }

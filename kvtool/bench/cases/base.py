@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import ClassVar
 
 from msgspec.structs import replace
 
 from kvtool.bench.engines.race import Entrant
 from kvtool.bench.harness import Value, case_inputs
 from kvtool.bench.session import Step
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
@@ -40,7 +42,7 @@ class Iterations:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """What all cases share: the model, how often each case runs and how long all may take, and the other engines that
-    run beside ours."""
+    run beside ours. `tiers` are for the parts that measure them."""
 
     loaded: LoadedModel
     windows: Windows
@@ -48,6 +50,7 @@ class Setup:
     num_iters_warmup: int
     seed: int = 0
     peers: Sequence[Entrant] = ()
+    tiers: TierOptions | None = None
     budget: Budget = field(default_factory=Budget)
     disturbance: Callable[[], Disturbance] = Disturbance
 
@@ -102,7 +105,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens."""
+    """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens. `uses_tiers`
+    says that its steps measure the tiers of the setup."""
+
+    uses_tiers: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

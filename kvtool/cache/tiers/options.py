@@ -28,7 +28,8 @@ class WritePolicy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierOptions:
     """Capacities below the block pool; None where there is no such tier. `exclusive`: what moves up leaves host memory,
-    so that no page takes room in both. `up_gbps` are speeds measured before; this run's own join them."""
+    so that no page takes room in both. `up_gbps` are speeds measured before; this run's own join them.
+    `always_load`: even where computing is faster."""
 
     dram_bytes: int | None = None
     disk_folder: Path | None = None
@@ -36,6 +37,7 @@ class TierOptions:
     exclusive: bool = False
     write: WritePolicy = WritePolicy()
     up_gbps: tuple[tuple[str, float], ...] = ()
+    always_load: bool = False
 
     def __str__(self) -> str:
         """Without the folder, which is the user's own affair."""

@@ -77,3 +77,13 @@ class BreakEven:
                 best, worth = saved, count
         self._refusals = 0 if worth == len(tiers) else self._refusals + 1
         return len(tiers) if self._refusals % PROBE == PROBE - 1 else worth
+
+
+class AlwaysLoad(BreakEven):
+    """Loading is what is measured, whatever it takes."""
+
+    def plan(self, tiers: Sequence[str], *, room: int) -> Plan:
+        return Plan(load=len(tiers))
+
+    def load_s(self, tier: str) -> float:
+        return 0.0

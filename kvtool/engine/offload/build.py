@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kvtool.cache.manager import CacheManager
 from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.offload.break_even import BreakEven
+from kvtool.engine.offload.break_even import AlwaysLoad, BreakEven
 from kvtool.engine.offload.copies import PageCopies
 from kvtool.engine.offload.disk import DiskTier
 from kvtool.engine.offload.folder import PageFolder
@@ -57,6 +57,8 @@ def _disk_tier(options: TierOptions, page_bytes: int, root: bytes, notices: Noti
 
 def begin_break_even(options: TierOptions, block_size: int, page_bytes: int) -> BreakEven:
     """Begun with the speeds that were measured before. What a disk reads is copied up from host memory too."""
+    if options.always_load:
+        return AlwaysLoad(block_size)
     found, speeds = BreakEven(block_size), dict(options.up_gbps)
     seconds = {tier: page_bytes / gbps / 1e9 for tier, gbps in speeds.items()}
     for tier, load_s in seconds.items():

@@ -164,6 +164,10 @@ class Offload:
         there = {"dram": self.stack.host.capacity > 0, "disk": self.stack.disk is not None}
         return [self.stack.counts[name].snapshot() for name, is_there in there.items() if is_there]
 
+    def settle(self) -> None:
+        """Wait until what moves down has landed."""
+        self.stack.settle()
+
     def close(self) -> None:
         """What was kept back goes to the disk, and every write lands. Nothing may be asked afterwards."""
         if self._policy.kind == "back" and self.stack.disk is not None:

@@ -230,6 +230,12 @@ class TierStack:
                 self.host.shelf.unpin(key)
         self._trim()
 
+    def settle(self) -> None:
+        """Wait until what moves down has landed, and what host memory need not keep is gone."""
+        while self.disk is not None and self.disk.wait():
+            pass
+        self._trim()
+
     def close(self) -> None:
         """Wait for every write."""
         if self.disk is not None:

@@ -244,7 +244,7 @@ def batch_size(case: Case) -> int:
 
 def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
     """Cases that differ in `along` alone, in its order, each group named by the inputs that tell it from the others."""
-    keys = tuple(k for k in varying(cases, ("prefix_len", "input_len", "batch_size")) if k != along)
+    keys = tuple(k for k in varying(cases, ("prefix_len", "input_len", "batch_size", "tier")) if k != along)
     keys = tuple(k for k in keys if len({case.inputs.get(k) for case in cases}) > 1) or ("batch_size",)
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
