@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtool.interrupts import leave_on_interrupt
+from kvtool.interrupts import leave_on_interrupt, stay_until_the_end
 
 
 def main() -> None:
@@ -10,7 +10,10 @@ def main() -> None:
     leave_on_interrupt()
     from kvtool.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        stay_until_the_end()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ def reading(path: Path | str) -> Iterator[None]:
     if "\0" in str(path):
         raise KvtoolError(f"cannot read {str(path)!r}: no file's name has a null character")
     try:
+        os.fsencode(path)
         yield
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as JSON can hold it
+        raise KvtoolError(f"cannot read {str(path)!r}: its name is not text") from error
     except OSError as error:
         raise KvtoolError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -19,6 +19,15 @@ def leave_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _leave)
 
 
+def stay_until_the_end() -> None:
+    """From here on Ctrl-C does nothing: all is said and written, and the exit code stands.
+
+    The interpreter takes its handlers away before it ends, so that a Ctrl-C would kill it then without a word.
+    """
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """A block in which Ctrl-C is a KeyboardInterrupt, for work that keeps what it has or takes files away again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import settings
 
 # Processes of the suite run side by side: none of them binds its threads to the same first cores.
 os.environ.setdefault("OMP_PROC_BIND", "false")
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("kvtool", deadline=None)
 settings.load_profile("kvtool")

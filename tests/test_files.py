@@ -19,6 +19,12 @@ def test_what_cannot_be_read_is_one_line_with_its_name(tmp_path: Path) -> None:
         read_bytes(tmp_path / "a\0b")
 
 
+@pytest.mark.parametrize("name", ["half \ud800 of a pair", "\udfff"])
+def test_a_name_that_is_no_text_is_refused(name: str) -> None:
+    with pytest.raises(KvtoolError, match="its name is not text"):
+        read_bytes(Path(name))
+
+
 def test_a_file_larger_than_it_can_be_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     assert read_bytes(tmp_path / "a", at_most=5) == b"12345"

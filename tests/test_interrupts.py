@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvtool import interrupts
+from kvtool.bench.runs import PROGRAM
 
 AT_AN_IMPORT = """
 import os, signal, sys
@@ -44,6 +45,17 @@ when, renames, os.replace = int(sys.argv.pop(1)), 0, interrupting
 from kvtool.__main__ import main
 main()
 """
+AT_THE_END = """
+import os, signal
+
+class Interrupting:
+    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGINT):
+        kill(own, number)
+
+until_modules_go = Interrupting()
+from kvtool.__main__ import main
+main()
+"""
 RUN = ("smollm2-135m", "--num-layers", "1", "--device", "cpu", "--threads", "1")
 COMMANDS = {
     "size": ("size", "llama-3.1-8b", "--gpu", "h100"),
@@ -74,6 +86,14 @@ def test_an_import_does_not_swallow_it(command: str, whens: tuple[int, ...]) -> 
         assert "Traceback" not in done.stderr
 
 
+def test_a_run_of_several_is_started_as_the_program_is() -> None:
+    script = AT_AN_IMPORT.replace("from kvtool.__main__ import main\ntry:\n    main()", f"try:\n    {PROGRAM[-1]}")
+    assert PROGRAM[-1] in script
+    done = interrupted(script, 40, *COMMANDS["size"])
+    assert (done.returncode, done.stderr.splitlines()[0]) == (130, "kvtool: interrupted")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("when", [1, 2, 4])
 def test_every_file_is_whole(tmp_path: Path, when: int) -> None:
     before = dict.fromkeys(("size.json", "size.csv", "size.png", "size-budget.png"), b"of a run before")
@@ -85,6 +105,13 @@ def test_every_file_is_whole(tmp_path: Path, when: int) -> None:
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name]] == list(before)[:when]
+
+
+@pytest.mark.parametrize(("args", "code"), [(("gpus", "h100"), 0), (("gpus", "h1000"), 2)])
+def test_when_all_is_said_the_exit_code_stands(args: tuple[str, str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", AT_THE_END, *args], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "interrupted" not in done.stderr
 
 
 def test_one_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,20 @@ TEXT = readme.README.read_text()
 TEXTS = {page.relative_to(readme.ROOT).as_posix(): page.read_text() for page in readme.PAGES}
 EVERYTHING = "\n".join(TEXTS.values())
 COMMANDS = typer.main.get_group(app).commands
-VERBS = {"size", "engines", "solve", "verify", "bench", "kernels", "compare", "generate", "replay", "tiers", "words"}
+VERBS = {
+    "size",
+    "engines",
+    "solve",
+    "verify",
+    "bench",
+    "kernels",
+    "compare",
+    "generate",
+    "replay",
+    "tiers",
+    "words",
+    "workloads",
+}
 GENERATED = re.compile(r"\[\d+ prompt \+ \d+ output tokens, TTFT [\d.,]+ ms, TPOT [\d.,]+ ms, \d+ pages of \d+\]")
 
 

@@ -25,7 +25,7 @@ NEEDED = (
     *("typer", "rich", "pandas", "matplotlib", "pytest", "hypothesis", "transformers"),
 )
 GRACE_S = 15.0  # for an interrupted run to write what it has
-KVTOOL = "from kvtool.cli import main; main()"
+KVTOOL = "from kvtool.__main__ import main; main()"
 KERNELS = "--block-size 64 --peers all"
 BENCH = "--parts latency --block-size 64 --num-iters 3"
 

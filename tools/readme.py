@@ -28,8 +28,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kvtool.files import write_atomic
-from kvtool.report.bench.bench import print_bench
-from kvtool.report.bench.tables import bench_tables
+from kvtool.report.bench.bench import print_bench, tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine import print_environment
 from kvtool.report.terminal import Terminal
@@ -49,12 +48,14 @@ NO_CARD = "No figures of a card are published yet: `make gpu` measures yours.\n"
 MACHINE = re.compile(r"(?<=<!-- machine -->\n).*\n")
 SMALL = "--parts latency --input-len 512 --batch-size 8 --output-len 16"
 STREAMING = "--num-layers 6 --input-len 64 --output-len 32 --batch-size 1,8 --parts latency --num-iters 5"
+WORKLOADS = "--workload translation,agent,ranking,parallel --num-iters 2"
 # What is measured into examples/reports; a name with .json is the file for what the command prints.
 MEASUREMENTS = {
     "cpu/bench": "kvtool bench --out cpu",
     "cpu-one-thread/bench.json": f"kvtool bench --threads 1 {SMALL} --json",
     "cpu-two-threads/bench.json": f"kvtool bench --threads 2 {SMALL} --json",
     "cpu-llama-3.2-1b/bench.json": f"kvtool bench llama-3.2-1b {STREAMING} --json",
+    "cpu-workloads/bench.json": f"kvtool bench {WORKLOADS} --json",
     "cpu/env.json": "kvtool env --measure --json",
     "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
     "cpu-tiers/tiers": "kvtool tiers --out cpu-tiers",
@@ -158,14 +159,15 @@ def printed_again(file: str, *titles: str) -> str:
         return shown(lambda console: print_environment(read_document(path, EnvDocument), console))
     document = read_document(path, BenchDocument)
     text = shown(lambda console: print_bench(document, console))
-    known = [*(table.title for table in bench_tables(document)), "In short", "Assumed"]
+    known = [*(table.title for table in tables(document)), "In short", "Assumed"]
     return sections(text, known, titles) if titles else text
 
 
 def shown(print_document: Callable[[Console], None]) -> str:
-    console = Terminal(file=io.StringIO(), width=COLUMNS, no_color=True)
+    out = io.StringIO()
+    console = Terminal(file=out, width=COLUMNS, no_color=True)
     print_document(console)
-    return tidy(console.file.getvalue())
+    return tidy(out.getvalue())
 
 
 def sections(text: str, known: list[str], wanted: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.resolve import resolve_model
 from kvtool.sizing.engines.estimates import Estimates
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.engines.vllm import plan
+from kvtool.sizing.engines.vllm import beside_weights, capability_of, plan
 from kvtool.sizing.engines.vllm.memory import stage_estimates
 from kvtool.sizing.fit import batch_limits
 from kvtool.sizing.parallel import Parallel
@@ -61,7 +61,7 @@ def _predict(row: dict[str, str]) -> Start:
         kv_cache_dtype=row["kv_cache_dtype"],
         dtype={"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[row["dtype"].removeprefix("torch.")],
     )
-    weights_gib = _weights_gib(model, row, options.parallel)
+    weights_gib = _weights_gib(model, row, options)
     first, last = _stage(model, options, last=options.parallel.pp == 1), _stage(model, options, last=True)
     logged = float(row["weights_memory_gib"])
     poorest = plan(model, options, pool_bytes=round(_pool_gib(row, logged, last) * GIB))
@@ -81,7 +81,7 @@ def _stage(model: Model, options: EngineOptions, *, last: bool) -> Estimates:
     gpu = find_gpu(CARD)
     limits = batch_limits(gpu, max_model_len=options.max_model_len)
     longest = options.max_model_len or limits.tokens
-    return stage_estimates(model, gpu, options, limits, max_model_len=longest, last_stage=last)
+    return stage_estimates(weigh(model), gpu, options, limits, max_model_len=longest, last_stage=last)
 
 
 def _pool_gib(row: dict[str, str], weights_gib: float, taken: Estimates) -> float:
@@ -90,10 +90,15 @@ def _pool_gib(row: dict[str, str], weights_gib: float, taken: Estimates) -> floa
     return usable_gib - weights_gib - (taken.activation.bytes + taken.reserve_bytes) / GIB
 
 
-def _weights_gib(model: Model, row: dict[str, str], parallel: Parallel) -> float | None:
-    """Of a checkpoint in 16 or 32 bits, or in fp8 by vLLM itself; of others where the model says how it is stored."""
+def _weights_gib(model: Model, row: dict[str, str], options: EngineOptions) -> float | None:
+    """Of a checkpoint in 16 or 32 bits, or in fp8 by vLLM itself; of others where the model says how it is stored. With
+    what vLLM loads beside it, as in its log.
+    """
     own = {"None": row["dtype"].removeprefix("torch."), "fp8": "fp8"}.get(row["quantization"])
     if own is None and model.quantisation is None:
         return None
-    size = weigh(model, own or "auto").bytes_per_gpu(parallel)
-    return None if size is None else size / GIB
+    weights = weigh(replace(model, dtype=options.dtype), own or "auto")
+    size = weights.bytes_per_gpu(options.parallel)
+    if size is None:
+        return None
+    return (size + beside_weights(weights, options.parallel, capability_of(find_gpu(CARD))).bytes) / GIB

@@ -112,7 +112,7 @@ def _tpot_s(case: Case) -> dict[int, float]:
     """The median TPOT of each iteration, of the arm that the case's metrics are of."""
     found = defaultdict(list)
     for sample in case.samples:
-        if sample.arm != "uncached" and (seconds := sample.tpot_s) is not None:
+        if not sample.is_compared and (seconds := sample.tpot_s) is not None:
             found[sample.iteration].append(seconds)
     return {iteration: median(seconds) for iteration, seconds in found.items()}
 
@@ -127,7 +127,8 @@ def _prefill_s(case: Case) -> dict[int, float]:
 
 
 def _queues(case: Case) -> bool:
-    return bool(case.inputs.get("request_rate") or case.inputs.get("concurrency"))
+    """Whether prefill and decode of different requests mix in a step."""
+    return case.part == "workload" or bool(case.inputs.get("request_rate") or case.inputs.get("concurrency"))
 
 
 def _no_mbu_reason(case: Case, llc_bytes: int | None) -> str | None:

@@ -9,9 +9,10 @@ from functools import reduce
 from kvtool.bench.accounting import with_roofline
 from kvtool.bench.cases.base import Measured, Setup
 from kvtool.bench.cases.below import private_tiers
+from kvtool.bench.cases.scenario import scales
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engines.race import entrants
-from kvtool.bench.limits import accounting_errors
+from kvtool.bench.limits import accounting_errors, hit_errors
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.session import CEILING_SECONDS, Conditions, Outcome, Progress, Session
 from kvtool.cache.tiers.options import TierOptions
@@ -23,7 +24,6 @@ from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument
-from kvtool.units import ceil_div
 
 
 def bench(
@@ -52,6 +52,7 @@ def _bench(
     tell: Callable[[str], None],
 ) -> Outcome[BenchDocument]:
     progress(f"loading {model.id}", 0.0)
+    options = options.fitted(model, config.block_size)
     pages = most_pages(options, config.block_size)
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)
@@ -62,7 +63,7 @@ def _bench(
 
 
 def _how_long(options: BenchOptions) -> str:
-    asked = f"{options.num_iters} measured iterations a case"
+    asked = f"{options.num_iters} measured iteration{'s' if options.num_iters > 1 else ''} a case"
     if not options.trims:
         return f"{asked}, however long they take"
     return f"{asked}, about {options.budget_s + 2 * CEILING_SECONDS:.0f} s at most: fewer where this machine is slower"
@@ -70,7 +71,7 @@ def _how_long(options: BenchOptions) -> str:
 
 def most_pages(options: BenchOptions, block_size: int) -> int:
     """Pages of the largest case, which the device must hold before anything is loaded, or a prompt made."""
-    return max(part.most_sequences * ceil_div(part.longest_tokens, block_size) for part in options.parts)
+    return max(part.most_pages(block_size) for part in options.parts)
 
 
 def _measured(
@@ -103,7 +104,12 @@ def _outcome(loaded: LoadedModel, measured: list[Measured], conditions: Conditio
     document = BenchDocument(
         environment=conditions.environment,
         definitions=DEFINITIONS,
-        assumptions=[*loaded.assumptions(), *conditions.warnings(cases)],
+        assumptions=[*loaded.assumptions(), *scales(cases), *conditions.warnings(cases)],
         cases=cases,
     )
-    return Outcome(document=document, interrupted=conditions.interrupted, errors=accounting_errors(cases))
+    return Outcome(
+        document=document,
+        interrupted=conditions.interrupted,
+        errors=accounting_errors(cases),
+        unequal=hit_errors(cases),
+    )

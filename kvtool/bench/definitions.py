@@ -21,6 +21,12 @@ DEFINITIONS = {
     "kv_waste_bytes": "allocated - bytes of the tokens that attention still needs",
     "hit_rate": "prompt tokens found in the cache / prompt tokens, micro-averaged, by the allocator's own counters",
     "ttft_saved_ms": "median over paired requests of uncached - cached TTFT; 95 % bootstrap interval over pairs",
+    "workload": "named traffic; hit_tokens are found when a request is first admitted, recomputed_tokens computed once "
+    "more after it gave way; a run whose hits are not those that were generated fails, unless pages were evicted. A "
+    "turn goes on from the answer that the model really gave; prompts of the warm-up and of every iteration are of "
+    "different seeds, and the cache is emptied between them",
+    "goodput_ratio": "requests within every limit of --goodput / all requests; null without limits",
+    "repeat": "the cached arm run once more in the same turns: what two runs of the same thing differ by",
     "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",
     "percentiles": "linear interpolation; std with n - 1",
     "peers": "other engines on the same weights and prompts, greedy, in turns with ours, batch by batch, in rounds of "

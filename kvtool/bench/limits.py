@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from kvtool.results import KernelRoofline, Roofline
+from kvtool.results import Case, KernelRoofline, Roofline, WorkloadCase
 
 ACCOUNTING_LIMIT = 1.03  # more than this share of a measured limit means that bytes or FLOPs were miscounted
 IMPOSSIBLE = "accounting error"
@@ -47,3 +47,19 @@ def accounting_errors(cases: Iterable[WithRoofline]) -> list[str]:
     return [
         f"{case.name}: {case.roofline.reason}" for case in cases if (case.roofline.reason or "").startswith(IMPOSSIBLE)
     ]
+
+
+def hit_errors(cases: Iterable[Case]) -> list[str]:
+    """A line for each workload whose hits are not those that were generated, though nothing was evicted."""
+    return [
+        f"{case.name}: {wrong}" for case in cases if isinstance(case, WorkloadCase) and (wrong := _wrong_hits(case))
+    ]
+
+
+def _wrong_hits(case: WorkloadCase) -> str | None:
+    found, expected = case.workload.hit_tokens, case.workload.hit_tokens_expected
+    may_be_fewer = case.workload.evicted_pages > 0 or not case.workload.hits_exact
+    may_be_more = bool(case.inputs.get("partial_hits"))
+    if found == expected or (may_be_fewer if found < expected else may_be_more):
+        return None
+    return f"{expected:,} hit tokens were generated but the allocator counted {found:,}"

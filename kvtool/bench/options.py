@@ -10,14 +10,21 @@ from kvtool.bench.cases.base import Part, require_positive
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
+from kvtool.bench.cases.workload import Workload
+from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 
-PARTS: dict[str, type[Part]] = {"latency": Latency, "prefix": PrefixHits, "no-cache": NoCache}  # in the order they run
+DEFAULT_PARTS = ("latency", "prefix", "no-cache")
+PARTS: dict[str, type[Part]] = {  # in the order they run
+    "latency": Latency,
+    "prefix": PrefixHits,
+    "no-cache": NoCache,
+    "workload": Workload,
+}
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 CPU_ITERS, CPU_ITERS_WARMUP = 3, 1
 GPU_ITERS, GPU_ITERS_WARMUP = 5, 2
-PART_S = 20.0  # that the measured iterations of a part may take where the user does not say how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +49,11 @@ class BenchOptions:
     @property
     def budget_s(self) -> float:
         """That measured iterations take at most, but for the first of each case."""
-        return PART_S * len(self.parts)
+        return sum(part.budget_s for part in self.parts)
+
+    def fitted(self, model: Model, block_size: int) -> BenchOptions:
+        """The same with each part made for that model and pages of that size. Raises KvtoolError."""
+        return replace(self, parts=tuple(part.fitted(model, block_size) for part in self.parts))
 
     @property
     def longest_tokens(self) -> int:
@@ -63,7 +74,7 @@ def default_model(device: str) -> str:
 def bench_options(
     device: str,
     *,
-    parts: Sequence[str] = tuple(PARTS),
+    parts: Sequence[str] = DEFAULT_PARTS,
     num_iters: int | None = None,
     num_iters_warmup: int | None = None,
     seed: int = 0,

@@ -3,6 +3,7 @@ by (where memory lies, what else the machine does) is in no single one."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from kvtool.bench.metrics import metrics_of
+from kvtool.bench.savings import ttfts_in_order, with_times
 from kvtool.errors import KvtoolError
-from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample
+from kvtool.interrupts import interruptible
+from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample, WorkloadCase
 from kvtool.results.warnings import load_warnings
 from kvtool.stats import paired_median_difference
 
-PROGRAM = (sys.executable, "-P", "-c", "from kvtool.cli import main; main()")
+PROGRAM = (sys.executable, "-P", "-c", "from kvtool.__main__ import main; main()")
 KEPT = (0, 3)  # exit codes of runs that are whole, and print their document: done, and accounting that cannot be right
 INTERRUPTED = 130
 _WITH_VALUE = ("--runs", "--out")
@@ -68,17 +71,15 @@ def single_run(arguments: Sequence[str]) -> list[str]:
 
 
 def _finished(command: Sequence[str]) -> tuple[int, bytes]:
-    """The exit code and what was printed. Ctrl-C reaches the run too, which then ends by itself."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    """The exit code and what was printed. Ctrl-C is passed on, as only a terminal's reaches the run by itself."""
+    with interruptible(), subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
-            return _read(process)
+            printed, _ = process.communicate()
+            return process.returncode, printed
         except KeyboardInterrupt:
-            return INTERRUPTED, _read(process)[1]
-
-
-def _read(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
-    printed, _ = process.communicate()
-    return process.returncode, printed
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            return INTERRUPTED, b""
 
 
 def joined(documents: Sequence[BenchDocument]) -> BenchDocument:
@@ -111,7 +112,7 @@ def _but_load(document: BenchDocument) -> list[str]:
 def _joined_case(cases: Sequence[C]) -> C:
     first = cases[0]
     samples = [msgspec.structs.replace(s, run=run) for run, case in enumerate(cases) for s in case.samples]
-    measured = [sample for sample in samples if sample.arm != "uncached"]
+    measured = [sample for sample in samples if not sample.is_compared]
     equal = [case.check.outputs_equal for case in cases if case.check.outputs_equal is not None]
     peaks = [case.memory.peak_bytes for case in cases if case.memory.peak_bytes is not None]
     together = msgspec.structs.replace(
@@ -125,6 +126,9 @@ def _joined_case(cases: Sequence[C]) -> C:
     )
     if isinstance(together, PrefixCase):
         return msgspec.structs.replace(together, prefix=_saved(together.prefix, samples))
+    if isinstance(together, WorkloadCase):
+        saved = with_times(together.workload.saved, samples)
+        return msgspec.structs.replace(together, workload=msgspec.structs.replace(together.workload, saved=saved))
     return together
 
 
@@ -147,7 +151,7 @@ def _middle(limits: Sequence[Roofline]) -> Roofline:
 
 def _saved(prefix: Prefix, samples: Sequence[Sample]) -> Prefix:
     """What hits save over all runs; samples of both arms are in the same order."""
-    cached, uncached = (_in_order(samples, arm) for arm in ("cached", "uncached"))
+    cached, uncached = (ttfts_in_order(samples, arm) for arm in ("cached", "uncached"))
     saved = paired_median_difference(cached, uncached)
     return msgspec.structs.replace(
         prefix,
@@ -156,9 +160,3 @@ def _saved(prefix: Prefix, samples: Sequence[Sample]) -> Prefix:
         ttft_saved_ms_ci_low=saved.low * 1e3,
         ttft_saved_ms_ci_high=saved.high * 1e3,
     )
-
-
-def _in_order(samples: Sequence[Sample], arm: str) -> list[float]:
-    """TTFTs of an arm by run and iteration; within one, requests ran in the same order in both arms."""
-    own = [sample for sample in samples if sample.arm == arm]
-    return [sample.ttft_s for sample in sorted(own, key=lambda sample: (sample.run, sample.iteration))]

@@ -54,7 +54,8 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[D]):
-    """`errors` name cases whose accounting cannot be right, `unequal` those that a reference contradicts.
+    """`errors` name cases whose accounting cannot be right, `unequal` those that a reference, or what was asked for,
+    contradicts.
 
     The document of an interrupted session has the cases that were done.
     """

@@ -2,9 +2,11 @@
 
 from kvtool.cache.block_pool import BlockPool
 from kvtool.cache.block_table import BlockTable
-from kvtool.cache.eviction import EVICTION, EvictionPolicy, eviction_policy
+from kvtool.cache.eviction.base import EvictionPolicy
+from kvtool.cache.eviction.eviction import EVICTION, eviction_policy
+from kvtool.cache.index.hashed import HashedIndex
+from kvtool.cache.index.radix import RadixTree
 from kvtool.cache.manager import CacheCounters, CacheManager, PageCopy, SequenceCache
-from kvtool.cache.radix_tree import RadixTree
 
 __all__ = [
     "EVICTION",
@@ -13,6 +15,7 @@ __all__ = [
     "CacheCounters",
     "CacheManager",
     "EvictionPolicy",
+    "HashedIndex",
     "PageCopy",
     "RadixTree",
     "SequenceCache",

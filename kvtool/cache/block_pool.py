@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+
 
 class BlockPool:
     """Pages 0..num_pages-1 with reference counts and a free stack, so that every operation is O(1) a page.
@@ -14,8 +17,8 @@ class BlockPool:
         if num_pages < 1:
             raise ValueError(f"a pool needs at least one page, not {num_pages}")
         self.num_pages = num_pages
-        self._references = [0] * num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._references = array("i", bytes(4 * num_pages))
+        self._free = array("i", range(num_pages - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
@@ -32,7 +35,7 @@ class BlockPool:
         if count > len(self._free):
             return None
         first = len(self._free) - count
-        pages = self._free[first:]
+        pages = self._free[first:].tolist()
         pages.reverse()
         del self._free[first:]
         for page in pages:
@@ -41,21 +44,34 @@ class BlockPool:
 
     def share(self, page: int) -> None:
         """One more reference to a page in use."""
-        self._require_in_use(page)
-        self._references[page] += 1
+        self.share_all([page])
+
+    def share_all(self, pages: Iterable[int]) -> None:
+        """One more reference to each, all in use."""
+        references = self._references
+        for page in pages:
+            if page < 0 or page >= self.num_pages or references[page] == 0:
+                self._refuse(page)
+            references[page] += 1
 
     def release(self, page: int) -> None:
         """One reference less; the last one frees the page."""
-        self._require_in_use(page)
-        self._references[page] -= 1
-        if self._references[page] == 0:
-            self._free.append(page)
+        self.release_all([page])
 
-    def _require_in_use(self, page: int) -> None:
+    def release_all(self, pages: Iterable[int]) -> None:
+        """One reference to each less; what loses its last one is free, the last page the first to be taken again."""
+        references, free = self._references, self._free
+        for page in pages:
+            if page < 0 or page >= self.num_pages or references[page] == 0:
+                self._refuse(page)
+            references[page] -= 1
+            if references[page] == 0:
+                free.append(page)
+
+    def _refuse(self, page: int) -> None:
         if not 0 <= page < self.num_pages:
             raise ValueError(f"page {page} is not one of the pool's {self.num_pages}")
-        if self._references[page] == 0:
-            raise ValueError(f"page {page} is free: it cannot be shared or released")
+        raise ValueError(f"page {page} is free: it cannot be shared or released")
 
     def check(self) -> None:
         """Every page is either free once or referred to; no count is negative."""

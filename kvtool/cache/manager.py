@@ -2,6 +2,7 @@
 
 seq = cache.open(prompt)             the longest cached prefix is shared, seq.cached_tokens need no prefill
 cache.reserve(seq, num_tokens)       pages for the next tokens; False: none left, preempt somebody
+cache.fork(seq, tokens)              a second sequence on the same pages; cache.take_copies() tells what to copy
 cache.commit(seq, tokens)            their K/V is written: whole pages can be hit by others from now on
 cache.close(seq)                     finished or preempted; cached pages stay until they are evicted
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from kvtool.cache.admission import Admission, Always, Offer
 from kvtool.cache.block_pool import BlockPool
 from kvtool.cache.block_table import BlockTable
-from kvtool.cache.eviction import EvictionPolicy
-from kvtool.cache.node import Node, PageKey
-from kvtool.cache.radix_tree import RadixTree, page_keys
-from kvtool.units import ceil_div
+from kvtool.cache.eviction.base import EvictionPolicy
+from kvtool.cache.index.base import PartialHit, PrefixIndex
+from kvtool.cache.index.radix import RadixTree
+from kvtool.cache.retention import Retention
 
 
 class PageCopy(NamedTuple):
@@ -48,23 +50,29 @@ class CacheCounters:
 
 @dataclass(eq=False, slots=True)
 class SequenceCache:
-    """What one open sequence holds. Its table only grows, except where `make_writable` says that a page was copied.
+    """What one open sequence holds. Its table only grows.
 
-    `node` is where it stands in the tree of cached prefixes, which ends after its first `num_cached_pages` pages.
+    `place` is where it stands in the index, behind its first `num_cached_pages` pages. `partial` is a cached page
+    whose first tokens it shares, until there is a page to copy it to; `cached_tokens` counts them from then on.
     """
 
     table: BlockTable
-    node: Node
+    place: Any
     num_cached_pages: int
     cached_tokens: int
     queried_tokens: int  # 0 once they have been counted
+    offer: Offer
+    retention: Retention | None = None
+    partial: PartialHit[Any] | None = None
     is_open: bool = True
 
 
 class CacheManager:
-    """The block pool and the cached prefixes. Every entry of an open block table holds one reference to its page,
-    and so does the tree for each page in it. A sequence locks its path in the tree, so only pages that no open
-    sequence holds are evicted. `evicting` is told which, the last of each prefix first, while their K/V is still there.
+    """The block pool and the index of cached prefixes: a radix tree with LRU unless another one is handed in.
+
+    Every entry of an open block table holds one reference to its page, and so does the index for each page in it. A
+    sequence locks its pages in the index, so only pages that no open sequence holds are evicted. `handing_out` is told
+    of pages that get a new owner, while what they held is still there.
     """
 
     def __init__(
@@ -73,41 +81,79 @@ class CacheManager:
         block_size: int,
         prefix_caching: bool = True,
         eviction: EvictionPolicy | None = None,
+        *,
+        index: PrefixIndex[Any] | None = None,
+        admission: Admission | None = None,
+        partial_hits: bool = False,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`eviction` is of the tree that is made where no `index` is handed in. With `partial_hits` a prompt that
+        shares a part of a cached page gets a copy of it. `clock` gives the seconds that retention is counted in."""
         if block_size < 1:
             raise ValueError(f"a page holds at least one token, not {block_size}")
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.pool = BlockPool(num_pages)
-        self.tree = RadixTree(eviction)
-        self.evicting: Callable[[list[int]], None] = _let_go
+        self.index = RadixTree(block_size, eviction) if index is None else index
+        self.admission = Always(block_size) if admission is None else admission
+        self.partial_hits = partial_hits and prefix_caching
+        self.handing_out: Callable[[list[int]], None] = _forget
+        self._clock = clock
         self._open: set[SequenceCache] = set()
+        self._copies: list[PageCopy] = []
         self.reset_counters()
 
     @property
     def num_available_pages(self) -> int:
         """Pages that can be had now: free ones, and cached ones that may be evicted."""
-        return self.pool.num_free + self.tree.num_evictable_pages
+        return self.pool.num_free + self.index.num_evictable_pages
 
     def match(self, tokens: Sequence[int]) -> int:
         """How many tokens `open` would find cached. Changes nothing."""
-        return len(self.tree.match(self._shareable_keys(tokens))) * self.block_size
+        return len(self.index.match(self._shareable(tokens[:-1]))) * self.block_size
 
-    def open(self, tokens: Sequence[int]) -> SequenceCache:
+    def open(self, tokens: Sequence[int], retention: Retention | None = None) -> SequenceCache:
         """A sequence that shares the longest cached prefix of whole pages; its last token is always left to compute."""
-        node, pages = self.tree.lock_prefix(self._shareable_keys(tokens))
-        for page in pages:
-            self.pool.share(page)
-        cached_tokens = len(pages) * self.block_size
+        sequence = self._opened(self._shareable(tokens[:-1]), [], queried_tokens=len(tokens))
+        sequence.retention = retention
+        if self.partial_hits:
+            sequence.partial = self.index.lock_partial(sequence.place, tokens[sequence.cached_tokens : -1])
+        return sequence
+
+    def _opened(self, shareable: Sequence[int], more: Sequence[int], queried_tokens: int) -> SequenceCache:
+        """A sequence on what is cached of `shareable`, and on the pages of `more` that lie behind it."""
+        place, pages = self.index.lock_prefix(shareable)
+        num_cached_pages = len(pages)
+        pages += more[num_cached_pages:]
+        self.pool.share_all(pages)
         sequence = SequenceCache(
-            table=BlockTable(self.block_size, pages, num_tokens=cached_tokens),
-            node=node,
-            num_cached_pages=len(pages),
-            cached_tokens=cached_tokens,
-            queried_tokens=len(tokens),
+            table=BlockTable(self.block_size, pages, num_tokens=len(pages) * self.block_size),
+            place=place,
+            num_cached_pages=num_cached_pages,
+            cached_tokens=len(pages) * self.block_size,
+            queried_tokens=queried_tokens,
+            # Shared pages that the index does not hold must never get there: another sequence writes behind them.
+            offer=Offer(num_cached_pages, ends=num_cached_pages < len(pages)),
         )
         self._open.add(sequence)
         return sequence
+
+    def fork(self, sequence: SequenceCache, tokens: Sequence[int]) -> SequenceCache | None:
+        """A second sequence with `tokens`, the first ones of `sequence`. It shares the pages that they fill, and gets a
+        copy of the one where the two may part: see `take_copies`. None, and nothing changed, when no page is left."""
+        self._require_open(sequence)
+        if len(tokens) > sequence.table.num_tokens:
+            raise ValueError(f"{len(tokens)} tokens cannot be forked off {sequence.table.num_tokens}")
+        num_whole, num_rest = divmod(len(tokens), self.block_size)
+        child = self._opened(self._shareable(tokens), sequence.table.pages[:num_whole], queried_tokens=0)
+        child.retention = sequence.retention
+        if num_rest and not self.reserve(child, len(tokens)):
+            self.close(child)
+            return None
+        if num_rest:
+            self._copy(sequence.table.pages[num_whole], child.table.pages[num_whole])
+        child.table.num_tokens = child.cached_tokens = len(tokens)
+        return child
 
     def reserve(self, sequence: SequenceCache, num_tokens: int) -> bool:
         """Make room for `num_tokens` in total, evicting if need be. False, and nothing changed, when it cannot."""
@@ -116,16 +162,45 @@ class CacheManager:
         if missing == 0:
             return True
         pages = self._take(missing)
+        if pages is None and sequence.partial is not None:
+            self._drop_partial(sequence)  # what it locks may be what is missing
+            pages = self._take(missing)
         if pages is None:
             return False
         sequence.table.pages += pages
         self._note_peak()
+        self._copy_partial(sequence, num_tokens)
         return True
+
+    def _copy_partial(self, sequence: SequenceCache, num_tokens: int) -> None:
+        """Begin the first page of its own with what it shares of a cached one, if it goes on behind that."""
+        partial, table = sequence.partial, sequence.table
+        if partial is None:
+            return
+        if table.num_tokens + partial.num_tokens < num_tokens:
+            self._copy(partial.page, table.pages[sequence.num_cached_pages])
+            table.num_tokens += partial.num_tokens
+            sequence.cached_tokens = table.num_tokens
+        self._drop_partial(sequence)
+
+    def _drop_partial(self, sequence: SequenceCache) -> None:
+        if sequence.partial is not None:
+            self.index.unlock(sequence.partial.place)
+            sequence.partial = None
+
+    def _copy(self, source: int, target: int) -> None:
+        self._copies.append(PageCopy(source, target))
+        self._copied_pages += 1
+
+    def take_copies(self) -> list[PageCopy]:
+        """The copies that the caller must make, in this order, before anything else is computed. Each is told once."""
+        copies, self._copies = self._copies, []
+        return copies
 
     def commit(self, sequence: SequenceCache, tokens: Sequence[int]) -> None:
         """The K/V of `tokens`, the whole sequence so far, is written. O(pages that became whole).
 
-        A page whose content someone else cached first stays the sequence's own, uncached, until it closes.
+        A page whose content the index holds already stays the sequence's own, uncached, until it closes.
         """
         self._require_open(sequence)
         table = sequence.table
@@ -138,70 +213,39 @@ class CacheManager:
         start, stop = sequence.num_cached_pages, len(tokens) // self.block_size
         if not self.prefix_caching or start == stop:
             return
+        stop = self.admission.admitted(sequence.offer, tokens)
+        if start == stop:
+            return
         pages = table.pages[start:stop]
-        sequence.node, duplicates = self.tree.extend(
-            sequence.node, page_keys(tokens, self.block_size, start, stop), pages
-        )
+        content = tokens[start * self.block_size : stop * self.block_size]
+        sequence.place, duplicates = self.index.extend(sequence.place, content, pages)
         sequence.num_cached_pages = stop
-        for page in pages[duplicates:]:
-            self.pool.share(page)
+        self.pool.share_all(pages[duplicates:])
         self._note_peak()  # the path locked for a duplicate may have been evictable
-
-    def fork(self, sequence: SequenceCache) -> SequenceCache:
-        """A second sequence with the same tokens on the same pages; `make_writable` parts them on the last one."""
-        self._require_open(sequence)
-        table = sequence.table
-        pages = table.pages[: ceil_div(table.num_tokens, self.block_size)]
-        for page in pages:
-            self.pool.share(page)
-        self.tree.lock(sequence.node)
-        child = SequenceCache(
-            table=BlockTable(self.block_size, pages, table.num_tokens),
-            node=sequence.node,
-            num_cached_pages=sequence.num_cached_pages,
-            cached_tokens=table.num_tokens,
-            queried_tokens=0,
-        )
-        self._open.add(child)
-        return child
-
-    def make_writable(self, sequence: SequenceCache) -> list[PageCopy] | None:
-        """Give the sequence a last page of its own, if it is partly filled and shared: the copies that the caller must
-        make before the next token is written. None, and nothing changed, when no page is left."""
-        table = sequence.table
-        index, filled = divmod(table.num_tokens, self.block_size)
-        if filled == 0 or self.pool.references(table.pages[index]) == 1:
-            return []
-        pages = self._take(1)
-        if pages is None:
-            return None
-        copy = PageCopy(source=table.pages[index], target=pages[0])
-        table.pages[index] = copy.target
-        self.pool.release(copy.source)
-        self._copied_pages += 1
-        self._note_peak()
-        return [copy]
 
     def close(self, sequence: SequenceCache) -> None:
         """Give everything back. Cached pages stay, evictable once no open sequence holds them."""
         self._require_open(sequence)
         sequence.is_open = False
         self._open.remove(sequence)
-        self.tree.unlock(sequence.node)
-        for page in reversed(sequence.table.pages):
-            self.pool.release(page)
-        sequence.table.pages.clear()
+        pages = sequence.table.pages
+        self._drop_partial(sequence)
+        if sequence.retention is not None:
+            until_s = self._clock() + sequence.retention.duration_s
+            self.index.retain(sequence.place, sequence.retention.priority, until_s)
+        for page in reversed(pages[sequence.num_cached_pages :]):
+            if self.pool.references(page) > 1 or not self.index.retire(page):
+                self.pool.release(page)
+        self.index.unlock(sequence.place)
+        self.pool.release_all(reversed(pages[: sequence.num_cached_pages]))
+        pages.clear()
         sequence.table.num_tokens = 0
-
-    def cached_pages(self) -> list[int]:
-        """Every page that holds a cached prefix, or a part of one."""
-        return [page for node in self.tree for page in node.pages]
 
     def reset(self) -> None:
         """Forget every cached prefix. Raises ValueError while sequences are open."""
         if self._open:
             raise ValueError(f"{len(self._open)} sequences are open: close them before the cache is reset")
-        self._release_all(self.tree.evict(self.tree.num_pages))
+        self.pool.release_all(self.index.evict(self.index.num_evictable_pages))
 
     def reset_counters(self) -> None:
         """Start counting anew; the peak starts from what is held now."""
@@ -214,8 +258,8 @@ class CacheManager:
             hit_tokens=self._hit_tokens,
             allocated_pages=self._allocated_pages,
             peak_pages=self._peak_pages,
-            cached_pages=self.tree.num_pages,
-            free_pages=self.pool.num_free,
+            cached_pages=self.index.num_pages,
+            free_pages=self.pool.num_free + self.index.num_blank_pages,
             evicted_pages=self._evicted_pages,
             copied_pages=self._copied_pages,
         )
@@ -224,32 +268,28 @@ class CacheManager:
     def _allocated_pages(self) -> int:
         return self.pool.num_pages - self.num_available_pages
 
-    def _shareable_keys(self, tokens: Sequence[int]) -> list[PageKey]:
-        """The whole pages before the last token, or none without prefix caching."""
-        num_pages = max(0, len(tokens) - 1) // self.block_size if self.prefix_caching else 0
-        return page_keys(tokens, self.block_size, 0, num_pages)
+    def _shareable(self, tokens: Sequence[int]) -> Sequence[int]:
+        """What of the tokens may be looked up: nothing without prefix caching."""
+        return tokens if self.prefix_caching else []
 
     def _take(self, count: int) -> list[int] | None:
         """`count` pages, the free ones first, then evicted ones; None, and nothing evicted, when too few exist."""
         if count > self.num_available_pages:
             return None
-        evicted = self.tree.evict(count - self.pool.num_free)
-        self._evicted_pages += len(evicted)
-        self.evicting(evicted)
-        self._release_all(evicted)
-        return self.pool.allocate(count)
+        pages = self.pool.allocate(min(count, self.pool.num_free)) or []
+        num_cached = self.index.num_pages
+        pages += self.index.take(count - len(pages))  # with the reference that the index held
+        self._evicted_pages += num_cached - self.index.num_pages
+        self.handing_out(pages)
+        return pages
 
     def _require_open(self, sequence: SequenceCache) -> None:
         if not sequence.is_open:
             raise ValueError("the sequence is closed")
 
-    def _release_all(self, pages: list[int]) -> None:
-        for page in pages:
-            self.pool.release(page)
-
     def _count_query(self, sequence: SequenceCache) -> None:
         if sequence.queried_tokens:
-            self.tree.count_hit(sequence.node)
+            self.index.count_hit(sequence.place)
             self._queried_tokens += sequence.queried_tokens
             self._hit_tokens += sequence.cached_tokens
             sequence.queried_tokens = 0
@@ -259,29 +299,23 @@ class CacheManager:
         self._peak_pages = max(self._peak_pages, self._allocated_pages)
 
     def check(self) -> None:
-        """All invariants over pool, tree and open sequences."""
+        """All invariants over pool, index and open sequences."""
         self.pool.check()
-        self.tree.check()
+        partial = [sequence.partial.place for sequence in self._open if sequence.partial is not None]
+        self.index.check([*(sequence.place for sequence in self._open), *partial])
         references = Counter(page for sequence in self._open for page in sequence.table.pages)
-        references.update(page for node in self.tree for page in node.pages)
+        references.update(self.index.pages())
         for page in range(self.pool.num_pages):
             found = self.pool.references(page)
             assert found == references[page], f"page {page} has {found} references but {references[page]} holders"
-        locks: Counter[Node] = Counter()
         for sequence in self._open:
-            table, node, depth = sequence.table, sequence.node, 0
-            while node.parent is not None:
-                locks[node] += 1
-                depth += len(node.pages)
-                node = node.parent
+            table, depth = sequence.table, self.index.depth_pages(sequence.place)
             assert depth == sequence.num_cached_pages, "a sequence does not stand where its cached pages end"
             assert depth * self.block_size <= table.num_tokens <= table.capacity_tokens, "more tokens than room"
-        for node in self.tree:
-            assert node.locks == locks[node], f"{node.locks} locks for {locks[node]} sequences"
 
     def __str__(self) -> str:
-        return f"{self.pool}, {len(self._open)} sequences open\n{self.tree}"
+        return f"{self.pool}, {len(self._open)} sequences open\n{self.index}"
 
 
-def _let_go(pages: list[int]) -> None:
-    """Nobody keeps the K/V of evicted pages."""
+def _forget(pages: list[int]) -> None:
+    """Nobody keeps the K/V of pages that get a new owner."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvtool.catalog.gguf.file import read_gguf
@@ -42,13 +43,19 @@ def read_header(path: Path) -> CheckpointHeader:
 
     Raises KvtoolError naming the file that is missing, truncated or contradicts itself.
     """
-    if not path.is_dir():
-        return CheckpointHeader(read_gguf(path).tensors if path.suffix == ".gguf" else tuple(safetensors_headers(path)))
-    index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
-    tensors = _folder_tensors(path) if index is None else _sharded_tensors(path, index)
+    tensors = tuple(_tensors(path))
     if not tensors:
-        raise KvtoolError(f"{path} has no tensors in its .safetensors files")
-    return CheckpointHeader(tuple(tensors))
+        raise KvtoolError(f"{path} has no tensors: it says nothing of the weights")
+    return CheckpointHeader(tensors)
+
+
+def _tensors(path: Path) -> Sequence[TensorHeader]:
+    if path.suffix == ".gguf" and not path.is_dir():
+        return read_gguf(path).tensors
+    if not path.is_dir():
+        return safetensors_headers(path)
+    index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
+    return _folder_tensors(path) if index is None else _sharded_tensors(path, index)
 
 
 def _folder_tensors(folder: Path) -> list[TensorHeader]:

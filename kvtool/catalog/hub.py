@@ -33,6 +33,7 @@ def hub_model(name: str, *, family: str | None = None) -> Model:
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    _check_name(name)
     source = f"huggingface.co/{name}"
     cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
@@ -49,6 +50,19 @@ def hub_model(name: str, *, family: str | None = None) -> Model:
     return replace(
         model, params_total=params, params_source="safetensors headers on the Hub", weights_bytes=weights_bytes
     )
+
+
+def _check_name(name: str) -> None:
+    """Raises KvtoolError for what the Hub would take for no repository's name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        told = "letters, digits, - _ and . without two in a row, and none of - . at an end"
+        raise UnreadError(
+            f"{name[:80]!r} is no name of a repository on the Hub: an owner and a name of {told}"
+        ) from error
 
 
 def _download(name: str, url: str) -> bytes:
@@ -86,7 +100,7 @@ def _count(name: str) -> tuple[int | None, int | None]:
 
     try:
         metadata = huggingface_hub.get_safetensors_metadata(name)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
+    except Exception:  # as in `_download`; the shape then says how many there are
         return None, None
     tensors = [tensor for file in metadata.files_metadata.values() for tensor in file.tensors.values()]
     weights_bytes = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in tensors)

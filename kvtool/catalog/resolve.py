@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,26 @@ def resolve_model(name: str, *, models_path: Path | None = None, family: str | N
         return variant
     nearest = catalogue.nearest(name) or ": `kvtool models` lists them; a path or an owner/name on the Hub works too"
     raise KvtoolError(f"unknown model {name[:80]!r}{nearest}")
+
+
+def resolve_models(names: Sequence[str], *, models_path: Path | None = None, family: str | None = None) -> list[Model]:
+    """The models of those names; `family` (--as) reads the configs among them that are not known otherwise.
+
+    Raises KvtoolError as `resolve_model`, and where every one of them is known without `family`.
+    """
+    found: list[Model] = []
+    unknown = 0
+    for name in names:
+        try:
+            found.append(resolve_model(name, models_path=models_path))
+        except KvtoolError:
+            if family is None:
+                raise
+            found.append(_read_as(name, family))
+            unknown += 1
+    if family is not None and not unknown:
+        raise KvtoolError(f"--as {family} is for a config that kvtool does not know: it knows {' and '.join(names)}")
+    return found
 
 
 def _read_as(name: str, family: str) -> Model:

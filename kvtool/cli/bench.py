@@ -14,6 +14,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.tiers import Tiers
+from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
 from kvtool.errors import KvtoolError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool bench smollm2-135m --parts latency --input-len 128 --batch-size 1,4\n\n"
-    "  kvtool bench --parts prefix --hit-rate 0,0.9 --out kvtool-report"
+    "  kvtool bench --workload translation,agent --out kvtool-report"
 )
 
 
@@ -36,6 +37,7 @@ def bench(
     ] = None,
     *,
     grid: BenchGrid,
+    traffic: WorkloadFlags,
     run: Run,
     tiers: Tiers,
     models: ModelsOption = None,
@@ -49,15 +51,15 @@ def bench(
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
-    options, below = grid.options(run.device, run.seed), tiers.options()
+    options, below = grid.options(run.device, run.seed, traffic), tiers.options()
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
     config = run.config(model, other_cores=load.other_cores(), tiers=below)
 
     def write(document: BenchDocument, folder: Path) -> None:
-        write_bench(document, folder, command=command_line())
-        typer.echo(f"\nWritten to {folder}: bench.json, bench.csv, bench.png, report.html", err=True)
+        written = write_bench(document, folder, command=command_line())
+        typer.echo(f"\nWritten to {folder}: {', '.join(path.name for path in written)}", err=True)
 
     if grid.runs > 1:
         document, (notes, code) = _several(grid)
@@ -67,7 +69,7 @@ def bench(
                 chosen, config, options, progress=progress, tell=lambda line: typer.echo(f"kvtool: {line}", err=True)
             )
         document = outcome.document
-        notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
+        notes, code = ending(outcome.errors, interrupted=outcome.interrupted, wrong=outcome.unequal)
     answer(document, output, show=print_bench, write=write, notes=notes, code=code)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,12 +16,14 @@ from kvtool.cli.flags.engine import EngineMemory
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Layouts
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
+from kvtool.cli.flags.shape import AsOption
 from kvtool.cli.values import command_line, given
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kvtool.catalog.model import Model
     from kvtool.results import MatrixDocument
     from kvtool.sizing.options import SizeOptions
 
@@ -53,12 +54,13 @@ def compare(
     layouts: Layouts,
     card: Card,
     engine: EngineMemory,
+    as_family: AsOption = None,
     explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
     """Compare models by the memory of their caches, or benchmarks by their metrics; the first is the baseline."""
-    from kvtool.catalog.resolve import resolve_model
+    from kvtool.catalog.resolve import resolve_models
     from kvtool.compare.models import compare_models
     from kvtool.compare.sources import are_documents
     from kvtool.report.compare.compare import print_matrix, write_matrix
@@ -74,12 +76,12 @@ def compare(
         raise KvtoolError("--fail-on-regression is for bench documents: models have no measurements")
     options = cache.options(card, engine, default_context=DEFAULT_CONTEXTS)
     parallels = layouts.parallels()
+    if len(releases) > 1 and len(names) > 1:
+        raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
+    chosen = resolve_models(names, models_path=models, family=as_family)
     if len(releases) > 1:
-        compare_releases(
-            names, replace(options, parallel=parallels[0]), releases, models, explain=explain, output=output
-        )
+        compare_releases(chosen[0], replace(options, parallel=parallels[0]), releases, explain=explain, output=output)
         return
-    chosen = [resolve_model(name, models_path=models) for name in names]
     document = compare_models(chosen, options, parallels)
 
     def show(document: MatrixDocument, console: Console) -> None:
@@ -89,22 +91,18 @@ def compare(
 
 
 def compare_releases(
-    names: list[str],
+    model: Model,
     options: SizeOptions,
     releases: list[tuple[str, str | None]],
-    models: Path | None,
     *,
     explain: bool,
     output: Output,
 ) -> None:
-    """Compare what releases of one engine make of one model. Raises KvtoolError for more models."""
-    from kvtool.catalog.resolve import resolve_model
+    """Compare what releases of one engine make of one model. Raises KvtoolError for releases of several."""
     from kvtool.compare import releases as by_release
     from kvtool.report.compare.releases import print_releases, write_releases
 
-    if len(names) > 1:
-        raise KvtoolError(f"releases compare for one model, not for {len(names)}: name one, or one release")
-    document = by_release.compare_releases(resolve_model(names[0], models_path=models), options, releases)
+    document = by_release.compare_releases(model, options, releases)
     show = partial(print_releases, explain=explain)
     answer(document, output, show=show, write=write_releases)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "  kvtool generate smollm2-135m --prompt-ids 1,2,3 --output-len 8\n\n"
-    "  kvtool generate smollm2-135m --prompt-ids 5,6 --output-len 4 --json"
+    "  kvtool generate smollm2-135m --prompt-ids 5,6,7 --prompt-ids 5,6,8 --block-size 2 --show-cache"
 )
 
 
@@ -43,6 +43,12 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not stop at an end-of-text token.")] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0,
+    show_cache: Annotated[
+        bool,
+        typer.Option(
+            "--show-cache", help="Run prompts one after the other, and draw the tree of the pages they share."
+        ),
+    ] = False,
     run: Run,
     tiers: Tiers,
     models: ModelsOption = None,
@@ -75,8 +81,11 @@ def generate(
         tokenizer=tokenizer,
         on_token=_printer(tokenizer) if streams else lambda index, token: None,
         environment=describe_environment(str(resolve_device(run.device))),
+        in_turns=show_cache,
     )
-    answer(document, output, show=lambda document, console: _print_rest(document, streamed=streams))
+    answer(
+        document, output, show=lambda document, console: _print_rest(document, streamed=streams, show_cache=show_cache)
+    )
 
 
 def _encoded(prompts: list[str], tokenizer: Tokenizer | None, weights: str) -> list[list[int]]:
@@ -105,7 +114,9 @@ def _printer(tokenizer: Tokenizer | None) -> OnToken:
     return show
 
 
-def _print_rest(document: GenerateDocument, *, streamed: bool) -> None:
+def _print_rest(document: GenerateDocument, *, streamed: bool, show_cache: bool) -> None:
+    from kvtool.report.cached import cache_lines
+
     for sequence in document.sequences:
         if not streamed:
             typer.echo(sequence.text if sequence.text is not None else " ".join(map(str, sequence.output_ids)))
@@ -121,5 +132,7 @@ def _print_rest(document: GenerateDocument, *, streamed: bool) -> None:
             f"[{tier.tier}: {tier.hit_tokens:,} tokens found, {format_bytes(tier.bytes_out)} read, "
             f"{format_bytes(tier.bytes_in)} written]"
         )
+    for line in cache_lines(document) if show_cache else ():
+        typer.echo(line)
     for assumption in document.assumptions:
         typer.echo(f"assumed: {assumption}", err=True)

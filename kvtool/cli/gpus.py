@@ -22,14 +22,17 @@ EXAMPLES = "Examples:\n\n  kvtool gpus h100\n\n  kvtool gpus nvidia --json"
 
 @grouped
 def gpus(
-    query: Annotated[str | None, typer.Argument(help="Words that the name, vendor or architecture holds.")] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="All of which the name, vendor or architecture holds."),
+    ] = None,
     *,
     output: Tabled,
 ) -> None:
     """List the cards that --gpu knows, with the figures it takes from them."""
     import msgspec
 
-    rows = search(query)
+    rows = search(" ".join(query or ()))
     document = {"schema": "kvtool.gpus/1", "gpus": [msgspec.to_builtins(gpu) for gpu in rows]}
     answer(document, output, show=lambda document, console: show(rows, console))
 

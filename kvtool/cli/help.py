@@ -31,7 +31,13 @@ SPELLINGS = {
     "--num-gpu-layers": "--n-gpu-layers",
     "--batch": "--batch-size",
     "--kv-dtype": "--kv-cache-dtype",
+    "--ctx": "--context",
+    "-c": "--context",
+    "-b": "--batch-size",
+    "-o": "--out",
+    "--output": "--out",
 }
+AS_OPTION = ("--model", "--model-path", "--model-id", "-m")  # MODEL, as engines take it
 
 
 class Command(TyperCommand):
@@ -55,6 +61,8 @@ class Command(TyperCommand):
             known = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
             if SPELLINGS.get(typed) in known and hasattr(error, "possibilities"):
                 error.possibilities = [SPELLINGS[typed]]
+            if typed in AS_OPTION and any(parameter.name == "model" for parameter in self.get_params(ctx)):
+                raise KvtoolError(f"{typed}: MODEL stands without an option, as {ctx.command_path} MODEL") from error
             raise
 
     def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:

@@ -27,7 +27,8 @@ Rows = list[tuple["Entry", "Model"]]
 @grouped
 def models(
     query: Annotated[
-        str | None, typer.Argument(help="Words that the name, an alias or the architecture holds.")
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="All of which the name, an alias or the architecture holds."),
     ] = None,
     *,
     attention: Annotated[
@@ -38,7 +39,7 @@ def models(
 ) -> None:
     """List the models that kvtool knows by name, with what a token of each costs."""
     catalogue = load(models_file)
-    rows = search(catalogue, query, attention)
+    rows = search(catalogue, " ".join(query or ()), attention)
     document = {"schema": "kvtool.models/1", "models": [describe(*row) for row in rows]}
     answer(document, output, show=lambda document, console: show(rows, console))
 
@@ -120,16 +121,17 @@ def overview(rows: Rows) -> Table:
         columns=("model", "attention", "layers", "heads", "params", "KV bytes/token"),
         rows=cells,
         labels=2,
-        spare=("heads", "layers", "params"),
+        spare=("heads", "layers", "params", "attention"),
         note="KV bytes/token: bf16, layers that grow without bound. Windows and states come on top: see kvtool size.",
     )
 
 
 def _size(params: int | None) -> str:
-    """`8.03B`, `135M`; `-` where no source counts them."""
+    """`1.03T`, `8.03B`, `135M`; `-` where no source counts them."""
     if params is None:
         return "-"
-    return f"{params / 1e9:.3g}B" if params >= 1e9 else f"{params / 1e6:.3g}M"
+    factor, unit = next(((f, u) for f, u in ((1e12, "T"), (1e9, "B")) if params >= 0.9995 * f), (1e6, "M"))
+    return f"{params / factor:.3g}{unit}"
 
 
 def details(entry: Entry, model: Model) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ from kvtool.cli.answer import answer
 from kvtool.cli.flags.card import NamedCard
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
-from kvtool.cli.flags.replay import Replayed, TraceArgument, TraceForm
+from kvtool.cli.flags.replay import Below, Replayed, TraceArgument, TraceForm
 from kvtool.cli.progress import progress_bar
+from kvtool.cli.values import command_line
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -28,6 +30,7 @@ def replay(
     ] = None,
     *,
     replayed: Replayed,
+    below: Below,
     form: TraceForm,
     card: NamedCard,
     models: ModelsOption = None,
@@ -47,7 +50,8 @@ def replay(
         chosen = resolve_model(model, models_path=models)
     with progress_bar() as progress:
         document = replay_trace(
-            form.opened(trace), replayed.options(), model=chosen, gpu=card.found(), progress=progress
+            form.opened(trace), replayed.options(below), model=chosen, gpu=card.found(), progress=progress
         )
     warned = [f"kvtool: {line}" for line in document.warnings] if output.json else []
-    answer(document, output, show=print_replay, write=write_replay, notes=warned)
+    write = partial(write_replay, command=command_line())
+    answer(document, output, show=print_replay, write=write, notes=warned)

@@ -86,6 +86,7 @@ def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: 
         from kvtool.report.size.planned import print_ledgers
         from kvtool.report.size.size import print_size
         from kvtool.sizing.words.hinge import largest_hinge
+        from kvtool.sizing.words.passing import passing
         from kvtool.sizing.words.remedies import remedies
 
         print_size(
@@ -93,6 +94,7 @@ def end(model: Model, options: SizeOptions, document: SizeDocument, *, explain: 
             console,
             hinge=largest_hinge([model], options, document.rows),
             remedies=remedies(model, options, document.rows),
+            passing=passing(model, options, document.rows),
             explain=explain,
         )
         if explain:

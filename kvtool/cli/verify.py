@@ -12,7 +12,9 @@ from kvtool.cli.answer import answer
 from kvtool.cli.flags.card import NamedCard
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Tabled
+from kvtool.cli.flags.shape import AsOption
 from kvtool.cli.flags.stated import Stated
+from kvtool.errors import KvtoolError
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -33,6 +35,7 @@ def verify(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what was measured, for `size --calibration`.")
     ] = None,
+    as_family: AsOption = None,
     explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Tabled,
@@ -47,7 +50,9 @@ def verify(
     from kvtool.verify.verify import Asked
     from kvtool.verify.verify import verify as verify_facts
 
-    asked = Asked(model=model, gpu=card.found(), flags=stated.given(), models_path=models)
+    if as_family is not None and model is None:
+        raise KvtoolError(f"--as {as_family} is how to read MODEL's config: name its file or repository after LOG")
+    asked = Asked(model=model, gpu=card.found(), flags=stated.given(), models_path=models, family=as_family)
     name = "standard input" if log == "-" else log
     facts = read_facts(read_lines(log), name)
     document = verify_facts(facts, asked, log=name)

@@ -32,7 +32,7 @@ def compare_documents(baseline: NamedDocument, others: Sequence[NamedDocument]) 
     for name, document in others:
         pairing = pair_cases(baseline.document.cases, document.cases)
         if not pairing.pairs:
-            raise KvtoolError(f"{name} and {baseline.name} have no case in common: {_first_difference(pairing)}")
+            raise KvtoolError(f"{baseline.name} and {name} have no case in common: {_first_difference(pairing)}")
         warnings += _disturbed(NamedDocument(name, document))
         warnings += [f"{name}: {text}" for text in _warnings(baseline.document, document, pairing)]
         tests = differences(pairing.pairs)

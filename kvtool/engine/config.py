@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kvtool.cache.eviction import eviction_policy
+from kvtool.cache.admission import check_admission
+from kvtool.cache.index.index import check_index
 from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
@@ -23,9 +24,9 @@ MAX_SEED = 2**32 - 1  # of a longer one, torch's CPU generator would see the las
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all;
-    `tiers` below the block pool hold cached prefixes; `graphs` lets decode steps be CUDA graphs where they can be;
-    `other_cores` are those that others keep busy, beside whom fewer threads may run where `threads` does not say how
-    many."""
+    `graphs` lets decode steps be CUDA graphs where they can be; `other_cores` are those that others keep busy, beside
+    whom fewer threads may run where `threads` does not say how many; `partial_hits` copies the part of a cached page
+    that a prompt shares; `tiers` below the block pool hold cached prefixes."""
 
     weights: str = "random"
     dtype: str = "auto"
@@ -38,8 +39,11 @@ class EngineConfig:
     max_num_batched_tokens: int = 8192
     prefill_first: bool = False
     prefix_caching: bool = True
+    index: str = "radix"
     eviction: str = "lru"
+    admission: str = "always"
     preemption: str = "youngest"
+    partial_hits: bool = False
     tiers: TierOptions | None = None
     graphs: bool = True
     threads: int | None = None
@@ -54,8 +58,11 @@ class EngineConfig:
             raise KvtoolError(f"seed {self.seed} must be from 0 to {MAX_SEED}")
         if self.dtype not in ("auto", *DTYPES):
             raise KvtoolError(f"dtype {self.dtype!r} is not one the engine runs: auto, {', '.join(DTYPES)}")
-        eviction_policy(self.eviction)  # refuses a name that is not known, as the next line does
+        check_index(self.index, self.eviction)
+        check_admission(self.admission)
         preemption_policy(self.preemption)
+        if self.partial_hits and self.index != "radix":
+            raise KvtoolError(f"the {self.index} index finds whole pages alone: for partial hits take index radix")
         if self.backend not in ("auto", "triton", "torch"):
             raise KvtoolError(f"backend {self.backend!r} is not one of auto, triton, torch")
 

@@ -10,8 +10,11 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from kvtool.cache.eviction import eviction_policy
+from kvtool.cache.admission import admission_policy
+from kvtool.cache.eviction.base import Known
+from kvtool.cache.index.index import prefix_index
 from kvtool.cache.manager import CacheManager
+from kvtool.cache.retention import Retention
 from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
@@ -30,6 +33,7 @@ from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import device_errors
+from kvtool.sizing.speed.traffic import even_context_tokens
 
 
 class Engine:
@@ -50,7 +54,7 @@ class Engine:
         loaded.require_room(num_pages)
         self.loaded = loaded
         self.clock = clock
-        self.cache = CacheManager(num_pages, config.block_size, config.prefix_caching, eviction_policy(config.eviction))
+        self.cache = self._cache(num_pages, config)
         self.scheduler = Scheduler(
             self.cache,
             SchedulerLimits(
@@ -70,13 +74,26 @@ class Engine:
         self.pipeline = None if capture is None else self._pipeline(capture, config)
         self._ids = count()
 
+    def _cache(self, num_pages: int, config: EngineConfig) -> CacheManager:
+        even_tokens = even_context_tokens(self.loaded.model)
+        known = Known(clock=self.clock, page_tokens=config.block_size, even_tokens=even_tokens)
+        return CacheManager(
+            num_pages,
+            config.block_size,
+            config.prefix_caching,
+            index=prefix_index(config.index, config.eviction, num_pages=num_pages, known=known),
+            admission=admission_policy(config.admission, block_size=config.block_size, num_pages=num_pages),
+            partial_hits=config.partial_hits,
+            clock=self.clock,
+        )
+
     def _tiers(self, config: EngineConfig) -> Offload | None:
         """What lies below the pool. `close` ends it, at the latest when the engine is gone."""
         if config.tiers is None or not config.prefix_caching:
             return None
         offload = build_offload(self.loaded, self.pool, self.cache, config.tiers, self.clock, self.loaded.notices)
         if offload is not None:
-            self.cache.evicting, self.scheduler.restore = offload.evicting, offload.restore
+            self.cache.handing_out, self.scheduler.swap = offload.handing_out, offload
             self._close_tiers = weakref.finalize(self, offload.close)
         return offload
 
@@ -102,8 +119,16 @@ class Engine:
                 for size in sorted(batch_sizes, reverse=True):  # memory that served the largest serves all others
                     self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
 
-    def add(self, prompt_ids: list[int], params: SamplingParams, *, arrival_s: float | None = None) -> Sequence:
-        """Queue a request. Raises KvtoolError for a prompt that is empty, out of vocabulary, or too long."""
+    def add(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        arrival_s: float | None = None,
+        retention: Retention | None = None,
+    ) -> Sequence:
+        """Queue a request; `retention` says how important it is. Raises KvtoolError for a prompt that is empty, out of
+        vocabulary, or too long."""
         vocab_size = self.loaded.vocab_size
         if not prompt_ids:
             raise KvtoolError("the prompt is empty: at least one token is needed")
@@ -121,18 +146,38 @@ class Engine:
             prompt_tokens=len(prompt_ids),
             params=params,
             arrival_s=self.clock() if arrival_s is None else arrival_s,
+            retention=retention,
         )
         self.scheduler.add(sequence)
         if self.offload is not None:
             self.offload.prefetch(sequence)
         return sequence
 
+    def fork(self, sequence: Sequence, count: int) -> list[Sequence]:
+        """`count` more answers of the prompt of `sequence`, with its sampling and arrival. Once its first token is out
+        they share its pages, and copy only the one where answers part; before that they wait for them as others do."""
+        children = [
+            Sequence(
+                id=next(self._ids),
+                token_ids=sequence.token_ids[: sequence.prompt_tokens],
+                prompt_tokens=sequence.prompt_tokens,
+                params=sequence.params,
+                arrival_s=sequence.arrival_s,
+                retention=sequence.retention,
+            )
+            for _ in range(count)
+        ]
+        for child in children:
+            self.scheduler.fork(sequence, child)
+        self._make_copies()
+        return children
+
     def step(self) -> list[Sequence]:
         """Compute one batch. Returns the sequences that got a token."""
         with self.compiling.measured(), device_errors("a step of the engine"):
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
-            return self._run_now(self.scheduler.schedule())
+            return self._run_now(self._schedule())
 
     def _run_now(self, work: list[Work]) -> list[Sequence]:
         if self.offload is None:
@@ -146,7 +191,7 @@ class Engine:
         """The same, but a step that is certain to follow is launched before the tokens of this one are read."""
         try:
             if not pipeline.last:
-                work = self.scheduler.schedule()
+                work = self._schedule()
                 if not all(item.is_decode for item in work):
                     return self._run_now(work)
                 pipeline.launch(work, keep_logits=self.keep_logits)
@@ -161,6 +206,16 @@ class Engine:
         except BaseException:
             pipeline.forget()
             raise
+
+    def _schedule(self) -> list[Work]:
+        work = self.scheduler.schedule()
+        self._make_copies()
+        return work
+
+    def _make_copies(self) -> None:
+        """Before anything is computed, since a page that is copied from may be handed to somebody else at once."""
+        if copies := self.cache.take_copies():
+            self.pool.copy_pages(copies)
 
     def run(self, work: list[Work]) -> list[int]:
         """The next token of each item that completes, in order."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
+from kvtool.cache.sharing import shared_runs
+from kvtool.cache.tiers.counters import TierCounters
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
@@ -14,7 +16,7 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
-from kvtool.results import GenerateDocument, GeneratedSequence, TierUse, tpot_s
+from kvtool.results import CachedPages, GenerateDocument, GeneratedSequence, TierUse, tpot_s
 from kvtool.units import ceil_div
 
 OnToken = Callable[[int, int], None]
@@ -30,13 +32,16 @@ def generate(
     tokenizer: Tokenizer | None = None,
     on_token: OnToken = lambda index, token: None,
     environment: dict[str, Any],
+    in_turns: bool = False,
 ) -> GenerateDocument:
-    """All prompts at once, through one pool that just holds them. Raises KvtoolError or DeviceError."""
+    """All prompts at once, through one pool that just holds them; `in_turns` one after the other, so that each finds
+    what those before it left, and the document tells what is cached in the end. Raises KvtoolError or DeviceError."""
     longest = max((len(prompt) for prompt in prompts), default=0) + params.max_tokens
     pages = sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts)
     loaded = LoadedModel(model, config, max_positions=longest, num_pages=pages)
-    engine = Engine(loaded, num_pages=max(1, pages), config=replace(config, prefill_first=True))
-    engine.prepare([len(prompts)], draw_of([params]))
+    most = 1 if in_turns else config.max_num_seqs
+    engine = Engine(loaded, num_pages=max(1, pages), config=replace(config, prefill_first=True, max_num_seqs=most))
+    engine.prepare([1 if in_turns else len(prompts)], draw_of([params]))
     sequences = [engine.add(prompt, params) for prompt in prompts]
     index_of = {sequence.id: index for index, sequence in enumerate(sequences)}
     for stepped in engine.run_until_idle():
@@ -72,13 +77,41 @@ def generate(
                 ttft_ms=sequence.ttft_s * 1e3,
                 tpot_ms=_tpot_ms(sequence),
                 pages=sequence.peak_pages,
+                cached_tokens=sequence.cached_tokens or 0,
             )
             for sequence in sequences
         ],
-        tiers=[TierUse(**asdict(counters)) for counters in engine.tiers()],
+        cache=_cached(engine, sequences) if in_turns else [],
+        tiers=[_tier_use(counters) for counters in engine.tiers()],
     )
+
+
+def _cached(engine: Engine, sequences: Seq[Sequence]) -> list[CachedPages]:
+    """The pages that were left of each sequence, which holds all its tokens but the last."""
+    cache = engine.cache
+    pages_of = {place: cache.index.match(sequence.token_ids[:-1]) for place, sequence in enumerate(sequences)}
+    return [
+        CachedPages(
+            depth=run.depth,
+            first_token=run.first_page * cache.block_size,
+            tokens=len(run.pages) * cache.block_size,
+            pages=run.pages,
+            prompts=run.prompts,
+        )
+        for run in shared_runs(pages_of)
+    ]
 
 
 def _tpot_ms(sequence: Sequence) -> float | None:
     seconds = tpot_s(sequence.ttft_s, sequence.e2e_s, len(sequence.output_ids))
     return None if seconds is None else seconds * 1e3
+
+
+def _tier_use(counters: TierCounters) -> TierUse:
+    return TierUse(
+        tier=counters.tier,
+        hit_tokens=counters.hit_tokens,
+        bytes_in=counters.bytes_in,
+        bytes_out=counters.bytes_out,
+        stall_s=counters.stall_s,
+    )

@@ -1,4 +1,4 @@
-"""Which tokens of which sequences the next step computes: continuous batching, chunked prefill, recompute preemption.
+"""Which tokens of which sequences the next step computes: continuous batching, chunked prefill, preemption.
 
 Knows pages, not tensors.
 """
@@ -6,17 +6,13 @@ Knows pages, not tensors.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtool.cache.manager import CacheManager, SequenceCache
-from kvtool.engine.preemption import Preemption, youngest
+from kvtool.engine.preemption import Preemption, Swap, youngest
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
-
-Restore = Callable[[Sequence, SequenceCache], int]
-"""Fills pages that were reserved for a whole sequence from below the pool: how many of its first tokens have K/V."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +50,18 @@ class Scheduler:
     """First come, first served. Running sequences go before waiting ones; `preemption` says who gives way when pages
     run out."""
 
-    def __init__(self, cache: CacheManager, limits: SchedulerLimits, preemption: Preemption = youngest) -> None:
-        self.restore: Restore = _nothing_below
+    def __init__(
+        self,
+        cache: CacheManager,
+        limits: SchedulerLimits,
+        preemption: Preemption = youngest,
+        swap: Swap | None = None,
+    ) -> None:
+        """Without a `swap`, sequences that gave way are computed anew."""
         self.cache = cache
         self.limits = limits
         self.preemption = preemption
+        self.swap = swap
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -77,6 +80,23 @@ class Scheduler:
             )
         self.waiting.append(sequence)
 
+    def fork(self, sequence: Sequence, child: Sequence) -> None:
+        """Run `child`, another answer of the same prompt, on the pages of `sequence`, but for the prompt's last token,
+        whose logits it needs. Where it has no room to, or the prompt is not computed yet, it waits as any other."""
+        prompt_tokens = child.prompt_tokens
+        if sequence.pages is not None and sequence.num_computed >= prompt_tokens and self._has_seat:
+            pages = self.cache.fork(sequence.pages, child.token_ids[: prompt_tokens - 1])
+            if pages is not None and self.cache.reserve(pages, prompt_tokens):
+                self._run(child, pages)
+                return
+            if pages is not None:
+                self.cache.close(pages)
+        self.waiting.append(child)
+
+    @property
+    def _has_seat(self) -> bool:
+        return len(self.running) < self.limits.max_num_seqs
+
     def schedule(self) -> list[Work]:
         """The next step, decodes first. Pages for its tokens are reserved; empty only when nothing is left to do."""
         if self.limits.prefill_first:
@@ -89,7 +109,7 @@ class Scheduler:
         """Whether the step after `work` decodes the same sequences once more, whatever their tokens will be. If so,
         pages for it are reserved. False also where no page is left, as somebody would have to give way."""
         sequences = [item.sequence for item in work]
-        others_may_join = bool(self.waiting) and len(self.running) < self.limits.max_num_seqs
+        others_may_join = bool(self.waiting) and self._has_seat
         if others_may_join or sequences != self.running or any(item.is_last for item in work):
             return False
         return all(self._reserve_ahead(sequence) for sequence in sequences)
@@ -130,8 +150,11 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give all pages back; the sequence is computed anew from its tokens, the ones it produced included."""
+        """Give all pages back; the sequence is computed anew from its tokens, the ones it produced included, but for
+        what a swap keeps."""
         assert sequence.pages is not None
+        if self.swap is not None:
+            self.swap.out(sequence)
         self.running.remove(sequence)
         self.cache.close(sequence.pages)
         sequence.pages, sequence.num_computed, sequence.join_at = None, 0, None
@@ -142,29 +165,32 @@ class Scheduler:
     def _with_admitted(self, work: list[Work]) -> list[Work]:
         """`work`, and waiting sequences for what it leaves of the budget."""
         budget = self.limits.max_num_batched_tokens - sum(item.num_tokens for item in work)
-        while self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
+        while self.waiting and budget and self._has_seat:
             sequence = self.waiting[0]
-            pages = self.cache.open(sequence.token_ids)
+            pages = self.cache.open(sequence.token_ids, sequence.retention)
             # A prompt is admitted only when all of it has room: half-prefilled prompts would only preempt each other.
             if not self.cache.reserve(pages, len(sequence.token_ids)):
                 self.cache.close(pages)
                 break
-            self.waiting.popleft()
-            sequence.pages, sequence.status = pages, Status.RUNNING
-            sequence.num_computed = self.restore(sequence, pages)
-            if sequence.cached_tokens is None:
-                sequence.cached_tokens = sequence.num_computed
-            num_tokens = min(sequence.num_ready, budget)
-            self.running.append(sequence)
-            work.append(Work(sequence, num_tokens))
-            budget -= num_tokens
+            self._run(self.waiting.popleft(), pages)
+            work.append(Work(sequence, min(sequence.num_ready, budget)))
+            budget -= work[-1].num_tokens
         return work
+
+    def _run(self, sequence: Sequence, pages: SequenceCache) -> None:
+        """Seat a sequence on pages that have room for all its tokens, the first of them computed."""
+        sequence.pages, sequence.status = pages, Status.RUNNING
+        sequence.num_computed = pages.cached_tokens if self.swap is None else self.swap.back(sequence, pages)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.num_computed
+        self.running.append(sequence)
 
     def computed(self, item: Work) -> None:
         """The K/V of `item` is in the cache: its whole pages can be hit from now on."""
         sequence = item.sequence
         assert sequence.pages is not None
         sequence.num_computed += item.num_tokens
+        sequence.processed_tokens += item.num_tokens
         sequence.peak_pages = max(sequence.peak_pages, ceil_div(sequence.num_computed, self.cache.block_size))
         tokens = sequence.token_ids if sequence.num_pending == 0 else sequence.token_ids[: sequence.num_computed]
         self.cache.commit(sequence.pages, tokens)
@@ -175,7 +201,3 @@ class Scheduler:
         self.cache.close(sequence.pages)
         sequence.pages = None
         sequence.status = Status.FINISHED
-
-
-def _nothing_below(sequence: Sequence, pages: SequenceCache) -> int:
-    return pages.cached_tokens

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from kvtool.cache.index.node import DEFAULT_PRIORITY
 from kvtool.cache.manager import SequenceCache
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ class Sequence:
     """A request in flight. `token_ids` are prompt and output; the first `num_computed` of them have K/V in the cache.
 
     Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
-    sequence that finds its own pages again was not saved anything. `page_keys` name its first whole pages for the tiers
-    below the pool; the tokens behind the first `join_at` are being loaded from there. `logits` has a row a token if the
-    engine keeps them.
+    sequence that finds its own pages again was not saved anything. `processed_tokens` went through the model, what was
+    computed once more included. `retention` says how important the request is, while it runs and of what it leaves in
+    the cache. `page_keys` name its first whole pages for the tiers below the pool; the tokens behind the first
+    `join_at` are being loaded from there. `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -64,12 +67,14 @@ class Sequence:
     prompt_tokens: int
     params: SamplingParams
     arrival_s: float
+    retention: Retention | None = None
     status: Status = Status.WAITING
     num_computed: int = 0
     pages: SequenceCache | None = None
     cached_tokens: int | None = None
     peak_pages: int = 0
     num_preemptions: int = 0
+    processed_tokens: int = 0
     page_keys: list[bytes] = field(default_factory=list)
     join_at: int | None = None
     token_times_s: list[float] = field(default_factory=list)
@@ -84,6 +89,16 @@ class Sequence:
     def num_ready(self) -> int:
         """Pending tokens that may be computed now."""
         return self.num_pending if self.join_at is None else self.join_at - self.num_computed
+
+    @property
+    def num_recomputed_if_preempted(self) -> int:
+        """Tokens that were computed for it alone, as nothing cached was found for them."""
+        return self.num_computed - (0 if self.pages is None else self.pages.cached_tokens)
+
+    @property
+    def priority(self) -> int:
+        """0 gives way first, 100 last."""
+        return DEFAULT_PRIORITY if self.retention is None else self.retention.priority
 
     @property
     def num_output(self) -> int:

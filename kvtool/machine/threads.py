@@ -25,9 +25,15 @@ _TURNS = 5
 
 
 def usable_cpus(environ: MutableMapping[str, str] = os.environ) -> set[int]:
-    """The logical CPUs this process may run on, which is fewer than the machine has under taskset or in a container."""
+    """The logical CPUs this process may run on, which is fewer than the machine has under taskset or in a container.
+
+    Raises KvtoolError for a list in the environment that no kvtool wrote.
+    """
     if MASK in environ:
-        return {int(cpu) for cpu in environ[MASK].split(",")}
+        cpus = environ[MASK].split(",")
+        if not all(cpu.isascii() and cpu.isdigit() and len(cpu) < 6 for cpu in cpus):
+            raise KvtoolError(f"{MASK}={environ[MASK]!r} lists no CPUs: kvtool sets it for its children, so unset it")
+        return set(map(int, cpus))
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):
         return set(process.cpu_affinity())
@@ -67,7 +73,8 @@ def check_threads(threads: int | None) -> None:
     """Raises KvtoolError for more threads than CPUs: they would wait for each other, and thousands halt a machine."""
     cpus = len(usable_cpus())
     if threads is not None and not 1 <= threads <= cpus:
-        raise KvtoolError(f"--threads {threads}: this process may use {cpus} CPUs, so write 1 to {cpus}")
+        may = "one CPU, so write 1" if cpus == 1 else f"{cpus} CPUs, so write 1 to {cpus}"
+        raise KvtoolError(f"--threads {threads}: this process may use {may}")
 
 
 def default_threads(cores: int, cgroup: Path = Path("/sys/fs/cgroup")) -> int:

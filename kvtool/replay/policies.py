@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtool.cache.eviction import EVICTION
+from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
@@ -14,11 +14,12 @@ _OWN = {
     "lfu": "evicts the leaf with the fewest uses since it was stored, the least recent of them",
     "optimal": "evicts the leaf that is used latest, knowing all requests, and does not store a block that would go "
     "first (Belady); where blocks differ in bytes it is a heuristic, and the ceilings alone are bounds",
+    "priority": "as lru: a trace names no priorities",
     "lru-plain": "ignores the tree: evicts the block that was used least recently, a request's own used head to tail",
     "fifo-plain": "ignores the tree: evicts the block that was stored first",
     "lfu-plain": "ignores the tree: evicts the block with the fewest uses since it was stored, then the least recent",
 }
-POLICIES = {name: (policy.__doc__ or name).partition(".")[0] for name, policy in EVICTION.items()} | _OWN
+POLICIES = {name: " ".join((policy.__doc__ or name).split()) for name, policy in EVICTION.items()} | _OWN
 
 
 def check_policies(names: tuple[str, ...]) -> None:

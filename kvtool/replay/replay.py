@@ -17,10 +17,15 @@ from kvtool.replay.core import Core, IntArray
 from kvtool.replay.curves import STACKS, Curve
 from kvtool.replay.fastest import core
 from kvtool.replay.policies import check_policies
+from kvtool.replay.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.sweep import sweep
+from kvtool.replay.tiers.breakeven import break_even
+from kvtool.replay.tiers.options import TierOptions
+from kvtool.replay.tiers.plan import Links
+from kvtool.replay.tiers.tiers import TierReplay
 from kvtool.replay.totals import first_counted, totals
-from kvtool.replay.words import assumptions, definition, warnings
+from kvtool.replay.words import assumptions, definition, tier_assumptions, warnings
 from kvtool.results import ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.formats import parse_cache_format
@@ -41,6 +46,8 @@ class ReplayOptions:
     state_every: int = 1
     tp: int = 1
     jobs: int = -1
+    tiers: TierOptions | None = None
+    measured: Measured = NOTHING_MEASURED
 
     def __post_init__(self) -> None:
         check_policies(self.policies)
@@ -74,9 +81,10 @@ def replay(
             kv_cache_dtype=options.kv_cache_dtype,
             state_every=options.state_every,
         )
-    floor = None if model is None or gpu is None else prefill_floor(model, gpu, options.tp)
+    floor = None if model is None or gpu is None else prefill_floor(model, gpu, options.tp, options.measured.tflops)
     progress("lru at every capacity", 0.4)
-    run = _Run(loops, accesses, options, room, floor)
+    lower = _lower(accesses, options, model, gpu, room, floor)
+    run = _Run(loops, accesses, options, room, floor, lower)
     progress("policies and ceilings", 0.5)
     return ReplayDocument(
         trace=run.fingerprint(),
@@ -87,13 +95,26 @@ def replay(
         definition=definition(options.policies, options.last),
         rows=list(run.rows()),
         curves=list(run.curve_documents()),
+        tiers=list(run.tiers.values()),
+        break_even=[] if lower is None else break_even(lower.floor, lower.links),
         warnings=found,
-        assumptions=assumptions(accesses, room, floor, sorted_by_time=options.sort_by_time),
+        assumptions=[
+            *assumptions(accesses, room, floor, sorted_by_time=options.sort_by_time),
+            *([] if lower is None else tier_assumptions(lower.options)),
+            *options.measured.sources,
+        ],
     )
 
 
 def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -> None:
     """Before the trace is read, which takes long. Raises KvtoolError for what says nothing without a model or card."""
+    if options.tiers is not None:
+        if model is None or gpu is None:
+            raise KvtoolError(
+                "--tiers need a MODEL and a card: kvtool replay TRACE MODEL --gpu h100 --tiers dram=64GiB"
+            )
+        if "lru" not in options.policies or any(capacity == Capacity() for capacity in options.capacities):
+            raise KvtoolError("--tiers lie below an LRU cache that ends: give --capacity 20GiB, and lru as a --policy")
     if gpu is None and options.tp != 1:
         raise KvtoolError(f"--tp {options.tp} shares the prefill of a card: name it with --gpu")
     if model is not None:
@@ -106,6 +127,26 @@ def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -
         in_unit(capacity, None)
 
 
+def _lower(
+    accesses: Accesses,
+    options: ReplayOptions,
+    model: Model | None,
+    gpu: Gpu | None,
+    room: BlockBytes | None,
+    floor: PrefillFloor | None,
+) -> TierReplay | None:
+    """The tiers below the GPU, where they were asked for. Raises KvtoolError for blocks of unequal bytes."""
+    if options.tiers is None:
+        return None
+    assert model is not None and gpu is not None and room is not None and floor is not None  # noqa: PT018
+    if room.uniform is None:
+        raise KvtoolError("--tiers move blocks of one size: leave out --state-every")
+    pcie_gbps = None if gpu.pcie_gbps is None else gpu.pcie_gbps * options.tp
+    with_speeds = options.tiers.with_speeds(options.measured.tiers, pcie_gbps)
+    links = Links(with_speeds.tiers, room.uniform, accesses.block_size, model.num_layers)
+    return TierReplay(accesses, floor, links, with_speeds, first_counted(accesses.num_requests, options.last))
+
+
 class _Run:
     """One replay: the trace, in one unit of capacity, with a curve for each policy that has one."""
 
@@ -116,6 +157,7 @@ class _Run:
         options: ReplayOptions,
         room: BlockBytes | None,
         floor: PrefillFloor | None,
+        lower: TierReplay | None,
     ) -> None:
         self._core, self._accesses, self._options, self._room, self._floor = loops, accesses, options, room, floor
         self._first = first_counted(accesses.num_requests, options.last)
@@ -125,6 +167,8 @@ class _Run:
         self._unlimited = self._curve("lru")
         self._curves = {name: self._curve(name) for name in options.policies if name in STACKS and name != "lru"}
         self._curves["lru"] = self._unlimited
+        limited = [unit for unit in dict.fromkeys(self._units) if unit is not None]
+        self.tiers = {} if lower is None else {unit: lower.at(unit) for unit in limited}
 
     def _curve(self, policy: str) -> Curve:
         return Curve(self._core, self._accesses, policy, sizes=self._sizes, first=self._first, match=self._match)
@@ -187,7 +231,18 @@ class _Run:
             ceiling_strict=None if ceiling.strict is None else ceiling.strict / blocks,
             limited_by=limited_by(found.hit_blocks, ceiling),
             ttft_saved_ms=self._saved_ms(hits),
+            **self._moved(policy, unit),
         )
+
+    def _moved(self, policy: str, unit: int | None) -> dict[str, dict[str, int]]:
+        """Bytes by tier; nothing for a policy that tiers are not replayed with."""
+        below = self.tiers.get(unit) if policy == "lru" and unit is not None else None
+        if below is None:
+            return {}
+        return {
+            "bytes_read": {one.tier: one.bytes_read for one in below.tiers},
+            "bytes_written": {one.tier: one.bytes_written for one in below.tiers},
+        }
 
     def _saved_ms(self, hits: IntArray) -> float | None:
         return None if self._floor is None else self._floor.saved_ms(self._accesses, hits, self._first)

@@ -37,6 +37,20 @@ class PrefillFloor:
         rest = whole - self._flops(cached) + self._flops(np.zeros(1, dtype=np.int64))
         return float((self._seconds(whole) - self._seconds(rest)).mean() * 1e3)
 
+    def lost_ms(self, length: int, hit: int, tokens: int) -> float:
+        """What it takes to compute `tokens` behind the `hit` of a prompt of `length`, in a step that has more to do."""
+        end = min(length, hit + tokens)
+        return self.compute_s(min(hit, end), end) * 1e3
+
+    def prefill_s(self, length: int, cached: int = 0) -> float:
+        """Seconds of a prompt's prefill behind its first `cached` tokens, of which at least the last is computed."""
+        flops = self._flops_of(length) - self._flops_of(min(cached, length - 1)) + self._flops_of(0)
+        return max(flops / self.flops_per_s, self.weights_s)
+
+    def compute_s(self, start: int, stop: int) -> float:
+        """Seconds for tokens from `start` to `stop` of a prompt, in a step that has more to do."""
+        return (self._flops_of(stop) - self._flops_of(start)) / self.flops_per_s
+
     def _seconds(self, flops: FloatArray) -> FloatArray:
         return np.asarray(np.maximum(flops / self.flops_per_s, self.weights_s))
 
@@ -53,8 +67,11 @@ class PrefillFloor:
         return self._known[length]
 
 
-def prefill_floor(model: Model, gpu: Gpu, num_gpus: int = 1) -> PrefillFloor:
-    """Raises KvtoolError for a card without figures, and a model whose parameters cannot be counted."""
+def prefill_floor(model: Model, gpu: Gpu, num_gpus: int = 1, tflops: float | None = None) -> PrefillFloor:
+    """At the rate that was measured of a GPU (`tflops`), else at the card's own.
+
+    Raises KvtoolError for a card without figures, and a model whose parameters cannot be counted.
+    """
     if num_gpus < 1:
         raise KvtoolError(f"--tp {num_gpus} must be 1 GPU or more")
     if gpu.bf16_tflops is None or gpu.memory_bandwidth_gbps is None:
@@ -64,6 +81,6 @@ def prefill_floor(model: Model, gpu: Gpu, num_gpus: int = 1) -> PrefillFloor:
         raise KvtoolError(f"the parameters of {model.id} cannot be counted: no milliseconds follow from it")
     return PrefillFloor(
         model=model,
-        flops_per_s=gpu.bf16_tflops * 1e12 * num_gpus,
+        flops_per_s=(gpu.bf16_tflops if tflops is None else tflops) * 1e12 * num_gpus,
         weights_s=stored / (gpu.memory_bandwidth_gbps * 1e9 * num_gpus),
     )

@@ -8,6 +8,7 @@ from kvtool.replay.accesses import Accesses
 from kvtool.replay.capacity import BlockBytes
 from kvtool.replay.policies import POLICIES
 from kvtool.replay.saved import PrefillFloor
+from kvtool.replay.tiers.options import TierOptions
 from kvtool.units import format_bytes
 from kvtool.workloads.traces.traces import FORMATS
 
@@ -60,6 +61,24 @@ def assumptions(
         lines.append(_room_line(room))
     if floor is not None:
         lines.append("milliseconds are at the card's dense bf16 rate and bandwidth, which no prefill quite reaches")
+    return lines
+
+
+def tier_assumptions(options: TierOptions) -> list[str]:
+    """What a replay with tiers rests on."""
+    speeds = [
+        f"{tier.name} {tier.read_gbps:g}/{tier.write_gbps or tier.read_gbps:g} GB/s ({tier.source})"
+        for tier in options.tiers
+    ]
+    duplex = "in both directions together" if options.half_duplex else "in each direction"
+    lines = [
+        f"tiers read and write, {duplex}: {', '.join(speeds)}; latencies are assumed where speeds were not measured",
+        "bytes of a tier pass through the links of those above it, shared max-min fair; writes wait for nothing",
+        "prefills run one after the other in the order in which they can begin; decodes take no time from them",
+        "every tier evicts what was used least recently, tails before heads",
+    ]
+    if options.loading == "layerwise":
+        lines.append("a layer is computed once its own part is loaded; all layers are alike")
     return lines
 
 

@@ -23,6 +23,7 @@ GREY = "#8c8c8c"
 RED = "#b2182b"
 LABEL_POINTS = 9
 LEAST_TICKS = 4  # of an axis of bytes
+ON_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind text that a line may cross
 SUBTITLE_IN = 0.405  # below the top edge, whatever the height of the figure
 
 
@@ -77,6 +78,7 @@ def label_ends(figure: Figure, axes: Axes, labels: Sequence[EndLabel]) -> None:
             color=label.colour,
             fontsize=LABEL_POINTS,
             va="center",
+            bbox=ON_LINES,
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",

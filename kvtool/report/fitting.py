@@ -83,7 +83,7 @@ def _gap(width: int) -> int:
 
 
 def _one_line(heading: str) -> str:
-    return heading.replace("\n", " ")
+    return heading.replace("\n/", "/").replace("\n", " ")
 
 
 def _spans(row: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h1, h2, h3, p, li, dd { overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; }
 .subtitle, figcaption, dd { color: var(--muted); }
@@ -33,13 +34,17 @@ th.label, td.label { text-align: left; }
 td.label { white-space: pre; }
 th:first-child, td:first-child { padding-left: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
-.charts img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; padding: .5rem; }
+.charts div { overflow-x: auto; }
+.charts img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff;
+  border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0; }
 @media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .6rem; } }
 @media print { body { max-width: none; } figure { break-inside: avoid; } }
 """
+
+
+LEAST_SCALE = 0.45  # pixels of a page to one of a chart
 
 
 def page(title: str, subtitle: str, body: Sequence[str]) -> str:
@@ -87,10 +92,18 @@ def definitions(terms: Mapping[str, str]) -> str:
     return f"<dl>\n{items}\n</dl>" if terms else ""
 
 
+def _least_width(png: bytes) -> int:
+    """Pixels of a page below which its words would be too small to read; a PNG's width stands in its header."""
+    return round(LEAST_SCALE * int.from_bytes(png[16:20], "big"))
+
+
 def charts(images: Mapping[str, bytes]) -> str:
-    """PNGs side by side where there is room; the keys say what each shows, for readers who cannot see it."""
+    """PNGs side by side where there is room, scrolled sideways where one would be too small to read; the keys say what
+    each shows, for readers who cannot see it.
+    """
     figures = "\n".join(
-        f'<img alt="{escape(text)}" src="data:image/png;base64,{b64encode(png).decode()}">'
+        f'<div><img alt="{escape(text)}" style="min-width: {_least_width(png)}px" '
+        f'src="data:image/png;base64,{b64encode(png).decode()}"></div>'
         for text, png in images.items()
     )
     return f'<div class="charts">\n{figures}\n</div>' if images else ""

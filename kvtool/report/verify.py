@@ -23,7 +23,8 @@ _SUMMARIES = {
 
 
 def print_verify(document: VerifyDocument, console: Console, *, explain: bool = False) -> None:
-    """The start, the table, the explanations, the verdict; what the prediction hangs on last."""
+    """The verdict, the start, the table, the explanations; what the prediction hangs on last."""
+    console.print(_SUMMARIES[document.verdict], style=_STYLES[document.verdict], highlight=False)
     engine = document.engine
     title = f"{engine.name} {engine.version}" if engine.version else engine.name
     flags = ", ".join(f"{name} {value}" for name, value in document.inputs.items() if value is not None)
@@ -36,7 +37,6 @@ def print_verify(document: VerifyDocument, console: Console, *, explain: bool = 
     if document.refusal is not None:
         console.print(f'The log: "{document.refusal.line}"', highlight=False, markup=False)
         console.print(document.refusal.explanation, highlight=False, markup=False)
-    console.print(_SUMMARIES[document.verdict], style=_STYLES[document.verdict], highlight=False)
     print_notes(document.assumptions, console, hinge=largest_error(document.rows), explain=explain)
 
 

@@ -24,6 +24,7 @@ from kvtool.results.bench import (
     Roofline,
     Sample,
     StepBytes,
+    WorkloadCase,
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
@@ -38,7 +39,7 @@ from kvtool.results.compare import (
 )
 from kvtool.results.document import Struct, encode, read_document
 from kvtool.results.env import EnvDocument
-from kvtool.results.generate import GenerateDocument, GeneratedSequence
+from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
     KernelCase,
@@ -51,12 +52,16 @@ from kvtool.results.kernels import (
     KernelsDocument,
 )
 from kvtool.results.replay import (
+    ReplayBreakEven,
     ReplayCurve,
     ReplayDocument,
     ReplayKnee,
     ReplayPoint,
     ReplayRow,
+    ReplayTier,
+    ReplayTiers,
     ReplayTrace,
+    ReplayTtft,
 )
 from kvtool.results.size import (
     ENGINE_NAMES,
@@ -85,11 +90,11 @@ from kvtool.results.tiers import (
     TierRow,
     TiersDocument,
     TierSpeed,
-    TierUse,
     read_profile,
 )
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
+from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",
@@ -98,6 +103,7 @@ __all__ = [
     "BenchDocument",
     "BenchPeer",
     "BreakEvenRow",
+    "CachedPages",
     "Calibration",
     "Case",
     "Check",
@@ -130,14 +136,19 @@ __all__ = [
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",
+    "ReplayBreakEven",
     "ReplayCurve",
     "ReplayDocument",
     "ReplayKnee",
     "ReplayPoint",
     "ReplayRow",
+    "ReplayTier",
+    "ReplayTiers",
     "ReplayTrace",
+    "ReplayTtft",
     "Roofline",
     "Sample",
+    "Saved",
     "SizeDecode",
     "SizeDocument",
     "SizeEngine",
@@ -169,6 +180,8 @@ __all__ = [
     "VerifyEngine",
     "VerifyRefusal",
     "VerifyRow",
+    "Workload",
+    "WorkloadCase",
     "encode",
     "read_calibration",
     "read_document",

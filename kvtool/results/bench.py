@@ -8,6 +8,7 @@ import msgspec
 
 from kvtool.results.document import Struct
 from kvtool.results.summary import Summary
+from kvtool.results.workload import Workload
 
 
 def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
@@ -18,7 +19,9 @@ def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
 class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration of one run (a whole process).
 
-    `arm`: baseline | cached | uncached | no_cache | contiguous | preallocated."""
+    `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
+    since the iteration began, `queue_s` until it was admitted, `load_s` that loading from below the pool took.
+    """
 
     arm: str
     iteration: int
@@ -29,10 +32,19 @@ class Sample(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     cached_tokens: int
     run: int = 0
+    arrival_s: float | None = None
+    queue_s: float | None = None
+    load_s: float | None = None
+    error: str | None = None
 
     @property
     def tpot_s(self) -> float | None:
         return tpot_s(self.ttft_s, self.e2e_s, self.output_tokens)
+
+    @property
+    def is_compared(self) -> bool:
+        """Of an arm that the case's own is held against: its metrics are not of it."""
+        return self.arm in ("uncached", "repeat")
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -192,7 +204,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache"""
+        """latency | prefix | no-cache | workload"""
         return str(self.__struct_config__.tag)
 
 
@@ -210,7 +222,13 @@ class NoCacheCase(Case, frozen=True, kw_only=True, tag="no-cache"):
     """One way of keeping K and V."""
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase
+class WorkloadCase(Case, frozen=True, kw_only=True, tag="workload"):
+    """A scenario under one policy, with the prefix cache, without it, and with it once more."""
+
+    workload: Workload
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kvtool.results.document import Struct
-from kvtool.results.tiers import TierUse
+from kvtool.results.workload import TierUse
 
 
 class GeneratedSequence(Struct, frozen=True, kw_only=True):
@@ -17,6 +17,18 @@ class GeneratedSequence(Struct, frozen=True, kw_only=True):
     ttft_ms: float
     tpot_ms: float | None
     pages: int
+    cached_tokens: int = 0
+
+
+class CachedPages(Struct, frozen=True, kw_only=True):
+    """A run of pages in the cache when all was done: the tokens in it from `first_token` on, and the `prompts` (counted
+    from 0) that begin with all up to its end. `depth` counts the runs before it; a run follows the one it continues."""
+
+    depth: int
+    first_token: int
+    tokens: int
+    pages: list[int]
+    prompts: list[int]
 
 
 class GenerateDocument(Struct, frozen=True, kw_only=True):
@@ -26,4 +38,5 @@ class GenerateDocument(Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
     assumptions: list[str]
     sequences: list[GeneratedSequence]
+    cache: list[CachedPages] = msgspec.field(default_factory=list)
     tiers: list[TierUse] = msgspec.field(default_factory=list)

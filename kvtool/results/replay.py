@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from kvtool.results.document import Struct
 
 
@@ -30,6 +32,7 @@ class ReplayRow(Struct, frozen=True, kw_only=True):
 
     The ceilings are block ratios that bound every policy at that capacity; `ceiling_strict` is None where it was not
     computed. `limited_by`: capacity | policy | none. `ttft_saved_ms` is the mean of a request, None without a card.
+    Bytes read and written are by tier, None where there are no tiers below this policy.
     """
 
     policy: str
@@ -45,6 +48,8 @@ class ReplayRow(Struct, frozen=True, kw_only=True):
     ceiling_strict: float | None
     limited_by: str
     ttft_saved_ms: float | None
+    bytes_read: dict[str, int] | None = None
+    bytes_written: dict[str, int] | None = None
 
 
 class ReplayPoint(Struct, frozen=True, kw_only=True):
@@ -73,6 +78,72 @@ class ReplayCurve(Struct, frozen=True, kw_only=True):
     knee: ReplayKnee | None
 
 
+class ReplayBreakEven(Struct, frozen=True, kw_only=True):
+    """Loading a prefix against computing it. At `break_even_gbps` both take the same; from `shortest_tokens` on loading
+    is faster (None: never).
+    """
+
+    tier: str
+    prefix_tokens: int
+    load_ms: float
+    compute_ms: float
+    break_even_gbps: float
+    shortest_tokens: int | None
+
+
+class ReplayTtft(Struct, frozen=True, kw_only=True):
+    """Times to the first token, milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class ReplayTier(Struct, frozen=True, kw_only=True):
+    """What one tier gave and took. `source` of its speeds: given | measured | assumed. `write_amplification` is bytes
+    written for each that was read, None where nothing was; `stall_s` is how long the GPU stood still for loads of which
+    this was the lowest tier; `busy` are the parts of the time for which its link read and wrote.
+    """
+
+    tier: str
+    capacity_bytes: int
+    read_gbps: float
+    write_gbps: float
+    latency_us: float
+    source: str
+    hit_tokens: int
+    loaded_tokens: int
+    bytes_read: int
+    bytes_written: int
+    bytes_written_per_day: float | None
+    write_amplification: float | None
+    stall_s: float
+    read_busy: float
+    write_busy: float
+
+
+class ReplayTiers(Struct, frozen=True, kw_only=True):
+    """LRU at one capacity with the tiers below it, on a clock. `decisions` counts requests: none had nothing below.
+
+    `without` has no tiers, `oracle` loads in no time.
+    """
+
+    capacity_blocks: int
+    capacity_bytes: int
+    write_policy: str
+    exclusive: bool
+    loading: str
+    decisions: dict[str, int]
+    token_hit_ratio: float
+    ttft_ms: ReplayTtft
+    without_ttft_ms: ReplayTtft
+    oracle_ttft_ms: ReplayTtft
+    ttft_saved_ms: float
+    stall_s: float
+    tiers: list[ReplayTier]
+
+
 class ReplayDocument(Struct, frozen=True, kw_only=True):
     schema: str = "kvtool.replay/1"
     trace: ReplayTrace
@@ -83,5 +154,7 @@ class ReplayDocument(Struct, frozen=True, kw_only=True):
     definition: dict[str, str]
     rows: list[ReplayRow]
     curves: list[ReplayCurve]
+    tiers: list[ReplayTiers] = msgspec.field(default_factory=list)
+    break_even: list[ReplayBreakEven] = msgspec.field(default_factory=list)
     warnings: list[str]
     assumptions: list[str]

@@ -191,7 +191,7 @@ class SizeLengths(Struct, frozen=True, kw_only=True):
 
 
 class SizeSetting(Struct, frozen=True, kw_only=True):
-    """A layout and a cache dtype that were tried."""
+    """A layout, a cache dtype and a format of weights that were tried."""
 
     num_gpus: int
     tp: int
@@ -200,12 +200,14 @@ class SizeSetting(Struct, frozen=True, kw_only=True):
     dcp: int
     enable_dp_attention: bool
     kv_cache_dtype: str
+    weight_dtype: str
 
 
 class SizeSolution(SizeSetting, frozen=True, kw_only=True):
     """A way to serve `users` sequences of `context` tokens. `vllm_users` and `sglang_users`: how many such sequences
     the pools of that engine's start hold, None where it would not start; `page_users`: how many whole pages of the
-    formula would. Commands are None with the reason where none would do.
+    formula would; `gpu_memory_utilization` and `max_num_batched_tokens` are those of the start that serves most.
+    Commands are None with the reason where none would do.
     """
 
     nodes: int
@@ -217,6 +219,8 @@ class SizeSolution(SizeSetting, frozen=True, kw_only=True):
     page_users: int
     vllm_users: float | None
     sglang_users: float | None
+    gpu_memory_utilization: float | None
+    max_num_batched_tokens: int | None
     vllm: str | None
     sglang: str | None
     reason: str | None

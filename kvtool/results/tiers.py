@@ -1,4 +1,4 @@
-"""What tiers below a block pool gave and took in a run, and what `kvtool tiers` measured of them."""
+"""What `kvtool tiers` measured of the tiers below a block pool."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ from typing import Any
 
 from kvtool.errors import KvtoolError
 from kvtool.results.document import Struct, read_document
-
-
-class TierUse(Struct, frozen=True, kw_only=True):
-    """Of `tier` (dram | disk): `hit_tokens` were loaded, `recomputed_tokens` were there, but computing them was faster.
-    Bytes of pages that moved down into the tier and up from it; `stall_s`: steps waited for it."""
-
-    tier: str
-    hit_tokens: int
-    bytes_in: int
-    bytes_out: int
-    stall_s: float
-    recomputed_tokens: int
 
 
 class TierRate(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from kvtool.results.document import Struct
 
 
@@ -33,7 +35,13 @@ class TraceSummary(Struct, frozen=True, kw_only=True):
 
 
 class TraceDocument(Struct, frozen=True, kw_only=True):
+    """`missed_tokens` says where the tokens of all prompts went (hit, evicted, changed_prefix, block_tail, never_seen),
+    and is empty but for `trace misses`; `statistics` are means over sessions of a trace that kvtool wrote.
+    """
+
     schema: str = "kvtool.trace/1"
     trace: TraceSummary
     findings: list[TraceFinding]
+    missed_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    statistics: dict[str, float] = msgspec.field(default_factory=dict)
     assumptions: list[str]

@@ -28,10 +28,12 @@ def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[B
         huge_cards=rules.huge_cards,
     )
     longest = options.max_context(model) or limits.tokens
+    taken = vllm.estimates(replace(weights, model=model), options.gpu, start, limits, max_model_len=longest)
+    weights_bytes = weights.bytes_per_gpu(options.parallel)
     memory = budget(
         options.gpu,
-        vllm.estimates(model, options.gpu, start, limits, max_model_len=longest),
-        weights_bytes=weights.bytes_per_gpu(options.parallel),
+        taken,
+        weights_bytes=None if weights_bytes is None else weights_bytes + taken.beside_weights.bytes,
         utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
         calibration=options.calibration,
         pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,

@@ -88,6 +88,11 @@ def usual_limits(gpu: Gpu, *, huge_cards: bool = True) -> BatchLimits:
     return HUGE_CARD_LIMITS if huge_cards and gpu.memory_bytes >= HUGE_CARD_BYTES else LARGE_CARD_LIMITS
 
 
+def free_share(gpu: Gpu) -> float:
+    """The largest --gpu-memory-utilization, to a hundredth, that asks for no more than is free."""
+    return math.floor(100 * gpu.free_bytes / gpu.memory_bytes) / 100
+
+
 def budget(
     gpu: Gpu,
     estimates: Estimates,

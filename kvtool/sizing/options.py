@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.headers import CheckpointHeader
@@ -90,6 +90,11 @@ class SizeOptions:
         if not self.num_speculative_tokens:
             return None
         return draft_of(model, self.draft or DraftRequest(tokens=self.num_speculative_tokens))
+
+    def started_with(self, **flags: float | None) -> SizeOptions:
+        """The options with flags that a size and its engine's start have in common."""
+        engine = None if self.engine is None else replace(self.engine, **flags)  # type: ignore[arg-type]
+        return replace(self, engine=engine, **flags)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> str:

@@ -36,6 +36,8 @@ from kvtool.sizing.speed.decode import decode_floor
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 
+ALLOCATING = ("llama.cpp", "ollama")  # for the context they are started with, whatever the memory
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizePlan:
@@ -189,9 +191,15 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
 
 
 def engine_start(engine: EngineOptions, options: SizeOptions, kv_cache_dtype: str) -> EngineOptions:
-    """The engine's start for one plan: on its layout, with its cache dtype and its batch where it has one."""
+    """The engine's start for one plan: on its layout, with its cache dtype and its batch where it has one. llama.cpp's
+    -c is the longest context asked for, unless --max-model-len says otherwise.
+    """
+    longest = engine.max_model_len
+    if engine.name in ALLOCATING and longest is None and options.contexts:
+        longest = max(options.contexts)
     return replace(
         engine,
+        max_model_len=longest,
         kv_cache_dtype=kv_cache_dtype,
         parallel=options.parallel,
         max_num_batched_tokens=options.max_num_batched_tokens or engine.max_num_batched_tokens,

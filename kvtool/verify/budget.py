@@ -12,6 +12,7 @@ from kvtool.catalog.headers import CheckpointHeader
 from kvtool.results import VerifyRow
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import vllm
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
 from kvtool.sizing.weights import Weights, weigh
 from kvtool.units import format_bytes
@@ -44,10 +45,10 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
     options = started.options
     weights = weigh(started.model, started.weight_dtype, checkpoint=checkpoint)
     untold = checkpoint is None and _bits_untold(facts, started)
-    weights_bytes = None if untold else weights.bytes_per_gpu(options.parallel)
+    gpu = card(facts, options.gpu)
+    weights_bytes = None if untold else _loaded_bytes(weights, gpu, options)
     logged = facts.largest("weights") or facts.largest("consumed")
     as_logged = logged is not None and (weights_bytes is None or logged.value < FEWER * weights_bytes)
-    gpu = card(facts, options.gpu)
     memory = limits = None
     vllm_options = options if facts.engine == "vllm" else replace(options, name="vllm", version=None)
     rules = vllm.rules_at(vllm_options.version)
@@ -62,7 +63,7 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
         longest = options.max_model_len or started.model.max_position_embeddings or limits.tokens
         memory = budget(
             gpu,
-            vllm.estimates(started.model, gpu, vllm_options, limits, max_model_len=longest),
+            vllm.estimates(weights, gpu, vllm_options, limits, max_model_len=longest),
             weights_bytes=round(logged.value) if logged is not None and as_logged else weights_bytes,
             utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
         )
@@ -76,6 +77,15 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
         graphs_bytes=graphs,
         as_logged=as_logged,
     )
+
+
+def _loaded_bytes(weights: Weights, gpu: Gpu | None, options: EngineOptions) -> int | None:
+    """Of the fullest rank, with what vLLM counts to them."""
+    weights_bytes = weights.bytes_per_gpu(options.parallel)
+    if weights_bytes is None or options.name != "vllm":
+        return weights_bytes
+    capability = None if gpu is None else vllm.capability_of(gpu)
+    return weights_bytes + vllm.beside_weights(weights, options.parallel, capability).bytes
 
 
 def _bits_untold(facts: LogFacts, started: Started) -> bool:

@@ -80,11 +80,17 @@ class Started:
 
 
 def started(
-    facts: LogFacts, *, model: str | None, gpu: Gpu | None, given: Mapping[str, str], models_path: Path | None
+    facts: LogFacts,
+    *,
+    model: str | None,
+    gpu: Gpu | None,
+    given: Mapping[str, str],
+    models_path: Path | None,
+    family: str | None = None,
 ) -> Started:
     """The start that a log tells of, `given` flags and `model` first. Raises KvtoolError where no model is known."""
     inputs = {**_logged_inputs(facts), **given}
-    found, name = _model(facts, model, models_path)
+    found, name = _model(facts, model, models_path, family)
     if facts.flags.get("enable_expert_parallel") == "True" and found.moe is not None:
         inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
     found, drafted = _with_draft(found, facts, inputs, models_path)
@@ -215,10 +221,14 @@ def _fraction(name: str, text: str) -> float:
         raise KvtoolError(f"{name} {text!r} is not a number") from None
 
 
-def _model(facts: LogFacts, asked: str | None, models_path: Path | None) -> tuple[Model, str]:
-    """The model asked for, else the log's: its own name, its name in a Hub cache, or the last folder of its path."""
+def _model(
+    facts: LogFacts, asked: str | None, models_path: Path | None, family: str | None = None
+) -> tuple[Model, str]:
+    """The model asked for, its config read as `family` where that is given, else the log's: its own name, its name in a
+    Hub cache, or the last folder of its path.
+    """
     if asked is not None:
-        named = resolve_model(asked, models_path=models_path)
+        named = resolve_model(asked, models_path=models_path, family=family)
         return _as_served(named, facts.model, models_path), asked
     if facts.model is None:
         raise KvtoolError("the log does not say which model was served: name MODEL after it")

@@ -28,11 +28,19 @@ class Asked:
     gpu: Gpu | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
     models_path: Path | None = None
+    family: str | None = None
 
 
 def verify(facts: LogFacts, asked: Asked, *, log: str) -> VerifyDocument:
     """The document of one log. Raises KvtoolError where its model is not known, or a flag's value is none."""
-    start = started(facts, model=asked.model, gpu=asked.gpu, given=asked.flags, models_path=asked.models_path)
+    start = started(
+        facts,
+        model=asked.model,
+        gpu=asked.gpu,
+        given=asked.flags,
+        models_path=asked.models_path,
+        family=asked.family,
+    )
     if facts.refused("layout"):
         return _not_laid_out(facts, start, log)
     if facts.engine not in ENGINES:

@@ -40,7 +40,7 @@ def fixed(*, batch_size: int, input_len: int, output_len: int, vocab_size: int, 
     """
     _require(batch_size=batch_size, input_len=input_len, output_len=output_len)
     rng = random.Random(f"prompts {seed}")
-    first_tokens = _distinct(rng, batch_size, vocab_size)
+    first_tokens = distinct_tokens(rng, batch_size, vocab_size)
     return [Request(_continued((token,), input_len, vocab_size, rng), output_len) for token in first_tokens]
 
 
@@ -57,8 +57,8 @@ def shared_prefix(
     rng = random.Random(f"shared prefix {seed}")
     cached_pages = min(round(hit_rate * input_len / block_size), (input_len - 1) // block_size)
     cached_len = cached_pages * block_size
-    prefix = tuple(rng.choices(range(vocab_size), k=cached_len))
-    own_tokens = _distinct(rng, num_requests + 1, vocab_size)
+    prefix = random_tokens(rng, cached_len, vocab_size)
+    own_tokens = distinct_tokens(rng, num_requests + 1, vocab_size)
     requests = [
         Request(_continued((*prefix, token), input_len, vocab_size, rng), output_len) for token in own_tokens[1:]
     ]
@@ -66,12 +66,18 @@ def shared_prefix(
     return SharedPrefix(priming, requests, cached_len, hit_rate=cached_len / input_len)
 
 
+def random_tokens(rng: random.Random, count: int, vocab_size: int) -> tuple[int, ...]:
+    """`count` tokens, each as likely as any other."""
+    return tuple(rng.choices(range(vocab_size), k=count))
+
+
 def _continued(start: tuple[int, ...], length: int, vocab_size: int, rng: random.Random) -> tuple[int, ...]:
     """`start`, filled up with random tokens."""
-    return start + tuple(rng.choices(range(vocab_size), k=length - len(start)))
+    return start + random_tokens(rng, length - len(start), vocab_size)
 
 
-def _distinct(rng: random.Random, count: int, vocab_size: int) -> list[int]:
+def distinct_tokens(rng: random.Random, count: int, vocab_size: int) -> list[int]:
+    """`count` tokens, no two the same. Raises KvtoolError where the vocabulary has fewer."""
     if count > vocab_size:
         raise KvtoolError(f"{count} prompts cannot all begin differently with a vocabulary of {vocab_size} tokens")
     return rng.sample(range(vocab_size), count)

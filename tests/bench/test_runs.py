@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from kvtool import interrupts
 from kvtool.bench import runs
 from kvtool.bench.runs import joined, measure_runs, single_run
 from kvtool.compare.sources import read_bench
@@ -24,6 +26,24 @@ turn = len(list(folder.glob("*.done")))
 assert sys.argv[-1] == "--json"
 sys.stdout.write((folder / f"{turn}.json").read_text())
 sys.exit(int((folder / f"{turn}.code").read_text()))
+"""
+
+
+# The second of two: it interrupts the process that started it, and waits to be interrupted itself.
+SECOND = """
+import os, pathlib, signal, sys
+folder = pathlib.Path(sys.argv[1])
+if not (folder / "first").exists():
+    (folder / "first").touch()
+    sys.stdout.write((folder / "0.json").read_text())
+    sys.exit(0)
+signal.alarm(60)  # not to wait for ever where it is never passed on
+try:
+    os.kill(os.getppid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    (folder / "interrupted").touch()
+    sys.exit(130)
 """
 
 
@@ -95,6 +115,23 @@ def test_an_interrupted_run_is_left_out_and_a_failing_one_ends_it(tmp_path: Path
     with pytest.raises(SystemExit) as stopped:
         measure_runs(["bench"], 2, program(tmp_path, 0, 0, 2))
     assert stopped.value.code == 2
+
+
+def test_ctrl_c_is_passed_on_and_whole_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(number: int, frame: object) -> None:
+        pytest.fail("the process would end here, and its whole runs with it")
+
+    program(tmp_path, 0)
+    monkeypatch.setattr(interrupts, "_leave", ends)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        interrupts.leave_on_interrupt()
+        found = measure_runs(["bench"], 3, (sys.executable, "-c", SECOND, str(tmp_path)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found.code == runs.INTERRUPTED
+    assert {s.run for case in found.document.cases for s in case.samples} == {0}
+    assert (tmp_path / "interrupted").exists()
 
 
 def test_ctrl_c_in_the_first_run_is_ctrl_c(tmp_path: Path) -> None:

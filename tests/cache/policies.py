@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvtool.cache.eviction import Ranked
-from kvtool.cache.node import Node
+from kvtool.cache.eviction.base import Ranked
+from kvtool.cache.index.node import Node
 
 
 class DeepestPage(Ranked):

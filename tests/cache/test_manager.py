@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.cache import CacheManager, PageCopy, SequenceCache
+from kvtool.cache import CacheManager, HashedIndex, PageCopy, SequenceCache
 
 
 def run(cache: CacheManager, tokens: list[int]) -> SequenceCache:
@@ -22,12 +22,14 @@ def test_three_requests_take_32_19_and_13_pages_of_16() -> None:
     assert cache.counters().allocated_pages == 64
 
 
-def test_the_vllm_prefix_caching_example() -> None:
+@pytest.mark.parametrize("hashed", [False, True])
+def test_the_vllm_prefix_caching_example(hashed: bool) -> None:
     """vLLM docs/design/prefix_caching.md: ten blocks of four; the same hits, and cached blocks evicted in its order.
 
-    One difference: a block that never filled is free at once here, so it is taken before any cached one.
+    The hashed index hands out the very blocks of the page. The radix tree differs in one: a block that never filled is
+    free at once, so it is taken before any cached one.
     """
-    cache = CacheManager(num_pages=10, block_size=4)
+    cache = CacheManager(num_pages=10, block_size=4, index=HashedIndex(4, 10) if hashed else None)
     first = list(range(15))
     request0 = run(cache, first)
     assert request0.table.pages == [0, 1, 2, 3]
@@ -42,15 +44,20 @@ def test_the_vllm_prefix_caching_example() -> None:
     cache.close(request0)
     cache.close(request1)
     cache.check()
+    if hashed:
+        assert str(cache.index).endswith("in the queue: 4, 3, 2, 6, 5, 1, 0"), "behind 7, 8, 9, never used yet"
     request2 = cache.open([*first[:12], *range(200, 217)])
     assert request2.table.pages == [0, 1, 2]
     assert cache.reserve(request2, 29)
-    assert sorted(request2.table.pages) == [0, 1, 2, 4, 6, 7, 8, 9]
-    assert cache.counters().evicted_pages == 0
-    for num_tokens, page in ((33, 3), (37, 5)):
-        assert cache.reserve(request2, num_tokens)
-        assert request2.table.pages[-1] == page
-    assert cache.counters().evicted_pages == 2
+    if hashed:
+        assert request2.table.pages == [0, 1, 2, 7, 8, 9, 4, 3]
+        assert str(cache.index).endswith("in the queue: 6, 5")
+        assert cache.counters().evicted_pages == 1, "block 3; block 4 never filled"
+    else:
+        assert sorted(request2.table.pages) == [0, 1, 2, 4, 6, 7, 8, 9]
+        assert cache.counters().evicted_pages == 0
+        assert [cache.reserve(request2, num_tokens) and request2.table.pages[-1] for num_tokens in (33, 37)] == [3, 5]
+        assert cache.counters().evicted_pages == 2
     cache.check()
 
 
@@ -102,37 +109,55 @@ def test_without_prefix_caching_nothing_is_kept() -> None:
     assert cache.counters().free_pages == 4
 
 
+def fork(cache: CacheManager, parent: SequenceCache, tokens: list[int]) -> tuple[SequenceCache, list[PageCopy]]:
+    child = cache.fork(parent, tokens)
+    assert child is not None
+    cache.check()
+    return child, cache.take_copies()
+
+
 def test_fork_copies_only_a_partial_last_page() -> None:
     cache = CacheManager(num_pages=8, block_size=4)
     parent = run(cache, list(range(6)))
-    child = cache.fork(parent)
-    assert child.table.pages == parent.table.pages == [0, 1]
-    assert cache.make_writable(parent) == [PageCopy(source=1, target=2)]
-    assert cache.make_writable(child) == [], "the page is its own now"
-    assert (parent.table.pages, child.table.pages) == ([0, 2], [0, 1])
-    cache.check()
+    child, copies = fork(cache, parent, list(range(6)))
+    assert (parent.table.pages, child.table.pages) == ([0, 1], [0, 2])
+    assert copies == [PageCopy(source=1, target=2)]
+    assert cache.take_copies() == [], "each copy is told once"
+    whole, copies = fork(cache, run(cache, list(range(50, 54))), list(range(50, 54)))
+    assert (whole.table.pages, copies) == ([3], []), "the next token takes a page of its own"
+    assert cache.counters().copied_pages == 1
 
-    whole = run(cache, list(range(50, 54)))
-    cache.fork(whole)
-    assert cache.make_writable(whole) == [], "the next token takes a new page"
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_fork_may_stop_before_the_end_of_what_it_is_forked_off(caching: bool) -> None:
+    """The page of its last token is copied even where it is full and cached: the fork goes on within it."""
+    cache = CacheManager(num_pages=8, block_size=4, prefix_caching=caching)
+    parent = run(cache, list(range(8)))
+    child, copies = fork(cache, parent, list(range(7)))
+    assert (child.table.pages, child.table.num_tokens, child.cached_tokens) == ([0, 2], 7, 7)
+    assert copies == [PageCopy(source=1, target=2)]
+    cache.commit(child, [*range(7), 99])
     cache.check()
+    cache.close(parent)
+    cache.close(child)
+    cache.check()
+    with pytest.raises(ValueError, match="9 tokens cannot be forked off 8"):
+        cache.fork(run(cache, list(range(8))), list(range(9)))
 
 
 def test_a_fork_does_not_share_pages_that_are_only_reserved() -> None:
     cache = CacheManager(num_pages=8, block_size=4)
-    parent = run(cache, list(range(6)))
+    parent = run(cache, list(range(8)))
     assert cache.reserve(parent, 12)
-    assert cache.fork(parent).table.pages == [0, 1]
+    assert fork(cache, parent, list(range(8)))[0].table.pages == [0, 1]
 
 
-def test_copy_on_write_without_a_free_page_changes_nothing() -> None:
+def test_a_fork_without_a_page_for_the_copy_changes_nothing() -> None:
     cache = CacheManager(num_pages=2, block_size=4)
     parent = run(cache, list(range(6)))
-    child = cache.fork(parent)
-    assert cache.make_writable(child) is None
+    assert cache.fork(parent, list(range(6))) is None
+    assert cache.take_copies() == []
     cache.check()
-    cache.close(parent)
-    assert cache.make_writable(child) == []
 
 
 def test_counters_say_what_was_asked_and_hit() -> None:
@@ -180,7 +205,12 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="5 tokens committed"):
         cache.commit(sequence, list(range(5)))
     cache.close(sequence)
-    for call in (cache.close, cache.fork, lambda s: cache.reserve(s, 1), lambda s: cache.commit(s, [])):
+    for call in (
+        cache.close,
+        lambda s: cache.fork(s, []),
+        lambda s: cache.reserve(s, 1),
+        lambda s: cache.commit(s, []),
+    ):
         with pytest.raises(ValueError, match="closed"):
             call(sequence)
     cache.check()

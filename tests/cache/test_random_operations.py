@@ -6,15 +6,24 @@ page given to two writers or evicted under a reader, a forgotten copy: each show
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvtool.cache import EVICTION, CacheManager, EvictionPolicy, SequenceCache
+from kvtool.cache import EVICTION, CacheManager, HashedIndex, RadixTree, SequenceCache, eviction_policy
+from kvtool.cache.admission import ADMISSION, admission_policy
+from kvtool.cache.index.base import PrefixIndex
 from tests.cache.policies import DeepestPage, LargestRun
 
-POLICIES = [*EVICTION.values(), DeepestPage, LargestRun]
 NUM_PAGES = 12
+INDEXES: dict[str, Callable[[int], PrefixIndex[Any]]] = {
+    "hashed": lambda block_size: HashedIndex(block_size, NUM_PAGES),
+    "deepest page": lambda block_size: RadixTree(block_size, DeepestPage()),
+    "largest run": lambda block_size: RadixTree(block_size, LargestRun()),
+} | {name: lambda block_size, name=name: RadixTree(block_size, eviction_policy(name)) for name in EVICTION}
 tokens_strategy = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 
 
@@ -22,12 +31,22 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.sampled_from([1, 2, 3, 4]),
         prefix_caching=st.sampled_from([True, True, True, False]),
-        policy=st.sampled_from(POLICIES),
+        index=st.sampled_from(sorted(INDEXES)),
+        admission=st.sampled_from(ADMISSION),
+        partial_hits=st.booleans(),
     )
-    def start(self, block_size: int, prefix_caching: bool, policy: type[EvictionPolicy]) -> None:
-        self.cache = CacheManager(NUM_PAGES, block_size, prefix_caching, policy())
+    def start(self, block_size: int, prefix_caching: bool, index: str, admission: str, partial_hits: bool) -> None:
+        self.cache = CacheManager(
+            NUM_PAGES,
+            block_size,
+            prefix_caching,
+            index=INDEXES[index](block_size),
+            admission=admission_policy(admission, block_size=block_size, num_pages=NUM_PAGES),
+            partial_hits=partial_hits,
+        )
         self.contents: dict[int, tuple[int, ...]] = {}
         self.tokens: dict[SequenceCache, list[int]] = {}
+        self.prompts: dict[SequenceCache, list[int]] = {}
 
     def write(self, sequence: SequenceCache, tokens: list[int]) -> None:
         for position in range(sequence.table.num_tokens, len(tokens)):
@@ -40,17 +59,17 @@ class CacheMachine(RuleBasedStateMachine):
     def grow(self, sequence: SequenceCache, tokens: list[int]) -> None:
         if not self.cache.reserve(sequence, len(tokens)):
             assert self.cache.num_available_pages < sequence.table.pages_missing(len(tokens))
+            assert sequence.partial is None
             return
-        copies = self.cache.make_writable(sequence)
-        if copies is None:
-            assert self.cache.num_available_pages == 0
-            return
-        for source, target in copies:
+        self.copy()
+        self.write(sequence, tokens)
+
+    def copy(self) -> None:
+        for source, target in self.cache.take_copies():
             for offset in range(self.cache.block_size):
                 slot = source * self.cache.block_size + offset
                 if slot in self.contents:
                     self.contents[target * self.cache.block_size + offset] = self.contents[slot]
-        self.write(sequence, tokens)
 
     def pick(self, data: st.DataObject) -> SequenceCache:
         return list(self.tokens)[data.draw(st.integers(0, len(self.tokens) - 1))]
@@ -61,20 +80,31 @@ class CacheMachine(RuleBasedStateMachine):
         sequence = self.cache.open(tokens)
         assert sequence.cached_tokens == matched < len(tokens)
         self.tokens[sequence] = tokens[: sequence.cached_tokens]
+        self.prompts[sequence] = tokens
         chunk = max(sequence.cached_tokens, round(share * len(tokens)))
         self.grow(sequence, tokens[:chunk])
+        assert sequence.cached_tokens - matched < self.cache.block_size
 
     @precondition(lambda self: self.tokens)
     @rule(data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=5))
     def append(self, data: st.DataObject, more: list[int]) -> None:
+        """The rest of the prompt first, which may begin in a copied page; then anything."""
         sequence = self.pick(data)
-        self.grow(sequence, self.tokens[sequence] + more)
+        tokens = self.tokens[sequence]
+        rest = self.prompts.get(sequence, [])[len(tokens) :]
+        self.grow(sequence, tokens + (rest[: len(more)] or more))
 
     @precondition(lambda self: self.tokens)
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         sequence = self.pick(data)
-        self.tokens[self.cache.fork(sequence)] = list(self.tokens[sequence])
+        tokens = self.tokens[sequence][: data.draw(st.integers(0, len(self.tokens[sequence])))]
+        child = self.cache.fork(sequence, tokens)
+        self.copy()
+        if child is None:
+            assert self.cache.num_available_pages == 0
+        else:
+            self.tokens[child] = tokens
 
     @precondition(lambda self: self.tokens)
     @rule(data=st.data())

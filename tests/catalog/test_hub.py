@@ -50,6 +50,24 @@ def test_without_safetensors_there_is_no_count(answers: dict[str, Any]) -> None:
     assert hub.hub_model("owner/name").params_total is None
 
 
+def test_a_connection_that_breaks_leaves_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own error is neither an OSError nor a ValueError."""
+
+    class ConnectError(Exception): ...
+
+    def breaks(name: str) -> None:
+        raise ConnectError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", breaks)
+    assert hub._count("owner/name") == (None, None)
+
+
+@pytest.mark.parametrize("name", ["x/eagle-", "x/a--b", "x/a..b", "x/漢字"])
+def test_a_name_that_no_repository_has(name: str) -> None:
+    with pytest.raises(KvtoolError, match="is no name of a repository on the Hub"):
+        hub.hub_model(name)
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [(401, "only for users who are logged in"), (403, "is gated"), (404, "is not there"), (500, "HTTP status 500")],

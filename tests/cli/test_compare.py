@@ -119,3 +119,29 @@ def test_percentages() -> None:
     for text in ("5", "-5%", "%", "nan%", ""):
         with pytest.raises(KvtoolError, match="is not a percentage"):
             parse_percent(text)
+
+
+ODD = {
+    "model_type": "oddball",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_a_shape_nobody_knows_is_read_as_another_and_said_so(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps(ODD))
+    code, _, error = run(odd, "llama-3.1-8b", "--context", "8k")
+    assert (code, "--as FAMILY" in error) == (2, True)
+    code, out, _ = run(odd, "llama-3.1-8b", "--context", "8k", "--as", "llama")
+    assert (code, "assumed: odd is read as llama, because --as says so" in " ".join(out.split())) == (0, True)
+    releases = ("--engine", "vllm==0.25,vllm==0.26", "--kv-cache-memory-bytes", "40GiB", "--context", "8k")
+    _, out, _ = run(odd, *releases, "--max-model-len", "8k", "--as", "llama", "--json")
+    assert any("because --as says so" in note for note in json.loads(out)["assumptions"])
+    code, _, error = run("qwen3-8b", "llama-3.1-8b", "--as", "llama")
+    assert (code, "it knows qwen3-8b and llama-3.1-8b" in error) == (2, True)

@@ -76,3 +76,11 @@ def test_what_it_may_not_say_is_told_in_one_line(
     assert (done.code, done.out) == (2, "")
     assert told in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["# [tool.kvtool]\n", '[tool.kvtool-x]\ngpu = "h100"\n', '[[tool.kvtool]]\ngpu = "h100"\n']
+)
+def test_what_only_looks_like_them_is_not_theirs(project: Path, text: str) -> None:
+    (project / "pyproject.toml").write_text(text)
+    assert find_defaults(Path.cwd()) is None

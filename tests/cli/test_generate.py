@@ -65,6 +65,20 @@ def test_a_drawn_text_is_the_seed_s(kvtool: Kvtool) -> None:
     assert ids("3") == ids("3") != ids("4")
 
 
+def test_the_cache_is_drawn_with_what_prompts_share(kvtool: Kvtool) -> None:
+    """Pages of 2: the first prompt leaves [1 2][3 4][.. ..], of which the second finds one and the third none."""
+    args = (*ONE_LAYER, "--block-size", "2", "--show-cache")
+    prompts = ("--prompt-ids", "1,2,3,4", "--prompt-ids", "1,2,9", "--prompt-ids", "8,8,8")
+    lines = kvtool(*args, *prompts).out.splitlines()[-5:]
+    assert lines == [
+        "8 cached pages of 2 tokens, 1 shared; prompt tokens found: 0 + 2 + 0",
+        "├─ page 0, tokens 0-1: prompts 1, 2",
+        "│  ├─ pages 1-2, tokens 2-5: prompt 1",
+        "│  └─ pages 3-4, tokens 2-5: prompt 2",
+        "└─ pages 5-7, tokens 0-5: prompt 3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

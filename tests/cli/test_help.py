@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from kvtool import __version__
 from kvtool.cli.app import app
-from kvtool.cli.help import SPELLINGS
+from kvtool.cli.help import AS_OPTION, SPELLINGS
+from kvtool.errors import KvtoolError
 
 COMMANDS = typer.main.get_group(app).commands
 RUNS_A_MODEL = {"bench", "generate", "kernels", "tiers"}
@@ -92,6 +93,14 @@ def test_an_engines_spelling_is_answered_with_ours(typed: str) -> None:
     result = CliRunner().invoke(app, [having[0], typed, "1"])
     assert result.exit_code != 0
     assert getattr(result.exception, "possibilities", None) == [SPELLINGS[typed]] or SPELLINGS[typed] in result.output
+
+
+@pytest.mark.parametrize("typed", AS_OPTION)
+def test_a_model_stands_without_an_option(typed: str) -> None:
+    for name in ("size", "bench", "generate"):
+        result = CliRunner().invoke(app, [name, typed, "llama-3.1-8b"])
+        assert isinstance(result.exception, KvtoolError), result.output
+        assert f"{typed}: MODEL stands without an option" in str(result.exception)
 
 
 def test_v_is_the_version() -> None:

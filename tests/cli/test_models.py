@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from kvtool.cli import models
 from kvtool.cli.app import app
 from kvtool.errors import KvtoolError
 
@@ -30,18 +31,30 @@ def refusal(*arguments: str) -> str:
     return str(result.exception)
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [60, 80, 100])
 def test_list_fits_the_terminal(width: int) -> None:
     lines = stdout(width=width).splitlines()
     assert len(lines) > 136
     assert max(map(len, lines)) <= width
-    assert any(line.split()[:2] == ["llama-3.1-8b", "gqa"] and line.rstrip().endswith("131,072") for line in lines)
+    assert any(line.startswith("llama-3.1-8b ") and line.endswith(" 131,072") for line in lines), "on one line"
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [(None, "-"), (135e6, "135M"), (999.6e6, "1B"), (8.03e9, "8.03B"), (999.7e9, "1T"), (1.026e12, "1.03T")],
+)
+def test_parameters_have_three_digits_and_no_exponent(params: float | None, text: str) -> None:
+    assert models._size(None if params is None else round(params)) == text
 
 
 def test_search_takes_every_word() -> None:
     assert ids("qwen3 next") == ["Qwen/Qwen3-Next-80B-A3B-Instruct"]
     assert "HuggingFaceTB/SmolLM2-135M" in ids("SMOLLM2")
     assert len(ids()) == 213
+
+
+def test_words_need_no_quotes() -> None:
+    assert ids("llama", "3.1") == ids("llama 3.1") != ids("llama")
 
 
 def test_search_by_attention() -> None:

@@ -23,7 +23,15 @@ def leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 
 COMMANDS = dict(leaves(typer.main.get_group(app)))
 LIST = Path(__file__).with_name("options.txt")
-ARGUMENTS = {"compare": ["a", "b"], "verify": ["a.log"], "replay": ["a.jsonl"], "trace check": ["a.jsonl"]}
+ARGUMENTS = {
+    "compare": ["a", "b"],
+    "verify": ["a.log"],
+    "replay": ["a.jsonl"],
+    "trace check": ["a.jsonl"],
+    "trace make": ["agents", "a.jsonl"],
+    "trace import": ["a.jsonl", "b.jsonl"],
+    "trace misses": ["a.jsonl"],
+}
 
 
 def listed() -> dict[str, list[str]]:

@@ -39,7 +39,7 @@ def test_json_is_one_document(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
 def test_the_table_and_what_follows_from_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(capsys, monkeypatch, "replay", str(TRACE), "--capacity", "100,none")
     assert done.code == 0
-    assert "Without a limit of capacity" in done.out
+    assert done.out.startswith("Without a limit of capacity")
     assert "from there on more capacity gives less" in done.out
     assert max(map(len, done.out.splitlines())) <= 100
 

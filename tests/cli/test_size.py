@@ -61,7 +61,7 @@ def test_a_card_gives_a_verdict_and_an_exit_code() -> None:
     assert too_large.returncode == 1
     first = " ".join(too_large.stdout.partition("meta-llama")[0].split())
     assert "8k x 1 in bf16: no: " in first
-    assert first.endswith("--tp 2 would do.")  # 2.8 GiB a card to spare on two H100s, as public starts show
+    assert "would do: --tp 2: gains 65.6 GiB; a second card " in first  # 2.8 GiB to spare, as public starts show
     some = kvtool("size", "llama-3.1-8b", "--context", "8k", "--batch-size", "1,10000", "--gpu", "h100")
     assert some.returncode == 0
 
@@ -202,7 +202,10 @@ def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = run(capsys, monkeypatch, "size", "llama-3.1-8b", "--gpu", "h100").out.splitlines()
-    assert lines[0] == ("1 x H100-SXM-80GB: all 3 fit; the largest, 128k x 1 in bf16: fits, 39.9 GiB to spare.")
+    assert lines[:2] == [
+        "1 x H100-SXM-80GB: all 3 fit; the largest, 128k x 1 in bf16, with 39.9 GiB to spare.",
+        "Its cache passes the weights at 122,529 tokens.",
+    ]
     assert len(lines) <= 22
     assert max(map(len, lines)) <= 100
     assert not any(line.endswith(" ") for line in lines)
@@ -211,10 +214,13 @@ def test_the_answer_stands_in_line_1_and_all_of_it_on_one_screen(
 @pytest.mark.parametrize(
     ("options", "answer"),
     [
-        ("--context 128k --batch-size 16", "1 x H100-SXM-80GB, 128k x 16 in bf16: no: 200 GiB short; "),
+        (
+            "--context 128k --batch-size 16",
+            "1 x H100-SXM-80GB, 128k x 16 in bf16: no: 200 GiB short. Each of these alone ",
+        ),
         (
             "--context 8k,128k --batch-size 16",
-            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16: ",
+            "1 x H100-SXM-80GB: 1 of 2 fit; the largest that does, 8k x 16 in bf16, with ",
         ),
         ("--context 64k,128k --batch-size 16", "1 x H100-SXM-80GB: none of 2 fits; the least, 64k x 16 in bf16: no: "),
     ],

@@ -44,6 +44,18 @@ def test_types_slots_and_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert whole["bytes_needed"] == 8192 * 32 * 8 * 128 // 32 * (34 + 34)
 
 
+def test_the_context_is_c_as_of_llama_server(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama-server -c 8192 with Llama 3.1 8B: 8,192 cells of 32 layers, 1 GiB, whatever the model was made for."""
+    given = sized(capsys, monkeypatch, "llama-3.1-8b", "--engine", "llama.cpp", "--context", "8k")
+    assert (given["num_blocks"], given["bytes_needed"]) == (8192, 1024 * MIB)
+    told = sized(
+        capsys, monkeypatch, "llama-3.1-8b", "--engine", "llama.cpp", "--context", "8k", "--max-model-len", "16k"
+    )
+    assert told["num_blocks"] == 16384
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -118,7 +118,7 @@ def test_a_value_on_one_side_only_is_not_comparable() -> None:
 
 
 def test_documents_without_a_common_case_are_refused() -> None:
-    with pytest.raises(KvtoolError, match=r"no case in common: input_len 128 against 256"):
+    with pytest.raises(KvtoolError, match=r"^base.json and new.json have no case in common: input_len 128 against 256"):
         compare(document(input_lens=(128,)), document(input_lens=(256,)))
     with pytest.raises(KvtoolError, match="one of them has no cases"):
         compare(document(), document(input_lens=()))

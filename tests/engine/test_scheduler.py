@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.cache.eviction import EVICTION, eviction_policy
-from kvtool.cache.manager import CacheManager
-from kvtool.engine.preemption import PREEMPTION, Preemption, preemption_policy, youngest
+from kvtool.cache.admission import ADMISSION, admission_policy
+from kvtool.cache.eviction.base import Known
+from kvtool.cache.eviction.eviction import EVICTION
+from kvtool.cache.index.index import prefix_index
+from kvtool.cache.manager import CacheManager, SequenceCache
+from kvtool.cache.retention import Retention
+from kvtool.engine.preemption import PREEMPTION, Preemption, cheapest, preemption_policy, youngest
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence, Status
 from kvtool.errors import KvtoolError
@@ -36,12 +40,24 @@ class FakeEngine:
         num_pages: int = 100,
         block_size: int = 4,
         caching: bool = True,
+        index: str = "radix",
         eviction: str = "lru",
+        admission: str = "always",
+        partial_hits: bool = False,
         preemption: Preemption = youngest,
+        swaps: bool = False,
         **limits: object,
     ) -> None:
-        self.cache = CacheManager(num_pages, block_size, caching, eviction_policy(eviction))
-        self.scheduler = Scheduler(self.cache, SchedulerLimits(**limits), preemption)
+        self.cache = CacheManager(
+            num_pages,
+            block_size,
+            caching,
+            index=prefix_index(index, eviction, num_pages=num_pages, known=Known(page_tokens=block_size)),
+            admission=admission_policy(admission, block_size=block_size, num_pages=num_pages),
+            partial_hits=partial_hits,
+        )
+        swap = FakeSwap(self) if swaps else None
+        self.scheduler = Scheduler(self.cache, SchedulerLimits(**limits), preemption, swap)
         self.contents: dict[int, tuple[int, ...]] = {}
         self._ids = count()
 
@@ -58,6 +74,7 @@ class FakeEngine:
 
     def step(self) -> list[Done]:
         work = self.scheduler.schedule()
+        self.copy()
         done = [Done(item.sequence.id, item.num_tokens, item.is_decode) for item in work]
         completed = [item.sequence for item in work if item.completes]
         for item in work:
@@ -70,6 +87,24 @@ class FakeEngine:
         self.cache.check()
         return done
 
+    def fork(self, parent: Sequence) -> Sequence:
+        child = Sequence(
+            id=next(self._ids),
+            token_ids=parent.token_ids[: parent.prompt_tokens],
+            prompt_tokens=parent.prompt_tokens,
+            params=parent.params,
+            arrival_s=0.0,
+        )
+        self.scheduler.fork(parent, child)
+        self.copy()
+        return child
+
+    def copy(self) -> None:
+        size = self.cache.block_size
+        for source, target in self.cache.take_copies():
+            for offset in range(size):
+                self.contents[target * size + offset] = self.contents.get(source * size + offset, ())
+
     def _compute(self, item: Work) -> None:
         """Write the K/V of the item's tokens, and check that attention would find that of all tokens before them."""
         sequence = item.sequence
@@ -81,6 +116,25 @@ class FakeEngine:
             self.contents[table.slot(position)] = tuple(sequence.token_ids[: position + 1])
         for position in range(stop):
             assert self.contents[table.slot(position)] == tuple(sequence.token_ids[: position + 1])
+
+
+class FakeSwap:
+    """Keeps the prefixes that the slots of a sequence hold, and puts them into other slots."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.kept = engine, dict[int, list[tuple[int, ...]]]()
+
+    def out(self, sequence: Sequence) -> None:
+        assert sequence.pages is not None
+        slots = sequence.pages.table.slots(0, sequence.num_computed)
+        self.kept[sequence.id] = [self.engine.contents[slot] for slot in slots]
+
+    def back(self, sequence: Sequence, pages: SequenceCache) -> int:
+        kept = self.kept.pop(sequence.id, [])
+        first, stop = pages.cached_tokens, max(len(kept), pages.cached_tokens)
+        for slot, prefix in zip(pages.table.slots(first, stop), kept[first:], strict=True):
+            self.engine.contents[slot] = prefix
+        return stop
 
 
 def next_token(tokens: list[int]) -> int:
@@ -213,9 +267,31 @@ def test_who_gives_way_is_a_policy() -> None:
     assert (old.num_preemptions, young.num_preemptions) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "victim"), [("youngest", 2), ("priority", 1), ("fewest-remaining", 0), ("cheapest", 2)]
+)
+def test_the_policies_choose(name: str, victim: int) -> None:
+    """Three run: the first has 2 tokens left, the second the lowest priority, the third was computed least."""
+    engine = FakeEngine(preemption=preemption_policy(name))
+    sequences = [engine.add([0] * 9, max_tokens=3), engine.add([1] * 9, max_tokens=9), engine.add([2, 1], max_tokens=9)]
+    sequences[1].retention = Retention(priority=10)
+    engine.step()
+    assert engine.scheduler.preemption(engine.scheduler.running) is sequences[victim]
+
+
+def test_what_was_found_cached_is_cheap_to_compute_again() -> None:
+    engine = FakeEngine(preemption=cheapest)
+    engine.add([0] * 17, max_tokens=1)
+    engine.step()
+    long, short = engine.add([0] * 17, max_tokens=9), engine.add([1] * 4, max_tokens=9)
+    engine.step()
+    assert (long.num_recomputed_if_preempted, short.num_recomputed_if_preempted) == (1, 4)
+    assert cheapest(engine.scheduler.running) is long
+
+
 def test_preemption_policies_have_names() -> None:
     assert preemption_policy("youngest") is youngest
-    with pytest.raises(KvtoolError, match="preemption policy 'yungest' is not one of youngest: did you mean youngest"):
+    with pytest.raises(KvtoolError, match=r"policy 'yungest' is not one of youngest, priority, .*: did you mean young"):
         preemption_policy("yungest")
 
 
@@ -264,7 +340,7 @@ requests_strategy = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     requests=requests_strategy,
     block_size=st.sampled_from([1, 2, 4, 16]),
@@ -273,8 +349,12 @@ requests_strategy = st.lists(
     max_num_batched_tokens=st.integers(1, 24),
     prefill_first=st.booleans(),
     caching=st.booleans(),
-    eviction=st.sampled_from(list(EVICTION)),
+    index=st.sampled_from(["hashed", *EVICTION]),
+    admission=st.sampled_from(ADMISSION),
+    partial_hits=st.booleans(),
     preemption=st.sampled_from([*PREEMPTION.values(), oldest, largest]),
+    swaps=st.booleans(),
+    forks=st.booleans(),
 )
 def test_any_requests_finish_with_exactly_their_tokens(
     requests: list[tuple[list[int], int, int]],
@@ -284,36 +364,50 @@ def test_any_requests_finish_with_exactly_their_tokens(
     max_num_batched_tokens: int,
     prefill_first: bool,
     caching: bool,
-    eviction: str,
+    index: str,
+    admission: str,
+    partial_hits: bool,
     preemption: Preemption,
+    swaps: bool,
+    forks: bool,
 ) -> None:
+    """`index` is "hashed", or the eviction policy of a radix tree."""
     longest = max(len(prompt) + max_tokens for prompt, max_tokens, _ in requests)
     engine = FakeEngine(
         num_pages=-(-longest // block_size) + spare_pages,
         block_size=block_size,
         caching=caching,
-        eviction=eviction,
+        index="hashed" if index == "hashed" else "radix",
+        eviction="lru" if index == "hashed" else index,
+        admission=admission,
+        partial_hits=partial_hits,
         preemption=preemption,
+        swaps=swaps,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         prefill_first=prefill_first,
     )
     pending = sorted(requests, key=lambda request: request[2])
     sequences: list[Sequence] = []
+    children: list[Sequence] = []
     for step in count():
         while pending and (pending[0][2] <= step or engine.scheduler.is_idle):
             prompt, max_tokens, _ = pending.pop(0)
             sequences.append(engine.add(prompt, max_tokens))
+            if forks and len(sequences) > 1:
+                children.append(engine.fork(sequences[-2]))
         if engine.scheduler.is_idle:
             break
         work = engine.step()
         assert 0 < sum(done.num_tokens for done in work) <= max_num_batched_tokens
         assert len({done.id for done in work}) == len(work) <= max_num_seqs
         preempted = any(sequence.num_preemptions for sequence in sequences)
-        assert not prefill_first or preempted or len({done.is_decode for done in work}) == 1
+        assert not prefill_first or preempted or forks or len({done.is_decode for done in work}) == 1
         assert work == sorted(work, key=lambda done: not done.is_decode), "decodes come first"
         assert step < 5000, "no progress"
     assert [sequence.output_ids for sequence in sequences] == [
         continued(prompt, max_tokens) for prompt, max_tokens, _ in sorted(requests, key=lambda request: request[2])
     ]
+    for child in children:
+        assert child.output_ids == continued(child.token_ids[: child.prompt_tokens], child.params.max_tokens)
     assert engine.cache.counters().allocated_pages == 0

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from kvtool.errors import KvtoolError
 from kvtool.machine import threads
-from kvtool.machine.threads import MASK, bind_threads, threads_beside, usable_cpus
+from kvtool.machine.threads import MASK, bind_threads, check_threads, threads_beside, usable_cpus
 
 # Imports what `kvtool bench` imports, and says what it was bound to when torch came.
 CHILD = """
@@ -66,6 +67,41 @@ def test_a_child_gets_back_the_cpus_that_its_parent_had(monkeypatch: pytest.Monk
     inherited = {MASK: "0,1,5", "OMP_PROC_BIND": "true"}
     bind_threads(None, "cpu", environ=inherited, gpu=False)
     assert given == [{0, 1, 5}] == [usable_cpus(inherited)]
+
+
+@pytest.mark.parametrize("value", ["", "all", "0,", "-1", "0-3", "9" * 400])
+def test_a_list_of_cpus_that_no_kvtool_wrote(value: str) -> None:
+    with pytest.raises(KvtoolError, match=r"KVTOOL_CPUS=.*so unset it"):
+        usable_cpus({MASK: value})
+
+
+@pytest.mark.parametrize(("cpus", "told"), [([3], "one CPU, so write 1$"), ([0, 1], "2 CPUs, so write 1 to 2$")])
+def test_more_threads_than_the_inherited_mask_has(cpus: list[int], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.psutil.Process, "cpu_affinity", lambda process: cpus, raising=False)
+    monkeypatch.delenv(MASK, raising=False)
+    check_threads(len(cpus))
+    with pytest.raises(KvtoolError, match=told):
+        check_threads(len(cpus) + 1)
+
+
+@pytest.mark.usefixtures("before_torch")
+def test_a_child_of_one_cpu_is_bound_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a parent that says nothing of OpenMP: taskset, a container, another program's bound thread."""
+    monkeypatch.setattr(threads.psutil.Process, "cpu_affinity", lambda process: [1], raising=False)
+    assert bound() == {}
+
+
+def test_two_side_by_side_end_with_a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the other's core busy, and that one thread, free to move, is faster than two that wait for another."""
+    freed: list[set[int]] = []
+    monkeypatch.setattr(threads, "set_mask", freed.append)
+    monkeypatch.setattr(threads, "usable_cpus", lambda: {0, 1})
+    for _ in range(2):
+        count, why = threads_beside(1.0, 2, {1: 0.02, 2: 0.4}.__getitem__)
+        assert count == 1
+        assert why is not None
+        assert "1 of 2 threads" in why
+    assert freed == [{0, 1}] * 2
 
 
 @few_cpus

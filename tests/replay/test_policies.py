@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtool.cache.eviction import EVICTION
+from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.errors import KvtoolError
 from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core
 from kvtool.replay.native import native

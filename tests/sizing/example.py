@@ -171,7 +171,11 @@ CARD = Gpu(
 )
 
 # What 0.92 of CARD leaves of LLAMA_8B: less its weights, the widest piece of a forward pass of 8,192 tokens (three
-# hidden states, attention's output, gate, up and product) with cuBLAS's workspace, a quarter of a GiB, and graphs.
+# hidden states, attention's output, gate, up and product) with cuBLAS's workspace, a quarter of a GiB, graphs, and
+# tables of 131,072 positions of 128 elements. No matrix of it is rounded up: all are whole multiples of 2 MiB.
 LLAMA_8B_FORWARD_BYTES = 8192 * (4 * 4096 + 3 * 14336) * 2 + 8 * 1024**2 + 128 * 1024
 LLAMA_8B_RESERVE_BYTES = round((0.15 + 0.0057 * 32 + 0.11 * 4) * 1024**3) + 1024**3 // 4
-LLAMA_8B_POOL_BYTES = 73_600_000_000 - 16_060_522_496 - LLAMA_8B_FORWARD_BYTES - LLAMA_8B_RESERVE_BYTES
+LLAMA_8B_TABLE_BYTES = 131072 * 128 * 2
+LLAMA_8B_POOL_BYTES = (
+    73_600_000_000 - 16_060_522_496 - LLAMA_8B_TABLE_BYTES - LLAMA_8B_FORWARD_BYTES - LLAMA_8B_RESERVE_BYTES
+)

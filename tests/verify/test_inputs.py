@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from kvtool.errors import KvtoolError
@@ -65,3 +68,14 @@ def test_a_value_that_is_none(flag: str, value: str) -> None:
 def test_weights_that_the_engine_quantised() -> None:
     facts = from_text("non-default args: {'model': 'meta-llama/Llama-3.1-8B', 'quantization': 'fp8'}")
     assert start(facts).weight_dtype == "fp8"
+
+
+def test_a_model_nobody_knows_is_read_as_another(tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    (tmp_path / "odd.json").write_text(json.dumps({"model_type": "oddball", "vocab_size": 1000, **shape}))
+    asked, facts = str(tmp_path / "odd.json"), from_text("non-default args: {'max_model_len': 64}")
+    found = started(facts, model=asked, gpu=None, given={}, models_path=None, family="llama").model
+    assert (found.architecture, found.num_layers) == ("llama", 2)
+    assert "because --as says so" in found.assumed[0]
+    with pytest.raises(KvtoolError, match="--as FAMILY of size, compare and verify"):
+        started(facts, model=asked, gpu=None, given={}, models_path=None)

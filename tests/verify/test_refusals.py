@@ -34,14 +34,14 @@ def test_graphs_that_leave_nothing() -> None:
 
 def test_weights_that_leave_nothing() -> None:
     text = explanation("No available memory for the cache blocks.", "llama-3.1-70b", "h100")
-    assert "weights take 131.42 GiB" in text
+    assert "weights take 131.45 GiB" in text
     assert "tensor parallel" in text
 
 
 @pytest.mark.parametrize(
     ("log", "words"),
     [
-        ("Failed to load model - not enough GPU memory. Try lowering it", "14.96 GiB on each GPU"),
+        ("Failed to load model - not enough GPU memory. Try lowering it", "14.99 GiB on each GPU"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB", "did not fit"),
         (
             "Model loading took 15.0 GiB memory\nAvailable KV cache memory: 50.00 GiB\n"

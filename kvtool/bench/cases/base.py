@@ -14,12 +14,16 @@ from kvtool.bench.engines.race import Entrant
 from kvtool.bench.harness import Value, case_inputs
 from kvtool.bench.session import Step
 from kvtool.cache.tiers.options import TierOptions
+from kvtool.catalog.model import Model
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import AnyCase, Load, Sample
+from kvtool.units import ceil_div
+
+PART_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +128,19 @@ class Part(ABC):
     def most_sequences(self) -> int:
         """Sequences that must be held at a time."""
         return 1
+
+    @property
+    def budget_s(self) -> float:
+        """That its measured iterations may take where the user does not say how many."""
+        return PART_S
+
+    def fitted(self, model: Model, block_size: int) -> Part:
+        """The same for that model and pages of that size."""
+        return self
+
+    def most_pages(self, block_size: int) -> int:
+        """Pages of its largest case."""
+        return self.most_sequences * ceil_div(self.longest_tokens, block_size)
 
     @abstractmethod
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:

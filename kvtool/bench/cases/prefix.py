@@ -15,6 +15,7 @@ from kvtool.bench.cases.below import each_tier, run_from_below, tier_hits
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import cold_start_of, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
+from kvtool.bench.savings import flops_saved, of_arm, ttfts_in_order
 from kvtool.bench.session import Step
 from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.engine import Engine
@@ -23,7 +24,7 @@ from kvtool.engine.sequence import Sequence
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine.memory import peak_memory
 from kvtool.results import Check, Prefix, PrefixCase, Roofline, Sample
-from kvtool.sizing.speed.traffic import kv_written_bytes, prefill_flops
+from kvtool.sizing.speed.traffic import kv_written_bytes
 from kvtool.stats import paired_median_difference
 from kvtool.workloads import Request, SharedPrefix, shared_prefix
 
@@ -151,10 +152,6 @@ def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float, tier: str
     return Measured([case], iterations.limits)
 
 
-def of_arm(samples: Seq[Sample], arm: str) -> list[Sample]:
-    return [sample for sample in samples if sample.arm == arm]
-
-
 def _workload(setup: Setup, options: PrefixHits, hit_rate: float, draw: int) -> SharedPrefix:
     return shared_prefix(
         num_requests=NUM_REQUESTS,
@@ -174,13 +171,10 @@ def _check(arms: Arms, workload: SharedPrefix, dtype: str) -> Check:
 
 
 def _savings(loaded: LoadedModel, samples: Seq[Sample], workload: SharedPrefix, requested: float) -> Prefix:
-    cached, uncached = of_arm(samples, "cached"), of_arm(samples, "uncached")
-    pairs = [list(_in_order(arm)) for arm in (cached, uncached)]
+    cached = of_arm(samples, "cached")
+    pairs = [ttfts_in_order(samples, arm) for arm in ("cached", "uncached")]
     saved = paired_median_difference(pairs[0], pairs[1])
     length, hits = len(workload.requests[0].prompt_ids), workload.cached_len
-    whole, rest = (prefill_flops(loaded.model, length - skipped, skipped) for skipped in (0, hits))
-    assert whole is not None
-    assert rest is not None
     return Prefix(
         requested_hit_rate=requested,
         measured_hit_rate=sum(s.cached_tokens for s in cached) / sum(s.prompt_tokens for s in cached),
@@ -188,11 +182,6 @@ def _savings(loaded: LoadedModel, samples: Seq[Sample], workload: SharedPrefix, 
         ttft_saved_ratio=saved.value / median(pairs[1]),
         ttft_saved_ms_ci_low=saved.low * 1e3,
         ttft_saved_ms_ci_high=saved.high * 1e3,
-        flops_saved=whole - rest,
+        flops_saved=flops_saved(loaded.model, length, hits),
         kv_bytes_not_written=kv_written_bytes(loaded.specs, hits),
     )
-
-
-def _in_order(samples: Seq[Sample]) -> list[float]:
-    """TTFTs by iteration; within one, requests ran in the same order in both arms."""
-    return [sample.ttft_s for sample in sorted(samples, key=lambda sample: sample.iteration)]

@@ -15,6 +15,7 @@ from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.bench.options import BenchOptions
+    from kvtool.cli.flags.workload import WorkloadFlags
 
 _prefix = partial(typer.Option, rich_help_panel="Shared prefixes")
 _queue = partial(typer.Option, rich_help_panel="Requests that queue")
@@ -24,9 +25,10 @@ _queue = partial(typer.Option, rich_help_panel="Requests that queue")
 class BenchGrid(Group):
     """The parts, their grid, and how often each case is measured."""
 
-    parts: Annotated[str, typer.Option(metavar="LIST", help="Of latency, prefix, no-cache.")] = (
-        "latency,prefix,no-cache"
-    )
+    parts: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Of latency, prefix, no-cache (these by default) and workload."),
+    ] = None
     input_len: Annotated[str | None, typer.Option(metavar="LIST", help="Prompt tokens, as 128,512,4k.")] = None
     output_len: Annotated[int | None, typer.Option(help="Tokens generated a request, exactly.")] = None
     batch_size: Annotated[str | None, typer.Option(metavar="LIST", help="Requests at a time, as 1,8,32.")] = None
@@ -47,34 +49,42 @@ class BenchGrid(Group):
         str | None,
         _prefix(metavar="TOKENS", help="Cached tokens; the prompts get as long as --hit-rate makes them."),
     ] = None
-    hit_rate: Annotated[str, _prefix(metavar="LIST", help="Share of prompt tokens found in the cache.")] = "0,0.5,0.9"
+    hit_rate: Annotated[
+        str | None,
+        _prefix(
+            metavar="LIST", help="Share of prompt tokens found in the cache (default: 0,0.5,0.9; a workload's own)."
+        ),
+    ] = None
     concurrency: Annotated[int | None, _queue(help="Requests in flight; the others wait their turn.")] = None
     request_rate: Annotated[float | None, _queue(help="Requests a second, arriving at random (Poisson).")] = None
     num_prompts: Annotated[int | None, _queue(help="Requests a case that queues (default: 4 a batch).")] = None
 
-    def options(self, device: str, seed: int) -> BenchOptions:
+    def options(self, device: str, seed: int, traffic: WorkloadFlags) -> BenchOptions:
         """The options for that device, which has defaults of its own. Raises KvtoolError."""
         from kvtool.bench.engines.engine import ENGINE_PEERS
-        from kvtool.bench.options import bench_options
+        from kvtool.bench.options import DEFAULT_PARTS, bench_options
         from kvtool.bench.peers import peer_names
 
-        if self.num_prompts is not None and self.concurrency is None and self.request_rate is None:
+        parts = traffic.parts(self.parts) or DEFAULT_PARTS
+        queues = self.concurrency is not None or self.request_rate is not None or "workload" in parts
+        if self.num_prompts is not None and not queues:
             raise KvtoolError(
                 "--num-prompts needs --concurrency or --request-rate: without a queue a batch is all there is"
             )
         return bench_options(
             device,
-            parts=tuple(split_list(self.parts)),
+            parts=parts,
             input_lens=optional_lengths(self.input_len, "input length"),
             output_len=self.output_len,
             batch_sizes=optional_counts(self.batch_size, "batch size"),
             num_iters=self.num_iters,
             num_iters_warmup=self.num_iters_warmup,
             prefix_len=optional_length(self.prefix_len, "prefix length"),
-            hit_rates=share_list(self.hit_rate, "hit rate"),
+            hit_rates=None if self.hit_rate is None else share_list(self.hit_rate, "hit rate"),
             concurrency=self.concurrency,
             request_rate=self.request_rate,
             num_prompts=self.num_prompts,
             seed=seed,
             peers=() if self.peers is None else peer_names(split_list(self.peers), known=ENGINE_PEERS),
+            **traffic.options(),
         )

@@ -69,9 +69,16 @@ def find_defaults(folder: Path) -> Defaults | None:
         content = read_bytes(path)
         if path.name == FILE:
             return Defaults(path, _table(path, content))
-        if TABLE in content:
-            return Defaults(path, _table(path, content)["tool"]["kvtool"])
+        if TABLE in content and (own := _own_table(_table(path, content))) is not None:
+            return Defaults(path, own)
     return None
+
+
+def _own_table(project: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """[tool.kvtool] of a pyproject.toml; None where no more than a comment or a longer name begins like it."""
+    tool = project.get("tool")
+    own = tool.get("kvtool") if isinstance(tool, Mapping) else None
+    return own if isinstance(own, Mapping) else None
 
 
 def _files(folder: Path) -> Iterator[Path]:

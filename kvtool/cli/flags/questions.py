@@ -16,7 +16,7 @@ from kvtool.errors import KvtoolError
 if TYPE_CHECKING:
     from kvtool.sizing.questions.lengths import Lengths
     from kvtool.sizing.questions.tiers import Places
-    from kvtool.sizing.solve.solve import Question
+    from kvtool.sizing.solve.settings import Question
 
 _option = partial(typer.Option, rich_help_panel="What fits, and where")
 
@@ -30,8 +30,8 @@ class Questions(Group):
         _option(
             metavar="N|max",
             help="What serves N users at a time (or how many: max), by the plans of vLLM and SGLang (or --engine)? "
-            "Tries 1 to 16 GPUs without --tp, bf16 and fp8 without --kv-cache-dtype, and the longest context without "
-            "--context.",
+            "Tries 1 to 16 GPUs without --tp, bf16 and fp8 without --kv-cache-dtype, the longest context without "
+            "--context, and where that saves GPUs a larger share of the card, smaller batches, weights in 8 or 4 bits.",
         ),
     ] = None
     lengths: Annotated[
@@ -86,7 +86,7 @@ class Questions(Group):
 
     def question(self, ctx: typer.Context, *, context: str | None, loads: str | None) -> Question | None:
         """What --users asks, and what the other options leave open; None without it. Raises KvtoolError."""
-        from kvtool.sizing.solve.solve import Question
+        from kvtool.sizing.solve.settings import Question
 
         if self.users is None:
             return None
@@ -105,6 +105,8 @@ class Questions(Group):
             open_pp="pp" not in fixed,
             open_dtype="kv_cache_dtype" not in fixed,
             loads=loads,
+            open_weights="weight_dtype" not in typed and "calibration" not in typed,
+            open_start="calibration" not in typed,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,11 @@ from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.replay.replay import ReplayOptions
+    from kvtool.replay.tiers.options import TierOptions
     from kvtool.workloads.traces import Trace
+
+TIERS = "Tiers below the GPU"
+_below = partial(typer.Option, rich_help_panel=TIERS)
 
 TraceArgument = Annotated[
     Path, typer.Argument(metavar="TRACE", help="A trace, plain or gzip, or a folder of sessions.")
@@ -46,7 +51,11 @@ class Replayed(Group):
 
     policy: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Of lru, fifo, lfu, optimal, lru-plain, fifo-plain, lfu-plain."),
+        typer.Option(
+            metavar="LIST",
+            help="Of optimal, lru-plain, fifo-plain, lfu-plain, and what the engine evicts by: lru, lfu, fifo, "
+            "priority, never-hit-first, shared-prefix-first, size-aware, remaining-length, cost-aware.",
+        ),
     ] = "lru"
     capacity: Annotated[
         str, typer.Option(metavar="LIST", help="Blocks as 1000, bytes as 20GiB (with MODEL), or none for no limit.")
@@ -64,9 +73,10 @@ class Replayed(Group):
     tp: Annotated[int, typer.Option(help="GPUs that share a prefill.", rich_help_panel=LAYOUT)] = 1
     jobs: Annotated[int, typer.Option(help="Replays at a time (-1: every core).")] = -1
 
-    def options(self) -> ReplayOptions:
+    def options(self, below: Below) -> ReplayOptions:
         """Raises KvtoolError for what is none."""
         from kvtool.replay.capacity import parse_capacity
+        from kvtool.replay.profile import read_profiles
         from kvtool.replay.replay import ReplayOptions
 
         return ReplayOptions(
@@ -78,4 +88,37 @@ class Replayed(Group):
             state_every=self.state_every,
             tp=self.tp,
             jobs=self.jobs,
+            tiers=below.options(),
+            measured=read_profiles([Path(item) for item in split_list(below.profile)] if below.profile else []),
+        )
+
+
+@dataclass(frozen=True)
+class Below(Group):
+    """What lies below the GPU, and how fast it is."""
+
+    tiers: Annotated[
+        str | None,
+        _below(metavar="LIST", help="dram=64GiB,disk=1TiB@7/4 (GB/s read/write), remote=; exclusive, half-duplex."),
+    ] = None
+    loading: Annotated[str, _below(help="layerwise (while the layers before compute) or bulk.")] = "layerwise"
+    load_or_compute: Annotated[str, _below(help="auto (the faster), load, recompute or both at once.")] = "auto"
+    profile: Annotated[
+        str | None, _below(metavar="FILES", help="Measured speeds: documents of kvtool bench and kvtool tiers.")
+    ] = None
+
+    def options(self) -> TierOptions | None:
+        """None where no tiers were asked for. Raises KvtoolError."""
+        from kvtool.replay.tiers.options import TierOptions, parse_tiers
+
+        if self.tiers is None:
+            return None
+        tiers, switches = parse_tiers(self.tiers)
+        return TierOptions(
+            tiers=tiers,
+            exclusive="exclusive" in switches,
+            half_duplex="half-duplex" in switches,
+            write_after=None if "exclusive" in switches else 0,
+            loading=self.loading,
+            decision=self.load_or_compute,
         )

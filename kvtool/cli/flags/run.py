@@ -46,6 +46,11 @@ class Run(Device):
     no_graphs: Annotated[
         bool, _option("--no-graphs", help="Launch decode steps kernel by kernel on a GPU, not as CUDA graphs.")
     ] = False
+    index: Annotated[str, _option(help="How cached prefixes are found: radix (a tree) or hashed (as vLLM).")] = "radix"
+    admission: Annotated[str, _option(help="Which pages are kept for others: always, or second-hit.")] = "always"
+    partial_hits: Annotated[
+        bool, _option("--partial-hits", help="Copy the part of a cached page that a prompt shares.")
+    ] = False
     threads: Annotated[
         int | None, _option(min=1, help="CPU threads (default: physical cores, within a container's quota).")
     ] = None
@@ -98,6 +103,9 @@ class Run(Device):
             threads=self.threads,
             seed=self.seed,
             graphs=not self.no_graphs,
+            index=self.index,
+            admission=self.admission,
+            partial_hits=self.partial_hits,
             **more,
         )
 

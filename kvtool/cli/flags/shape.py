@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from kvtool.catalog.model import Model
 
 _option = partial(typer.Option, rich_help_panel="Instead of MODEL")
+AsOption = Annotated[
+    str | None,
+    typer.Option("--as", metavar="FAMILY", help="Read a config that kvtool does not know as another: llama, qwen3 ..."),
+]
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,7 @@ class Shape(Group):
     kv_heads: Annotated[int | None, _option(help="KV heads (default: as heads).")] = None
     head_dim: Annotated[int | None, _option(help="Elements of a head.")] = None
     layer_spec: Annotated[Path | None, _option(metavar="FILE", help="Layers written out, in YAML or JSON.")] = None
-    as_family: Annotated[
-        str | None,
-        _option("--as", metavar="FAMILY", help="Read a config that kvtool does not know as another: llama, qwen3 ..."),
-    ] = None
+    as_family: AsOption = None
 
     def model(self, name: str | None, models: Path | None) -> Model:
         """MODEL, or the shape or layers given instead of it. Raises KvtoolError."""

@@ -1,9 +1,9 @@
 """What the engine asks of the tiers below its block pool.
 
 offload.prefetch(sequence)           it was queued: what lies on the disk is read ahead
-offload.restore(sequence, pages)     it is admitted: what lies below is loaded into its pages
+offload.back(sequence, pages)        it is seated: what lies below is loaded into its pages
 offload.computed(work)               its whole pages may move down, by the write policy
-offload.evicting(pages)              they are about to be reused: the last moment to move them down
+offload.handing_out(pages)           they get a new owner: the last moment to move them down
 offload.close()                      every write lands
 """
 
@@ -20,11 +20,12 @@ from kvtool.cache.tiers.shelf import Key
 from kvtool.engine.offload.break_even import BreakEven
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.stack import TierStack
+from kvtool.engine.preemption import Swap
 from kvtool.engine.scheduler import Work
 from kvtool.engine.sequence import Sequence
 
 
-class Offload:
+class Offload(Swap):
     """The keys of cached pages, and the policy by which they move. `root` is the identity of the run.
 
     Pages are loaded whole before the step that needs them, not layer by layer while earlier layers compute.
@@ -46,7 +47,7 @@ class Offload:
         self._policy = policy
         self._root = root
         self._break_even = break_even
-        self._key_of: dict[int, Key] = {}  # of every page that the cache holds; of others it may be an old one
+        self._key_of: dict[int, Key] = {}  # of every whole page from when it is computed until it is handed out again
         self._hits: dict[int, int] = {}
         self._ahead: dict[int, list[Key]] = {}
 
@@ -60,10 +61,15 @@ class Offload:
         self.stack.read_ahead(wanted)
         self._ahead[sequence.id] = wanted
 
-    def restore(self, sequence: Sequence, pages: SequenceCache) -> int:
+    def out(self, sequence: Sequence) -> None:
+        """Its whole pages stay in the pool until they are handed out, or are below already."""
+
+    def back(self, sequence: Sequence, pages: SequenceCache) -> int:
         """Load what of the sequence lies below into `pages`, reserved for all of it. How many of its first tokens have
-        K/V now; more may `join` once others are computed."""
+        K/V now; more may join once others are computed."""
         keys, start = self._keys(sequence), pages.num_cached_pages
+        if pages.cached_tokens > start * self._cache.block_size:
+            return pages.cached_tokens  # forked, or a part of a page is about to be copied: nothing is loaded over it
         self._note_hits(pages.table.pages[:start])
         below = list(takewhile(lambda key: self.stack.tier_of(key) is not None, keys[start:]))
         tiers = [self.stack.tier_of(key) for key in below]
@@ -138,18 +144,18 @@ class Offload:
         if self._policy.kind != "selective":
             return
         for page in pages:
-            self._hits[page] += 1
-        self._store([page for page in pages if self._hits[page] == self._policy.hits])
+            self._hits[page] = self._hits.get(page, 0) + 1
+        self._store([page for page in pages if page in self._key_of and self._hits[page] == self._policy.hits])
 
     def _store(self, pages: Seq[int]) -> None:
         """Down with pages in the order of a prompt: the first is the most recently used, since the last go first."""
         through = self._policy.kind != "back"
         self.stack.store(pages[::-1], [self._key_of[page] for page in reversed(pages)], through=through)
 
-    def evicting(self, pages: list[int]) -> None:
-        """The cache gives these pages up, the last of each prefix first."""
+    def handing_out(self, pages: list[int]) -> None:
+        """The cache gives these pages to somebody else; those of a prefix that were evicted come the last one first."""
         if self._policy.kind == "back":
-            self._store(pages[::-1])
+            self._store([page for page in reversed(pages) if page in self._key_of])
         for page in pages:
             self._key_of.pop(page, None)
             self._hits.pop(page, None)
@@ -171,6 +177,6 @@ class Offload:
     def close(self) -> None:
         """What was kept back goes to the disk, and every write lands. Nothing may be asked afterwards."""
         if self._policy.kind == "back" and self.stack.disk is not None:
-            self._store(self._cache.cached_pages())
+            self._store(list(self._key_of))
             self.stack.write_all_down()
         self.stack.close()

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from kvtool.report import html
 from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
-from kvtool.report.bench.findings import findings
+from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.peers import engines_table
 from kvtool.report.bench.tables import bench_tables
+from kvtool.report.bench.timelines import timelines
+from kvtool.report.bench.workloads import workload_tables
 from kvtool.report.files import png_bytes, write_result
 from kvtool.report.inputs import case_title, shared_inputs
 from kvtool.report.machine import environment_table
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 
 
 def print_bench(document: BenchDocument, console: Console) -> None:
-    """What ran, every table, the findings in words, and what was assumed."""
+    """The answer, what ran, every table, the findings in words, and what was assumed."""
     from rich.text import Text
 
     disturbed = load_warnings(document.environment, document.cases)
     warnings = [*disturbed, *throttle_warnings(document.cases)]
     for line in disturbed:
         console.print(Text(line, style="bold yellow"))
+    if answer := headline(document):
+        console.print(Text(answer, style="bold"))
     console.print(Text(describe_run(document), style="dim"))
     console.print()
     for table in tables(document):
@@ -52,8 +56,8 @@ def _but(lines: list[str], told: list[str]) -> list[str]:
 
 
 def write_bench(document: BenchDocument, directory: Path, *, command: str = "") -> list[Path]:
-    """bench.json, bench.csv, bench.png and report.html in `directory`; the paths written. The page names the `command`
-    that made it. Raises KvtoolError.
+    """bench.json, bench.csv, bench.png and report.html in `directory`, and the timeline of each workload; the paths
+    written. The page names the `command` that made it. Raises KvtoolError.
     """
     return write_result(
         directory,
@@ -62,13 +66,14 @@ def write_bench(document: BenchDocument, directory: Path, *, command: str = "") 
         rows=bench_rows(document),
         figure=chart(bench_panels(document), title=chart_title(document)),
         html=bench_html(document, command),
+        more=timelines(document),
     )
 
 
 def tables(document: BenchDocument) -> list[Table]:
     """Those of the document's own figures, then the one of its peers."""
     raced = with_peers(document.cases)
-    return bench_tables(document) + ([engines_table(raced)] if raced else [])
+    return bench_tables(document) + workload_tables(document) + ([engines_table(raced)] if raced else [])
 
 
 def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
@@ -80,13 +85,14 @@ def bench_rows(document: BenchDocument) -> list[dict[str, Any]]:
 def bench_html(document: BenchDocument, command: str = "") -> str:
     """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
     images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
+    images |= {f"{name}: requests and pages over time": png_bytes(drawn) for name, drawn in timelines(document).items()}
     return html.page(
         title=run_title(document),
         subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",
         body=[
             html.warnings([*load_warnings(document.environment), *throttle_warnings(document.cases)]),
             html.made_of(command, ("bench.json", "bench.csv", "bench.png")),
-            html.key_points(findings(document)),
+            html.key_points(list(filter(None, dict.fromkeys((headline(document), *findings(document)))))),
             html.section("Charts", [html.charts(images)]),
             html.section("Tables", [to_html(table) for table in tables(document)]),
             html.section("Environment", [to_html(environment_table(document.environment))]),

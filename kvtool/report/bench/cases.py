@@ -19,13 +19,13 @@ ARM_NAMES = {
 # Inputs that become a column where they vary within a document, and are told once above the tables where they do not.
 SHARED_INPUTS = (
     *("model", "dtype", "kv_cache_dtype", "block_size", "weights", "num_layers", "backend", "device", "threads"),
-    *("num_iters", "num_iters_warmup", "concurrency", "request_rate", "seed"),
+    *("num_iters", "num_iters_warmup", "concurrency", "request_rate", "burstiness", "seed"),
 )
 HEADINGS = {"input_len": "input", "batch_size": "batch", "prefix_len": "prefix"}
 
 
 def cases_of(document: BenchDocument, part: str) -> list[Case]:
-    """The cases of one part: latency, prefix or no-cache."""
+    """The cases of one part: latency, prefix, no-cache or workload."""
     return [case for case in document.cases if case.part == part]
 
 
@@ -67,12 +67,12 @@ def tpot_ms(case: Case | None) -> float | None:
 
 def ttfts_ms(case: Case) -> list[float]:
     """Of every request behind the case's metrics."""
-    return [1e3 * sample.ttft_s for sample in case.samples if sample.arm != "uncached"]
+    return [1e3 * sample.ttft_s for sample in case.samples if not sample.is_compared]
 
 
 def tpots_ms(case: Case) -> list[float]:
     """As `ttfts_ms`, of requests with more than one output token."""
-    found = [sample.tpot_s for sample in case.samples if sample.arm != "uncached"]
+    found = [sample.tpot_s for sample in case.samples if not sample.is_compared]
     return [1e3 * seconds for seconds in found if seconds is not None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from kvtool.report.bench.cases import (
@@ -17,6 +18,8 @@ from kvtool.report.bench.cases import (
     varying,
     waste_ratio,
 )
+from kvtool.report.bench.timelines import draw_gains
+from kvtool.report.bench.workloads import workload_cases
 from kvtool.report.cells import percent
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, tokens_axis
 from kvtool.results import BenchDocument, Case
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 5.6, 4.2
+TITLE_CHARACTERS = 52  # a panel's width of the figure's title
 MAX_BARS = 10
 WIDE_RANGE = 8  # times longer than the shortest: on a linear axis the short ones would lie on the ground
 
@@ -66,6 +70,12 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             latency,
             draw_memory,
         ),
+        Panel(
+            "Workloads: time to first token",
+            "grey: without the prefix cache; blue: with it",
+            workload_cases(document),
+            draw_gains,
+        ),
     ]
     return [panel for panel in panels if panel.cases]
 
@@ -80,7 +90,8 @@ def chart(panels: Sequence[Panel], title: str = "") -> Figure:
     size = (PANEL_WIDTH_IN * columns, PANEL_HEIGHT_IN * rows)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
     if title:
-        figure.suptitle(literal(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
+        lines = [fill(line, TITLE_CHARACTERS * columns) for line in title.splitlines()]
+        figure.suptitle(literal("\n".join(lines)), x=0.01, ha="left", fontsize=13, fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
         prepare(axes, panel)
@@ -244,8 +255,7 @@ def batch_size(case: Case) -> int:
 
 def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
     """Cases that differ in `along` alone, in its order, each group named by the inputs that tell it from the others."""
-    keys = tuple(k for k in varying(cases, ("prefix_len", "input_len", "batch_size", "tier")) if k != along)
-    keys = tuple(k for k in keys if len({case.inputs.get(k) for case in cases}) > 1) or ("batch_size",)
+    keys = _telling(cases, along) or ("batch_size",)
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(labels(case, keys), []).append(case)
@@ -254,6 +264,20 @@ def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
         (", ".join(f"{name} {value}" for name, value in zip(names, told, strict=True)), sorted(group, key=order(along)))
         for told, group in groups.items()
     ]
+
+
+def _telling(cases: Sequence[Case], along: str) -> tuple[str, ...]:
+    """The inputs that vary and do not follow from `along` and the others: a hit rate of a prompt is its prefix."""
+    keys = [k for k in varying(cases, ("prefix_len", "input_len", "batch_size", "tier")) if k != along]
+    for key in tuple(keys):
+        others = (along, *(k for k in keys if k != key))
+        if len(set(_inputs(cases, others))) == len(set(_inputs(cases, (*others, key)))):
+            keys.remove(key)
+    return tuple(keys)
+
+
+def _inputs(cases: Sequence[Case], keys: Sequence[str]) -> list[tuple[object, ...]]:
+    return [tuple(case.inputs.get(key) for key in keys) for case in cases]
 
 
 def order(key: str) -> Callable[[Case], float]:

@@ -5,10 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case
 from kvtool.results.warnings import load_warnings
 from kvtool.units import format_length, format_ms
+
+WRONG = "WRONG"
+
+
+def headline(document: BenchDocument) -> str:
+    """The answer in one sentence: what a token takes and how close that is to what the device can do, else the first
+    finding of the other parts; empty where there is none.
+    """
+    if (outputs := _outputs(document.cases)).startswith(WRONG):
+        return outputs
+    latency = cases_of(document, "latency")
+    times = [
+        (name, [summary.p50 for case in latency if (summary := getattr(case.metrics, key)) is not None])
+        for name, key in (("TPOT", "tpot_ms"), ("TTFT", "ttft_ms"))
+    ]
+    told = [f"{name} {_ms_span(medians)}" for name, medians in times if medians]
+    if not told:
+        parts = (_prefix(cases_of(document, "prefix")), _arms(cases_of(document, "no-cache")))
+        return next(filter(None, parts), "")
+    shares = [case.roofline.mbu for case in latency if case.roofline.mbu is not None]
+    reached = f"; decode reaches {_span(shares)} of the bandwidth measured in this run" if shares else ""
+    return f"{_list(told)}{reached}."
+
+
+def _ms_span(medians: Sequence[float]) -> str:
+    low, high = format_ms(min(medians)), format_ms(max(medians))
+    return f"{low} ms" if low == high else f"{low} to {high} ms"
 
 
 def findings(document: BenchDocument) -> list[str]:
@@ -21,7 +49,7 @@ def findings(document: BenchDocument) -> list[str]:
         _decode(latency),
         _prefill(latency),
     ]
-    told += [_prefix(prefix), _arms(arms), _memory(latency)]
+    told += [_prefix(prefix), _arms(arms), *workload_findings(document), _memory(latency)]
     return [sentence for sentence in told if sentence]
 
 
@@ -29,7 +57,7 @@ def _outputs(cases: Sequence[Case]) -> str:
     compared = [case for case in cases if case.check.outputs_equal is not None]
     differing = [case.name for case in compared if not case.check.outputs_equal]
     if differing:
-        return f"WRONG: the outputs of {', '.join(differing)} differ between arms; no figure of theirs counts."
+        return f"{WRONG}: the outputs of {', '.join(differing)} differ between arms; no figure of theirs counts."
     return (
         f"Outputs were compared inside this run and are the same in {_of(len(compared), compared)}." if compared else ""
     )

@@ -67,7 +67,8 @@ def findings(document: CompareDocument) -> list[str]:
         better, worse = (sum(words[word] for word in side) for side in (BETTER, WORSE))
         unremarkable = sum(row.verdict in UNREMARKABLE for row in rows)
         unsure = sum(row.verdict.startswith(UNSURE) for row in rows)
-        sentence = f"{name}: {better} metrics better, {worse} worse, {unremarkable} without a difference"
+        metrics = "metric" if better == 1 else "metrics"
+        sentence = f"{name}: {better} {metrics} better, {worse} worse, {unremarkable} without a difference"
         sentence += f", {unsure} that these runs cannot tell" if unsure else ""
         changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict.startswith((*BETTER, *WORSE))]
         if changed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings, widest_interval
-from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables
+from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables, smallest_cache
 from kvtool.report.files import png_bytes, write_result
 from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 
 def print_compare(document: CompareDocument, console: Console, *, explain: bool = False) -> None:
-    """Benchmarks: warnings first, then a table for each document, the findings, and what the figures rest on."""
+    """Benchmarks: the findings, warnings, a table for each document, and what the figures rest on."""
+    for sentence in findings(document):
+        console.print(f"{sentence}.", style="bold", highlight=False, markup=False)
     _print_warnings(document.warnings, console)
     for table in compare_tables(document):
         console.print(table)
-    for sentence in findings(document):
-        console.print(f"- {sentence}", highlight=False, markup=False)
     print_notes(document.assumptions, console, hinge=widest_interval(document), explain=explain)
 
 
 def print_matrix(document: MatrixDocument, console: Console, *, hinge: object = None, explain: bool = False) -> None:
-    """Models: warnings first, then what their caches take, and what an engine would cache of them."""
+    """Models: which cache is smallest, warnings, what each takes, and what an engine would cache of them."""
+    console.print(smallest_cache(document), style="bold", highlight=False, markup=False)
     _print_warnings(document.warnings, console)
     for table in matrix_tables(document, console.width):
         console.print(table)

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, new_figure
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, ON_LINES, EndLabel, label_ends, new_figure, spread
 from kvtool.report.replay.sentences import best_choice, knee_words
-from kvtool.results import ReplayCurve, ReplayDocument, ReplayPoint, ReplayRow
+from kvtool.results import ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow
 from kvtool.units import GIB, MIB, TIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ANY = ReplayPoint | ReplayRow
+ANY = ReplayPoint | ReplayRow | ReplayKnee
 
 
 def replay_figure(document: ReplayDocument) -> Figure:
@@ -38,6 +38,7 @@ def replay_figure(document: ReplayDocument) -> Figure:
     _capacity_axis(axes, in_bytes)
     axes.set_ylabel("blocks that hit, %")
     label_ends(figure, axes, ends)
+    _label_knees(figure, axes, document.curves, in_bytes)
     return figure
 
 
@@ -46,14 +47,37 @@ def _draw_curve(axes: Axes, curve: ReplayCurve, colour: str, in_bytes: bool) -> 
     hits = [100 * point.block_hit_ratio for point in curve.points]
     axes.plot(rooms, hits, color=colour, linewidth=2)
     if curve.knee is not None:
-        at = (curve.knee.capacity_bytes if in_bytes else curve.knee.capacity_blocks) or 0
-        height = 100 * curve.knee.block_hit_ratio
+        at, height = _room(curve.knee, in_bytes), 100 * curve.knee.block_hit_ratio
         axes.plot([at], [height], marker="o", markersize=8, color=colour, fillstyle="none")
-        axes.annotate(
-            knee_words(curve.knee), (at, height), xytext=(-12, -4), textcoords="offset points", ha="right", va="top",
-            fontsize=9, color=colour,
-        )  # fmt: skip
     return EndLabel(rooms[-1], hits[-1], curve.policy, colour)
+
+
+def _label_knees(figure: Figure, axes: Axes, curves: Sequence[ReplayCurve], in_bytes: bool) -> None:
+    """What each knee says, inside the axes where its own curve, which never falls, is not: below it at the right, or
+    in the right half above it at the left. Those of one side stand apart.
+    """
+    figure.draw_without_rendering()
+    middle = sum(axes.transAxes.transform([(0, 0), (1, 0)])[:, 0]) / 2
+    sides: dict[bool, list[EndLabel]] = {True: [], False: []}
+    for colour, curve in zip(cycle(COLOURS), curves, strict=False):
+        if curve.knee is not None:
+            at, height = _room(curve.knee, in_bytes), 100 * curve.knee.block_hit_ratio
+            is_left = bool(axes.transData.transform((at, height))[0] <= middle)
+            sides[is_left].append(EndLabel(at, height, knee_words(curve.knee), colour))
+    for is_left, labels in sides.items():
+        for label, moved in zip(sorted(labels, key=lambda label: label.y), _moved(axes, labels), strict=True):
+            axes.annotate(
+                label.text, (label.x, label.y), xytext=(10, moved - 8) if is_left else (-10, moved + 8),
+                textcoords="offset points", ha="left" if is_left else "right", va="top" if is_left else "bottom",
+                fontsize=LABEL_POINTS, color=label.colour, bbox=ON_LINES,
+            )  # fmt: skip
+
+
+def _moved(axes: Axes, labels: Sequence[EndLabel]) -> list[float]:
+    """By how many points each label, from the lowest on, moves so that none overlaps another."""
+    points_a_pixel = 72 / axes.figure.dpi
+    heights = sorted(float(axes.transData.transform((label.x, label.y))[1]) * points_a_pixel for label in labels)
+    return [there - here for here, there in zip(heights, spread(heights, LABEL_POINTS * 1.4), strict=True)]
 
 
 def _draw_points(axes: Axes, rows: Sequence[ReplayRow], colour: str, in_bytes: bool) -> EndLabel:

@@ -12,6 +12,7 @@ from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
 from kvtool.report.replay.sentences import capacity_words, in_short
+from kvtool.report.replay.tiers import tier_rows, tier_tables
 from kvtool.report.tables import Table, to_html
 from kvtool.results import ReplayDocument, ReplayRow
 from kvtool.units import format_bytes_short, format_ms
@@ -19,18 +20,21 @@ from kvtool.units import format_bytes_short, format_ms
 if TYPE_CHECKING:
     from rich.console import Console
 
-CURVE_FILE = "replay-curve.csv"
+CURVE_FILE, TIERS_FILE = "replay-curve.csv", "replay-tiers.csv"
 
 
 def print_replay(document: ReplayDocument, console: Console) -> None:
-    """What was replayed, the table, what follows from it, and what was assumed."""
+    """The answer, what was replayed, the table, what follows from it, and what was assumed."""
     from rich.text import Text
 
+    answer, *others = in_short(document)
+    console.print(Text(answer, style="bold"))
     console.print(Text(describe(document), style="dim"))
     console.print()
-    console.print(replay_table(document))
+    for table in (replay_table(document), *tier_tables(document)):
+        console.print(table)
     for heading, lines, style in (
-        ("In short", in_short(document), ""),
+        ("In short", others, ""),
         ("Odd about the trace", document.warnings, "yellow"),
         ("Assumed", document.assumptions, "dim"),
     ):
@@ -42,18 +46,27 @@ def print_replay(document: ReplayDocument, console: Console) -> None:
             console.print()
 
 
-def write_replay(document: ReplayDocument, directory: Path) -> list[Path]:
-    """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. Raises KvtoolError."""
+def write_replay(document: ReplayDocument, directory: Path, *, command: str = "") -> list[Path]:
+    """replay.json, .csv and .png, the curve as CSV, and report.html in `directory`. The page names the `command` that
+    made it. Raises KvtoolError.
+    """
     written = write_result(
         directory,
         "replay",
         document,
-        rows=[msgspec.structs.asdict(row) for row in document.rows],
+        rows=[_flat(row) for row in document.rows],
         figure=replay_figure(document),
-        html=replay_html(document),
+        html=replay_html(document, command),
     )
-    write_atomic(directory / CURVE_FILE, csv_bytes(curve_rows(document)))
-    return [*written, directory / CURVE_FILE]
+    tables = {CURVE_FILE: curve_rows(document), **({TIERS_FILE: tier_rows(document)} if document.tiers else {})}
+    for name, rows in tables.items():
+        write_atomic(directory / name, csv_bytes(rows))
+    return [*written, *(directory / name for name in tables)]
+
+
+def _flat(row: ReplayRow) -> dict[str, CsvValue]:
+    """A row for CSV: what has a row a tier stands in a file of its own."""
+    return {name: value for name, value in msgspec.structs.asdict(row).items() if not name.startswith("bytes_")}
 
 
 def curve_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
@@ -111,7 +124,7 @@ def _cells(row: ReplayRow, with_bytes: bool, with_ms: bool) -> tuple[str, ...]:
     )
 
 
-def replay_html(document: ReplayDocument) -> str:
+def replay_html(document: ReplayDocument, command: str = "") -> str:
     """The page for somebody who was not there. Names out of logs are escaped where the page is made."""
     trace = document.trace
     fingerprint = Table(
@@ -124,10 +137,15 @@ def replay_html(document: ReplayDocument) -> str:
         title=f"kvtool replay: {trace.name}",
         subtitle=describe(document),
         body=[
+            html.warnings(document.warnings),
+            html.made_of(
+                command,
+                ("replay.json", "replay.csv", CURVE_FILE, *([TIERS_FILE] if document.tiers else []), "replay.png"),
+            ),
             html.key_points(in_short(document)),
             html.section("Chart", [html.charts({_chart_words(document): png_bytes(replay_figure(document))})]),
-            html.section("Table", [to_html(replay_table(document))]),
-            html.section("Trace", [to_html(fingerprint), html.bullets(document.warnings)]),
+            html.section("Table", [to_html(table) for table in (replay_table(document), *tier_tables(document))]),
+            html.section("Trace", [to_html(fingerprint)]),
             html.section("Definitions", [html.definitions(document.definition)]),
             html.section("Assumptions", [html.bullets(document.assumptions)]),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvtool.report.replay.tiers import tier_sentences
 from kvtool.results import ReplayDocument, ReplayKnee, ReplayRow
 from kvtool.units import format_bytes, format_ms
 
@@ -20,7 +21,7 @@ def in_short(document: ReplayDocument) -> list[str]:
     lines += [f"{knee}; from there on more capacity gives less." for knee in knees]
     for policy in dict.fromkeys(row.policy for row in document.rows):
         lines += held_back([row for row in document.rows if row.policy == policy])
-    return lines
+    return [*lines, *tier_sentences(document)]
 
 
 def knee_words(knee: ReplayKnee) -> str:

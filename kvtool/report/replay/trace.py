@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.report.tables import Table
 from kvtool.results import TraceDocument
+from kvtool.units import format_ms
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,10 +17,13 @@ def print_trace(document: TraceDocument, console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(describe_trace(document)))
+    for line in (missed_words(document), statistics_words(document)):
+        if line:
+            console.print(Text(line))
     if document.findings:
         console.print()
         console.print(findings_table(document))
-    else:
+    elif not document.statistics:
         console.print(Text("Nothing odd was found."))
     for kind, remedy in {finding.kind: finding.remedy for finding in document.findings if finding.remedy}.items():
         console.print(Text(f"- {kind}: {remedy}"))
@@ -37,11 +41,50 @@ def describe_trace(document: TraceDocument) -> str:
     )
 
 
+def missed_words(document: TraceDocument) -> str:
+    """Where the tokens of all prompts went; empty where nobody asked."""
+    total = document.trace.input_tokens
+    if not document.missed_tokens or not total:
+        return ""
+    parts = [
+        f"{100 * tokens / total:.1f} % {name.replace('_', ' ')}" for name, tokens in document.missed_tokens.items()
+    ]
+    return f"Of all prompt tokens: {', '.join(parts)}."
+
+
+def statistics_words(document: TraceDocument) -> str:
+    """The means over sessions; empty where there are none."""
+    if not document.statistics:
+        return ""
+    means = dict(document.statistics)
+    sessions = means.pop("sessions")
+    parts = [f"{value:,.1f} {name.replace('_', ' ')}" for name, value in means.items()]
+    return f"{sessions:,.0f} sessions, the means over them: {', '.join(parts)}."
+
+
 def findings_table(document: TraceDocument) -> Table:
-    """Every finding; a trace as a whole has no line."""
+    """Every finding; a trace as a whole has no line. What is lost has a column where it is known."""
+    found = document.findings
+    with_tokens = any(finding.tokens_lost is not None for finding in found)
+    with_ms = any(finding.ms_lost is not None for finding in found)
     return Table(
-        title=f"{len(document.findings):,} findings",
-        columns=("line", "kind", "what"),
-        rows=[(f"{f.line:,}" if f.line is not None else "-", f.kind, f.detail) for f in document.findings],
+        title=f"{len(found):,} findings",
+        columns=(
+            "line",
+            "kind",
+            "what",
+            *(("tokens\nlost",) if with_tokens else ()),
+            *(("ms\nlost",) if with_ms else ()),
+        ),
+        rows=[
+            (
+                f"{f.line:,}" if f.line is not None else "-",
+                f.kind,
+                f.detail,
+                *((f"{f.tokens_lost or 0:,}",) if with_tokens else ()),
+                *((format_ms(f.ms_lost),) if with_ms else ()),
+            )
+            for f in found
+        ],
         labels=3,
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TIER_NAMES = {"registers": "registers", "l2": "L2", "hbm": "HBM pool", "dram": "DRAM", "nvme": "NVMe"}
+FLOAT_WEIGHTS = ("fp32", "bf16", "fp16")
 COMMAND_WIDTH = 78  # of a printed command, its continuation mark included
 
 
@@ -135,7 +136,8 @@ def best_sentence(best: SizeSolution) -> str:
     ]
     asked = f"{best.users:,} user{'s' if best.users > 1 else ''} of {format_length(best.context)}"
     room = f" ({', '.join(held)})" if held else ""
-    return f"{_setting(best)} cache: room for {asked}{room}."
+    weights = "" if best.weight_dtype in FLOAT_WEIGHTS else f", {best.weight_dtype} weights"
+    return f"{_setting(best)} cache{weights}: room for {asked}{room}."
 
 
 def _held(one: SizeSolution, engine: str) -> float | None:
@@ -145,12 +147,14 @@ def _held(one: SizeSolution, engine: str) -> float | None:
 
 def solution_table(solutions: Sequence[SizeSolution]) -> Table:
     """One line a setting that an engine serves."""
+    several = len({one.weight_dtype for one in solutions}) > 1
     engines = [name for name in ENGINE_NAMES if any(getattr(one, f"{name}_users") is not None for one in solutions)]
     rows = [
         (
             f"{one.num_gpus}",
             _layout(one),
             one.kv_cache_dtype,
+            *((one.weight_dtype,) if several else ()),
             f"{one.users:,}",
             format_length(one.context),
             *(_users(getattr(one, f"{name}_users")) for name in engines),
@@ -160,13 +164,24 @@ def solution_table(solutions: Sequence[SizeSolution]) -> Table:
         for one in solutions
     ]
     names = [ENGINE_NAMES[name] for name in engines]
+    last = "; weights in other formats last" if several else ""
     margin = format_bytes_short(max(one.margin_bytes for one in solutions))
     return Table(
         title="What fits, best first",
-        columns=("GPUs", "layout", "cache", "users", "context", *names, "pages", "room"),
+        columns=(
+            "GPUs",
+            "layout",
+            "cache",
+            *(("weights",) if several else ()),
+            "users",
+            "context",
+            *names,
+            "pages",
+            "room",
+        ),
         rows=rows,
         spare=("pages", "room", "context"),
-        note=f"Best: fewest GPUs, then the cache dtypes in the order tried. {' and '.join(names)}: users of that "
+        note=f"Best: fewest GPUs, then the cache dtypes in the order tried{last}. {' and '.join(names)}: users of that "
         "context in the plan of its start; pages: that whole pages of the formula would hold. Room: for caches on a "
         f"GPU, give or take {margin}. Below, what starts the first line.",
     )

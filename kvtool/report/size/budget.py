@@ -88,14 +88,17 @@ def decision(row: SizeRow) -> str:
     return f"no: {room}" if missing else f"fits, {room}"
 
 
-def verdict(rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]]) -> str | None:
+def verdict(
+    rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]], passing: Sequence[int | None] = ()
+) -> str | None:
     """The answer in one sentence: whether the rows fit their card, and the one that leaves least, or is missing least.
 
-    None where no row has a card whose room is known. `remedies` has what would make each row fit.
+    None where no row has a card whose room is known. `remedies` has what would make each row fit, `passing` the context
+    at which its cache passes the weights.
     """
     refused = next((row.engine for row in rows if row.engine.refusal), None)
     if refused is not None and all(row.engine.refusal for row in rows):
-        return f"Would not start: {refused.refusal}"
+        return _with_ways(f"Would not start: {refused.refusal}", next(iter(remedies), ()))
     judged = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
     if not judged:
         return None
@@ -104,28 +107,46 @@ def verdict(rows: Sequence[SizeRow], remedies: Sequence[Sequence[str]]) -> str |
     fitting = [row for row in judged if row.fit.fits]
     if len(judged) == 1:
         (ways,) = [some for row, some in zip(rows, remedies, strict=True) if row is judged[0]]
-        told = would_fit(judged[0], ways) if ways else f"{_case(judged[0])}: {decision(judged[0])}."
-        return f"{where}, {told}"
+        return f"{where}, {would_fit(judged[0], ways, _passing_of(judged[0], rows, passing))}"
     if not fitting:
         least = min(judged, key=lambda row: row.fit.missing_bytes or 0)
         return f"{where}: none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
     largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
-    told = f"{_case(largest)}: {decision(largest)}."
+    room = decision(largest)
+    told = _case(largest) + (f", with {room[6:]}." if room.startswith("fits, ") else f": {room}.")
     if len(fitting) < len(judged):
-        return f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
-    every = "both" if len(judged) == 2 else f"all {len(judged)}"
-    return f"{where}: {every} fit; the largest, {told}"
+        answer = f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
+    else:
+        every = "both" if len(judged) == 2 else f"all {len(judged)}"
+        answer = f"{where}: {every} fit; the largest, {told}"
+    return "\n".join([answer, *_passes(largest, _passing_of(largest, rows, passing))])
 
 
 def _case(row: SizeRow) -> str:
     return f"{_label(row)} in {row.inputs.kv_cache_dtype}"
 
 
-def would_fit(row: SizeRow, ways: Sequence[str]) -> str:
-    """`128k x 16 in bf16: no: 205 GiB short; fp8 cache or --tp 8 would do.`"""
-    *some, last = ways
-    what = f"{', '.join(some)} or {last}" if some else last
-    return f"{_case(row)}: {decision(row)}; {what} would do."
+def _passing_of(row: SizeRow, rows: Sequence[SizeRow], passing: Sequence[int | None]) -> int | None:
+    return next((tokens for other, tokens in zip(rows, passing, strict=False) if other is row), None)
+
+
+def would_fit(row: SizeRow, ways: Sequence[str], passing: int | None = None) -> str:
+    """`128k x 16 in bf16: no: 205 GiB short.`, and a line for each change that would do; of a row that fits, a line of
+    where its cache passes the weights.
+    """
+    return _with_ways("\n".join([f"{_case(row)}: {decision(row)}.", *_passes(row, passing)]), ways)
+
+
+def _passes(row: SizeRow, passing: int | None) -> list[str]:
+    each = f" x {row.inputs.batch_size:,}" if row.inputs.batch_size > 1 else ""
+    return [] if passing is None else [f"Its cache passes the weights at {passing:,} tokens{each}."]
+
+
+def _with_ways(answer: str, ways: Sequence[str]) -> str:
+    if not ways:
+        return answer
+    told = "This would do:" if len(ways) == 1 else "Each of these alone would do:"
+    return "\n".join([f"{answer} {told}", *(f"  {way}" for way in ways)])
 
 
 def _memory(row: SizeRow) -> int:

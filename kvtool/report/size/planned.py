@@ -133,10 +133,14 @@ def print_ledgers(document: SizeDocument, console: Console) -> None:
             console.print(ledger_table(row))
 
 
+def _share(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * ratio:.1f} %"
+
+
 def ledger_table(row: SizeRow) -> Table:
     """The terms of one row's engine, and what would make them fewer."""
     lines = [
-        (term["term"], term["remedy"] or "", format_bytes(term["bytes"]), f"{100 * (term['ratio'] or 0):.1f} %")
+        (term["term"], term["remedy"] or "", format_bytes(term["bytes"]), _share(term["ratio"]))
         for term in row.engine.ledger or []
     ]
     tokens = format_length(min(row.inputs.context, row.engine.max_model_len or row.inputs.context))

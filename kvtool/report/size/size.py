@@ -29,25 +29,34 @@ def print_size(
     *,
     hinge: object = None,
     remedies: Sequence[Sequence[str]] = (),
+    passing: Sequence[int | None] = (),
     explain: bool = False,
 ) -> None:
     """The answer in line 1, then for each model what its layers keep and a row for each batch; what all of it hangs on
     last. Of solutions only the best is drawn, unless all is explained.
 
-    `remedies` has for each row what would make it fit; `explain` shows every assumption in place of the `hinge`.
+    `remedies` has for each row what would make it fit, `passing` the context at which its cache passes the weights;
+    `explain` shows every assumption in place of the `hinge`.
     """
     ways = [list(some) for some in remedies] or [[] for _ in document.rows]
     if document.solutions is not None:
         print_solutions(document.solutions, document.rejected or [], console)
-    elif told := verdict(document.rows, ways):
+    elif told := verdict(document.rows, ways, passing):
         console.print(told, style="bold", highlight=False, markup=False)
     show = _print_best if document.solutions and not explain else _print_model
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         show(list(rows), console)
-    for row, some in zip(document.rows, ways, strict=False):
-        if some and len(document.rows) > 1:
-            console.print(would_fit(row, some), highlight=False, markup=False)
+    if len(document.rows) > 1 and (told := _nearest(document.rows, ways)):
+        console.print(told, highlight=False, markup=False)
     print_notes(_notes(document), console, hinge=hinge, explain=explain)
+
+
+def _nearest(rows: Sequence[SizeRow], ways: Sequence[Sequence[str]]) -> str | None:
+    """What would do for the row that lacks least, where some fit or all are only told of one by one."""
+    short = [(row, some) for row, some in zip(rows, ways, strict=False) if some and row.engine.refusal is None]
+    if not short:
+        return None
+    return would_fit(*min(short, key=lambda one: one[0].fit.missing_bytes or 0))
 
 
 def _notes(document: SizeDocument) -> list[str]:

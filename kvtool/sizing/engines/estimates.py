@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +17,13 @@ class Estimate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
     """`activation` is torch's peak over the weights, `runtime` what torch does not see, `graphs` what is taken off for
-    CUDA graphs (0 where the engine does not).
+    CUDA graphs (0 where the engine does not), `beside_weights` what is loaded with them.
     """
 
     activation: Estimate
     runtime: Estimate
     graphs: Estimate
+    beside_weights: Estimate = field(default_factory=lambda: Estimate(bytes=0, margin_bytes=0, text=""))
 
     @property
     def reserve_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtool.catalog.model import Model
@@ -44,6 +44,7 @@ def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> En
         larger = vllm.plan(model, options, pool_bytes=most)
         if larger.refusal is None:
             doubt, plan = (_within_margin(plan.refusal, most),), larger
+    plan = _if_free(plan, options, memory)
     return EngineRun(
         options=options,
         at=lambda context: vllm.size_engine(plan, context=context),
@@ -52,6 +53,18 @@ def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> En
         refusal=plan.refusal,
         assumptions=(*doubt, *vllm.assumptions(plan, options), *_about_pool(options, memory)),
     )
+
+
+def _if_free(plan: vllm.VllmPlan, options: EngineOptions, memory: Budget | None) -> vllm.VllmPlan:
+    """The plan, or its refusal where other processes leave less of the card than vLLM asks for."""
+    if options.gpu is None or memory is None:
+        return plan
+    share = options.gpu_memory_utilization or vllm.rules_of(options).gpu_memory_utilization
+    try:
+        vllm.check_free(options.gpu, share)
+    except vllm.RefusedError as refused:
+        return replace(plan, refusal=str(refused))
+    return plan
 
 
 def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:

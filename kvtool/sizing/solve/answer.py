@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from kvtool.errors import KvtoolError
@@ -55,7 +56,7 @@ def answer(plan: SizePlan, name: str, *, users: int | None, context: int | None)
 
     found_users, found_context = users or 0, longest
     if users is None:
-        found_users = largest(lambda sequences: holds(sequences, longest), most)
+        found_users = largest(lambda sequences: holds(sequences, longest), min(most, _bound(plan, name, longest)))
     elif context is None:
         found_context = largest(lambda tokens: holds(users, tokens), longest)
     elif not holds(users, context):
@@ -77,11 +78,18 @@ def _answer(
         users=users,
         context=context,
         capacity=run.holds(tokens, options.shared_prefix) * options.parallel.dp,
-        pool_bytes=pool_bytes(plan, options),
+        pool_bytes=max(0, pool_bytes(plan, options)),
         margin_bytes=0 if memory is None or run.options.kv_cache_memory_bytes is not None else memory.margin_bytes,
         refusal=run.refusal,
         assumptions=run.assumptions,
     )
+
+
+def _bound(plan: SizePlan, name: str, tokens: int) -> int:
+    """More users than a start for one has room for, which has the most: the search need not look beyond."""
+    options = as_asked(plan.options, 1, tokens)
+    held = _run(plan, name, 1, tokens).holds(tokens, options.shared_prefix)
+    return 2 * math.ceil(held + 1) * options.parallel.dp
 
 
 def _holds(run: EngineRun, options: SizeOptions, users: int) -> bool:

@@ -10,42 +10,26 @@ from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import ENGINE_NAMES, SizeDocument, SizeRejected, SizeSolution
 from kvtool.results.size import FIRST_NODE
-from kvtool.sizing.dtypes import AUTO, canonical_dtype
-from kvtool.sizing.fit import MAX_BATCH_SIZE
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.size import size
 from kvtool.sizing.solve.answer import Answer, answer, as_asked, page_users
 from kvtool.sizing.solve.command import NODE_GPUS, Command, command, nodes_of
-from kvtool.sizing.solve.layouts import layouts_of
+from kvtool.sizing.solve.settings import OTHER_WEIGHTS, Question, Setting, settings, tuned
 from kvtool.units import ceil_div
 
-RANKING = "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first), then most users"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked; None or True stands for what is to be found. `loads` is what an engine would load."""
-
-    users: int | None
-    context: int | None
-    open_gpus: bool
-    open_pp: bool
-    open_dtype: bool
-    loads: str | None
-
-    def __post_init__(self) -> None:
-        if self.users is None and self.context is None:
-            raise KvtoolError("--users max and an open context leave too much open: give --users N or --context TOKENS")
-        if self.users is not None and not 1 <= self.users <= MAX_BATCH_SIZE:
-            raise KvtoolError(f"users {self.users} must be from 1 to {MAX_BATCH_SIZE}, or max")
+RANKING = (
+    "solutions: fewest GPUs first, then the cache dtypes in the order tried (least lossy first), then the engine's own "
+    "share of the card and batch before others, then most users; weights of fewer bits come last"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """One layout and cache dtype, and what each engine makes of it: its answer, or why it has none."""
+    """One setting, and what each engine makes of it: its answer, or why it has none."""
 
+    setting: Setting
     plan: SizePlan
     answers: Mapping[str, Answer]
     errors: Mapping[str, KvtoolError]
@@ -68,7 +52,9 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
     Raises KvtoolError where it cannot be told: without a card or the bytes of the weights, or beyond the model.
     """
     _check(model, options, question)
-    tried = [_try(model, options, question, *setting) for setting in _settings(model, options, question)]
+    tried = [_try(model, options, question, setting) for setting in settings(model, options, question)]
+    tried += list(_other_starts(model, options, question, tried))
+    tried += list(_other_weights(model, options, question, tried))
     found = _ranked([candidate for candidate in tried if candidate.best is not None], tried)
     if not found:
         _raise_if_never_asked(tried)
@@ -84,12 +70,59 @@ def solve(model: Model, options: SizeOptions, question: Question) -> tuple[SizeD
     return solved, shown
 
 
+def _other_starts(
+    model: Model, options: SizeOptions, question: Question, tried: list[_Candidate]
+) -> Iterator[_Candidate]:
+    """What other starts serve on as many GPUs as the best of `tried` takes, or on fewer."""
+    served = {candidate.setting for candidate in tried if candidate.best is not None}
+    for setting in _no_larger(tried) if question.open_start else ():
+        other = None if setting in served else tuned(setting, options, question.users or 1)
+        candidate = None if other is None else _try(model, options, question, other)
+        if candidate is not None and candidate.best is not None:
+            yield candidate
+
+
+def _other_weights(
+    model: Model, options: SizeOptions, question: Question, tried: list[_Candidate]
+) -> Iterator[_Candidate]:
+    """What weights of fewer bits serve on fewer GPUs than the best of `tried` takes, or more on as many."""
+    if not question.open_weights or model.quantisation is not None:
+        return
+    is_open = question.users is None or question.context is None
+    best = _fewest_gpus(tried)
+    near = [one for one in _no_larger(tried) if is_open or best is None or one.parallel.num_gpus < best]
+    for weights in OTHER_WEIGHTS:
+        yield from _first_served(_try(model, options, question, replace(one, weight_dtype=weights)) for one in near)
+
+
+def _fewest_gpus(tried: list[_Candidate]) -> int | None:
+    return min((one.parallel.num_gpus for one in tried if one.best is not None), default=None)
+
+
+def _no_larger(tried: list[_Candidate]) -> list[Setting]:
+    """The settings as asked on no more GPUs than the best takes."""
+    best = _fewest_gpus(tried)
+    asked = [one.setting for one in tried if not one.setting.is_tuned]
+    return [one for one in asked if best is None or one.parallel.num_gpus <= best]
+
+
+def _first_served(candidates: Iterator[_Candidate]) -> Iterator[_Candidate]:
+    """The first that serves, and nothing of those before it: they are not what was asked for."""
+    first = next((candidate for candidate in candidates if candidate.best is not None), None)
+    if first is not None:
+        yield first
+
+
 def _ranked(found: list[_Candidate], tried: list[_Candidate]) -> list[_Candidate]:
     order = list(dict.fromkeys(candidate.plan.cache_format.name for candidate in tried))
+    weights = ["", *OTHER_WEIGHTS]
 
-    def key(candidate: _Candidate) -> tuple[int, int, int, int]:
+    def key(candidate: _Candidate) -> tuple[int, int, int, bool, int, int]:
         users, context = (candidate.best.users, candidate.best.context) if candidate.best else (0, 0)
-        return candidate.parallel.num_gpus, order.index(candidate.plan.cache_format.name), -users, -context
+        setting = candidate.setting
+        dtype = order.index(candidate.plan.cache_format.name)
+        lighter = weights.index(setting.weight_dtype or "")
+        return lighter, setting.parallel.num_gpus, dtype, setting.is_tuned, -users, -context
 
     return sorted(found, key=key)
 
@@ -129,25 +162,14 @@ def _check(model: Model, options: SizeOptions, question: Question) -> None:
         raise KvtoolError(f"shared prefix {options.shared_prefix} is longer than the context {question.context}")
 
 
-def _settings(model: Model, options: SizeOptions, question: Question) -> Iterator[tuple[Parallel, str]]:
-    dtypes = options.kv_cache_dtypes
-    if question.open_dtype:
-        own = canonical_dtype(model.dtype or "bf16")
-        dtypes = ("bf16" if own == "fp32" else AUTO, "fp8")
-    layouts = layouts_of(model, options, open_pp=question.open_pp) if question.open_gpus else [options.parallel]
-    for layout in layouts:
-        for dtype in dtypes:
-            yield layout, dtype
-
-
-def _try(model: Model, options: SizeOptions, question: Question, layout: Parallel, dtype: str) -> _Candidate:
+def _try(model: Model, options: SizeOptions, question: Question, setting: Setting) -> _Candidate:
     """What each engine asked for, else both, would serve at this setting. Raises KvtoolError for one that has no pool
     to fill.
     """
     if options.engine is not None and options.engine.name not in ENGINE_NAMES:
         raise KvtoolError(f"--users plans {' and '.join(ENGINE_NAMES)}: {options.engine.name} allocates what -c says")
-    base = replace(options, parallel=layout, kv_cache_dtypes=(dtype,), lengths=None, contexts=(), batch_sizes=(1,))
-    plan = replace(make_plan(model, replace(base, engine=None), dtype), options=base)
+    base = replace(setting.options(options), lengths=None, contexts=(), batch_sizes=(1,))
+    plan = replace(make_plan(model, replace(base, engine=None), setting.kv_cache_dtype), options=base)
     answers: dict[str, Answer] = {}
     errors: dict[str, KvtoolError] = {}
     for name in (options.engine.name,) if options.engine else ENGINE_NAMES:
@@ -155,7 +177,7 @@ def _try(model: Model, options: SizeOptions, question: Question, layout: Paralle
             answers[name] = answer(plan, name, users=question.users, context=question.context)
         except KvtoolError as error:
             errors[name] = error
-    return _Candidate(plan=plan, answers=answers, errors=errors)
+    return _Candidate(setting=setting, plan=plan, answers=answers, errors=errors)
 
 
 def _solution(candidate: _Candidate, best: Answer, question: Question) -> SizeSolution:
@@ -165,6 +187,8 @@ def _solution(candidate: _Candidate, best: Answer, question: Question) -> SizeSo
     reasons = [*_reasons(candidate, question), *(made.reason for made in commands.values() if made.reason)]
     return SizeSolution(
         **_setting(candidate),
+        gpu_memory_utilization=best.start.gpu_memory_utilization,
+        max_num_batched_tokens=best.start.max_num_batched_tokens,
         nodes=nodes_of(candidate.parallel),
         users=best.users,
         context=best.context,
@@ -186,7 +210,12 @@ def _setting(candidate: _Candidate) -> dict[str, Any]:
     """The fields of a SizeSetting."""
     degrees = {name: getattr(candidate.parallel, name) for name in ("num_gpus", "tp", "pp", "dp", "dcp")}
     dtype = candidate.plan.cache_format.name
-    return {**degrees, "enable_dp_attention": candidate.parallel.dp_attention, "kv_cache_dtype": dtype}
+    return {
+        **degrees,
+        "enable_dp_attention": candidate.parallel.dp_attention,
+        "kv_cache_dtype": dtype,
+        "weight_dtype": candidate.plan.weights.format.name,
+    }
 
 
 def _capacity(candidate: _Candidate, name: str) -> float | None:

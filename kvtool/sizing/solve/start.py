@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.memory import START_BYTES
 from kvtool.sizing.engines.vllm import rules_at
-from kvtool.sizing.fit import BatchLimits, Budget
+from kvtool.sizing.fit import BatchLimits, Budget, free_share
 from kvtool.sizing.options import DEFAULT_BLOCK_SIZE, SizeOptions
 from kvtool.units import round_up
 
@@ -34,7 +35,7 @@ def start_of(name: str, options: SizeOptions, limits: BatchLimits, memory: Budge
         auto_fit=False,
         max_num_batched_tokens=limits.tokens,
         max_num_seqs=limits.sequences,
-        gpu_memory_utilization=given.gpu_memory_utilization or _usual_utilization(given),
+        gpu_memory_utilization=given.gpu_memory_utilization or _usual_utilization(given, options.gpu),
         dtype=options.dtype,
     )
     if name != "sglang":
@@ -48,8 +49,10 @@ def start_of(name: str, options: SizeOptions, limits: BatchLimits, memory: Budge
     )
 
 
-def _usual_utilization(given: EngineOptions) -> float:
-    return rules_at(given.version if given.name == "vllm" else None).gpu_memory_utilization
+def _usual_utilization(given: EngineOptions, gpu: Gpu | None) -> float:
+    """The engine's own, or what is free of the card where that is less."""
+    usual = rules_at(given.version if given.name == "vllm" else None).gpu_memory_utilization
+    return usual if gpu is None else min(usual, free_share(gpu))
 
 
 def _static_share(given: EngineOptions, memory: Budget) -> float | None:

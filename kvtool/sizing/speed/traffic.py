@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from kvtool.catalog.model import (
     ChunkedAttention,
@@ -69,6 +70,16 @@ def prefill_flops(model: Model, new_tokens: int, cached_tokens: int = 0) -> int 
     if weights is None:
         return None
     return weights + attention_flops(model, new_tokens=new_tokens, cached_tokens=cached_tokens)
+
+
+def even_context_tokens(model: Model) -> float:
+    """The context at which attention takes as many FLOPs a token as all else does, infinite where it does not grow:
+    between 64k and 65k, where windows and top-k have stopped to. Parameters that cannot be counted count nothing."""
+    far, step = 64 * 1024, 1024
+    near = attention_flops(model, new_tokens=step, cached_tokens=far)
+    growth = (attention_flops(model, new_tokens=step, cached_tokens=far + step) - near) / step**2
+    weights = _weight_flops(model, tokens=1, heads=0) or 0
+    return weights / growth if growth else inf
 
 
 def _weight_flops(model: Model, *, tokens: int, heads: int) -> int | None:

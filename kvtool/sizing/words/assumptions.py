@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.fit import Budget
+from kvtool.sizing.fit import Budget, free_share
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -24,6 +23,7 @@ from kvtool.sizing.specs import (
     SharedSpec,
     StateSpec,
 )
+from kvtool.sizing.words.passing import passing_tokens
 from kvtool.units import format_bytes
 
 
@@ -37,6 +37,7 @@ def assumptions(plan: SizePlan, *, automatic: bool) -> list[str]:
         *_batch(plan),
         *_lengths(plan),
         *_weights(plan),
+        *_passing(plan),
         *_card(plan),
         *(plan.engine.assumptions if plan.engine else ()),
     ]
@@ -179,6 +180,16 @@ def _weights(plan: SizePlan) -> Iterator[str]:
         yield f"{model.id}: its parameters are not known block by block, so {what} is not worked out"
 
 
+def _passing(plan: SizePlan) -> Iterator[str]:
+    """Where the cache is what decides."""
+    for batch_size in plan.options.batch_sizes:
+        tokens = passing_tokens(plan, batch_size)
+        if tokens is not None:
+            sequences = f"{batch_size:,} sequences" if batch_size > 1 else "one sequence"
+            held = f"{plan.model.id}: the {plan.cache_format.name} cache"
+            yield f"{held} passes the weights at {sequences} of {tokens:,} tokens"
+
+
 def _card(plan: SizePlan) -> Iterator[str]:
     gpu = plan.options.gpu
     if gpu is None:
@@ -204,10 +215,9 @@ def _card_memory(gpu: Gpu, memory: Budget | None) -> Iterator[str]:
             "--free-memory says otherwise"
         )
     if memory is not None and gpu.kept_bytes and memory.usable_bytes == gpu.free_bytes:
-        most = math.floor(100 * gpu.free_bytes / gpu.memory_bytes) / 100
         yield (
             f"{format_bytes(gpu.free_bytes)} are free, less than an engine asks for by default, so that is what "
-            f"counts: vLLM starts with --gpu-memory-utilization {most:g} at most"
+            f"counts: vLLM starts with --gpu-memory-utilization {free_share(gpu):g} at most"
         )
 
 
@@ -233,6 +243,8 @@ def _memory(plan: SizePlan) -> Iterator[str]:
     if memory.measured_pool_bytes is not None:
         yield from _given_pool(memory)
         return
+    if "weights_bytes" not in memory.measured and memory.weights_bytes is not None and estimates.beside_weights.bytes:
+        yield estimates.beside_weights.text
     if "activation_bytes" not in memory.measured:
         yield estimates.activation.text
     if "reserve_bytes" not in memory.measured:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvtool.results import TraceDocument, TraceFinding, TraceSummary
+from kvtool.results import TraceDocument, TraceFinding
 from kvtool.workloads.traces.base import TraceFormat, TraceRequest
+from kvtool.workloads.traces.summary import Sums
 from kvtool.workloads.traces.traces import Trace
 
 ROOT = -1  # stands before the first block of a prompt
@@ -28,29 +29,20 @@ def check_trace(trace: Trace) -> TraceDocument:
     """Reads the trace whole. Raises KvtoolError naming the line that cannot be decoded."""
     check = _Check(trace.format)
     findings = [finding for request in trace for finding in check.see(request)]
-    if 2 * check.falls > check.requests:
+    sums = check.sums
+    if 2 * check.falls > sums.requests:
         kept = [finding for finding in findings if finding.kind != "time_unsorted"]
-        detail = f"times fall {check.falls:,} times in {check.requests:,} requests"
+        detail = f"times fall {check.falls:,} times in {sums.requests:,} requests"
         findings = [_finding("time_reversed", None, detail), *kept]
-    if not check.requests:
+    if not sums.requests:
         findings.append(_finding("no_requests", None, "the trace has no requests"))
-    elif not check.blocks:
+    elif not sums.blocks:
         findings.append(_finding("lengths_only", None, f"{trace.format.name} traces do not say what prompts hold"))
     return TraceDocument(
-        trace=TraceSummary(
-            name=trace.name,
-            format=trace.format.name,
-            sha256=trace.sha256,
-            requests=check.requests,
-            block_size=check.block_size,
-            total_blocks=check.blocks,
-            input_tokens=check.input_tokens,
-            output_tokens=check.output_tokens,
-            duration_s=max(0.0, check.last_s - check.first_s) if check.requests else 0.0,
-        ),
+        trace=sums.summary(trace.name, trace.format.name, trace.sha256),
         findings=findings,
         assumptions=[f"block ids of {trace.format.name} traces stand for {WHAT_AN_ID_IS[trace.format.chained]}"]
-        if check.blocks
+        if sums.blocks
         else [],
     )
 
@@ -63,12 +55,11 @@ class _Check:
         self._before: dict[int, int] = {}
         self._previous_s = float("-inf")
         self._session = ""
-        self.requests = self.blocks = self.block_size = self.falls = self.input_tokens = self.output_tokens = 0
-        self.first_s, self.last_s = float("inf"), float("-inf")
+        self.sums, self.falls = Sums(), 0
 
     def see(self, request: TraceRequest) -> Iterator[TraceFinding]:
         """What is odd about the next request."""
-        self._count(request)
+        self.sums.add(request)
         session = request.session.partition("/")[0] if self._format.own_clocks else ""
         if request.arrival_s < self._previous_s and session == self._session:
             self.falls += 1
@@ -79,14 +70,6 @@ class _Check:
             yield from self._block_count(request)
         if self._format.chained:
             yield from self._chain(request)
-
-    def _count(self, request: TraceRequest) -> None:
-        self.requests += 1
-        self.blocks += len(request.block_ids)
-        self.block_size = self.block_size or (request.block_size if request.block_ids else 0)
-        self.input_tokens += request.input_tokens
-        self.output_tokens += request.output_tokens
-        self.first_s, self.last_s = min(self.first_s, request.arrival_s), max(self.last_s, request.arrival_s)
 
     def _chain(self, request: TraceRequest) -> Iterator[TraceFinding]:
         """Ids that stand behind another id than before."""

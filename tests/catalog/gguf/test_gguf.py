@@ -64,7 +64,7 @@ def write(path: Path, arch: str = "llama", *, tensors: dict[str, Any] | None = N
             writer.add_uint32(key, int(value))
     writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"])
     writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
-    for name, array in (tensors or {"token_embd.weight": np.zeros((3, 64), np.float32)}).items():
+    for name, array in ({"token_embd.weight": np.zeros((3, 64), np.float32)} if tensors is None else tensors).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -82,6 +82,12 @@ def test_a_llama_file(tmp_path: Path) -> None:
     assert model.decoder == Decoder(
         family="llama", exact=True, norm_eps=pytest.approx(1e-5), rope_theta=5000.0, eos_token_ids=(2,)
     )
+
+
+def test_a_file_of_a_vocabulary_alone_has_no_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "vocab.gguf", tensors={})
+    with pytest.raises(KvtoolError, match="has no tensors"):
+        read_header(path)
 
 
 def test_tensors_say_what_metadata_does_not(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_exclusive_keeps_no_page_in_host_memory_that_is_in_the_pool(loaded: Load
     engine = engine_with(loaded, 12, parse_tiers("dram=1MiB,exclusive", "back"))
     run(engine, LONG)
     assert engine.offload is not None
-    in_pool = {engine.offload._key_of[page] for page in engine.cache.cached_pages()}
+    in_pool = {engine.offload._key_of[page] for page in engine.cache.index.pages()}
     assert in_pool
     assert not any(key in engine.offload.stack.host for key in in_pool)
 

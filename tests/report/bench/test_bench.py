@@ -11,8 +11,8 @@ import pytest
 
 from kvtool.report.bench.bench import bench_html, bench_rows, describe_run, print_bench, run_title, write_bench
 from kvtool.report.bench.cases import cases_of
-from kvtool.report.bench.charts import bench_panels, chart, saving_in_words
-from kvtool.report.bench.findings import findings
+from kvtool.report.bench.charts import bench_panels, chart, grouped, saving_in_words
+from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.tables import (
     arm_memory_table,
     arm_time_table,
@@ -136,8 +136,19 @@ def test_findings_say_what_the_figures_say(document):
     assert "equal in all 12 cases; page rounding leaves 0.3% to 4.0% of it unused" in text
 
 
+def test_the_first_line_is_the_answer(document):
+    # The medians of tests/data/bench_example.json, and its shares of the bandwidth.
+    reached = "decode reaches 72% to 75% of the bandwidth measured in this run."
+    assert headline(document) == f"TPOT 14.9 to 34.0 ms and TTFT 61.4 to 9,131 ms; {reached}"
+    assert printed(document, 200).splitlines()[0] == headline(document)
+    assert headline(only(document, "prefix")).startswith("A prefix hit of 89% saves")
+    assert headline(only(document, "no-cache")).startswith("At 1k tokens, a token without a cache takes 39.9 times")
+    assert headline(msgspec.structs.replace(document, cases=[])) == ""
+
+
 def test_outputs_that_differ_come_first_and_loud(document):
     wrong = with_case(document, "prefix", check={"outputs_equal": False})
+    assert headline(wrong) == findings(wrong)[0]
     assert findings(wrong)[0].startswith("WRONG: the outputs of prefix/1024@0.9 differ")
 
 
@@ -182,6 +193,18 @@ def test_each_part_alone_has_its_panels_tables_and_page(document, part, panels):
     assert len(bench_panels(alone)) == panels
     assert printed(alone, 80)
     assert bench_html(alone).count("<img ") == panels
+
+
+def test_a_prefix_that_follows_from_the_hit_rate_is_no_line_of_its_own(document):
+    cases = cases_of(document, "prefix")
+    follows = [
+        msgspec.structs.replace(case, inputs={**case.inputs, "prefix_len": round(1024 * case.inputs["hit_rate"])})
+        for case in cases
+    ]
+    ((_, group),) = grouped(follows, "hit_rate")
+    assert [case.inputs["hit_rate"] for case in group] == sorted(case.inputs["hit_rate"] for case in cases)
+    longer = [msgspec.structs.replace(case, inputs={**case.inputs, "input_len": 2048}) for case in follows]
+    assert [name for name, _ in grouped([*follows, *longer], "hit_rate")] == ["input 1k", "input 2k"]
 
 
 def test_every_line_of_every_panel_is_labelled_in_words(document):

@@ -36,6 +36,7 @@ def test_what_is_printed_fits_the_terminal_and_says_all(compared: CompareDocumen
     print_compare(compared, console)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
+    assert text.startswith("slow.json: 0 metrics better, ")
     for words in (
         "warning: seed.json: inputs differ: seed 0 against 4",
         "slow.json against base.json",

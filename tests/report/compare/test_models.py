@@ -4,6 +4,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvtool.catalog.gpus import find_gpu
@@ -32,6 +33,14 @@ def test_a_line_for_each_model_and_setting() -> None:
     assert table.rows[1] == ("  bf16", "128 KiB", "1 GiB", "4 GiB", "1.000")
     assert table.rows[6] == ("  bf16", "144 KiB", "1.12 GiB", "4.50 GiB", "1.125")
     assert table.rows[8][0] == "  bf16, 8 GPUs"
+
+
+def test_the_first_line_names_the_smallest_cache() -> None:
+    """32k tokens of 32 layers of 2 x 8 x 128 bytes in fp8, over 8 GPUs; 36 such layers, of which Llama is 32 / 36."""
+    document = matrix()
+    assert printed(document, 100)[0] == "At 32k the smallest cache on a GPU is Llama-3.1-8B's in fp8, 8 GPUs: 256 MiB."
+    turned = msgspec.structs.replace(document, baseline="Qwen/Qwen3-8B")
+    assert printed(turned, 200)[0].endswith("8 GPUs: 256 MiB, 0.889 times that of Qwen3-8B.")
 
 
 def test_a_card_adds_what_fits() -> None:

@@ -61,12 +61,18 @@ def test_a_cache_that_does_not_fit_takes_all_the_room() -> None:
     assert decision(rows()[0]) == "fits, 50.6 GiB to spare"
 
 
-def test_what_would_do_stands_behind_the_decision() -> None:
+def test_what_would_do_stands_under_the_decision() -> None:
     last = rows()[-1]
-    assert would_fit(last, ["--tp 8"]) == "128k x 16 in bf16: no: 204 GiB short; --tp 8 would do."
-    assert would_fit(last, ["fp8 cache", "--batch-size 3", "--tp 8"]).endswith(
-        "; fp8 cache, --batch-size 3 or --tp 8 would do."
+    told = would_fit(last, ["--tp 8: gains 9 GiB; 8 cards in place of 1"])
+    assert told == (
+        "128k x 16 in bf16: no: 204 GiB short. This would do:\n  --tp 8: gains 9 GiB; 8 cards in place of 1"
     )
+    assert would_fit(last, ["--batch-size 3: 3 of 16", "--tp 8: 8 cards"]).splitlines() == [
+        "128k x 16 in bf16: no: 204 GiB short. Each of these alone would do:",
+        "  --batch-size 3: 3 of 16",
+        "  --tp 8: 8 cards",
+    ]
+    assert would_fit(last, []).endswith("short.")
 
 
 def test_weights_that_do_not_fit_are_marked() -> None:

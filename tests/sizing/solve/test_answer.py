@@ -14,7 +14,8 @@ from kvtool.results import SizeSolution
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.solve.solve import Question, solve
+from kvtool.sizing.solve.settings import Question
+from kvtool.sizing.solve.solve import solve
 from kvtool.units import GIB
 
 H100 = find_gpu("h100")

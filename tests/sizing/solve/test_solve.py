@@ -12,9 +12,18 @@ from kvtool.results import Calibration, SizeDocument, SizeSolution, encode
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
-from kvtool.sizing.solve.solve import Question, solve
+from kvtool.sizing.solve.settings import Question
+from kvtool.sizing.solve.solve import solve
 from kvtool.sizing.weights import weigh
-from tests.sizing.example import ALL_KINDS, CARD, DEEPSEEK_V3, LLAMA_8B, LLAMA_8B_POOL_BYTES, SHARING
+from tests.sizing.example import (
+    ALL_KINDS,
+    CARD,
+    DEEPSEEK_V3,
+    LLAMA_8B,
+    LLAMA_8B_POOL_BYTES,
+    LLAMA_8B_TABLE_BYTES,
+    SHARING,
+)
 
 WEIGHED = [model for model in ALL_KINDS if weigh(model).stored_bytes is not None]
 FIXED = {"open_gpus": False, "open_pp": False, "open_dtype": False}
@@ -28,6 +37,8 @@ def ask(
     open_gpus: bool = True,
     open_pp: bool = True,
     open_dtype: bool = True,
+    open_start: bool = False,
+    open_weights: bool = False,
     **options: object,
 ) -> SizeDocument:
     question = Question(
@@ -36,6 +47,8 @@ def ask(
         open_gpus=open_gpus,
         open_pp=open_pp,
         open_dtype=open_dtype,
+        open_start=open_start,
+        open_weights=open_weights,
         loads="meta-llama/Llama-3.1-8B",
     )
     return solve(model, SizeOptions(**{"gpu": CARD, **options}), question)[0]  # type: ignore[arg-type]
@@ -48,9 +61,9 @@ def found(*args: object, **kwargs: object) -> list[SizeSolution]:
 
 
 def test_sixty_four_users_of_32k_by_hand() -> None:
-    """In bf16 they take 256 GiB: 64 GiB on each of 4 GPUs, which have 73.6 GB less 4.0 GB of weights, a forward pass
-    with a quarter of attention and MLP, 0.37 GiB of runtime and buffers, and graphs with 0.25 GiB more; so 4 GPUs need
-    fp8, and 2 GPUs would need as much in fp8 as those in bf16.
+    """In bf16 they take 256 GiB: 64 GiB on each of 4 GPUs, which have 73.6 GB less 4.0 GB of weights, tables of
+    positions, a forward pass with a quarter of attention and MLP, 0.37 GiB of runtime and buffers, and graphs with
+    0.25 GiB more; so 4 GPUs need fp8, and 2 GPUs would need as much in fp8 as those in bf16.
     """
     forward = 8192 * (3 * 4096 + 1024 + 3 * 3584) * 2 + 8 * 1024**2 + 128 * 1024
     reserve = round(0.37 * 2**30) + round((0.15 + 0.0057 * 32 + 0.11 * 4 + 0.25) * 2**30)
@@ -63,7 +76,8 @@ def test_sixty_four_users_of_32k_by_hand() -> None:
         (16, 8, 2, "fp8"),
     ]
     best = solutions[0]
-    assert (best.kv_bytes_per_gpu, best.kv_pool_bytes) == (1 << 35, 73_600_000_000 - 4_015_130_624 - forward - reserve)
+    pool = 73_600_000_000 - 4_015_130_624 - LLAMA_8B_TABLE_BYTES - forward - reserve
+    assert (best.kv_bytes_per_gpu, best.kv_pool_bytes) == (1 << 35, pool)
     assert (best.nodes, solutions[-1].nodes) == (1, 2)
 
 
@@ -74,10 +88,10 @@ def test_the_most_users_by_hand() -> None:
 
 
 def test_the_longest_context_by_hand() -> None:
-    """The pool holds 64 x 413 pages of 2 MiB, but not 64 x 414."""
-    assert LLAMA_8B_POOL_BYTES // (2 << 20) // 64 == 413
+    """The pool holds 64 x 412 pages of 2 MiB, but not 64 x 413."""
+    assert LLAMA_8B_POOL_BYTES // (2 << 20) // 64 == 412
     (best,) = found(users=64, context=None, **FIXED)
-    assert best.context == 413 * 16
+    assert best.context == 412 * 16
     assert found(users=1, context=None, **FIXED)[0].context == 131_072  # the model's own limit
     assert found(users=1, context=None, max_model_len=4096, **FIXED)[0].context == 4096
 
@@ -193,3 +207,27 @@ def test_the_most_users_fit_and_one_more_does_not(model: Model, context: int, tp
             max_model_len=context,
         )  # fmt: skip
         assert size(model, options=same).rows[0].fit.kv_pool_bytes == best.kv_pool_bytes
+
+
+def test_another_start_saves_gpus() -> None:
+    """53 x 8k in bf16 take 53 GiB: 0.92 of 80 GB leaves less, 0.95 and a step of 2,048 tokens leave 2.2 GiB more and
+    the activations of 6,144 tokens.
+    """
+    assert found(users=54, context=8192, **FIXED) == []
+    (other,) = found(users=54, context=8192, open_start=True, **FIXED)
+    assert (other.gpu_memory_utilization, other.max_num_batched_tokens) == (0.95, 2048)
+    assert other.vllm is None or "--gpu-memory-utilization 0.95" in other.vllm
+    assert found(users=54, context=8192, open_start=True, gpu_memory_utilization=0.92, **FIXED) == []
+
+
+def test_lighter_weights_come_last_and_only_where_they_save_gpus() -> None:
+    """56 x 8k in bf16 take 56 GiB; one GPU has 51.6 GiB beside 15 GiB of weights, and 6.5 GiB more beside fp8."""
+    solutions = found(users=56, context=8192, open_dtype=False, open_weights=True)
+    assert [(one.num_gpus, one.weight_dtype) for one in solutions if one.num_gpus < 4] == [
+        (2, "bf16"),
+        (1, "fp8"),
+        (1, "int4"),
+    ]
+    assert [one.weight_dtype for one in solutions][-2:] == ["fp8", "int4"]
+    assert "--quantization fp8" in str(solutions[-2].vllm)
+    assert "need a checkpoint that is stored so" in str(solutions[-1].reason)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvtool.results import SizeEngine
+from kvtool.sizing.engines.llama_cpp.compute import compute_bytes
 from kvtool.sizing.engines.llama_cpp.log import log_lines
-from kvtool.sizing.engines.llama_cpp.plan import VERSION, WINDOWED, Cache, LlamaCppPlan, capacity
+from kvtool.sizing.engines.llama_cpp.plan import STATES, VERSION, WINDOWED, Cache, LlamaCppPlan, capacity
+from kvtool.units import format_bytes
 
-STATES = "RS"
 POOLS = {"KV": "full", "SWA KV": "swa", "indexer KV": "indexer", STATES: "state"}
 
 
@@ -45,7 +46,12 @@ def assumptions(plan: LlamaCppPlan) -> Iterator[str]:
     start = plan.start
     shared = "which share its cells" if start.streams == 1 and start.slots > 1 else "each with cells of its own"
     yield f"llama.cpp: {start.cells * start.streams:,} cells for {start.slots} slots, {shared} (--parallel)"
-    yield f"llama.cpp as in {VERSION.removeprefix('of ')}; its compute buffers, which take memory too, are not modelled"
+    yield f"llama.cpp as in {VERSION.removeprefix('of ')}"
+    if plan.refusal is None:
+        yield (
+            f"llama.cpp: about {format_bytes(compute_bytes(plan))} more to compute in, an estimate of the graph of "
+            f"{start.ubatch:,} tokens (--ubatch-size), on the GPU that has the output; not in the bytes of its caches"
+        )
     if plan.flags.flash_attn == "auto":
         yield "llama.cpp: flash attention is taken to be on; without it a V of layers of several widths is padded"
     kept_whole = [layer for layer in plan.model.layers if getattr(layer.cache, "window", None)]
@@ -88,9 +94,10 @@ def _ledger(plan: LlamaCppPlan) -> Iterator[dict[str, Any]]:
             total,
             "a smaller --ubatch-size",
         )
+    yield _term("to compute in, an estimate beside the caches", compute_bytes(plan), None, "a smaller --ubatch-size")
 
 
-def _term(term: str, count: int, total: int, remedy: str | None = None) -> dict[str, Any]:
+def _term(term: str, count: int, total: int | None, remedy: str | None = None) -> dict[str, Any]:
     return {"term": term, "bytes": count, "ratio": round(count / total, 6) if total else None, "remedy": remedy}
 
 

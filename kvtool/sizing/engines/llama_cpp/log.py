@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvtool.sizing.engines.llama_cpp.plan import Cache, LlamaCppPlan
+from kvtool.sizing.engines.llama_cpp.plan import STATES, Cache, LlamaCppPlan
 from kvtool.units import MIB
 
 
 def log_lines(plan: LlamaCppPlan) -> Iterator[str]:
     for cache in plan.caches:
-        yield _state_line(plan, cache) if cache.name == "RS" else _cells_line(plan, cache)
+        yield _state_line(plan, cache) if cache.name == STATES else _cells_line(plan, cache)
 
 
 def _cells_line(plan: LlamaCppPlan, cache: Cache) -> str:

@@ -36,6 +36,7 @@ from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 
 VERSION = "of llama-cpp-python 0.3.36"
+STATES = "RS"  # as the log calls the cache of recurrent states
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 _TYPE_FORMATS = {"f32": "fp32", "f16": "fp16"}
 FLOAT_BYTES = 4  # states are fp32 whatever the cache's types
@@ -200,7 +201,7 @@ def _caches(model: Model, flags: LlamaCppFlags, start: Start, key: CacheFormat, 
     if indexers := tuple(rows.indexers()):
         yield Cache(name="indexer KV", rows=start.cells * start.streams, layers=indexers)
     if states := tuple(rows.states()):
-        yield Cache(name="RS", rows=start.slots, layers=states)
+        yield Cache(name=STATES, rows=start.slots, layers=states)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

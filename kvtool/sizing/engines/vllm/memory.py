@@ -7,6 +7,8 @@ of 0.19 and the two of 0.16 and 0.17, on H100s, in examples/accuracy/starts.csv.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.sizing.engines.estimates import Estimate, Estimates
@@ -14,9 +16,11 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.activations import Profile, activation_bytes, profile
 from kvtool.sizing.engines.vllm.images import items
 from kvtool.sizing.engines.vllm.inputs import capability_of, served_model
+from kvtool.sizing.engines.vllm.loaded import beside_weights
 from kvtool.sizing.engines.vllm.versions import TRITON, VllmRules, rules_of
 from kvtool.sizing.fit import BatchLimits
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.weights import Weights
 from kvtool.units import GIB
 
 HOPPER = 90
@@ -35,18 +39,22 @@ RUNTIME_ERROR_GIB, ALL_REDUCE_ERROR_GIB, UNMEASURED_RUNTIME_ERROR_GIB = 0.02, 0.
 # tensor parallelism, and experts.
 GRAPHS_GIB, GRAPHS_LAYER_GIB, GRAPHS_HIDDEN_GIB, GRAPHS_TP_GIB, GRAPHS_MOE_GIB = 0.15, 0.0057, 0.11, 0.25, 0.87
 GRAPHS_ERROR_GIB = 0.67
+# Of the card: what the margin takes at most for a release that is not known, so that an answer stays one.
+UNNAMED_SHARE = 0.025
 
 
-def estimates(model: Model, gpu: Gpu, options: EngineOptions, limits: BatchLimits, *, max_model_len: int) -> Estimates:
+def estimates(
+    weights: Weights, gpu: Gpu, options: EngineOptions, limits: BatchLimits, *, max_model_len: int
+) -> Estimates:
     """Every term of the fullest rank but the weights, by the rules of the release asked for."""
-    return stage_estimates(model, gpu, options, limits, max_model_len=max_model_len, last_stage=True)
+    return stage_estimates(weights, gpu, options, limits, max_model_len=max_model_len, last_stage=True)
 
 
 def stage_estimates(
-    model: Model, gpu: Gpu, options: EngineOptions, limits: BatchLimits, *, max_model_len: int, last_stage: bool
+    weights: Weights, gpu: Gpu, options: EngineOptions, limits: BatchLimits, *, max_model_len: int, last_stage: bool
 ) -> Estimates:
     """The terms of a rank of the last pipeline stage, which samples, or of one before it."""
-    rules = rules_of(options)
+    model, rules = weights.model, rules_of(options)
     run = profile(
         served_model(model, options.dtype),
         gpu,
@@ -62,7 +70,8 @@ def stage_estimates(
     return Estimates(
         activation=_activation(run, options, last_stage=last_stage),
         runtime=_runtime(run, gpu),
-        graphs=_graphs(run, eager=not options.cuda_graphs),
+        graphs=_graphs(run, gpu, options),
+        beside_weights=beside_weights(replace(weights, model=run.model), options.parallel, run.capability),
     )
 
 
@@ -127,18 +136,19 @@ def graphs_bytes(model: Model, parallel: Parallel) -> int:
     return round(size_gib * GIB)
 
 
-def _graphs(run: Profile, *, eager: bool) -> Estimate:
+def _graphs(run: Profile, gpu: Gpu, options: EngineOptions) -> Estimate:
     """vLLM's estimate of its CUDA graphs, where it takes that off the pool."""
-    rules = run.rules
+    rules, eager = run.rules, not options.cuda_graphs
     if eager or not rules.graphs_subtracted or (run.second_runner and not rules.second_runner_graphs):
         why = "without CUDA graphs" if eager else "this release takes nothing off the pool for CUDA graphs"
         return Estimate(bytes=0, margin_bytes=0, text=why)
-    size = graphs_bytes(run.model, run.parallel)
+    size, error = graphs_bytes(run.model, run.parallel), round(GRAPHS_ERROR_GIB * GIB)
+    fitted = "fitted to the estimates that vLLM 0.19 made of 42 starts"
+    unnamed = min(size, round(UNNAMED_SHARE * gpu.memory_bytes))
+    if options.version is None and unnamed > error:
+        error, fitted = unnamed, f"{fitted}, which releases before 0.20 do not take off and no release was named"
     return Estimate(
         bytes=size,
-        margin_bytes=round(GRAPHS_ERROR_GIB * GIB),
-        text=(
-            f"{size / GIB:.2f} GiB for CUDA graphs, fitted to the estimates that vLLM 0.19 made of 42 starts, good to "
-            f"{GRAPHS_ERROR_GIB:.2f} GiB"
-        ),
+        margin_bytes=error,
+        text=f"{size / GIB:.2f} GiB for CUDA graphs, {fitted}, good to {error / GIB:.2f} GiB",
     )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SharedAttention
 from kvtool.sizing.parallel import Parallel, pipeline_stages
+from kvtool.units import GIB
 
 # Architectures that vLLM has dropped, by the model_type of their configs: its class, the last release that had it.
 _DROPPED = {
@@ -58,6 +62,18 @@ def check_batch(tokens: int, sequences: int) -> None:
     if tokens < sequences:
         raise RefusedError(
             f"max_num_batched_tokens ({tokens}) must be greater than or equal to max_num_seqs ({sequences})."
+        )
+
+
+def check_free(gpu: Gpu, utilization: float) -> None:
+    """Raises RefusedError where less is free at the start than is asked for (v1/worker/utils.py: request_memory)."""
+    requested = math.ceil(gpu.memory_bytes * utilization)
+    if gpu.free_bytes < requested:
+        free, total, wanted = (round(size / GIB, 2) for size in (gpu.free_bytes, gpu.memory_bytes, requested))
+        raise RefusedError(
+            f"Free memory on device cuda:0 ({free}/{total} GiB) on startup is less than desired GPU memory utilization "
+            f"({utilization:g}, {wanted} GiB). Decrease GPU memory utilization or reduce GPU memory used by other "
+            "processes."
         )
 
 

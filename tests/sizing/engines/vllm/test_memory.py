@@ -12,6 +12,7 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.memory import estimates, stage_estimates
 from kvtool.sizing.fit import BatchLimits
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.weights import weigh
 from kvtool.units import GIB, MIB
 
 CATALOGUE = load_catalogue()
@@ -23,7 +24,7 @@ HIDDEN, SAMPLED, LOGITS = 8192 * 4096 * 2, 2 * 1024 * 4096 * 2, 1024 * 128256  #
 
 def activation(version: str, name: str = "llama-3.1-8b", limits: BatchLimits = LIMITS, **options: object) -> int:
     start = EngineOptions(name="vllm", version=version, **options)  # type: ignore[arg-type]
-    return estimates(CATALOGUE.get(name), H100, start, limits, max_model_len=8192).activation.bytes
+    return estimates(weigh(CATALOGUE.get(name)), H100, start, limits, max_model_len=8192).activation.bytes
 
 
 def test_the_triton_sampler_holds_four_copies_of_the_logits_and_a_row_an_sm() -> None:
@@ -66,16 +67,17 @@ def test_images_stay_until_the_profile_is_over() -> None:
 @pytest.mark.parametrize(("version", "graphs"), [("0.19", False), ("0.20", True), ("0.25", False), ("0.33", True)])
 def test_graphs_are_subtracted_where_the_release_does(version: str, graphs: bool) -> None:
     """0.20 by default; the second runner, which runs Llama from 0.23, estimates none before 0.29."""
-    found = estimates(LLAMA, H100, EngineOptions(name="vllm", version=version), LIMITS, max_model_len=8192)
+    found = estimates(weigh(LLAMA), H100, EngineOptions(name="vllm", version=version), LIMITS, max_model_len=8192)
     assert (found.graphs.bytes > 0) == graphs
     eager = EngineOptions(name="vllm", version=version, cuda_graphs=False)
-    assert estimates(LLAMA, H100, eager, LIMITS, max_model_len=8192).graphs.bytes == 0
+    assert estimates(weigh(LLAMA), H100, eager, LIMITS, max_model_len=8192).graphs.bytes == 0
 
 
 def test_a_stage_before_the_last_samples_nothing() -> None:
     start = EngineOptions(name="vllm", version="0.19", parallel=Parallel(pp=2))
     first, last = (
-        stage_estimates(LLAMA, H100, start, LIMITS, max_model_len=8192, last_stage=which) for which in (False, True)
+        stage_estimates(weigh(LLAMA), H100, start, LIMITS, max_model_len=8192, last_stage=which)
+        for which in (False, True)
     )
     assert first.activation.bytes == 6 * HIDDEN + 8192 * 3 * 14336 * 2 + 32 * MIB
     assert last.activation.bytes == activation("0.19") + 2 * HIDDEN
@@ -84,14 +86,14 @@ def test_a_stage_before_the_last_samples_nothing() -> None:
 def test_a_card_before_hopper_has_a_small_workspace_and_no_wide_margin_is_hidden() -> None:
     a100 = find_gpu("a100-sxm-80gb")
     start = EngineOptions(name="vllm", version="0.19", parallel=Parallel(tp=2))
-    found = estimates(LLAMA, a100, start, LIMITS, max_model_len=8192)
+    found = estimates(weigh(LLAMA), a100, start, LIMITS, max_model_len=8192)
     assert "not on this card" in found.runtime.text
     assert found.runtime.margin_bytes >= GIB // 4
-    assert found.runtime.bytes < estimates(LLAMA, H100, start, LIMITS, max_model_len=8192).runtime.bytes
+    assert found.runtime.bytes < estimates(weigh(LLAMA), H100, start, LIMITS, max_model_len=8192).runtime.bytes
 
 
 def test_rows_of_logits_that_are_not_aligned_take_more() -> None:
     odd = replace(LLAMA, vocab_size=49155)
     start = EngineOptions(name="vllm", version="0.19")
-    more = [estimates(model, H100, start, LIMITS, max_model_len=8192).runtime.bytes for model in (odd, LLAMA)]
+    more = [estimates(weigh(model), H100, start, LIMITS, max_model_len=8192).runtime.bytes for model in (odd, LLAMA)]
     assert round((more[0] - more[1]) / GIB, 2) == 0.21

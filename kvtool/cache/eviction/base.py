@@ -1,6 +1,6 @@
-"""Which cached pages go first when room is needed: eviction policies, chosen by name.
+"""What an eviction policy is: it holds the runs that no sequence locks and names the leaf that goes next.
 
-A policy holds the nodes that no sequence locks and names the leaf that goes next. Most are a rank of nodes:
+Most are a rank of nodes:
 
     class Largest(Ranked):
         def rank(self, node):
@@ -10,14 +10,29 @@ A policy holds the nodes that no sequence locks and names the leaf that goes nex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
-from kvtool.cache.node import Node
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.cache.index.node import Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a policy may know beside the runs.
+
+    - clock: gives seconds; time stands still where nobody says otherwise.
+    - page_tokens: tokens a page.
+    - spare_tokens: how many tokens of its past a next turn may compute again without being late.
+    - even_tokens: the context at which attention takes as many FLOPs a token as all the rest.
+    """
+
+    clock: Callable[[], float] = lambda: 0.0
+    page_tokens: int = 1
+    spare_tokens: int = 512
+    even_tokens: float = 32_768
 
 
 class EvictionPolicy(ABC):
@@ -27,6 +42,9 @@ class EvictionPolicy(ABC):
     """
 
     by_run = True
+
+    def __init__(self, known: Known | None = None) -> None:
+        self.known = known or Known()
 
     @abstractmethod
     def add(self, node: Node) -> None:
@@ -49,39 +67,6 @@ class EvictionPolicy(ABC):
         """The policy holds exactly the `unlocked` nodes of the index, in its own order."""
 
 
-class Lru(EvictionPolicy):
-    """What lost its last lock first goes first. O(1) a node.
-
-    A path is unlocked from its end, and locking a node locks its ancestors, so every node stands before its ancestors:
-    the first is always a leaf.
-    """
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[Node, None] = OrderedDict()
-
-    def add(self, node: Node) -> None:
-        self._order[node] = None
-
-    def discard(self, node: Node) -> None:
-        del self._order[node]
-
-    def update(self, node: Node) -> None:
-        """What a node lost does not make it older."""
-
-    def victim(self) -> Node:
-        return next(iter(self._order))
-
-    def check(self, unlocked: Sequence[Node]) -> None:
-        place = {node: place for place, node in enumerate(self._order)}
-        assert place.keys() == set(unlocked), "evictable is not the same as unlocked"
-        for node in unlocked:
-            if node.parent in place:
-                assert place[node] < place[node.parent], "a node would be evicted after its parent"
-
-    def __str__(self) -> str:
-        return f"lru, {len(self._order)} nodes unlocked"
-
-
 class Ranked(EvictionPolicy):
     """The leaf of the lowest rank goes first, the one that was ranked first among equals. O(log n) a node.
 
@@ -89,7 +74,8 @@ class Ranked(EvictionPolicy):
     the node's own are skipped when they surface, and dropped when they are the most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known | None = None) -> None:
+        super().__init__(known)
         self._entries: dict[Node, tuple[Any, int, Node] | None] = {}
         self._heap: list[tuple[Any, int, Node]] = []
         self._serial = count()
@@ -135,27 +121,3 @@ class Ranked(EvictionPolicy):
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()}, {len(self._entries)} nodes unlocked"
-
-
-class Lfu(Ranked):
-    """The least often hit goes first, the least recently used among equals."""
-
-    def rank(self, node: Node) -> tuple[int, int]:
-        return node.hits, node.last_used
-
-
-class Fifo(Ranked):
-    """What was added first goes first, used or not."""
-
-    def rank(self, node: Node) -> int:
-        return node.created
-
-
-EVICTION: dict[str, type[EvictionPolicy]] = {"lru": Lru, "lfu": Lfu, "fifo": Fifo}
-
-
-def eviction_policy(name: str) -> EvictionPolicy:
-    """A policy for one index. Raises KvtoolError for a name that is not known."""
-    if name not in EVICTION:
-        raise KvtoolError(f"eviction policy {name!r} is not one of {', '.join(EVICTION)}{did_you_mean(name, EVICTION)}")
-    return EVICTION[name]()

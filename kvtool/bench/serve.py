@@ -1,0 +1,195 @@
+"""Runs a plan through an engine as its requests come due, and watches them and the pool."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from kvtool.cache.manager import CacheCounters
+from kvtool.engine.engine import Engine
+from kvtool.engine.sequence import SamplingParams, Sequence
+from kvtool.results import Sample
+from kvtool.workloads.scenarios.base import Plan
+
+Point = tuple[float, int]
+"""Seconds since the start, and pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A plan that is done. `sequences` are in the order of its turns, the answers to one prompt side by side; times are
+    seconds since the start. `in_use` are pages with K/V after each step, `held` those of running requests alone;
+    `empty_slots` had no token when the most were held."""
+
+    sequences: list[Sequence]
+    arrivals_s: list[float]
+    queues_s: list[float]
+    counters: CacheCounters
+    in_use: list[Point]
+    held: list[Point]
+    empty_slots: int
+
+    @property
+    def hit_tokens(self) -> int:
+        """Found when a request was first admitted, in what the allocator gave it then."""
+        return sum(sequence.cached_tokens or 0 for sequence in self.sequences)
+
+    @property
+    def recomputed_tokens(self) -> int:
+        """Computed once more, by requests that had given way."""
+        return sum(sequence.processed_tokens - needed_tokens(sequence) for sequence in self.sequences)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a request gave way."""
+        return sum(sequence.num_preemptions for sequence in self.sequences)
+
+    def samples(self, arm: str, iteration: int) -> list[Sample]:
+        """One a request, in their order."""
+        return [
+            Sample(
+                arm=arm,
+                iteration=iteration,
+                ttft_s=sequence.ttft_s,
+                e2e_s=sequence.e2e_s,
+                itl_s=sequence.itl_s,
+                output_tokens=len(sequence.output_ids),
+                prompt_tokens=sequence.prompt_tokens,
+                cached_tokens=sequence.cached_tokens or 0,
+                arrival_s=arrival_s,
+                queue_s=queue_s,
+            )
+            for sequence, arrival_s, queue_s in zip(self.sequences, self.arrivals_s, self.queues_s, strict=True)
+        ]
+
+
+def needed_tokens(sequence: Sequence) -> int:
+    """That a finished request had to compute: all but what it found, and the last one, which nobody reads."""
+    return len(sequence.token_ids) - 1 - (sequence.cached_tokens or 0)
+
+
+def serve(
+    engine: Engine,
+    plan: Plan,
+    *,
+    concurrency: int | None = None,
+    forks: bool = True,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Served:
+    """The plan's requests, each when it is due, at most `concurrency` in flight.
+
+    A request that the limit holds back is in from the moment it is submitted. `forks` lets the answers to one prompt
+    share its pages; without, each is a request of its own.
+    """
+    return _Serving(engine, plan, concurrency, forks, sleep).run()
+
+
+class _Serving:
+    """The state of one run. `_due` is a heap of times and turns; `_unfinished` counts the answers of a turn."""
+
+    def __init__(
+        self, engine: Engine, plan: Plan, concurrency: int | None, forks: bool, sleep: Callable[[float], None]
+    ) -> None:
+        self.engine, self.plan = engine, plan
+        self._concurrency, self._forks, self._sleep = concurrency, forks, sleep
+        self._start_s = engine.clock()
+        self._due = [(turn.arrival_s, i) for i, turn in enumerate(plan.turns) if turn.after is None]
+        heapify(self._due)
+        self._followers: dict[int, list[int]] = defaultdict(list)
+        for index, turn in enumerate(plan.turns):
+            if turn.after is not None:
+                self._followers[turn.after].append(index)
+        self._answers: dict[int, list[Sequence]] = defaultdict(list)
+        self._to_fork: dict[Sequence, int] = {}  # further answers, once the first token is out
+        self._turn_of: dict[Sequence, int] = {}  # of those in flight
+        self._queued: list[Sequence] = []
+        self._transcripts: dict[int, list[int]] = {}
+        self._admitted_s: dict[Sequence, float] = {}
+        self._in_use: list[Point] = []
+        self._held: list[Point] = []
+        self._most_held, self._empty_slots = 0, 0
+
+    def run(self) -> Served:
+        """Submit, step, watch, until nothing is left."""
+        while self._due or self._turn_of:
+            self._submit()
+            if self.engine.scheduler.is_idle:
+                self._sleep(max(0.0, self._due[0][0] - self._now_s()))
+                self._watch_pool()  # until now it was as it is
+            else:
+                self._step()
+        sequences = [sequence for index in range(len(self.plan.turns)) for sequence in self._answers[index]]
+        return Served(
+            sequences=sequences,
+            arrivals_s=[sequence.arrival_s - self._start_s for sequence in sequences],
+            queues_s=[max(0.0, self._admitted_s[s] - (s.arrival_s - self._start_s)) for s in sequences],
+            counters=self.engine.cache.counters(),
+            in_use=self._in_use,
+            held=self._held,
+            empty_slots=self._empty_slots,
+        )
+
+    def _now_s(self) -> float:
+        return self.engine.clock() - self._start_s
+
+    def _submit(self) -> None:
+        while self._due and self._due[0][0] <= self._now_s() and self._has_room():
+            due_s, index = heappop(self._due)
+            turn = self.plan.turns[index]
+            params = SamplingParams(max_tokens=turn.output_len)
+            prompt = turn.prompt(self._transcripts)
+            arrival_s = self._start_s + due_s if self._concurrency is None else None
+            first = self.engine.add(prompt, params, arrival_s=arrival_s)
+            self._watch(first, index)
+            if self._forks and turn.answers > 1:
+                self._to_fork[first] = turn.answers - 1
+                continue
+            for _ in range(turn.answers - 1):
+                self._watch(self.engine.add(prompt, params, arrival_s=arrival_s), index)
+
+    def _watch(self, sequence: Sequence, index: int) -> None:
+        """It is in flight, as an answer to that turn."""
+        self._answers[index].append(sequence)
+        self._queued.append(sequence)
+        self._turn_of[sequence] = index
+
+    def _has_room(self) -> bool:
+        return self._concurrency is None or len(self._turn_of) < self._concurrency
+
+    def _step(self) -> None:
+        """Requests that were admitted waited until the step began."""
+        begin_s = self._now_s()
+        stepped = self.engine.step()
+        for sequence in self._queued:
+            if sequence.cached_tokens is not None:
+                self._admitted_s[sequence] = begin_s
+        self._queued = [sequence for sequence in self._queued if sequence.cached_tokens is None]
+        self._watch_pool()
+        for sequence in stepped:
+            if sequence in self._to_fork:
+                for other in self.engine.fork(sequence, self._to_fork.pop(sequence)):
+                    self._watch(other, self._turn_of[sequence])
+            if sequence.is_finished:
+                self._finish(sequence)
+
+    def _watch_pool(self) -> None:
+        now_s, cache = self._now_s(), self.engine.cache
+        held = cache.pool.num_pages - cache.num_available_pages
+        self._in_use.append((now_s, cache.pool.num_pages - cache.counters().free_pages))
+        self._held.append((now_s, held))
+        if held > self._most_held:
+            tables = [sequence.pages.table for sequence in self.engine.scheduler.running if sequence.pages is not None]
+            self._most_held = held
+            self._empty_slots = sum(table.capacity_tokens - table.num_tokens for table in tables)
+
+    def _finish(self, sequence: Sequence) -> None:
+        index = self._turn_of.pop(sequence)
+        if any(other in self._turn_of for other in self._answers[index]):
+            return
+        self._transcripts[index] = sequence.token_ids
+        now_s = self._now_s()
+        for follower in self._followers.pop(index, []):
+            heappush(self._due, (now_s + self.plan.turns[follower].think_s, follower))

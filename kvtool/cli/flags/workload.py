@@ -1,0 +1,80 @@
+"""Which traffic `kvtool bench` runs, and under which policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from kvtool.cli.flags.group import Group
+from kvtool.cli.values import optional_length
+from kvtool.units import split_list
+
+_option = partial(typer.Option, rich_help_panel="Workloads")
+
+
+@dataclass(frozen=True)
+class WorkloadFlags(Group):
+    """Scenarios, how their requests arrive, the pool, and the policies that are compared under it."""
+
+    workload: Annotated[
+        str | None,
+        _option(
+            metavar="LIST",
+            help="Run these instead of the parts: independent, translation, few-shot, multi-turn, agent, ranking, "
+            "parallel, edit, or a trace file (its first --num-prompts requests).",
+        ),
+    ] = None
+    eviction: Annotated[
+        str,
+        _option(
+            metavar="LIST",
+            help="Policies to compare: lru, lfu, fifo, priority, never-hit-first, shared-prefix-first, size-aware, "
+            "remaining-length, cost-aware.",
+        ),
+    ] = "lru"
+    preemption: Annotated[
+        str,
+        _option(
+            metavar="LIST",
+            help="Who gives way when running requests do not fit: youngest, priority, fewest-remaining, cheapest.",
+        ),
+    ] = "youngest"
+    pool_tokens: Annotated[
+        str | None,
+        _option(
+            metavar="TOKENS",
+            help="Tokens that the pool holds (default: everything; half of it where policies are compared).",
+        ),
+    ] = None
+    burstiness: Annotated[
+        float, _option(help="Of arrivals at --request-rate: 1 is Poisson, less is in bursts, more is even.")
+    ] = 1.0
+    think_time: Annotated[float, _option(help="Mean seconds before a turn that goes on from another.")] = 0.0
+    time_scale: Annotated[float, _option(help="How many times as fast as it was a trace is run.")] = 1.0
+    goodput: Annotated[
+        str | None, _option(metavar="LIMITS", help="Milliseconds that a request must keep, as ttft:200,tpot:50.")
+    ] = None
+
+    def parts(self, asked: str | None) -> tuple[str, ...] | None:
+        """The parts that run: those asked for, the workload alone where one is named, None for the usual ones."""
+        if asked is not None:
+            return tuple(split_list(asked))
+        return None if self.workload is None else ("workload",)
+
+    def options(self) -> dict[str, Any]:
+        """The fields of the workload part. Raises KvtoolError."""
+        from kvtool.bench.goodput import parse_goodput
+
+        return {
+            "scenarios": None if self.workload is None else tuple(split_list(self.workload)),
+            "evictions": tuple(split_list(self.eviction)),
+            "preemptions": tuple(split_list(self.preemption)),
+            "pool_tokens": optional_length(self.pool_tokens, "pool tokens"),
+            "burstiness": self.burstiness,
+            "think_s": self.think_time,
+            "time_scale": self.time_scale,
+            "goodput_ms": None if self.goodput is None else parse_goodput(self.goodput),
+        }

@@ -1,0 +1,74 @@
+"""Events in the order of their time, and flows between them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from kvtool.replay.clock.network import NEVER, Network, Path
+
+Call = Callable[[], None]
+
+
+class Clock:
+    """Virtual time, in seconds from 0. Events of one time come in the order in which they were asked for."""
+
+    def __init__(self, bytes_per_s: Sequence[float] = ()) -> None:
+        self.now_s = 0.0
+        self.network = Network(bytes_per_s)
+        self._events: list[tuple[float, int, Call]] = []
+        self._number = count()
+
+    def at(self, time_s: float, call: Call) -> None:
+        """Call at `time_s`, or now if that is past."""
+        heapq.heappush(self._events, (max(self.now_s, time_s), next(self._number), call))
+
+    def send(self, path: Path, num_bytes: float, done: Call, *, latency_s: float = 0.0) -> None:
+        """Move bytes over the links of `path`, after a latency in which they take no bandwidth."""
+        if latency_s:
+            self.at(self.now_s + latency_s, lambda: self.send(path, num_bytes, done))
+        elif num_bytes > 0 and path:
+            self.network.add(path, num_bytes, done)
+        else:
+            self.at(self.now_s, done)
+
+    def run(self, *, until_s: float = NEVER) -> None:
+        """Until nothing is left to happen, or that time."""
+        while True:
+            flow_s = self.network.left_s()
+            event_s = self._events[0][0] - self.now_s if self._events else NEVER
+            step_s = min(flow_s, event_s)
+            if step_s == NEVER or self.now_s + step_s > until_s:
+                return
+            self.now_s = self._events[0][0] if event_s <= flow_s else self.now_s + step_s
+            self.network.advance(step_s)  # what flows ends by this step, even one too short for the time to show
+            while self._events and self._events[0][0] <= self.now_s:
+                heapq.heappop(self._events)[2]()
+
+
+class Server:
+    """One thing at a time, in the order in which they came. `idle_since_s` is when the last one ended."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.idle_since_s = 0.0
+        self._clock = clock
+        self._waiting: deque[Call] = deque()
+        self._running = False
+
+    def take(self, begin: Call) -> None:
+        """`begin` is called when it is its turn, and ends with a call of `free`."""
+        self._waiting.append(begin)
+        self._next()
+
+    def free(self) -> None:
+        """The one that runs is done."""
+        self._running = False
+        self.idle_since_s = self._clock.now_s
+        self._next()
+
+    def _next(self) -> None:
+        if not self._running and self._waiting:
+            self._running = True
+            self._waiting.popleft()()

@@ -1,0 +1,105 @@
+"""Links shared by flows, max-min fair: a flow gets all that no flow with less could use.
+
+Flows over the same links get the same rate, so they are a class: it counts the bytes that each of its flows was served
+since it began, and a flow is done when that has grown by its size. An event costs as much as there are classes, however
+many flows wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+
+Path = tuple[int, ...]  # the links of a flow; one that it crosses twice stands there twice
+Done = Callable[[], None]
+NEVER = float("inf")
+MOMENT_S = 1e-9  # a time of hours has no smaller step in which the last bit of a flow could pass
+
+
+class _Class:
+    """Flows over one path. `heap` has what `served` must come to for each, and what is called then."""
+
+    def __init__(self, path: Path) -> None:
+        self.crossings = {link: path.count(link) for link in path}
+        self.heap: list[tuple[float, int, Done]] = []
+        self.served = 0.0
+        self.rate = 0.0
+
+    def left_s(self) -> float:
+        return max(0.0, self.heap[0][0] - self.served) / self.rate if self.heap and self.rate else NEVER
+
+
+class Network:
+    """Links of `bytes_per_s` each."""
+
+    def __init__(self, bytes_per_s: Sequence[float]) -> None:
+        self.moved = [0.0] * len(bytes_per_s)  # bytes through each link so far
+        self._capacity = list(bytes_per_s)
+        self._classes: dict[Path, _Class] = {}
+        self._number = count()
+        self._stale = False
+
+    def add(self, path: Path, num_bytes: float, done: Done) -> None:
+        """Bytes that start now; `done` is called from `advance` when the last of them is there."""
+        flows = self._classes.setdefault(path, _Class(path))
+        if not flows.heap:
+            flows.served = 0.0  # sums of many flows would lose digits
+        heapq.heappush(flows.heap, (flows.served + num_bytes, next(self._number), done))
+        self._stale = True
+
+    def left_s(self) -> float:
+        """Until the next flow is done, if none is added before; NEVER where none is there."""
+        self._refresh()
+        return min((flows.left_s() for flows in self._classes.values()), default=NEVER)
+
+    def advance(self, seconds: float) -> None:
+        """Let that time pass, of at most `left_s`, and call what is done."""
+        self._refresh()
+        done: list[Done] = []
+        for flows in self._classes.values():
+            if not flows.heap:
+                continue
+            ends = flows.left_s() - seconds <= MOMENT_S
+            step = flows.rate * seconds
+            for link, times in flows.crossings.items():
+                self.moved[link] += step * times * len(flows.heap)
+            flows.served = flows.heap[0][0] if ends else flows.served + step
+            while flows.heap and flows.heap[0][0] <= flows.served:
+                done.append(heapq.heappop(flows.heap)[2])
+                self._stale = True
+        for call in done:
+            call()
+
+    def _refresh(self) -> None:
+        if self._stale:
+            busy = {path: flows for path, flows in self._classes.items() if flows.heap}
+            rates = fair_rates(
+                {path: (len(flows.heap), flows.crossings) for path, flows in busy.items()}, self._capacity
+            )
+            for path, flows in busy.items():
+                flows.rate = rates[path]
+            self._stale = False
+
+
+def fair_rates(classes: Mapping[Path, tuple[int, Mapping[int, int]]], capacity: Sequence[float]) -> dict[Path, float]:
+    """The rate of a flow of each class, of so many flows that cross each link so often.
+
+    Water rises for all alike until a link is full; its flows stay there, and the others rise on.
+    """
+    left = list(capacity)
+    rates: dict[Path, float] = {}
+    open_classes = dict(classes)
+    while open_classes:
+        load: dict[int, int] = {}
+        for flows, crossings in open_classes.values():
+            for link, times in crossings.items():
+                load[link] = load.get(link, 0) + flows * times
+        full = min(load, key=lambda link: left[link] / load[link])
+        share = max(0.0, left[full]) / load[full]
+        for path in [path for path, (_, crossings) in open_classes.items() if full in crossings]:
+            flows, crossings = open_classes.pop(path)
+            rates[path] = share
+            for link, times in crossings.items():
+                left[link] -= share * flows * times
+    return rates

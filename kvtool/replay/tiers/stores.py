@@ -1,0 +1,97 @@
+"""Which blocks each tier holds, request by request; each tier evicts what was used least recently, tails first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Blocks of one request. `places` says of its hits, in the order of the prompt, which tier holds each (0: the GPU).
+    `written` counts what is written to each tier below.
+    """
+
+    places: tuple[int, ...]
+    written: tuple[int, ...]
+
+
+class Stores:
+    """Room for `capacities` blocks in the GPU, then in each tier below it. Options as of TierOptions."""
+
+    def __init__(self, capacities: Sequence[int], *, exclusive: bool, write_after: int | None) -> None:
+        self._shelves = [_Shelf(capacity) for capacity in capacities]
+        self._exclusive, self._write_after = exclusive, write_after
+        self._hits: dict[int, int] = {}
+
+    def request(self, path: list[int]) -> Moved:
+        """Look a path up, bring all of it into the GPU, and move down what the policy says."""
+        places = self._find(path)
+        hit = path[: len(places)]
+        if self._exclusive:
+            for shelf in self._shelves[1:]:
+                shelf.drop(hit)
+        else:
+            for shelf in self._shelves[1:]:
+                shelf.touch(hit)
+        leaving = self._shelves[0].bring(path)
+        written = self._back(leaving) if self._write_after is None else self._through(path, len(places))
+        return Moved(tuple(places), tuple(written))
+
+    def _find(self, path: list[int]) -> list[int]:
+        places = []
+        for node in path:
+            place = next((tier for tier, shelf in enumerate(self._shelves) if node in shelf.held), None)
+            if place is None:
+                break
+            places.append(place)
+        return places
+
+    def _back(self, leaving: list[int]) -> list[int]:
+        """What leaves a tier is written to the next, unless that has it."""
+        written = []
+        for shelf in self._shelves[1:]:
+            fresh = [node for node in leaving if node not in shelf.held]
+            leaving = shelf.bring(leaving[::-1])
+            written.append(sum(node in shelf.held for node in fresh))
+        return written
+
+    def _through(self, path: list[int], hits: int) -> list[int]:
+        """What has been hit often enough is written to every tier that does not have it."""
+        ready = path
+        if self._write_after:
+            for node in path[:hits]:
+                self._hits[node] = self._hits.get(node, 0) + 1
+            ready = [node for node in path if self._hits.get(node, 0) >= self._write_after]
+        written = []
+        for shelf in self._shelves[1:]:
+            fresh = [node for node in ready if node not in shelf.held]
+            shelf.bring(ready)
+            written.append(sum(node in shelf.held for node in fresh))
+        return written
+
+
+class _Shelf:
+    """Blocks of one tier, the least recently used first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.held: OrderedDict[int, None] = OrderedDict()
+        self._capacity = capacity
+
+    def touch(self, path: Sequence[int]) -> None:
+        """Use those of a path that are here: its tail goes before its head."""
+        for node in reversed(path):
+            if node in self.held:
+                self.held.move_to_end(node)
+
+    def bring(self, path: Sequence[int]) -> list[int]:
+        """Use or store all of a path, and the blocks that have to go for it, deepest first."""
+        for node in reversed(path):
+            self.held[node] = None
+            self.held.move_to_end(node)
+        return [self.held.popitem(last=False)[0] for _ in range(len(self.held) - self._capacity)]
+
+    def drop(self, nodes: Iterable[int]) -> None:
+        for node in nodes:
+            self.held.pop(node, None)

@@ -1,0 +1,65 @@
+"""What a scenario of a benchmark adds to its case: hits asked for and counted, what they saved, what the pool did."""
+
+from __future__ import annotations
+
+from kvtool.results.document import Struct
+
+
+class TierUse(Struct, frozen=True, kw_only=True):
+    """Of one tier below the pool over all requests; bytes are those moved into it and out of it."""
+
+    tier: str
+    hit_tokens: int
+    bytes_in: int
+    bytes_out: int
+    stall_s: float
+
+
+class Saved(Struct, frozen=True, kw_only=True):
+    """Of the cached arm against the uncached one, over the same requests.
+
+    Milliseconds are the median of paired differences with their 95 % bootstrap interval. `repeat_ms` is the same of the
+    cached arm against its own repeat: what two runs of one thing differ by. FLOPs and bytes are of one iteration.
+    """
+
+    ttft_ms: float
+    ttft_ms_ci_low: float
+    ttft_ms_ci_high: float
+    ttft_ratio: float
+    repeat_ms: float | None
+    repeat_ms_ci_low: float | None
+    repeat_ms_ci_high: float | None
+    flops: int
+    kv_bytes_not_written: int
+
+
+class Workload(Struct, frozen=True, kw_only=True):
+    """Counts are of one iteration of the cached arm, by the allocator's own counters.
+
+    `hit_rate_requested` is what was asked for, or what the scenario's prompts have by their making, and
+    `hit_tokens_expected` the tokens that makes in a pool that evicts nothing: found exactly so where `hits_exact`, and
+    fewer where one request may come before another has computed what both share. `hit_tokens` are found when a request
+    is first admitted; `recomputed_tokens` were computed once more after it had given way. `occupancy` tells at which
+    second so many pages were in use, by running requests and as cached prefixes, `held` by running requests alone.
+    """
+
+    scenario: str
+    policy: str
+    admission: str
+    preemption: str
+    scale: str
+    hit_rate_requested: float
+    hit_rate_measured: float
+    hit_tokens_expected: int
+    hits_exact: bool
+    hit_tokens: int
+    recomputed_tokens: int
+    prompt_tokens: int
+    evicted_pages: int
+    preemptions: int
+    copied_pages: int
+    tiers: list[TierUse]
+    occupancy: list[tuple[float, int]]
+    held: list[tuple[float, int]]
+    goodput_ratio: float | None
+    saved: Saved

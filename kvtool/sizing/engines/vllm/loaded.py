@@ -1,0 +1,164 @@
+"""What vLLM holds beside the weights once a model is loaded: tables of positions, experts padded for their kernels, and
+what torch's allocator rounds up. Its log counts all of it as weights ("Model loading took").
+
+Read in model_executor/layers/rotary_embedding/, layers/fused_moe/oracle/mxfp4.py and torch's CUDACachingAllocator.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
+from kvtool.sizing.dtypes import FLOAT_BYTES, canonical_dtype
+from kvtool.sizing.engines.estimates import Estimate
+from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.params import mlp_matrices
+from kvtool.sizing.weights import Weights
+from kvtool.units import MIB, ceil_div, format_bytes, round_up
+
+HOPPER, BLACKWELL = 90, 100
+MXFP4 = "mxfp4"
+# Families without tables of positions (learned ones, or biases), and those that have several times the positions that a
+# model was made for: MRotaryEmbedding keeps four times as many for long videos.
+_WITHOUT_TABLES = ("bloom", "gpt2", "gpt_bigcode", "mpt", "nemotron_h", "opt")
+_VIDEO_POSITIONS = 4
+_VIDEO_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_omni", "qwen3_5")
+_TWO_THETAS = ("gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text")  # windows rotate by their own
+# Part of a head that rotates, where the decoder does not say it.
+_ROTATED = {
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), 0.25),
+    **dict.fromkeys(("chatglm", "glm", "glm4", "glm4_moe", "minimax_m2"), 0.5),
+}
+_LATENT_TABLE_BYTES = 4  # FlashInfer's rotation takes fp32 (DeepseekScalingRotaryEmbedding)
+_SEGMENT_BYTES, _OWN_SEGMENT_BYTES, _KEPT_REST_BYTES = 2 * MIB, 10 * MIB, MIB
+
+
+def beside_weights(weights: Weights, parallel: Parallel, capability: int | None) -> Estimate:
+    """Of one rank: no estimate but arithmetic, so without a margin."""
+    tables, padding = table_bytes(weights.model), padding_bytes(weights, parallel, capability)
+    rounding = sum(map(rounding_bytes, _tensors(weights, parallel))) // parallel.pp
+    size = tables + padding + rounding
+    padded = f", {format_bytes(padding)} that pad experts for their kernel" if padding else ""
+    return Estimate(
+        bytes=size,
+        margin_bytes=0,
+        text=(
+            f"weights of a GPU count what vLLM loads with them: {format_bytes(tables)} of tables of positions{padded}, "
+            f"{format_bytes(rounding)} that torch rounds up"
+        ),
+    )
+
+
+def table_bytes(model: Model) -> int:
+    """Cosines and sines of every position, once for all layers that rotate alike. 0 where positions are not known."""
+    decoder = model.decoder
+    learned = decoder is not None and decoder.position_offset is not None
+    if model.max_position_embeddings is None or learned or model.architecture in _WITHOUT_TABLES:
+        return 0
+    element = FLOAT_BYTES.get(canonical_dtype(model.dtype or "bf16"), 2)
+    taken = 0
+    for width, scaled in {_table(model, layer.cache) for layer in model.layers} - {(0, False), (0, True)}:
+        latent = any(isinstance(layer.cache, LatentAttention) for layer in model.layers)
+        taken += _positions(model, scaled=scaled) * width * (_LATENT_TABLE_BYTES if latent else element)
+    return taken
+
+
+def _table(model: Model, cache: object) -> tuple[int, bool]:
+    """(elements of a row, whether positions are scaled) of the table that a layer reads; (0, ...) for none."""
+    match cache:
+        case LatentAttention():
+            return cache.qk_rope_head_dim, True
+        case FullAttention():
+            own = isinstance(cache, SlidingAttention) and model.architecture in _TWO_THETAS
+            return round(cache.k_head_dim * _rotated(model)), not own
+        case _:
+            return 0, False
+
+
+def _rotated(model: Model) -> float:
+    decoder = model.decoder
+    if decoder is not None and decoder.rotary_fraction != 1.0:
+        return decoder.rotary_fraction
+    return _ROTATED.get(model.architecture or "", 1.0)
+
+
+def _positions(model: Model, *, scaled: bool) -> int:
+    """Rows of a table: linear scaling multiplies what the config says, other kinds reach it."""
+    positions = model.max_position_embeddings or 0
+    scaling = None if model.decoder is None else model.decoder.rope_scaling
+    if scaled and scaling is not None and scaling.kind == "linear":
+        return round(positions * scaling.factor)
+    if (model.architecture or "").startswith(_VIDEO_FAMILIES):
+        return positions * _VIDEO_POSITIONS
+    return positions
+
+
+def padding_bytes(weights: Weights, parallel: Parallel, capability: int | None) -> int:
+    """By how much experts in MXFP4 grow to the multiples that their kernel takes: Marlin's before Hopper, Triton's
+    there, FlashInfer's on Blackwell. 0 for other formats and cards.
+    """
+    moe, model = weights.model.moe, weights.model
+    if moe is None or capability is None or weights.format.name != MXFP4:
+        return 0
+    inner_multiple, outer_multiple = _multiples(capability)
+    inner, outer = _expert_width(weights, parallel), moe.hidden_size or model.hidden_size
+    padded = round_up(inner, inner_multiple) * round_up(outer, outer_multiple)
+    each = (padded - inner * outer) * mlp_matrices(model) * weights.format.expert_bits / 8
+    layers = sum(moe.is_sparse(index) for index in range(model.num_layers))
+    return round(each * _local_experts(weights, parallel) * layers / parallel.pp)
+
+
+def _multiples(capability: int) -> tuple[int, int]:
+    """Of the inner and the outer width of an expert."""
+    if capability < HOPPER:
+        return 128, 256
+    return (64, 1) if capability < BLACKWELL else (128, 256)
+
+
+def _expert_width(weights: Weights, parallel: Parallel) -> int:
+    moe = weights.model.moe
+    return 0 if moe is None else ceil_div(moe.intermediate_size, 1 if parallel.ep > 1 else parallel.tp)
+
+
+def _local_experts(weights: Weights, parallel: Parallel) -> int:
+    moe = weights.model.moe
+    return 0 if moe is None else ceil_div(moe.num_experts, parallel.ep)
+
+
+def rounding_bytes(size: int) -> int:
+    """What torch's allocator adds to a tensor: one of 10 MiB has a segment of its own in steps of 2 MiB, and a rest of
+    1 MiB at most is not given to others. Smaller tensors share segments.
+    """
+    rest = round_up(size, _SEGMENT_BYTES) - size
+    return rest if size >= _OWN_SEGMENT_BYTES and rest <= _KEPT_REST_BYTES else 0
+
+
+def _tensors(weights: Weights, parallel: Parallel) -> Iterator[int]:
+    """Bytes of the large matrices of all layers on one rank, those that vLLM joins as one."""
+    model, stored = weights.model, weights.format
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer.cache, FullAttention):
+            yield from _attention(model, layer.cache, parallel.attention_tp, int(stored.mixer_bits))
+        if model.moe is not None and model.moe.is_sparse(index):
+            outer = model.moe.hidden_size or model.hidden_size
+            expert = _local_experts(weights, parallel) * _expert_width(weights, parallel) * outer
+            yield from _mlp(model, expert, int(stored.expert_bits))
+            shared = ceil_div(model.moe.shared_intermediate_size, parallel.tp) * model.hidden_size
+            yield from _mlp(model, shared, int(stored.bits))
+        else:
+            width = ceil_div(model.intermediate_size or 0, parallel.tp)
+            yield from _mlp(model, width * model.hidden_size, int(stored.bits))
+
+
+def _attention(model: Model, cache: FullAttention, tp: int, bits: int) -> Iterator[int]:
+    """Queries, keys and values in one matrix, and the output."""
+    kv_width = max(1, cache.kv_heads // tp) * (cache.k_head_dim + cache.v_head_dim)
+    heads = ceil_div(model.num_heads, tp)
+    yield (heads * cache.k_head_dim + kv_width) * model.hidden_size * bits // 8
+    yield heads * cache.v_head_dim * model.hidden_size * bits // 8
+
+
+def _mlp(model: Model, elements: int, bits: int) -> Iterator[int]:
+    """Gate and up in one matrix, where there is a gate, and down; `elements` are those of one."""
+    yield (mlp_matrices(model) - 1) * elements * bits // 8
+    yield elements * bits // 8

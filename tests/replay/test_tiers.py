@@ -1,0 +1,252 @@
+"""Tiers on a clock: flows share links fairly, loads overlap with layers, and the ends of every scale are what they
+must be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtool.catalog.gpus import find_gpu
+from kvtool.catalog.model import FullAttention
+from kvtool.catalog.resolve import resolve_model
+from kvtool.errors import KvtoolError
+from kvtool.replay.accesses import Accesses, read_accesses
+from kvtool.replay.capacity import block_bytes, parse_capacity
+from kvtool.replay.clock.clock import Clock
+from kvtool.replay.clock.network import fair_rates
+from kvtool.replay.curves import Curve
+from kvtool.replay.fastest import core
+from kvtool.replay.profile import read_profiles
+from kvtool.replay.replay import ReplayOptions, replay
+from kvtool.replay.saved import PrefillFloor, prefill_floor
+from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
+from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers
+from kvtool.replay.tiers.plan import Links, Plan
+from kvtool.replay.tiers.stores import Stores
+from kvtool.replay.tiers.tiers import TierReplay
+from kvtool.replay.tiers.timing import Timed, run
+from kvtool.results import ReplayTiers
+from kvtool.sizing.params import count_params
+from kvtool.sizing.speed.traffic import attention_flops
+from kvtool.workloads.making.make import make_trace
+from kvtool.workloads.making.options import Making
+from kvtool.workloads.traces import open_trace
+from kvtool.workloads.traces.write import write_trace
+
+GPU = find_gpu("h100")
+MODEL = resolve_model("llama-3.1-8b")
+LAYERS = 32
+
+
+def test_links_are_shared_max_min_fair() -> None:
+    """Bertsekas and Gallager, Data Networks, 6.5.2: flow (0, 1) is held by link 0 of three, and the rest of link 1
+    goes to the one that has no other limit.
+    """
+    crossing = {path: (count, {link: path.count(link) for link in path}) for path, count in
+                {(0,): 2, (0, 1): 1, (1,): 1, (1, 2): 1}.items()}  # fmt: skip
+    assert fair_rates(crossing, [3.0, 10.0, 2.0]) == pytest.approx({(0,): 1, (0, 1): 1, (1,): 7, (1, 2): 2})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([(0,), (1,), (0, 1), (1, 1)]), st.integers(1, 99), st.integers(0, 9)),
+                min_size=1, max_size=12))  # fmt: skip
+def test_no_byte_is_lost_and_no_link_exceeds_its_speed(flows: list[tuple[tuple[int, ...], int, int]]) -> None:
+    clock = Clock([4.0, 2.0])
+    ended: list[float] = []
+    for path, num_bytes, start in flows:
+        clock.at(start, lambda path=path, n=num_bytes: clock.send(path, n, lambda: ended.append(clock.now_s)))
+    clock.run()
+    assert len(ended) == len(flows)
+    for link, speed in enumerate((4.0, 2.0)):
+        sent = sum(num_bytes * path.count(link) for path, num_bytes, _ in flows)
+        assert clock.network.moved[link] == pytest.approx(sent, abs=1e-6)
+        assert sent <= speed * max(ended) * (1 + 1e-6)
+
+
+def test_a_transfer_takes_what_mooncake_measured() -> None:
+    """Mooncake's transfer of Qwen3-8B's cache over 8 RoCE links: nine points, fitted by 0.394 ms + bytes / 146.1 GB/s
+    (147,456 bytes a token).
+    """
+    milliseconds = [0.54, 0.61, 0.92, 1.50, 2.51, 4.75, 8.84, 16.43, 31.65]
+    for power, measured in enumerate(milliseconds):
+        num_bytes = (128 << power) * 147_456
+        assert sent_alone(num_bytes, 146.1e9, 0.394e-3) * 1e3 == pytest.approx(measured, rel=0.10)
+        assert sent_alone(num_bytes, 146.1e9, 0.394e-3) == pytest.approx(transfer_s(num_bytes, 146.1, 0.394e-3))
+
+
+def sent_alone(num_bytes: int, bytes_per_s: float, latency_s: float) -> float:
+    """Seconds of one flow."""
+    clock = Clock([bytes_per_s])
+    clock.send((0,), num_bytes, lambda: None, latency_s=latency_s)
+    clock.run()
+    return clock.now_s
+
+
+@pytest.mark.parametrize(("gpus_tflops", "gbps"), [(8 * 312, 5.86), (8 * 989, 18.57)])
+def test_mooncakes_break_even(gpus_tflops: float, gbps: float) -> None:
+    """FAST '25, eq. 2, for Llama-3-70B behind 8,192 tokens: flops = l (4 p^2 d + 22 p d^2), a cache of 2 l p d s / gqa
+    bytes, d = 8,192 and gqa = 8. The paper rounds to 6 and 19 GB/s.
+    """
+    tokens, width, layers, gqa, element_bytes = 8192, 8192, 80, 8, 2
+    flops = layers * (4 * tokens**2 * width + 22 * tokens * width**2)
+    kv_bytes = 2 * layers * tokens * width * element_bytes / gqa
+    assert break_even_gbps(kv_bytes, flops, gpus_tflops * 1e12) == pytest.approx(gbps, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "low", "high"),
+    [("qwen2.5-32b", "bf16", 117, 267), ("gpt-oss-120b", "fp8", 47, 95), ("qwen3-235b-a22b", "fp8", 39, 60)],
+)
+def test_gigabytes_a_petaflop_as_dualpath_has_them(name: str, dtype: str, low: float, high: float) -> None:
+    """DualPath (arXiv 2602.21548), table 1: 429 new tokens behind 16k and 64k cached ones. It counts the cache of full
+    layers, and the parameters that a token is multiplied with, the output head among them.
+    """
+    model = resolve_model(name)
+    params = count_params(model)
+    assert params is not None
+    share = 1.0 if model.moe is None else model.moe.experts_per_token / model.moe.num_experts
+    active = params.layers + params.experts * share + params.head
+    full = [layer.cache for layer in model.layers if type(layer.cache) is FullAttention]
+    per_token = (1 if dtype == "fp8" else 2) * sum(2 * cache.kv_heads * cache.k_head_dim for cache in full)
+    for cached, published in ((16384, low), (65536, high)):
+        flops = 2 * active * 429 + attention_flops(model, new_tokens=429, cached_tokens=cached)
+        assert per_token * cached / 1e9 / (flops / 1e15) == pytest.approx(published, rel=0.02)
+
+
+def timed(load_blocks: int, compute_s: float, *, loading: str) -> float:
+    """Seconds of one request that loads blocks of 1 GB at 1 GB/s in LAYERS layers."""
+    links = Links((Tier(name="dram", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
+    options = TierOptions(tiers=links.tiers, loading=loading)
+    return run([Timed(0.0, Plan("load", (load_blocks,), 0.0, compute_s))], links, options).ttft_s()[0]
+
+
+@pytest.mark.parametrize(("load_s", "compute_s"), [(8, 2.0), (2, 8.0), (4, 4.0)])
+def test_layers_overlap_as_the_pipeline_formula_says(load_s: int, compute_s: float) -> None:
+    load, compute = load_s / LAYERS, compute_s / LAYERS
+    formula = load + (LAYERS - 1) * max(load, compute) + compute
+    assert timed(load_s, compute_s, loading="layerwise") == pytest.approx(formula)
+    assert timed(load_s, compute_s, loading="bulk") == pytest.approx(load_s + compute_s)
+
+
+@pytest.fixture(scope="module")
+def accesses(tmp_path_factory: pytest.TempPathFactory) -> Accesses:
+    path = tmp_path_factory.mktemp("tiers") / "chats.jsonl"
+    write_trace(path, make_trace(Making(kind="multi-turn", num_sessions=30, input_len=2048, request_rate=2.0, seed=3)))
+    return read_accesses(open_trace(path), core()).by_time()
+
+
+@pytest.fixture(scope="module")
+def floor() -> PrefillFloor:
+    return prefill_floor(MODEL, GPU)
+
+
+def with_tiers(accesses: Accesses, floor: PrefillFloor, options: TierOptions, blocks: int = 200) -> ReplayTiers:
+    room = block_bytes(MODEL, block_size=accesses.block_size, kv_cache_dtype="auto")
+    assert room.uniform is not None
+    links = Links(options.tiers, room.uniform, accesses.block_size, LAYERS)
+    return TierReplay(accesses, floor, links, options, 0).at(blocks)
+
+
+def tier(gbps: float, *, capacity: int = 1 << 50) -> tuple[Tier, ...]:
+    return (Tier(name="dram", capacity_bytes=capacity, read_gbps=gbps, write_gbps=gbps),)
+
+
+def test_an_infinite_link_is_the_oracle_and_none_is_computing(accesses: Accesses, floor: PrefillFloor) -> None:
+    fast = with_tiers(accesses, floor, TierOptions(tiers=tier(1e12)))
+    assert fast.ttft_ms.mean == pytest.approx(fast.oracle_ttft_ms.mean, rel=1e-6)
+    slow = with_tiers(accesses, floor, TierOptions(tiers=tier(1e-9)))
+    assert slow.ttft_ms.mean == pytest.approx(slow.without_ttft_ms.mean)
+    assert set(slow.decisions) <= {"none", "recompute"}
+    assert fast.ttft_saved_ms > 0 == slow.ttft_saved_ms
+
+
+def test_the_decision_is_no_worse_than_either(accesses: Accesses, floor: PrefillFloor) -> None:
+    """One session at a time waits for nobody, so that the estimate on idle links is the time."""
+    alone = replace(accesses, arrival_s=np.arange(accesses.num_requests) * 100.0)
+    means = {
+        decision: with_tiers(alone, floor, TierOptions(tiers=tier(4.0), decision=decision)).ttft_ms.mean
+        for decision in ("auto", "load", "recompute", "both")
+    }
+    assert means["auto"] <= min(means.values()) * (1 + 1e-9)
+    assert means["auto"] < means["recompute"]
+
+
+def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses, floor: PrefillFloor) -> None:
+    found = with_tiers(accesses, floor, TierOptions(tiers=tier(50.0)), blocks=50)
+    assert found.token_hit_ratio == Curve(core(), accesses, "lru", sizes=None, first=0).at(None).token_hit_ratio
+    (one,) = found.tiers
+    assert (
+        one.bytes_written == len(accesses.parents) * 2 * LAYERS * 8 * 128 * 2 * accesses.block_size
+    )  # each block once
+    assert one.write_amplification == one.bytes_written / one.bytes_read
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=25),
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.sampled_from([0, 2, None]),
+    st.booleans(),
+)
+def test_tiers_hold_what_their_room_and_policy_allow(
+    requests: list[list[int]], top: int, low: int, write_after: int | None, exclusive: bool
+) -> None:
+    """The GPU hits what LRU alone does; with everything written back and nothing twice, both together what LRU with
+    both rooms does.
+    """
+    exclusive = exclusive and write_after is None
+    stores = Stores([top, low], exclusive=exclusive, write_after=write_after)
+    alone, both = Stores([top], exclusive=False, write_after=0), Stores([top + low], exclusive=False, write_after=0)
+    names: dict[tuple[int, ...], int] = {}
+    for ids in requests:
+        path = [names.setdefault(tuple(ids[: n + 1]), len(names)) for n in range(len(ids))]
+        places, reference, joined = (one.request(path).places for one in (stores, alone, both))
+        assert sum(place == 0 for place in places) >= len(reference)
+        assert places[: len(reference)] == reference
+        if exclusive:
+            assert len(places) == len(joined)
+        elif write_after is None:
+            assert len(places) <= len(joined)
+
+
+def test_what_is_asked_of_tiers() -> None:
+    tiers, switches = parse_tiers("disk=/tmp/kv:1TiB@7/4, dram=64GiB,half-duplex")
+    assert [(one.name, one.capacity_bytes, one.read_gbps, one.write_gbps) for one in tiers] == [
+        ("dram", 64 << 30, None, None), ("disk", 1 << 40, 7.0, 4.0),
+    ]  # fmt: skip
+    assert switches == {"half-duplex"}
+    for text, said in (
+        ("dam=1GiB", "did you mean dram"), ("dram", "does not say how much"), ("dram=1GiB,dram=2GiB", "twice"),
+        ("dram=0", "has no room"), ("dram=1GiB@0", "must be above 0"), ("exclusive", "names no tier"),
+    ):  # fmt: skip
+        with pytest.raises(KvtoolError, match=said):
+            parse_tiers(text)
+
+
+def test_a_document_has_the_tiers_and_measured_speeds(tmp_path: Path) -> None:
+    (tmp_path / "tiers.json").write_text(
+        '{"schema": "kvtool.tiers/1", "tiers": [{"tier": "dram", "up_gbps": 55, "down_gbps": 50, "latency_us": 9}]}'
+    )
+    (tmp_path / "bench.json").write_text(
+        '{"schema": "kvtool.bench/1", "cases": [{"part": "latency", "metrics": {"ttft_ms": {"p50": 100}}, '
+        '"bytes": {"prefill_flops": 4e13}}]}'
+    )
+    measured = read_profiles([tmp_path / "tiers.json", tmp_path / "bench.json"])
+    assert (measured.tflops, measured.tiers["dram"]) == (400.0, (55, 50, 9e-6))
+    slice_path = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
+    options = ReplayOptions(
+        capacities=(parse_capacity("1GiB"),), tiers=TierOptions(tiers=parse_tiers("dram=64GiB")[0]), measured=measured
+    )
+    document = replay(open_trace(slice_path), options, model=MODEL, gpu=GPU)
+    (below,) = document.tiers
+    assert (below.tiers[0].source, below.tiers[0].read_gbps) == ("measured", 55)
+    assert document.rows[0].bytes_read == {"dram": below.tiers[0].bytes_read}
+    with pytest.raises(KvtoolError, match="need a MODEL and a card"):
+        replay(open_trace(slice_path), options)

@@ -1,0 +1,56 @@
+"""What vLLM loads beside the weights: hand-worked from its code, each beside the log line that it explains."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvtool.catalog.models_yaml import load_catalogue
+from kvtool.sizing.engines.vllm.loaded import beside_weights, padding_bytes, rounding_bytes, table_bytes
+from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.weights import weigh
+from kvtool.units import GIB, MIB
+
+CATALOGUE = load_catalogue()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("llama-3.1-8b", 131072 * 128 * 2),
+        ("gemma-3-4b", (8 + 1) * 131072 * 256 * 2),  # full layers scaled by 8, and windows by their own theta
+        ("deepseek-v2-lite", 163840 * 64 * 4),  # FlashInfer's rotation takes fp32
+        ("qwen3-vl-30b-a3b", 4 * 262144 * 128 * 2),  # for long videos
+        ("gpt2", 0),
+        ("gpt2-xl", 0),
+    ],
+)
+def test_tables_of_positions(name: str, size: int) -> None:
+    assert table_bytes(CATALOGUE.get(name)) == size
+
+
+def test_torch_rounds_large_tensors_up_to_two_mebibytes_where_little_is_left() -> None:
+    """CUDACachingAllocator.cpp: get_allocation_size, should_split."""
+    assert [rounding_bytes(size * MIB) for size in (10, 11, 259, 500)] == [0, MIB, MIB, 0]
+    assert rounding_bytes(10 * MIB + 1) == 0  # 2 MiB less a byte are left: enough for another tensor
+    assert rounding_bytes(9 * MIB) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "logged_gib"),
+    [("gemma-3-4b", 1, 8.58), ("gemma-2-2b", 1, 4.90), ("llama-3.1-8b", 2, 7.51), ("kimi-dev-72b", 4, 34.01)],
+)
+def test_weights_are_what_vllm_logs_as_loaded(name: str, tp: int, logged_gib: float) -> None:
+    """ "Model loading took" of four starts of 0.19, examples/accuracy/starts.csv."""
+    weights, parallel = weigh(CATALOGUE.get(name)), Parallel(tp=tp)
+    loaded = (weights.bytes_per_gpu(parallel) or 0) + beside_weights(weights, parallel, 90).bytes
+    assert loaded / GIB == pytest.approx(logged_gib, abs=0.015)
+
+
+def test_experts_in_mxfp4_are_padded_for_their_kernel() -> None:
+    """gpt-oss on 4 GPUs: 2,880 / 4 = 720 to 768 and 2,880 to 3,072 for Marlin, 720 to 768 for Triton; 4.25 bits."""
+    weights = weigh(CATALOGUE.get("gpt-oss-120b"))
+    each = 36 * 128 * 3 * 4.25 / 8
+    assert padding_bytes(weights, Parallel(tp=4), 80) == round(each * (768 * 3072 - 720 * 2880))
+    assert padding_bytes(weights, Parallel(tp=4), 90) == round(each * (768 - 720) * 2880)
+    assert padding_bytes(weights, Parallel(), 90) == 0
+    assert padding_bytes(weigh(CATALOGUE.get("deepseek-v2-lite")), Parallel(tp=8), 80) == 0
