@@ -43,7 +43,7 @@ def tiers(
     from kvtool.bench.tiers.tiers import measure_tiers
     from kvtool.catalog.resolve import resolve_model
     from kvtool.report.files import check_writable
-    from kvtool.report.tiers.tiers import print_tiers, write_tiers
+    from kvtool.report.machine.tiers import print_tiers, write_tiers
 
     options = grid.options()
     if output.out is not None:

@@ -50,23 +50,7 @@ def generate(
     engine.close()
     return GenerateDocument(
         model=model.id,
-        inputs={
-            "weights": config.weights,
-            "dtype": loaded.dtype,
-            "kv_cache_dtype": loaded.cache_format.name,
-            "block_size": config.block_size,
-            "num_layers": loaded.model.num_layers,
-            "device": str(loaded.device),
-            "backend": loaded.backend,
-            "graphs": engine.pipeline is not None,
-            "output_len": params.max_tokens,
-            "ignore_eos": params.ignore_eos,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "seed": config.seed,
-            "tiers": None if config.tiers is None else str(config.tiers),
-            "write_policy": None if config.tiers is None else str(config.tiers.write),
-        },
+        inputs=_inputs(engine, config, params),
         environment=environment,
         assumptions=loaded.assumptions(),
         sequences=[
@@ -115,3 +99,24 @@ def _tier_use(counters: TierCounters) -> TierUse:
         bytes_out=counters.bytes_out,
         stall_s=counters.stall_s,
     )
+
+
+def _inputs(engine: Engine, config: EngineConfig, params: SamplingParams) -> dict[str, str | int | float | bool | None]:
+    """All that is needed to run it again, but for the prompts."""
+    return {
+        "weights": config.weights,
+        "dtype": engine.loaded.dtype,
+        "kv_cache_dtype": engine.loaded.cache_format.name,
+        "block_size": config.block_size,
+        "num_layers": engine.loaded.model.num_layers,
+        "device": str(engine.loaded.device),
+        "backend": engine.loaded.backend,
+        "graphs": engine.pipeline is not None,
+        "output_len": params.max_tokens,
+        "ignore_eos": params.ignore_eos,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": config.seed,
+        "tiers": None if config.tiers is None else str(config.tiers),
+        "write_policy": None if config.tiers is None else str(config.tiers.write),
+    }

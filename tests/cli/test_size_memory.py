@@ -11,7 +11,7 @@ import pytest
 
 from kvtool.results import encode
 from tests.cli.in_process import Done, run
-from tests.report.tiers.example import DOCUMENT as PROFILE
+from tests.report.machine.example import DOCUMENT as PROFILE
 
 Size = Callable[..., Done]
 CALIBRATION = '{"schema": "kvtool.calibration/1", "source": "a log of vLLM", "kv_pool_bytes": 54000000000}'

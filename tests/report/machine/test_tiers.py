@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from kvtool.errors import KvtoolError
+from kvtool.report.machine.tiers import print_tiers, write_tiers
+from kvtool.report.machine.tiers_chart import speed_lines, tiers_figure
+from kvtool.report.machine.tiers_sentences import findings
 from kvtool.report.terminal import Terminal
-from kvtool.report.tiers.chart import speed_lines, tiers_figure
-from kvtool.report.tiers.sentences import findings
-from kvtool.report.tiers.tiers import print_tiers, write_tiers
 from kvtool.results import TiersDocument, read_document, read_profile
 from kvtool.units import KIB, MIB
-from tests.report.tiers.example import DOCUMENT, ROWS, even
+from tests.report.machine.example import DOCUMENT, ROWS, even
 
 
 def printed(document: TiersDocument, width: int = 100) -> str:

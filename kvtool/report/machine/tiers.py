@@ -11,10 +11,10 @@ import msgspec
 from kvtool.report import html
 from kvtool.report.cells import DASH, rate
 from kvtool.report.files import CsvValue, png_bytes, write_result
-from kvtool.report.machine import environment_table
+from kvtool.report.machine.machine import environment_table
+from kvtool.report.machine.tiers_chart import tiers_figure
+from kvtool.report.machine.tiers_sentences import findings
 from kvtool.report.tables import Table, to_html
-from kvtool.report.tiers.chart import tiers_figure
-from kvtool.report.tiers.sentences import findings
 from kvtool.results import BreakEvenRow, TierRow, TiersDocument
 from kvtool.results.warnings import load_warnings
 from kvtool.units import format_bytes, format_length, format_ms

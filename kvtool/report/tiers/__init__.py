@@ -1,1 +1,0 @@
-"""A tiers document out."""
