@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvtool.cache.index.index import INDEXES
 from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -33,10 +34,10 @@ def loaded(tiny: SaveTiny) -> LoadedModel:
     return load(tiny("llama-3-gqa").folder, block_size=BLOCK)
 
 
-def engine_with(loaded: LoadedModel, num_pages: int, tiers: TierOptions | None) -> Engine:
+def engine_with(loaded: LoadedModel, num_pages: int, tiers: TierOptions | None, **config: object) -> Engine:
     """Its clock stands still, so that loading costs nothing and is always worth it. Nothing was warned of yet."""
     loaded.notices = Notices()
-    return Engine(loaded, num_pages=num_pages, config=replace(loaded.config, tiers=tiers), clock=lambda: 0.0)
+    return Engine(loaded, num_pages=num_pages, config=replace(loaded.config, tiers=tiers, **config), clock=lambda: 0.0)
 
 
 def as_fast_either_way(engine: Engine) -> None:
@@ -67,7 +68,7 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     return requests
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=mixes(),
     spare_pages=st.integers(0, 8),
@@ -76,6 +77,9 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     disk_pages=st.none() | st.integers(1, 30),
     exclusive=st.booleans(),
     both_ends=st.booleans(),
+    index=st.sampled_from(sorted(INDEXES)),
+    admission=st.sampled_from(["always", "second-hit"]),
+    partial_hits=st.booleans(),
 )
 def test_tokens_are_the_same(
     loaded: LoadedModel,
@@ -87,6 +91,9 @@ def test_tokens_are_the_same(
     disk_pages: int | None,
     exclusive: bool,
     both_ends: bool,
+    index: str,
+    admission: str,
+    partial_hits: bool,
 ) -> None:
     page_bytes = loaded.page_bytes
     num_pages = max(-(-(len(r.prompt) + r.max_tokens - 1) // BLOCK) for r in requests) + spare_pages
@@ -101,7 +108,8 @@ def test_tokens_are_the_same(
     )
     expected = outputs(engine_with(loaded, num_pages, None), requests)
     for _ in range(2):  # the second run finds what the first left on the disk
-        engine = engine_with(loaded, num_pages, tiers)
+        config = {"index": index, "admission": admission, "partial_hits": partial_hits and index == "radix"}
+        engine = engine_with(loaded, num_pages, tiers, **config)
         if both_ends:
             as_fast_either_way(engine)
         assert outputs(engine, requests) == expected
