@@ -28,6 +28,7 @@ VERBS = {
     "compare",
     "generate",
     "replay",
+    "tiers",
     "words",
     "workloads",
     "accuracy",

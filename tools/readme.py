@@ -30,9 +30,10 @@ from rich.console import Console
 from kvtool.files import write_atomic
 from kvtool.report.bench.bench import print_bench, tables
 from kvtool.report.kernels.kernels import print_kernels
-from kvtool.report.machine import print_environment
+from kvtool.report.machine.machine import print_environment
+from kvtool.report.machine.tiers import print_tiers
 from kvtool.report.terminal import Terminal
-from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, read_document
+from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, TiersDocument, read_document
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -57,6 +58,7 @@ MEASUREMENTS = {
     "cpu-workloads/bench.json": f"kvtool bench {WORKLOADS} --json",
     "cpu/env.json": "kvtool env --measure --json",
     "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
+    "cpu-tiers/tiers": "kvtool tiers --out cpu-tiers",
 }
 
 
@@ -149,6 +151,9 @@ def printed_again(file: str, *titles: str) -> str:
     path = REPORTS / file
     if path.stem == "kernels":
         text = shown(lambda console: print_kernels(read_document(path, KernelsDocument), console))
+        return excerpt(text, titles) if titles else text
+    if path.stem == "tiers":
+        text = shown(lambda console: print_tiers(read_document(path, TiersDocument), console))
         return excerpt(text, titles) if titles else text
     if path.stem == "env":
         return shown(lambda console: print_environment(read_document(path, EnvDocument), console))

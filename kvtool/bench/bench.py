@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 
 from kvtool.bench.accounting import with_roofline
 from kvtool.bench.cases.base import Measured, Setup
+from kvtool.bench.cases.below import private_tiers
 from kvtool.bench.cases.scenario import scales
 from kvtool.bench.counted import counted
 from kvtool.bench.definitions import DEFINITIONS
@@ -14,9 +16,11 @@ from kvtool.bench.engines.race import entrants
 from kvtool.bench.limits import accounting_errors, hit_errors
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.session import CEILING_SECONDS, Conditions, Outcome, Progress, Session
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
+from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget
 from kvtool.machine.roofline import Ceiling
@@ -35,6 +39,21 @@ def bench(
     KvtoolError or DeviceError."""
     if not any(part.computes for part in options.parts):
         return counted(model, config, options, progress)
+    if config.tiers is not None and not any(part.uses_tiers for part in options.parts):
+        raise KvtoolError("--tiers are measured where prefixes are: add prefix to --parts")
+    with private_tiers(config.tiers) as tiers:
+        return _bench(model, replace(config, tiers=None), options, tiers, progress=progress, tell=tell)
+
+
+def _bench(
+    model: Model,
+    config: EngineConfig,
+    options: BenchOptions,
+    tiers: TierOptions | None,
+    *,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Outcome[BenchDocument]:
     progress(f"loading {model.id}", 0.0)
     options = options.fitted(model, config.block_size)
     pages = most_pages(options, config.block_size)
@@ -42,7 +61,7 @@ def bench(
     loaded.require_room(pages)
     tell(how_long(options))
     session = Session(str(loaded.device), loaded.torch_dtype, progress)
-    measured = _measured(loaded, options, session, progress)
+    measured = _measured(loaded, options, session, progress, tiers)
     return _outcome(loaded, measured, session.end())
 
 
@@ -59,7 +78,9 @@ def most_pages(options: BenchOptions, block_size: int) -> int:
     return max(part.most_pages(block_size) for part in options.parts)
 
 
-def _measured(loaded: LoadedModel, options: BenchOptions, session: Session, progress: Progress) -> list[Measured]:
+def _measured(
+    loaded: LoadedModel, options: BenchOptions, session: Session, progress: Progress, tiers: TierOptions | None
+) -> list[Measured]:
     windows = Windows(str(loaded.device), loaded.torch_dtype, session.ceiling)
     if options.peers:
         progress("loading the peers", 0.0)
@@ -72,6 +93,7 @@ def _measured(loaded: LoadedModel, options: BenchOptions, session: Session, prog
             num_iters_warmup=options.num_iters_warmup,
             seed=options.seed,
             peers=peers,
+            tiers=tiers,
             budget=(budget := Budget(options.budget_s, trims=options.trims)),
         )
         steps = [step for part in options.parts for step in part.steps(setup)]

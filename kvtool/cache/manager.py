@@ -71,7 +71,8 @@ class CacheManager:
     """The block pool and the index of cached prefixes: a radix tree with LRU unless another one is handed in.
 
     Every entry of an open block table holds one reference to its page, and so does the index for each page in it. A
-    sequence locks its pages in the index, so only pages that no open sequence holds are evicted.
+    sequence locks its pages in the index, so only pages that no open sequence holds are evicted. `handing_out` is told
+    of pages that get a new owner, while what they held is still there.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class CacheManager:
         self.index = RadixTree(block_size, eviction) if index is None else index
         self.admission = Always(block_size) if admission is None else admission
         self.partial_hits = partial_hits and prefix_caching
+        self.handing_out: Callable[[list[int]], None] = _forget
         self._clock = clock
         self._open: set[SequenceCache] = set()
         self._copies: list[PageCopy] = []
@@ -278,6 +280,7 @@ class CacheManager:
         num_cached = self.index.num_pages
         pages += self.index.take(count - len(pages))  # with the reference that the index held
         self._evicted_pages += num_cached - self.index.num_pages
+        self.handing_out(pages)
         return pages
 
     def _require_open(self, sequence: SequenceCache) -> None:
@@ -312,3 +315,7 @@ class CacheManager:
 
     def __str__(self) -> str:
         return f"{self.pool}, {len(self._open)} sequences open\n{self.index}"
+
+
+def _forget(pages: list[int]) -> None:
+    """Nobody keeps the K/V of pages that get a new owner."""

@@ -14,6 +14,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.smaller import SmallerFlags
+from kvtool.cli.flags.tiers import Tiers
 from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
@@ -40,6 +41,7 @@ def bench(
     traffic: WorkloadFlags,
     smaller: SmallerFlags,
     run: Run,
+    tiers: Tiers,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -52,11 +54,11 @@ def bench(
     from kvtool.report.files import check_writable
 
     options = grid.options(run.device, run.seed, traffic, **smaller.given(run))
-    run = smaller.run_of(run, traffic.parts(grid.parts) or ())
+    run, below = smaller.run_of(run, traffic.parts(grid.parts) or ()), tiers.options()
     if output.out is not None:
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
-    config = run.config(model, other_cores=load.other_cores())
+    config = run.config(model, other_cores=load.other_cores(), tiers=below)
 
     def write(document: BenchDocument, folder: Path) -> None:
         written = write_bench(document, folder, command=command_line())

@@ -33,7 +33,7 @@ def env(
     from kvtool.machine.environment import describe_environment
     from kvtool.machine.other_load import LoadMeter
     from kvtool.machine.roofline import measure_roofline
-    from kvtool.report.machine import print_environment
+    from kvtool.report.machine.machine import print_environment
     from kvtool.results import EnvDocument
     from kvtool.sizing.dtypes import parse_float_dtype
 

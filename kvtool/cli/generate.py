@@ -11,8 +11,9 @@ from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Printed
 from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.tiers import Tiers
 from kvtool.errors import KvtoolError
-from kvtool.units import format_ms, split_list
+from kvtool.units import format_bytes, format_ms, split_list
 
 if TYPE_CHECKING:
     from kvtool.engine.generate import OnToken
@@ -49,6 +50,7 @@ def generate(
         ),
     ] = False,
     run: Run,
+    tiers: Tiers,
     models: ModelsOption = None,
     output: Printed,
 ) -> None:
@@ -56,6 +58,7 @@ def generate(
     if bool(prompt) == bool(prompt_ids):
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
+    below = tiers.options()
     chosen = run.model(model, models)
     load = run.begin()
 
@@ -65,7 +68,7 @@ def generate(
     from kvtool.machine.device import resolve_device
     from kvtool.machine.environment import describe_environment
 
-    config = run.config(model, other_cores=load.other_cores())
+    config = run.config(model, other_cores=load.other_cores(), tiers=below)
     tokenizer = find_tokenizer(config.weights, needed=bool(prompt))
     if prompt:
         ids = _encoded(prompt, tokenizer, config.weights)
@@ -123,6 +126,11 @@ def _print_rest(document: GenerateDocument, *, streamed: bool, show_cache: bool)
             f"[{sequence.prompt_tokens} prompt + {len(sequence.output_ids)} output tokens, "
             f"TTFT {format_ms(sequence.ttft_ms)} ms, TPOT {format_ms(sequence.tpot_ms)} ms, {sequence.pages} pages "
             f"of {document.inputs['block_size']}]"
+        )
+    for tier in document.tiers:
+        typer.echo(
+            f"[{tier.tier}: {tier.hit_tokens:,} tokens found, {format_bytes(tier.bytes_out)} read, "
+            f"{format_bytes(tier.bytes_in)} written]"
         )
     for line in cache_lines(document) if show_cache else ():
         typer.echo(line)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.cache.admission import check_admission
 from kvtool.cache.index.index import check_index
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
@@ -25,7 +26,7 @@ class EngineConfig:
     """What a run is made with. `weights` is "random", or a folder or .gguf file; `num_layers` None runs them all;
     `graphs` lets decode steps be CUDA graphs where they can be; `other_cores` are those that others keep busy, beside
     whom fewer threads may run where `threads` does not say how many; `partial_hits` copies the part of a cached page
-    that a prompt shares."""
+    that a prompt shares; `tiers` below the block pool hold cached prefixes."""
 
     weights: str = "random"
     dtype: str = "auto"
@@ -43,6 +44,7 @@ class EngineConfig:
     admission: str = "always"
     preemption: str = "youngest"
     partial_hits: bool = False
+    tiers: TierOptions | None = None
     graphs: bool = True
     threads: int | None = None
     other_cores: float | None = None

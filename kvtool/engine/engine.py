@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
@@ -14,6 +15,7 @@ from kvtool.cache.eviction.base import Known
 from kvtool.cache.index.index import prefix_index
 from kvtool.cache.manager import CacheManager
 from kvtool.cache.retention import Retention
+from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
@@ -22,6 +24,8 @@ from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
 from kvtool.engine.graphs.decode_step import decode_rows
 from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.offload.build import build_offload
+from kvtool.engine.offload.offload import Offload
 from kvtool.engine.pool import KvPool
 from kvtool.engine.preemption import preemption_policy
 from kvtool.engine.sampler import Draw, sample
@@ -62,6 +66,7 @@ class Engine:
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
+        self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
         self.compiling = CompileTime(loaded.backend)
@@ -81,6 +86,25 @@ class Engine:
             partial_hits=config.partial_hits,
             clock=self.clock,
         )
+
+    def _tiers(self, config: EngineConfig) -> Offload | None:
+        """What lies below the pool. `close` ends it, at the latest when the engine is gone."""
+        if config.tiers is None or not config.prefix_caching:
+            return None
+        offload = build_offload(self.loaded, self.pool, self.cache, config.tiers, self.clock, self.loaded.notices)
+        if offload is not None:
+            self.cache.handing_out, self.scheduler.swap = offload.handing_out, offload
+            self._close_tiers = weakref.finalize(self, offload.close)
+        return offload
+
+    def close(self) -> None:
+        """Let the tiers finish what they write. The engine cannot run afterwards where it has any."""
+        if self.offload is not None:
+            self._close_tiers()
+
+    def tiers(self) -> list[TierCounters]:
+        """What each tier below the pool gave and took; empty without tiers."""
+        return [] if self.offload is None else self.offload.counters()
 
     def _pipeline(self, capture: Capture, config: EngineConfig) -> DecodePipeline:
         loaded = self.loaded
@@ -125,6 +149,8 @@ class Engine:
             retention=retention,
         )
         self.scheduler.add(sequence)
+        if self.offload is not None:
+            self.offload.prefetch(sequence)
         return sequence
 
     def fork(self, sequence: Sequence, count: int) -> list[Sequence]:
@@ -151,8 +177,15 @@ class Engine:
         with self.compiling.measured(), device_errors("a step of the engine"):
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
-            work = self._schedule()
+            return self._run_now(self._schedule())
+
+    def _run_now(self, work: list[Work]) -> list[Sequence]:
+        if self.offload is None:
             return self.postprocess(work, self.run(work))
+        start_s = self.clock()
+        stepped = self.postprocess(work, self.run(work))
+        self.offload.observe(work, self.clock() - start_s)
+        return stepped
 
     def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:
         """The same, but a step that is certain to follow is launched before the tokens of this one are read."""
@@ -160,7 +193,7 @@ class Engine:
             if not pipeline.last:
                 work = self._schedule()
                 if not all(item.is_decode for item in work):
-                    return self.postprocess(work, self.run(work))
+                    return self._run_now(work)
                 pipeline.launch(work, keep_logits=self.keep_logits)
             if self.scheduler.repeats(pipeline.last):
                 pipeline.launch(pipeline.last, keep_logits=self.keep_logits)
@@ -204,6 +237,8 @@ class Engine:
         stepped = [item.sequence for item in work if item.completes]
         for item in work:
             self.scheduler.computed(item)
+            if self.offload is not None:
+                self.offload.computed(item)
         for sequence, token in zip(stepped, tokens, strict=True):
             sequence.token_ids.append(token)
             sequence.token_times_s.append(now)

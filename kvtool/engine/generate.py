@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvtool.cache.sharing import shared_runs
+from kvtool.cache.tiers.counters import TierCounters
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
@@ -15,7 +16,7 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
-from kvtool.results import CachedPages, GenerateDocument, GeneratedSequence, tpot_s
+from kvtool.results import CachedPages, GenerateDocument, GeneratedSequence, TierUse, tpot_s
 from kvtool.units import ceil_div
 
 OnToken = Callable[[int, int], None]
@@ -46,23 +47,10 @@ def generate(
     for stepped in engine.run_until_idle():
         for sequence in stepped:
             on_token(index_of[sequence.id], sequence.token_ids[-1])
+    engine.close()
     return GenerateDocument(
         model=model.id,
-        inputs={
-            "weights": config.weights,
-            "dtype": loaded.dtype,
-            "kv_cache_dtype": loaded.cache_format.name,
-            "block_size": config.block_size,
-            "num_layers": loaded.model.num_layers,
-            "device": str(loaded.device),
-            "backend": loaded.backend,
-            "graphs": engine.pipeline is not None,
-            "output_len": params.max_tokens,
-            "ignore_eos": params.ignore_eos,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "seed": config.seed,
-        },
+        inputs=_inputs(engine, config, params),
         environment=environment,
         assumptions=loaded.assumptions(),
         sequences=[
@@ -78,6 +66,7 @@ def generate(
             for sequence in sequences
         ],
         cache=_cached(engine, sequences) if in_turns else [],
+        tiers=[_tier_use(counters) for counters in engine.tiers()],
     )
 
 
@@ -100,3 +89,34 @@ def _cached(engine: Engine, sequences: Seq[Sequence]) -> list[CachedPages]:
 def _tpot_ms(sequence: Sequence) -> float | None:
     seconds = tpot_s(sequence.ttft_s, sequence.e2e_s, len(sequence.output_ids))
     return None if seconds is None else seconds * 1e3
+
+
+def _tier_use(counters: TierCounters) -> TierUse:
+    return TierUse(
+        tier=counters.tier,
+        hit_tokens=counters.hit_tokens,
+        bytes_in=counters.bytes_in,
+        bytes_out=counters.bytes_out,
+        stall_s=counters.stall_s,
+    )
+
+
+def _inputs(engine: Engine, config: EngineConfig, params: SamplingParams) -> dict[str, str | int | float | bool | None]:
+    """All that is needed to run it again, but for the prompts."""
+    return {
+        "weights": config.weights,
+        "dtype": engine.loaded.dtype,
+        "kv_cache_dtype": engine.loaded.cache_format.name,
+        "block_size": config.block_size,
+        "num_layers": engine.loaded.model.num_layers,
+        "device": str(engine.loaded.device),
+        "backend": engine.loaded.backend,
+        "graphs": engine.pipeline is not None,
+        "output_len": params.max_tokens,
+        "ignore_eos": params.ignore_eos,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": config.seed,
+        "tiers": None if config.tiers is None else str(config.tiers),
+        "write_policy": None if config.tiers is None else str(config.tiers.write),
+    }

@@ -7,6 +7,7 @@ import torch
 from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.config import EngineConfig, resolve_backend, resolve_dtype, truncated
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
+from kvtool.engine.offload.notices import Notices
 from kvtool.engine.pool import is_packed, pool_specs, require_runnable
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
@@ -32,6 +33,7 @@ class LoadedModel:
 
     def __init__(self, model: Model, config: EngineConfig, *, max_positions: int, num_pages: int = 0) -> None:
         runnable_decoder(model)
+        self.notices = Notices()
         self.model = truncated(model, config.num_layers)
         self.num_layers_of = model.num_layers
         self.config = config
@@ -143,7 +145,7 @@ class LoadedModel:
             found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
         if self.model.num_layers != self.num_layers_of:
             found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
-        return found
+        return [*found, *self.notices.lines]
 
 
 def _smaller(layers: int, of: int) -> str:

@@ -13,14 +13,15 @@ Preemption = Callable[[list[Sequence]], Sequence]  # of the running sequences, i
 
 
 class Swap(Protocol):
-    """Keeps the K/V of a sequence that gives way in another place, so that it need not be computed anew."""
+    """Keeps K/V in another place than the block pool, so that it need not be computed anew."""
 
     def out(self, sequence: Sequence) -> None:
-        """Keep what is computed of it, where there is room. Its pages are given back right after."""
+        """It gives way: keep what is computed of it, where there is room. Its pages are given back right after."""
 
     def back(self, sequence: Sequence, pages: SequenceCache) -> int:
-        """Bring what was kept of it into new `pages`; how many of its tokens are computed there then, those that the
-        cache had (`pages.cached_tokens`) included. At least one stays pending."""
+        """It is seated, for the first time or again: bring what was kept of it into new `pages`; how many of its tokens
+        are computed there then, those that the cache had (`pages.cached_tokens`) included. At least one stays pending.
+        """
 
 
 def youngest(running: list[Sequence]) -> Sequence:

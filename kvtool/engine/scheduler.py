@@ -131,7 +131,7 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens
         work: list[Work] = []
         for sequence in list(sequences):
-            num_tokens = min(sequence.num_pending, budget)
+            num_tokens = min(sequence.num_ready, budget)
             if num_tokens == 0:
                 break
             if sequence.status is Status.RUNNING and self._reserve_or_preempt(sequence, num_tokens):
@@ -157,7 +157,7 @@ class Scheduler:
             self.swap.out(sequence)
         self.running.remove(sequence)
         self.cache.close(sequence.pages)
-        sequence.pages, sequence.num_computed = None, 0
+        sequence.pages, sequence.num_computed, sequence.join_at = None, 0, None
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
@@ -173,7 +173,7 @@ class Scheduler:
                 self.cache.close(pages)
                 break
             self._run(self.waiting.popleft(), pages)
-            work.append(Work(sequence, min(sequence.num_pending, budget)))
+            work.append(Work(sequence, min(sequence.num_ready, budget)))
             budget -= work[-1].num_tokens
         return work
 
@@ -182,7 +182,7 @@ class Scheduler:
         sequence.pages, sequence.status = pages, Status.RUNNING
         sequence.num_computed = pages.cached_tokens if self.swap is None else self.swap.back(sequence, pages)
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = pages.cached_tokens
+            sequence.cached_tokens = sequence.num_computed
         self.running.append(sequence)
 
     def computed(self, item: Work) -> None:

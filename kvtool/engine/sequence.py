@@ -58,7 +58,8 @@ class Sequence:
     Times are seconds on the engine's clock. `cached_tokens` is the prefix hit of the first admission: a preempted
     sequence that finds its own pages again was not saved anything. `processed_tokens` went through the model, what was
     computed once more included. `retention` says how important the request is, while it runs and of what it leaves in
-    the cache. `logits` has a row a token if the engine keeps them.
+    the cache. `page_keys` name its first whole pages for the tiers below the pool; the tokens behind the first
+    `join_at` are being loaded from there. `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -74,6 +75,8 @@ class Sequence:
     peak_pages: int = 0
     num_preemptions: int = 0
     processed_tokens: int = 0
+    page_keys: list[bytes] = field(default_factory=list)
+    join_at: int | None = None
     token_times_s: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
@@ -81,6 +84,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens whose K/V is still to be computed: the prompt at first, then one at a time."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_ready(self) -> int:
+        """Pending tokens that may be computed now."""
+        return self.num_pending if self.join_at is None else self.join_at - self.num_computed
 
     @property
     def num_recomputed_if_preempted(self) -> int:

@@ -91,9 +91,17 @@ from kvtool.results.size import (
     SizeWeights,
 )
 from kvtool.results.summary import Summary, summarise
+from kvtool.results.tiers import (
+    BreakEvenRow,
+    TierRate,
+    TierRow,
+    TiersDocument,
+    TierSpeed,
+    read_profile,
+)
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
-from kvtool.results.workload import Saved, Workload, WorkloadTier
+from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",
@@ -103,6 +111,7 @@ __all__ = [
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
+    "BreakEvenRow",
     "CachedPages",
     "Calibration",
     "Case",
@@ -173,6 +182,11 @@ __all__ = [
     "StepBytes",
     "Struct",
     "Summary",
+    "TierRate",
+    "TierRow",
+    "TierSpeed",
+    "TierUse",
+    "TiersDocument",
     "TraceDocument",
     "TraceFinding",
     "TraceSummary",
@@ -182,10 +196,10 @@ __all__ = [
     "VerifyRow",
     "Workload",
     "WorkloadCase",
-    "WorkloadTier",
     "encode",
     "read_calibration",
     "read_document",
+    "read_profile",
     "summarise",
     "tpot_s",
 ]

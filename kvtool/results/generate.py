@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from kvtool.results.document import Struct
+from kvtool.results.workload import TierUse
 
 
 class GeneratedSequence(Struct, frozen=True, kw_only=True):
@@ -38,3 +39,4 @@ class GenerateDocument(Struct, frozen=True, kw_only=True):
     assumptions: list[str]
     sequences: list[GeneratedSequence]
     cache: list[CachedPages] = msgspec.field(default_factory=list)
+    tiers: list[TierUse] = msgspec.field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvtool.results.document import Struct
 
 
-class WorkloadTier(Struct, frozen=True, kw_only=True):
+class TierUse(Struct, frozen=True, kw_only=True):
     """Of one tier below the pool over all requests; bytes are those moved into it and out of it."""
 
     tier: str
@@ -60,7 +60,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     evicted_pages: int
     preemptions: int
     copied_pages: int
-    tiers: list[WorkloadTier]
+    tiers: list[TierUse]
     occupancy: list[tuple[float, int]]
     held: list[tuple[float, int]]
     goodput_ratio: float | None

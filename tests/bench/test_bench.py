@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.options import BenchOptions, bench_options
+from kvtool.cache.tiers.options import parse_tiers
+from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument, Case, encode
 from tests.bench.tiny_model import TINY, config
@@ -108,6 +111,27 @@ def test_hits_are_those_asked_for_to_the_page_and_outputs_are_equal() -> None:
         assert {sample.arm for sample in case.samples} == {"cached", "uncached"}
         assert case.prefix.kv_bytes_not_written == min(asked, 32) * 2 * 2 * 32 * 4
         assert (case.prefix.flops_saved > 0) == (asked > 0)
+
+
+def test_a_prefix_is_found_in_each_tier_and_nothing_of_the_run_is_left_there(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("the user's own")
+    options = replace(OPTIONS, parts=(replace(PREFIX, hit_rates=(0.0, 0.9)),))
+    outcome = bench(options, tiers=parse_tiers(f"dram=1MiB,disk={tmp_path}:1MiB", "back"))
+    assert outcome.errors == []
+    found = {case.name: case for case in only(outcome.document, "prefix")}
+    assert [(name, case.inputs["tier"]) for name, case in found.items()] == [
+        *(("prefix/0", "pool"), ("prefix/0.9", "pool"), ("prefix/0.9/dram", "dram"), ("prefix/0.9/disk", "disk")),
+    ]
+    for name in ("prefix/0.9/dram", "prefix/0.9/disk"):
+        cached = [sample.cached_tokens for sample in found[name].samples if sample.arm == "cached"]
+        assert set(cached) == {32}
+        assert found[name].check.outputs_equal is True
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_tiers_without_a_part_that_measures_them_are_refused() -> None:
+    with pytest.raises(KvtoolError, match="--tiers are measured where prefixes are: add prefix to --parts"):
+        bench(latency_only(), tiers=parse_tiers("dram=1MiB"))
 
 
 def test_a_prefix_length_and_a_hit_rate_make_the_prompt_as_long_as_they_say() -> None:

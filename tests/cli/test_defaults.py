@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.cli.defaults import find_defaults
+from kvtool.cli.flags.defaults import find_defaults
 from tests.cli.in_process import run
 
 SIZE = ("size", "llama-3.1-8b", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_ids_are_streamed_and_what_was_assumed_goes_to_stderr(kvtool: Kvtool) ->
     assert len(ids.split()) == 4
     assert summary.startswith("[3 prompt + 4 output tokens, TTFT ")
     assert "weights are random" in done.err
+
+
+def test_the_next_run_finds_its_prefix_on_the_disk(kvtool: Kvtool, tmp_path: Path) -> None:
+    prompt = ",".join(map(str, range(40)))
+    tiers = ("--prompt-ids", prompt, "--tiers", f"disk={tmp_path}:64MiB", "--json")
+    first, second = (json.loads(kvtool(*ONE_LAYER, *tiers).out) for _ in range(2))
+    assert [document["tiers"][0]["hit_tokens"] for document in (first, second)] == [0, 32]
+    assert second["tiers"][0]["bytes_out"] == 2 * 16 * 3 * 2 * 64 * 2  # pages, tokens, heads, K and V, columns of bf16
+    assert second["inputs"]["tiers"] == "disk=64 MiB"
+    assert first["sequences"][0]["output_ids"] == second["sequences"][0]["output_ids"]
 
 
 def test_one_output_token_has_no_tpot(kvtool: Kvtool) -> None:

@@ -19,7 +19,7 @@ from kvtool.cli.help import AS_OPTION, SPELLINGS
 from kvtool.errors import KvtoolError
 
 COMMANDS = typer.main.get_group(app).commands
-RUNS_A_MODEL = {"bench", "generate", "kernels"}
+RUNS_A_MODEL = {"bench", "generate", "kernels", "tiers"}
 A_TRACE = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
 A_LOG = Path(__file__).parents[1] / "verify" / "logs" / "vllm_0_31_llama_3_1_8b.log"
 

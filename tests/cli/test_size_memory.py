@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from kvtool.results import encode
 from tests.cli.in_process import Done, run
+from tests.report.machine.example import DOCUMENT as PROFILE
 
 Size = Callable[..., Done]
 CALIBRATION = '{"schema": "kvtool.calibration/1", "source": "a log of vLLM", "kv_pool_bytes": 54000000000}'
@@ -123,6 +126,25 @@ def test_tiers_in_json_and_as_a_table(size: Size) -> None:
     assert [tier["name"] for tier in row["tiers"]] == ["registers", "l2", "hbm", "dram", "nvme"]  # type: ignore[attr-defined, index]
     assert "Where the cache could live" in size(*args).out
     assert "Where the cache could live" in size("--gpu", "h100", "--context", "8k", "--tiers").out
+
+
+def test_a_profile_says_what_the_disk_reads_and_a_gpus_what_host_memory_gives(size: Size, tmp_path: Path) -> None:
+    args = ("--gpu", "h100", "--context", "8k", "--dram", "256GiB", "--nvme", "1TB", "--profile", str(tmp_path / "p"))
+
+    def reloads(environment: dict[str, object], *more: str) -> dict[object, object]:
+        profile = msgspec.structs.replace(PROFILE, environment=environment)
+        (tmp_path / "p").write_bytes(encode(profile))
+        (row,) = document(size(*args, *more, "--json"))["rows"]
+        return {tier["name"]: tier["reload_gbps"] for tier in row["tiers"]}  # type: ignore[attr-defined, index]
+
+    assert reloads({"gpu": None})["nvme"] == 2.5
+    assert reloads({"gpu": None})["dram"] != 20.0, "between two places of host memory there is no link"
+    assert reloads({"gpu": "a card"})["dram"] == 20.0
+    assert reloads({"gpu": "a card"}, "--nvme-gbps", "7")["nvme"] == 7.0
+    (tmp_path / "p").write_bytes(encode(msgspec.structs.replace(PROFILE, tiers=PROFILE.tiers[:1])))
+    done = size(*args)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "has no disk, only dram: give --nvme-gbps" in done.err
 
 
 def test_ranking_items_for_a_user(size: Size) -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from kvtool.report import html
 from kvtool.report.bench.bench import bench_html
-from kvtool.report.machine import ceiling_table, environment_table
+from kvtool.report.machine.machine import ceiling_table, environment_table
 from kvtool.report.tables import Table, to_html
 from tests.report.example import ENVIRONMENT, example_document
 

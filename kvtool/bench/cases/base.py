@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from kvtool.bench.engines.race import Entrant
 from kvtool.bench.harness import Value, case_inputs
 from kvtool.bench.session import Step
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
@@ -45,7 +46,7 @@ class Iterations:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """What all cases share: the model, how often each case runs and how long all may take, and the other engines that
-    run beside ours."""
+    run beside ours. `tiers` are for the parts that measure them."""
 
     loaded: LoadedModel
     windows: Windows
@@ -53,6 +54,7 @@ class Setup:
     num_iters_warmup: int
     seed: int = 0
     peers: Sequence[Entrant] = ()
+    tiers: TierOptions | None = None
     budget: Budget = field(default_factory=Budget)
     disturbance: Callable[[], Disturbance] = Disturbance
 
@@ -110,11 +112,12 @@ class Part(ABC):
     """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens.
 
     One that does not `computes` only counts: it needs neither weights nor the device's limits. Whole runs of one that
-    is not `timed` have nothing to join.
+    is not `timed` have nothing to join. `uses_tiers` says that its steps measure the tiers of the setup.
     """
 
     computes: ClassVar[bool] = True
     timed: ClassVar[bool] = True
+    uses_tiers: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

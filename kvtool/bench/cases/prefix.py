@@ -7,14 +7,17 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from typing import ClassVar
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.below import each_tier, run_from_below, tier_hits
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import cold_start_of, engine_memory, pages_for, run_requests, sample_of
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import flops_saved, of_arm, ttfts_in_order
 from kvtool.bench.session import Step
+from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
@@ -23,7 +26,7 @@ from kvtool.machine.memory import peak_memory
 from kvtool.results import Check, Prefix, PrefixCase, Roofline, Sample
 from kvtool.sizing.speed.traffic import kv_written_bytes
 from kvtool.stats import paired_median_difference
-from kvtool.workloads import SharedPrefix, shared_prefix
+from kvtool.workloads import Request, SharedPrefix, shared_prefix
 
 NUM_REQUESTS = 2  # an iteration, one after the other: TTFT is then prefill alone
 
@@ -36,6 +39,7 @@ class PrefixHits(Part):
     output_len: int
     prefix_len: int | None = None
     hit_rates: tuple[float, ...] = (0.0, 0.5, 0.9)
+    uses_tiers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("input length", *self.input_lens)
@@ -63,15 +67,19 @@ class PrefixHits(Part):
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         for rate in self.hit_rates:
             yield Step(f"prefix hits: {rate:.0%}", partial(prefix_case, setup, self, hit_rate=rate))
+            for tier in each_tier(setup.tiers) if rate else ():
+                measure = partial(prefix_case, setup, self, hit_rate=rate, tier=tier)
+                yield Step(f"prefix hits: {rate:.0%} from {tier}", measure)
 
 
 class Arms:
-    """Two engines over one model: `cached` keeps prefixes, `uncached` does not."""
+    """Two engines over one model: `cached` keeps prefixes, in `tiers` alone where they are given; `uncached` none."""
 
-    def __init__(self, loaded: LoadedModel, num_pages: int) -> None:
-        uncached = replace(loaded.config, prefix_caching=False)
+    def __init__(self, loaded: LoadedModel, num_pages: int, tiers: TierOptions | None = None) -> None:
+        cached, uncached = replace(loaded.config, tiers=tiers), replace(loaded.config, prefix_caching=False)
+        self.below = tiers is not None
         self.engines = {
-            "cached": Engine(loaded, num_pages=num_pages),
+            "cached": Engine(loaded, num_pages=num_pages, config=cached),
             "uncached": Engine(loaded, num_pages=num_pages, config=uncached),
         }
         for engine in self.engines.values():
@@ -86,8 +94,10 @@ class Arms:
         if arm == "cached" and workload.priming is not None:
             run_requests(engine, [workload.priming])
         engine.cache.reset_counters()
-        done = run_requests(engine, workload.requests, concurrency=1)
-        hits = engine.cache.counters().hit_tokens
+        before = tier_hits(engine)
+        from_below = self.below and arm == "cached"
+        done = (run_from_below if from_below else one_by_one)(engine, workload.requests)
+        hits = engine.cache.counters().hit_tokens + tier_hits(engine) - before
         expected = workload.cached_len * len(workload.requests) if arm == "cached" else 0
         if hits != expected:
             raise DeviceError(f"the allocator counted {hits} hit tokens where {expected} were generated")
@@ -99,20 +109,26 @@ class Arms:
         return [sample_of(done, arm=arm, iteration=iteration) for arm in order for done in self.run(arm, workload)]
 
 
-def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float) -> Measured:
-    """One hit rate: paired samples of both arms, in turns A B B A."""
+def one_by_one(engine: Engine, requests: list[Request]) -> list[Sequence]:
+    """TTFT is then prefill alone."""
+    return run_requests(engine, requests, concurrency=1)
+
+
+def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float, tier: str | None = None) -> Measured:
+    """One hit rate, in the pool or from a tier below it: paired samples of both arms, in turns A B B A."""
     loaded = setup.loaded
     workloads = [_workload(setup, options, hit_rate, draw) for draw in range(setup.most_iters + 1)]
     requests, cached_len = workloads[0].requests, workloads[0].cached_len
     block_size = loaded.config.block_size
     peak_bytes = peak_memory(loaded.device, apart_bytes=setup.windows.buffer_bytes)
     # Room for the priming request and for what finished requests leave cached.
-    arms = Arms(loaded, 2 * pages_for(requests, block_size) + cached_len // block_size + 1)
+    tiers = None if tier is None else each_tier(setup.tiers)[tier]
+    arms = Arms(loaded, 2 * pages_for(requests, block_size) + cached_len // block_size + 1, tiers)
     check = _check(arms, workloads[-1], loaded.dtype)
     iterations = setup.iterate(lambda iteration: arms.samples(workloads[iteration], iteration))
     samples = iterations.samples
     case = PrefixCase(
-        name=f"prefix/{hit_rate:g}",
+        name=f"prefix/{hit_rate:g}" + (f"/{tier}" if tier else ""),
         inputs=setup.inputs(
             input_len=len(requests[0].prompt_ids),
             output_len=options.output_len,
@@ -121,6 +137,7 @@ def prefix_case(setup: Setup, options: PrefixHits, *, hit_rate: float) -> Measur
             hit_rate=hit_rate,
             num_iters_warmup=1,
             num_prompts=NUM_REQUESTS,
+            **({} if setup.tiers is None else {"tier": tier or "pool"}),
         ),
         samples=samples,
         metrics=metrics_of(of_arm(samples, "cached"), queues=True),

@@ -48,18 +48,35 @@ class Questions(Group):
     dram: Annotated[str | None, _option(metavar="SIZE", help="DRAM for the cache, as 256GiB.")] = None
     nvme: Annotated[str | None, _option(metavar="SIZE", help="NVMe for the cache, as 1TB.")] = None
     nvme_gbps: Annotated[float | None, _option(help="What --nvme reads, in GB/s.")] = None
+    profile: Annotated[
+        Path | None, _option(metavar="FILE", help="Speeds of --dram and --nvme as `kvtool tiers --out` measured them.")
+    ] = None
 
     def places(self) -> Places | None:
         """Where the cache could live; None where no option asks for it. Raises KvtoolError."""
         from kvtool.sizing.questions.tiers import Places
 
-        if not self.tiers and self.dram is None and self.nvme is None and self.nvme_gbps is None:
+        if not self.tiers and all(value is None for value in (self.dram, self.nvme, self.nvme_gbps, self.profile)):
             return None
+        nvme_bytes = optional_size(self.nvme, "nvme")
         return Places(
             dram_bytes=optional_size(self.dram, "dram"),
-            nvme_bytes=optional_size(self.nvme, "nvme"),
-            nvme_gbps=self.nvme_gbps,
+            nvme_bytes=nvme_bytes,
+            nvme_gbps=self.nvme_gbps or (None if nvme_bytes is None else self._measured("disk")),
+            dram_gbps=self._measured("dram"),
         )
+
+    def _measured(self, tier: str) -> float | None:
+        """GB/s up from a tier, by --profile; of host memory only where a GPU was at the other end. Raises KvtoolError
+        for a profile without a disk."""
+        from kvtool.results import read_profile
+
+        if self.profile is None:
+            return None
+        profile = read_profile(self.profile)
+        if tier == "disk" and tier not in profile.up_gbps:
+            raise KvtoolError(f"{self.profile} has no disk, only {', '.join(profile.up_gbps)}: give --nvme-gbps")
+        return profile.up_gbps.get(tier) if tier == "disk" or profile.of_a_gpu else None
 
     def parsed_lengths(self) -> Lengths | None:
         """The lengths of requests; None where they were not given. Raises KvtoolError."""

@@ -18,7 +18,7 @@ from kvtool.report.bench.timelines import timelines
 from kvtool.report.bench.workloads import workload_tables
 from kvtool.report.files import png_bytes, write_result
 from kvtool.report.inputs import case_title, shared_inputs
-from kvtool.report.machine import environment_table
+from kvtool.report.machine.machine import environment_table
 from kvtool.report.peers import peer_columns, with_peers
 from kvtool.report.rows import case_rows
 from kvtool.report.tables import Table, to_html

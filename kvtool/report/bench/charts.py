@@ -288,7 +288,7 @@ def grouped(cases: Sequence[Case], along: str) -> list[tuple[str, list[Case]]]:
 
 def _telling(cases: Sequence[Case], along: str) -> tuple[str, ...]:
     """The inputs that vary and do not follow from `along` and the others: a hit rate of a prompt is its prefix."""
-    keys = [k for k in varying(cases, ("prefix_len", "input_len", "batch_size")) if k != along]
+    keys = [k for k in varying(cases, ("prefix_len", "input_len", "batch_size", "tier")) if k != along]
     for key in tuple(keys):
         others = (along, *(k for k in keys if k != key))
         if len(set(_inputs(cases, others))) == len(set(_inputs(cases, (*others, key)))):

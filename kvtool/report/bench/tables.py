@@ -39,7 +39,7 @@ from kvtool.units import format_bytes, format_length, format_ms
 
 COPYING = ("contiguous, grown", "preallocated")  # ways of keeping K and V that a narrow terminal can spare
 GRID = ("input_len", "batch_size")
-PREFIX_GRID = ("prefix_len", *GRID)
+PREFIX_GRID = ("prefix_len", *GRID, "tier")
 
 
 def bench_tables(document: BenchDocument) -> list[Table]:

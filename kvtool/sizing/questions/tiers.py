@@ -15,11 +15,13 @@ from kvtool.units import MAX_LENGTH_TOKENS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """What a node has beside its GPUs, in bytes and GB/s; None where it was not said."""
+    """What a node has beside its GPUs, in bytes and GB/s; None where it was not said. `dram_gbps`, as measured, goes
+    before what the link of a card promises."""
 
     dram_bytes: int | None = None
     nvme_bytes: int | None = None
     nvme_gbps: float | None = None
+    dram_gbps: float | None = None
 
     def __post_init__(self) -> None:
         if self.nvme_gbps is not None and not 0 < self.nvme_gbps < 1e6:
@@ -70,7 +72,7 @@ def _known(
         pool = None if memory.kv_pool_bytes is None else max(0, memory.kv_pool_bytes)
         for name, capacity in (("registers", registers), ("l2", gpu.l2_bytes), ("hbm", pool)):
             yield _Tier(name=name, scope="gpu", capacity_bytes=capacity, cache=part)
-    pcie = gpu.pcie_gbps if gpu else None
+    pcie = places.dram_gbps or (gpu.pcie_gbps if gpu else None)
     to_gpu = part.bytes_per_gpu(tokens=context, batch_size=1)
     if places.dram_bytes is not None:
         yield _Tier(

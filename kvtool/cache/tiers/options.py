@@ -1,0 +1,104 @@
+"""What a user asks of tiers: `--tiers dram=4GiB,disk=FOLDER:20GiB` and `--write-policy through|selective:K|back`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.units import format_bytes, parse_size
+
+EXAMPLE = "write dram=4GiB, disk=FOLDER:20GiB, or both with a comma"
+EXCLUSIVE = "exclusive"
+TIERS = ("dram", "disk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePolicy:
+    """When a page moves down: `through` once it is whole, `selective` once it was hit `hits` times, `back` when it
+    leaves the tier above."""
+
+    kind: str = "through"
+    hits: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.hits}" if self.hits else self.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierOptions:
+    """Capacities below the block pool; None where there is no such tier. `exclusive`: what moves up leaves host memory,
+    so that no page takes room in both. `up_gbps` are speeds measured before; this run's own join them.
+    `always_load`: even where computing is faster."""
+
+    dram_bytes: int | None = None
+    disk_folder: Path | None = None
+    disk_bytes: int | None = None
+    exclusive: bool = False
+    write: WritePolicy = WritePolicy()
+    up_gbps: tuple[tuple[str, float], ...] = ()
+    always_load: bool = False
+
+    def __str__(self) -> str:
+        """Without the folder, which is the user's own affair."""
+        sizes = (("dram", self.dram_bytes), ("disk", self.disk_bytes))
+        named = [f"{name}={format_bytes(size)}" for name, size in sizes if size is not None]
+        return ",".join([*named, *([EXCLUSIVE] if self.exclusive else [])])
+
+    def __post_init__(self) -> None:
+        if self.dram_bytes is None and self.disk_folder is None:
+            raise KvtoolError(f"--tiers names no tier: {EXAMPLE}")
+        if self.exclusive and (self.write.kind != "back" or self.dram_bytes is None):
+            raise KvtoolError("--tiers exclusive keeps a page in one place: it needs dram=SIZE and --write-policy back")
+
+
+def parse_tiers(text: str, write: str = "through") -> TierOptions:
+    """The tiers of one --tiers and its --write-policy. Raises KvtoolError."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, value = item.strip().partition("=")
+        if name not in ("dram", "disk", EXCLUSIVE):
+            near = did_you_mean(name, ("dram", "disk", EXCLUSIVE))
+            raise KvtoolError(f"--tiers {item.strip()!r} is no tier: {EXAMPLE}{near}")
+        if name in found:
+            raise KvtoolError(f"--tiers names {name} twice: {EXAMPLE}")
+        if bool(equals and value) != (name != EXCLUSIVE):
+            raise KvtoolError(f"--tiers {item.strip()!r} is not complete: {EXAMPLE}")
+        found[name] = value
+    folder, disk_bytes = _disk(found["disk"]) if "disk" in found else (None, None)
+    return TierOptions(
+        dram_bytes=_positive(found["dram"], "dram") if "dram" in found else None,
+        disk_folder=folder,
+        disk_bytes=disk_bytes,
+        exclusive=EXCLUSIVE in found,
+        write=parse_write_policy(write),
+    )
+
+
+def parse_write_policy(text: str) -> WritePolicy:
+    """`through`, `selective:2` or `back`. Raises KvtoolError."""
+    kind, colon, hits = text.partition(":")
+    if kind in ("through", "back") and not colon:
+        return WritePolicy(kind=kind)
+    if kind == "selective" and hits.isdecimal() and 1 <= int(hits) <= 10**6:
+        return WritePolicy(kind=kind, hits=int(hits))
+    raise KvtoolError(
+        f"--write-policy {text!r} is not one of through, selective:K (K hits, as selective:2), back"
+        f"{did_you_mean(kind, ('through', 'selective', 'back'))}"
+    )
+
+
+def _disk(text: str) -> tuple[Path, int]:
+    folder, colon, size = text.rpartition(":")
+    if not colon or not folder:
+        raise KvtoolError(f"--tiers disk={text} does not say how much: {EXAMPLE}")
+    if "\0" in folder:
+        raise KvtoolError(f"--tiers disk={text!r}: no folder's name has a null character")
+    return Path(folder), _positive(size, "disk")
+
+
+def _positive(text: str, tier: str) -> int:
+    size = parse_size(text, f"--tiers {tier}")
+    if size < 1:
+        raise KvtoolError(f"--tiers {tier} has no room: {EXAMPLE}")
+    return size
