@@ -21,6 +21,7 @@ class Swap(Protocol):
     def back(self, sequence: Sequence, pages: SequenceCache) -> int:
         """It is seated, for the first time or again: bring what was kept of it into new `pages`; how many of its tokens
         are computed there then, those that the cache had (`pages.cached_tokens`) included. At least one stays pending.
+        Pages that the cache is still to copy (`take_copies`) are copied afterwards, over what is put there.
         """
 
 

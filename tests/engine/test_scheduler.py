@@ -126,10 +126,12 @@ class FakeSwap:
 
     def out(self, sequence: Sequence) -> None:
         assert sequence.pages is not None
+        self.engine.copy()  # pages that are still to be copied hold nothing to be kept, or would cover what is put back
         slots = sequence.pages.table.slots(0, sequence.num_computed)
         self.kept[sequence.id] = [self.engine.contents[slot] for slot in slots]
 
     def back(self, sequence: Sequence, pages: SequenceCache) -> int:
+        self.engine.copy()
         kept = self.kept.pop(sequence.id, [])
         first, stop = pages.cached_tokens, max(len(kept), pages.cached_tokens)
         for slot, prefix in zip(pages.table.slots(first, stop), kept[first:], strict=True):
