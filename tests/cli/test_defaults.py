@@ -61,7 +61,7 @@ def test_a_pyproject_of_others_is_none(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("gpux = 1", "no command has 'gpux': did you mean gpu"),
-        ("[size]\ngpux = 1", "size has no 'gpux': did you mean gpu?"),
+        ("[size]\ngpux = 1", "size has no 'gpux': did you mean gpu"),
         ("gpu = ", "is not TOML"),
         ("[size.gpu]\na = 1", "gpu is no text, number or list"),
         ("size = 1\n[trace]\n", "no command has 'size'"),
