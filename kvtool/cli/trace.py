@@ -70,7 +70,7 @@ def make(
     output: Tabled,
 ) -> None:
     """Make a trace of KIND and write it to FILE: who shares which prefix, how long, and when."""
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.making.make import make_trace
     from kvtool.workloads.making.options import MEANING
 
@@ -90,7 +90,7 @@ def import_(
     output: Tabled,
 ) -> None:
     """Turn LOG, requests with their text or token ids, into a trace of block hashes that says nothing of the text."""
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.logs.blocks import trace_of
 
     if block_size < 1:
@@ -122,7 +122,7 @@ def misses(
 ) -> None:
     """Say why prompts miss: what was evicted, and what in a text keeps it from an earlier one; exit 1 where it does."""
     from kvtool.replay.misses.misses import misses_of_log, misses_of_trace
-    from kvtool.report.trace import print_trace
+    from kvtool.report.replay.trace import print_trace
     from kvtool.workloads.logs.entries import is_log, of_prompts
     from kvtool.workloads.traces.source import TraceSource
 
