@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.bench.goodput import goodput_ratio, parse_goodput
+from kvtool.bench.cases.goodput import goodput_ratio, parse_goodput
 from kvtool.errors import KvtoolError
 from kvtool.results import Sample
 

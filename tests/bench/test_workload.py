@@ -12,7 +12,7 @@ from kvtool.bench.cases.base import Setup
 from kvtool.bench.cases.workload import Workload
 from kvtool.bench.limits import hit_errors
 from kvtool.bench.options import bench_options
-from kvtool.bench.serve import serve
+from kvtool.bench.cases.serve import serve
 from kvtool.engine.engine import Engine
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling

@@ -65,7 +65,7 @@ class WorkloadFlags(Group):
 
     def options(self, parts: Collection[str]) -> dict[str, Any]:
         """The fields of the workload part. Raises KvtoolError, also for what is asked of it where it is not run."""
-        from kvtool.bench.goodput import parse_goodput
+        from kvtool.bench.cases.goodput import parse_goodput
 
         given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         if given and "workload" not in parts:
