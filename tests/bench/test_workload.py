@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace as changed
 
 from kvtool.bench.cases.base import Setup
+from kvtool.bench.cases.serve import serve
 from kvtool.bench.cases.workload import Workload
 from kvtool.bench.limits import hit_errors
 from kvtool.bench.options import bench_options
-from kvtool.bench.cases.serve import serve
 from kvtool.engine.engine import Engine
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling

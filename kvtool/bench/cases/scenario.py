@@ -11,12 +11,12 @@ from msgspec.structs import replace as changed
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.base import Iterations, Measured, Setup
-from kvtool.bench.checks import compare_runs
 from kvtool.bench.cases.goodput import goodput_ratio
+from kvtool.bench.cases.serve import Served, serve
+from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import cold_start_of, kv_bytes, run_requests
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import of_arm, savings
-from kvtool.bench.cases.serve import Served, serve
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import Sequence
 from kvtool.machine.memory import peak_memory
