@@ -9,7 +9,17 @@ import msgspec
 import pytest
 
 from kvtool.errors import KvtoolError
-from kvtool.results import BenchDocument, LatencyCase, NoCacheCase, PrefixCase, Sample, encode, read_document, tpot_s
+from kvtool.results import (
+    BenchDocument,
+    LatencyCase,
+    NoCacheCase,
+    PrefixCase,
+    Sample,
+    WorkloadCase,
+    encode,
+    read_document,
+    tpot_s,
+)
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = sorted([ROOT / "tests" / "data" / "bench_example.json", *ROOT.glob("examples/reports/*/bench.json")])
@@ -22,11 +32,11 @@ COMMON = {
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.parent.name)
 def test_documents_of_the_repository_are_read_and_written_with_the_same_keys_and_values(path: Path) -> None:
     document = read_document(path, BenchDocument)
-    kinds = {"latency": LatencyCase, "prefix": PrefixCase, "no-cache": NoCacheCase}
+    kinds = {"latency": LatencyCase, "prefix": PrefixCase, "no-cache": NoCacheCase, "workload": WorkloadCase}
     assert all(type(case) is kinds[case.part] for case in document.cases)
     before, after = json.loads(path.read_bytes()), json.loads(encode(document))
     for old, again in zip(before["cases"], after["cases"], strict=True):
-        assert again.keys() == COMMON
+        assert again.keys() == COMMON | ({"workload"} if again["part"] == "workload" else set())
         assert holds(again, old)
         assert (again["prefix"] is None) == (again["part"] != "prefix")
 
