@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 5.6, 4.2
-TITLE_CHARACTERS = 52  # a panel's width of the figure's title
+TITLE_CHARACTERS = 44  # a panel's width of the figure's title
 MAX_BARS = 10
 WIDE_RANGE = 8  # times longer than the shortest: on a linear axis the short ones would lie on the ground
 
