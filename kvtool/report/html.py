@@ -33,8 +33,8 @@ th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space:
 th.label, td.label { text-align: left; }
 td.label { white-space: pre; }
 th:first-child, td:first-child { padding-left: 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
-.charts div { overflow-x: auto; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem; }
+.charts div { overflow-x: auto; max-width: 100%; }
 .charts img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff;
   border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
@@ -102,8 +102,8 @@ def charts(images: Mapping[str, bytes]) -> str:
     each shows, for readers who cannot see it.
     """
     figures = "\n".join(
-        f'<div><img alt="{escape(text)}" style="min-width: {_least_width(png)}px" '
-        f'src="data:image/png;base64,{b64encode(png).decode()}"></div>'
+        f'<div style="flex: 1 1 {_least_width(png)}px"><img alt="{escape(text)}" style="min-width: '
+        f'{_least_width(png)}px" src="data:image/png;base64,{b64encode(png).decode()}"></div>'
         for text, png in images.items()
     )
     return f'<div class="charts">\n{figures}\n</div>' if images else ""

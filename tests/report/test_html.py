@@ -106,3 +106,10 @@ def test_the_ceiling_names_every_kernel_in_its_unit():
     table = ceiling_table(roofline)
     assert ("  matmul 512x512x512", "1.50 TFLOP/s", "7 turns") in table.rows
     assert table.note == "Streamed over 420 MiB, against a cache of unknown size."
+
+
+def test_a_chart_takes_the_room_that_its_words_need() -> None:
+    """A PNG of 2,000 pixels: no neighbour takes from the 900 below which nothing in it could be read."""
+    shown = html.charts({"wide": bytes(16) + (2000).to_bytes(4, "big")})
+    assert 'style="flex: 1 1 900px"' in shown
+    assert 'style="min-width: 900px"' in shown
