@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtool.cache.tiers.options import WritePolicy, parse_write_policy
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.model import FullAttention
 from kvtool.catalog.resolve import resolve_model
@@ -25,7 +26,7 @@ from kvtool.replay.fastest import core
 from kvtool.replay.replay import ReplayOptions, replay
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
-from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers, parse_write_after
+from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers
 from kvtool.replay.tiers.plan import Links, Plan
 from kvtool.replay.tiers.profile import read_profiles
 from kvtool.replay.tiers.stores import Stores
@@ -222,11 +223,11 @@ def test_what_is_asked_of_tiers() -> None:
         ("dram", 64 << 30, None, None), ("disk", 1 << 40, 7.0, 4.0),
     ]  # fmt: skip
     assert switches == {"half-duplex"}
-    assert [parse_write_after(text) for text in ("through", "selective:2", "back")] == [0, 2, None]
+    assert [parse_write_policy(text).after_hits for text in ("through", "selective:2", "back")] == [0, 2, None]
     with pytest.raises(KvtoolError, match="did you mean selective"):
-        parse_write_after("selectiv:2")
+        parse_write_policy("selectiv:2")
     with pytest.raises(KvtoolError, match="needs --write-policy back"):
-        TierOptions(tiers=tiers, exclusive=True, write_after=0)
+        TierOptions(tiers=tiers, exclusive=True, write=WritePolicy())
     for text, said in (
         ("dam=1GiB", "did you mean dram"), ("dram", "does not say how much"), ("dram=1GiB,dram=2GiB", "twice"),
         ("dram=0", "has no room"), ("dram=1GiB@0", "must be above 0"), ("exclusive", "names no tier"),

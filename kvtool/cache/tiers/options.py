@@ -21,6 +21,11 @@ class WritePolicy:
     kind: str = "through"
     hits: int = 0
 
+    @property
+    def after_hits(self) -> int | None:
+        """Hits after which a page moves down: 0 for `through`; None for `back`, which waits for none."""
+        return None if self.kind == "back" else self.hits
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.hits}" if self.hits else self.kind
 

@@ -123,7 +123,8 @@ class Below(Group):
 
     def options(self) -> TierOptions | None:
         """None where no tiers were asked for. Raises KvtoolError."""
-        from kvtool.replay.tiers.options import TierOptions, parse_tiers, parse_write_after
+        from kvtool.cache.tiers.options import parse_write_policy
+        from kvtool.replay.tiers.options import TierOptions, parse_tiers
 
         if self.tiers is None:
             _need(self, ("write_policy", "loading", "load_or_compute"), "--tiers dram=64GiB")
@@ -133,7 +134,7 @@ class Below(Group):
             tiers=tiers,
             exclusive="exclusive" in switches,
             half_duplex="half-duplex" in switches,
-            write_after=parse_write_after(self.write_policy or ("back" if "exclusive" in switches else "through")),
+            write=parse_write_policy(self.write_policy or ("back" if "exclusive" in switches else "through")),
             loading=self.loading,
             decision=self.load_or_compute,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from kvtool.cache.tiers.options import WritePolicy
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.units import parse_size
 
@@ -35,19 +36,17 @@ class Tier:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierOptions:
     """Tiers from the GPU down. `exclusive`: what moves up leaves the tiers below. `half_duplex`: reads and writes share
-    a link. A block is written down after `write_after` hits: 0 as soon as it is computed, None when it leaves
-    the tier above.
-    """
+    a link. `write` says when a block moves down."""
 
     tiers: tuple[Tier, ...]
     exclusive: bool = False
     half_duplex: bool = False
-    write_after: int | None = 0
+    write: WritePolicy = field(default_factory=WritePolicy)
     loading: str = "layerwise"
     decision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.exclusive and self.write_after is not None:
+        if self.exclusive and self.write.kind != "back":
             raise KvtoolError("--tiers exclusive keeps a block in one place: it needs --write-policy back")
         for name, known in (("loading", LOADING), ("decision", DECISIONS)):
             value = getattr(self, name)
@@ -117,18 +116,3 @@ def _speed(name: str, text: str | None) -> float | None:
     if not 0 < gbps < 1e6:
         raise KvtoolError(f"--tiers {name}: {text} GB/s must be above 0: {EXAMPLE}")
     return gbps
-
-
-def parse_write_after(text: str) -> int | None:
-    """Hits after which a block is written down: 0 for `through`, K for `selective:K`, None for `back`, when it leaves
-    the tier above. Raises KvtoolError.
-    """
-    kind, colon, hits = text.partition(":")
-    if kind in ("through", "back") and not colon:
-        return 0 if kind == "through" else None
-    if kind == "selective" and hits.isdecimal() and 1 <= int(hits) <= 10**6:
-        return int(hits)
-    near = did_you_mean(kind, ("through", "selective", "back"))
-    raise KvtoolError(
-        f"--write-policy {text!r} is not one of through, selective:K (K hits, as selective:2), back{near}"
-    )

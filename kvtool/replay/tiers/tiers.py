@@ -43,7 +43,7 @@ class TierReplay:
         return ReplayTiers(
             capacity_blocks=capacity_blocks,
             capacity_bytes=capacity_blocks * self.links.block_bytes,
-            write_policy=write_policy_words(self.options.write_after),
+            write_policy=str(self.options.write),
             exclusive=self.options.exclusive,
             loading=self.options.loading,
             decisions=dict(Counter(one.plan.decision for one in timed.requests[self.first :])),
@@ -59,7 +59,7 @@ class TierReplay:
     def _moved(self, capacity_blocks: int) -> list[Moved]:
         capacities = [tier.capacity_bytes // self.links.block_bytes for tier in self.links.tiers]
         stores = Stores(
-            [capacity_blocks, *capacities], exclusive=self.options.exclusive, write_after=self.options.write_after
+            [capacity_blocks, *capacities], exclusive=self.options.exclusive, write_after=self.options.write.after_hits
         )
         return [stores.request(nodes.tolist()) for nodes in requests_of(self.accesses)]
 
@@ -118,11 +118,6 @@ def sweep_tiers(lower: TierReplay, capacities: Sequence[int], jobs: int) -> dict
 
     found = Parallel(n_jobs=jobs, prefer="processes")(delayed(lower.at)(capacity) for capacity in capacities)
     return dict(zip(capacities, found, strict=True))
-
-
-def write_policy_words(write_after: int | None) -> str:
-    """As --write-policy has it."""
-    return "back" if write_after is None else f"selective:{write_after}" if write_after else "through"
 
 
 def _without(moved: Moved) -> Moved:
