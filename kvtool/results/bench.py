@@ -23,6 +23,7 @@ class Sample(Struct, frozen=True, kw_only=True):
 
     `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
     since the iteration began, `queue_s` until it was admitted, `load_s` that loading from below the pool took.
+    `device_read_gbps` and `device_tflops`: what the device did beside the iteration, None where not measured.
     """
 
     arm: str
@@ -37,6 +38,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     arrival_s: float | None = None
     queue_s: float | None = None
     load_s: float | None = None
+    device_read_gbps: float | None = None
+    device_tflops: float | None = None
     error: str | None = None
 
     @property
