@@ -6,6 +6,9 @@ GPU_OUT ?= gpu-report
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# Hundreds of tests start kvtool: each would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: bench test lint aot gpu readme release
 
 bench:

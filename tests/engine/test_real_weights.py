@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import mkdtemp
@@ -34,14 +33,6 @@ PROMPTS = (
     "<|im_start|>user\nWhy does a language model keep a cache of keys and values?<|im_end|>\n<|im_start|>assistant\n",
 )
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_weights.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
