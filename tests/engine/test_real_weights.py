@@ -27,6 +27,7 @@ from kvtool.engine.sequence import SamplingParams
 pytestmark = pytest.mark.network
 
 OUTPUT_LEN = 64
+BRIEF = 16  # tokens of a run that only shows another way to the same program
 PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):\n    if n < 2:\n        return n\n",
@@ -106,10 +107,12 @@ def test_from_python(smollm2: Path, form: str, prompts: list[list[int]], expecte
 @pytest.mark.parametrize("form", ["folder", "gguf"])
 def test_from_the_command_line(smollm2: Path, form: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
     arguments = ["--weights", str(checkpoint(smollm2, form)), "--dtype", "fp32", "--device", "cpu", "--json"]
-    arguments += ["--output-len", str(OUTPUT_LEN), "--ignore-eos"]
+    arguments += ["--output-len", str(BRIEF), "--ignore-eos"]
     for ids in prompts:
         arguments += ["--prompt-ids", ",".join(map(str, ids))]
     command = [sys.executable, "-c", "from kvtool.cli import main; main()", "generate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [sequence["output_ids"] for sequence in json.loads(done.stdout)["sequences"]] == expected
+    assert [sequence["output_ids"] for sequence in json.loads(done.stdout)["sequences"]] == [
+        ids[:BRIEF] for ids in expected
+    ]
