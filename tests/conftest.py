@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,13 @@ os.environ.setdefault("OMP_PROC_BIND", "false")
 # A shell that starts the suite in the background has it ignore Ctrl-C, and children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays until the end: no later garbage collection walks through it again."""
+    gc.collect()
+    gc.freeze()
+
 
 settings.register_profile("kvtool", deadline=None)
 settings.load_profile("kvtool")
