@@ -19,7 +19,7 @@ _FEW_ROWS = 64
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     kernels = native()
-    if kernels is not None and weight.dim() == 1 and x.dim() == 2 and serves(x, weight):
+    if kernels is not None and x.dim() in (2, 3) and serves(x, weight):
         return kernels.rms_norm(x, weight, eps)
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and weight.dim() == 1:
         return _norm_of_few(x, weight, eps) if len(x) <= _FEW_ROWS else _norm_of_many(x, weight, eps)
