@@ -14,6 +14,7 @@ from torch import Tensor
 Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
 Made = TypeVar("Made")
+Replay = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,13 @@ class StepKernels(Protocol):
 
 class Kernels(StepKernels, Protocol):
     """All that a step calls: `StepKernels` and the operations of a paged KV cache."""
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Replay | None]:
+        """What `step` gives, and how the host has it done again at once: over the same memory, into the same tensor.
+
+        None where these kernels know no such way, or where `step` did more than to call them. The tensors that `step`
+        was made of must outlive it.
+        """
 
     @property
     def tile_tokens(self) -> int:

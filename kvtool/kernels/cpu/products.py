@@ -7,8 +7,8 @@ are kept: twice the memory of the weights, on CPUs alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from kvtool.kernels import plain
 from kvtool.kernels.cpu.native import ACTIVATIONS, ROW, Native, native, packed, serves
 from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
 
-# Of few rows. oneDNN chooses its layout for a number of them; this one serves fewer well.
-FEW_ROWS = 64
+# Up to so many rows a packed layout is faster than the plain one, by what multiplies it. oneDNN chooses its layout for
+# a number of them; this one serves fewer well. With AMX the plain one catches up late, as both then multiply alike.
+ONEDNN_ROWS = VECTOR_ROWS = 64
+TILE_ROWS = 256
 
 # (post-op, its algorithm) of oneDNN.
 _POST_OPS = {
@@ -30,7 +32,14 @@ _POST_OPS = {
 }
 
 Biases = tuple[Tensor | None, Tensor | None]
-Packed = Callable[[Tensor], Tensor]
+
+
+class Packed(Protocol):
+    """A product by a layout of its own, for up to `most_rows` rows."""
+
+    most_rows: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def prepare(weight: AnyWeight) -> AnyWeight:
@@ -50,7 +59,7 @@ def weight_copies(dtype: torch.dtype, device: torch.device) -> int:
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    if weight.packed is not None and len(x) <= FEW_ROWS:
+    if weight.packed is not None and len(x) <= weight.packed.most_rows:
         product: Tensor = weight.packed(x)
         return product
     return functional.linear(x, weight.weight, weight.bias)
@@ -58,7 +67,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 def gated(x: Tensor, weight: GatedWeight) -> Tensor:
     """Two products: as halves of one they would be strided, which costs the activation more than it saves."""
-    if weight.packed is not None and len(x) <= FEW_ROWS:
+    if weight.packed is not None and len(x) <= weight.packed.most_rows:
         product: Tensor = weight.packed(x)
         return product
     of_gate, up = (functional.linear(x, *half) for half in _halves(weight))
@@ -94,6 +103,7 @@ class NativeLinear:
 
     def __init__(self, kernels: Native, weight: Tensor, bias: Tensor | None) -> None:
         self.kernels, self.weight, self.bias = kernels, packed(weight), bias
+        self.most_rows = _most_rows(kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weight, self.bias)
@@ -105,6 +115,7 @@ class NativeGatedLinear:
     def __init__(self, kernels: Native, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
         self.kernels, self.gate, self.up = kernels, packed(gate), packed(up)
         self.biases, self.activation = biases, activation
+        self.most_rows = _most_rows(kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.gated_linear(x, self.gate, self.up, self.biases, self.activation)
@@ -115,6 +126,7 @@ class PackedGate:
 
     def __init__(self, of_gate: Packed, up: Packed, gate: Gate) -> None:
         self.of_gate, self.up, self.gate = of_gate, up, gate
+        self.most_rows = min(of_gate.most_rows, up.most_rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         return plain.gated(self.of_gate(x), self.up(x), self.gate)
@@ -122,6 +134,8 @@ class PackedGate:
 
 class OneDnnLinear:
     """By oneDNN."""
+
+    most_rows = ONEDNN_ROWS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = _reordered(weight), bias
@@ -132,6 +146,8 @@ class OneDnnLinear:
 
 class OneDnnGatedLinear:
     """By oneDNN: the activation follows the first product, and the second is multiplied by it."""
+
+    most_rows = ONEDNN_ROWS
 
     def __init__(self, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
         self.gate, self.up, self.biases = _reordered(gate), _reordered(up), biases
@@ -175,6 +191,10 @@ def _halves(weight: GatedWeight) -> tuple[tuple[Tensor, Tensor | None], tuple[Te
     return (gate, gate_bias), (up, up_bias)
 
 
+def _most_rows(kernels: Native) -> int:
+    return TILE_ROWS if kernels.has_tiles else VECTOR_ROWS
+
+
 def _fits(weight: Tensor) -> bool:
     return weight.shape[0] % ROW == 0 and weight.shape[1] % ROW == 0
 
@@ -184,7 +204,7 @@ def _onednn_has_bf16() -> bool:
 
 
 def _reordered(weight: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
     return found
 
 

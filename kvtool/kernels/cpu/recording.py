@@ -18,10 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kvtool.kernels.cpu.structs import Call
+from kvtool.kernels.interface import Replay
 
 LINE_BYTES = 64
-
-Replay = Callable[[], None]
 
 
 class Arena:

@@ -5,6 +5,8 @@ The compiled kernels do it where they are and take the tensors, torch's operatio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
@@ -12,9 +14,14 @@ from torch.nn.functional import layer_norm
 from kvtool.kernels import plain
 from kvtool.kernels.cpu.attention import store
 from kvtool.kernels.cpu.native import ROW, native, serves
-from kvtool.kernels.interface import Pages, Rotation
+from kvtool.kernels.interface import Pages, Replay, Rotation
 
 _FEW_ROWS = 64
+
+
+def record(step: Callable[[], Tensor]) -> tuple[Tensor, Replay | None]:
+    kernels = native()
+    return plain.record(step) if kernels is None else kernels.record(step)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

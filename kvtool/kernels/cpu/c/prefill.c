@@ -144,7 +144,7 @@ static void attend_rows(const Prefill *p, const Work *work, int64_t row, int64_t
     bf16 weights[ROWS_AT_ONCE][KEYS] __attribute__((aligned(64)));
     float kept[ROWS_AT_ONCE];
     for (int64_t b = 0; b < n / STEP; b++)
-        product(ROWS_AT_ONCE, (Rows){work->queries + row * k_dim, k_dim, 2}, work->keys + b * STEP * k_dim, k_dim,
+        product(ROWS_AT_ONCE, 0, (Rows){work->queries + row * k_dim, k_dim, 2}, work->keys + b * STEP * k_dim, k_dim,
                 scores[b]);
     for (int m = 0; m < ROWS_AT_ONCE; m++) {
         const int64_t to = position + m + 1 - first;
@@ -153,7 +153,7 @@ static void attend_rows(const Prefill *p, const Work *work, int64_t row, int64_t
     }
     for (int64_t d = 0; d < v_dim / STEP; d++) {
         pair more[ROWS_AT_ONCE], *before = work->attended + row * v_dim / STEP + d;
-        product(ROWS_AT_ONCE, (Rows){weights[0], KEYS, 2}, work->values + d * KEYS * STEP, n, more);
+        product(ROWS_AT_ONCE, 0, (Rows){weights[0], KEYS, 2}, work->values + d * KEYS * STEP, n, more);
         UNROLL for (int m = 0; m < ROWS_AT_ONCE; m++) {
             pair *to = before + m * v_dim / STEP;
             *to = add(scaled(*to, kept[m]), more[m]);

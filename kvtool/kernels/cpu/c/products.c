@@ -42,14 +42,14 @@ int64_t request_tiles(void) {
 
 static void few_products(int rows, Rows x, const bf16 *w, int64_t in, pair *out) {
     switch (rows) {
-    case 1: return product(1, x, w, in, out);
-    case 2: return product(2, x, w, in, out);
-    case 3: return product(3, x, w, in, out);
-    case 4: return product(4, x, w, in, out);
-    case 5: return product(5, x, w, in, out);
-    case 6: return product(6, x, w, in, out);
-    case 7: return product(7, x, w, in, out);
-    default: return product(8, x, w, in, out);
+    case 1: return product(1, 1, x, w, in, out);
+    case 2: return product(2, 1, x, w, in, out);
+    case 3: return product(3, 1, x, w, in, out);
+    case 4: return product(4, 1, x, w, in, out);
+    case 5: return product(5, 1, x, w, in, out);
+    case 6: return product(6, 1, x, w, in, out);
+    case 7: return product(7, 1, x, w, in, out);
+    default: return product(8, 1, x, w, in, out);
     }
 }
 

@@ -2,7 +2,7 @@
 // are tiles already, two of them (even and odd outputs) row by row in turns.
 
 #pragma once
-#include "vectors.h"
+#include "product.h"
 
 #define TILE_ROWS 16
 #define ROWS_IN_TILES (2 * TILE_ROWS)
@@ -47,6 +47,7 @@ INLINE void tile_product(int rows, const bf16 *x, const bf16 *w, int64_t in, pai
     _tile_zero(EVEN_1);
     _tile_zero(ODD_1);
     for (int64_t i = 0; i < in; i += STEP) {
+        ask_for(w + i * STEP, STEP * STEP);
         _tile_loadd(EVEN_WEIGHTS, w + i * STEP, 4 * STEP);
         _tile_loadd(ODD_WEIGHTS, w + i * STEP + STEP, 4 * STEP);
         _tile_loadd(ROWS_0, x + i * TILE_ROWS, 2 * STEP);
