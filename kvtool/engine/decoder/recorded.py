@@ -47,12 +47,16 @@ class RecordedSteps:
         self._transformer, self._layers, self._kernels = transformer, layers, kernels
         self._recorded: dict[tuple[int, int], Recorded] = {}
         self._seen: set[tuple[int, int]] = set()
-        self._can_record = layers[0].k.device.type == "cpu"
+        self.can_record = layers[0].k.device.type == "cpu"
+
+    def __len__(self) -> int:
+        """How many shapes are taken down."""
+        return len(self._recorded)
 
     @torch.inference_mode()
     def __call__(self, batch: StepBatch) -> Tensor:
         """Logits [sampled rows, vocab], which the next step may overwrite."""
-        if not self._can_record or batch.decode is None or batch.prefill is not None or batch.num_decodes > MOST_ROWS:
+        if not self.can_record or batch.decode is None or batch.prefill is not None or batch.num_decodes > MOST_ROWS:
             return self._transformer(batch, self._layers, self._kernels)
         num_rows, width = batch.decode.block_tables.shape
         x, step = self._transformer.start(batch, self._layers, self._kernels)
@@ -67,7 +71,7 @@ class RecordedSteps:
 
     def prepare(self, num_rows: int, num_pages: int) -> None:
         """Take down the decode of so many sequences of up to `num_pages` pages now, over padding alone."""
-        if self._can_record and num_rows <= MOST_ROWS and (num_rows, num_pages) not in self._recorded:
+        if self.can_record and num_rows <= MOST_ROWS and (num_rows, num_pages) not in self._recorded:
             x, step = self._transformer.start(_padding(num_rows), self._layers, self._kernels)
             self._record(x, step, (num_rows, num_pages))
 
@@ -76,7 +80,7 @@ class RecordedSteps:
         """The step's logits; it is kept where it could be taken down."""
         x, step = x.clone(), _own(step, shape[1])
         logits, replay = self._kernels.record(lambda: self._transformer.finish(x, step, self._layers))
-        self._can_record = replay is not None  # what stands in the way is the model or the dtype, not the shape
+        self.can_record = replay is not None  # what stands in the way is the model or the dtype, not the shape
         if len(self._recorded) == MOST_SHAPES:
             del self._recorded[next(iter(self._recorded))]  # the oldest
         if replay is not None:
