@@ -98,20 +98,23 @@ def _tables_within(document: MatrixDocument, width: int) -> list[Table]:
     names that are longer than there is room for go over several lines.
     """
     contexts, short = _contexts(document), width < WIDE
-    longest_name = max(len(_setting_name(row)) for row in document.rows) + 2
+    a_token, *others = _number_widths(matrix_table(document, short=short), gap=2 if short else 3)
+    of_contexts, behind = others[: len(contexts)], sum(others[len(contexts) :])
+    name_width = max(len(_setting_name(row)) for row in document.rows) + 2
     for most in range(len(contexts), 0, -1):
-        parts = [contexts[start : start + most] for start in range(0, len(contexts), most)]
-        tables = [matrix_table(document, part, short=short) for part in parts]
-        rooms = [width - _numbers_width(table, gap=2 if short else 3) for table in tables]
-        if min(rooms) >= longest_name:
+        starts = range(0, len(contexts), most)
+        rooms = [width - 2 - a_token - sum(of_contexts[start : start + most]) for start in starts]
+        rooms[-1] -= behind
+        if min(rooms) >= name_width:
             break
+    tables = [matrix_table(document, contexts[start : start + most], short=short) for start in starts]
     return [_folded(table, max(room, 1)) for table, room in zip(tables, rooms, strict=True)]
 
 
-def _numbers_width(table: Table, *, gap: int) -> int:
-    """Columns that all but the first take when printed, with the gaps between all of them."""
-    columns = zip(table.columns, *table.rows, strict=True)
-    return sum(max(map(len, column)) + gap for column in list(columns)[1:]) + 2
+def _number_widths(table: Table, *, gap: int) -> list[int]:
+    """What each column but the first takes when printed, with the gap before it."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    return [max(map(len, column)) + gap for column in columns[1:]]
 
 
 def _folded(table: Table, room: int) -> Table:
