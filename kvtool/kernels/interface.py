@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from kvtool.kernels.blocks import Blocks
+
 Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
 Made = TypeVar("Made")
@@ -161,11 +163,13 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own."""
+    """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own;
+    until then `stored` is what the weight was made of, where it was quantised."""
 
     weight: Tensor
     bias: Tensor | None = None
     packed: Any = None
+    stored: Blocks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,7 @@ class GatedWeight:
     bias: Tensor | None
     gate: Gate
     packed: Any = None
+    stored: Blocks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

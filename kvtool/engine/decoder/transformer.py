@@ -79,8 +79,9 @@ class Transformer:
         self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
         self.norm = load_norm(decoder, hidden, weights, "model.norm")
         tied = model.tie_word_embeddings
-        head = self.embedding.tokens if tied else weights.tensor("lm_head.weight", model.vocab_size, hidden)
-        self.head = kernels.prepare(Weight(head))
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        head = self.embedding.tokens if tied else weights.tensor(name, model.vocab_size, hidden)
+        self.head = kernels.prepare(Weight(head, stored=weights.blocks(name)))
         rotary = (rotary_dim(model, decoder), max_positions)
         self.rope = Rope(decoder.rope_theta, decoder.rope_scaling, *rotary, dtype=dtype, device=device)
         local_theta = decoder.local_rope_theta

@@ -6,7 +6,6 @@ Without a compiler there are none, and torch's own operations do the work.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import platform
 from collections.abc import Callable
 from functools import cache
@@ -16,16 +15,16 @@ import torch
 from torch import Tensor
 
 from kvtool.compiled import Compiled, load_library
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.quantised import Codes
 from kvtool.kernels.cpu.recording import Recorder, Replay
 from kvtool.kernels.cpu.structs import OPERATIONS, Call, Prefill
 from kvtool.units import ceil_div
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
-ROW = 32  # every row is a multiple of so many elements
 TOKENS_AT_ONCE = 128  # as in pages.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
-HUGE_PAGE_BYTES = 2 << 20
 WOVEN_FROM_ROWS = 5  # as in products.c
 TILES_FROM_ROWS = 5
 MANY = 32768  # elements from which a second thread pays
@@ -39,11 +38,13 @@ class Native:
         self._library = library
         library.run.argtypes, library.run.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64), None
         library.prefill_scratch_bytes.argtypes = (ctypes.c_void_p,)
-        library.prefill_scratch_bytes.restype = library.request_tiles.restype = ctypes.c_int64
+        for size in (library.prefill_scratch_bytes, library.request_tiles, library.digits_bytes):
+            size.restype = ctypes.c_int64
         library.read_all.argtypes, library.read_all.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_uint32
         self._address = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in OPERATIONS}
         self._recorder: Recorder | None = None
         self.prefill_pays = bool(library.prefill_pays())
+        self.quantised_pays = bool(library.quantised_pays())
         self.has_tiles = bool(library.request_tiles())
 
     def _call(self, name: str, elements: int, *fields: float | None) -> None:
@@ -95,6 +96,27 @@ class Native:
         """The fields of `Inputs`."""
         tiles = self.has_tiles and len(x) >= TILES_FROM_ROWS
         return x.data_ptr(), x.stride(0), _address(woven), *x.shape, tiles
+
+    def quantised_linear(self, x: Tensor, weight: Codes, bias: Tensor | None) -> Tensor:
+        """`linear` for a weight out of `packed_codes`."""
+        out, digits = self._empty(len(x), weight.outputs), self._digits(x)
+        fields = x.data_ptr(), x.stride(0), digits.data_ptr(), *x.shape, *weight.fields, _address(bias)
+        self._call("quantised_linear", weight.blocks.numel(), *fields, out.data_ptr(), weight.outputs)
+        return out
+
+    def quantised_gated_linear(
+        self, x: Tensor, gate: Codes, up: Codes, biases: tuple[Tensor | None, Tensor | None], activation: str
+    ) -> Tensor:
+        """`gated_linear` for weights out of `packed_codes`."""
+        out, digits = self._empty(len(x), gate.outputs), self._digits(x)
+        given = x.data_ptr(), x.stride(0), digits.data_ptr(), *x.shape, *gate.fields, *up.fields
+        fields = *given, *map(_address, biases), out.data_ptr(), gate.outputs, ACTIVATIONS[activation]
+        self._call("quantised_gated_linear", gate.blocks.numel(), *fields)
+        return out
+
+    def _digits(self, x: Tensor) -> Tensor:
+        """Room for the rows as integers."""
+        return self._empty(x.numel() // ROW * self._library.digits_bytes(), dtype=torch.uint8)
 
     def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         """activation(gate) * up, written over `gate`; both are contiguous."""
@@ -187,26 +209,6 @@ class Native:
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def packed(weight: Tensor) -> Tensor:
-    """A weight [out, in] as [out / 32, in / 2, 2, 16, 2]: even outputs, then odd ones, two inputs each."""
-    rows, columns = weight.shape
-    by_block = weight.view(rows // ROW, ROW // 2, 2, columns // 2, 2).permute(0, 3, 2, 1, 4)
-    return huge_pages(torch.empty(by_block.shape, dtype=weight.dtype)).copy_(by_block)
-
-
-def huge_pages(tensor: Tensor) -> Tensor:
-    """A tensor of memory not yet written, which Linux is asked to give in pages of 2 MiB: a stream of weights crosses
-    a page of 4 KiB every 100 ns, and waits for its address. Elsewhere nothing changes."""
-    if tensor.device.type != "cpu" or tensor.nbytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return tensor
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    madvise(start, stop - start, mmap.MADV_HUGEPAGE)  # advice: a refusal costs speed alone
-    return tensor
 
 
 def serves(*tensors: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 In bf16 a weight is also packed once into a layout that is read faster for few rows: the compiled kernels' own, which
 reads weights as fast as memory gives them, or oneDNN's. Many rows, a prefill, run faster from the plain layout, so both
-are kept: twice the memory of the weights, on CPUs alone.
+are kept: twice the memory of the weights, on CPUs alone. A weight that a file stores in 8 or 4 bits is packed as it is
+stored: few rows are multiplied by what it stands for, many by that rounded to bf16.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvtool.kernels import plain
-from kvtool.kernels.cpu.native import ACTIVATIONS, ROW, Native, native, packed, serves
+from kvtool.kernels.blocks import Blocks
+from kvtool.kernels.cpu.memory import ROW, packed
+from kvtool.kernels.cpu.native import ACTIVATIONS, Native, native, serves
+from kvtool.kernels.cpu.quantised import fits, packed_codes
 from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
 
 # Up to so many rows a packed layout is faster than the plain one, by what multiplies it. oneDNN chooses its layout for
 # a number of them; this one serves fewer well. With AMX the plain one catches up late, as both then multiply alike.
 ONEDNN_ROWS = VECTOR_ROWS = 64
 TILE_ROWS = 256
+CODES_ROWS = 12
 
 # (post-op, its algorithm) of oneDNN.
 _POST_OPS = {
@@ -45,9 +50,9 @@ class Packed(Protocol):
 def prepare(weight: AnyWeight) -> AnyWeight:
     match weight:
         case Weight():
-            return replace(weight, packed=packed_linear(weight))
+            return replace(weight, packed=packed_linear(weight), stored=None)
         case GatedWeight():
-            return replace(weight, packed=packed_gated_linear(weight))
+            return replace(weight, packed=packed_gated_linear(weight), stored=None)
         case _:
             parts = [plain.expert_weights(weight, number) for number in range(len(weight.down))]
             return replace(weight, packed=[Expert(prepare(inner), prepare(down)) for inner, down in parts])
@@ -121,6 +126,32 @@ class NativeGatedLinear:
         return self.kernels.gated_linear(x, self.gate, self.up, self.biases, self.activation)
 
 
+class QuantisedLinear:
+    """By the compiled kernels, out of 8 or 4 bits a weight."""
+
+    most_rows = CODES_ROWS
+
+    def __init__(self, kernels: Native, stored: Blocks, bias: Tensor | None) -> None:
+        self.kernels, self.codes, self.bias = kernels, packed_codes(stored), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.quantised_linear(x, self.codes, self.bias)
+
+
+class QuantisedGatedLinear:
+    """By the compiled kernels, out of 8 or 4 bits a weight, in one."""
+
+    most_rows = CODES_ROWS
+
+    def __init__(self, kernels: Native, stored: Blocks, biases: Biases, activation: str) -> None:
+        self.kernels, self.biases, self.activation = kernels, biases, activation
+        half = len(stored.codes) // 2
+        self.gate, self.up = packed_codes(stored.map(lambda x: x[:half])), packed_codes(stored.map(lambda x: x[half:]))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.quantised_gated_linear(x, self.gate, self.up, self.biases, self.activation)
+
+
 class PackedGate:
     """A gate of its own after two packed products, where no kernel does both."""
 
@@ -164,6 +195,8 @@ def packed_linear(weight: Weight) -> Packed | None:
     if weight_copies(weight.weight.dtype, weight.weight.device) == 1:
         return None
     kernels = native()
+    if kernels is not None and weight.stored is not None and _reads(kernels, weight.stored):
+        return QuantisedLinear(kernels, weight.stored, weight.bias)
     if kernels is not None and _fits(weight.weight):
         return NativeLinear(kernels, weight.weight, weight.bias)
     return OneDnnLinear(weight.weight, weight.bias) if _onednn_has_bf16() else None
@@ -179,6 +212,8 @@ def packed_gated_linear(weight: GatedWeight) -> Packed | None:
     if activation not in _POST_OPS:
         of_gate, of_up = packed_linear(Weight(gate, gate_bias)), packed_linear(Weight(up, up_bias))
         return None if of_gate is None or of_up is None else PackedGate(of_gate, of_up, weight.gate)
+    if kernels is not None and weight.stored is not None and _reads(kernels, weight.stored) and _fits(gate):
+        return QuantisedGatedLinear(kernels, weight.stored, biases, activation)
     if kernels is not None and _fits(gate):
         return NativeGatedLinear(kernels, gate, up, biases, activation)
     return OneDnnGatedLinear(gate, up, biases, activation) if _onednn_has_bf16() else None
@@ -189,6 +224,10 @@ def _halves(weight: GatedWeight) -> tuple[tuple[Tensor, Tensor | None], tuple[Te
     gate, up = weight.weight.chunk(2)
     gate_bias, up_bias = (None, None) if weight.bias is None else weight.bias.chunk(2)
     return (gate, gate_bias), (up, up_bias)
+
+
+def _reads(kernels: Native, stored: Blocks) -> bool:
+    return kernels.quantised_pays and fits(stored)
 
 
 def _most_rows(kernels: Native) -> int:

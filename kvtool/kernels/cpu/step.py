@@ -13,7 +13,8 @@ from torch.nn.functional import layer_norm
 
 from kvtool.kernels import plain
 from kvtool.kernels.cpu.attention import store
-from kvtool.kernels.cpu.native import ROW, native, serves
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.native import native, serves
 from kvtool.kernels.interface import Pages, Replay, Rotation
 
 _FEW_ROWS = 64

@@ -19,6 +19,7 @@ def _cache(name: str) -> str:
 
 
 _INPUTS = "*x x_stride *woven rows inputs tiles"
+_ROWS = "*x x_stride *digits rows inputs"
 _TABLES = "*tables table_stride *lengths"
 
 
@@ -34,6 +35,16 @@ class Linear(ctypes.Structure):
 
 class GatedLinear(ctypes.Structure):
     _fields_ = _fields(f"{_INPUTS} *gate *up *gate_bias *up_bias *y out activation")
+
+
+class QuantisedLinear(ctypes.Structure):
+    _fields_ = _fields(f"{_ROWS} *w bits has_least *bias *y out")
+
+
+class QuantisedGatedLinear(ctypes.Structure):
+    _fields_ = _fields(
+        f"{_ROWS} *gate gate_bits gate_has_least *up up_bits up_has_least *gate_bias *up_bias *y out activation"
+    )
 
 
 class Gate(ctypes.Structure):
@@ -73,6 +84,8 @@ class Prefill(ctypes.Structure):
 OPERATIONS: dict[str, type[Any]] = {
     "linear": Linear,
     "gated_linear": GatedLinear,
+    "quantised_linear": QuantisedLinear,
+    "quantised_gated_linear": QuantisedGatedLinear,
     "gate": Gate,
     "rms_norm": RmsNorm,
     "add_rms_norm": AddRmsNorm,

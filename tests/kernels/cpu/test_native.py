@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from kvtool.kernels.cpu.native import ACTIVATIONS, Native, huge_pages, native, packed, serves
+from kvtool.kernels.cpu.memory import huge_pages, packed
+from kvtool.kernels.cpu.native import ACTIVATIONS, Native, native, serves
 
 BF16_EPS = 2.0**-8  # half a unit in the last place, relative
 ROUNDS_ONCE = 1.02 * BF16_EPS
