@@ -19,6 +19,7 @@ from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
+from kvtool.engine.decoder.recorded import RecordedSteps
 from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
 from kvtool.engine.graphs.decode_step import decode_rows
@@ -34,6 +35,7 @@ from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import device_errors
 from kvtool.sizing.speed.traffic import even_context_tokens
+from kvtool.units import ceil_div
 
 
 class Engine:
@@ -66,6 +68,7 @@ class Engine:
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
+        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels)
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
@@ -113,11 +116,15 @@ class Engine:
         return DecodePipeline(rows, DecodeGraphs(loaded, self.pool, rows, self.generator, capture, clock))
 
     def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
-        """Capture the decode steps of so many sequences now, so that no request waits for it."""
-        if self.pipeline is not None:
-            with self.compiling.measured():
-                for size in sorted(batch_sizes, reverse=True):  # memory that served the largest serves all others
-                    self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
+        """Capture the decode steps of so many sequences now, so that no request waits for it; without graphs those of
+        the most alone, as others are soon taken down when they come."""
+        sizes = sorted(batch_sizes, reverse=True)  # memory that served the largest serves all others
+        with self.compiling.measured():
+            if self.pipeline is None:
+                self.forward.prepare(sizes[0], ceil_div(self.loaded.max_positions, self.pool.block_size))
+                return
+            for size in sizes:
+                self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
 
     def add(
         self,
@@ -221,9 +228,9 @@ class Engine:
         """The next token of each item that completes, in order."""
         batch = build_batch(work, self.loaded.device)
         params = [item.sequence.params for item in work if item.completes]
-        logits = self.loaded.transformer(batch, self.pool.layers, self.loaded.kernels)
+        logits = self.forward(batch)
         if self.keep_logits:
-            self._keep(work, logits)
+            self._keep(work, logits.clone())
         return sample(logits, params, self.generator).tolist() if params else []
 
     def _keep(self, work: list[Work], logits: Tensor) -> None:

@@ -79,8 +79,9 @@ class Transformer:
         self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
         self.norm = load_norm(decoder, hidden, weights, "model.norm")
         tied = model.tie_word_embeddings
-        head = self.embedding.tokens if tied else weights.tensor("lm_head.weight", model.vocab_size, hidden)
-        self.head = kernels.prepare(Weight(head))
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        head = self.embedding.tokens if tied else weights.tensor(name, model.vocab_size, hidden)
+        self.head = kernels.prepare(Weight(head, stored=weights.blocks(name)))
         rotary = (rotary_dim(model, decoder), max_positions)
         self.rope = Rope(decoder.rope_theta, decoder.rope_scaling, *rotary, dtype=dtype, device=device)
         local_theta = decoder.local_rope_theta
@@ -94,14 +95,22 @@ class Transformer:
     @torch.inference_mode()
     def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
         """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
+        return self.finish(*self.start(batch, layers, kernels), layers)
+
+    def start(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> tuple[Tensor, StepContext]:
+        """What the first layer gets: x [T, hidden], and what all layers share."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
-        stream = Residual(self.embedding(batch))
+        return self.embedding(batch), step
+
+    def finish(self, x: Tensor, step: StepContext, layers: list[Pages]) -> Tensor:
+        """The logits, out of what `start` gave."""
+        stream, rows, kernels = Residual(x), step.batch.sample_rows, step.kernels
         for layer, pages in zip(self.layers, layers, strict=True):
             stream = layer(stream, step, pages)
-        if batch.sample_rows is not None:
-            stream = stream.rows(batch.sample_rows)
+        if rows is not None:
+            stream = stream.rows(rows)
         logits = kernels.linear(stream.normed(self.norm, kernels)[0], self.head)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
