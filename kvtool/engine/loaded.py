@@ -131,7 +131,7 @@ class LoadedModel:
 
     def assumptions(self) -> list[str]:
         """What was not read or measured, in words."""
-        found = [self.fewer_threads] if self.fewer_threads else []
+        found = [*self.model.assumed, *([self.fewer_threads] if self.fewer_threads else [])]
         decoder = runnable_decoder(self.model)
         if self.weights.even_routing:
             found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")

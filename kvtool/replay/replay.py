@@ -103,6 +103,7 @@ def replay(
         break_even=[] if lower is None else break_even(lower.floor, lower.links),
         warnings=found,
         assumptions=[
+            *(() if model is None else model.assumed),
             *assumptions(accesses, room, floor, sorted_by_time=options.sort_by_time),
             *([] if lower is None else tier_assumptions(lower.options)),
             *([] if options.cluster is None else CLUSTER_ASSUMPTIONS),
