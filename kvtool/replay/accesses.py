@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvtool.errors import KvtoolError
-from kvtool.replay.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
+from kvtool.replay.loops.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
 from kvtool.workloads.traces import Trace, TraceRequest
 
 BLOCKS_AT_ONCE = 1 << 16

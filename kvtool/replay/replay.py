@@ -15,9 +15,9 @@ from kvtool.replay.accesses import Accesses, read_accesses
 from kvtool.replay.capacity import BlockBytes, Capacity, block_bytes, in_unit
 from kvtool.replay.ceilings import Ceiling, Ceilings, limited_by
 from kvtool.replay.cluster.cluster import ClusterOptions, replay_cluster
-from kvtool.replay.core import Core, IntArray
 from kvtool.replay.curves import STACKS, Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.core import Core, IntArray
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.policies import check_policies
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.sweep import sweep

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.ceilings import Ceilings
 from kvtool.replay.curves import STACKS, Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.policies import policy_hits
 
 prompts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=30)

@@ -22,7 +22,7 @@ from kvtool.replay.capacity import block_bytes, parse_capacity
 from kvtool.replay.clock.clock import Clock
 from kvtool.replay.clock.network import fair_rates
 from kvtool.replay.curves import Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.replay import ReplayOptions, replay
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
