@@ -25,7 +25,8 @@ def made(requests: Sequence[Sequence[int]]) -> Accesses:
     return Accesses(
         name="made", sha256="", format="mooncake", block_size=4, nodes=nodes,
         starts=np.concatenate(([0], np.cumsum(lengths))), parents=tree.parents(), lines=np.arange(1, count + 1),
-        arrival_s=np.arange(count, dtype=np.float64), input_tokens=4 * lengths, shared_ids=0,
+        arrival_s=np.arange(count, dtype=np.float64), input_tokens=4 * lengths, output_tokens=lengths,
+        shared_ids=0,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from kvtool.replay.clock.network import NEVER, Network, Path
+from kvtool.replay.clock.network import NEVER, Flow, Network, Path
 
 Call = Callable[[], None]
 
@@ -25,14 +25,27 @@ class Clock:
         """Call at `time_s`, or now if that is past."""
         heapq.heappush(self._events, (max(self.now_s, time_s), next(self._number), call))
 
-    def send(self, path: Path, num_bytes: float, done: Call, *, latency_s: float = 0.0) -> None:
+    def send(self, path: Path, num_bytes: float, done: Call, *, latency_s: float = 0.0) -> Flow:
         """Move bytes over the links of `path`, after a latency in which they take no bandwidth."""
+        flow = Flow(path, num_bytes, done)
         if latency_s:
-            self.at(self.now_s + latency_s, lambda: self.send(path, num_bytes, done))
-        elif num_bytes > 0 and path:
-            self.network.add(path, num_bytes, done)
+            self.at(self.now_s + latency_s, lambda: self._start(flow))
         else:
-            self.at(self.now_s, done)
+            self._start(flow)
+        return flow
+
+    def stop(self, flow: Flow) -> float:
+        """End a flow that is not done. The bytes that had not arrived."""
+        flow.stopped = True
+        return self.network.remove(flow)
+
+    def _start(self, flow: Flow) -> None:
+        if flow.stopped:
+            return
+        if flow.num_bytes > 0 and flow.path:
+            self.network.add(flow)
+        else:
+            self.at(self.now_s, flow.done)
 
     def run(self, *, until_s: float = NEVER) -> None:
         """Until nothing is left to happen, or that time."""
