@@ -274,7 +274,7 @@ def test_a_short_queue_holds_a_fast_tier_to_littles_law() -> None:
 
 def test_decodes_and_prompts_share_steps() -> None:
     """Prompts of 1 s each; a decode step takes 0.1 s. A runs alone, B arrives in the second step of A's decodes and is
-    computed with the third, in 1 s that both need; the two decode on together.
+    computed with the third, in the 1 s that it takes alone; the two decode on together.
     """
     times = replace(NO_OVERHEAD, decode_s=0.1, sequence_s=0.01)
     none = TierOptions(tiers=())
@@ -285,10 +285,10 @@ def test_decodes_and_prompts_share_steps() -> None:
     run(requests, Links((), 1, 16, 1), none, times)
     first, second = requests
     assert first.ttft_s == pytest.approx(1.0)
-    assert second.first_s == pytest.approx(1.22 + 1.01)  # two steps of 0.11, then the prompt and A's token together
-    assert first.ended_s == second.ended_s == pytest.approx(2.23 + 2 * 0.12)
+    assert second.first_s == pytest.approx(1.22 + 1.0)  # two steps of 0.11, then the prompt and A's token together
+    assert first.ended_s == second.ended_s == pytest.approx(2.22 + 2 * 0.12)
     assert second.tpot_s == pytest.approx(0.12)
-    assert first.tpot_s == pytest.approx((2 * 0.11 + 1.01 + 2 * 0.12) / 5)
+    assert first.tpot_s == pytest.approx((2 * 0.11 + 1.0 + 2 * 0.12) / 5)
 
 
 def test_no_more_than_the_concurrency_are_in() -> None:

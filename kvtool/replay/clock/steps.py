@@ -10,8 +10,8 @@ from kvtool.replay.saved import PrefillFloor
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Seconds. A step that decodes takes `decode_s` at least, and `sequence_s` more for each request and `context_s`
-    for each token of context; its tokens compute for `token_s` each, with the prompts of the step.
+    """Seconds. A step that decodes takes `decode_s` at least and `sequence_s` for each request, and `context_s` more
+    for each token of context; with prompts in it, its tokens compute for `token_s` each as theirs do.
 
     `spread`: the part of these times that the fastest and the slowest of what was measured took, None where the times
     follow from a card's figures.
@@ -26,12 +26,11 @@ class StepTimes:
 
     def step_s(self, compute_s: float, decoding: int = 0, context: float = 0.0) -> float:
         """With so much of prompts to compute, and `decoding` requests of `context` tokens together."""
-        seconds = 0.0
-        if compute_s:
-            seconds = self.floor.step_s(compute_s + decoding * self.token_s)
+        seconds = self.floor.step_s(compute_s + decoding * self.token_s) if compute_s else 0.0
         if decoding:
-            seconds = max(seconds, decoding * self.token_s, self.floor.weights_s, self.decode_s)
-        return seconds + decoding * self.sequence_s + context * self.context_s
+            alone_s = self.decode_s + decoding * self.sequence_s
+            seconds = max(seconds, alone_s, decoding * self.token_s, self.floor.weights_s)
+        return seconds + context * self.context_s
 
     def slower(self, factor: float) -> StepTimes:
         """All of it in `factor` times the time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -25,12 +25,13 @@ def measured_steps(model: Model, measured: Measured, num_gpus: int = 1) -> StepT
     """Of a model that `has_steps`. Raises KvtoolError where its parameters cannot be counted."""
     assert measured.tflops is not None
     work, rate = counted_work(model), measured.tflops * 1e12
-    points = _rising([(_flops(work, one) / rate, median(one.ttft_s), len(one.ttft_s)) for one in measured.observed])
+    prompts = [(_flops(work, one) / rate, median(one.ttft_s), len(one.ttft_s)) for one in measured.observed]
+    points = _rising([*prompts, *_shortest(work, rate, measured.observed)])
     floor = PrefillFloor(work, rate, 0.0, tuple(points))
     ratios = [seconds / floor.step_s(_flops(work, one) / rate) for one in measured.observed for seconds in one.ttft_s]
     low, high = (float(value) for value in np.percentile(ratios, (LOW, HIGH)))
     decode_s, sequence_s, context_s = _decodes(measured.observed)
-    times = StepTimes(floor, decode_s, sequence_s, context_s, spread=(low, high))
+    times = StepTimes(floor, decode_s, sequence_s, context_s, floor.last_s(1, 0), spread=(low, high))
     return times if num_gpus == 1 else times.slower(1 / num_gpus)
 
 
@@ -50,6 +51,13 @@ def steps_words(times: StepTimes) -> str:
 def _flops(work: PrefillWork, one: Observed) -> int:
     """Of its step: all new tokens of all its requests."""
     return one.sequences * work.flops(one.prompt_tokens - one.cached_tokens, one.cached_tokens)
+
+
+def _shortest(work: PrefillWork, rate: float, observed: Sequence[Observed]) -> Iterator[tuple[float, float, int]]:
+    """Decodes, as prompts of one token: a hit may leave as little to compute."""
+    for one in observed:
+        if one.tpot_s:
+            yield one.sequences * work.flops(1, one.prompt_tokens) / rate, median(one.tpot_s), len(one.tpot_s)
 
 
 def _rising(points: Sequence[tuple[float, float, int]]) -> list[tuple[float, float]]:

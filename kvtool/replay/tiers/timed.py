@@ -13,9 +13,9 @@ NOTHING = Plan("none", (), 0.0, 0.0)
 
 @dataclass(slots=True, eq=False)
 class Timed:
-    """A request arrives, and `plan_with` says what it does where so many blocks may come through. Once it is computed it
-    writes `written` blocks to each tier, and it gives `output_tokens`, one at least. `needs`: its blocks in the GPU from
-    a place on are those of another request.
+    """A request arrives, and `plan_with` says what it does where so many blocks may come through. Once computed it
+    writes `written` blocks to each tier, and it gives `output_tokens`, one at least. `needs`: its blocks in the GPU
+    from a place on are those of another request.
 
     `compute_s` is its computing in all, of `new_tokens`, of which `tokens_left` are left. `loads` are on their way, by
     tier. `can_begin` once the first layer is there, or all, as its plan says. The GPU stood still for it for `stall_s`.
