@@ -41,8 +41,8 @@ def tier_sentences(document: ReplayDocument) -> Iterator[str]:
             f"{f' (requests: {made})' if made else ''}."
         )
         yield (
-            f"From {format_bytes(one.full_tier_bytes)} on, {one.tiers[0].tier} below {format_bytes(one.capacity_bytes)} "
-            "gives nothing more: all that was seen before hits."
+            f"From {format_bytes(one.full_tier_bytes)} on, {one.tiers[0].tier} below "
+            f"{format_bytes(one.capacity_bytes)} gives nothing more: all that was seen before hits."
         )
         yield from (
             f"{tier.tier} is written over {tier.full_writes_per_day:.3g} times a day."
@@ -82,8 +82,8 @@ def _clock_table(tiers: Sequence[ReplayTiers]) -> Table:
             for one in tiers
         ],
         labels=1,
-        note="hit: there when the request's step began. no room: staging was full. too late: not loaded in time, or still "
-        "being computed for another request.",
+        note="hit: there when the request's step began. no room: staging was full. too late: not loaded in time, or "
+        "still being computed for another request.",
     )  # fmt: skip
 
 
