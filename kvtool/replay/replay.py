@@ -158,8 +158,12 @@ def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -
         if "lru" not in options.policies or (options.tiers.tiers and not ends):
             raise KvtoolError("--tiers lie below an LRU cache that ends: give --capacity 20GiB, and lru as a --policy")
     if options.cluster is not None:
-        if model is None or gpu is None:
-            raise KvtoolError("--cluster needs a MODEL and a card: kvtool replay TRACE MODEL --gpu h100 --cluster ...")
+        nodes = options.cluster.cluster
+        if model is None or (gpu is None and (nodes.prefill_card is None or nodes.decode_card is None)):
+            raise KvtoolError(
+                "--cluster needs a MODEL and cards: kvtool replay TRACE MODEL --cluster prefill=2xh100,decode=4xh200, or "
+                "--gpu h100 for all nodes"
+            )
         if options.tp != 1:
             raise KvtoolError(f"--tp {options.tp} is not of --cluster, whose nodes have gpus=8")
     if gpu is None and options.tp != 1 and not options.measured.observed:
@@ -179,7 +183,6 @@ def _cluster(
 ) -> ReplayCluster:
     assert options.cluster is not None
     assert model is not None
-    assert gpu is not None
     return replay_cluster(
         trace,
         options.cluster,

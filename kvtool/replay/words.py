@@ -69,7 +69,8 @@ CLUSTER_ASSUMPTIONS = (
     "storage keeps prompts and answers in whole blocks, of all sessions, and evicts nothing; it is as fast as its NICs",
     "a turn begins after the answer to the one before it, and the time between their arrivals in the trace",
     "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes; memory has room for all",
-    "a decode keeps the step time of the batch that it joins; bytes of models' own collectives are not counted",
+    "a decode keeps the step time of the batch that it joins; collectives take the time of their bytes over the links "
+    "of a node's GPUs, at the card's figure, and none where that is not known",
     "a prefill node takes requests while it has less than 5 s of tokens, one with less than 3 s to read first",
 )
 

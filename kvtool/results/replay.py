@@ -185,15 +185,30 @@ class ReplayMode(Struct, frozen=True, kw_only=True):
     links: list[ReplayLink]
 
 
+class ReplaySplit(Struct, frozen=True, kw_only=True):
+    """One way to split GPUs into prefill and decode nodes; `bound` as of ReplayCluster."""
+
+    prefill: int
+    decode: int
+    agents_per_s: float
+    bound: str
+
+
 class ReplayCluster(Struct, frozen=True, kw_only=True):
-    """A cluster of nodes. `range` is of prefill nodes for each decode node: within it, no link is full before all
-    storage NICs are (None: no end); `loads` are the links' then, and `bound` names the one that is over its limit, or
-    storage. `links` and `agents_per_s` are of `mode`; `modes` has all of them.
+    """A cluster of nodes, each with the `layout` of its GPUs: the best of `splits`, where these were asked for.
+
+    `range` is of prefill nodes for each decode node: within it, no link is full before all storage NICs are (None: no
+    end); `loads` are the links' then, and `bound` names the one that is over its limit, or storage. `links` and
+    `agents_per_s` are of `mode`; `modes` has all of them.
     """
 
     mode: str
     prefill: int
     decode: int
+    prefill_gpu: str
+    decode_gpu: str
+    layout: dict[str, int]
+    splits: list[ReplaySplit]
     range: list[float | None]
     bound: str
     loads: list[ReplayLink]

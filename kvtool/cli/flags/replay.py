@@ -181,7 +181,11 @@ class Nodes(Group):
 
     cluster: Annotated[
         str | None,
-        _node(metavar="LIST", help="prefill=2,decode=4; gpus=8,nic=50,storage=50,dram=500 (GB/s) unless said."),
+        _node(
+            metavar="LIST",
+            help="prefill=2xh100,decode=4xh200, or total=48 GPUs for the best split; gpus=8,nic=50,storage=50,dram=500 "
+            "(GB/s) unless said; cp=,dp=,dcp= of a node's GPUs, the rest is tp.",
+        ),
     ] = None
     cluster_mode: Annotated[str, _node(help="basic, dualpath or oracle: which one `links` are of.")] = "dualpath"
     goodput: Annotated[
@@ -196,14 +200,16 @@ class Nodes(Group):
     def options(self) -> ClusterOptions | None:
         """None where no cluster was asked for. Raises KvtoolError."""
         from kvtool.replay.cluster.cluster import ClusterOptions
-        from kvtool.replay.cluster.options import parse_cluster, parse_goal
+        from kvtool.replay.cluster.options import parse_clusters, parse_goal
 
         if self.cluster is None:
             _need(self, ("cluster_mode",), "--cluster prefill=2,decode=4")
             return None
         goal = {} if self.goodput is None else parse_goal(self.goodput)
+        clusters = parse_clusters(self.cluster)
         return ClusterOptions(
-            cluster=parse_cluster(self.cluster),
+            cluster=clusters[0],
+            splits=tuple(clusters) if len(clusters) > 1 else (),
             mode=self.cluster_mode,
             ttft_goal_s=goal.get("ttft"),
             tpot_goal_s=goal.get("tpot"),

@@ -62,13 +62,11 @@ class Clock:
 
 
 class Server:
-    """One thing at a time, in the order in which they came. `idle_since_s` is when the last one ended."""
+    """`lanes` things at a time, in the order in which they came."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.idle_since_s = 0.0
-        self._clock = clock
+    def __init__(self, lanes: int = 1) -> None:
         self._waiting: deque[Call] = deque()
-        self._running = False
+        self._free = lanes
 
     def take(self, begin: Call) -> None:
         """`begin` is called when it is its turn, and ends with a call of `free`."""
@@ -76,12 +74,11 @@ class Server:
         self._next()
 
     def free(self) -> None:
-        """The one that runs is done."""
-        self._running = False
-        self.idle_since_s = self._clock.now_s
+        """One that runs is done."""
+        self._free += 1
         self._next()
 
     def _next(self) -> None:
-        if not self._running and self._waiting:
-            self._running = True
+        if self._free and self._waiting:
+            self._free -= 1
             self._waiting.popleft()()
