@@ -99,7 +99,7 @@ class PrefillNode:
         return seconds / self.floor.compute_s(0, 1)
 
     def collective_s(self, new: int) -> float:
-        """All-reduces of the activations: behind attention over tp ranks, behind the rest over those of all replicas."""
+        """All-reduces of activations: behind attention over tp ranks, behind the rest over those of all replicas."""
         if self.link_bytes_per_s is None:
             return 0.0
         layout = self.layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 from kvtool.catalog.gpus import Gpu, find_gpu
 from kvtool.errors import KvtoolError, did_you_mean
@@ -20,9 +21,8 @@ MODES = ("basic", "dualpath", "oracle")
 class Cluster:
     """Nodes of `gpus` GPUs each, with a NIC of `nic_gbps` a GPU, storage NICs of `storage_gbps` together, and host
     memory of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
-    Of the GPUs' NICs the model's own traffic takes the part `reserved` first, but leaves a hundredth (its virtual lanes).
-
-    Nodes of each kind have their card, None for the one that is named elsewhere.
+    Of the GPUs' NICs the model's own traffic takes the part `reserved` first, but leaves a hundredth, as virtual lanes
+    do. Nodes of each kind have their card, None for the one that is named elsewhere.
     """
 
     prefill: int
@@ -65,7 +65,9 @@ def parse_clusters(text: str) -> list[Cluster]:
         found[name] = value
     counts = {name: _count(name, found[name]) for name in COUNTS if name in found}
     total, gpus = counts.pop("total", None), counts.pop("gpus", 8)
-    speeds = {field_name: _fraction(name, found[name]) for name, field_name in SPEEDS.items() if name in found}
+    speeds: dict[str, Any] = {
+        field_name: _fraction(name, found[name]) for name, field_name in SPEEDS.items() if name in found
+    }
     layout = Layout(gpus=gpus, **counts) if 1 <= gpus <= 4096 else Layout(gpus=8)
     like = Cluster(prefill=1, decode=1, gpus=gpus, layout=layout, **speeds)
     if total is not None:
