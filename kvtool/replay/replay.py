@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,32 @@ from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
 from kvtool.replay.capacity import BlockBytes, Capacity, block_bytes, in_unit
 from kvtool.replay.ceilings import Ceiling, Ceilings, limited_by
+from kvtool.replay.clock.steps import StepTimes, card_steps
 from kvtool.replay.cluster.cluster import ClusterOptions, replay_cluster
-from kvtool.replay.core import Core, IntArray
 from kvtool.replay.curves import STACKS, Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.core import Core, IntArray
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.policies import check_policies
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.replay.sweep import sweep
 from kvtool.replay.tiers.breakeven import break_even
+from kvtool.replay.tiers.fits import has_steps, measured_steps, steps_words
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Links
 from kvtool.replay.tiers.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.tiers.tiers import TierReplay, sweep_tiers
 from kvtool.replay.totals import first_counted, totals
 from kvtool.replay.words import CLUSTER_ASSUMPTIONS, assumptions, definition, tier_assumptions, warnings
-from kvtool.results import ReplayCluster, ReplayCurve, ReplayDocument, ReplayKnee, ReplayPoint, ReplayRow, ReplayTrace
+from kvtool.results import (
+    ReplayCluster,
+    ReplayCurve,
+    ReplayDocument,
+    ReplayKnee,
+    ReplayPoint,
+    ReplayRow,
+    ReplayTiers,
+    ReplayTrace,
+)
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.workloads.traces import Trace
@@ -51,6 +62,7 @@ class ReplayOptions:
     tiers: TierOptions | None = None
     cluster: ClusterOptions | None = None
     measured: Measured = NOTHING_MEASURED
+    goals_s: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_policies(self.policies)
@@ -84,23 +96,26 @@ def replay(
             kv_cache_dtype=options.kv_cache_dtype,
             state_every=options.state_every,
         )
-    floor = None if model is None or gpu is None else prefill_floor(model, gpu, options.tp, options.measured.tflops)
+    times = None if model is None or room is None else _step_times(model, gpu, options, room, accesses.block_size)
+    floor = None if times is None else times.floor
     progress("lru at every capacity", 0.4)
-    lower = _lower(accesses, options, model, gpu, room, floor)
-    run = _Run(loops, accesses, options, room, floor, lower)
+    run = _Run(loops, accesses, options, room, floor)
+    lower = _lower(accesses, options, model, gpu, room, times, run.full_blocks)
+    if lower is not None:
+        run.serve(lower)
     progress("policies and ceilings", 0.5)
     return ReplayDocument(
         trace=run.fingerprint(),
         model=None if model is None else model.id,
         kv_cache_dtype=None if model is None else parse_cache_format(options.kv_cache_dtype, model.dtype).name,
         bytes_per_block=None if room is None else room.uniform,
-        gpu=None if gpu is None else gpu.name,
+        gpu=_device(gpu, options.measured, times),
         definition=definition(options.policies, options.last),
         rows=list(run.rows()),
         curves=list(run.curve_documents()),
         tiers=list(run.tiers.values()),
         cluster=None if options.cluster is None else _cluster(trace, options, model, gpu, progress),
-        break_even=[] if lower is None else break_even(lower.floor, lower.links),
+        break_even=[] if lower is None else break_even(lower.times.floor, lower.links),
         warnings=found,
         assumptions=[
             *(() if model is None else model.assumed),
@@ -108,25 +123,51 @@ def replay(
             *([] if lower is None else tier_assumptions(lower.options)),
             *([] if options.cluster is None else CLUSTER_ASSUMPTIONS),
             *options.measured.sources,
+            *([] if times is None or times.spread is None else [steps_words(times)]),
         ],
     )
+
+
+def _step_times(
+    model: Model, gpu: Gpu | None, options: ReplayOptions, room: BlockBytes, block_size: int
+) -> StepTimes | None:
+    """As measured of this model, else at a card's figures; None without either. Raises KvtoolError."""
+    if has_steps(model, options.measured):
+        return measured_steps(model, options.measured, options.tp)
+    if gpu is None:
+        return None
+    floor = prefill_floor(model, gpu, options.tp, options.measured.tflops)
+    return card_steps(floor, gpu, room.page_bytes / block_size, options.tp)
+
+
+def _device(gpu: Gpu | None, measured: Measured, times: StepTimes | None) -> str | None:
+    """What milliseconds are of."""
+    if times is None:
+        return None
+    return measured.device or "the measured device" if gpu is None else gpu.name
 
 
 def _check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) -> None:
     """Before the trace is read, which takes long. Raises KvtoolError for what says nothing without a model or card."""
     if options.tiers is not None:
-        if model is None or gpu is None:
+        if model is None or (gpu is None and not has_steps(model, options.measured)):
             raise KvtoolError(
-                "--tiers need a MODEL and a card: kvtool replay TRACE MODEL --gpu h100 --tiers dram=64GiB"
+                "--tiers need a MODEL and a card: kvtool replay TRACE MODEL --gpu h100 --tiers dram=64GiB, or in place "
+                "of the card a --profile with steps of that model"
             )
-        if "lru" not in options.policies or any(capacity == Capacity() for capacity in options.capacities):
+        ends = all(capacity != Capacity() for capacity in options.capacities)
+        if "lru" not in options.policies or (options.tiers.tiers and not ends):
             raise KvtoolError("--tiers lie below an LRU cache that ends: give --capacity 20GiB, and lru as a --policy")
     if options.cluster is not None:
-        if model is None or gpu is None:
-            raise KvtoolError("--cluster needs a MODEL and a card: kvtool replay TRACE MODEL --gpu h100 --cluster ...")
+        nodes = options.cluster.cluster
+        if model is None or (gpu is None and (nodes.prefill_card is None or nodes.decode_card is None)):
+            raise KvtoolError(
+                "--cluster needs a MODEL and cards: kvtool replay TRACE MODEL --cluster prefill=2xh100,decode=4xh200, "
+                "or --gpu h100 for all nodes"
+            )
         if options.tp != 1:
             raise KvtoolError(f"--tp {options.tp} is not of --cluster, whose nodes have gpus=8")
-    if gpu is None and options.tp != 1:
+    if gpu is None and options.tp != 1 and not options.measured.observed:
         raise KvtoolError(f"--tp {options.tp} shares the prefill of a card: name it with --gpu")
     if model is not None:
         return
@@ -143,7 +184,6 @@ def _cluster(
 ) -> ReplayCluster:
     assert options.cluster is not None
     assert model is not None
-    assert gpu is not None
     return replay_cluster(
         trace,
         options.cluster,
@@ -161,21 +201,22 @@ def _lower(
     model: Model | None,
     gpu: Gpu | None,
     room: BlockBytes | None,
-    floor: PrefillFloor | None,
+    times: StepTimes | None,
+    full_blocks: int,
 ) -> TierReplay | None:
     """The tiers below the GPU, where they were asked for. Raises KvtoolError for blocks of unequal bytes."""
     if options.tiers is None:
         return None
     assert model is not None
-    assert gpu is not None
     assert room is not None
-    assert floor is not None
+    assert times is not None
     if room.uniform is None:
         raise KvtoolError("--tiers move blocks of one size: leave out --state-every")
-    pcie_gbps = None if gpu.pcie_gbps is None else gpu.pcie_gbps * options.tp
+    pcie_gbps = None if gpu is None or gpu.pcie_gbps is None else gpu.pcie_gbps * options.tp
     with_speeds = options.tiers.with_speeds(options.measured.tiers, pcie_gbps)
     links = Links(with_speeds.tiers, room.uniform, accesses.block_size, model.num_layers)
-    return TierReplay(accesses, floor, links, with_speeds, first_counted(accesses.num_requests, options.last))
+    first = first_counted(accesses.num_requests, options.last)
+    return TierReplay(accesses, times, links, with_speeds, first, full_blocks, options.goals_s)
 
 
 class _Run:
@@ -188,7 +229,6 @@ class _Run:
         options: ReplayOptions,
         room: BlockBytes | None,
         floor: PrefillFloor | None,
-        lower: TierReplay | None,
     ) -> None:
         self._core, self._accesses, self._options, self._room, self._floor = loops, accesses, options, room, floor
         self._first = first_counted(accesses.num_requests, options.last)
@@ -198,8 +238,18 @@ class _Run:
         self._unlimited = self._curve("lru")
         self._curves = {name: self._curve(name) for name in options.policies if name in STACKS and name != "lru"}
         self._curves["lru"] = self._unlimited
-        limited = [unit for unit in dict.fromkeys(self._units) if unit is not None]
-        self.tiers = {} if lower is None else sweep_tiers(lower, limited, options.jobs)
+        self.tiers: dict[int | None, ReplayTiers] = {}
+
+    @property
+    def full_blocks(self) -> int:
+        """Room with which LRU hits all that was seen before."""
+        return self._unlimited.full_capacity
+
+    def serve(self, lower: TierReplay) -> None:
+        """On the clock, at each capacity; without a limit there is room for all blocks."""
+        rooms = {unit: len(self._accesses.parents) if unit is None else unit for unit in self._units}
+        found = sweep_tiers(lower, list(dict.fromkeys(rooms.values())), self._options.jobs)
+        self.tiers = {unit: found[room] for unit, room in rooms.items()}
 
     def _curve(self, policy: str) -> Curve:
         return Curve(self._core, self._accesses, policy, sizes=self._sizes, first=self._first, match=self._match)
@@ -248,7 +298,7 @@ class _Run:
 
     def _row(self, policy: str, unit: int | None, hits: IntArray, ceiling: Ceiling) -> ReplayRow:
         found = totals(self._accesses, hits, self._first)
-        below = self.tiers.get(unit) if policy == "lru" and unit is not None else None
+        below = self.tiers.get(unit) if policy == "lru" else None
         moved = None if below is None else below.tiers
         capacity: dict[str, Any] = self._capacity(unit)
         blocks = max(1, found.total_blocks)

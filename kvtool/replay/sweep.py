@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.policies import policy_hits
 
 Point = tuple[str, int]  # policy and capacity

@@ -4,6 +4,7 @@ must be.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +22,20 @@ from kvtool.replay.accesses import Accesses, read_accesses
 from kvtool.replay.capacity import block_bytes, parse_capacity
 from kvtool.replay.clock.clock import Clock
 from kvtool.replay.clock.network import fair_rates
+from kvtool.replay.clock.steps import StepTimes, card_steps
 from kvtool.replay.curves import Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.core import Walk
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.replay import ReplayOptions, replay
-from kvtool.replay.saved import PrefillFloor, prefill_floor
+from kvtool.replay.saved import PrefillFloor, counted_work, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
-from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers
+from kvtool.replay.tiers.options import Tier, TierOptions, parse_prefetch, parse_tiers, parse_watermark
 from kvtool.replay.tiers.plan import Links, Plan
 from kvtool.replay.tiers.profile import read_profiles
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.tiers import TierReplay
-from kvtool.replay.tiers.timing import Timed, run
+from kvtool.replay.tiers.timed import Timed
+from kvtool.replay.tiers.timing import Run, run
 from kvtool.results import ReplayTiers
 from kvtool.sizing.params import count_params
 from kvtool.sizing.speed.traffic import attention_flops
@@ -43,6 +47,7 @@ from kvtool.workloads.traces.write import write_trace
 GPU = find_gpu("h100")
 MODEL = resolve_model("llama-3.1-8b")
 LAYERS = 32
+NO_OVERHEAD = StepTimes(PrefillFloor(counted_work(MODEL), 1e15, 0.0))
 
 
 def test_links_are_shared_max_min_fair() -> None:
@@ -124,7 +129,8 @@ def timed(load_blocks: int, compute_s: float, *, loading: str) -> float:
     """Seconds of one request that loads blocks of 1 GB at 1 GB/s in LAYERS layers."""
     links = Links((Tier(name="dram", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
     options = TierOptions(tiers=links.tiers, loading=loading)
-    return run([Timed(0.0, Plan("load", (load_blocks,), 0.0, compute_s))], links, options).ttft_s()[0]
+    request = Timed(0.0, lambda room: Plan("load", (load_blocks,), 0.0, compute_s))
+    return run([request], links, options, NO_OVERHEAD).ttft_s()[0]
 
 
 @pytest.mark.parametrize(("load_s", "compute_s"), [(8, 2.0), (2, 8.0), (4, 4.0)])
@@ -142,44 +148,43 @@ def accesses(tmp_path_factory: pytest.TempPathFactory) -> Accesses:
     return read_accesses(open_trace(path), core()).by_time()
 
 
-@pytest.fixture(scope="module")
-def floor() -> PrefillFloor:
-    return prefill_floor(MODEL, GPU)
+TIMES = card_steps(prefill_floor(MODEL, GPU), GPU, 131_072)  # bytes of a token in bf16
 
 
-def with_tiers(accesses: Accesses, floor: PrefillFloor, options: TierOptions, blocks: int = 200) -> ReplayTiers:
+def with_tiers(accesses: Accesses, options: TierOptions, blocks: int = 200) -> ReplayTiers:
     room = block_bytes(MODEL, block_size=accesses.block_size, kv_cache_dtype="auto")
     assert room.uniform is not None
     links = Links(options.tiers, room.uniform, accesses.block_size, LAYERS)
-    return TierReplay(accesses, floor, links, options, 0).at(blocks)
+    full = Curve(core(), accesses, "lru", sizes=None, first=0).full_capacity
+    return TierReplay(accesses, TIMES, links, options, 0, full, {"ttft": 0.1, "tpot": 0.05}).at(blocks)
 
 
 def tier(gbps: float, *, capacity: int = 1 << 50) -> tuple[Tier, ...]:
     return (Tier(name="dram", capacity_bytes=capacity, read_gbps=gbps, write_gbps=gbps),)
 
 
-def test_an_infinite_link_is_the_oracle_and_none_is_computing(accesses: Accesses, floor: PrefillFloor) -> None:
-    fast = with_tiers(accesses, floor, TierOptions(tiers=tier(1e12)))
+def test_an_infinite_link_is_the_oracle_and_none_is_computing(accesses: Accesses) -> None:
+    fast = with_tiers(accesses, TierOptions(tiers=tier(1e12)))
     assert fast.ttft_ms.mean == pytest.approx(fast.oracle_ttft_ms.mean, rel=1e-6)
-    slow = with_tiers(accesses, floor, TierOptions(tiers=tier(1e-9)))
+    slow = with_tiers(accesses, TierOptions(tiers=tier(1e-9)))
     assert slow.ttft_ms.mean == pytest.approx(slow.without_ttft_ms.mean)
     assert set(slow.decisions) <= {"none", "recompute"}
     assert fast.ttft_saved_ms > 0 == slow.ttft_saved_ms
 
 
-def test_the_decision_is_no_worse_than_either(accesses: Accesses, floor: PrefillFloor) -> None:
+def test_the_decision_is_no_worse_than_either(accesses: Accesses) -> None:
     """One session at a time waits for nobody, so that the estimate on idle links is the time."""
     alone = replace(accesses, arrival_s=np.arange(accesses.num_requests) * 100.0)
     means = {
-        decision: with_tiers(alone, floor, TierOptions(tiers=tier(4.0), decision=decision)).ttft_ms.mean
+        decision: with_tiers(alone, TierOptions(tiers=tier(4.0), decision=decision)).ttft_ms.mean
         for decision in ("auto", "load", "recompute", "both")
     }
     assert means["auto"] <= min(means.values()) * (1 + 1e-9)
     assert means["auto"] < means["recompute"]
 
 
-def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses, floor: PrefillFloor) -> None:
-    found = with_tiers(accesses, floor, TierOptions(tiers=tier(50.0)), blocks=50)
+def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses) -> None:
+    found = with_tiers(accesses, TierOptions(tiers=tier(50.0)), blocks=50)
     assert found.token_hit_ratio == Curve(core(), accesses, "lru", sizes=None, first=0).at(None).token_hit_ratio
     (one,) = found.tiers
     assert (
@@ -215,6 +220,157 @@ def test_tiers_hold_what_their_room_and_policy_allow(
             assert len(places) == len(joined)
         elif write_after is None:
             assert len(places) <= len(joined)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=25),
+    st.integers(0, 4),
+    st.sampled_from([0, 2, None]),
+    st.booleans(),
+)
+def test_from_the_full_size_on_a_tier_gives_nothing_more(
+    requests: list[list[int]], top: int, write_after: int | None, exclusive: bool
+) -> None:
+    """LRU's longest distance that hits, less the GPU's own room where nothing is kept twice: with it, what is hit is
+    what a tier without end hits; and for a tier that gets everything, with a block less it is not.
+    """
+    exclusive = exclusive and write_after is None
+    names: dict[tuple[int, ...], int] = {}
+    paths = [[names.setdefault(tuple(ids[: n + 1]), len(names)) for n in range(len(ids))] for ids in requests]
+    lengths = np.array([len(path) for path in paths])
+    tree = core().tree()
+    nodes = tree.add(np.array([block for ids in requests for block in ids], dtype=np.int64), lengths)
+    walk = Walk(nodes, np.concatenate(([0], np.cumsum(lengths))), tree.parents())
+    full = int(core().lru_distances(walk, tail_last=False).max())
+
+    def hits(room: int) -> int:
+        stores = Stores([top, room], exclusive=exclusive, write_after=write_after)
+        return sum(len(stores.request(path).places) for path in paths)
+
+    needed = max(0, full - top) if exclusive else max(0, full)
+    assert hits(needed) == hits(10**6)
+    if needed and (exclusive or write_after == 0) and full > top:
+        assert hits(needed - 1) < hits(needed)
+
+
+def test_a_watermark_evicts_ahead() -> None:
+    """Over nine of ten blocks, a tier goes down to its five most recent ones."""
+    stores = Stores([1, 10], exclusive=False, write_after=0, watermark=(0.9, 0.5))
+    for block in range(10):
+        stores.request([block])
+    assert [block for block in range(10) if deepcopy(stores).request([block]).places] == [5, 6, 7, 8, 9]
+    with pytest.raises(KvtoolError, match="is none: write"):
+        parse_watermark("0.8/0.9")
+
+
+def test_a_short_queue_holds_a_fast_tier_to_littles_law() -> None:
+    """4 blocks of 1 MB in flight behind 100 us come at 40 GB/s, whatever the link could do."""
+    (one,), _ = parse_tiers("disk=1TiB@100x4")
+    assert one.queue_depth == 4
+    assert replace(one, latency_s=1e-4).bytes_per_s(10**6) == pytest.approx(40e9)
+    assert replace(one, latency_s=1e-4).bytes_per_s(10**7) == 100e9
+
+
+def test_decodes_and_prompts_share_steps() -> None:
+    """Prompts of 1 s each; a decode step takes 0.1 s. A runs alone, B arrives in the second step of A's decodes and is
+    computed with the third, in the 1 s that it takes alone; the two decode on together.
+    """
+    times = replace(NO_OVERHEAD, decode_s=0.1, sequence_s=0.01)
+    none = TierOptions(tiers=())
+    requests = [
+        Timed(arrival, lambda room: Plan("none", (), 0.0, 1.0), input_tokens=8, output_tokens=tokens)
+        for arrival, tokens in ((0.0, 6), (1.15, 3))
+    ]
+    run(requests, Links((), 1, 16, 1), none, times)
+    first, second = requests
+    assert first.ttft_s == pytest.approx(1.0)
+    assert second.first_s == pytest.approx(1.22 + 1.0)  # two steps of 0.11, then the prompt and A's token together
+    assert first.ended_s == second.ended_s == pytest.approx(2.22 + 2 * 0.12)
+    assert second.tpot_s == pytest.approx(0.12)
+    assert first.tpot_s == pytest.approx((2 * 0.11 + 1.0 + 2 * 0.12) / 5)
+
+
+def test_no_more_than_the_concurrency_are_in() -> None:
+    requests = [Timed(0.0, lambda room: Plan("none", (), 0.0, 1.0)) for _ in range(3)]
+    run(requests, Links((), 1, 16, 1), TierOptions(tiers=(), concurrency=1), NO_OVERHEAD)
+    assert [one.ended_s for one in requests] == pytest.approx([1, 2, 3])
+    assert [one.ttft_s for one in requests] == pytest.approx([1, 1, 1])
+    at_once = [Timed(0.0, lambda room: Plan("none", (), 0.0, 1.0)) for _ in range(3)]
+    assert run(at_once, Links((), 1, 16, 1), TierOptions(tiers=()), NO_OVERHEAD).ttft_s() == pytest.approx([3, 3, 3])
+
+
+def test_a_prefix_that_is_being_computed_is_not_there_yet() -> None:
+    """B hits four blocks of A. In one step with it, it computes them too; in the step behind, it finds them."""
+    stores = Stores([100], exclusive=False, write_after=0)
+    assert [stores.request(path).stored_by for path in ([1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])] == [
+        (), ((0, 0),), ((0, 0), (4, 1)),
+    ]  # fmt: skip
+    for arrival, late_blocks in ((0.0, 4), (0.5, 0)):
+        plan = Plan("none", (), 0.0, 1.0)
+        first = Timed(0.0, lambda room, plan=plan: plan, input_tokens=64)  # type: ignore[misc]
+        second = Timed(
+            arrival, lambda room, plan=plan: plan, input_tokens=80, in_gpu=4, needs=((0, first),)  # type: ignore[misc]
+        )  # fmt: skip
+        run([first, second], Links((), 1, 16, 1), TierOptions(tiers=()), NO_OVERHEAD)
+        assert second.late_blocks == late_blocks
+        assert second.first_s == pytest.approx(2.0 + NO_OVERHEAD.floor.compute_s(0, 16 * late_blocks))
+
+
+SLOW_DISK = Links((Tier(name="disk", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
+
+
+def loading_eight_blocks(prefetch: str, *, busy_s: float, look_ahead: int | None = None) -> tuple[Timed, Run]:
+    """A request whose 8 blocks take 8 s to come, behind one that computes for `busy_s`; computing a block anew takes
+    0.25 s in step times of its own making.
+    """
+    floor = NO_OVERHEAD.floor
+    slow = replace(NO_OVERHEAD, floor=floor.slower(0.25 / floor.compute_s(112, 128)))
+    options = TierOptions(
+        tiers=SLOW_DISK.tiers, loading="bulk", prefetch=parse_prefetch(prefetch), look_ahead=look_ahead
+    )
+    busy = Timed(0.0, lambda room: Plan("none", (0,), 0.0, busy_s))
+    request = Timed(1e-6, lambda room: Plan("load", (min(8, room),), 0.0, 0.5, loaded_end=128))
+    return request, run([busy, request], SLOW_DISK, options, slow)
+
+
+def test_what_a_prefetch_does_when_its_turn_comes() -> None:
+    """After 2.5 s two blocks of eight are there: best effort computes six, and half a block was read in vain."""
+    waited, _ = loading_eight_blocks("wait", busy_s=2.5)
+    assert (waited.ttft_s, waited.missed_blocks, waited.stall_s) == (pytest.approx(8.5), 0, pytest.approx(5.5))
+    cut, played = loading_eight_blocks("best-effort", busy_s=2.5)
+    assert cut.missed_blocks == 6
+    assert cut.ttft_s == pytest.approx(2.5 + 0.5 + 6 * 0.25, rel=0.02)
+    assert played.read == [pytest.approx(2.5e9, rel=1e-3)]
+    assert played.unused_bytes == pytest.approx(5e8, rel=1e-3)
+    late, _ = loading_eight_blocks("timeout:3000+8000", busy_s=2.5)  # 3 s, and 8 s x 128 / 1024
+    assert (late.missed_blocks, late.stall_s) == (4, pytest.approx(1.5))
+    with pytest.raises(KvtoolError, match="did you mean best-effort"):
+        parse_prefetch("best-efort")
+    with pytest.raises(KvtoolError, match="needs --loading bulk"):
+        TierOptions(tiers=(), prefetch=parse_prefetch("best-effort"))
+
+
+def test_only_the_first_in_line_load_ahead() -> None:
+    """The second begins to load when the first is taken from the line, at once, as no other is computed."""
+    options = TierOptions(tiers=SLOW_DISK.tiers, loading="bulk", look_ahead=1)
+    requests = [Timed(0.0, lambda room: Plan("load", (2,), 0.0, 5.0)) for _ in range(2)]
+    assert run(requests, SLOW_DISK, options, NO_OVERHEAD).ttft_s() == pytest.approx([7, 12])
+    both = [Timed(0.0, lambda room: Plan("load", (2,), 0.0, 5.0)) for _ in range(2)]
+    assert run(both, SLOW_DISK, replace(options, look_ahead=None), NO_OVERHEAD).ttft_s() == pytest.approx([9, 14])
+
+
+def test_hits_are_cut_where_staging_is_full(accesses: Accesses) -> None:
+    """Room for no block on its way is computing, all of it; room for all of them is no limit."""
+    options = TierOptions(tiers=tier(4.0), decision="load")
+    free = with_tiers(accesses, options)
+    none = with_tiers(accesses, replace(options, staging_bytes=1))
+    assert none.ttft_ms == none.without_ttft_ms
+    assert none.cut_tokens == none.tiers[0].hit_tokens > 0 == none.tiers[0].bytes_read
+    some = with_tiers(accesses, replace(options, staging_bytes=64 << 20))
+    assert 0 < some.cut_tokens < none.cut_tokens
+    assert free.cut_tokens == 0
+    assert with_tiers(accesses, replace(options, staging_bytes=1 << 50)) == free
 
 
 def test_what_is_asked_of_tiers() -> None:

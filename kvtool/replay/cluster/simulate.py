@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from kvtool.replay.clock.clock import Call, Clock, Server
 from kvtool.replay.clock.network import Path
+from kvtool.replay.cluster.layout import DecodeNode, PrefillNode
 from kvtool.replay.cluster.links import INTO_DECODE, KINDS, READ, TO_DECODE, TO_PREFILL, Crossing, limits
 from kvtool.replay.cluster.options import Cluster
 from kvtool.replay.cluster.schedule import (
@@ -23,25 +24,16 @@ from kvtool.replay.cluster.schedule import (
     reading_side,
 )
 from kvtool.replay.cluster.turns import Session, Turn
-from kvtool.replay.saved import PrefillFloor
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Of one node: prefill times, the bytes of a token's cache, seconds to read a byte from the GPUs' memory."""
+    """Of a node of each kind, and the bytes of a token's cache, which comes in so many layers."""
 
-    floor: PrefillFloor
+    prefill: PrefillNode
+    decode: DecodeNode
     token_bytes: float
     num_layers: int
-    byte_s: float
-
-    def step_s(self, tokens: int) -> float:
-        """A decode step of requests with so many tokens together: weights and cache are read once."""
-        return self.floor.weights_s + tokens * self.token_bytes * self.byte_s
-
-    def tokens_in(self, seconds: float) -> float:
-        """Tokens that a node prefills in that time, without attention."""
-        return seconds / self.floor.compute_s(0, 1)
 
 
 @dataclass(slots=True)
@@ -79,10 +71,11 @@ class Simulation:
         self._prefill = [Node(index) for index in range(cluster.prefill)]
         self._decode = [Node(cluster.prefill + index) for index in range(cluster.decode)]
         self._decoding = {node.index: 0 for node in self._decode}  # tokens of requests that decode
-        self._gpus = [Server(self._clock) for _ in self._prefill]
+        self._batches = {node.index: 0 for node in self._decode}  # and how many these are
+        self._gpus = [Server(speeds.prefill.lanes) for _ in self._prefill]
         self._waiting: deque[tuple[Turn, float, Call]] = deque()
         self._short_queue = READ_S * float(cluster.storage_gbps) * 1e9 / speeds.token_bytes
-        self._most_tokens = speeds.tokens_in(COMPUTE_S)
+        self._most_tokens = speeds.prefill.tokens_in(COMPUTE_S)
         self._played = Played()
 
     def play(self, sessions: Sequence[Session]) -> Played:
@@ -163,7 +156,7 @@ class Simulation:
     def _compute_rest(self, request: _Request) -> None:
         """The prefill ends a layer's time after the last layer is there, or when all is computed."""
         assert request.began_s is not None
-        compute_s = self._speeds.floor.prefill_s(request.turn.input_tokens, request.turn.cached_tokens)
+        compute_s = self._speeds.prefill.prefill_s(request.turn.input_tokens, request.turn.cached_tokens)
         now_s = self._clock.now_s
         late_s = now_s + compute_s / self._speeds.num_layers if now_s > request.began_s else 0.0
         self._clock.at(max(request.began_s + compute_s, late_s), lambda: self._computed(request))
@@ -191,7 +184,8 @@ class Simulation:
         """It keeps the step time of the batch that it joins."""
         node, turn = request.decode.index, request.turn
         self._decoding[node] += turn.input_tokens
-        step_s = self._speeds.step_s(self._decoding[node])
+        self._batches[node] += 1
+        step_s = self._speeds.decode.step_s(self._batches[node], self._decoding[node])
         steps = max(0, turn.output_tokens - 1)
         if steps:
             self._played.tpot_s.append(step_s)
@@ -199,6 +193,7 @@ class Simulation:
 
     def _end(self, request: _Request) -> None:
         self._decoding[request.decode.index] -= request.turn.input_tokens
+        self._batches[request.decode.index] -= 1
         request.decode.requests -= 1
         request.decode.tokens -= request.turn.input_tokens
         self._played.ended_s = self._clock.now_s

@@ -11,7 +11,10 @@ from kvtool.units import format_ms
 
 def cluster_tables(document: ReplayDocument) -> list[Table]:
     """Modes and links; none without a cluster."""
-    return [] if document.cluster is None else [_mode_table(document.cluster), _link_table(document.cluster)]
+    cluster = document.cluster
+    if cluster is None:
+        return []
+    return [*([_split_table(cluster)] if cluster.splits else []), _mode_table(cluster), _link_table(cluster)]
 
 
 def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
@@ -19,6 +22,11 @@ def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
     cluster = document.cluster
     if cluster is None:
         return
+    if cluster.splits:
+        yield (
+            f"Of {len(cluster.splits)} splits {cluster.prefill} prefill and {cluster.decode} decode nodes are the "
+            f"best: {max(split.agents_per_s for split in cluster.splits):.3g} agents a second, {cluster.mode}."
+        )
     low, high = cluster.range
     ratio = cluster.prefill / cluster.decode
     end = "no end" if high is None else f"{high:.3g}"
@@ -38,9 +46,31 @@ def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
         )
 
 
+def _split_table(cluster: ReplayCluster) -> Table:
+    return Table(
+        title="Prefill and decode nodes",
+        columns=("prefill", "decode", "agents\n/ s", "full first"),
+        rows=[
+            (str(split.prefill), str(split.decode), f"{split.agents_per_s:.3f}", split.bound)
+            for split in cluster.splits
+        ],
+        labels=2,
+    )
+
+
+def _nodes(cluster: ReplayCluster) -> str:
+    """With their cards, and the layout where it is more than tensor parallel."""
+    degrees = ", ".join(f"{name} {count}" for name, count in cluster.layout.items() if count > 1 and name != "gpus")
+    one = f" on {cluster.prefill_gpu}, {degrees}"
+    two = f", of {cluster.prefill_gpu} and {cluster.decode_gpu}, {degrees}"
+    return f"{cluster.prefill} prefill and {cluster.decode} decode nodes" + (
+        one if cluster.prefill_gpu == cluster.decode_gpu else two
+    )
+
+
 def _mode_table(cluster: ReplayCluster) -> Table:
     return Table(
-        title=f"{cluster.prefill} prefill and {cluster.decode} decode nodes",
+        title=_nodes(cluster),
         columns=("mode", "agents\n/ s", "all done\ns", "a session\ns", "TTFT ms\nmean", "TTFT ms\np99", "TPOT ms\nmean",
                  "storage NIC\nmax / mean"),
         rows=[

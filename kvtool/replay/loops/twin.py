@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kvtool.replay.core import NEVER, UNSEEN, IntArray, NodeArray, Walk
+from kvtool.replay.loops.core import NEVER, UNSEEN, IntArray, NodeArray, Walk
 
 
 class PythonCore:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvtool.compiled import load_library
-from kvtool.replay.core import LEAF_POLICIES, IntArray, NodeArray, Walk
+from kvtool.replay.loops.core import LEAF_POLICIES, IntArray, NodeArray, Walk
 
 SOURCES = Path(__file__).with_name("c")
 
