@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec, static_scale
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.sparse.quest import QuestPages
+from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.formats import CacheFormat, Vector
-from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
+from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, QuestSpec, SlidingSpec, StreamingSpec
 
 if TYPE_CHECKING:
     from kvtool.kernels.interface import Scale
@@ -78,7 +81,8 @@ def cache_dtype(name: str) -> torch.dtype:
 
 def is_packed(cache_format: CacheFormat) -> bool:
     """Whether its vectors are packed bytes, which torch writes and reads on the CPU alone."""
-    return cache_format.name not in CACHE_DTYPES
+    prepared = cache_format.rotated or cache_format.calibrated
+    return prepared or cache_format.base_name not in CACHE_DTYPES
 
 
 def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
@@ -129,12 +133,24 @@ def layer_pages(
     if isinstance(spec, HeadsSpec) and is_packed(spec.cache_format):
         return _packed_pages(spec, num_pages, block_size, device, amax)
     if isinstance(spec, HeadsSpec):
-        dtype = cache_dtype(spec.cache_format.name)
+        dtype = cache_dtype(spec.cache_format.base_name)
         shape = (num_pages, block_size, spec.kv_heads)
         k = torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device)
         v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
+        if spec.cache_format.sparse is not None:
+            return _sparse_pages(spec, k, v)
         return Pages(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
+
+
+def _sparse_pages(spec: HeadsSpec, k: Tensor, v: Tensor) -> Pages:
+    sparse = spec.cache_format.sparse
+    assert sparse is not None
+    if isinstance(spec, StreamingSpec):
+        return StreamingPages(k=k, v=v, window_pages=sparse.pages - 1)
+    assert isinstance(spec, QuestSpec)
+    bounds = torch.zeros(len(k), spec.kv_heads, 2 * spec.k_head_dim, dtype=k.dtype, device=k.device)
+    return QuestPages(k=k, v=v, bounds=bounds, read_pages=sparse.pages)
 
 
 def _packed_pages(

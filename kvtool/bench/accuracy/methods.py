@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.batch import StepBatch
+from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import codec, is_packed, layer_pages, pool_specs
+from kvtool.engine.pool import codec, is_packed, layer_pages
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
-from kvtool.kernels.packed.pages import packed
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.specs import CacheSpec, HeadsSpec
 from kvtool.units import ceil_div
 
@@ -96,7 +95,7 @@ def reference_method(loaded: LoadedModel) -> Method:
     """The cache that the run was loaded with. Raises KvtoolError where that is quantised itself."""
     if loaded.cache_format.name not in ("fp32", "bf16", "fp16"):
         raise KvtoolError(f"caches are compared with fp32, bf16 or fp16, not with {loaded.cache_format.name}")
-    return _method(loaded, loaded.cache_format, (), loaded.specs)
+    return _method(loaded, loaded.kept, (), loaded.specs)
 
 
 def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -> Method:
@@ -109,13 +108,14 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     outside = [index for index in whole_layers if not 0 <= index < loaded.model.num_layers]
     if outside:
         raise KvtoolError(f"layer {outside[0]} is not one of the {loaded.model.num_layers}, numbered from 0")
-    own = pool_specs(layer_specs(loaded.model, cache_format))
+    kept = loaded.keeping(cache_format, as_decoded=True)
     specs = tuple(
-        whole if i in whole_layers else spec for i, (spec, whole) in enumerate(zip(own, loaded.specs, strict=True))
+        whole if i in whole_layers else spec
+        for i, (spec, whole) in enumerate(zip(kept.specs, loaded.specs, strict=True))
     )
     if is_packed(cache_format) and not all(isinstance(spec, HeadsSpec) for spec in specs):
         raise KvtoolError(f"a {cache_format.name} cache packs K and V heads: the latents of {loaded.model.id} are none")
-    return _method(loaded, cache_format, whole_layers, specs)
+    return _method(loaded, kept, whole_layers, specs)
 
 
 def calibrated(method: Method, amax: Sequence[Amax]) -> Method:
@@ -123,15 +123,13 @@ def calibrated(method: Method, amax: Sequence[Amax]) -> Method:
     return replace(method, amax=tuple(amax)) if method.cache_format.calibrated else method
 
 
-def _method(
-    loaded: LoadedModel, cache_format: CacheFormat, whole_layers: tuple[int, ...], specs: tuple[CacheSpec, ...]
-) -> Method:
+def _method(loaded: LoadedModel, kept: Kept, whole_layers: tuple[int, ...], specs: tuple[CacheSpec, ...]) -> Method:
     return Method(
         loaded=loaded,
-        cache_format=cache_format,
+        cache_format=kept.cache_format,
         whole_layers=whole_layers,
         specs=specs,
-        kernels=packed(loaded.kernels) if is_packed(cache_format) else loaded.kernels,
+        kernels=kept.kernels,
         amax=((None, None),) * len(specs),
     )
 
