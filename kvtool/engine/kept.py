@@ -60,6 +60,18 @@ def kept(
     )
 
 
+def reads_in_part(model: Model, cache_format: CacheFormat) -> bool:
+    """Whether the model can be run with the format, as far as reading in part goes: yes for one that reads it whole."""
+    if cache_format.sparse is None:
+        return True
+    try:
+        layer_specs(model, cache_format)
+        _require_plain_attention(model, runnable_decoder(model), cache_format.sparse.way)
+    except KvtoolError:
+        return False
+    return True
+
+
 def _window(cache_format: CacheFormat, block_size: int, max_step_tokens: int | None) -> SinkWindow | None:
     way = cache_format.sparse
     if way is None or way.way != "streaming":

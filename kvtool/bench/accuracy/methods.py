@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvtool.cache.block_table import GONE
+from kvtool.cache.window import SINK_PAGES
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
@@ -52,14 +54,29 @@ class Method:
         return f"layers {', '.join(map(str, self.whole_layers))} whole" if self.whole_layers else None
 
     def layer(self, index: int, tokens: int) -> Pages:
-        """Empty pages of one layer for a sequence of so many tokens."""
-        spec, block_size = self.specs[index], self.loaded.config.block_size
-        if isinstance(spec, HeadsSpec) and spec.cache_format.residual_tokens:
-            return _kivi(spec)
-        return layer_pages(spec, ceil_div(tokens, block_size), block_size, self.loaded.device, self.amax[index])
+        """Empty pages of one layer for a text of so many tokens, which are all there until its end."""
+        return self._pages(index, ceil_div(tokens, self.loaded.config.block_size))
 
     def layers(self, tokens: int) -> list[Pages]:
         return [self.layer(index, tokens) for index in range(len(self.specs))]
+
+    def held(self, tokens: int) -> list[Pages]:
+        """Empty pages of all layers, as many as a sequence of so many tokens holds."""
+        return [self._pages(i, spec.pages(tokens, self.loaded.config.block_size)) for i, spec in enumerate(self.specs)]
+
+    def table(self, tokens: int) -> list[int]:
+        """Where the tokens of such a sequence lie in `held`: in pages in order, but for those that it let go of."""
+        block_size = self.loaded.config.block_size
+        count, held = ceil_div(tokens, block_size), self.specs[-1].pages(tokens, block_size)
+        if self.cache_format.sparse is None or held == count:
+            return list(range(count))
+        return [*range(SINK_PAGES), *[GONE] * (count - held), *range(SINK_PAGES, held)]
+
+    def _pages(self, index: int, num_pages: int) -> Pages:
+        spec = self.specs[index]
+        if isinstance(spec, HeadsSpec) and spec.cache_format.residual_tokens:
+            return _kivi(spec)
+        return layer_pages(spec, num_pages, self.loaded.config.block_size, self.loaded.device, self.amax[index])
 
     def logits(self, token_ids: Sequence[int], layers: list[Pages], kernels: Kernels | None = None) -> Tensor:
         """Logits [L, vocab] behind each token, whose K and V the (empty) layers get first."""
@@ -73,6 +90,10 @@ class Method:
             for start in range(0, len(token_ids), step)
         ]
         return torch.cat(found)
+
+    def of(self, loaded: LoadedModel) -> Method:
+        """The same way to keep the cache of another load of the model, with the same scales."""
+        return replace(method(loaded, self.cache_format.name, self.whole_layers), amax=self.amax)
 
     def predicted_bytes(self, tokens: int) -> int:
         """What the specs say of such a sequence: in whole pages, but for what is kept without pages."""

@@ -39,18 +39,26 @@ class QuestPages(Pages):
 
     def note(self, slots: Tensor) -> None:
         """Keys were stored to slots [T]; slot -1 is none. The first key of a page begins its bounds anew."""
-        offsets = slots % self.block_size
-        for offset in offsets[slots >= 0].unique().tolist():
-            pages = slots[(offsets == offset) & (slots >= 0)] // self.block_size  # each once
-            keys = self.k[pages, offset]
-            both = torch.cat((keys, -keys), dim=-1)
-            self.bounds[pages] = torch.maximum(self.bounds[pages], both) if offset else both
+        places = [divmod(slot, self.block_size) for slot in slots.tolist() if slot >= 0]
+        if len({page for page, _ in places}) == len(places):
+            self._join(places)
+            return
+        for offset in range(self.block_size):  # the pages of one offset are each another's
+            self._join([place for place in places if place[1] == offset])
 
-    def of_heads(self) -> tuple[Pages, Tensor]:
-        """The same memory as pages of one KV head each, and [HKV]: page p of head h is number p * B * HKV + h there."""
+    def _join(self, places: list[tuple[int, int]]) -> None:
+        """The keys at these places (page, offset), no two of one page, join its bounds."""
+        if not places:
+            return
+        pages, offsets = torch.tensor(places, device=self.k.device).unbind(1)
+        keys = self.k[pages, offsets]
+        both = torch.cat((keys, -keys), dim=-1)
+        self.bounds[pages] = torch.where(offsets.view(-1, 1, 1) == 0, both, self.bounds[pages].maximum(both))
+
+    def of_heads(self) -> Pages:
+        """The same memory as pages of one KV head each: page p of head h is number p * B * HKV + h there."""
         assert self.v is not None
-        k, v = (_of_heads(tensor) for tensor in (self.k, self.v))
-        return Pages(k, v), torch.arange(self.k.shape[2], device=self.k.device)
+        return Pages(_of_heads(self.k), _of_heads(self.v))
 
 
 def _of_heads(cache: Tensor) -> Tensor:
@@ -60,27 +68,56 @@ def _of_heads(cache: Tensor) -> Tensor:
     return cache.as_strided((numbers, block, 1, dim), (dim, heads * dim, dim, 1))
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What of a decode does not hang on queries: of S sequences with N pages at most, each of HKV heads.
+
+    - pages [S,N] int64, and numbers [S,HKV,N] int32 of the same in `QuestPages.of_heads`.
+    - barred [S,1,N]: -inf for pages that are not to be chosen, the newest one, which is read anyhow, and those behind.
+    - newest [S,HKV,1]: the place of the newest page in the table; `last` its place among those that are read.
+    - rows: as attention reads them, but for the block tables.
+    """
+
+    pages: Tensor
+    numbers: Tensor
+    barred: Tensor
+    newest: Tensor
+    last: Tensor
+    rows: Rows
+
+
+def choice(rows: Rows, pages: QuestPages) -> Choice:
+    """Of these rows."""
+    block, heads, device = pages.block_size, pages.k.shape[2], pages.k.device
+    tables, length = rows.block_tables.long().clamp(0, len(pages.k) - 1), rows.seq_lens.long()
+    newest = (length - 1).clamp(min=0) // block
+    last = newest.clamp(max=pages.read_pages - 1)
+    places = torch.arange(tables.shape[1], device=device)
+    read = torch.where(length > 0, last * block + length - newest * block, 0)
+    by_head = tables[:, None] * block * heads + torch.arange(heads, device=device)[:, None]
+    return Choice(
+        pages=tables,
+        numbers=by_head.int(),
+        barred=torch.zeros(tables.shape, device=device).masked_fill_(places >= newest[:, None], NONE)[:, None],
+        newest=newest.view(-1, 1, 1).expand(-1, heads, 1),
+        last=last.view(-1, 1, 1).expand(-1, heads, 1),
+        rows=Rows(block_tables=rows.block_tables, seq_lens=read.repeat_interleave(heads).int()),
+    )
+
+
 def quest_decode(q: Tensor, pages: QuestPages, rows: Rows, softmax: Softmax, base: Kernels) -> Tensor:
     """One query a sequence, q [S,HQ,D], by other kernels over the chosen pages: each KV head is a sequence to them."""
-    block, heads = pages.block_size, pages.k.shape[2]
-    if max(rows.lengths) <= pages.read_pages * block:
+    if max(rows.lengths) <= pages.read_pages * pages.block_size:
         return base.decode(q, pages, rows, softmax)
-    length = rows.seq_lens.long()
-    last = (length - 1).clamp(min=0) // block  # [S]
-    grouped = q.unflatten(1, (heads, -1))
-    bounds = pages.bounds[rows.block_tables.long().clamp(0, len(pages.k) - 1)]  # [S,N,HKV,2D]
-    ranks = torch.einsum("shgd,snhd->shgn", _features(grouped), bounds.to(q.dtype)).amax(2)
-    places = torch.arange(bounds.shape[1], device=q.device)
-    ranks = ranks.masked_fill((places >= last[:, None])[:, None], NONE)
-    chosen = ranks.topk(min(pages.read_pages, bounds.shape[1]), dim=-1).indices  # [S,HKV,n]
-    count = torch.minimum(last, torch.full_like(last, pages.read_pages - 1))  # whole pages read
-    chosen = chosen.scatter(2, count[:, None, None].expand(-1, heads, 1), last[:, None, None].expand(-1, heads, 1))
-    of_heads, head = pages.of_heads()
-    physical = rows.block_tables.long().unsqueeze(1).expand(-1, heads, -1).gather(2, chosen)
-    numbers = (physical * block * heads + head[:, None]).flatten(0, 1).int()
-    read = torch.where(length > 0, count * block + length - last * block, 0)
-    near = Rows(block_tables=numbers, seq_lens=read.repeat_interleave(heads).int())
-    return base.decode(grouped.flatten(0, 1), of_heads, near, softmax).view(*q.shape[:2], -1)
+    kind = pages.block_size, pages.k.shape[2], pages.read_pages, len(pages.k)
+    made = rows.once(("quest", *kind), lambda: choice(rows, pages))
+    grouped = q.unflatten(1, (pages.k.shape[2], -1))
+    # [S,HKV,N,2D] x [S,HKV,2D,G]
+    ranks = (pages.bounds[made.pages].transpose(1, 2).to(q.dtype) @ _features(grouped).transpose(2, 3)).amax(-1)
+    chosen = (ranks + made.barred).topk(min(pages.read_pages, ranks.shape[-1]), dim=-1).indices
+    numbers = made.numbers.gather(2, chosen.scatter_(2, made.last, made.newest))
+    near = replace(made.rows, block_tables=numbers.flatten(0, 1))
+    return base.decode(grouped.flatten(0, 1), pages.of_heads(), near, softmax).view(*q.shape[:2], -1)
 
 
 def quest_prefill(q: Tensor, pages: QuestPages, rows: Rows, softmax: Softmax) -> Tensor:
@@ -117,4 +154,4 @@ def _attend(q: Tensor, pages: QuestPages, table: list[int], first: int, softmax:
 
 def _features(q: Tensor) -> Tensor:
     """q [...,D] -> [...,2D], whose product with bounds is the most that a key of the page can score."""
-    return torch.cat((q.clamp(min=0), (-q).clamp(min=0)), dim=-1)
+    return torch.cat((q, -q), dim=-1).clamp_(min=0)
