@@ -29,6 +29,7 @@ CACHE_DTYPES = {
     "fp8_per_token_head": torch.float8_e4m3fn,
     "int8_per_token_head": torch.int8,
 }
+STATIC_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # a scale a layer
 
 
 class KvPool:
@@ -81,14 +82,14 @@ def cache_dtype(name: str) -> torch.dtype:
 
 def is_packed(cache_format: CacheFormat) -> bool:
     """Whether its vectors are packed bytes, which torch writes and reads on the CPU alone."""
-    prepared = cache_format.rotated or cache_format.calibrated
-    return prepared or cache_format.base_name not in CACHE_DTYPES
+    plain = STATIC_DTYPES if cache_format.calibrated else CACHE_DTYPES
+    return cache_format.rotated or cache_format.base_name not in plain
 
 
 def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
     """Raises KvtoolError for a format that an engine of many sequences cannot keep on that device."""
     name = cache_format.name
-    if not is_packed(cache_format):
+    if not is_packed(cache_format) and not cache_format.calibrated:
         return
     if not cache_format.storable:
         cache_dtype(name)
@@ -133,14 +134,28 @@ def layer_pages(
     if isinstance(spec, HeadsSpec) and is_packed(spec.cache_format):
         return _packed_pages(spec, num_pages, block_size, device, amax)
     if isinstance(spec, HeadsSpec):
-        dtype = cache_dtype(spec.cache_format.base_name)
+        name, calibrated = spec.cache_format.base_name, spec.cache_format.calibrated
+        dtype = STATIC_DTYPES[name] if calibrated else cache_dtype(name)
         shape = (num_pages, block_size, spec.kv_heads)
         k = torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device)
         v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
         if spec.cache_format.sparse is not None:
             return _sparse_pages(spec, k, v)
+        if calibrated:
+            return Pages(k, v, *_static_scales(spec.cache_format, amax))
         return Pages(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
+
+
+def _static_scales(cache_format: CacheFormat, amax: tuple[float | None, float | None]) -> list[float]:
+    """Of a layer's K and V; 1 before they are measured."""
+    vectors = zip((cache_format.key, cache_format.value), amax, strict=True)
+    return [
+        1.0
+        if most is None or vector is None or vector.scheme is None
+        else static_scale(most, vector.scheme, vector.bits)
+        for vector, most in vectors
+    ]
 
 
 def _sparse_pages(spec: HeadsSpec, k: Tensor, v: Tensor) -> Pages:

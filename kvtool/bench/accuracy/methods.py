@@ -130,6 +130,8 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     if outside:
         raise KvtoolError(f"layer {outside[0]} is not one of the {loaded.model.num_layers}, numbered from 0")
     kept = loaded.keeping(cache_format, as_decoded=True)
+    if whole_layers and kept.window is not None:
+        raise KvtoolError("a streaming cache lets go of a page in all layers at once: none of them can be left whole")
     specs = tuple(
         whole if i in whole_layers else spec
         for i, (spec, whole) in enumerate(zip(kept.specs, loaded.specs, strict=True))

@@ -80,6 +80,12 @@ class AccuracyPart(Part):
         known = tuple(sorted({context for context in self.contexts if context <= longest}))
         return replace(self, kv_cache_dtypes=names, contexts=known if len(known) > 1 else ())
 
+    def ways(self, name: str) -> list[tuple[int, ...]]:
+        """The layers that each case of a format leaves whole; one that lets go of pages does so in all of them."""
+        sparse = parse_cache_format(name).sparse
+        lets_go = sparse is not None and sparse.way == "streaming"
+        return [()] if lets_go or not self.skip_layers else [(), self.skip_layers]
+
     @property
     def longest_tokens(self) -> int:
         return max(self.input_lens) + self.output_len
@@ -112,8 +118,9 @@ class Comparison:
     def __init__(self, setup: Setup, options: AccuracyPart, text: Text, input_len: int) -> None:
         self.setup, self.options, self.text, self.input_len = setup, options, text, input_len
         self.reference = reference_method(setup.loaded)
-        ways = [()] + ([options.skip_layers] if options.skip_layers else [])
-        self.methods = [method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in ways]
+        self.methods = [
+            method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in options.ways(name)
+        ]
         self.held: list[int] = [0] * len(self.methods)
 
     def measure(self) -> Measured:

@@ -249,6 +249,7 @@ def native() -> Native | None:
     return None if found is None else Native(found)
 
 
+@cache
 def library() -> ctypes.CDLL | None:
     """All that `c/` was built to, for kernels with a module of their own; None where it cannot be."""
     return _compiled().handle

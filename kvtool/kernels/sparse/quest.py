@@ -7,6 +7,7 @@ KV head read the same pages: those where any of them may score highest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -40,11 +41,17 @@ class QuestPages(Pages):
     def note(self, slots: Tensor) -> None:
         """Keys were stored to slots [T]; slot -1 is none. The first key of a page begins its bounds anew."""
         places = [divmod(slot, self.block_size) for slot in slots.tolist() if slot >= 0]
-        if len({page for page, _ in places}) == len(places):
+        counts = Counter(page for page, _ in places)
+        if len(counts) == len(places):
             self._join(places)
             return
-        for offset in range(self.block_size):  # the pages of one offset are each another's
-            self._join([place for place in places if place[1] == offset])
+        if whole := [page for page, count in counts.items() if count == self.block_size]:
+            pages = torch.tensor(whole, device=self.k.device)
+            keys = self.k[pages]
+            self.bounds[pages] = torch.cat((keys.amax(1), -keys.amin(1)), dim=-1)
+        rest = [place for place in places if counts[place[0]] < self.block_size]
+        for offset in sorted({offset for _, offset in rest}):  # of one offset no two are of one page
+            self._join([place for place in rest if place[1] == offset])
 
     def _join(self, places: list[tuple[int, int]]) -> None:
         """The keys at these places (page, offset), no two of one page, join its bounds."""

@@ -23,11 +23,26 @@ INLINE Float8 float8(int kind) { return kind == E4M3 ? (Float8){3, 120, 448.0f} 
 INLINE vec splat(float x) { return x - (vec){0}; }
 INLINE vec either(words where, vec a, vec b) { return (vec)((where & (words)a) | (~where & (words)b)); }
 
+// GCC takes conversions of so narrow integers apart, lane by lane, unless they are called by name.
+#ifdef __AVX512F__
+INLINE words words_of(codes c) { return (words)_mm512_cvtepu8_epi32((__m128i)c); }
+INLINE vec floats_of(codes c) { return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)c)); }
+INLINE words words_of_halves(halves h) { return (words)_mm512_cvtepu16_epi32((__m256i)h); }
+INLINE halves halves_of(words w) { return (halves)_mm512_cvtepi32_epi16((__m512i)w); }
+INLINE codes codes_of(words w) { return (codes)_mm512_cvtepi32_epi8((__m512i)w); }
+#else
+INLINE words words_of(codes c) { return __builtin_convertvector(c, words); }
+INLINE vec floats_of(codes c) { return __builtin_convertvector((integers)c, vec); }
+INLINE words words_of_halves(halves h) { return __builtin_convertvector(h, words); }
+INLINE halves halves_of(words w) { return __builtin_convertvector(w, halves); }
+INLINE codes codes_of(words w) { return __builtin_convertvector(w, codes); }
+#endif
+
 // Subnormal codes are read as if their exponent were the least, and that is taken off again.
 INLINE vec widened(codes c, const int kind) {
-    if (kind == INT8) return __builtin_convertvector((integers)c, vec);
+    if (kind == INT8) return floats_of(c);
     const Float8 f = float8(kind);
-    words x = __builtin_convertvector(c, words), magnitude = (x & 0x7f) << (23 - f.mantissa);
+    words x = words_of(c), magnitude = (x & 0x7f) << (23 - f.mantissa);
     words below = (words)(magnitude < (1u << 23)), least = (words){0} + ((uint32_t)(f.bias + 1) << 23);
     vec value = (vec)(magnitude + ((uint32_t)f.bias << 23) + (below & (1u << 23))) - (vec)(below & least);
     return (vec)((words)value | (x & 0x80) << 24);
@@ -37,7 +52,7 @@ INLINE void widen(const uint8_t *from, bf16 *to, int64_t dim, const int kind) {
     for (int64_t i = 0; i < dim; i += LANES) {
         codes c;
         memcpy(&c, from + i, sizeof c);
-        halves h = __builtin_convertvector((words)widened(c, kind) >> 16, halves);
+        halves h = halves_of((words)widened(c, kind) >> 16);
         memcpy(to + i, &h, sizeof h);
     }
 }
@@ -84,9 +99,9 @@ INLINE void store_vector(const Store8 *s, const bf16 *from, uint8_t *to, float *
     for (int64_t i = 0; i < s->dim; i += LANES) {
         halves h;
         memcpy(&h, from + i, sizeof h);
-        vec v = (vec)(__builtin_convertvector(h, words) << 16) / by;
+        vec v = (vec)(words_of_halves(h) << 16) / by;
         v = larger(splat(-largest), -larger(-v, splat(-largest)));
-        codes c = __builtin_convertvector(narrowed(v, kind), codes);
+        codes c = codes_of(narrowed(v, kind));
         memcpy(to + i, &c, sizeof c);
     }
 }
@@ -145,16 +160,37 @@ INLINE Partial partial_of(const Decode8 *d, int64_t s, int64_t task) {
     return (Partial){maxima, maxima + d->heads, (pair *)values};
 }
 
-// Up to 16 tokens of one KV head out of the pages: their rows side by side as bf16, and their scales.
-INLINE vec gathered(const Cache8 *c, const Decode8 *d, const int32_t *table, int64_t first, int n, int64_t kv, bf16 *to,
-                    const int kind) {
-    vec scales = splat(c->scale);
-    for (int t = 0; t < LANES; t++) {
-        const int64_t at = first + (t < n ? t : 0), page = table[at / d->block], slot = at % d->block;
-        if (c->scales) scales[t] = c->scales[(page * d->block + slot) * d->kv_heads + kv];
-        if (t < n) widen(c->data + page * c->page + slot * c->slot + kv * c->head, to + t * c->dim, c->dim, kind);
+// Where the rows of some tokens lie, and which slots of the pool they are.
+typedef struct {
+    Tokens rows;
+    int64_t slots[TOKENS_AT_ONCE];
+} Places;
+
+INLINE void find_places(Places *p, const Decode8 *d, const int32_t *table, int64_t first, int64_t count) {
+    p->rows.count = count;
+    for (int64_t t = 0; t < count; t++) {
+        const int64_t page = table[(first + t) / d->block], slot = (first + t) % d->block;
+        p->rows.k[t] = page * d->k.page + slot * d->k.slot;
+        p->rows.v[t] = page * d->v.page + slot * d->v.slot;
+        p->slots[t] = (page * d->block + slot) * d->kv_heads;
     }
-    return scales;
+}
+
+// Up to 16 tokens of one KV head, from `start` of those whose rows lie `at`: side by side as bf16, and their scales. A
+// token that stands in for none has the scale of the first.
+INLINE vec gathered(const Cache8 *c, const Places *p, const int64_t *at, int64_t start, int n, int64_t kv, bf16 *to,
+                    const int kind) {
+    float scales[LANES];
+    const uint8_t *data = c->data + kv * c->head;
+    for (int t = 0; t < n; t++) {
+        if (start + LANES + t < p->rows.count) __builtin_prefetch(data + at[start + LANES + t]);
+        widen(data + at[start + t], to + t * c->dim, c->dim, kind);
+    }
+    if (!c->scales) return splat(c->scale);
+    for (int t = 0; t < LANES; t++) scales[t] = c->scales[p->slots[start + (t < n ? t : 0)] + kv];
+    vec found;
+    memcpy(&found, scales, sizeof found);
+    return found;
 }
 
 // `heads` (a constant) query heads over n tokens of their KV head. The scale is one in base 2.
@@ -214,7 +250,8 @@ INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kin
     const int64_t first = first_seen(d, s) + task * TOKENS_AT_ONCE;
     const int64_t left = d->lengths[s] - first, count = left < TOKENS_AT_ONCE ? left : TOKENS_AT_ONCE;
     if (left <= 0) return;
-    const int32_t *table = d->tables + s * d->table_stride;
+    Places places;
+    find_places(&places, d, d->tables + s * d->table_stride, first, count);
     Partial all = partial_of(d, s, task);
     for (int64_t h = 0; h < d->heads; h++) all.maxima[h] = -INFINITY, all.sums[h] = 0.0f;
     memset(all.values, 0, d->heads * d->v.dim * sizeof(float));
@@ -224,8 +261,8 @@ INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kin
     for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group)
         for (int64_t start = 0; start < count; start += LANES) {
             const int n = count - start < LANES ? count - start : LANES;
-            vec k_scales = gathered(&d->k, d, table, first + start, n, kv, keys, kind) * scale;
-            vec v_scales = gathered(&d->v, d, table, first + start, n, kv, values, kind);
+            vec k_scales = gathered(&d->k, &places, places.rows.k, start, n, kv, keys, kind) * scale;
+            vec v_scales = gathered(&d->v, &places, places.rows.v, start, n, kv, values, kind);
             attend_group(group, d->q + s * d->q_seq + h * d->q_head, d->q_head, k_scales, keys, d->k.dim, v_scales,
                          values, d->v.dim, n,
                          (Partial){all.maxima + h, all.sums + h, all.values + h * d->v.dim / STEP});
