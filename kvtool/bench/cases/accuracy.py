@@ -164,7 +164,7 @@ class Comparison:
                 layers = each.layers(len(window))
                 found[index].append(moved(expected, each.logits(window, layers), window))
                 if not count:
-                    self.held[index] = held_bytes(layers)
+                    self.held[index] = held_bytes(layers if each.step_tokens else each.held(len(window)))
         return found
 
     def _goes_on(self, count: int, found: list[list[Moved]], *, in_time: bool) -> bool:
