@@ -65,6 +65,7 @@ class Engine:
                 prefill_first=config.prefill_first,
             ),
             preemption_policy(config.preemption),
+            window=loaded.kept.window,
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
@@ -83,7 +84,7 @@ class Engine:
         return CacheManager(
             num_pages,
             config.block_size,
-            config.prefix_caching,
+            config.prefix_caching and self.loaded.kept.window is None,
             index=prefix_index(config.index, config.eviction, num_pages=num_pages, known=known),
             admission=admission_policy(config.admission, block_size=config.block_size, num_pages=num_pages),
             partial_hits=config.partial_hits,
@@ -94,6 +95,8 @@ class Engine:
         """What lies below the pool. `close` ends it, at the latest when the engine is gone."""
         if config.tiers is None or not config.prefix_caching:
             return None
+        if self.loaded.kept.window is not None:
+            raise KvtoolError("tiers keep cached prefixes, and a streaming cache has none: leave --tiers out")
         offload = build_offload(self.loaded, self.pool, self.cache, config.tiers, self.clock, self.loaded.notices)
         if offload is not None:
             self.cache.handing_out, self.scheduler.swap = offload.handing_out, offload

@@ -5,7 +5,7 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 
 from __future__ import annotations
 
-from kvtool.results.accuracy import Accuracy
+from kvtool.results.accuracy import Accuracy, CacheSpeed
 from kvtool.results.bench import (
     AccuracyCase,
     AnyCase,
@@ -113,6 +113,7 @@ __all__ = [
     "BenchDocument",
     "BenchPeer",
     "BreakEvenRow",
+    "CacheSpeed",
     "CachedPages",
     "Calibration",
     "Case",

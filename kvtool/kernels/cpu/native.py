@@ -225,8 +225,14 @@ def serves(*tensors: Tensor) -> bool:
 @cache
 def native() -> Native | None:
     """The kernels, built now if this machine has not built them before; None where they cannot be."""
-    library = _compiled().handle
-    return None if library is None else Native(library)
+    found = library()
+    return None if found is None else Native(found)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """All that `c/` was built to, for kernels with a module of their own; None where it cannot be."""
+    return _compiled().handle
 
 
 def why_not() -> str | None:
