@@ -73,7 +73,7 @@ class Sides:
         def call() -> None:
             pages, slots = self._pages(), self._pages()
             if up:
-                self.copies.up(slots, pages)
+                self.copies.up(slots, pages).finish()
             else:
                 self.copies.down(pages, slots)()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,13 +93,23 @@ class Transformer:
         return all(layer.mlp.capturable for layer in self.layers)
 
     @torch.inference_mode()
-    def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
-        """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
+    def __call__(
+        self,
+        batch: StepBatch,
+        layers: list[Pages],
+        kernels: Kernels,
+        *,
+        wait: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Logits [sampled rows, vocab]. `layers` are the pages of each layer; where some may still be on
+        their way, `wait(n)` is called before those of layer n are used."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
         stream = Residual(self.embedding(batch))
-        for layer, pages in zip(self.layers, layers, strict=True):
+        for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
+            if wait is not None:
+                wait(index)
             stream = layer(stream, step, pages)
         if batch.sample_rows is not None:
             stream = stream.rows(batch.sample_rows)

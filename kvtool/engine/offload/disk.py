@@ -156,6 +156,11 @@ class DiskTier:
         except OSError as error:
             self._notices.warn("remove", f"disk tier {self.folder.path}: a file cannot be removed ({error.strerror})")
 
+    def reset(self) -> None:
+        """Forget every page, when none is on its way, and remove its file."""
+        for key in list(self._shelf):
+            self._forget(key)
+
     def close(self) -> None:
         """Wait for all writes, and let the folder go."""
         self._threads.shutdown()

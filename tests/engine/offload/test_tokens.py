@@ -14,13 +14,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtool.cache.index.index import INDEXES
+from kvtool.cache.admission import ADMISSION
+from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload import host as host_module
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import file_bytes
+from kvtool.engine.preemption import PREEMPTION
 from tests.engine.conftest import SaveTiny
 from tests.engine.requests import Request, run
 from tests.engine.running import load, prompt
@@ -77,8 +79,9 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     disk_pages=st.none() | st.integers(1, 30),
     exclusive=st.booleans(),
     both_ends=st.booleans(),
-    index=st.sampled_from(sorted(INDEXES)),
-    admission=st.sampled_from(["always", "second-hit"]),
+    index=st.sampled_from(["hashed", *EVICTION]),
+    admission=st.sampled_from(ADMISSION),
+    preemption=st.sampled_from(sorted(PREEMPTION)),
     partial_hits=st.booleans(),
 )
 def test_tokens_are_the_same(
@@ -93,8 +96,10 @@ def test_tokens_are_the_same(
     both_ends: bool,
     index: str,
     admission: str,
+    preemption: str,
     partial_hits: bool,
 ) -> None:
+    """`index` is "hashed", or the eviction policy of a radix tree. Whatever comes up comes layer by layer."""
     page_bytes = loaded.page_bytes
     num_pages = max(-(-(len(r.prompt) + r.max_tokens - 1) // BLOCK) for r in requests) + spare_pages
     if dram_pages is None and disk_pages is None:
@@ -108,8 +113,16 @@ def test_tokens_are_the_same(
     )
     expected = outputs(engine_with(loaded, num_pages, None), requests)
     for _ in range(2):  # the second run finds what the first left on the disk
-        config = {"index": index, "admission": admission, "partial_hits": partial_hits and index == "radix"}
-        engine = engine_with(loaded, num_pages, tiers, **config)
+        engine = engine_with(
+            loaded,
+            num_pages,
+            tiers,
+            index="hashed" if index == "hashed" else "radix",
+            eviction="lru" if index == "hashed" else index,
+            admission=admission,
+            preemption=preemption,
+            partial_hits=partial_hits and index != "hashed",
+        )
         if both_ends:
             as_fast_either_way(engine)
         assert outputs(engine, requests) == expected
@@ -287,7 +300,7 @@ def test_pages_in_slots_are_the_pools_own_bytes(loaded: LoadedModel) -> None:
     for layer in engine.pool.layers:
         for tensor in layer.tensors:
             tensor.zero_()
-    copies.up([2, 7, 8], [3, 5, 0])
+    copies.up([2, 7, 8], [3, 5, 0]).finish()
     after = [tensor for layer in engine.pool.layers for tensor in layer.tensors]
     for old, new in zip(before, after, strict=True):
         assert torch.equal(new[[0, 3, 5]], old[[0, 3, 5]])

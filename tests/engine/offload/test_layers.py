@@ -1,0 +1,66 @@
+"""What lies below comes up layer by layer: the first layers compute before the last are there, and none too early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Event
+
+import pytest
+import torch
+
+from kvtool.cache.tiers.options import parse_tiers
+from kvtool.engine.engine import Engine
+from kvtool.engine.offload.copies import grouped
+from kvtool.engine.sequence import SamplingParams
+from tests.engine.conftest import SaveTiny
+from tests.engine.running import engine_of, load, prompt
+
+DEADLOCK_S = 60.0  # nobody waits so long but where nothing can go on
+
+
+def served(engine: Engine) -> list[int]:
+    sequence = engine.add(prompt(40), SamplingParams(max_tokens=3))
+    list(engine.run_until_idle())
+    return sequence.output_ids
+
+
+@pytest.mark.parametrize("name", ["llama-3-gqa", "deepseek-v3"])
+def test_the_first_layer_computes_before_the_last_has_come(
+    tiny: SaveTiny, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The last layer's pages are held back until the first layer has computed: were they waited for, it never would."""
+    loaded = load(tiny(name).folder, block_size=4)
+    engine = engine_of(loaded, tiers=parse_tiers("dram=1MiB"))
+    expected = served(engine)
+    engine.cache.reset()
+    for layer in engine.pool.layers:
+        for tensor in layer.tensors:
+            tensor.fill_(torch.nan)
+    assert engine.offload is not None
+    copies, computed, in_time = engine.offload.stack._copies, Event(), []
+    first, *others = loaded.transformer.layers
+    move = copies._move_on_host
+
+    def held_back(parts: Sequence[int], slots: Sequence[int], pages: Sequence[int]) -> None:
+        if list(parts) == copies._groups[-1]:
+            in_time.append(computed.wait(DEADLOCK_S))
+        move(parts, slots, pages)
+
+    def first_layer(*args: object) -> object:
+        stream = first(*args)
+        computed.set()
+        return stream
+
+    monkeypatch.setattr(copies, "_move_on_host", held_back)
+    monkeypatch.setattr(loaded.transformer, "layers", [first_layer, *others])
+    assert served(engine) == expected
+    assert in_time == [True]
+    assert engine.tiers()[0].hit_tokens == 36
+    engine.offload.stack.check()
+    engine.close()
+
+
+def test_layers_come_together_where_one_is_too_small_a_copy() -> None:
+    assert grouped([0, 0, 1, 1, 2, 2], [3] * 6, least_bytes=1) == [0, 1, 2]
+    assert grouped([0, 0, 1, 1, 2, 2], [3] * 6, least_bytes=7) == [0, 0, 1]
+    assert grouped([0, 1, 2, 3], [9, 1, 1, 1], least_bytes=2) == [0, 1, 1, 2]
