@@ -6,13 +6,15 @@ from kvtool.results.document import Struct
 
 
 class TierUse(Struct, frozen=True, kw_only=True):
-    """Of one tier below the pool over all requests; bytes are those moved into it and out of it."""
+    """Of one tier below the pool over all requests; bytes are those moved into it and out of it. `stall_s` is how long
+    steps waited for it; `recomputed_tokens` it had, but computing them was faster."""
 
     tier: str
     hit_tokens: int
     bytes_in: int
     bytes_out: int
     stall_s: float
+    recomputed_tokens: int = 0
 
 
 class Saved(Struct, frozen=True, kw_only=True):
@@ -43,6 +45,8 @@ class Workload(Struct, frozen=True, kw_only=True):
     fewer where one request may come before another has computed what both share. `hit_tokens` are found when a request
     is first admitted; `recomputed_tokens` were computed once more after it had given way. `occupancy` tells at which
     second so many pages were in use, by running requests and as cached prefixes, `held` by running requests alone.
+    `kept_below`: what left the pool stayed in one of the `tiers`, so that all of it was found there or computed because
+    that was faster.
     """
 
     scenario: str
@@ -61,6 +65,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     preemptions: int
     copied_pages: int
     tiers: list[TierUse]
+    kept_below: bool = False
     occupancy: list[tuple[float, int]]
     held: list[tuple[float, int]]
     goodput_ratio: float | None

@@ -13,6 +13,7 @@ from kvtool.bench.cases.serve import serve
 from kvtool.bench.cases.workload import Workload
 from kvtool.bench.limits import hit_errors
 from kvtool.bench.options import bench_options
+from kvtool.cache.tiers.options import TierOptions, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
@@ -58,10 +59,13 @@ def model():
     return loaded()
 
 
-def cases_of(model, scenario: str, *, num_iters: int = 1, **given: object) -> list[WorkloadCase]:
+def cases_of(
+    model, scenario: str, *, num_iters: int = 1, tiers: TierOptions | None = None, **given: object
+) -> list[WorkloadCase]:
     options = replace(Workload.default(gpu=False), **{"scenarios": (scenario,), "num_prompts": 6, **given})
-    setup = Setup(loaded=model, windows=NoWindows(), num_iters=num_iters, num_iters_warmup=1)
-    return [case for step in options.fitted(TINY, 16).steps(setup) for case in step.measure().cases]
+    setup = Setup(loaded=model, windows=NoWindows(), num_iters=num_iters, num_iters_warmup=1, tiers=tiers)
+    fitted = options.fitted(TINY, 16, tiers=tiers is not None)
+    return [case for step in fitted.steps(setup) for case in step.measure().cases]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,30 @@ def test_policies_run_the_same_requests_in_a_pool_that_is_too_small(model) -> No
     prompts = [[s.prompt_tokens for s in case.samples if s.arm == "cached"] for case in (lru, fifo)]
     assert prompts[0] == prompts[1]
     assert hit_errors([lru, fifo]) == []
+
+
+@pytest.mark.parametrize("tiers", ["dram=64MiB", "dram=64KiB,disk={}:64MiB"])
+def test_what_leaves_the_pool_is_found_in_a_tier_and_counted_there(model, tmp_path: Path, tiers: str) -> None:
+    """Arms, iterations and the repeat have tiers of their own: what one left would be hits that nobody asked for."""
+    below = replace(parse_tiers(tiers.format(tmp_path)), always_load=True)
+    given = {"num_prompts": 12, "input_lens": (150,), "output_len": 9, "evictions": ("lru", "fifo"), "num_iters": 2}
+    for case in cases_of(model, "multi-turn", tiers=below, **given):
+        work, cached = case.workload, [sample for sample in case.samples if sample.arm == "cached"]
+        first = [sample for sample in cached if sample.iteration == 0]
+        assert work.evicted_pages > 0
+        assert work.kept_below is True
+        assert work.hit_tokens == work.hit_tokens_expected == sum(sample.cached_tokens for sample in first)
+        assert sum(tier.hit_tokens for tier in work.tiers) > 0
+        assert [tier.tier for tier in work.tiers] == [item.partition("=")[0] for item in tiers.split(",")]
+        assert sum(tier.bytes_out for tier in work.tiers) == sum(t.hit_tokens for t in work.tiers) * KV_BYTES_PER_TOKEN
+        assert all(sample.load_s is not None and sample.load_s >= 0 for sample in cached)
+        assert any(sample.load_s > 0 for sample in cached)
+        assert case.check.outputs_equal is True
+        assert {"tiers", "write_policy"} <= case.inputs.keys()
+        assert hit_errors([case]) == []
+        assert hit_errors([changed(case, workload=changed(work, hit_tokens=work.hit_tokens - 16))]) != []
+        twins = [[s.cached_tokens for s in case.samples if s.arm == arm] for arm in ("cached", "repeat")]
+        assert twins[0] == (twins[1] or twins[0])
 
 
 def test_what_gave_way_is_computed_again_and_counted_apart(model) -> None:

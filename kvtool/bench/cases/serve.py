@@ -8,7 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+from msgspec.structs import replace
+
+from kvtool.bench.harness import sample_of
 from kvtool.cache.manager import CacheCounters
+from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.results import Sample
@@ -28,13 +32,14 @@ class Served:
     arrivals_s: list[float]
     queues_s: list[float]
     counters: CacheCounters
+    tiers: list[TierCounters]
     in_use: list[Point]
     held: list[Point]
     empty_slots: int
 
     @property
     def hit_tokens(self) -> int:
-        """Found when a request was first admitted, in what the allocator gave it then."""
+        """Found when a request was first admitted, in what the allocator gave it then, or in a tier below."""
         return sum(sequence.cached_tokens or 0 for sequence in self.sequences)
 
     @property
@@ -50,17 +55,11 @@ class Served:
     def samples(self, arm: str, iteration: int) -> list[Sample]:
         """One a request, in their order."""
         return [
-            Sample(
-                arm=arm,
-                iteration=iteration,
-                ttft_s=sequence.ttft_s,
-                e2e_s=sequence.e2e_s,
-                itl_s=sequence.itl_s,
-                output_tokens=len(sequence.output_ids),
-                prompt_tokens=sequence.prompt_tokens,
-                cached_tokens=sequence.cached_tokens or 0,
+            replace(
+                sample_of(sequence, arm=arm, iteration=iteration),
                 arrival_s=arrival_s,
                 queue_s=queue_s,
+                load_s=sequence.load_s if self.tiers else None,
             )
             for sequence, arrival_s, queue_s in zip(self.sequences, self.arrivals_s, self.queues_s, strict=True)
         ]
@@ -127,6 +126,7 @@ class _Serving:
             arrivals_s=[sequence.arrival_s - self._start_s for sequence in sequences],
             queues_s=[max(0.0, self._admitted_s[s] - (s.arrival_s - self._start_s)) for s in sequences],
             counters=self.engine.cache.counters(),
+            tiers=self.engine.tiers(),
             in_use=self._in_use,
             held=self._held,
             empty_slots=self._empty_slots,

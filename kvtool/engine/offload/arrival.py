@@ -44,4 +44,5 @@ class Arrival:
         self.wait(len(self._group_of) - 1)
         for _, landed in self._waits:
             landed.synchronize()
-        return self._waited_s + sum(max(0.0, reached.elapsed_time(landed)) / 1e3 for reached, landed in self._waits)
+        on_device_ms = sum(max(0.0, float(reached.elapsed_time(landed))) for reached, landed in self._waits)
+        return self._waited_s + on_device_ms / 1e3
