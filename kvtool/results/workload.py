@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from kvtool.results.document import Struct
+
+SHARED, KEPT = -1, -2  # in place of a request, of pages that several hold, or none any more
 
 
 class TierUse(Struct, frozen=True, kw_only=True):
@@ -45,6 +49,8 @@ class Workload(Struct, frozen=True, kw_only=True):
     fewer where one request may come before another has computed what both share. `hit_tokens` are found when a request
     is first admitted; `recomputed_tokens` were computed once more after it had given way. `occupancy` tells at which
     second so many pages were in use, by running requests and as cached prefixes, `held` by running requests alone.
+    `map` has runs of pages, [first page, pages, owner], when running requests held the most: an owner is a request in
+    the order of the samples, -1 several, -2 none that still runs.
     `kept_below`: what left the pool stayed in one of the `tiers`, so that all of it was found there or computed because
     that was faster.
     """
@@ -68,5 +74,6 @@ class Workload(Struct, frozen=True, kw_only=True):
     kept_below: bool = False
     occupancy: list[tuple[float, int]]
     held: list[tuple[float, int]]
+    map: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
     goodput_ratio: float | None
     saved: Saved

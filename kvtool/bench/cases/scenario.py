@@ -186,6 +186,7 @@ class Race:
             think_time=options.think_s,
             time_scale=options.time_scale if is_trace(self.scenario) else None,
             num_iters_warmup=1,
+            **({"priority": ",".join(map(str, options.priorities))} if options.priorities else {}),
             **({} if below is None else {"tiers": str(below), "write_policy": str(below.write)}),
         )
 
@@ -228,6 +229,7 @@ class Race:
             kept_below=self._keeps_all_below(arm, plan, served),
             occupancy=thinned(served.in_use),
             held=thinned(served.held),
+            map=page_runs(served.owners),
             goodput_ratio=goodput_ratio(of_arm(samples, "cached"), options.goodput_ms),
             saved=savings(loaded.model, loaded.specs, samples, served.hit_tokens),
         )
@@ -274,6 +276,18 @@ def thinned(points: Seq[tuple[float, int]]) -> list[tuple[float, int]]:
     stride = ceil_div(len(points), MOST_POINTS) or 1
     kept = [*points[::stride], *points[-1:]] if (len(points) - 1) % stride else list(points[::stride])
     return [(round(seconds, 4), pages) for seconds, pages in kept]
+
+
+def page_runs(owners: dict[int, int]) -> list[tuple[int, int, int]]:
+    """Neighbouring pages of one owner together: the first of them, how many, and the owner."""
+    runs: list[tuple[int, int, int]] = []
+    for page, owner in sorted(owners.items()):
+        first, count, last_owner = runs[-1] if runs else (page, 0, owner)
+        if owner == last_owner and first + count == page:
+            runs[-1:] = [(first, count + 1, owner)]
+        else:
+            runs.append((page, 1, owner))
+    return runs
 
 
 def scales(cases: Seq[Case]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -16,6 +16,7 @@ from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.results import Sample
+from kvtool.results.workload import KEPT, SHARED
 from kvtool.workloads.scenarios.base import Plan
 
 Point = tuple[float, int]
@@ -26,7 +27,7 @@ Point = tuple[float, int]
 class Served:
     """A plan that is done. `sequences` are in the order of its turns, the answers to one prompt side by side; times are
     seconds since the start. `in_use` are pages with K/V after each step, `held` those of running requests alone;
-    `empty_slots` had no token when the most were held."""
+    `empty_slots` had no token when the most were held, and `owners` has the owner of each page that was in use then."""
 
     sequences: list[Sequence]
     arrivals_s: list[float]
@@ -36,6 +37,7 @@ class Served:
     in_use: list[Point]
     held: list[Point]
     empty_slots: int
+    owners: dict[int, int]
 
     @property
     def hit_tokens(self) -> int:
@@ -59,10 +61,27 @@ class Served:
                 sample_of(sequence, arm=arm, iteration=iteration),
                 arrival_s=arrival_s,
                 queue_s=queue_s,
-                load_s=sequence.load_s if self.tiers else None,
             )
             for sequence, arrival_s, queue_s in zip(self.sequences, self.arrivals_s, self.queues_s, strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Fullest:
+    """The pool when running requests held the most: pages in use, those of each request, and slots without a token."""
+
+    in_use: list[int]
+    pages_of: dict[Sequence, list[int]]
+    empty_slots: int
+
+
+def page_owners(pool: Fullest, places: Mapping[Sequence, int]) -> dict[int, int]:
+    """The place of the request that holds each page; SHARED where several do, KEPT where none does any more."""
+    owners = dict.fromkeys(pool.in_use, KEPT)
+    for sequence, pages in pool.pages_of.items():
+        for page in pages:
+            owners[page] = places[sequence] if owners[page] == KEPT else SHARED
+    return owners
 
 
 def needed_tokens(sequence: Sequence) -> int:
@@ -109,7 +128,8 @@ class _Serving:
         self._admitted_s: dict[Sequence, float] = {}
         self._in_use: list[Point] = []
         self._held: list[Point] = []
-        self._most_held, self._empty_slots = 0, 0
+        self._most_held = 0
+        self._fullest = Fullest([], {}, 0)
 
     def run(self) -> Served:
         """Submit, step, watch, until nothing is left."""
@@ -129,7 +149,8 @@ class _Serving:
             tiers=self.engine.tiers(),
             in_use=self._in_use,
             held=self._held,
-            empty_slots=self._empty_slots,
+            empty_slots=self._fullest.empty_slots,
+            owners=page_owners(self._fullest, {sequence: place for place, sequence in enumerate(sequences)}),
         )
 
     def _now_s(self) -> float:
@@ -142,13 +163,14 @@ class _Serving:
             params = SamplingParams(max_tokens=turn.output_len)
             prompt = turn.prompt(self._transcripts)
             arrival_s = self._start_s + due_s if self._concurrency is None else None
-            first = self.engine.add(prompt, params, arrival_s=arrival_s)
+            first = self.engine.add(prompt, params, arrival_s=arrival_s, retention=turn.retention)
             self._watch(first, index)
             if self._forks and turn.answers > 1:
                 self._to_fork[first] = turn.answers - 1
                 continue
             for _ in range(turn.answers - 1):
-                self._watch(self.engine.add(prompt, params, arrival_s=arrival_s), index)
+                again = self.engine.add(prompt, params, arrival_s=arrival_s, retention=turn.retention)
+                self._watch(again, index)
 
     def _watch(self, sequence: Sequence, index: int) -> None:
         """It is in flight, as an answer to that turn."""
@@ -181,9 +203,13 @@ class _Serving:
         self._in_use.append((now_s, cache.pool.num_pages - cache.counters().free_pages))
         self._held.append((now_s, held))
         if held > self._most_held:
-            tables = [sequence.pages.table for sequence in self.engine.scheduler.running if sequence.pages is not None]
+            tables = {s: s.pages.table for s in self.engine.scheduler.running if s.pages is not None}
             self._most_held = held
-            self._empty_slots = sum(table.capacity_tokens - table.num_tokens for table in tables)
+            self._fullest = Fullest(
+                in_use=cache.pool.in_use(),
+                pages_of={sequence: [*table.pages] for sequence, table in tables.items()},
+                empty_slots=sum(table.capacity_tokens - table.num_tokens for table in tables.values()),
+            )
 
     def _finish(self, sequence: Sequence) -> None:
         index = self._turn_of.pop(sequence)

@@ -13,6 +13,7 @@ from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, req
 from kvtool.bench.cases.scenario import Race
 from kvtool.bench.session import Step
 from kvtool.cache.eviction.eviction import eviction_policy
+from kvtool.cache.retention import Retention
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
@@ -54,6 +55,7 @@ class Workload(Part):
     pool_tokens: int | None = None
     evictions: tuple[str, ...] = ("lru",)
     preemptions: tuple[str, ...] = ("youngest",)
+    priorities: tuple[Retention, ...] = ()
     goodput_ms: dict[str, float] = field(default_factory=dict)
     tiers: bool = False
     most_tokens: int | None = None
@@ -142,6 +144,7 @@ class Workload(Part):
             think_s=self.think_s,
         )
         plan = plan_of(scenario, shape, time_scale=self.time_scale)
+        plan = plan.of_priorities(self.priorities)
         return plan.arriving(self.request_rate, burstiness=self.burstiness, seed=seed)
 
     def pool_pages(self, plans: Seq[Plan]) -> int:

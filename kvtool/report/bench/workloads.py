@@ -262,12 +262,16 @@ def _finding(case: WorkloadCase) -> str:
     return (
         f"{pool} = {p50(case.metrics.ttft_ms)} ms to the first token, {format_ms(abs(saved.ttft_ms))} ms "
         f"({percent(abs(saved.ttft_ratio))}) {verb} than without, and {not_computed} not computed per 1000 requests."
-        f"{idle}{_gap(saved)}"
+        f"{idle}{_gap(case)}"
     )
 
 
-def _gap(saved: Saved) -> str:
-    """Where the time left is more than the FLOPs left: by more than GAP of what those allow."""
+def _gap(case: WorkloadCase) -> str:
+    """Why it takes longer than the roofline allows; in older documents, where the time left is by more than GAP more
+    than the FLOPs left."""
+    saved = case.workload.saved
+    if case.roofline.ideal_ttft_ms is not None:
+        return f" {case.roofline.ttft_reason}." if case.roofline.ttft_reason else ""
     if 1 - saved.ttft_ratio <= (1 + GAP) * (1 - saved.flops_ratio):
         return ""
     return (
