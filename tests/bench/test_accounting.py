@@ -96,8 +96,8 @@ def prefix_of(cached_s: float, uncached_s: float, load_s: float | None = None) -
     ]
     uncached = [msgspec.structs.replace(sample, arm="uncached") for sample in plain.samples]
     given = {name: getattr(plain, name) for name in plain.__struct_fields__}
-    given |= {"samples": [*cached, *uncached], "metrics": metrics_of(cached), "inputs": {}}
-    prefix = Prefix(
+    given |= {"samples": [*cached, *uncached], "metrics": metrics_of(cached)}
+    given["prefix"] = Prefix(
         requested_hit_rate=0.75,
         measured_hit_rate=0.75,
         ttft_saved_ms=1.0,
@@ -107,7 +107,7 @@ def prefix_of(cached_s: float, uncached_s: float, load_s: float | None = None) -
         flops_saved=PREFILL_FLOPS * 3 // 4,
         kv_bytes_not_written=0,
     )
-    return PrefixCase(**given, prefix=prefix)
+    return PrefixCase(**given)
 
 
 def test_a_time_to_first_token_is_what_the_roofline_allows_or_the_gap_is_explained_in_milliseconds() -> None:

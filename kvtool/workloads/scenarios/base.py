@@ -136,12 +136,14 @@ class Plan:
 
     def of_priorities(self, retentions: Sequence[Retention]) -> Plan:
         """The same requests, which take turns with these; what waits for another is as important as that."""
+        if not retentions:
+            return self
         taken: list[Retention] = []
         free = cycle(retentions)
         for turn in self.turns:
             taken.append(next(free) if turn.after is None else taken[turn.after])
         turns = (replace(turn, retention=one) for turn, one in zip(self.turns, taken, strict=True))
-        return replace(self, turns=tuple(turns)) if retentions else self
+        return replace(self, turns=tuple(turns))
 
 
 def spread(total: int, count: int) -> list[int]:
