@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FREE_COLOUR, KEPT_COLOUR, SHARED_COLOUR = "#f0f0f0", "#c8c8c8", "#444444"
 LEAST_COLUMNS, MOST_ROWS, ROW_IN = 64, 32, 0.14
+LABELLED_ROWS = 8  # under which the label of the axis is longer than it
 NAMED = 8  # requests in the legend; there are as many colours as COLOURS but the last, which is that of shared pages
 
 
@@ -83,6 +84,7 @@ def _finish(axes: Axes, case: WorkloadCase, columns: int, rows: int) -> None:
     axes.set_xlim(0, columns)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_yticks(range(rows), [f"{row * columns:,}" for row in range(rows)], fontsize=LABEL_POINTS - 1)
-    axes.set_ylabel("first page of a row")
+    if rows >= LABELLED_ROWS:
+        axes.set_ylabel("first page of a row")
     axes.set_xticks([])
     axes.spines[:].set_visible(False)

@@ -10,8 +10,9 @@ import torch
 
 from kvtool.cache.tiers.options import parse_tiers
 from kvtool.engine.engine import Engine
-from kvtool.engine.offload.copies import grouped
+from kvtool.engine.offload.copies import PageCopies, grouped
 from kvtool.engine.sequence import SamplingParams
+from kvtool.kernels.interface import Pages
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, load, prompt
 
@@ -58,6 +59,40 @@ def test_the_first_layer_computes_before_the_last_has_come(
     assert engine.tiers()[0].hit_tokens == 36
     engine.offload.stack.check()
     engine.close()
+
+
+class NoEvent:
+    """In place of a GPU's."""
+
+    def __init__(self, **_: bool) -> None:
+        pass
+
+    def record(self, stream: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_a_gpu_is_sent_the_same_bytes_however_many_layers_go_together(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """What the copying thread does there, without its streams; `together` layers are a copy, all of them whole pages."""
+    layers = [Pages(torch.randn(9, 4, 2, 8), torch.randn(9, 4, 2, 16), torch.randn(9, 4, 2)) for _ in range(3)]
+    before = [tensor.clone() for layer in layers for tensor in layer.tensors]
+    page_bytes = sum(tensor[0].numel() * 4 for tensor in before)
+    copies = PageCopies(layers, torch.zeros(12, page_bytes, dtype=torch.uint8))
+    copies.down([5, 0, 3, 8], [7, 8, 2, 11])()
+    for layer in layers:
+        for tensor in layer.tensors:
+            tensor.zero_()
+    monkeypatch.setattr(torch.cuda, "Event", NoEvent)
+    parts = list(range(9))
+    for first in range(0, 9, 3 * together):
+        copies._move_to_device(parts[first : first + 3 * together], [2, 7, 8, 11], [3, 5, 1, 8])
+    after = [tensor for layer in layers for tensor in layer.tensors]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(new[[3, 5, 1, 8]], old[[3, 5, 0, 8]])
+        assert not new[[0, 2, 4, 6, 7]].any()
+    copies.close()
 
 
 def test_layers_come_together_where_one_is_too_small_a_copy() -> None:
