@@ -24,9 +24,9 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
-    def in_use(self) -> list[int]:
-        """The pages that are not free, in order."""
-        return [page for page, references in enumerate(self._references) if references]
+    def all_references(self) -> array[int]:
+        """How many hold each page, as it is now."""
+        return self._references[:]
 
     def references(self, page: int) -> int:
         """How many hold the page: 0 when it is free."""

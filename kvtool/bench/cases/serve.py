@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -68,16 +69,17 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Fullest:
-    """The pool when running requests held the most: pages in use, those of each request, and slots without a token."""
+    """The pool when running requests held the most: references to each page, the pages of each request, and slots
+    without a token."""
 
-    in_use: list[int]
+    references: Seq[int]
     pages_of: dict[Sequence, list[int]]
     empty_slots: int
 
 
 def page_owners(pool: Fullest, places: Mapping[Sequence, int]) -> dict[int, int]:
     """The place of the request that holds each page; SHARED where several do, KEPT where none does any more."""
-    owners = dict.fromkeys(pool.in_use, KEPT)
+    owners = {page: KEPT for page, references in enumerate(pool.references) if references}
     for sequence, pages in pool.pages_of.items():
         for page in pages:
             owners[page] = places[sequence] if owners[page] == KEPT else SHARED
@@ -206,7 +208,7 @@ class _Serving:
             tables = {s: s.pages.table for s in self.engine.scheduler.running if s.pages is not None}
             self._most_held = held
             self._fullest = Fullest(
-                in_use=cache.pool.in_use(),
+                references=cache.pool.all_references(),
                 pages_of={sequence: [*table.pages] for sequence, table in tables.items()},
                 empty_slots=sum(table.capacity_tokens - table.num_tokens for table in tables.values()),
             )

@@ -75,7 +75,7 @@ class NoEvent:
 def test_a_gpu_is_sent_the_same_bytes_however_many_layers_go_together(
     monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
-    """What the copying thread does there, without its streams; `together` layers are a copy, all of them whole pages."""
+    """What the copying thread does there, but for its streams; `together` layers are one copy."""
     layers = [Pages(torch.randn(9, 4, 2, 8), torch.randn(9, 4, 2, 16), torch.randn(9, 4, 2)) for _ in range(3)]
     before = [tensor.clone() for layer in layers for tensor in layer.tensors]
     page_bytes = sum(tensor[0].numel() * 4 for tensor in before)
