@@ -24,7 +24,13 @@ DEFINITIONS = {
     "workload": "named traffic; hit_tokens are found when a request is first admitted, recomputed_tokens computed once "
     "more after it gave way; a run whose hits are not those that were generated fails, unless pages were evicted. A "
     "turn goes on from the answer that the model really gave; prompts of the warm-up and of every iteration are of "
-    "different seeds, and the cache is emptied between them",
+    "different seeds, and the cache and its tiers are emptied between them",
+    "tiers": "below the pool, of each arm its own; hit_tokens were loaded, recomputed_tokens were there but faster to "
+    "compute; bytes moved into and out of the tier; stall_s = what steps waited for it; load_s of a sample = what its "
+    "first token waited for pages from below. They come up layer by layer while the first layers compute",
+    "ideal_ttft_ms": "of the average request with its hits, alone: the longer of (weights + K and V found) / measured "
+    "read bandwidth and FLOPs of what is computed / measured FLOP/s; ttft_reason says what a TTFT more than 15 % above "
+    "it goes to",
     "goodput_ratio": "requests within every limit of --goodput / all requests; null without limits",
     "repeat": "the cached arm run once more in the same turns: what two runs of the same thing differ by",
     "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",

@@ -177,7 +177,7 @@ class LoadedModel:
             found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
         if self.model.num_layers != self.num_layers_of:
             found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
-        return [*found, *self.notices.lines]
+        return [*found, *self.notices.lines, *self.notices.remarks]
 
 
 def _smaller(layers: int, of: int) -> str:

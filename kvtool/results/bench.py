@@ -22,8 +22,9 @@ class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration of one run (a whole process).
 
     `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
-    since the iteration began, `queue_s` until it was admitted, `load_s` that loading from below the pool took.
-    `device_read_gbps` and `device_tflops`: what the device did beside the iteration, None where not measured.
+    since the iteration began, `queue_s` until it was admitted. `load_s`: of the time to its first token, what it waited
+    for pages from below the pool; None without tiers. `device_read_gbps` and `device_tflops`: what the device did
+    beside the iteration, None where not measured.
     """
 
     arm: str
@@ -92,7 +93,11 @@ class StepBytes(Struct, frozen=True, kw_only=True):
 
 
 class Roofline(Struct, frozen=True, kw_only=True):
-    """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute."""
+    """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute.
+
+    Of a case with hits: `ideal_ttft_ms` is what the limits allow the average request, which is alone and spared what it
+    finds; TTFT is `ttft_over_ideal` times that, and where it is more than 15 % longer, `ttft_reason` says by what.
+    """
 
     read_gbps_measured: float | None = None
     copy_gbps_measured: float | None = None
@@ -102,6 +107,9 @@ class Roofline(Struct, frozen=True, kw_only=True):
     mfu: float | None = None
     bound: str | None = None
     prefill_bound: str | None = None
+    ideal_ttft_ms: float | None = None
+    ttft_over_ideal: float | None = None
+    ttft_reason: str | None = None
     reason: str | None = None
 
 

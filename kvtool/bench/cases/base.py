@@ -148,8 +148,8 @@ class Part(ABC):
         """That its measured iterations may take where the user does not say how many."""
         return PART_S
 
-    def fitted(self, model: Model, block_size: int) -> Part:
-        """The same for that model and pages of that size."""
+    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> Part:
+        """The same for that model and pages of that size; `tiers`: some lie below the pool."""
         return self
 
     def most_pages(self, block_size: int) -> int:

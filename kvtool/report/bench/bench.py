@@ -13,6 +13,7 @@ from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.fragmentation import fragmentation_tables
 from kvtool.report.bench.peers import engines_table
+from kvtool.report.bench.pool_map import pool_maps
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.bench.timelines import timelines
 from kvtool.report.bench.workloads import workload_tables
@@ -68,7 +69,7 @@ def write_bench(document: BenchDocument, directory: Path, *, command: str = "") 
         rows=bench_rows(document),
         figure=chart(bench_panels(document), title=chart_title(document)),
         html=bench_html(document, command),
-        more=timelines(document),
+        more=timelines(document) | pool_maps(document),
     )
 
 
@@ -90,6 +91,9 @@ def bench_html(document: BenchDocument, command: str = "") -> str:
     """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
     images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
     images |= {f"{name}: requests and pages over time": png_bytes(drawn) for name, drawn in timelines(document).items()}
+    images |= {
+        f"{name}: whose the pages of the pool are": png_bytes(drawn) for name, drawn in pool_maps(document).items()
+    }
     return html.page(
         title=run_title(document),
         subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",

@@ -9,7 +9,7 @@ from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_rat
 from kvtool.report.bench.fragmentation import fragmentation_findings
 from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
-from kvtool.results import BenchDocument, Case
+from kvtool.results import BenchDocument, Case, Prefix
 from kvtool.results.warnings import load_warnings
 from kvtool.units import format_length, format_ms
 
@@ -127,7 +127,14 @@ def _prefix(cases: Sequence[Case]) -> str:
         f"A prefix hit of {percent(prefix.measured_hit_rate)} {verb} {format_ms(abs(prefix.ttft_saved_ms))} ms "
         f"to the first token ({percent(abs(prefix.ttft_saved_ratio))}; "
         f"95% interval {format_ms(min(abs(low), abs(high)))} to {format_ms(max(abs(low), abs(high)))} ms)."
+        f"{_ttft_gap(cases, prefix)}"
     )
+
+
+def _ttft_gap(cases: Sequence[Case], shown: Prefix) -> str:
+    """Why that case takes longer than the roofline allows, where it does."""
+    reasons = [case.roofline.ttft_reason for case, prefix in with_prefix(cases) if prefix is shown]
+    return "".join(f" {reason}." for reason in reasons if reason)
 
 
 def _arms(cases: Sequence[Case]) -> str:
