@@ -1,4 +1,4 @@
-"""Which server `kvtool bench --url` measures, and how it is asked."""
+"""A server that runs, by its URL: how it is opened, and how `kvtool bench` asks it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from kvtool.bench.engines.server.measure import Target
     from kvtool.bench.engines.server.options import ServerOptions
     from kvtool.catalog.model import Model
+    from kvtool.endpoint.client import Client
     from kvtool.endpoint.server import Server
     from kvtool.endpoint.wire import Wire
+    from kvtool.verify.facts import LogFacts
 
 _option = partial(typer.Option, rich_help_panel="A server that already runs")
 OWN = "kvtool"  # the peer that a server may have
@@ -36,22 +38,46 @@ OF_TRAFFIC = frozenset({"workload", "think_time", "time_scale", "goodput"})
 
 
 @dataclass(frozen=True)
-class ServerFlags(Group):
-    """The server, its key, its route, and the card whose floor stands beside it."""
+class Running(Group):
+    """A server that runs, and how it is opened."""
 
     url: Annotated[
-        str | None,
-        _option(
-            metavar="URL", help="Measure the OpenAI-compatible server there, as http://127.0.0.1:8000, not kvtool."
-        ),
+        str | None, _option(metavar="URL", help="The OpenAI-compatible server there, as http://127.0.0.1:8000.")
     ] = None
-    chat: Annotated[bool, _option("--chat", help="Ask by chat completions; the prompts are words.")] = False
     api_key_env: Annotated[
         str | None, _option(metavar="NAME", help="The environment variable that holds the server's key.")
     ] = None
     served_model_name: Annotated[
         str | None, _option(metavar="NAME", help="Which of the server's models (default: its only one).")
     ] = None
+
+    def refuse_without_url(self) -> None:
+        """Raises KvtoolError for what is asked of a server where none is named."""
+        if self.url is None:
+            for field in fields(self):
+                if getattr(self, field.name) != field.default:
+                    raise KvtoolError(f"--{field.name.replace('_', '-')} is about a server: name its --url")
+
+    def client(self, timeout_s: float = 60.0) -> Client:
+        """Who asks it. Raises KvtoolError for what is no URL, or no key."""
+        from kvtool.endpoint.address import parse_address, read_key
+        from kvtool.endpoint.client import Client
+
+        assert self.url is not None
+        return Client(parse_address(self.url), key=read_key(self.api_key_env), timeout_s=timeout_s)
+
+    def facts(self) -> LogFacts:
+        """What it says of its cache. Raises KvtoolError or EndpointError."""
+        from kvtool.verify.running import running_facts
+
+        return running_facts(self.client(), self.served_model_name)
+
+
+@dataclass(frozen=True)
+class ServerFlags(Running):
+    """How the server's times are measured, and the card whose floor stands beside them."""
+
+    chat: Annotated[bool, _option("--chat", help="Ask by chat completions; the prompts are words.")] = False
     tokenizer: Annotated[
         Path | None, _option(metavar="FOLDER", help="Of the model, for --chat and conversations (default: MODEL's).")
     ] = None
@@ -61,13 +87,6 @@ class ServerFlags(Group):
     timeout: Annotated[float, _option(metavar="SECONDS", help="That a request may take until its last token.")] = 600.0
     gpu: Annotated[str | None, _option(help="The server's card, whose floor is shown: a name of `kvtool gpus`.")] = None
     tp: Annotated[int, _option(min=1, help="The server's tensor parallel ranks, for that floor.")] = 1
-
-    def refuse_without_url(self) -> None:
-        """Raises KvtoolError for what is asked of a server where none is named."""
-        if self.url is None:
-            for field in fields(self):
-                if getattr(self, field.name) != field.default:
-                    raise KvtoolError(f"--{field.name.replace('_', '-')} is about a server: name its --url")
 
     def options(self, grid: BenchGrid, traffic: WorkloadFlags, run: Run) -> ServerOptions:
         """What the server is asked. Raises KvtoolError, also for options that say nothing of a server."""
@@ -114,14 +133,11 @@ class ServerFlags(Group):
     def target(self, name: str | None, models: Path | None, run: Run, *, own: bool) -> Target:
         """The server found, the model that it runs, and how it is asked. Raises KvtoolError or EndpointError."""
         from kvtool.bench.engines.server.measure import Target
-        from kvtool.endpoint.address import parse_address, read_key
-        from kvtool.endpoint.client import Client
         from kvtool.endpoint.server import discover
 
-        assert self.url is not None
         if not 0 < self.timeout < 1e6:
             raise KvtoolError(f"--timeout {self.timeout:g} must be above 0 seconds")
-        client = Client(parse_address(self.url), key=read_key(self.api_key_env), timeout_s=self.timeout)
+        client = self.client(self.timeout)
         server = discover(client, self.served_model_name)
         model = served_model(name, server, models)
         wire = self._wire(name, model, server)
