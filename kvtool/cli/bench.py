@@ -105,8 +105,11 @@ def _bench_server(
     if output.out is not None:
         check_writable(output.out)
     target = server.target(model, models, run, own=own)
-    with progress_bar() as progress:
-        outcome = measure_server(target, options, progress=progress)
+    try:
+        with progress_bar() as progress:
+            outcome = measure_server(target, options, progress=progress)
+    finally:
+        target.client.close()
     notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
     answer(outcome.document, output, show=print_bench, write=_write, notes=notes, code=code)
 

@@ -65,21 +65,21 @@ class Fake:
         return [one for one in self.asked if one.path.endswith("/completions")]
 
     def hit_tokens(self, prompt: list[int]) -> int:
-        """Whole blocks that were computed before, the last token left out; the prompt is cached from here on."""
-        ends = range(self.block_tokens, len(prompt) + 1, self.block_tokens)
-        hit = 0
-        for end in ends:
-            if end == len(prompt) or tuple(prompt[:end]) not in self.cached:
-                break
-            hit = end
-        self.cached |= {tuple(prompt[:end]) for end in ends}
-        return hit
+        """Whole blocks that were computed before, the last token left out."""
+        ends = range(self.block_tokens, len(prompt), self.block_tokens)
+        return next((end - self.block_tokens for end in ends if tuple(prompt[:end]) not in self.cached), ends[-1])
+
+    def keep(self, tokens: list[int]) -> None:
+        """Whole blocks of what has been written."""
+        ends = range(self.block_tokens, len(tokens) + 1, self.block_tokens)
+        self.cached |= {tuple(tokens[:end]) for end in ends}
 
     def generate(self, asked: Asked) -> Events:
         """The answer of a server without a fault."""
         prompt, count = asked.body["prompt"], asked.body["max_tokens"]
         with self.lock:
-            hit = self.hit_tokens(prompt)
+            hit = self.hit_tokens(prompt) if len(prompt) > self.block_tokens else 0
+            self.keep([*prompt, *[ord("a")] * (count - 1)])  # the last token is never written
             self.counters["prompt"] += len(prompt)
             self.counters["hits"] += hit
         yield from (token() for _ in range(count - 1))
@@ -107,6 +107,7 @@ class Fake:
 
     def stop(self) -> None:
         """Listen no more; what is open stays open."""
+        self.server.shutdown()
         self.server.socket.close()
 
 

@@ -70,7 +70,11 @@ class Running(Group):
         """What it says of its cache. Raises KvtoolError or EndpointError."""
         from kvtool.verify.running import running_facts
 
-        return running_facts(self.client(), self.served_model_name)
+        client = self.client()
+        try:
+            return running_facts(client, self.served_model_name)
+        finally:
+            client.close()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.bench.cases import labels, tpots_ms, ttfts_ms, varying
@@ -32,41 +32,50 @@ def endpoint_tables(document: BenchDocument) -> list[Table]:
 
 def times_table(cases: Sequence[EndpointCase]) -> Table:
     """Floor, ours, the server's; and how many requests it answered."""
-    promised = any(case.endpoint.goodput_ratio is not None for case in cases)
     keys = varying(cases, GRID)
-    rows = [
-        (
-            *labels(case, keys),
-            p50(case.metrics.ttft_ms),
-            tail(case.metrics.ttft_ms, ttfts_ms(case)),
-            format_ms(case.endpoint.floor_tpot_ms),
-            format_ms(case.endpoint.own_tpot_ms),
-            p50(case.metrics.tpot_ms),
-            tail(case.metrics.tpot_ms, tpots_ms(case)),
-            rate(case.endpoint.output_tokens_per_s),
-            *([percent(case.endpoint.goodput_ratio)] if promised else []),
-            failed(case),
-        )
-        for case in cases
-    ]
-    overhead = next((case.endpoint.client_overhead_ms for case in cases), None)
-    own = " ours: kvtool's own engine on this machine." if any(case.endpoint.own_tpot_ms for case in cases) else ""
-    client = "" if overhead is None else (
-        f" This client takes {format_ms(overhead)} ms of a request, by a server that answers at once, at 200 a second."
-    )  # fmt: skip
+    beside = {
+        "TPOT ms\nfloor": [format_ms(case.endpoint.floor_tpot_ms) for case in cases],
+        "TPOT ms\nours": [format_ms(case.endpoint.own_tpot_ms) for case in cases],
+        "goodput": [percent(case.endpoint.goodput_ratio) for case in cases],
+    }
+    told = {name: cells for name, cells in beside.items() if set(cells) != {DASH}}
+    columns = {
+        "TTFT ms\np50": [p50(case.metrics.ttft_ms) for case in cases],
+        "TTFT ms\n+-": [tail(case.metrics.ttft_ms, ttfts_ms(case)) for case in cases],
+        **{name: cells for name, cells in told.items() if name != "goodput"},
+        "TPOT ms\nserver": [p50(case.metrics.tpot_ms) for case in cases],
+        "TPOT ms\n+-": [tail(case.metrics.tpot_ms, tpots_ms(case)) for case in cases],
+        "output\ntok/s": [rate(case.endpoint.output_tokens_per_s) for case in cases],
+        **{name: cells for name, cells in told.items() if name == "goodput"},
+        "failed": [failed(case) for case in cases],
+    }
     return Table(
         title=f"{cases[0].endpoint.server} at --url: how fast",
-        columns=(
-            *(key.replace("_", "\n").replace("input\nlen", "input") for key in keys),
-            *("TTFT ms\np50", "+-", "TPOT ms\nfloor", "TPOT ms\nours", "TPOT ms\nserver", "+-", "output\ntok/s"),
-            *(["goodput"] if promised else []),
-            "failed",
-        ),
-        rows=rows,
+        columns=(*map(title_of, keys), *columns),
+        rows=[
+            (*labels(case, keys), *cells)
+            for case, cells in zip(cases, zip(*columns.values(), strict=True), strict=True)
+        ],
         labels=len(keys),
-        spare=("output\ntok/s",),
-        note=f"As a client sees it, from request to tokens. failed: of all requests, and in no time.{own}{client}",
+        spare=("output\ntok/s", "TTFT ms\n+-", "TPOT ms\n+-"),
+        note=" ".join(filter(None, _notes(cases))),
     )
+
+
+def title_of(key: str) -> str:
+    """An input's name over its column."""
+    return {"input_len": "input", "hit_rate": "hits"}.get(key, key.replace("_", "\n"))
+
+
+def _notes(cases: Sequence[EndpointCase]) -> Iterator[str]:
+    yield "As a client sees it, from request to tokens. failed: of all requests, and in no time."
+    if any(case.endpoint.own_tpot_ms for case in cases):
+        yield "ours: kvtool's own engine on this machine."
+    if (overhead := cases[0].endpoint.client_overhead_ms) is not None:
+        yield (
+            f"This client takes {format_ms(overhead)} ms of a request, by a server that answers at once, at 200 a "
+            "second."
+        )
 
 
 def failed(case: EndpointCase) -> str:
@@ -95,7 +104,7 @@ def hits_table(cases: Sequence[EndpointCase]) -> Table:
     return Table(
         title="Prefix hits, as the server counts them",
         columns=(
-            *(key.replace("_", "\n").replace("input\nlen", "input") for key in keys),
+            *map(title_of, keys),
             *("hits\nasked", "hits\nmade", "hits\nfound", "tokens\nmade", "by\nusage", "by\n/metrics", "pre-\nempted"),
             "cache\nwas",
         ),

@@ -30,8 +30,10 @@ def measure(fake: Fake, options: ServerOptions) -> tuple[list[EndpointCase], Ben
     client = Client(parse_address(fake.url), timeout_s=10.0)
     server = discover(client)
     target = Target(client=client, server=server, model=MODEL, wire=Completions(MODEL.vocab_size or 0))
-    outcome = measure_server(target, options, progress=lambda doing, done: None, overhead=lambda: 0.5)
-    client.close()
+    try:
+        outcome = measure_server(target, options, progress=lambda doing, done: None, overhead=lambda: 0.5)
+    finally:
+        client.close()
     encode(outcome.document)
     cases = [case for case in outcome.document.cases if isinstance(case, EndpointCase)]
     return cases, outcome.document, outcome.errors
@@ -115,6 +117,7 @@ def test_conversations_go_on_from_the_answer() -> None:
         assert sum(one.answer.cached_tokens or 0 for one in driven.whole) == plan.cached_tokens
         with pytest.raises(KvtoolError, match="name its --tokenizer"):
             Driver(client=client, wire=Completions(49152), asking=driver.asking).drive(plan, concurrency=1)
+        client.close()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_two_tokens_an_event_are_counted_by_usage() -> None:
         prompt, output = len(asked.body["prompt"]), asked.body["max_tokens"]
         return 200, {}, (*(token("ab") for _ in range(output // 2)), token("", "length"), usage(prompt, output), DONE)
 
-    with serving(Fake(answer=pairs)) as fake:
+    with serving(Fake(answer=pairs, tells_metrics=False)) as fake:
         (case,), document, _ = measure(fake, small())
     assert {sample.output_tokens for sample in case.samples} == {4}
     assert {len(sample.itl_s) for sample in case.samples} == {1}
@@ -166,7 +169,7 @@ def test_a_server_that_dies_ends_the_run_with_what_was_measured() -> None:
         fake.stop()
         return 200, {"Connection": "close"}, (token(), None)
 
-    with serving(Fake(answer=dying)) as fake:
+    with serving(Fake(answer=dying, tells_metrics=False)) as fake:
         (case,), _, errors = measure(fake, small(num_iters_warmup=0, concurrency=1))
     assert case.endpoint.errors == {"closed": 1, "not sent": 1, "unreachable": 1}
     assert len(case.samples) == 3
@@ -179,7 +182,7 @@ def test_a_server_that_takes_no_pins_is_asked_without() -> None:
             return 400, {}, (b'{"error": {"message": "unknown field ignore_eos"}}',)
         return 200, {}, (token(), token(finish="stop"), usage(len(asked.body["prompt"]), 2), DONE)
 
-    with serving(Fake(answer=strict)) as fake:
+    with serving(Fake(answer=strict, tells_metrics=False)) as fake:
         (case,), document, _ = measure(fake, small())
     assert not case.endpoint.output_pinned
     assert any("takes neither ignore_eos nor min_tokens" in line for line in document.assumptions)
