@@ -36,7 +36,7 @@ from kvtool.machine.environment import describe_client
 from kvtool.results import BenchDocument, Sample, encode, read_document
 from kvtool.stats import Estimate, ratio_of_medians
 
-TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 5, 8, 256, 12
+TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 5, 5, 256, 12
 OURS, THEIRS = "bench.json", "vllm_bench_serve.json"
 
 
