@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
+from kvtool.bench.engines.server.beside import run_own
 from kvtool.bench.engines.server.drive import Driver
 from kvtool.bench.engines.server.measure import Target, measure_server
-from kvtool.bench.engines.server.options import ServerOptions
+from kvtool.bench.engines.server.options import FIXED, ServerOptions
 from kvtool.catalog.resolve import resolve_model
 from kvtool.endpoint.address import parse_address
 from kvtool.endpoint.client import Client
 from kvtool.endpoint.faults import EndpointError
-from kvtool.endpoint.server import discover
+from kvtool.endpoint.server import Server, discover
 from kvtool.endpoint.wire import Asking, Completions
+from kvtool.engine.config import EngineConfig
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, EndpointCase, encode
+from tests.bench.tiny_model import TINY
 from tests.cli.in_process import run
 from tests.endpoint.fake import DONE, Asked, Events, Fake, serving, token, usage
 
@@ -258,3 +261,18 @@ def test_wrong_use_is_one_line(
 def test_a_server_needs_its_url(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(capsys, monkeypatch, "bench", "--reset-cache")
     assert (done.code, done.err) == (2, "kvtool: --reset-cache is about a server: name its --url\n")
+
+
+def test_our_own_engine_runs_the_same_plan() -> None:
+    """Conversations, whose later turns wait for earlier ones, and priming included."""
+    model = TINY
+    for scenario in ("multi-turn", FIXED):
+        options = small(
+            scenarios=(scenario,) if scenario != FIXED else (), hit_rates=(0.5,), concurrency=2, block_size=16
+        )
+        server = Server(engine="other", version=None, model="tiny")
+        plan = options.plan(options.grid[0], server, model.vocab_size or 0, 0)
+        own = run_own(model, EngineConfig(dtype="fp32", device="cpu", threads=1), plan, options)
+        assert own.ttft_ms > 0
+        assert own.tpot_ms is not None
+        assert own.tpot_ms > 0
