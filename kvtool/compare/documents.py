@@ -147,7 +147,7 @@ def _warnings(a: BenchDocument, b: BenchDocument, pairing: Pairing) -> list[str]
     warnings = [f"the environment differs: {_against(environment)}"] if environment else []
     if pairing.differing:
         warnings.append(f"inputs differ: {_against(pairing.differing)}")
-    if a.definitions and b.definitions and a.definitions != b.definitions:
+    if both and a.definitions != b.definitions:
         warnings.append("its metrics are defined in other words than the baseline's: read both documents' definitions")
     for cases, where in ((pairing.only_a, "only in the baseline"), (pairing.only_b, "not in the baseline")):
         if cases:
