@@ -1,9 +1,9 @@
-"""`kvtool bench --url` beside `vllm bench serve`, on the same prompts to the same server, turn by turn.
+"""`kvtool bench --url` beside `vllm bench serve`, on the same prompts to the same server, prompt by prompt in turns.
 
-Needs a vLLM server that runs with VLLM_SERVER_DEV_MODE=1 (its cache is emptied before every turn) and serves its model
-under a name that kvtool knows (--served-model-name smollm2-135m), the folder of that model with its tokenizer, and an
-environment that has both vLLM and kvtool: `python race.py http://127.0.0.1:8000 FOLDER OUT`. Writes bench.json (ours)
-and vllm_bench_serve.json (theirs, as that tool writes it) into OUT, and prints the ratios of medians;
+Needs a vLLM server that runs with VLLM_SERVER_DEV_MODE=1 (its cache is emptied before every request) and serves its
+model under a name that kvtool knows (--served-model-name smollm2-135m), the folder of that model with its tokenizer,
+and an environment that has both vLLM and kvtool: `python race.py http://127.0.0.1:8000 FOLDER OUT`. Writes bench.json
+(ours) and vllm_bench_serve.json (theirs, as that tool writes it) into OUT, and prints the ratios of medians;
 `python race.py OUT` prints them again.
 """
 
@@ -15,28 +15,30 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.engines.server.case import Ran, case_of
-from kvtool.bench.engines.server.drive import Driver
+from kvtool.bench.engines.server.drive import Driven, Driver
 from kvtool.bench.engines.server.hits import hits_of
 from kvtool.bench.engines.server.options import ServerOptions
 from kvtool.bench.engines.server.overhead import client_overhead_ms
 from kvtool.bench.engines.server.words import said_of
 from kvtool.catalog.resolve import resolve_model
 from kvtool.compare.foreign.vllm_serve import read_vllm_serve
-from kvtool.endpoint.address import parse_address
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.server import discover, reset_cache
-from kvtool.endpoint.wire import Asking, Chat, chat_words
+from kvtool.engine.endpoint.address import parse_address
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.server import discover, reset_cache
+from kvtool.engine.endpoint.wire import Asking, Chat, chat_words
 from kvtool.engine.text import FileTokenizer
 from kvtool.machine.environment import describe_client
 from kvtool.results import BenchDocument, Sample, encode, read_document
 from kvtool.stats import Estimate, ratio_of_medians
+from kvtool.workloads.scenarios.base import Plan
 
-TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 5, 5, 256, 12
+TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 5, 4, 256, 12
 OURS, THEIRS = "bench.json", "vllm_bench_serve.json"
 
 
@@ -49,7 +51,8 @@ def main() -> None:
 
 
 def race(url: str, folder: Path, out: Path) -> None:
-    """Both tools in turns, the other one first in every second turn, behind a turn of each that counts nowhere."""
+    """Each prompt by both tools, the other one first with every second prompt; the first prompt of all counts nowhere.
+    What others do on the machine meanwhile falls on both alike."""
     client = Client(parse_address(url))
     server = discover(client)
     model = resolve_model(server.model)
@@ -60,17 +63,22 @@ def race(url: str, folder: Path, out: Path) -> None:
         reset_cache=True,
     )  # fmt: skip
     driver = Driver(client=client, wire=wire, asking=Asking(model=server.model))
-    runs, theirs = [], []
-    for turn in range(TURNS + 1):
+    runs: list[Driven] = []
+    theirs: list[list[dict[str, Any]]] = []
+    for turn in range(TURNS):
         plan = options.plan(options.grid[0], server, wire.vocab_size, turn)
-        prompts = [wire.start(one.own_ids)[0]["content"] for one in plan.turns]
-        for ours in (True, False) if turn % 2 else (False, True):
-            reset_cache(client, server)
-            if ours:
-                runs.append(driver.drive(plan, concurrency=1))
-            else:
-                theirs.append(serve_bench(url, server.model, folder, prompts))
-    runs, theirs = runs[1:], theirs[1:]
+        alone = [replace(plan, turns=(one,)) for one in plan.turns]
+        driven, results = [], []
+        for number, one in enumerate([alone[0], *alone] if turn == 0 else alone):
+            for ours in (True, False) if number % 2 else (False, True):
+                reset_cache(client, server)
+                if ours:
+                    driven.append(driver.drive(one, concurrency=1))
+                else:
+                    prompt = wire.start(one.turns[0].own_ids)[0]["content"]
+                    results.append(serve_bench(url, server.model, folder, [prompt]))
+        runs.append(joined(plan, driven[-PROMPTS:]))
+        theirs.append(results[-PROMPTS:])
     ran = Ran(case=options.grid[0], plan=runs[0].plan, runs=runs, hits=hits_of(runs, [None] * len(runs)))
     document = BenchDocument(
         environment=describe_client(),
@@ -81,6 +89,12 @@ def race(url: str, folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / OURS).write_bytes(encode(document))
     (out / THEIRS).write_text(json.dumps(theirs, indent=1) + "\n")
+
+
+def joined(plan: Plan, driven: list[Driven]) -> Driven:
+    """Requests that were sent one by one, as those of one plan."""
+    exchanged = [replace(one, turn=place) for place, run in enumerate(driven) for one in run.exchanged]
+    return Driven(plan=plan, exchanged=exchanged, wall_s=sum(run.wall_s for run in driven))
 
 
 def serve_bench(url: str, model: str, folder: Path, prompts: list[str]) -> dict[str, Any]:
@@ -112,7 +126,7 @@ def turns_of(folder: Path) -> tuple[list[list[Sample]], list[list[Sample]]]:
     for sample in case.samples:
         ours[sample.iteration].append(sample)
     results = json.loads((folder / THEIRS).read_text())
-    theirs = [list(read_vllm_serve(result, THEIRS).cases[0].samples) for result in results]
+    theirs = [[read_vllm_serve(one, THEIRS).cases[0].samples[0] for one in turn] for turn in results]
     return ours, theirs
 
 

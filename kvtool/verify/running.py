@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.faults import EndpointError
-from kvtool.endpoint.server import Server, discover
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.faults import EndpointError
+from kvtool.engine.endpoint.server import Server, discover
 from kvtool.errors import KvtoolError
 from kvtool.verify.facts import LogFacts, Reading, exactly
 from kvtool.verify.read import read_facts

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvtool.endpoint.address import parse_address
-from kvtool.endpoint.client import Client
+from kvtool.engine.endpoint.address import parse_address
+from kvtool.engine.endpoint.client import Client
 from kvtool.errors import KvtoolError
 from kvtool.verify.running import running_facts
 from kvtool.verify.verify import Asked, verify
 from tests.cli.in_process import run
-from tests.endpoint.fake import Fake, serving
+from tests.engine.endpoint.fake import Fake, serving
 
 # As vLLM 0.32.0 shows it on a CPU with VLLM_CPU_KVCACHE_SPACE=2 and --max-model-len 4096, SmolLM2-135M in bf16.
 VLLM_PAGE = (

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from kvtool.bench.engines.server.measure import Target
     from kvtool.bench.engines.server.options import ServerOptions
     from kvtool.catalog.model import Model
-    from kvtool.endpoint.client import Client
-    from kvtool.endpoint.server import Server
-    from kvtool.endpoint.wire import Wire
+    from kvtool.engine.endpoint.client import Client
+    from kvtool.engine.endpoint.server import Server
+    from kvtool.engine.endpoint.wire import Wire
     from kvtool.verify.facts import LogFacts
 
 _option = partial(typer.Option, rich_help_panel="A server that already runs")
@@ -60,8 +60,8 @@ class Running(Group):
 
     def client(self, timeout_s: float = 60.0) -> Client:
         """Who asks it. Raises KvtoolError for what is no URL, or no key."""
-        from kvtool.endpoint.address import parse_address, read_key
-        from kvtool.endpoint.client import Client
+        from kvtool.engine.endpoint.address import parse_address, read_key
+        from kvtool.engine.endpoint.client import Client
 
         assert self.url is not None
         return Client(parse_address(self.url), key=read_key(self.api_key_env), timeout_s=timeout_s)
@@ -137,7 +137,7 @@ class ServerFlags(Running):
     def target(self, name: str | None, models: Path | None, run: Run, *, own: bool) -> Target:
         """The server found, the model that it runs, and how it is asked. Raises KvtoolError or EndpointError."""
         from kvtool.bench.engines.server.measure import Target
-        from kvtool.endpoint.server import discover
+        from kvtool.engine.endpoint.server import discover
 
         if not 0 < self.timeout < 1e6:
             raise KvtoolError(f"--timeout {self.timeout:g} must be above 0 seconds")
@@ -149,7 +149,7 @@ class ServerFlags(Running):
         return Target(client=client, server=server, model=model, wire=wire, own=config)
 
     def _wire(self, name: str | None, model: Model, server: Server) -> Wire:
-        from kvtool.endpoint.wire import Chat, Completions, chat_words
+        from kvtool.engine.endpoint.wire import Chat, Completions, chat_words
         from kvtool.engine.text import find_tokenizer
 
         where = next((place for place in (self.tokenizer, name, server.root) if place is not None), "")

@@ -16,7 +16,7 @@ from kvtool.bench.engines.server.hits import Hits
 from kvtool.bench.engines.server.options import FIXED, ServerOptions
 from kvtool.bench.metrics import metrics_of
 from kvtool.catalog.model import Model
-from kvtool.endpoint.server import Server
+from kvtool.engine.endpoint.server import Server
 from kvtool.results import (
     Check,
     Endpoint,
@@ -102,7 +102,7 @@ def case_of(
         samples=samples,
         metrics=replace(metrics, decode_tokens_per_s=None) if queues else metrics,
         bytes=StepBytes(
-            weights_read=step.weights_read_bytes_per_step,
+            weights_read=step.weights_read_bytes_per_step or 0,
             kv_read=step.kv_read_bytes_per_step,
             kv_written=0,
             other=0,

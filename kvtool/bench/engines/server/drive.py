@@ -10,10 +10,10 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from kvtool.bench.engines.server.options import MOST_IN_FLIGHT
-from kvtool.endpoint.answer import Answer, read_answer
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.faults import FATAL, EndpointError
-from kvtool.endpoint.wire import Asking, Prompt, Wire
+from kvtool.engine.endpoint.answer import Answer, read_answer
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.faults import FATAL, EndpointError
+from kvtool.engine.endpoint.wire import Asking, Prompt, Wire
 from kvtool.workloads.scenarios.base import Plan
 
 NOT_SENT = EndpointError("not sent", "not sent: the turn before it, or the server, had failed")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvtool.bench.engines.server.drive import Driven
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.prometheus import Counted, Page, counted
-from kvtool.endpoint.server import Server, metrics_page
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.prometheus import Counted, Page, counted
+from kvtool.engine.endpoint.server import Server, metrics_page
 
 LOOKS, LOOK_EVERY_S = 10, 0.1  # for counters that a server writes down a moment after its answer
 

@@ -15,12 +15,12 @@ from kvtool.bench.engines.server.overhead import client_overhead_ms
 from kvtool.bench.engines.server.words import notes_of, said_of
 from kvtool.bench.session import Outcome, Progress
 from kvtool.catalog.model import Model
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.faults import EndpointError
-from kvtool.endpoint.prometheus import Counted
-from kvtool.endpoint.server import Server, reset_cache
-from kvtool.endpoint.wire import Asking, Wire
 from kvtool.engine.config import EngineConfig
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.faults import EndpointError
+from kvtool.engine.endpoint.prometheus import Counted
+from kvtool.engine.endpoint.server import Server, reset_cache
+from kvtool.engine.endpoint.wire import Asking, Wire
 from kvtool.errors import DeviceError
 from kvtool.machine.environment import describe_client
 from kvtool.results import BenchDocument, EndpointCase

@@ -8,7 +8,7 @@ from itertools import product
 from random import Random
 
 from kvtool.catalog.gpus import Gpu
-from kvtool.endpoint.server import Server
+from kvtool.engine.endpoint.server import Server
 from kvtool.errors import KvtoolError
 from kvtool.workloads.prompts import distinct_tokens, random_tokens
 from kvtool.workloads.scenarios.base import Plan, Shape, Turn

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 
 from kvtool.bench.engines.server.drive import Driver
-from kvtool.endpoint import null
-from kvtool.endpoint.address import parse_address
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.wire import Asking, Completions
+from kvtool.engine.endpoint import null
+from kvtool.engine.endpoint.address import parse_address
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.wire import Asking, Completions
 from kvtool.workloads import fixed, random_arrivals
 from kvtool.workloads.scenarios.base import Plan, Turn
 

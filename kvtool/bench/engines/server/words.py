@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvtool.bench.engines.server.options import FIXED, ServerOptions
-from kvtool.endpoint.server import Server
-from kvtool.endpoint.wire import Asking
+from kvtool.engine.endpoint.server import Server
+from kvtool.engine.endpoint.wire import Asking
 from kvtool.results import EndpointCase
 
 

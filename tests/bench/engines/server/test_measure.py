@@ -14,17 +14,17 @@ from kvtool.bench.engines.server.drive import Driver
 from kvtool.bench.engines.server.measure import Target, measure_server
 from kvtool.bench.engines.server.options import FIXED, ServerOptions
 from kvtool.catalog.resolve import resolve_model
-from kvtool.endpoint.address import parse_address
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.faults import EndpointError
-from kvtool.endpoint.server import Server, discover
-from kvtool.endpoint.wire import Asking, Completions
 from kvtool.engine.config import EngineConfig
+from kvtool.engine.endpoint.address import parse_address
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.faults import EndpointError
+from kvtool.engine.endpoint.server import Server, discover
+from kvtool.engine.endpoint.wire import Asking, Completions
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, EndpointCase, encode
 from tests.bench.tiny_model import TINY
 from tests.cli.in_process import run
-from tests.endpoint.fake import DONE, Asked, Events, Fake, serving, token, usage
+from tests.engine.endpoint.fake import DONE, Asked, Events, Fake, serving, token, usage
 
 MODEL = resolve_model("smollm2-135m")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.faults import EndpointError
-from kvtool.endpoint.prometheus import ENGINES, Page, parse_page
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.faults import EndpointError
+from kvtool.engine.endpoint.prometheus import ENGINES, Page, parse_page
 from kvtool.errors import KvtoolError, did_you_mean
 
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
@@ -71,7 +71,7 @@ def _served(found: Any, name: str | None) -> Mapping[str, Any]:
     own = [model for model in models if not model.get("parent")]
     if len(own) != 1:
         raise KvtoolError(f"the server has {len(own)} models: name one of {', '.join(names[:8])} (--served-model-name)")
-    return own[0]  # type: ignore[no-any-return]  # told apart above
+    return own[0]
 
 
 def _engine(served: Mapping[str, Any], page: Page | None) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.endpoint.address import parse_address, read_key
-from kvtool.endpoint.answer import read_answer
-from kvtool.endpoint.client import Client, Stream
-from kvtool.endpoint.prometheus import counted, parse_page
-from kvtool.endpoint.server import discover
-from kvtool.endpoint.sse import events
+from kvtool.engine.endpoint.address import parse_address, read_key
+from kvtool.engine.endpoint.answer import read_answer
+from kvtool.engine.endpoint.client import Client, Stream
+from kvtool.engine.endpoint.prometheus import counted, parse_page
+from kvtool.engine.endpoint.server import discover
+from kvtool.engine.endpoint.sse import events
 from kvtool.errors import KvtoolError
-from tests.endpoint.fake import Fake, serving
+from tests.engine.endpoint.fake import Fake, serving
 
 
 @pytest.mark.parametrize(

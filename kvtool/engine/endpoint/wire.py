@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvtool.endpoint.answer import Answer
+from kvtool.engine.endpoint.answer import Answer
 from kvtool.errors import KvtoolError
 
 Prompt = list[Any]
@@ -51,8 +51,11 @@ class Asking:
 class Wire(Protocol):
     """A route of the server, and how prompts are written for it."""
 
-    path: str
-    vocab_size: int
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def start(self, own_ids: Sequence[int]) -> Prompt:
         """The prompt of a request that goes on from nothing."""

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvtool.endpoint import exchange
-from kvtool.endpoint.address import parse_address
-from kvtool.endpoint.answer import Answer, read_answer
-from kvtool.endpoint.client import Client
-from kvtool.endpoint.faults import EndpointError
-from kvtool.endpoint.server import discover
-from tests.endpoint.fake import DONE, Asked, Events, Fake, event, serving, token, usage
+from kvtool.engine.endpoint import exchange
+from kvtool.engine.endpoint.address import parse_address
+from kvtool.engine.endpoint.answer import Answer, read_answer
+from kvtool.engine.endpoint.client import Client
+from kvtool.engine.endpoint.faults import EndpointError
+from kvtool.engine.endpoint.server import discover
+from tests.engine.endpoint.fake import DONE, Asked, Events, Fake, event, serving, token, usage
 
 BODY = b'{"prompt": [1, 2, 3], "max_tokens": 2}'
 SECRET = "sk-very-secret"

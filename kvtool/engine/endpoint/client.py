@@ -16,9 +16,9 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from urllib.parse import urljoin, urlsplit
 
 from kvtool import __version__
-from kvtool.endpoint.address import PORTS, Address
-from kvtool.endpoint.exchange import Exchange, ask
-from kvtool.endpoint.faults import EndpointError, of_status, told
+from kvtool.engine.endpoint.address import PORTS, Address
+from kvtool.engine.endpoint.exchange import Exchange, ask
+from kvtool.engine.endpoint.faults import EndpointError, of_status, told
 
 CONNECT_S = 10.0
 FETCH_S = 60.0  # that anything but a stream may take
@@ -158,7 +158,8 @@ class Client:
             )
         if method != "GET" and response.status not in KEPT_WHOLE:
             raise EndpointError("redirect", f"the server redirects {path} by a {response.status}, which drops the body")
-        return target.path.removeprefix(self.address.path) + (f"?{target.query}" if target.query else "")
+        query = f"?{target.query}" if target.query else ""
+        return f"{target.path.removeprefix(self.address.path)}{query}"
 
     def _done_with(self, exchange: Exchange) -> None:
         """Its connection waits for the next request, where it can."""

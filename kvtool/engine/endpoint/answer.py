@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from kvtool.endpoint.client import Stream
-from kvtool.endpoint.faults import EndpointError, server_words, struck
-from kvtool.endpoint.sse import events
+from kvtool.engine.endpoint.client import Stream
+from kvtool.engine.endpoint.faults import EndpointError, server_words, struck
+from kvtool.engine.endpoint.sse import events
 
 
 class _Delta(msgspec.Struct):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from socket import socket
 
-from kvtool.endpoint.faults import EndpointError
+from kvtool.engine.endpoint.faults import EndpointError
 
 PIECE_BYTES = 1 << 16
 MOST_BYTES = 64 << 20  # of one answer: the event of a token is some 300 bytes
