@@ -32,6 +32,7 @@ VERBS = {
     "words",
     "workloads",
     "accuracy",
+    "endpoint",
 }
 GENERATED = re.compile(r"\[\d+ prompt \+ \d+ output tokens, TTFT [\d.,]+ ms, TPOT [\d.,]+ ms, \d+ pages of \d+\]")
 

@@ -40,6 +40,10 @@ DEFINITIONS = {
     "the format adds, by its 95 % interval: below 0.01 nats a token a loss that cannot be shown is taken for none",
     "fragmentation": "reserved = used + internal, when the most was used; external = free while the next request fits "
     "into it but into no hole; ratios of the pool, means over the steps while a request waited",
+    "endpoint": "a server by its URL: times are the client's, from sending a request (or when it was due, where "
+    "requests come at a rate alone) to events with tokens; tokens are those of the server's usage; hits those of its "
+    "usage, else of its counters where they grew by our prompts alone; a request that fails is counted and part of no "
+    "time",
     "percentiles": "linear interpolation; std with n - 1",
     "peers": "other engines on the same weights and prompts, greedy, in turns with ours, batch by batch, in rounds of "
     "their own; ttft = until every prompt has its first token, tpot = (until the last token - ttft) / later tokens, on "

@@ -21,19 +21,23 @@ MAX_LISTED = 4
 
 
 class NamedDocument(NamedTuple):
+    """`remarks`: how another tool's words became ours."""
+
     name: str
     document: BenchDocument
+    remarks: tuple[str, ...] = ()
 
 
 def compare_documents(baseline: NamedDocument, others: Sequence[NamedDocument]) -> CompareDocument:
     """Every other document against the baseline. Raises KvtoolError when one of them has no case in common with it."""
     rows: list[CompareRow] = []
-    warnings = _disturbed(baseline)
-    for name, document in others:
+    warnings = [*_disturbed(baseline), *_remarked(baseline)]
+    for other in others:
+        name, document, _ = other
         pairing = pair_cases(baseline.document.cases, document.cases)
         if not pairing.pairs:
             raise KvtoolError(f"{baseline.name} and {name} have no case in common: {_first_difference(pairing)}")
-        warnings += _disturbed(NamedDocument(name, document))
+        warnings += [*_disturbed(other), *_remarked(other)]
         warnings += [f"{name}: {text}" for text in _warnings(baseline.document, document, pairing)]
         tests = differences(pairing.pairs)
         rows += [row for a, b in pairing.pairs for row in _compare_cases(a, b, name, tests)]
@@ -45,6 +49,10 @@ def compare_documents(baseline: NamedDocument, others: Sequence[NamedDocument]) 
 def _disturbed(named: NamedDocument) -> list[str]:
     """That others used the machine of this run."""
     return [f"{named.name}: {text}" for text in load_warnings(named.document.environment, named.document.cases)]
+
+
+def _remarked(named: NamedDocument) -> list[str]:
+    return [f"{named.name}: {remark}" for remark in named.remarks]
 
 
 def regressions(rows: Iterable[CompareRow], limit: float) -> list[CompareRow]:
@@ -150,11 +158,12 @@ def _words(metric: Metric, a: float | None, b: float | None, ratio: float | None
 
 def _warnings(a: BenchDocument, b: BenchDocument, pairing: Pairing) -> list[str]:
     """Whatever differs besides the numbers, and what the numbers cannot say."""
-    environment = _differences(a.environment, b.environment)
+    both = a.environment and b.environment  # another tool's document does not say on what it ran
+    environment = _differences(a.environment, b.environment) if both else {}
     warnings = [f"the environment differs: {_against(environment)}"] if environment else []
     if pairing.differing:
         warnings.append(f"inputs differ: {_against(pairing.differing)}")
-    if a.definitions != b.definitions:
+    if both and a.definitions != b.definitions:
         warnings.append("its metrics are defined in other words than the baseline's: read both documents' definitions")
     for cases, where in ((pairing.only_a, "only in the baseline"), (pairing.only_b, "not in the baseline")):
         if cases:

@@ -14,6 +14,7 @@ from kvtool.results.bench import (
     Case,
     Check,
     ColdStart,
+    EndpointCase,
     FragmentationCase,
     LatencyCase,
     Load,
@@ -41,6 +42,7 @@ from kvtool.results.compare import (
     ReleasesDocument,
 )
 from kvtool.results.document import Struct, encode, read_document
+from kvtool.results.endpoint import Endpoint, Failure
 from kvtool.results.env import EnvDocument
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
@@ -121,7 +123,10 @@ __all__ = [
     "ColdStart",
     "CompareDocument",
     "CompareRow",
+    "Endpoint",
+    "EndpointCase",
     "EnvDocument",
+    "Failure",
     "Fragmentation",
     "FragmentationCase",
     "GenerateDocument",

@@ -8,6 +8,7 @@ import msgspec
 
 from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
+from kvtool.results.endpoint import Endpoint
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.summary import Summary
 from kvtool.results.workload import Workload
@@ -229,7 +230,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload | accuracy | fragmentation"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation | endpoint"""
         return str(self.__struct_config__.tag)
 
 
@@ -265,7 +266,13 @@ class FragmentationCase(Case, frozen=True, kw_only=True, tag="fragmentation"):
     fragmentation: Fragmentation
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase
+class EndpointCase(Case, frozen=True, kw_only=True, tag="endpoint"):
+    """Traffic to a server that already ran; its arm is `baseline`, and what failed has no sample."""
+
+    endpoint: Endpoint
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase | EndpointCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kvtool.report.bench.accuracy import accuracy_findings
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.endpoint import endpoint_findings
 from kvtool.report.bench.fragmentation import fragmentation_findings
 from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
@@ -22,7 +23,7 @@ def headline(document: BenchDocument) -> str:
     """
     if (outputs := _outputs(document.cases)).startswith(WRONG):
         return outputs
-    latency = cases_of(document, "latency")
+    latency = [*cases_of(document, "latency"), *cases_of(document, "endpoint")]
     times = [
         (name, [summary.p50 for case in latency if (summary := getattr(case.metrics, key)) is not None])
         for name, key in (("TPOT", "tpot_ms"), ("TTFT", "ttft_ms"))
@@ -53,7 +54,7 @@ def findings(document: BenchDocument) -> list[str]:
         _prefill(latency),
     ]
     told += [_prefix(prefix), _arms(arms), *workload_findings(document), _memory(latency)]
-    told += [*accuracy_findings(document), *fragmentation_findings(document)]
+    told += [*endpoint_findings(document), *accuracy_findings(document), *fragmentation_findings(document)]
     return [sentence for sentence in told if sentence]
 
 
