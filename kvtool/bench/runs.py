@@ -16,7 +16,7 @@ import msgspec
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import ttfts_in_order, with_times
 from kvtool.errors import KvtoolError
-from kvtool.interrupts import interruptible
+from kvtool.system.interrupts import interruptible
 from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample, WorkloadCase
 from kvtool.results.warnings import load_warnings
 from kvtool.stats import paired_median_difference

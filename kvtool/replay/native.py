@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtool.compiled import load_library
+from kvtool.system.compiled import load_library
 from kvtool.replay.core import LEAF_POLICIES, IntArray, NodeArray, Walk
 
 SOURCES = Path(__file__).with_name("c")

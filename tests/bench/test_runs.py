@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from kvtool import interrupts
+from kvtool.system import interrupts
 from kvtool.bench import runs
 from kvtool.bench.runs import joined, measure_runs, single_run
 from kvtool.compare.sources import read_bench

@@ -1,4 +1,4 @@
-"""The kernels of `c/` as functions of tensors: for bf16 on CPUs, where this machine can build them (`kvtool.compiled`).
+"""The kernels of `c/` as functions of tensors, for bf16 on CPUs: where this machine can build them (`system.compiled`).
 
 Without a compiler there are none, and torch's own operations do the work.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvtool.compiled import Compiled, load_library
+from kvtool.system.compiled import Compiled, load_library
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")

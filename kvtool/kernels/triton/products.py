@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from triton.runtime.errors import OutOfResources
 
-from kvtool.compiled import cache_folder
+from kvtool.system.compiled import cache_folder
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
 from kvtool.kernels.triton.tiles import rules

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool import interrupts
+from kvtool.system import interrupts
 from kvtool.bench.runs import PROGRAM
 
 AT_AN_IMPORT = """
