@@ -6,6 +6,7 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 from __future__ import annotations
 
 from kvtool.results.accuracy import Accuracy
+from kvtool.results.advise import AdviseDecision, AdviseDocument, AdviseOption, AdviseTraffic
 from kvtool.results.bench import (
     AccuracyCase,
     AnyCase,
@@ -108,6 +109,10 @@ __all__ = [
     "PLANNED_NAMES",
     "Accuracy",
     "AccuracyCase",
+    "AdviseDecision",
+    "AdviseDocument",
+    "AdviseOption",
+    "AdviseTraffic",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
