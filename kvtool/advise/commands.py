@@ -6,6 +6,7 @@ import shlex
 
 from kvtool.advise.serving import Serving
 from kvtool.advise.situation import Situation
+from kvtool.catalog.gpus import GIVEN_MEMORY
 
 MADE = "made.jsonl"
 
@@ -76,7 +77,7 @@ def size(situation: Situation, serving: Serving, *words: str) -> str:
 
 
 def card_words(situation: Situation) -> list[str]:
-    """`--gpu NAME`, for a card of the catalogue; a measured machine has its memory alone."""
-    if situation.gpu.vendor:
-        return ["--gpu", situation.gpu.name]
-    return ["--gpu-memory", str(situation.gpu.memory_bytes)]
+    """`--gpu NAME` of the catalogue, and its memory where that was given; a measured machine has its memory alone."""
+    gpu = situation.gpu
+    name = ["--gpu", gpu.name] if gpu.vendor else []
+    return name if name and gpu.memory_source != GIVEN_MEMORY else [*name, "--gpu-memory", str(gpu.memory_bytes)]

@@ -29,7 +29,7 @@ def decide(situation: Situation, serving: Serving) -> AdviseDecision:
         answer, value = PREFIXES, shared
         because = f"{traffic.hit_tokens:,} of {traffic.input_tokens:,} prompt tokens come again; nothing reads the rest"
     else:
-        answer, value, because = NO, max(decoded, shared), _spared(situation, serving)
+        answer, value, because = NO, decoded if traffic.steps else shared, _spared(situation, serving)
     return decision(
         QUESTION,
         answer,

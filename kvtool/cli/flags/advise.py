@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 UNKNOWN_VOCABULARY = 32000  # of prompts whose tokens nobody reads
 USUAL_BLOCK_SIZE = 16
+USUAL_TIER = "dram=1TiB"
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ class Advised(Group):
         str | None, typer.Option(metavar="LIMITS", help="Milliseconds to keep, as ttft:200,tpot:50.")
     ] = None
     tiers: Annotated[
-        str, typer.Option(metavar="LIST", help="What there is to offload to: dram=64GiB,disk=1TiB@7/4 (GB/s), remote=.")
-    ] = "dram=1TiB"
+        str | None,
+        typer.Option(
+            metavar="LIST", help="To offload to, as dram=64GiB,disk=1TiB@7/4 (GB/s; default: host memory, if known)."
+        ),
+    ] = None
     profile: Annotated[
         str | None, typer.Option(metavar="FILES", help="Measured speeds: documents of kvtool bench and kvtool tiers.")
     ] = None
@@ -95,13 +99,17 @@ class Advised(Group):
         measured = read_profiles(paths)
         gpu = measured_card(card.found(), paths, measured)
         limits: dict[str, float] = parse_goal(self.goodput) if self.goodput else {}
-        tiers = TierOptions(tiers=parse_tiers(self.tiers)[0]).with_speeds(measured.tiers, gpu.pcie_gbps)
+        dram = USUAL_TIER if gpu.pcie_gbps is not None or USUAL_TIER.partition("=")[0] in measured.tiers else None
+        named = self.tiers or dram
+        tiers = None
+        if named is not None:
+            tiers = TierOptions(tiers=parse_tiers(named)[0]).with_speeds(measured.tiers, gpu.pcie_gbps)
         asked: dict[str, Any] = {"concurrency": self.concurrency, "price_per_hour": self.price_per_hour}
         situation = Situation(
             name=name,
             model=model,
             gpu=gpu,
-            num_gpus=self.num_gpus or 1,
+            num_gpus=1 if self.num_gpus is None else self.num_gpus,
             workload=requests.workload,
             traffic=requests.traffic(model),
             goal=self.goal,

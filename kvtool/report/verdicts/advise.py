@@ -77,7 +77,6 @@ def advise_table(document: AdviseDocument) -> Table:
         ],
         labels=2,
         spare=("unit", "margin"),
-        note="against: what the number was held to, in its unit. margin: how far the number is from it.",
     )
 
 
