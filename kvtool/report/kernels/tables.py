@@ -116,8 +116,8 @@ def limit_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
         keys,
         columns=("ours", *(HEADINGS.get(name, name) for name in names)),
         figures=[(share_cell(case, 1.0), *(peer_share(case, name) for name in names)) for case in cases],
-        note="The bytes that must move, or the FLOPs, at what this device reads or multiplies in the same run, over the "
-        "time taken. (3.0x): the bytes that this way moves at least, of those that must.",
+        note="The bytes that must move, or the FLOPs, at what this device reads or multiplies in the same run, over "
+        "the time taken. (3.0x): the bytes that this way moves at least, of those that must.",
         title=f"{' and '.join(sorted({case.kernel for case in cases}))}: % of the limit",
     )
 
