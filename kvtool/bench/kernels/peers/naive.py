@@ -72,4 +72,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_len: int
     scores = q @ k
     if mask is not None:
         scores = scores.masked_fill_(~mask, float("-inf"))
-    return (scores.softmax(dim=-1) @ v).unflatten(2, (-1, query_len)).flatten(1, 2)
+    out: Tensor = (scores.softmax(dim=-1) @ v).unflatten(2, (-1, query_len))
+    return out.flatten(1, 2)

@@ -64,7 +64,8 @@ def _call(work: KernelWork, layer: Pages, scene: Queries, mask: Tensor | None) -
 
 def of_sequences(work: KernelWork, scene: Queries) -> Tensor:
     """The queries by sequence, [S,HQ,Q,D]."""
-    return scene.q.unflatten(0, (work.batch_size, work.query_len)).transpose(1, 2)
+    q: Tensor = scene.q.unflatten(0, (work.batch_size, work.query_len))
+    return q.transpose(1, 2)
 
 
 def contiguous(cache: Tensor, work: KernelWork, scene: Queries) -> Tensor:
