@@ -17,6 +17,7 @@ from kvtool.files import write_atomic
 
 HERE = Path(__file__).parent
 ONE = "--num-iters 1 --json"
+STEPS = "--parts latency --input-len 512 --batch-size 8 --output-len 32 --num-iters 3 --json"
 MEASUREMENTS = {
     "decode.json": "kvtool bench smollm2-135m --parts latency --input-len 10000,1000,100 --batch-size 1 "
     f"--output-len 48 --num-iters-warmup 0 {ONE}",
@@ -26,8 +27,8 @@ MEASUREMENTS = {
     "--input-len 192 --output-len 2 --num-prompts 8 --num-iters 4 --json",
     "accuracy.json": "kvtool bench --weights smollm2/hf --parts accuracy --kv-cache-dtype int8_per_token_head "
     "--num-iters 4 --json",
-    "int8.json": "kvtool kernels smollm2-135m --kv-cache-dtype bf16,int8_per_token_head --context 4k --batch-size 8 "
-    "--chunk-len 16 --json",
+    "bf16.json": f"kvtool bench smollm2-135m --kv-cache-dtype bf16 {STEPS}",
+    "int8.json": f"kvtool bench smollm2-135m --kv-cache-dtype int8_per_token_head {STEPS}",
 }
 
 

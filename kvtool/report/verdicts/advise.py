@@ -18,13 +18,15 @@ from kvtool.results import AdviseDecision, AdviseDocument
 if TYPE_CHECKING:
     from rich.console import Console
 
+LAYOUT = "How are the cards used?"
 CHART = "How far each number is from the one that would turn the answer"
 
 
 def print_advise(document: AdviseDocument, console: Console, *, explain: bool = False) -> None:
-    """What was asked, the table, a sentence and a command for each answer, what the answers hang on."""
+    """The answer, what was asked, the table, a sentence and a command for each question, what the answers hang on."""
     from rich.text import Text
 
+    console.print(Text(headline(document), style="bold"))
     console.print(Text(describe(document), style="dim"))
     console.print()
     console.print(advise_table(document))
@@ -43,7 +45,7 @@ def write_advise(document: AdviseDocument, directory: Path, *, command: str = ""
         f"kvtool advise: {document.inputs['model']}",
         describe(document),
         [
-            html.key_points([f"{one.question} {sentence(one)}" for one in document.decisions]),
+            html.key_points([headline(document), *(f"{one.question} {sentence(one)}" for one in document.decisions)]),
             html.section("Answers", [to_html(advise_table(document))]),
             html.section("Charts", [html.charts({CHART: png_bytes(figure)})]),
             html.section("What else there was", [to_html(options_table(document))]),
@@ -54,6 +56,15 @@ def write_advise(document: AdviseDocument, directory: Path, *, command: str = ""
     )
     rows = [_flat(one) for one in document.decisions]
     return write_result(directory, "advise", document, rows=rows, figure=figure, html=page)
+
+
+def headline(document: AdviseDocument) -> str:
+    """The answers that a start needs, in one line."""
+    answers = {one.question: one.answer for one in document.decisions}
+    cache, prefix, dtype, pages = list(answers.values())[:4]
+    needed = {"yes": "A cache is needed"}.get(cache, f"{cache[:1].upper()}{cache[1:]}")
+    kept = [dtype, f"pages of {pages}", "prefixes cached" if prefix == "yes" else "no prefix cache"]
+    return f"{needed}{'' if cache.startswith('no') else ': ' + ', '.join(kept)}; {answers[LAYOUT]}."
 
 
 def describe(document: AdviseDocument) -> str:
