@@ -14,7 +14,7 @@ from claim import Claim
 from machines import machine_claims
 from pages import page_claims
 from policies import policy_claims
-from runs import run_claims
+from runs import measured_on, run_claims
 from sizes import MODELS, capacities, size_claims
 from speed import HERE, report, speed_claims
 
@@ -47,6 +47,7 @@ def page() -> Iterator[str]:
     yield "| what is said | verdict | kvtool says | why | shown by |"
     yield "|---|---|---|---|---|"
     yield from map(line, chain.from_iterable(claims() for claims in CLAIMS))
+    yield f"\n{measured_on()}"
     yield "\n## Time a step, with a cache and without\n"
     yield from report()
     yield "\n## How many tokens a memory holds\n"

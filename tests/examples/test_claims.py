@@ -63,7 +63,7 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def rows() -> list[list[str]]:
     """The cells of the table of claims."""
-    table = PAGE[PAGE.index("| what is said") : PAGE.index("## Time")]
+    table = PAGE[PAGE.index("| what is said") : PAGE.index("\nScenarios")]
     return [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
 
 
