@@ -35,8 +35,8 @@ def measured_on() -> str:
     """The machine of the runs."""
     facts = recorded("scenarios.json").environment
     return (
-        f"Scenarios, ways of attention and formats were measured on {facts['cpu']}, {facts['physical_cores']} cores, torch "
-        f"{facts['torch']}, {str(facts['date_utc'])[:10]}; replays need no machine."
+        f"Scenarios, ways of attention and formats were measured on {facts['cpu']}, {facts['physical_cores']} cores, "
+        f"torch {facts['torch']}, {str(facts['date_utc'])[:10]}; replays need no machine."
     )
 
 
