@@ -52,6 +52,16 @@ class Situation:
         """Requests in flight; None: as many as fit."""
         return 1 if self.concurrency is None and self.goal == LATENCY else self.concurrency
 
+    @property
+    def link_gbps(self) -> float | None:
+        """Between two cards, one way; None where no source tells."""
+        return self.gpu.link_gbps or self.gpu.pcie_gbps
+
+    @property
+    def widest_tp(self) -> int:
+        """Cards that one copy may be spread over: one where nothing is known of what lies between them."""
+        return min(WIDEST_TP, self.num_gpus) if self.link_gbps is not None else 1
+
     def replica(self, *, tp: int = 1, dcp: int = 1, kv_cache_dtype: str = AUTO) -> Replica:
         """Raises KvtoolError for a layout that the model cannot take."""
         return replica(self.model, self.gpu, tp=tp, dcp=dcp, kv_cache_dtype=kv_cache_dtype)
@@ -63,7 +73,7 @@ class Situation:
         """
         refusal: KvtoolError | None = None
         tried = False
-        for tp in (count for count in (1, 2, 4, WIDEST_TP) if count <= self.num_gpus):
+        for tp in (count for count in (1, 2, 4, WIDEST_TP) if count <= self.widest_tp):
             try:
                 found = self.replica(tp=tp, kv_cache_dtype=kv_cache_dtype)
             except KvtoolError as error:

@@ -18,6 +18,7 @@ from kvtool.workloads.scenarios.scenarios import is_trace, plan_of, require_scen
 from kvtool.workloads.traces import open_trace
 
 FEW, MORE = 16, 32  # prompts that are made in full: all sums are linear in their number beyond
+LONG_TOKENS = 1 << 16  # of prompts so long that a quarter as many are made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +111,12 @@ class _Sums:
 def scenario_traffic(name: str, shape: Shape) -> Traffic:
     """Raises KvtoolError for prompts that the scenario cannot make."""
     count = shape.num_prompts
-    if count <= MORE:
+    least, most = (FEW, MORE) if shape.input_len <= LONG_TOKENS else (FEW // 4, MORE // 4)
+    if count <= most:
         sums = _sums(plan_of(name, shape))
     else:
-        few, more = (_sums(plan_of(name, replace(shape, num_prompts=number))) for number in (FEW, MORE))
-        sums = more.grown(few, (count - MORE) / (MORE - FEW))
+        few, more = (_sums(plan_of(name, replace(shape, num_prompts=number))) for number in (least, most))
+        sums = more.grown(few, (count - most) / (most - least))
     return Traffic(
         source=f"{sums.requests:,} requests of {title(name)}",
         requests=sums.requests,

@@ -203,6 +203,13 @@ def test_a_limit_of_tpot_asks_for_disaggregation() -> None:
     assert value(found[SPLIT]) == pytest.approx(gain, rel=0.001)
 
 
+def test_cards_without_a_known_link_get_replicas() -> None:
+    found = answers(model="smollm2-135m", gpu="t4", num_gpus=2, goal="throughput", tiers="dram=1GiB@10")
+    assert found[LAYOUT].answer == "2 replicas"
+    assert (found[SPLIT].answer, found[SPLIT].value) == ("do not disaggregate", None)
+    assert "no link between cards of T4-16GB is known" in found[SPLIT].because
+
+
 def test_latents_that_tp_repeats_are_shared_out_by_dcp() -> None:
     """DeepSeek-V3: 61 layers of 512 + 64 elements, whole on each rank of TP; DCP 8 leaves an eighth."""
     asked = situation(model="deepseek-v3", gpu="h200", num_gpus=8, goal="throughput", input_len=8192, output_len=8192)

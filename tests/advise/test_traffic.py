@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def test_many_requests_follow_from_few(name: str) -> None:
     assert found.output_tokens == 16
     assert found.hit_tokens == plan.cached_tokens // 96
     assert found.reused_tokens == reused_tokens(plan)
+
+
+def test_long_prompts_follow_from_fewer() -> None:
+    longer = dataclasses.replace(shape(12), input_len=65552)
+    assert traffic_of("ranking", longer).reused_tokens == reused_tokens(plan_of("ranking", longer))
 
 
 def test_what_comes_again_is_counted_once() -> None:

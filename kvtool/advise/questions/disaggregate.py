@@ -14,7 +14,7 @@ from kvtool.advise.decision import decision
 from kvtool.advise.questions.layout import Layout
 from kvtool.advise.replica import Replica
 from kvtool.advise.serving import at_batch
-from kvtool.advise.situation import MATERIAL, MONEY, WIDEST_TP, Situation
+from kvtool.advise.situation import MATERIAL, MONEY, Situation
 from kvtool.errors import KvtoolError
 from kvtool.results import AdviseDecision
 from kvtool.sizing.fit import largest
@@ -50,6 +50,8 @@ class Split:
 
 def decide(situation: Situation, together: Layout, kv_cache_dtype: str) -> AdviseDecision:
     """Requests a second of the best split over those of the best layout whose cards do both."""
+    if situation.link_gbps is None:
+        return _unknown(situation)
     copies = dict(_copies(situation, kv_cache_dtype))
     if not copies or not situation.traffic.steps:
         return _cannot(situation, bool(copies))
@@ -73,7 +75,7 @@ def decide(situation: Situation, together: Layout, kv_cache_dtype: str) -> Advis
 
 def _copies(situation: Situation, kv_cache_dtype: str) -> Iterator[tuple[int, tuple[Replica, int]]]:
     """By their TP: copies of the model that hold a request, and how many there can be, two at least."""
-    for tp in range(1, min(WIDEST_TP, situation.num_gpus // 2) + 1):
+    for tp in range(1, min(situation.widest_tp, situation.num_gpus // 2) + 1):
         try:
             copy = situation.replica(tp=tp, kv_cache_dtype=kv_cache_dtype)
         except KvtoolError:  # a layout that the model cannot take
@@ -115,15 +117,26 @@ def exposed_s(situation: Situation, copy: Replica, prefill_s: float) -> float:
 
 def hand_over_s(situation: Situation, copy: Replica) -> float:
     """Of one prompt's cache, each card its part."""
-    link_gbps = situation.gpu.link_gbps or situation.gpu.pcie_gbps
-    if link_gbps is None:
-        raise KvtoolError(f"no link between cards of {situation.gpu.name} is known: a hand-over cannot be timed")
-    return copy.cached_bytes(situation.traffic.input_tokens) / (link_gbps * 1e9)
+    assert situation.link_gbps is not None  # else there is no split
+    return copy.cached_bytes(situation.traffic.input_tokens) / (situation.link_gbps * 1e9)
 
 
 def _in_time(situation: Situation, copy: Replica, batch: int) -> bool:
     goal = situation.tpot_goal_s
     return goal is None or copy.step_s(situation.traffic.decoded_context, batch) <= goal
+
+
+def _unknown(situation: Situation) -> AdviseDecision:
+    """Where nothing is known of what lies between cards."""
+    return decision(
+        QUESTION,
+        NO,
+        value=None,
+        threshold=None,
+        unit="GB/s between cards",
+        because=f"no link between cards of {situation.gpu.name} is known, so no hand-over and no TP can be timed",
+        command=commands.bench(situation, "--parts", "latency"),
+    )
 
 
 def _cannot(situation: Situation, has_copies: bool) -> AdviseDecision:

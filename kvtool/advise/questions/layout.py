@@ -9,7 +9,7 @@ from kvtool.advise import commands
 from kvtool.advise.decision import decision
 from kvtool.advise.questions.dtype import tokens_per_s
 from kvtool.advise.serving import Serving, serve
-from kvtool.advise.situation import LATENCY, MONEY, WIDEST_TP, Situation
+from kvtool.advise.situation import LATENCY, MONEY, Situation
 from kvtool.errors import KvtoolError
 from kvtool.results import AdviseDecision
 from kvtool.units import format_ms
@@ -50,7 +50,7 @@ class Layout:
 def layouts(situation: Situation, kv_cache_dtype: str) -> Iterator[Layout]:
     """Every one that the model takes and that serves a request within the limits; with fewer cards too for money."""
     counts = range(1, situation.num_gpus + 1) if situation.goal == MONEY else (situation.num_gpus,)
-    for tp in range(1, min(WIDEST_TP, situation.num_gpus) + 1):
+    for tp in range(1, situation.widest_tp + 1):
         copies = [count // tp for count in counts if count % tp == 0]
         for dcp in _degrees(situation, tp, kv_cache_dtype) if copies else ():
             replica = situation.replica(tp=tp, dcp=dcp, kv_cache_dtype=kv_cache_dtype)
