@@ -51,7 +51,7 @@ def verify(
     """Hold LOG, or the server at --url, against the prediction, term by term; exit 1 where a term that must be exact is
     off, or it refused."""
     from kvtool.files import write_atomic
-    from kvtool.report.verify import print_verify
+    from kvtool.report.verdicts.verify import print_verify
     from kvtool.results import encode
     from kvtool.verify.calibrate import calibration
     from kvtool.verify.verify import Asked

@@ -6,6 +6,7 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 from __future__ import annotations
 
 from kvtool.results.accuracy import Accuracy, CacheSpeed
+from kvtool.results.advise import AdviseDecision, AdviseDocument, AdviseOption, AdviseTraffic
 from kvtool.results.bench import (
     AccuracyCase,
     AnyCase,
@@ -111,6 +112,10 @@ __all__ = [
     "PLANNED_NAMES",
     "Accuracy",
     "AccuracyCase",
+    "AdviseDecision",
+    "AdviseDocument",
+    "AdviseOption",
+    "AdviseTraffic",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",

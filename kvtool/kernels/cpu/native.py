@@ -1,4 +1,4 @@
-"""The kernels of `c/` as functions of tensors: for bf16 on CPUs, where this machine can build them (`kvtool.compiled`).
+"""The kernels of `c/` as functions of tensors, for bf16 on CPUs: where this machine can build them (`system.compiled`).
 
 Without a compiler there are none, and torch's own operations do the work.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvtool.compiled import Compiled, load_library
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.quantised import Codes
 from kvtool.kernels.cpu.recording import Recorder, Replay
 from kvtool.kernels.cpu.structs import OPERATIONS, Call, Prefill
+from kvtool.system.compiled import Compiled, load_library
 from kvtool.units import ceil_div
 
 SOURCES = Path(__file__).with_name("c")
