@@ -32,9 +32,11 @@ settings.load_profile("kvtool")
 @pytest.fixture
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with no gcc, where torch's own operations must do what the compiled kernels do elsewhere."""
-    from kvtool.kernels.cpu.native import native
+    from kvtool.kernels.cpu.native import library, native
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    native.cache_clear()
+    for found in (library, native):
+        found.cache_clear()
     yield
-    native.cache_clear()
+    for found in (library, native):
+        found.cache_clear()

@@ -10,11 +10,11 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.card import NamedCard
+from kvtool.cli.flags.engine import Stated
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Tabled
 from kvtool.cli.flags.server import Running
 from kvtool.cli.flags.shape import AsOption
-from kvtool.cli.flags.stated import Stated
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
