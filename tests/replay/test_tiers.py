@@ -26,7 +26,8 @@ from kvtool.replay.clock.steps import StepTimes, card_steps
 from kvtool.replay.curves import Curve
 from kvtool.replay.loops.core import Walk
 from kvtool.replay.loops.fastest import core
-from kvtool.replay.replay import ReplayOptions, replay
+from kvtool.replay.options import ReplayOptions
+from kvtool.replay.replay import replay
 from kvtool.replay.saved import PrefillFloor, counted_work, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
 from kvtool.replay.tiers.options import Tier, TierOptions, parse_prefetch, parse_tiers, parse_watermark
