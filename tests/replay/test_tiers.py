@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kvtool.cache.tiers.options import WritePolicy, parse_write_policy
 from kvtool.catalog.gpus import find_gpu
-from kvtool.catalog.model import FullAttention
+from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
@@ -30,9 +30,10 @@ from kvtool.replay.options import ReplayOptions
 from kvtool.replay.replay import replay
 from kvtool.replay.saved import PrefillFloor, counted_work, prefill_floor
 from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
+from kvtool.replay.tiers.fits import has_steps, measured_steps
 from kvtool.replay.tiers.options import Tier, TierOptions, parse_prefetch, parse_tiers, parse_watermark
 from kvtool.replay.tiers.plan import Links, Plan
-from kvtool.replay.tiers.profile import read_profiles
+from kvtool.replay.tiers.profile import Measured, Observed, read_profiles
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.tiers import TierReplay
 from kvtool.replay.tiers.timed import Timed
@@ -391,6 +392,73 @@ def test_what_is_asked_of_tiers() -> None:
     ):  # fmt: skip
         with pytest.raises(KvtoolError, match=said):
             parse_tiers(text)
+
+
+def longer_flops(tokens: int, width: int) -> int:
+    """FLOPs of an encoder layer with an MLP of 4 x width, over all pairs of tokens, from what sizing counts of a causal
+    one: n (n + 1) / 2 pairs become n^2.
+    """
+    layer = Layer(FullAttention(kv_heads=1, k_head_dim=width, v_head_dim=width))
+    shape = Model(id="longer", source="", architecture=None, attention="full", layers=(layer,), hidden_size=width,
+                  vocab_size=None, num_heads=1)  # fmt: skip
+    causal = attention_flops(shape, new_tokens=tokens, cached_tokens=0)
+    own = attention_flops(shape, new_tokens=1, cached_tokens=0)
+    return 2 * causal - tokens * own + 2 * tokens * 12 * width**2
+
+
+def test_merging_tokens_as_longer_does() -> None:
+    """LONGER (RecSys '25): 2,048 tokens of 32 take 24 L d^2 + 4 L^2 d = 587.2 MFLOP a layer; four of them merged into
+    one of 128 take 24 L d^2 K + 4 L^2 d / K = 335.5.
+    """
+    assert longer_flops(2048, 32) / 1e6 == pytest.approx(587.2, abs=0.05)
+    assert longer_flops(2048 // 4, 32 * 4) / 1e6 == pytest.approx(335.5, abs=0.05)
+
+
+def observed(sequences: int, prompt: int, cached: int, ttft_ms: list[float], tpot_ms: float) -> Observed:
+    ttft_s = tuple(value / 1e3 for value in ttft_ms)
+    return Observed(sequences, prompt, cached, 8, ttft_s, (tpot_ms / 1e3,) * len(ttft_s))
+
+
+def test_steps_take_what_was_measured_of_them() -> None:
+    """Interpolated between the medians, a fall evened out, decodes by the best fit; nine in ten samples lie within the
+    spread. A hit is as long as what it leaves to compute.
+    """
+    model = resolve_model("smollm2-135m")
+    seen = (
+        observed(1, 100, 0, [90, 100, 110], 20.0), observed(4, 100, 0, [290, 300, 310], 26.0),
+        observed(1, 200, 100, [80, 96, 112], 20.0),
+    )  # fmt: skip
+    measured = Measured(tflops=1.0, model=model.id, num_layers=model.num_layers, observed=seen)
+    times = measured_steps(model, measured)
+    floor = times.floor
+    steps = {one: floor.step_s(floor.compute_s(0, one)) for one in (100, 250, 400)}
+    assert steps[100] == pytest.approx(0.098, rel=0.03)  # the mean of two cases that take nearly as much
+    assert steps[100] < steps[250] < steps[400] <= pytest.approx(0.300, rel=0.01)
+    assert floor.step_s(floor.compute_s(0, 800)) == pytest.approx(
+        0.300 + floor.compute_s(0, 800) - 4 * floor.last_s(100, 0), rel=0.01
+    )
+    assert times.step_s(0.0, 1, 104) == pytest.approx(0.020)
+    assert times.step_s(0.0, 4, 4 * 104) == pytest.approx(0.026)
+    assert times.spread is not None
+    assert times.spread[0] < 1 < times.spread[1] < 1.3
+    assert times.slower(2.0).step_s(0.0, 1, 104) == pytest.approx(0.040)
+    assert not has_steps(MODEL, measured)
+
+
+def test_a_profile_of_the_very_model_needs_no_card(tmp_path: Path) -> None:
+    """Its first tokens come with the range of what was measured; the times of another model's steps say nothing."""
+    path = Path(__file__).parents[2] / "examples" / "reports" / "cpu" / "bench.json"
+    measured = read_profiles([path])
+    slice_path = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
+    none = ReplayOptions(tiers=TierOptions(tiers=()), measured=measured)
+    document = replay(open_trace(slice_path), none, model=resolve_model("smollm2-135m"))
+    (clock,) = document.tiers
+    low, high = clock.ttft_p50_range_ms or (0, 0)
+    assert 0 < low < clock.ttft_ms.p50 < high
+    assert clock.tpot_ms is not None
+    assert document.gpu == "Intel(R) Xeon(R) Processor"
+    with pytest.raises(KvtoolError, match="with steps of that model"):
+        replay(open_trace(slice_path), none, model=MODEL)
 
 
 def test_a_document_has_the_tiers_and_measured_speeds(tmp_path: Path) -> None:
