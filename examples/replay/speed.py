@@ -26,7 +26,7 @@ from kvtool.workloads.making.options import Making
 from kvtool.workloads.traces import open_trace
 from kvtool.workloads.traces.write import write_trace
 
-CAPACITIES = tuple(128 << step for step in range(11)) + (1000, 10_000, 50_000, 100_000)
+CAPACITIES = (*(128 << step for step in range(11)), 1000, 10_000, 50_000, 100_000)
 POLICIES = ("lru", "fifo", "optimal")
 TURNS = 5
 BLOCK_GIB = 0.15625  # of 512 tokens of Llama-3.1-70B in bf16, which the simulator takes budgets of
