@@ -232,3 +232,10 @@ class ReplayDocument(Struct, frozen=True, kw_only=True):
     cluster: ReplayCluster | None = None
     warnings: list[str]
     assumptions: list[str]
+
+
+class ReplaySweep(Struct, frozen=True, kw_only=True):
+    """Several traces, each as it is replayed alone."""
+
+    schema: str = "kvtool.replays/1"
+    replays: list[ReplayDocument]

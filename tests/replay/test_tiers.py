@@ -1,12 +1,9 @@
-"""Tiers on a clock: flows share links fairly, loads overlap with layers, and the ends of every scale are what they
-must be.
-"""
+"""Tiers on a clock: flows share links fairly, and the ends of every scale are what they must be."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,30 +12,22 @@ from hypothesis import strategies as st
 
 from kvtool.cache.tiers.options import WritePolicy, parse_write_policy
 from kvtool.catalog.gpus import find_gpu
-from kvtool.catalog.model import FullAttention
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
-from kvtool.replay.capacity import block_bytes, parse_capacity
+from kvtool.replay.capacity import block_bytes
 from kvtool.replay.clock.clock import Clock
 from kvtool.replay.clock.network import fair_rates
-from kvtool.replay.clock.steps import StepTimes, card_steps
+from kvtool.replay.clock.steps import card_steps
 from kvtool.replay.curves import Curve
 from kvtool.replay.loops.core import Walk
 from kvtool.replay.loops.fastest import core
-from kvtool.replay.replay import ReplayOptions, replay
-from kvtool.replay.saved import PrefillFloor, counted_work, prefill_floor
-from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
-from kvtool.replay.tiers.options import Tier, TierOptions, parse_prefetch, parse_tiers, parse_watermark
-from kvtool.replay.tiers.plan import Links, Plan
-from kvtool.replay.tiers.profile import read_profiles
+from kvtool.replay.saved import prefill_floor
+from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers, parse_watermark
+from kvtool.replay.tiers.plan import Links
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.tiers import TierReplay
-from kvtool.replay.tiers.timed import Timed
-from kvtool.replay.tiers.timing import Run, run
 from kvtool.results import ReplayTiers
-from kvtool.sizing.params import count_params
-from kvtool.sizing.speed.traffic import attention_flops
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import Making
 from kvtool.workloads.traces import open_trace
@@ -47,7 +36,6 @@ from kvtool.workloads.traces.write import write_trace
 GPU = find_gpu("h100")
 MODEL = resolve_model("llama-3.1-8b")
 LAYERS = 32
-NO_OVERHEAD = StepTimes(PrefillFloor(counted_work(MODEL), 1e15, 0.0))
 
 
 def test_links_are_shared_max_min_fair() -> None:
@@ -73,72 +61,6 @@ def test_no_byte_is_lost_and_no_link_exceeds_its_speed(flows: list[tuple[tuple[i
         sent = sum(num_bytes * path.count(link) for path, num_bytes, _ in flows)
         assert clock.network.moved[link] == pytest.approx(sent, abs=1e-6)
         assert sent <= speed * max(ended) * (1 + 1e-6)
-
-
-def test_a_transfer_takes_what_mooncake_measured() -> None:
-    """Mooncake's transfer of Qwen3-8B's cache over 8 RoCE links: nine points, fitted by 0.394 ms + bytes / 146.1 GB/s
-    (147,456 bytes a token).
-    """
-    milliseconds = [0.54, 0.61, 0.92, 1.50, 2.51, 4.75, 8.84, 16.43, 31.65]
-    for power, measured in enumerate(milliseconds):
-        num_bytes = (128 << power) * 147_456
-        assert sent_alone(num_bytes, 146.1e9, 0.394e-3) * 1e3 == pytest.approx(measured, rel=0.10)
-        assert sent_alone(num_bytes, 146.1e9, 0.394e-3) == pytest.approx(transfer_s(num_bytes, 146.1, 0.394e-3))
-
-
-def sent_alone(num_bytes: int, bytes_per_s: float, latency_s: float) -> float:
-    """Seconds of one flow."""
-    clock = Clock([bytes_per_s])
-    clock.send((0,), num_bytes, lambda: None, latency_s=latency_s)
-    clock.run()
-    return clock.now_s
-
-
-@pytest.mark.parametrize(("gpus_tflops", "gbps"), [(8 * 312, 5.86), (8 * 989, 18.57)])
-def test_mooncakes_break_even(gpus_tflops: float, gbps: float) -> None:
-    """FAST '25, eq. 2, for Llama-3-70B behind 8,192 tokens: flops = l (4 p^2 d + 22 p d^2), a cache of 2 l p d s / gqa
-    bytes, d = 8,192 and gqa = 8. The paper rounds to 6 and 19 GB/s.
-    """
-    tokens, width, layers, gqa, element_bytes = 8192, 8192, 80, 8, 2
-    flops = layers * (4 * tokens**2 * width + 22 * tokens * width**2)
-    kv_bytes = 2 * layers * tokens * width * element_bytes / gqa
-    assert break_even_gbps(kv_bytes, flops, gpus_tflops * 1e12) == pytest.approx(gbps, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "low", "high"),
-    [("qwen2.5-32b", "bf16", 117, 267), ("gpt-oss-120b", "fp8", 47, 95), ("qwen3-235b-a22b", "fp8", 39, 60)],
-)
-def test_gigabytes_a_petaflop_as_dualpath_has_them(name: str, dtype: str, low: float, high: float) -> None:
-    """DualPath (arXiv 2602.21548), table 1: 429 new tokens behind 16k and 64k cached ones. It counts the cache of full
-    layers, and the parameters that a token is multiplied with, the output head among them.
-    """
-    model = resolve_model(name)
-    params = count_params(model)
-    assert params is not None
-    share = 1.0 if model.moe is None else model.moe.experts_per_token / model.moe.num_experts
-    active = params.layers + params.experts * share + params.head
-    full = [layer.cache for layer in model.layers if type(layer.cache) is FullAttention]
-    per_token = (1 if dtype == "fp8" else 2) * sum(2 * cache.kv_heads * cache.k_head_dim for cache in full)
-    for cached, published in ((16384, low), (65536, high)):
-        flops = 2 * active * 429 + attention_flops(model, new_tokens=429, cached_tokens=cached)
-        assert per_token * cached / 1e9 / (flops / 1e15) == pytest.approx(published, rel=0.02)
-
-
-def timed(load_blocks: int, compute_s: float, *, loading: str) -> float:
-    """Seconds of one request that loads blocks of 1 GB at 1 GB/s in LAYERS layers."""
-    links = Links((Tier(name="dram", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
-    options = TierOptions(tiers=links.tiers, loading=loading)
-    request = Timed(0.0, lambda room: Plan("load", (load_blocks,), 0.0, compute_s))
-    return run([request], links, options, NO_OVERHEAD).ttft_s()[0]
-
-
-@pytest.mark.parametrize(("load_s", "compute_s"), [(8, 2.0), (2, 8.0), (4, 4.0)])
-def test_layers_overlap_as_the_pipeline_formula_says(load_s: int, compute_s: float) -> None:
-    load, compute = load_s / LAYERS, compute_s / LAYERS
-    formula = load + (LAYERS - 1) * max(load, compute) + compute
-    assert timed(load_s, compute_s, loading="layerwise") == pytest.approx(formula)
-    assert timed(load_s, compute_s, loading="bulk") == pytest.approx(load_s + compute_s)
 
 
 @pytest.fixture(scope="module")
@@ -272,94 +194,6 @@ def test_a_short_queue_holds_a_fast_tier_to_littles_law() -> None:
     assert replace(one, latency_s=1e-4).bytes_per_s(10**7) == 100e9
 
 
-def test_decodes_and_prompts_share_steps() -> None:
-    """Prompts of 1 s each; a decode step takes 0.1 s. A runs alone, B arrives in the second step of A's decodes and is
-    computed with the third, in the 1 s that it takes alone; the two decode on together.
-    """
-    times = replace(NO_OVERHEAD, decode_s=0.1, sequence_s=0.01)
-    none = TierOptions(tiers=())
-    requests = [
-        Timed(arrival, lambda room: Plan("none", (), 0.0, 1.0), input_tokens=8, output_tokens=tokens)
-        for arrival, tokens in ((0.0, 6), (1.15, 3))
-    ]
-    run(requests, Links((), 1, 16, 1), none, times)
-    first, second = requests
-    assert first.ttft_s == pytest.approx(1.0)
-    assert second.first_s == pytest.approx(1.22 + 1.0)  # two steps of 0.11, then the prompt and A's token together
-    assert first.ended_s == second.ended_s == pytest.approx(2.22 + 2 * 0.12)
-    assert second.tpot_s == pytest.approx(0.12)
-    assert first.tpot_s == pytest.approx((2 * 0.11 + 1.0 + 2 * 0.12) / 5)
-
-
-def test_no_more_than_the_concurrency_are_in() -> None:
-    requests = [Timed(0.0, lambda room: Plan("none", (), 0.0, 1.0)) for _ in range(3)]
-    run(requests, Links((), 1, 16, 1), TierOptions(tiers=(), concurrency=1), NO_OVERHEAD)
-    assert [one.ended_s for one in requests] == pytest.approx([1, 2, 3])
-    assert [one.ttft_s for one in requests] == pytest.approx([1, 1, 1])
-    at_once = [Timed(0.0, lambda room: Plan("none", (), 0.0, 1.0)) for _ in range(3)]
-    assert run(at_once, Links((), 1, 16, 1), TierOptions(tiers=()), NO_OVERHEAD).ttft_s() == pytest.approx([3, 3, 3])
-
-
-def test_a_prefix_that_is_being_computed_is_not_there_yet() -> None:
-    """B hits four blocks of A. In one step with it, it computes them too; in the step behind, it finds them."""
-    stores = Stores([100], exclusive=False, write_after=0)
-    assert [stores.request(path).stored_by for path in ([1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])] == [
-        (), ((0, 0),), ((0, 0), (4, 1)),
-    ]  # fmt: skip
-    for arrival, late_blocks in ((0.0, 4), (0.5, 0)):
-        plan = Plan("none", (), 0.0, 1.0)
-        first = Timed(0.0, lambda room, plan=plan: plan, input_tokens=64)  # type: ignore[misc]
-        second = Timed(
-            arrival, lambda room, plan=plan: plan, input_tokens=80, in_gpu=4, needs=((0, first),)  # type: ignore[misc]
-        )  # fmt: skip
-        run([first, second], Links((), 1, 16, 1), TierOptions(tiers=()), NO_OVERHEAD)
-        assert second.late_blocks == late_blocks
-        assert second.first_s == pytest.approx(2.0 + NO_OVERHEAD.floor.compute_s(0, 16 * late_blocks))
-
-
-SLOW_DISK = Links((Tier(name="disk", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
-
-
-def loading_eight_blocks(prefetch: str, *, busy_s: float, look_ahead: int | None = None) -> tuple[Timed, Run]:
-    """A request whose 8 blocks take 8 s to come, behind one that computes for `busy_s`; computing a block anew takes
-    0.25 s in step times of its own making.
-    """
-    floor = NO_OVERHEAD.floor
-    slow = replace(NO_OVERHEAD, floor=floor.slower(0.25 / floor.compute_s(112, 128)))
-    options = TierOptions(
-        tiers=SLOW_DISK.tiers, loading="bulk", prefetch=parse_prefetch(prefetch), look_ahead=look_ahead
-    )
-    busy = Timed(0.0, lambda room: Plan("none", (0,), 0.0, busy_s))
-    request = Timed(1e-6, lambda room: Plan("load", (min(8, room),), 0.0, 0.5, loaded_end=128))
-    return request, run([busy, request], SLOW_DISK, options, slow)
-
-
-def test_what_a_prefetch_does_when_its_turn_comes() -> None:
-    """After 2.5 s two blocks of eight are there: best effort computes six, and half a block was read in vain."""
-    waited, _ = loading_eight_blocks("wait", busy_s=2.5)
-    assert (waited.ttft_s, waited.missed_blocks, waited.stall_s) == (pytest.approx(8.5), 0, pytest.approx(5.5))
-    cut, played = loading_eight_blocks("best-effort", busy_s=2.5)
-    assert cut.missed_blocks == 6
-    assert cut.ttft_s == pytest.approx(2.5 + 0.5 + 6 * 0.25, rel=0.02)
-    assert played.read == [pytest.approx(2.5e9, rel=1e-3)]
-    assert played.unused_bytes == pytest.approx(5e8, rel=1e-3)
-    late, _ = loading_eight_blocks("timeout:3000+8000", busy_s=2.5)  # 3 s, and 8 s x 128 / 1024
-    assert (late.missed_blocks, late.stall_s) == (4, pytest.approx(1.5))
-    with pytest.raises(KvtoolError, match="did you mean best-effort"):
-        parse_prefetch("best-efort")
-    with pytest.raises(KvtoolError, match="needs --loading bulk"):
-        TierOptions(tiers=(), prefetch=parse_prefetch("best-effort"))
-
-
-def test_only_the_first_in_line_load_ahead() -> None:
-    """The second begins to load when the first is taken from the line, at once, as no other is computed."""
-    options = TierOptions(tiers=SLOW_DISK.tiers, loading="bulk", look_ahead=1)
-    requests = [Timed(0.0, lambda room: Plan("load", (2,), 0.0, 5.0)) for _ in range(2)]
-    assert run(requests, SLOW_DISK, options, NO_OVERHEAD).ttft_s() == pytest.approx([7, 12])
-    both = [Timed(0.0, lambda room: Plan("load", (2,), 0.0, 5.0)) for _ in range(2)]
-    assert run(both, SLOW_DISK, replace(options, look_ahead=None), NO_OVERHEAD).ttft_s() == pytest.approx([9, 14])
-
-
 def test_hits_are_cut_where_staging_is_full(accesses: Accesses) -> None:
     """Room for no block on its way is computing, all of it; room for all of them is no limit."""
     options = TierOptions(tiers=tier(4.0), decision="load")
@@ -391,25 +225,3 @@ def test_what_is_asked_of_tiers() -> None:
     ):  # fmt: skip
         with pytest.raises(KvtoolError, match=said):
             parse_tiers(text)
-
-
-def test_a_document_has_the_tiers_and_measured_speeds(tmp_path: Path) -> None:
-    (tmp_path / "tiers.json").write_text(
-        '{"schema": "kvtool.tiers/1", "tiers": [{"tier": "dram", "up_gbps": 55, "down_gbps": 50, "latency_us": 9}]}'
-    )
-    (tmp_path / "bench.json").write_text(
-        '{"schema": "kvtool.bench/1", "cases": [{"part": "latency", "metrics": {"ttft_ms": {"p50": 100}}, '
-        '"bytes": {"prefill_flops": 4e13}}]}'
-    )
-    measured = read_profiles([tmp_path / "tiers.json", tmp_path / "bench.json"])
-    assert (measured.tflops, measured.tiers["dram"]) == (400.0, (55, 50, 9e-6))
-    slice_path = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
-    options = ReplayOptions(
-        capacities=(parse_capacity("1GiB"),), tiers=TierOptions(tiers=parse_tiers("dram=64GiB")[0]), measured=measured
-    )
-    document = replay(open_trace(slice_path), options, model=MODEL, gpu=GPU)
-    (below,) = document.tiers
-    assert (below.tiers[0].source, below.tiers[0].read_gbps) == ("measured", 55)
-    assert document.rows[0].bytes_read == {"dram": below.tiers[0].bytes_read}
-    with pytest.raises(KvtoolError, match="need a MODEL and a card"):
-        replay(open_trace(slice_path), options)

@@ -128,7 +128,7 @@ def _value(flag: Flag, given: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Stated(Group):
-    """What is known of an engine's start besides its log, by fields of EngineOptions or Parallel: it counts before the log."""
+    """What is known of a start besides its log, by fields of EngineOptions or Parallel: it counts before the log."""
 
     tp: Annotated[int | None, typer.Option(help="Tensor parallel ranks, where the log does not say.")] = None
     max_model_len: Annotated[str | None, typer.Option(help="The longest sequence served.")] = None

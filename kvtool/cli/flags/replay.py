@@ -16,7 +16,7 @@ from kvtool.units import parse_size, split_list
 
 if TYPE_CHECKING:
     from kvtool.replay.cluster.cluster import ClusterOptions
-    from kvtool.replay.replay import ReplayOptions
+    from kvtool.replay.options import ReplayOptions
     from kvtool.replay.tiers.options import TierOptions
     from kvtool.workloads.traces import Trace
 
@@ -30,6 +30,15 @@ _below = partial(typer.Option, rich_help_panel=TIERS)
 TraceArgument = Annotated[
     Path, typer.Argument(metavar="TRACE", help="A trace, plain or gzip, or a folder of sessions.")
 ]
+
+TracesArgument = Annotated[
+    str, typer.Argument(metavar="TRACE", help="A trace, plain or gzip, or a folder of sessions; several with commas.")
+]
+
+
+def trace_paths(text: str) -> list[Path]:
+    """A path that is there, commas and all, or each of several."""
+    return [Path(text)] if Path(text).exists() else [Path(item) for item in split_list(text)] or [Path(text)]
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,17 @@ class Replayed(Group):
     ] = 1
     tp: Annotated[int, typer.Option(help="GPUs that share a prefill.", rich_help_panel=LAYOUT)] = 1
     jobs: Annotated[int, typer.Option(help="Replays at a time (-1: every core).")] = -1
+    cluster_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Replay on this Ray cluster: HOST:PORT, auto or local.")
+    ] = None
 
     def options(self, below: Below, nodes: Nodes) -> ReplayOptions:
         """Raises KvtoolError for what is none."""
         from kvtool.replay.capacity import parse_capacity
         from kvtool.replay.cluster.options import parse_goal
-        from kvtool.replay.replay import ReplayOptions
+        from kvtool.replay.options import ReplayOptions
         from kvtool.replay.tiers.profile import read_profiles
+        from kvtool.replay.workers import Workers
 
         if below.tiers is None and nodes.cluster is None:
             _need(nodes, ("goodput",), "--tiers or --cluster")
@@ -96,7 +109,7 @@ class Replayed(Group):
             kv_cache_dtype=self.kv_cache_dtype,
             state_every=self.state_every,
             tp=self.tp,
-            jobs=self.jobs,
+            workers=Workers(self.jobs, self.cluster_address),
             tiers=below.options(),
             cluster=nodes.options(),
             goals_s={} if nodes.goodput is None else parse_goal(nodes.goodput),

@@ -12,12 +12,12 @@ import numpy as np
 from kvtool.replay.accesses import Accesses, requests_of
 from kvtool.replay.clock.steps import StepTimes
 from kvtool.replay.saved import PrefillFloor
-from kvtool.replay.sweep import WORTH_S
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Found, Links, plan
 from kvtool.replay.tiers.stores import Moved, Stores
 from kvtool.replay.tiers.timed import Timed
 from kvtool.replay.tiers.timing import Run, run
+from kvtool.replay.workers import Workers
 from kvtool.results import ReplayTier, ReplayTiers, ReplayTtft
 
 DAY_S = 86400
@@ -172,15 +172,10 @@ class TierReplay:
         )
 
 
-def sweep_tiers(lower: TierReplay, capacities: Sequence[int], jobs: int) -> dict[int, ReplayTiers]:
-    """Each capacity, side by side in processes where that is worth their start. `jobs` as joblib's n_jobs."""
-    work = len(capacities) * len(lower.accesses.nodes)
-    if jobs == 1 or len(capacities) < 2 or work / BLOCKS_A_SECOND < WORTH_S:
-        return {capacity: lower.at(capacity) for capacity in capacities}
-    from joblib import Parallel, delayed
-
-    found = Parallel(n_jobs=jobs, prefer="processes")(delayed(lower.at)(capacity) for capacity in capacities)
-    return dict(zip(capacities, found, strict=True))
+def sweep_tiers(lower: TierReplay, capacities: Sequence[int], workers: Workers) -> dict[int, ReplayTiers]:
+    """Each capacity, side by side where that is worth it."""
+    work_s = len(capacities) * len(lower.accesses.nodes) / BLOCKS_A_SECOND
+    return dict(zip(capacities, workers.map(lower.at, capacities, work_s=work_s), strict=True))
 
 
 def _without(moved: Moved) -> Moved:

@@ -58,7 +58,7 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
         directory,
         "replay",
         document,
-        rows=[_flat(row) for row in document.rows],
+        rows=[flat(row) for row in document.rows],
         figure=replay_figure(document),
         html=replay_html(document, pictures, command),
     )
@@ -90,7 +90,7 @@ def _tables(document: ReplayDocument) -> list[Table]:
     return [replay_table(document), *tier_tables(document), *cluster_tables(document)]
 
 
-def _flat(row: ReplayRow) -> dict[str, CsvValue]:
+def flat(row: ReplayRow) -> dict[str, CsvValue]:
     """A row for CSV: what has a row a tier stands in a file of its own."""
     return {name: value for name, value in msgspec.structs.asdict(row).items() if not name.startswith("bytes_")}
 

@@ -1,7 +1,7 @@
 """A replay beside the run that it stands for: hits must be equal, and the median first token near.
 
-python examples/replay_against_bench.py            16 questions behind 3 prefixes, in a minute or two
-python examples/replay_against_bench.py FOLDER     the same; trace and documents stay in FOLDER
+python examples/replay/against_bench.py            16 questions behind 3 prefixes, in a minute or two
+python examples/replay/against_bench.py FOLDER     the same; trace and documents stay in FOLDER
 
 The engine serves a made trace and, in the same run, single steps; the replay gets these steps as its profile, and
 never sees how long the trace took.
