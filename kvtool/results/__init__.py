@@ -40,7 +40,7 @@ from kvtool.results.compare import (
     ReleaseRow,
     ReleasesDocument,
 )
-from kvtool.results.document import Struct, encode, read_document
+from kvtool.results.document import Struct, encode, is_document, read_document
 from kvtool.results.env import EnvDocument
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
@@ -198,6 +198,7 @@ __all__ = [
     "Workload",
     "WorkloadCase",
     "encode",
+    "is_document",
     "read_calibration",
     "read_document",
     "read_profile",
