@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kvtool.compare.difference import MIN_SAMPLES, Difference, differences
+from kvtool.compare.difference import MIN_SAMPLES, NORMAL_BOUND, Difference, differences
 from kvtool.compare.metrics import BY_NAME, METRICS, Metric, clusters_of, num_iterations, num_runs
 from kvtool.compare.pairing import Pairing, pair_cases
 from kvtool.errors import KvtoolError
@@ -66,7 +66,7 @@ def regressions(rows: Iterable[CompareRow], limit: float) -> list[CompareRow]:
 def _gates(row: CompareRow) -> bool:
     """Whether the row may fail a gate: it is sure of what it says."""
     metric = BY_NAME[row.metric]
-    is_count = metric.of_sample is None and metric.follows is None
+    is_count = metric.of_sample is None and metric.follows is None and metric.error is None
     return metric.gates and (is_count or not {metric.better, metric.worse}.isdisjoint(row.verdict.split()))
 
 
@@ -94,7 +94,8 @@ def _compare_cases(a: Case, b: Case, document: str, tests: Mapping[tuple[str, st
         test = tests.get((a.name, metric.follows or metric.name))
         equal = _at_equal_speed(metric, ratio, timings, test)
         judged = ratio if equal is None else equal
-        estimate = _interval(metric, judged, test)
+        of_text = _interval_of_text(metric, a, b)
+        estimate = of_text or _interval(metric, judged, test)
         rows.append(
             CompareRow(
                 case=a.name,
@@ -105,7 +106,7 @@ def _compare_cases(a: Case, b: Case, document: str, tests: Mapping[tuple[str, st
                 ratio=ratio,
                 ci_low=estimate.low if estimate else None,
                 ci_high=estimate.high if estimate else None,
-                verdict=_words(metric, value_a, value_b, judged, test),
+                verdict=NEAR if _is_near(of_text) else _words(metric, value_a, value_b, judged, test),
                 document=document,
                 p_value=test.p_value if test else None,
                 noise=test.noise if test else None,
@@ -133,6 +134,26 @@ def _at_equal_speed(
 def _ratio(a: float | None, b: float | None) -> float | None:
     ratio = b / a if a and b is not None else None
     return ratio if ratio is not None and math.isfinite(ratio) else None
+
+
+NEAR = "within the error of these texts"
+
+
+def _interval_of_text(metric: Metric, a: Case, b: Case) -> Estimate | None:
+    """The interval of b / a of a figure that tells its standard error: to first order, and as if the texts had nothing
+    in common, so too wide where they are the same."""
+    if metric.error is None:
+        return None
+    values, errors = (metric.value(a), metric.value(b)), (metric.error(a), metric.error(b))
+    if not all(values) or None in errors:
+        return None
+    shares = [(error or 0.0) / (value or 1.0) for value, error in zip(values, errors, strict=True)]
+    ratio, reach = (values[1] or 0.0) / (values[0] or 1.0), NORMAL_BOUND * math.hypot(*shares)
+    return Estimate(ratio, ratio * math.exp(-reach), ratio * math.exp(reach))
+
+
+def _is_near(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.low <= 1 <= estimate.high != estimate.low
 
 
 def _interval(metric: Metric, ratio: float | None, test: Difference | None) -> Estimate | None:

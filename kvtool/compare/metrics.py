@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvtool.results import Case, Sample, Summary
+from kvtool.results import AccuracyCase, Case, FragmentationCase, Sample, Summary
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """`of_sample` gives a timing's values of one request. A rate names in `follows` the timing that it is the inverse
     of: it has no samples of its own, so the interval and the test of that timing are carried over. A count
-    has neither: it is exact.
+    has neither: it is exact, but for what an `error` tells, the standard error of a figure of a text.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Metric:
     follows: str | None = None
     gates: bool = True  # may fail --fail-on-regression
     is_share: bool = False  # of what the device did in the same run, so that its speed is out of it already
+    error: Callable[[Case], float | None] | None = None
 
 
 def _timing(name: str, summary: Callable[[Case], Summary | None], of_sample: Callable[[Sample], list[float]]) -> Metric:
@@ -41,6 +42,34 @@ def _timing(name: str, summary: Callable[[Case], Summary | None], of_sample: Cal
 def _tpot_ms(sample: Sample) -> list[float]:
     seconds = sample.tpot_s
     return [] if seconds is None else [seconds * 1e3]
+
+
+def _of_text(name: str, unit: str, better: str, worse: str, *, lower_is_better: bool) -> Metric:
+    """A figure of the accuracy part."""
+
+    def of(case: Case, name: str) -> float | None:
+        found: float | None = getattr(case.accuracy, name) if isinstance(case, AccuracyCase) else None
+        return found
+
+    return Metric(
+        name,
+        unit,
+        lambda case: of(case, name),
+        better,
+        worse,
+        lower_is_better,
+        error=lambda case: of(case, f"{name}_se"),
+    )
+
+
+def _of_pool(name: str, unit: str, better: str, worse: str, *, lower_is_better: bool) -> Metric:
+    """A count of the fragmentation part."""
+
+    def value(case: Case) -> float | None:
+        found: float | None = getattr(case.fragmentation, name) if isinstance(case, FragmentationCase) else None
+        return found
+
+    return Metric(name, unit, value, better, worse, lower_is_better)
 
 
 METRICS = (
@@ -64,6 +93,12 @@ METRICS = (
     Metric("kv_allocated_bytes", "bytes", lambda case: case.memory.kv_allocated_bytes, "less", "more", True),
     # What else a process holds moves it from run to run.
     Metric("peak_bytes", "bytes", lambda case: case.memory.peak_bytes, "less", "more", True, gates=False),
+    _of_text("kl_mean", "nats", "less", "more", lower_is_better=True),
+    _of_text("perplexity", "", "less", "more", lower_is_better=True),
+    _of_text("top1_agreement", "ratio", "higher", "lower", lower_is_better=False),
+    _of_pool("used_ratio", "ratio", "higher", "lower", lower_is_better=False),
+    _of_pool("largest_batch", "requests", "higher", "lower", lower_is_better=False),
+    _of_pool("steps", "steps", "less", "more", lower_is_better=True),
 )  # fmt: skip
 
 Speed = Callable[[Sample], float | None]

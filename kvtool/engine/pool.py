@@ -142,7 +142,8 @@ def layer_pages(
         if spec.cache_format.sparse is not None:
             return _sparse_pages(spec, k, v)
         if calibrated:
-            return Pages(k, v, *_static_scales(spec.cache_format, amax))
+            k_scale, v_scale = _static_scales(spec.cache_format, amax)
+            return Pages(k, v, k_scale, v_scale)
         return Pages(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
 

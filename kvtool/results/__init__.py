@@ -42,7 +42,7 @@ from kvtool.results.compare import (
     ReleaseRow,
     ReleasesDocument,
 )
-from kvtool.results.document import Struct, encode, read_document
+from kvtool.results.document import Struct, encode, is_document, read_document
 from kvtool.results.endpoint import Endpoint, Failure
 from kvtool.results.env import EnvDocument
 from kvtool.results.fragmentation import Fragmentation
@@ -212,6 +212,7 @@ __all__ = [
     "Workload",
     "WorkloadCase",
     "encode",
+    "is_document",
     "read_calibration",
     "read_document",
     "read_profile",

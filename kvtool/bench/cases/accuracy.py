@@ -134,8 +134,8 @@ class Comparison:
         found = self._read_windows(windows)
         greedy = self._greedy(windows)
         speeds = self._speeds()
-        cases = [self._case(i, found[i], greedy[i], errors[i], speeds[i]) for i in range(len(self.methods))]
-        return Measured(cases, [])
+        indices = range(len(self.methods))
+        return Measured([self._case(i, found[i], greedy[i], errors[i], speeds[i]) for i in indices], [])
 
     def _speeds(self) -> list[CacheSpeed | None]:
         """By method; none where nothing is to be timed, or the model has no room beside itself in 16 bits."""

@@ -45,7 +45,8 @@ def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
         return
     if v is not None and eight.takes(k, pages) and eight.takes(v, pages):
         eight.store(k, pages.k, slots, pages.k_scale)
-        eight.store(v, written[1][1], slots, pages.v_scale)
+        assert pages.v is not None
+        eight.store(v, pages.v, slots, pages.v_scale)
         return
     if len(slots) and int(slots.amin()) < 0:
         kept = slots >= 0
@@ -64,7 +65,7 @@ def decode(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
     kernels = native()
     if kernels is not None and _are_one(pages) and pages.value_dim % ROW == 0 and serves(q, *pages.tensors):
         return kernels.paged_decode(q, *_heads(pages), rows.block_tables, rows.seq_lens, softmax.scale, softmax.window)
-    if eight.takes(q, pages) and pages.k.dtype == pages.v.dtype:
+    if eight.takes(q, pages):
         return eight.decode(q, pages, rows, softmax)
     if pages.v is None:
         return _decode_latents(q, pages, rows, softmax)

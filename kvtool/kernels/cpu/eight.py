@@ -53,7 +53,9 @@ def takes(rows: Tensor, pages: Pages) -> bool:
         return False
     if rows.stride(-1) != 1 or rows.stride(-2) != rows.shape[-1]:
         return False
-    return all(map(_is_eight, (pages.k, pages.v), (pages.k_scale, pages.v_scale))) and library() is not None
+    if pages.k.dtype != pages.v.dtype or library() is None:
+        return False
+    return all(map(_is_eight, (pages.k, pages.v), (pages.k_scale, pages.v_scale)))
 
 
 def _is_eight(stored: Tensor, scale: Scale) -> bool:

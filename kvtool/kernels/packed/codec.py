@@ -135,7 +135,8 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % (lcm(bits, 8) // bits)))
     if 8 % bits == 0:
         places = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-        return codes.unflatten(-1, (-1, 8 // bits)).bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
+        parts: Tensor = codes.unflatten(-1, (-1, 8 // bits))
+        return parts.bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
     places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
     ones: Tensor = (codes.unsqueeze(-1).bitwise_right_shift(places) & 1).flatten(-2).unflatten(-1, (-1, 8))
     return _summed(ones, 8)

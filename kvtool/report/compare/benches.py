@@ -28,9 +28,15 @@ NAMES = {
     "mbu": "MBU",
     "kv_allocated_bytes": "KV allocated",
     "peak_bytes": "peak memory",
+    "kl_mean": "KL",
+    "perplexity": "perplexity",
+    "top1_agreement": "same top 1",
+    "used_ratio": "pool used",
+    "largest_batch": "largest batch",
+    "steps": "steps",
 }
 CHARTED = ("ttft_ms", "tpot_ms", "e2e_ms")
-UNREMARKABLE = ("same", "no difference shown")
+UNREMARKABLE = ("same", "no difference shown", "within the error of these texts")
 UNSURE = "cannot tell"
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
@@ -156,6 +162,10 @@ def format_value(value: float | None, unit: str) -> str:
         return format_bytes(round(value))
     if unit == "ms":
         return f"{format_ms(value)} ms"
+    if unit in ("nats", ""):
+        return f"{value:.2e}" if unit else f"{value:.2f}"
+    if unit in ("requests", "steps"):
+        return f"{value:,.0f}"
     return f"{value:.1%}" if unit == "ratio" else f"{value:,.1f}/s" if value < 100 else f"{value:,.0f}/s"
 
 

@@ -18,8 +18,8 @@ def pages_of(dtype: torch.dtype, num_pages: int, *, vector_scales: bool) -> Page
     k, v = (torch.zeros(num_pages, BLOCK, KV_HEADS, DIM, dtype=dtype) for _ in "kv")
     if not vector_scales:
         return Pages(k, v, 0.25, 0.03)
-    scales = [torch.full((num_pages, BLOCK, KV_HEADS), torch.nan) for _ in "kv"]
-    return Pages(k, v, *scales)
+    k_scale, v_scale = (torch.full((num_pages, BLOCK, KV_HEADS), torch.nan) for _ in "kv")
+    return Pages(k, v, k_scale, v_scale)
 
 
 @pytest.mark.parametrize("vector_scales", [True, False])
