@@ -12,7 +12,7 @@ from torch import Tensor
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.transformer import Transformer
-from kvtool.kernels.interface import Kernels, Pages, Replay, Rows
+from kvtool.kernels.interface import Kernels, Pages, Replay, Rotation, Rows
 
 MOST_ROWS = 64  # of more the host's work is a small part
 FEWEST_PAGES = 8
@@ -33,9 +33,9 @@ class Recorded:
         self.x.copy_(x)
         for mine, given in zip(_inputs(self.step), _inputs(step), strict=True):
             mine.copy_(given)
-        mine, given = _rows(self.step), _rows(step)
-        mine.seq_lens.copy_(given.seq_lens)
-        mine.block_tables[:, : given.block_tables.shape[1]].copy_(given.block_tables)
+        own, rows = _rows(self.step), _rows(step)
+        own.seq_lens.copy_(rows.seq_lens)
+        own.block_tables[:, : rows.block_tables.shape[1]].copy_(rows.block_tables)
         self.replay()
         return self.logits
 
@@ -107,10 +107,15 @@ def _own(step: StepContext, num_pages: int) -> StepContext:
     tables = rows.block_tables.new_zeros(len(rows.block_tables), num_pages)
     tables[:, : rows.block_tables.shape[1]] = rows.block_tables
     own = Rows(tables, rows.seq_lens.clone(), rows.query_starts, rows.max_query_len)
-    rotation = step.rotation[0].clone(), step.rotation[1].clone()
-    local = rotation if step.local_rotation is step.rotation else tuple(part.clone() for part in step.local_rotation)
+    rotation, local = _own_rotation(step.rotation), None
+    if step.local_rotation is not step.rotation:
+        local = _own_rotation(step.local_rotation)
     batch = replace(step.batch, slots=step.batch.slots.clone(), decode=own)
-    return replace(step, batch=batch, rotation=rotation, local_rotation=local)
+    return replace(step, batch=batch, rotation=rotation, local_rotation=local or rotation)
+
+
+def _own_rotation(rotation: Rotation) -> Rotation:
+    return rotation[0].clone(), rotation[1].clone()
 
 
 def _padding(num_rows: int) -> StepBatch:

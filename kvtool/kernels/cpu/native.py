@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.quantised import Codes
-from kvtool.kernels.cpu.recording import Recorder, Replay
+from kvtool.kernels.cpu.recording import Recorder
 from kvtool.kernels.cpu.structs import OPERATIONS, Call, Prefill
+from kvtool.kernels.interface import Replay
 from kvtool.system.compiled import Compiled, load_library
 from kvtool.units import ceil_div
 

@@ -57,4 +57,5 @@ def packed_codes(stored: Blocks) -> Codes:
 def _halves(scales: Tensor) -> Tensor:
     """fp16 [out, in / 32] as bytes [out / 32, in / 32, 64]: an even output and the odd one behind it."""
     by_block = scales.unflatten(0, (-1, ROWS_OF_A_BLOCK)).transpose(1, 2).contiguous()
-    return by_block.view(torch.uint8).flatten(2)
+    found: Tensor = by_block.view(torch.uint8)
+    return found.flatten(2)

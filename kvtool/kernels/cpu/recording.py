@@ -49,7 +49,7 @@ class Recorder(TorchDispatchMode):
     """Takes down calls while it is entered, and sees all that torch does meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.arena = Arena()
         self.is_whole = True
         self._calls: list[tuple[Call, ctypes.Structure]] = []
@@ -76,6 +76,8 @@ class Recorder(TorchDispatchMode):
 
 def _are_views(found: Any, given: Any) -> bool:
     """Whether all tensors of `found` lie in memory of those `given`."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves(given) if isinstance(tensor, Tensor)}
-    tensors = [tensor for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]
-    return bool(tensors) and all(tensor.untyped_storage().data_ptr() in known for tensor in tensors)
+    before, after = ([tensor for tensor in tree_leaves(tree) if isinstance(tensor, Tensor)] for tree in (given, found))
+    if not after or any(tensor.layout != torch.strided for tensor in (*before, *after)):
+        return False  # a weight in a layout of oneDNN's own has no address
+    known = {tensor.untyped_storage().data_ptr() for tensor in before}
+    return all(tensor.untyped_storage().data_ptr() in known for tensor in after)
