@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
+from kvtool.report.files import CsvValue
+from kvtool.report.replay.rows import flat_times
 from kvtool.report.tables import Table
 from kvtool.results import ReplayCluster, ReplayDocument
 from kvtool.units import format_ms
@@ -44,6 +48,25 @@ def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
             f"alone; storage allows {most:.3g} at most, and loads in no time "
             f"{times['basic'] / (times['oracle'] or times['dualpath']):.2f}."
         )
+
+
+def mode_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a mode; times have a column a percentile."""
+    return [flat_times(mode) for mode in (document.cluster.modes if document.cluster else [])]
+
+
+def link_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a mode and link."""
+    return [
+        {"mode": mode.mode, **msgspec.structs.asdict(link)}
+        for mode in (document.cluster.modes if document.cluster else [])
+        for link in mode.links
+    ]
+
+
+def split_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a split of the GPUs."""
+    return [msgspec.structs.asdict(split) for split in (document.cluster.splits if document.cluster else [])]
 
 
 def _split_table(cluster: ReplayCluster) -> Table:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from kvtool.report.files import CsvValue
+from kvtool.report.replay.rows import flat_times
 from kvtool.report.tables import Table
 from kvtool.results import ReplayDocument, ReplayTiers
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
@@ -58,6 +59,11 @@ def tier_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
         for one in document.tiers
         for tier in one.tiers
     ]
+
+
+def clock_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a capacity of the GPU's cache; times have a column a percentile."""
+    return [flat_times(one) for one in document.tiers]
 
 
 def _clock_table(tiers: Sequence[ReplayTiers]) -> Table:
