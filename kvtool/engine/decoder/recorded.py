@@ -58,8 +58,8 @@ class RecordedSteps:
     def __call__(self, batch: StepBatch, *, wait: Callable[[int], None] | None = None) -> Tensor:
         """Logits [sampled rows, vocab], which the next step may overwrite. With pages on their way, for which `wait`
         waits layer by layer, the step is not replayed."""
-        mixed = batch.decode is None or batch.prefill is not None
-        if not self.can_record or mixed or batch.num_decodes > MOST_ROWS or wait is not None:
+        alone = self.can_record and wait is None and batch.prefill is None
+        if batch.decode is None or not alone or batch.num_decodes > MOST_ROWS:
             return self._transformer(batch, self._layers, self._kernels, wait=wait)
         num_rows, width = batch.decode.block_tables.shape
         x, step = self._transformer.start(batch, self._layers, self._kernels)
