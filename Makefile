@@ -6,7 +6,7 @@ GPU_OUT ?= gpu-report
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: bench test lint aot gpu readme release
+.PHONY: bench test lint aot ray gpu readme release
 
 bench:
 	@test -e $(INSTALLED) || echo "First installs torch and what else is needed into .venv: 2.2 GB on disk once, minutes by the network."
@@ -24,6 +24,10 @@ lint: $(INSTALLED)
 
 aot: $(INSTALLED)
 	$(BIN)/python -m pytest -m aot
+
+ray: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]' || echo "Ray cannot be installed here: its test is skipped."
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/replay/test_replay.py -k ray
 
 gpu:
 	$(PYTHON) tools/gpu.py --out "$(GPU_OUT)"
