@@ -9,7 +9,7 @@ INSTALLED := .venv/installed
 # Hundreds of tests start kvtool: each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench test lint aot gpu readme release
+.PHONY: bench test lint aot ray gpu readme release
 
 bench:
 	@echo "Measures for about two minutes on two cores, in 1.6 GB of memory, and writes 0.6 MB into kvtool-report."
@@ -28,6 +28,10 @@ lint: $(INSTALLED)
 
 aot: $(INSTALLED)
 	$(BIN)/python -m pytest -m aot
+
+ray: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]' || echo "Ray cannot be installed here: its test is skipped."
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/replay/test_replay.py -k ray
 
 gpu:
 	$(PYTHON) tools/gpu.py --out "$(GPU_OUT)"

@@ -100,7 +100,7 @@ def stream(blocks: int) -> None:
     loops = core()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "agents.jsonl.gz"
-        a_session = 3800  # blocks of a trajectory of 32k tokens in blocks of 64, about
+        a_session = 16_000  # blocks of all prompts of a trajectory of 32k tokens: 60 turns of 17,183, in blocks of 64
         write_trace(path, make_trace(Making(kind="agents", num_sessions=max(1, blocks // a_session), max_len=32768)))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()

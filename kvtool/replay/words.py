@@ -71,6 +71,7 @@ CLUSTER_ASSUMPTIONS = (
     "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes; memory has room for all",
     "a decode keeps the step time of the batch that it joins; collectives take the time of their bytes over the links "
     "of a node's GPUs, at the card's figure, and none where that is not known",
+    "with local= a prefill node keeps the last prompt of each session that it computed, the longest unused going first",
     "a prefill node takes requests while it has less than 5 s of tokens, one with less than 3 s to read first",
 )
 

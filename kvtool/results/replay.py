@@ -203,6 +203,7 @@ class ReplayCluster(Struct, frozen=True, kw_only=True):
     """
 
     mode: str
+    routing: str
     prefill: int
     decode: int
     prefill_gpu: str

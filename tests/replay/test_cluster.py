@@ -26,7 +26,7 @@ from kvtool.replay.cluster.layout import (
 )
 from kvtool.replay.cluster.links import balanced_range, limits, link_loads
 from kvtool.replay.cluster.options import Cluster, parse_cluster, parse_clusters, parse_goal
-from kvtool.replay.cluster.schedule import Node, choose_decode, choose_prefill, reading_side
+from kvtool.replay.cluster.schedule import Node, Router, choose_decode, choose_prefill, reading_side
 from kvtool.replay.cluster.turns import sessions_of
 from kvtool.results import ReplayCluster
 from kvtool.workloads.making.make import make_trace
@@ -219,6 +219,47 @@ def test_the_models_own_traffic_goes_first() -> None:
     """A fifth of the NICs is gone before the cache's bytes, all of them but a hundredth at most."""
     assert limits(parse_cluster("prefill=1,decode=1,reserved=0.2"))["cnic read"] == 320
     assert limits(parse_cluster("prefill=1,decode=1,reserved=1"))["cnic read"] == 4
+
+
+def test_routes_to_prefill_nodes() -> None:
+    """Node 1 has the session's prompt but is busy, node 2 is overloaded, node 0 idle."""
+
+    def chosen(routing: str, turns: int) -> list[int]:
+        nodes = [Node(0), Node(1, tokens=50, room_tokens=100), Node(2, tokens=99)]
+        nodes[1].hold(7, 40)
+        router = Router(routing, nodes, short_queue_tokens=10, most_tokens=60)
+        found = [router.choose(7) for _ in range(turns)]
+        return [node.index for node in found if node is not None]
+
+    assert chosen("round-robin", 4) == [0, 1, 0, 0]  # in the place of the overloaded one comes the next
+    assert chosen("least-loaded", 2) == chosen("session-sticky", 2) == chosen("dualpath", 2) == [0, 0]
+    assert chosen("cache-aware", 2) == [1, 1]
+
+
+def test_a_node_keeps_the_last_prompts_of_its_sessions() -> None:
+    node = Node(0, room_tokens=100)
+    for session, tokens in ((1, 40), (2, 40), (1, 50), (3, 30)):
+        node.hold(session, tokens)
+    assert dict(node.held) == {1: 50, 3: 30}
+    node.hold(4, 101)
+    assert not node.held
+
+
+def test_what_a_node_has_is_not_read_again(agents: Path) -> None:
+    """With room for all prompts and sessions that stay, storage gives each token once to a node, and less than half of
+    what it gives where nodes keep nothing; going round loses most of that.
+    """
+    read: dict[tuple[str, str], float] = {}
+    for local in ("0", "1TiB"):
+        cluster = parse_cluster(f"prefill=4,decode=1,storage=1,local={local}")
+        for routing in ("session-sticky", "cache-aware", "round-robin"):
+            options = ClusterOptions(cluster=cluster, mode="basic", routing=routing)
+            found = replay_cluster(open_trace(agents), options, MODEL, GPU)
+            (basic,) = [mode for mode in found.modes if mode.mode == "basic"]
+            read[local, routing] = basic.makespan_s * sum(one.utilisation for one in basic.links if "snic" in one.link)
+    assert read["1TiB", "session-sticky"] < 0.5 * read["0", "session-sticky"]
+    assert read["1TiB", "cache-aware"] < 0.5 * read["0", "cache-aware"]
+    assert read["1TiB", "session-sticky"] < read["1TiB", "round-robin"] < read["0", "round-robin"]
 
 
 def test_what_is_asked_of_a_cluster() -> None:

@@ -200,6 +200,13 @@ class Nodes(Group):
             "(GB/s) unless said; cp=,dp=,dcp= of a node's GPUs, the rest is tp.",
         ),
     ] = None
+    routing: Annotated[
+        str,
+        _node(
+            help="To prefill nodes: dualpath, round-robin, least-loaded, cache-aware or session-sticky; with "
+            "local=64GiB nodes keep prompts of their own."
+        ),
+    ] = "dualpath"
     cluster_mode: Annotated[str, _node(help="basic, dualpath or oracle: which one `links` are of.")] = "dualpath"
     goodput: Annotated[
         str | None,
@@ -216,7 +223,7 @@ class Nodes(Group):
         from kvtool.replay.cluster.options import parse_clusters, parse_goal
 
         if self.cluster is None:
-            _need(self, ("cluster_mode",), "--cluster prefill=2,decode=4")
+            _need(self, ("cluster_mode", "routing"), "--cluster prefill=2,decode=4")
             return None
         goal = {} if self.goodput is None else parse_goal(self.goodput)
         clusters = parse_clusters(self.cluster)
@@ -224,6 +231,7 @@ class Nodes(Group):
             cluster=clusters[0],
             splits=tuple(clusters) if len(clusters) > 1 else (),
             mode=self.cluster_mode,
+            routing=self.routing,
             ttft_goal_s=goal.get("ttft"),
             tpot_goal_s=goal.get("tpot"),
         )

@@ -17,6 +17,7 @@ from kvtool.replay.capacity import block_bytes
 from kvtool.replay.cluster.layout import decode_node, prefill_node
 from kvtool.replay.cluster.links import KINDS, balanced_range, limits, link_loads
 from kvtool.replay.cluster.options import MODES, Cluster
+from kvtool.replay.cluster.schedule import ROUTING
 from kvtool.replay.cluster.simulate import Played, Simulation, Speeds
 from kvtool.replay.cluster.turns import Session, sessions_of, started_at
 from kvtool.results import ReplayCluster, ReplayLink, ReplayMode, ReplaySplit, ReplayTtft
@@ -35,6 +36,7 @@ class ClusterOptions:
     cluster: Cluster
     splits: tuple[Cluster, ...] = ()
     mode: str = "dualpath"
+    routing: str = "dualpath"
     ttft_goal_s: float | None = None
     tpot_goal_s: float | None = None
     seed: int = 0
@@ -44,9 +46,9 @@ class ClusterOptions:
         return self.ttft_goal_s is not None or self.tpot_goal_s is not None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            near = did_you_mean(self.mode, MODES)
-            raise KvtoolError(f"--cluster-mode {self.mode!r} is not one of {', '.join(MODES)}{near}")
+        for flag, value, known in (("cluster-mode", self.mode, MODES), ("routing", self.routing, ROUTING)):
+            if value not in known:
+                raise KvtoolError(f"--{flag} {value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
 
 
 def replay_cluster(
@@ -74,7 +76,7 @@ def replay_cluster(
     cluster, modes = options.cluster, []
     for place, mode in enumerate(MODES):
         progress(f"cluster, {mode}", place / len(MODES))
-        modes.append(_mode(mode, Simulation(cluster, speeds, mode).play(sessions), cluster, sessions))
+        modes.append(_mode(mode, Simulation(cluster, speeds, mode, options.routing).play(sessions), cluster, sessions))
     chosen = modes[MODES.index(options.mode)]
     rate = chosen.agents_per_s
     if options.has_goal:
@@ -83,6 +85,7 @@ def replay_cluster(
     low, high = balanced_range(cluster)
     return ReplayCluster(
         mode=options.mode,
+        routing=options.routing,
         prefill=cluster.prefill,
         decode=cluster.decode,
         prefill_gpu=_card(cluster.prefill_card, gpu).name,
@@ -107,10 +110,10 @@ def _degrees(cluster: Cluster) -> dict[str, int]:
 def _split(options: ClusterOptions, speeds: Speeds, sessions: Sequence[Session]) -> ReplaySplit:
     """Agents a second of one split: at the goal, else with all sessions as the trace has them."""
     cluster = options.cluster
-    played = Simulation(cluster, speeds, options.mode).play(sessions)
+    played = Simulation(cluster, speeds, options.mode, options.routing).play(sessions)
     rate = len(sessions) / played.ended_s if played.ended_s else 0.0
     if options.has_goal:
-        oracle = Simulation(cluster, speeds, "oracle").play(sessions)
+        oracle = Simulation(cluster, speeds, "oracle", options.routing).play(sessions)
         rate = agents_at_goal(options, speeds, sessions, upper=len(sessions) / oracle.ended_s)
     return ReplaySplit(prefill=cluster.prefill, decode=cluster.decode, agents_per_s=rate, bound=bound_words(cluster))
 
@@ -152,7 +155,7 @@ def agents_at_goal(options: ClusterOptions, speeds: Speeds, sessions: Sequence[S
         rng = random.Random(f"cluster {options.seed}")
         gaps = (rng.expovariate(middle) for _ in sessions)
         starts = list(accumulate(gaps))
-        played = Simulation(options.cluster, speeds, options.mode).play(started_at(sessions, starts))
+        played = Simulation(options.cluster, speeds, options.mode, options.routing).play(started_at(sessions, starts))
         low, high = (middle, high) if _keeps(options, played) else (low, middle)
     return low
 

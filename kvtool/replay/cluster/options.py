@@ -9,10 +9,11 @@ from typing import Any
 from kvtool.catalog.gpus import Gpu, find_gpu
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.cluster.layout import Layout
+from kvtool.units import parse_size
 
 EXAMPLE = (
     "write prefill=2xh100,decode=4xh200 (or total=48 GPUs), and gpus=8,nic=50,storage=50,dram=500 where nodes differ "
-    "from these, cp=2,dp=2,dcp=2 for a layout"
+    "from these, cp=2,dp=2,dcp=2 for a layout, local=64GiB for caches in nodes"
 )
 MODES = ("basic", "dualpath", "oracle")
 
@@ -22,7 +23,8 @@ class Cluster:
     """Nodes of `gpus` GPUs each, with a NIC of `nic_gbps` a GPU, storage NICs of `storage_gbps` together, and host
     memory of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
     Of the GPUs' NICs the model's own traffic takes the part `reserved` first, but leaves a hundredth, as virtual lanes
-    do. Nodes of each kind have their card, None for the one that is named elsewhere.
+    do. Nodes of each kind have their card, None for the one that is named elsewhere. `local_bytes` of a prefill node's
+    host memory keep the last prompts of sessions.
     """
 
     prefill: int
@@ -32,6 +34,7 @@ class Cluster:
     decode_card: Gpu | None = None
     layout: Layout = field(default_factory=Layout)
     reserved: Fraction = Fraction(0)
+    local_bytes: int = 0
     nic_gbps: Fraction = Fraction(50)
     storage_gbps: Fraction = Fraction(50)
     dram_gbps: Fraction = Fraction(500)
@@ -57,7 +60,7 @@ def parse_clusters(text: str) -> list[Cluster]:
     found: dict[str, str] = {}
     for item in text.split(","):
         name, _, value = item.strip().partition("=")
-        known = (*NODES, *COUNTS, *SPEEDS)
+        known = (*NODES, *COUNTS, *SPEEDS, "local")
         if name not in known:
             raise KvtoolError(f"--cluster {item.strip()!r} is not of a cluster: {EXAMPLE}{did_you_mean(name, known)}")
         if name in found:
@@ -69,7 +72,8 @@ def parse_clusters(text: str) -> list[Cluster]:
         field_name: _fraction(name, found[name]) for name, field_name in SPEEDS.items() if name in found
     }
     layout = Layout(gpus=gpus, **counts) if 1 <= gpus <= 4096 else Layout(gpus=8)
-    like = Cluster(prefill=1, decode=1, gpus=gpus, layout=layout, **speeds)
+    local = parse_size(found["local"], "--cluster local") if "local" in found else 0
+    like = Cluster(prefill=1, decode=1, gpus=gpus, layout=layout, local_bytes=local, **speeds)
     if total is not None:
         return _splits(like, total, found)
     return [_with_nodes(like, found)]

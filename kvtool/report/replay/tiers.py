@@ -45,6 +45,8 @@ def tier_sentences(document: ReplayDocument) -> Iterator[str]:
             f"From {format_bytes(one.full_tier_bytes)} on, {one.tiers[0].tier} below "
             f"{format_bytes(one.capacity_bytes)} gives nothing more: all that was seen before hits."
         )
+        if one.useful_read_ratio is not None and one.useful_read_ratio < 1:
+            yield f"Of the bytes that were read {100 * one.useful_read_ratio:.1f} % were used: the rest came too late."
         yield from (
             f"{tier.tier} is written over {tier.full_writes_per_day:.3g} times a day."
             for tier in one.tiers
