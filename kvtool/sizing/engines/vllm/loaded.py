@@ -7,6 +7,7 @@ Read in model_executor/layers/rotary_embedding/, layers/fused_moe/oracle/mxfp4.p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
 from kvtool.sizing.dtypes import FLOAT_BYTES, canonical_dtype
@@ -36,7 +37,7 @@ _SEGMENT_BYTES, _OWN_SEGMENT_BYTES, _KEPT_REST_BYTES = 2 * MIB, 10 * MIB, MIB
 def beside_weights(weights: Weights, parallel: Parallel, capability: int | None) -> Estimate:
     """Of one rank: no estimate but arithmetic, so without a margin."""
     tables, padding = table_bytes(weights.model), padding_bytes(weights, parallel, capability)
-    rounding = sum(map(rounding_bytes, _tensors(weights, parallel))) // parallel.pp
+    rounding = sum(count * rounding_bytes(size) for size, count in _tensors(weights, parallel)) // parallel.pp
     size = tables + padding + rounding
     padded = f", {format_bytes(padding)} that pad experts for their kernel" if padding else ""
     return Estimate(
@@ -133,21 +134,34 @@ def rounding_bytes(size: int) -> int:
     return rest if size >= _OWN_SEGMENT_BYTES and rest <= _KEPT_REST_BYTES else 0
 
 
-def _tensors(weights: Weights, parallel: Parallel) -> Iterator[int]:
-    """Bytes of the large matrices of all layers on one rank, those that vLLM joins as one."""
+def _tensors(weights: Weights, parallel: Parallel) -> Iterator[tuple[int, int]]:
+    """(bytes, how many) of the large matrices of all layers on one rank, those that vLLM joins as one."""
     model, stored = weights.model, weights.format
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer.cache, FullAttention):
-            yield from _attention(model, layer.cache, parallel.attention_tp, int(stored.mixer_bits))
-        if model.moe is not None and model.moe.is_sparse(index):
-            outer = model.moe.hidden_size or model.hidden_size
-            expert = _local_experts(weights, parallel) * _expert_width(weights, parallel) * outer
-            yield from _mlp(model, expert, int(stored.expert_bits))
-            shared = ceil_div(model.moe.shared_intermediate_size, parallel.tp) * model.hidden_size
-            yield from _mlp(model, shared, int(stored.bits))
-        else:
-            width = ceil_div(model.intermediate_size or 0, parallel.tp)
-            yield from _mlp(model, width * model.hidden_size, int(stored.bits))
+    # Layers of one kind share the object that describes their cache.
+    for _, same in groupby(model.layers, key=lambda layer: id(layer.cache)):
+        layers = list(same)
+        cache = layers[0].cache
+        if isinstance(cache, FullAttention):
+            for size in _attention(model, cache, parallel.attention_tp, int(stored.mixer_bits)):
+                yield size, len(layers)
+    sparse = 0 if model.moe is None else sum(model.moe.is_sparse(index) for index in range(model.num_layers))
+    width = ceil_div(model.intermediate_size or 0, parallel.tp)
+    for size in _mlp(model, width * model.hidden_size, int(stored.bits)):
+        yield size, model.num_layers - sparse
+    for size in _expert_tensors(weights, parallel):
+        yield size, sparse
+
+
+def _expert_tensors(weights: Weights, parallel: Parallel) -> Iterator[int]:
+    """Of a sparse layer: its routed experts and the shared ones."""
+    model, stored = weights.model, weights.format
+    if model.moe is None:
+        return
+    outer = model.moe.hidden_size or model.hidden_size
+    expert = _local_experts(weights, parallel) * _expert_width(weights, parallel) * outer
+    yield from _mlp(model, expert, int(stored.expert_bits))
+    shared = ceil_div(model.moe.shared_intermediate_size, parallel.tp) * model.hidden_size
+    yield from _mlp(model, shared, int(stored.bits))
 
 
 def _attention(model: Model, cache: FullAttention, tp: int, bits: int) -> Iterator[int]:
