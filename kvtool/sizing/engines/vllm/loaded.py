@@ -31,6 +31,7 @@ _ROTATED = {
     **dict.fromkeys(("chatglm", "glm", "glm4", "glm4_moe", "minimax_m2"), 0.5),
 }
 _LATENT_TABLE_BYTES = 4  # FlashInfer's rotation takes fp32 (DeepseekScalingRotaryEmbedding)
+_UNPACKED_BITS = 16
 _SEGMENT_BYTES, _OWN_SEGMENT_BYTES, _KEPT_REST_BYTES = 2 * MIB, 10 * MIB, MIB
 
 
@@ -38,8 +39,10 @@ def beside_weights(weights: Weights, parallel: Parallel, capability: int | None)
     """Of one rank: no estimate but arithmetic, so without a margin."""
     tables, padding = table_bytes(weights.model), padding_bytes(weights, parallel, capability)
     rounding = sum(count * rounding_bytes(size) for size, count in _tensors(weights, parallel)) // parallel.pp
-    size = tables + padding + rounding
+    absorbed = absorbed_bytes(weights, parallel)
+    size = tables + padding + absorbed + rounding
     padded = f", {format_bytes(padding)} that pad experts for their kernel" if padding else ""
+    padded += f", {format_bytes(absorbed)} of MLA's up-projections unpacked" if absorbed else ""
     return Estimate(
         bytes=size,
         margin_bytes=0,
@@ -107,6 +110,21 @@ def padding_bytes(weights: Weights, parallel: Parallel, capability: int | None) 
     each = (padded - inner * outer) * mlp_matrices(model) * weights.format.expert_bits / 8
     layers = sum(moe.is_sparse(index) for index in range(model.num_layers))
     return round(each * _local_experts(weights, parallel) * layers / parallel.pp)
+
+
+def absorbed_bytes(weights: Weights, parallel: Parallel) -> int:
+    """Copies in 16 bits of the matrices that decode multiplies latents with, where the checkpoint stores them in fewer
+    (W_UK_T and W_UV of layers/attention/mla_attention.py).
+    """
+    if weights.format.mixer_bits >= _UNPACKED_BITS or weights.format.layers:
+        return 0
+    heads = ceil_div(weights.model.num_heads, parallel.attention_tp)
+    kept = 0
+    for layer in weights.model.layers:
+        mla = layer.cache
+        if isinstance(mla, LatentAttention) and mla.qk_nope_head_dim and mla.v_head_dim:
+            kept += heads * (mla.qk_nope_head_dim + mla.v_head_dim) * mla.kv_lora_rank
+    return kept * _UNPACKED_BITS // 8 // parallel.pp
 
 
 def _multiples(capability: int) -> tuple[int, int]:
