@@ -154,7 +154,7 @@ def test_labels_of_the_chart_do_not_overlap(dtypes: tuple[str, ...]) -> None:
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == min(12, len(document.rows))
     assert texts[:4] == [
-        *("fits, 50.9 GiB to spare", "fits, 35.6 GiB to spare", "fits, 35.6 GiB to spare", "no: 204 GiB short")
+        *("fits, 50.9 GiB to spare", "fits, 35.9 GiB to spare", "fits, 35.9 GiB to spare", "no: 204 GiB short")
     ]
     figure.draw_without_rendering()
     ticks = [tick for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()) if tick.get_text()]
