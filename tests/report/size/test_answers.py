@@ -87,7 +87,7 @@ def test_solutions_in_a_table_and_as_commands() -> None:
     document, _ = solve(LLAMA_8B, SizeOptions(gpu=HOPPER), QUESTION)
     assert document.solutions is not None
     assert solution_table(document.solutions).rows[0] == (
-        "4", "tp4", "fp8", "64", "32k", "127.49", "127.41", "127", "63 GiB"
+        "4", "tp4", "fp8", "64", "32k", "127.49", "127.41", "127", "63.8 GiB"
     )  # fmt: skip
     shown = console(80)
     print_size(document, shown)
