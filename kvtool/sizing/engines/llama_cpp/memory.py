@@ -66,7 +66,7 @@ class LlamaCppCard:
             runtime=Estimate(
                 bytes=CUDA_BYTES,
                 margin_bytes=CUDA_ERROR_BYTES,
-                text=f"{format_bytes(CUDA_BYTES)} for CUDA, as Ollama sets aside; starts lost 180-472 MiB",
+                text=f"{format_bytes(CUDA_BYTES)} for CUDA, as Ollama sets aside; starts lost 180 to 472 MiB to it",
             ),
             graphs=self._kept_free(),
         )

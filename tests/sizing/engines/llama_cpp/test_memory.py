@@ -1,4 +1,4 @@
-"""Whether a start of llama.cpp or Ollama fits a card: weights there, caches, what it computes in, CUDA, what stays.
+"""Whether a start of llama.cpp or Ollama fits a card: its weights, caches, what it computes in, what stays free.
 
 "llama_memory_breakdown_print: CUDA0 (RTX 4080 Laptop GPU) | 12281 = 5181 + (5831 = 1050 + 4480 + 300) + 1269" is a
 public start of Qwen3-1.7B at its 40,960 tokens: MiB of model, context and compute.
