@@ -86,7 +86,7 @@ def test_a_comparison_says_how_words_were_read() -> None:
     ours = read_bench(str(VLLM))
     document = compare_documents(ours, [NamedDocument("again", ours.document, ("a remark",))])
     assert "again: a remark" in document.warnings
-    assert {row.metric for row in document.rows} == {"ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "kv_allocated_bytes"}
+    assert {row.metric for row in document.rows} == {"ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"}
     assert not any("environment" in warning for warning in document.warnings)
 
 
