@@ -124,7 +124,8 @@ def _ran(
             lost = fault
             break
         counter.begin()
-        run = driver.drive(plan, concurrency=options.concurrency, by_clock=options.request_rate is not None)
+        timed = any(turn.arrival_s for turn in plan.turns)
+        run = driver.drive(plan, concurrency=options.concurrency, by_clock=timed)
         lost, interrupted = run.lost, run.interrupted
         if draw >= warmup or lost is not None:
             runs.append(run)
