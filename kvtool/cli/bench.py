@@ -18,7 +18,7 @@ from kvtool.cli.flags.smaller import SmallerFlags
 from kvtool.cli.flags.tiers import Tiers
 from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
-from kvtool.cli.values import command_line
+from kvtool.cli.values import command_line, given
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ EXAMPLES = (
 
 @grouped
 def bench(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="What to run (default: one that suits the device)."),
@@ -49,9 +50,9 @@ def bench(
     output: Output,
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
-    server.refuse_without_url()
+    server.refuse_without_url(typed := given(ctx))
     if server.url is not None:
-        _bench_server(server, model, models, server.options(grid, traffic, run), run, grid.peers == OWN, output)
+        _bench_server(server, model, models, server.options(grid, traffic, run, typed), run, grid.peers == OWN, output)
         return
     load = run.begin()
 

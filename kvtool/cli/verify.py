@@ -15,6 +15,7 @@ from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Tabled
 from kvtool.cli.flags.server import Running
 from kvtool.cli.flags.shape import AsOption
+from kvtool.cli.values import given
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ EXAMPLES = (
 
 @grouped
 def verify(
+    ctx: typer.Context,
     log: Annotated[
         str | None,
         typer.Argument(metavar="LOG", help="A start-up log or /metrics text, - for standard input; none with --url."),
@@ -57,6 +59,7 @@ def verify(
     from kvtool.verify.verify import Asked
     from kvtool.verify.verify import verify as verify_facts
 
+    running.refuse_without_url(given(ctx))
     facts, name, model = _told(log, model, running)
     if as_family is not None and model is None:
         raise KvtoolError(f"--as {as_family} is how to read MODEL's config: name its file or repository after LOG")
@@ -82,6 +85,5 @@ def _told(log: str | None, model: str | None, running: Running) -> tuple[LogFact
         return running.facts(), running.url, log
     if log is None:
         raise KvtoolError("name the LOG of a start, - for standard input, or the --url of a server that runs")
-    running.refuse_without_url()
     name = "standard input" if log == "-" else log
     return read_facts(read_lines(log), name), name, model

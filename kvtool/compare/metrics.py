@@ -90,7 +90,7 @@ METRICS = (
         "mbu", "ratio", lambda case: case.roofline.mbu,
         "higher", "lower", lower_is_better=False, follows="tpot_ms", gates=False, is_share=True,
     ),
-    Metric("kv_allocated_bytes", "bytes", lambda case: case.memory.kv_allocated_bytes, "less", "more", True),
+    Metric("kv_allocated_bytes", "bytes", lambda case: case.memory.kv_allocated_bytes or None, "less", "more", True),
     # What else a process holds moves it from run to run.
     Metric("peak_bytes", "bytes", lambda case: case.memory.peak_bytes, "less", "more", True, gates=False),
     _of_text("kl_mean", "nats", "less", "more", lower_is_better=True),

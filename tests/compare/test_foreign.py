@@ -21,7 +21,9 @@ from kvtool.errors import KvtoolError
 from kvtool.results import EndpointCase
 
 FILES = Path(__file__).parents[1] / "data" / "foreign"
-VLLM, GUIDELLM, LLAMA = (FILES / name for name in ("vllm_bench_serve.json", "guidellm.json", "llama_bench.json"))
+VLLM, GUIDELLM, AIPERF, LLAMA = (
+    FILES / name for name in ("vllm_bench_serve.json", "guidellm.json", "aiperf.json", "llama_bench.json")
+)
 
 
 def loaded(path: Path) -> Any:
@@ -65,6 +67,19 @@ def test_guidellm_has_our_tpot_under_another_name() -> None:
     assert case.inputs["concurrency"] == 1
 
 
+def test_aiperf_is_read_from_its_summaries() -> None:
+    found, case = loaded(AIPERF), only(read_bench(str(AIPERF)))
+    assert case.metrics.ttft_ms is not None
+    assert case.metrics.tpot_ms is not None
+    assert case.metrics.ttft_ms.p50 == found["time_to_first_token"]["p50"]
+    assert case.metrics.tpot_ms.p99 == found["inter_token_latency"]["p99"]
+    assert (case.inputs["concurrency"], case.inputs["input_len"], case.inputs["output_len"]) == (1, 64, 8)
+    assert case.metrics.itl_ms is not None
+    assert (case.metrics.itl_ms.p50, case.metrics.itl_ms.n) == (found["inter_chunk_latency"]["p50"], 28)
+    assert case.endpoint.requests == found["request_count"]["avg"]
+    assert case.samples == []
+
+
 def test_llama_bench_joins_a_prompt_and_what_is_generated_behind_it() -> None:
     tests = loaded(LLAMA)
     assert [test["n_prompt"] for test in tests] == [512, 0]
@@ -86,12 +101,12 @@ def test_a_comparison_says_how_words_were_read() -> None:
     ours = read_bench(str(VLLM))
     document = compare_documents(ours, [NamedDocument("again", ours.document, ("a remark",))])
     assert "again: a remark" in document.warnings
-    assert {row.metric for row in document.rows} == {"ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "kv_allocated_bytes"}
+    assert {row.metric for row in document.rows} == {"ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"}
     assert not any("environment" in warning for warning in document.warnings)
 
 
 def test_every_file_is_a_document() -> None:
-    assert are_documents([str(path) for path in (VLLM, GUIDELLM, LLAMA)])
+    assert are_documents([str(path) for path in (VLLM, GUIDELLM, AIPERF, LLAMA)])
     assert not is_foreign({"model_type": "llama"})
     assert not is_foreign([1, 2])
 
@@ -103,6 +118,8 @@ def test_every_file_is_a_document() -> None:
         (VLLM, {"itls": []}, "lists of its requests that differ in length"),
         (VLLM, {"input_lens": [-1]}, "has input_lens '-1': a number is needed"),
         (GUIDELLM, {"benchmarks": []}, "has no benchmark"),
+        (AIPERF, {"time_to_first_token": None}, "run aiperf with --streaming"),
+        (AIPERF, {"request_latency": {"unit": "tokens"}}, "has no unit of time"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(path: Path, change: dict[str, Any], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -29,12 +30,11 @@ if TYPE_CHECKING:
 
 _option = partial(typer.Option, rich_help_panel="A server that already runs")
 OWN = "kvtool"  # the peer that a server may have
-OF_RUN = ("seed", "block_size")  # that say something of a server too
-OF_GRID = frozenset(
+OF_A_SERVER = frozenset(  # of the options of `bench`, those that say something of a server too
     {"input_len", "output_len", "num_iters", "num_iters_warmup", "prefix_len", "hit_rate", "concurrency"}
-    | {"request_rate", "burstiness", "num_prompts", "peers"}
+    | {"request_rate", "burstiness", "num_prompts", "peers", "workload", "think_time", "time_scale", "goodput"}
+    | {"seed", "block_size", "model", "models", "json", "format", "out"}
 )
-OF_TRAFFIC = frozenset({"workload", "think_time", "time_scale", "goodput"})
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ class Running(Group):
         str | None, _option(metavar="NAME", help="Which of the server's models (default: its only one).")
     ] = None
 
-    def refuse_without_url(self) -> None:
-        """Raises KvtoolError for what is asked of a server where none is named."""
-        if self.url is None:
-            for field in fields(self):
-                if getattr(self, field.name) != field.default:
-                    raise KvtoolError(f"--{field.name.replace('_', '-')} is about a server: name its --url")
+    def refuse_without_url(self, typed: Mapping[str, str]) -> None:
+        """Raises KvtoolError for what is `typed` of a server where none is named: names of fields, and the options."""
+        own = {field.name for field in fields(self)}
+        if self.url is None and (wrong := next((option for name, option in typed.items() if name in own), None)):
+            raise KvtoolError(f"{wrong} is about a server: name its --url")
 
     def client(self, timeout_s: float = 60.0) -> Client:
         """Who asks it. Raises KvtoolError for what is no URL, or no key."""
@@ -92,13 +91,13 @@ class ServerFlags(Running):
     gpu: Annotated[str | None, _option(help="The server's card, whose floor is shown: a name of `kvtool gpus`.")] = None
     tp: Annotated[int, _option(min=1, help="The server's tensor parallel ranks, for that floor.")] = 1
 
-    def options(self, grid: BenchGrid, traffic: WorkloadFlags, run: Run) -> ServerOptions:
-        """What the server is asked. Raises KvtoolError, also for options that say nothing of a server."""
+    def options(self, grid: BenchGrid, traffic: WorkloadFlags, run: Run, typed: Mapping[str, str]) -> ServerOptions:
+        """What the server is asked. Raises KvtoolError, also for `typed` options that say nothing of a server."""
         from kvtool.bench.cases.goodput import parse_goodput
         from kvtool.bench.engines.server.options import ServerOptions
         from kvtool.machine.nvml import resolve_gpu
 
-        self._refuse_others(grid, traffic, run)
+        self._refuse_others(typed, grid.peers)
         given = {
             "input_lens": None if grid.input_len is None else length_list(grid.input_len, "input length"),
             "hit_rates": None if grid.hit_rate is None else share_list(grid.hit_rate, "hit rate"),
@@ -123,16 +122,15 @@ class ServerFlags(Running):
             **{name: value for name, value in given.items() if value is not None},
         )
 
-    def _refuse_others(self, grid: BenchGrid, traffic: WorkloadFlags, run: Run) -> None:
-        of_run = frozenset(field.name for field in fields(run)) if grid.peers is not None else frozenset(OF_RUN)
-        for group, known in ((grid, OF_GRID), (traffic, OF_TRAFFIC), (run, of_run)):
-            for field in fields(group):
-                if field.name not in known and getattr(group, field.name) != field.default:
-                    raise KvtoolError(
-                        f"--{field.name.replace('_', '-')} says nothing of a server: leave it out with --url"
-                    )
-        if grid.peers not in (None, OWN):
-            raise KvtoolError(f"--peers {grid.peers}: beside a server only {OWN} runs, its own engine on this machine")
+    def _refuse_others(self, typed: Mapping[str, str], peers: str | None) -> None:
+        known = OF_A_SERVER | {field.name for field in fields(self)}
+        if peers is not None:
+            known |= {field.name for field in fields(Run)}
+        for name, option in typed.items():
+            if name not in known:
+                raise KvtoolError(f"{option} says nothing of a server: leave it out with --url")
+        if peers not in (None, OWN):
+            raise KvtoolError(f"--peers {peers}: beside a server only {OWN} runs, its own engine on this machine")
 
     def target(self, name: str | None, models: Path | None, run: Run, *, own: bool) -> Target:
         """The server found, the model that it runs, and how it is asked. Raises KvtoolError or EndpointError."""

@@ -15,6 +15,11 @@ from kvtool.results import Metrics, Summary
 
 TOOL = "aiperf"
 FILE_NAME = "profile_export_aiperf.json"
+REMARKS = (
+    "its inter_token_latency of a request is our TPOT, where the first event brings one token, and its "
+    "inter_chunk_latency our ITL; it counts tokens by a tokenizer of its own, unless told to use the server's count",
+    "its requests are not in this file, so that no interval can be told",
+)
 MILLISECONDS = {"ms": 1.0, "sec": 1e3, "s": 1e3, "us": 1e-3, "ns": 1e-6}
 
 
@@ -32,16 +37,16 @@ def read_aiperf(found: Mapping[str, Any], where: str) -> Foreign:
     case = endpoint_case(
         TOOL,
         {
-            "input_len": _alike(found, "input_sequence_length"),
-            "output_len": _alike(found, "output_sequence_length"),
+            "input_len": _length(found, "isl", "input_sequence_length"),
+            "output_len": _length(found, "osl", "output_sequence_length"),
             "num_prompts": requests + failed,
-            "concurrency": _setting(found.get("input_config"), "concurrency"),
-            "request_rate": _setting(found.get("input_config"), "request_rate"),
+            "concurrency": _number(found.get("input_config"), "concurrency"),
+            "request_rate": _number(_setting(found.get("input_config"), "phases"), "rate"),
         },
         Metrics(
             ttft_ms=_summary(found["time_to_first_token"], requests, f"{where}, time_to_first_token"),
             tpot_ms=_optional(found, "inter_token_latency", requests, where),
-            itl_ms=None,
+            itl_ms=_optional(found, "inter_chunk_latency", requests, where),
             e2e_ms=_summary(latency, requests, f"{where}, request_latency"),
             prefill_tokens_per_s=None,
             decode_tokens_per_s=None,
@@ -49,11 +54,7 @@ def read_aiperf(found: Mapping[str, Any], where: str) -> Foreign:
         requests=requests + failed,
         failed=failed,
     )
-    remark = (
-        "its inter_token_latency of a request is our TPOT, where the first event brings one token; it has no requests "
-        "of its own in this file, so that no interval can be told"
-    )
-    return Foreign(TOOL, [case], (remark,))
+    return Foreign(TOOL, [case], REMARKS)
 
 
 def _summary(found: Any, requests: int, where: str) -> Summary:
@@ -76,23 +77,27 @@ def _counted(found: Mapping[str, Any], name: str) -> int:
     return count(told, "avg", name) if isinstance(told, dict) else 0
 
 
-def _alike(found: Mapping[str, Any], name: str) -> int | None:
-    """The one length that all have; None where they differ."""
-    told = found.get(name)
+def _length(found: Mapping[str, Any], asked: str, measured: str) -> int | None:
+    """The length that was asked for, else the one that all requests had; None where they differ."""
+    lengths = _setting(found.get("input_config"), asked)
+    if isinstance(lengths, dict) and not lengths.get("stddev") and isinstance(lengths.get("mean"), int | float):
+        return round(lengths["mean"])
+    told = found.get(measured)
     if not isinstance(told, dict) or told.get("min") is None or told.get("min") != told.get("max"):
         return None
-    return count(told, "min", name)
+    return count(told, "min", measured)
 
 
-def _setting(config: Any, name: str) -> int | float | None:
+def _number(config: Any, name: str) -> int | float | None:
+    """A setting that is a number; None for any other."""
+    value = _setting(config, name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _setting(config: Any, name: str) -> Any:
     """Of its configuration, at whatever level that release has it; None where it is not set, or set to several."""
-    if isinstance(config, dict):
-        own = config.get(name)
-        if isinstance(own, int | float) and not isinstance(own, bool):
-            return own
-        found = {value for item in config.values() if (value := _setting(item, name)) is not None}
-    elif isinstance(config, list):
-        found = {value for item in config if (value := _setting(item, name)) is not None}
-    else:
-        return None
-    return found.pop() if len(found) == 1 else None
+    if isinstance(config, dict) and config.get(name) is not None:
+        return config[name]
+    items = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    found = [value for item in items if (value := _setting(item, name)) is not None]
+    return found[0] if found and all(value == found[0] for value in found) else None

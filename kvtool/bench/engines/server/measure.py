@@ -55,15 +55,19 @@ def measure_server(
     lost: EndpointError | None = None
     interrupted = False
     for number, case in enumerate(plans):
+        progress(f"{number + 1} of {len(plans)}: {options.case_name(case)}", number / len(plans))
+        try:
+            ran, lost, interrupted = _ran(target, options, driver, case)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        own, stopped = _own(target, ran, options) if not interrupted else (None, True)
+        interrupted = interrupted or stopped
+        if any(run.exchanged for run in ran.runs):
+            cases.append(case_of(ran, target.model, target.server, options, own, overhead_ms))
+            remarks += [ran.hits.remark] if ran.hits.remark else []
         if lost is not None or interrupted:
             break
-        progress(f"{number + 1} of {len(plans)}: {options.case_name(case)}", number / len(plans))
-        ran, lost, interrupted = _ran(target, options, driver, case)
-        if not any(run.exchanged for run in ran.runs):
-            break
-        own = _own(target, ran, options) if target.own is not None and not interrupted else None
-        cases.append(case_of(ran, target.model, target.server, options, own, overhead_ms))
-        remarks += [ran.hits.remark] if ran.hits.remark else []
     if interrupted and not cases:
         raise KeyboardInterrupt
     if lost is not None and not cases:
@@ -120,7 +124,8 @@ def _ran(
             lost = fault
             break
         counter.begin()
-        run = driver.drive(plan, concurrency=options.concurrency, by_clock=options.request_rate is not None)
+        timed = any(turn.arrival_s for turn in plan.turns)
+        run = driver.drive(plan, concurrency=options.concurrency, by_clock=timed)
         lost, interrupted = run.lost, run.interrupted
         if draw >= warmup or lost is not None:
             runs.append(run)
@@ -138,13 +143,16 @@ def _prompt_tokens(run: Driven) -> int:
     return sum(one.answer.prompt_tokens for one in run.whole)
 
 
-def _own(target: Target, ran: Ran, options: ServerOptions) -> Own | None:
-    """Beside a server of chat, or of turns that go on from text, our engine runs the same token ids."""
-    assert target.own is not None
+def _own(target: Target, ran: Ran, options: ServerOptions) -> tuple[Own | None, bool]:
+    """Our own engine under the same token ids, where it is asked for and can run; and whether Ctrl-C came."""
+    if target.own is None:
+        return None, False
     try:
-        return run_own(target.model, target.own, ran.plan, options)
+        return run_own(target.model, target.own, ran.plan, options), False
     except DeviceError:
-        return None
+        return None, False
+    except KeyboardInterrupt:
+        return None, True
 
 
 def _errors(cases: list[EndpointCase], lost: EndpointError | None) -> list[str]:

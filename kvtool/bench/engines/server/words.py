@@ -9,6 +9,8 @@ from kvtool.engine.endpoint.server import Server
 from kvtool.engine.endpoint.wire import Asking
 from kvtool.results import EndpointCase
 
+LATE_MS = 5.0
+
 
 def said_of(server: Server, options: ServerOptions, asking: Asking) -> list[str]:
     """How the server was asked."""
@@ -65,8 +67,6 @@ def _notes(case: EndpointCase) -> Iterator[str]:
         yield f"{told.hit_tokens} hit tokens where {told.hit_tokens_expected} were made: {why}"
     if told.preemptions:
         yield f"the server preempted {told.preemptions} times"
-    late = [sample.queue_s or 0.0 for sample in case.samples]
-    if case.inputs.get("request_rate") is not None and case.inputs.get("concurrency") is None and late:
-        worst_ms = 1e3 * max(late)
-        if worst_ms > 5:
-            yield f"this client sent a request up to {worst_ms:.1f} ms after it was due, which is in its TTFT"
+    worst_ms = 1e3 * max((sample.queue_s or 0.0 for sample in case.samples), default=0.0)
+    if worst_ms > LATE_MS:
+        yield f"this client sent a request up to {worst_ms:.1f} ms after it was due, which is in its TTFT"

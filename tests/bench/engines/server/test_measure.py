@@ -16,10 +16,11 @@ from kvtool.bench.engines.server.options import FIXED, ServerOptions
 from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.endpoint.address import parse_address
+from kvtool.engine.endpoint.answer import Answer
 from kvtool.engine.endpoint.client import Client
 from kvtool.engine.endpoint.faults import EndpointError
 from kvtool.engine.endpoint.server import Server, discover
-from kvtool.engine.endpoint.wire import Asking, Completions
+from kvtool.engine.endpoint.wire import Asking, Chat, Completions, chat_words
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, EndpointCase, encode
 from tests.bench.tiny_model import TINY
@@ -234,6 +235,45 @@ def test_the_command_prints_a_document_without_the_key(
     assert shown.code == 0
     assert "Prefix hits, as the server counts them" in shown.out
     assert "0 of 2" in shown.out
+
+
+def test_a_run_without_an_answer_is_printed_and_failed(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the probe is answered."""
+    fake.key = None
+    fake.answer = lambda asked, number: (200, {}, None) if number == 1 else (500, {}, (b"oops",))  # type: ignore[return-value]
+    small = ("--num-prompts", "2", "--num-iters", "1", "--num-iters-warmup", "0", "--input-len", "32")
+    done = run(capsys, monkeypatch, "bench", "--url", fake.url, *small)
+    assert done.code == 3
+    assert "2 of 2 (status 500)" in done.out
+    assert done.err.endswith("no request was answered: the server answers 500: oops\n")
+
+
+def test_chat_writes_words_and_goes_on_from_text() -> None:
+    wire = Chat((" one", " two", " three"))
+    first = wire.start([0, 2])
+    assert first == [{"role": "user", "content": " one three"}]
+    second = wire.go_on(first, Answer(sent_s=0.0, ended_s=0.0, text="four"), [1])
+    assert second == [*first, {"role": "assistant", "content": "four"}, {"role": "user", "content": " two"}]
+    body = json.loads(wire.body(Asking(model="m", pinned=False), second, 7))
+    assert (body["messages"], body["max_tokens"], "ignore_eos" in body) == (second, 7, False)
+
+
+def test_chat_takes_the_words_of_one_token() -> None:
+    """A made-up tokenizer of letters' pairs: its words are ` aa` to ` jj`."""
+    words = [f" {a}{b}" for a in "abcdefghij" for b in "abcdefghij"]
+
+    class Pairs:
+        def encode(self, text: str) -> list[int]:
+            return [words.index(text)] if text in words else [0, 0]
+
+        def decode(self, token_ids: list[int]) -> str:
+            return "".join([*words, "X", " Up", "1"][token] for token in token_ids)
+
+    assert chat_words(Pairs(), 103) == tuple(words)
+    with pytest.raises(KvtoolError, match="has only 10 words of one token"):
+        chat_words(Pairs(), 10)
 
 
 @pytest.mark.parametrize(
