@@ -188,6 +188,11 @@ def test_a_gguf_file_is_multiplied_as_it_is_stored_in_bf16(tmp_path: Path, quant
     pays = kernels is not None and kernels.quantised_pays
     assert isinstance(layer.attention.qkv.packed, QuantisedLinear) == pays
     assert isinstance(layer.mlp.inner.packed, QuantisedGatedLinear) == pays
+    # Of 16 bits a weight, blocks of 32 keep their codes and one or two numbers of 16 bits.
+    share = {"Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5}[quantisation] / 16
+    params = 3 * (4 * 64 * 64 + 3 * 64 * 96) * 2  # bytes of the layers' products in bf16; 131 outputs are no blocks
+    assert loaded.transformer.saved_bytes(1) == (round(params * (1 - share)) if pays else 0)
+    assert loaded.transformer.saved_bytes(64) == 0
     for sequence in generate(engine_of(loaded), [prompt(40), prompt(3), prompt(2)], max_tokens=6):
         expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
         difference = torch.stack(sequence.logits).float() - expected
