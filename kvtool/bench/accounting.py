@@ -41,8 +41,9 @@ def step_bytes(loaded: LoadedModel, requests: Sequence[Request]) -> StepBytes:
     specs = layer_specs(model, loaded.cache_format)  # what attention reads, which a window bounds
     lengths = [len(request.prompt_ids) for request in requests]
     steps = range(1, max(2, requests[0].output_len))
+    saved = loaded.transformer.saved_bytes(len(requests))
     return StepBytes(
-        weights_read=_weights_read(loaded, params, len(requests)) * itemsize,
+        weights_read=_weights_read(loaded, params, len(requests)) * itemsize - saved,
         kv_read=round(mean(decode_kv_read_bytes(specs, [n + step for n in lengths]) for step in steps)),
         kv_written=kv_written_bytes(specs, len(requests)),
         other=len(requests) * (model.hidden_size + (model.vocab_size or 0)) * itemsize,

@@ -137,7 +137,7 @@ class Engine:
         sizes = sorted(batch_sizes, reverse=True)  # memory that served the largest serves all others
         with self.compiling.measured():
             if self.pipeline is None:
-                self.forward.prepare(sizes[0], ceil_div(self.loaded.max_positions, self.pool.block_size))
+                self.forward.prepare(max(sizes, default=0), ceil_div(self.loaded.max_positions, self.pool.block_size))
                 return
             for size in sizes:
                 self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)

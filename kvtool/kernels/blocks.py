@@ -39,3 +39,11 @@ def stacked(parts: Sequence[Blocks | None]) -> Blocks | None:
     least = [part.least for part in known if part.least is not None]
     codes, scale = (torch.cat([getattr(part, name) for part in known]) for name in ("codes", "scale"))
     return Blocks(codes, known[0].bits, scale, torch.cat(least) if least else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What a product of up to `rows` rows reads less than the weight's own bytes."""
+
+    rows: int
+    bytes: int

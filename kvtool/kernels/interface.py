@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from kvtool.kernels.blocks import Blocks
+from kvtool.kernels.blocks import Blocks, Saving
 
 Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
@@ -164,12 +164,14 @@ class Gate:
 @dataclass(frozen=True, slots=True)
 class Weight:
     """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own;
-    until then `stored` is what the weight was made of, where it was quantised."""
+    until then `stored` is what the weight was made of, where it was quantised; `saving` is what that saves afterwards.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     packed: Any = None
     stored: Blocks | None = None
+    saving: Saving | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class GatedWeight:
     gate: Gate
     packed: Any = None
     stored: Blocks | None = None
+    saving: Saving | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

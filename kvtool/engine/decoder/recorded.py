@@ -74,7 +74,7 @@ class RecordedSteps:
 
     def prepare(self, num_rows: int, num_pages: int) -> None:
         """Take down the decode of so many sequences of up to `num_pages` pages now, over padding alone."""
-        if self.can_record and num_rows <= MOST_ROWS and (num_rows, num_pages) not in self._recorded:
+        if self.can_record and 0 < num_rows <= MOST_ROWS and (num_rows, num_pages) not in self._recorded:
             x, step = self._transformer.start(_padding(num_rows), self._layers, self._kernels)
             self._record(x, step, (num_rows, num_pages))
 

@@ -24,7 +24,7 @@ from kvtool.engine.decoder.residual import Residual
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.interface import Kernels, Pages, Weight
+from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
 _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
@@ -92,6 +92,13 @@ class Transformer:
     def capturable(self) -> bool:
         """Whether a decode step never waits for the device, so that it can be part of a CUDA graph."""
         return all(layer.mlp.capturable for layer in self.layers)
+
+    def saved_bytes(self, num_rows: int) -> int:
+        """Bytes of weights that a step of so many rows does not read, as they lie here in fewer bits."""
+        parts = [part for layer in self.layers for part in (layer.attention, layer.mlp)]
+        weights = [held for part in parts for held in vars(part).values() if isinstance(held, Weight | GatedWeight)]
+        savings = [weight.saving for weight in (*weights, self.head)]
+        return sum(saving.bytes for saving in savings if saving is not None and num_rows <= saving.rows)
 
     @torch.inference_mode()
     def __call__(

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvtool.kernels import plain
-from kvtool.kernels.blocks import Blocks
-from kvtool.kernels.cpu.memory import ROW, packed
+from kvtool.kernels.blocks import Blocks, Saving
+from kvtool.kernels.cpu import memory
+from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.native import ACTIVATIONS, Native, native, serves
 from kvtool.kernels.cpu.quantised import fits, packed_codes
 from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
@@ -50,9 +51,11 @@ class Packed(Protocol):
 def prepare(weight: AnyWeight) -> AnyWeight:
     match weight:
         case Weight():
-            return replace(weight, packed=packed_linear(weight), stored=None)
+            packed = packed_linear(weight)
+            return replace(weight, packed=packed, stored=None, saving=_saving(weight.weight, packed))
         case GatedWeight():
-            return replace(weight, packed=packed_gated_linear(weight), stored=None)
+            packed = packed_gated_linear(weight)
+            return replace(weight, packed=packed, stored=None, saving=_saving(weight.weight, packed))
         case _:
             parts = [plain.expert_weights(weight, number) for number in range(len(weight.down))]
             return replace(weight, packed=[Expert(prepare(inner), prepare(down)) for inner, down in parts])
@@ -107,7 +110,7 @@ class NativeLinear:
     """By the compiled kernels."""
 
     def __init__(self, kernels: Native, weight: Tensor, bias: Tensor | None) -> None:
-        self.kernels, self.weight, self.bias = kernels, packed(weight), bias
+        self.kernels, self.weight, self.bias = kernels, memory.packed(weight), bias
         self.most_rows = _most_rows(kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ class NativeGatedLinear:
     """By the compiled kernels, in one."""
 
     def __init__(self, kernels: Native, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
-        self.kernels, self.gate, self.up = kernels, packed(gate), packed(up)
+        self.kernels, self.gate, self.up = kernels, memory.packed(gate), memory.packed(up)
         self.biases, self.activation = biases, activation
         self.most_rows = _most_rows(kernels)
 
@@ -133,6 +136,7 @@ class QuantisedLinear:
 
     def __init__(self, kernels: Native, stored: Blocks, bias: Tensor | None) -> None:
         self.kernels, self.codes, self.bias = kernels, packed_codes(stored), bias
+        self.nbytes = self.codes.blocks.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.quantised_linear(x, self.codes, self.bias)
@@ -147,6 +151,7 @@ class QuantisedGatedLinear:
         self.kernels, self.biases, self.activation = kernels, biases, activation
         half = len(stored.codes) // 2
         self.gate, self.up = packed_codes(stored.map(lambda x: x[:half])), packed_codes(stored.map(lambda x: x[half:]))
+        self.nbytes = self.gate.blocks.nbytes + self.up.blocks.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.quantised_gated_linear(x, self.gate, self.up, self.biases, self.activation)
@@ -224,6 +229,12 @@ def _halves(weight: GatedWeight) -> tuple[tuple[Tensor, Tensor | None], tuple[Te
     gate, up = weight.weight.chunk(2)
     gate_bias, up_bias = (None, None) if weight.bias is None else weight.bias.chunk(2)
     return (gate, gate_bias), (up, up_bias)
+
+
+def _saving(weight: Tensor, packed: Packed | None) -> Saving | None:
+    if not isinstance(packed, QuantisedLinear | QuantisedGatedLinear):
+        return None
+    return Saving(packed.most_rows, weight.nbytes - packed.nbytes)
 
 
 def _reads(kernels: Native, stored: Blocks) -> bool:
