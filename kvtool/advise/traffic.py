@@ -12,7 +12,7 @@ from statistics import fmean
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import read_accesses
 from kvtool.replay.curves import Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.fastest import core
 from kvtool.workloads.scenarios.base import Plan, Shape
 from kvtool.workloads.scenarios.scenarios import is_trace, plan_of, require_scenario, title
 from kvtool.workloads.traces import open_trace
