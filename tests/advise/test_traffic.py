@@ -10,8 +10,8 @@ import pytest
 from kvtool.advise.traffic import Traffic, reused_tokens, trace_traffic, traffic_of
 from kvtool.errors import KvtoolError
 from kvtool.replay.capacity import Capacity
-from kvtool.replay.replay import ReplayOptions, replay
-from kvtool.replay.workers import Workers
+from kvtool.replay.options import ReplayOptions
+from kvtool.replay.replay import replay
 from kvtool.workloads.scenarios.base import Shape
 from kvtool.workloads.scenarios.scenarios import SCENARIOS, plan_of
 from kvtool.workloads.traces import open_trace
@@ -51,7 +51,7 @@ def test_what_comes_again_is_counted_once() -> None:
 def test_a_trace_hits_what_its_replay_hits() -> None:
     found = trace_traffic(TRACE)
     capacities = (Capacity(blocks=100), Capacity(blocks=1000), Capacity())
-    rows = replay(open_trace(TRACE), ReplayOptions(capacities=capacities, workers=Workers(jobs=1))).rows
+    rows = replay(open_trace(TRACE), ReplayOptions(capacities=capacities)).rows
     for row in rows:
         tokens = found.reused_tokens if row.capacity_blocks is None else row.capacity_blocks * 512
         assert found.hits_in(tokens) == int(row.token_hit_ratio * found.input_tokens * 200 + 0.5) // 200 or (
