@@ -81,7 +81,8 @@ def _length(found: Mapping[str, Any], asked: str, measured: str) -> int | None:
     """The length that was asked for, else the one that all requests had; None where they differ."""
     lengths = _setting(found.get("input_config"), asked)
     if isinstance(lengths, dict) and not lengths.get("stddev") and isinstance(lengths.get("mean"), int | float):
-        return int(round(lengths["mean"]))
+        mean: float = lengths["mean"]
+        return round(mean)
     told = found.get(measured)
     if not isinstance(told, dict) or told.get("min") is None or told.get("min") != told.get("max"):
         return None
