@@ -26,7 +26,6 @@ from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload.build import build_offload
 from kvtool.engine.offload.offload import Offload
-from kvtool.engine.pool import KvPool
 from kvtool.engine.preemption import preemption_policy
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
@@ -65,7 +64,7 @@ class Engine:
             preemption_policy(config.preemption),
         )
         with device_errors("allocating the block pool"):
-            self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
+            self.pool = loaded.new_pool(num_pages, config.block_size)
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False

@@ -8,7 +8,8 @@ from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.config import EngineConfig, resolve_backend, resolve_dtype, truncated
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
 from kvtool.engine.offload.notices import Notices
-from kvtool.engine.pool import is_packed, pool_specs, require_runnable
+from kvtool.engine.part import Part, Whole
+from kvtool.engine.pool import KvPool, is_packed, pool_specs, require_runnable
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
@@ -31,13 +32,23 @@ class LoadedModel:
     Nothing is loaded where it and a pool of `num_pages`, or of one sequence of `max_positions`, have no room together.
     """
 
-    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int, num_pages: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig,
+        *,
+        max_positions: int,
+        num_pages: int = 0,
+        part: Part | None = None,
+    ) -> None:
+        """`part` is what this process has of the model: all, where None says nothing else."""
         runnable_decoder(model)
+        self.part = part or Whole()
         self.notices = Notices()
         self.model = truncated(model, config.num_layers)
         self.num_layers_of = model.num_layers
         self.config = config
-        self.device = resolve_device(config.device)
+        self.device = self.part.device(resolve_device(config.device))
         check_threads(config.threads)
         self.fewer_threads = self._set_threads()
         if self.device.index is not None and self.device.type == "cuda":
@@ -49,22 +60,29 @@ class LoadedModel:
         require_runnable(self.cache_format, self.device)
         self.backend = resolve_backend(config.backend, self.device)
         kernels = load_kernels(self.backend)
-        self.kernels = packed(kernels) if is_packed(self.cache_format) else kernels
-        self.specs = pool_specs(layer_specs(self.model, self.cache_format))
+        self.kernels = self.part.kernels(packed(kernels) if is_packed(self.cache_format) else kernels)
+        self.specs = pool_specs(layer_specs(self.model, self.cache_format, tp=self.part.tensor_ranks))
+        self.own_model = self.part.model(self.model)
         self.max_positions = max_positions
         weights_bytes = self._require_room_for_weights()
         pages = max(num_pages, ceil_div(max_positions, config.block_size))
         self.require_room(pages, beside_bytes=weights_bytes)
-        self.weights = weight_source(self.model, config, self.torch_dtype, self.device)
+        source = weight_source(self.model, config, self.torch_dtype, self.device)
+        self.weights = self.part.weights(source, self.model)
         with device_errors(f"loading {model.id}"):
             self.transformer = Transformer(
-                self.model,
+                self.own_model,
                 self.weights,
                 self.kernels,
                 max_positions=max_positions,
                 dtype=self.torch_dtype,
                 device=self.device,
+                others=self.part.communicator,
             )
+
+    def new_pool(self, num_pages: int, block_size: int) -> KvPool:
+        """Pages of `block_size` tokens of the cache manager, for all layers; of which ranks may share the tokens."""
+        return KvPool(self.specs, num_pages, block_size // self.part.token_shards, self.device)
 
     def _set_threads(self) -> str | None:
         """As many as were asked for, else as are fastest beside others; in words why they are fewer than usual."""
@@ -82,7 +100,8 @@ class LoadedModel:
     @property
     def capturable(self) -> bool:
         """Whether decode steps can be CUDA graphs: Triton's kernels never wait for the device, the others do."""
-        return self.device.type == "cuda" and self.backend == "triton" and self.transformer.capturable
+        alone = self.part.ranks == 1
+        return alone and self.device.type == "cuda" and self.backend == "triton" and self.transformer.capturable
 
     @property
     def vocab_size(self) -> int:
@@ -96,15 +115,17 @@ class LoadedModel:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page over all layers, from the specs."""
-        return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
+        """Bytes of one page over all layers that this process holds, from the specs."""
+        return sum(spec.page_bytes(self.config.block_size // self.part.token_shards) for spec in self.specs)
 
     def _require_room_for_weights(self) -> int:
         """Their bytes. Raises DeviceError where loading would exhaust the device's memory; an unknown size is 0."""
-        params = count_params(self.model)
+        params = count_params(self.own_model)
         if params is None:
             return 0
         needed = params.total * FLOAT_BYTES[self.dtype] * self.kernels.weight_copies(self.torch_dtype, self.device)
+        if self.device.type == "cpu":
+            needed *= self.part.ranks  # on one machine, as far as this process knows
         available = available_bytes(self.device)
         if needed > available:
             outside = params.embedding + params.head

@@ -21,6 +21,7 @@ from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
 from kvtool.engine.decoder.residual import Residual
 from kvtool.engine.decoder.rope import Rope
+from kvtool.engine.part import Alone, Communicator
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages, Weight
@@ -52,9 +53,9 @@ class DecoderLayer:
 
     def __call__(self, stream: Residual, step: StepContext, pages: Pages) -> Residual:
         normed, x = stream.normed(self.attention_in, step.kernels)
-        stream = Residual(x, self.attention(normed, step, pages), self.attention_out)
+        stream = Residual(x, step.others.reduced(self.attention(normed, step, pages)), self.attention_out)
         normed, x = stream.normed(self.mlp_in, step.kernels)
-        return Residual(x, self.mlp(normed, step), self.mlp_out)
+        return Residual(x, step.others.reduced(self.mlp(normed, step)), self.mlp_out)
 
 
 class Transformer:
@@ -69,11 +70,14 @@ class Transformer:
         max_positions: int,
         dtype: torch.dtype,
         device: torch.device,
+        others: Communicator | None = None,
     ) -> None:
+        """`model` is what this process has of one, and `others` have the rest of it."""
         decoder = runnable_decoder(model)
         assert model.vocab_size is not None
         hidden = model.hidden_size
         self.model = model
+        self.others = others or Alone()
         self.logit_softcap = decoder.logit_softcap
         self.embedding = Embedding(model, decoder, weights, max_positions)
         self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
@@ -96,8 +100,8 @@ class Transformer:
         """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
-        step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
-        stream = Residual(self.embedding(batch))
+        step = StepContext(batch, kernels, rotation, local, self.others, self._gathered(batch, layers[0], kernels))
+        stream = Residual(self.embedding(batch, self.others))
         for layer, pages in zip(self.layers, layers, strict=True):
             stream = layer(stream, step, pages)
         if batch.sample_rows is not None:
@@ -129,8 +133,8 @@ class Embedding:
             rows = longest + self.offset
             self.positions = weights.tensor("model.embed_positions.weight", rows, model.hidden_size)
 
-    def __call__(self, batch: StepBatch) -> Tensor:
-        x = embedding(batch.token_ids, self.tokens)
+    def __call__(self, batch: StepBatch, others: Communicator) -> Tensor:
+        x = others.embedded(batch.token_ids, self.tokens)
         if self.scale is not None:
             x = x * self.scale
         return x if self.offset is None else x + embedding(batch.positions + self.offset, self.positions)

@@ -1,0 +1,151 @@
+"""The first rank: an engine's model as any other, of which others compute a part."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtool.cache.manager import PageCopy
+from kvtool.engine.batch import StepBatch
+from kvtool.engine.config import EngineConfig, truncated
+from kvtool.engine.decoder.transformer import Transformer
+from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.pool import KvPool
+from kvtool.engine.ranks.run import run_part
+from kvtool.engine.ranks.sharded import RankPart
+from kvtool.engine.ranks.step import told
+from kvtool.engine.ranks.worker import COPY, DROP, METER, POOL, REPLAY, REPORT, STEP, STOP, Job, facts, replayed_s
+from kvtool.errors import KvtoolError
+from kvtool.kernels.interface import Kernels, Pages
+from kvtool.machine.threads import default_threads
+from kvtool.ranks.control import report, tell
+from kvtool.ranks.crew import Crew, Seat
+from kvtool.ranks.layout import RankLayout
+
+
+@dataclass(frozen=True, slots=True)
+class RankFacts:
+    """What one rank holds, and what it sent since it was last asked to begin anew; None: the kernel does not tell."""
+
+    weights_bytes: int
+    pool_bytes: int
+    payload_bytes: float
+    socket_bytes: int | None
+    exposed_s: float
+
+
+class RankedModel(LoadedModel):
+    """A loaded model whose steps all ranks compute. `close` lets the others go."""
+
+    def __init__(self, job: Job, seat: Seat, crew: Crew | None = None) -> None:
+        """`crew` are processes that were started here; None for those of torchrun."""
+        self.seat, self.crew = seat, crew
+        self._dropped: list[int] = []
+        self._pools: dict[int, weakref.ref[KvPool]] = {}
+        self._count = 0
+        part = RankPart(seat, truncated(job.model, job.config.num_layers))
+        super().__init__(
+            job.model, job.config, max_positions=job.max_positions, num_pages=job.num_pages, part=part
+        )
+        self.own_transformer = self.transformer
+        self.transformer: Any = LeadTransformer(self, self.transformer)
+
+    def new_pool(self, num_pages: int, block_size: int) -> KvPool:
+        """A pool on every rank."""
+        number, self._count = self._count, self._count + 1
+        self.tell(POOL, number, num_pages, block_size)
+        pool = LeadPool(self, number, num_pages, block_size)
+        self._pools[number] = weakref.ref(pool)
+        weakref.finalize(pool, self._dropped.append, number)
+        return pool
+
+    def tell(self, kind: int, *numbers: int, tensors: tuple[Tensor | None, ...] = ()) -> None:
+        """To the others; before it, which pools are gone."""
+        while self._dropped:
+            gone = self._dropped.pop()
+            self._pools.pop(gone, None)
+            tell(self.seat, DROP, [torch.tensor([gone])])
+        tell(self.seat, kind, [torch.tensor(numbers, dtype=torch.int64), *tensors])
+
+    def number_of(self, layers: list[Pages]) -> int:
+        """The number of the pool that these pages are of."""
+        for number, reference in self._pools.items():
+            pool = reference()
+            if pool is not None and pool.layers is layers:
+                return number
+        raise KvtoolError("ranks compute on pools of their own: this needs a run of one process")
+
+    def begin_anew(self, *, records: bool = False) -> None:
+        """All meters at zero; they may record what is sent, to send it again in `replay_s`."""
+        self.tell(METER, int(records))
+        self.seat.meter.reset(records=records)
+
+    def facts(self) -> list[RankFacts]:
+        """Of every rank, in their order."""
+        self.tell(REPORT, 0)
+        pools = [pool for reference in self._pools.values() if (pool := reference()) is not None]
+        return [
+            RankFacts(int(weights), int(held), payload, None if sent < 0 else int(sent), exposed_s)
+            for weights, held, payload, sent, exposed_s in report(self.seat, facts(self.seat, self, pools))
+        ]
+
+    def replay_s(self) -> list[float]:
+        """Seconds that what was recorded takes every rank alone, without computing."""
+        self.tell(REPLAY, 0)
+        return [seconds for (seconds,) in report(self.seat, [replayed_s(self.seat)])]
+
+    def close(self) -> None:
+        """The others stop, and wait for the next job."""
+        self.tell(STOP, 0)
+
+
+class LeadTransformer:
+    """Called as a Transformer is: tells the others of the step, and computes this rank's part."""
+
+    def __init__(self, loaded: RankedModel, own: Transformer) -> None:
+        self._loaded, self._own = weakref.ref(loaded), own
+        self.capturable = False
+
+    def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
+        """Logits [sampled rows, vocab]."""
+        loaded = self._loaded()
+        assert loaded is not None
+        compute = partial(self._computed, loaded, batch, layers)
+        if loaded.crew is None:
+            return compute()
+        with loaded.crew.guarded():
+            return compute()
+
+    def _computed(self, loaded: RankedModel, batch: StepBatch, layers: list[Pages]) -> Tensor:
+        loaded.tell(STEP, loaded.number_of(layers), tensors=tuple(told(batch)))
+        return run_part(self._own, loaded, batch, layers)
+
+
+class LeadPool(KvPool):
+    """The first rank's part of a pool; what is copied in it, others copy too."""
+
+    def __init__(self, loaded: RankedModel, number: int, num_pages: int, block_size: int) -> None:
+        super().__init__(loaded.specs, num_pages, block_size // loaded.part.token_shards, loaded.device)
+        self._loaded, self._number = loaded, number
+
+    def copy_pages(self, copies: list[PageCopy]) -> None:
+        pairs = [number for copy in copies for number in (copy.source, copy.target)]
+        self._loaded.tell(COPY, self._number, *pairs)
+        super().copy_pages(copies)
+
+
+def ranked_config(config: EngineConfig, layout: RankLayout) -> EngineConfig:
+    """The config of every rank: its share of the threads, and pages of the cache manager that hold a page of each
+    shard. Raises KvtoolError for what ranks cannot do."""
+    if config.tiers is not None:
+        raise KvtoolError("--tiers keep the pages of one process: leave them out, or --tp, --cp and --dcp")
+    threads = config.threads
+    if threads is None:
+        threads = max(1, default_threads(torch.get_num_threads()) // layout.ranks)
+    shards = layout.token_shards
+    return replace(config, threads=threads, other_cores=None, graphs=False, block_size=config.block_size * shards)
