@@ -9,6 +9,7 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.layout import Ranks
 from kvtool.cli.flags.output import ModelsOption, Printed
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.tiers import Tiers
@@ -50,6 +51,7 @@ def generate(
         ),
     ] = False,
     run: Run,
+    ranks: Ranks,
     tiers: Tiers,
     models: ModelsOption = None,
     output: Printed,
@@ -58,7 +60,7 @@ def generate(
     if bool(prompt) == bool(prompt_ids):
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
-    below = tiers.options()
+    below, layout = tiers.options(), ranks.layout()
     chosen = run.model(model, models)
     load = run.begin()
 
@@ -82,6 +84,7 @@ def generate(
         on_token=_printer(tokenizer) if streams else lambda index, token: None,
         environment=describe_environment(str(resolve_device(run.device))),
         in_turns=show_cache,
+        layout=layout,
     )
     answer(
         document, output, show=lambda document, console: _print_rest(document, streamed=streams, show_cache=show_cache)
@@ -131,6 +134,12 @@ def _print_rest(document: GenerateDocument, *, streamed: bool, show_cache: bool)
         typer.echo(
             f"[{tier.tier}: {tier.hit_tokens:,} tokens found, {format_bytes(tier.bytes_out)} read, "
             f"{format_bytes(tier.bytes_in)} written]"
+        )
+    for rank in document.ranks:
+        typer.echo(
+            f"[rank {rank.rank} of {len(document.ranks)}: weights {format_bytes(rank.weights_allocated_bytes)}, pages "
+            f"{format_bytes(rank.kv_allocated_bytes)}, sent {format_bytes(rank.sent_bytes)}, waited "
+            f"{format_ms(rank.exposed_s * 1e3)} ms]"
         )
     for line in cache_lines(document) if show_cache else ():
         typer.echo(line)

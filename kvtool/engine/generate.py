@@ -13,9 +13,13 @@ from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
+from kvtool.engine.ranks.lead import ranked_config
+from kvtool.engine.ranks.open import loaded_on
+from kvtool.engine.ranks.use import rank_uses
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
+from kvtool.ranks.layout import RankLayout
 from kvtool.results import CachedPages, GenerateDocument, GeneratedSequence, TierUse, tpot_s
 from kvtool.units import ceil_div
 
@@ -33,14 +37,36 @@ def generate(
     on_token: OnToken = lambda index, token: None,
     environment: dict[str, Any],
     in_turns: bool = False,
+    layout: RankLayout | None = None,
 ) -> GenerateDocument:
     """All prompts at once, through one pool that just holds them; `in_turns` one after the other, so that each finds
-    what those before it left, and the document tells what is cached in the end. Raises KvtoolError or DeviceError."""
+    what those before it left, and the document tells what is cached in the end. The ranks of a `layout` run it
+    together. Raises KvtoolError or DeviceError."""
+    layout = layout or RankLayout()
+    if layout.ranks > 1:
+        config = ranked_config(config, layout)
     longest = max((len(prompt) for prompt in prompts), default=0) + params.max_tokens
     pages = sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts)
-    loaded = LoadedModel(model, config, max_positions=longest, num_pages=pages)
+    with loaded_on(layout, model, config, max_positions=longest, num_pages=pages) as loaded:
+        return _generated(
+            loaded, config, prompts, params, max(1, pages), tokenizer, on_token, environment, in_turns, layout
+        )
+
+
+def _generated(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    prompts: Seq[list[int]],
+    params: SamplingParams,
+    pages: int,
+    tokenizer: Tokenizer | None,
+    on_token: OnToken,
+    environment: dict[str, Any],
+    in_turns: bool,
+    layout: RankLayout,
+) -> GenerateDocument:
     most = 1 if in_turns else config.max_num_seqs
-    engine = Engine(loaded, num_pages=max(1, pages), config=replace(config, prefill_first=True, max_num_seqs=most))
+    engine = Engine(loaded, num_pages=pages, config=replace(config, prefill_first=True, max_num_seqs=most))
     engine.prepare([1 if in_turns else len(prompts)], draw_of([params]))
     sequences = [engine.add(prompt, params) for prompt in prompts]
     index_of = {sequence.id: index for index, sequence in enumerate(sequences)}
@@ -49,8 +75,8 @@ def generate(
             on_token(index_of[sequence.id], sequence.token_ids[-1])
     engine.close()
     return GenerateDocument(
-        model=model.id,
-        inputs=_inputs(engine, config, params),
+        model=loaded.model.id,
+        inputs={**_inputs(engine, config, params), "tp": layout.tp, "cp": layout.cp, "dcp": layout.dcp},
         environment=environment,
         assumptions=loaded.assumptions(),
         sequences=[
@@ -67,6 +93,7 @@ def generate(
         ],
         cache=_cached(engine, sequences) if in_turns else [],
         tiers=[_tier_use(counters) for counters in engine.tiers()],
+        ranks=rank_uses(loaded, pages),
     )
 
 

@@ -37,10 +37,17 @@ class Part(Protocol):
     """A rank's part of any model. `ranks` run it, `tensor_ranks` of them share heads; a page of the cache manager is
     `token_shards` times as long as one of the pool."""
 
-    ranks: int
-    tensor_ranks: int
-    token_shards: int
-    communicator: Communicator
+    @property
+    def ranks(self) -> int: ...
+
+    @property
+    def tensor_ranks(self) -> int: ...
+
+    @property
+    def token_shards(self) -> int: ...
+
+    @property
+    def communicator(self) -> Communicator: ...
 
     def model(self, model: Model) -> Model:
         """What this rank has of the model. Raises KvtoolError where it cannot be shared so."""

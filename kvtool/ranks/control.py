@@ -11,7 +11,7 @@ from torch import Tensor
 from kvtool.ranks.crew import Seat
 from kvtool.ranks.messages import packed, unpacked
 
-_FRAME = 512
+_FRAME = 128
 """Integers that go out at once: a decode step of some sequences fits in."""
 
 

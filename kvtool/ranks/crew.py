@@ -18,6 +18,7 @@ from multiprocessing import connection, get_context
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from kvtool.errors import DeviceError, KvtoolError, one_line
 from kvtool.machine.threads import set_mask, usable_cpus
@@ -52,26 +53,42 @@ class Seat:
         return self.rank == 0
 
 
-def take_seat(rank: int, layout: RankLayout, device_type: str) -> Seat:
-    """Make the groups of a layout; its ranks do so together. NCCL carries tensors of GPUs, gloo all others."""
-    backend = "nccl" if device_type == "cuda" else "gloo"
-    meter = Meter()
-    control = dist.new_group(list(range(layout.ranks)), backend="gloo", use_local_synchronization=True)
+class Groups:
+    """Torch's process groups by their members. Every process makes all groups of a layout, those that it is not in too,
+    in the same order: torch names them by their number."""
 
-    def group(members: list[int]) -> Group:
-        alone = len(members) == 1
-        handle = None if alone else dist.new_group(members, backend=backend, use_local_synchronization=True)
-        return Group(members, rank, handle, meter)
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, tuple[int, ...]], Any] = {}
 
-    return Seat(
-        rank=rank,
-        layout=layout,
-        meter=meter,
-        tensor=group(layout.tensor_group(rank)),
-        tokens=group(layout.token_group(rank)),
-        everyone=group(list(range(layout.ranks))),
-        control=control,
-    )
+    def seat(self, rank: int, layout: RankLayout, device_type: str) -> Seat | None:
+        """The seat of a rank; None where the layout has no use for it. NCCL carries tensors of GPUs, gloo others."""
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        everyone = list(range(layout.ranks))
+        control = self._handle("gloo", everyone)
+        for members in [everyone, *map(layout.tensor_group, everyone), *map(layout.token_group, everyone)]:
+            self._handle(backend, members)
+        if rank >= layout.ranks:
+            return None
+        meter = Meter()
+
+        def group(members: list[int]) -> Group:
+            return Group(members, rank, self._handle(backend, members), meter)
+
+        return Seat(
+            rank=rank,
+            layout=layout,
+            meter=meter,
+            tensor=group(layout.tensor_group(rank)),
+            tokens=group(layout.token_group(rank)),
+            everyone=group(everyone),
+            control=control,
+        )
+
+    def _handle(self, backend: str, members: list[int]) -> Any:
+        key = (backend, tuple(members))
+        if len(members) > 1 and key not in self._made:
+            self._made[key] = dist.new_group(members, backend=backend)
+        return self._made.get(key)
 
 
 class Crew:
@@ -82,6 +99,7 @@ class Crew:
         self._folder = tempfile.TemporaryDirectory(prefix="kvtool-ranks-")  # of this user alone
         self._noticed, self._closing = threading.Event(), False
         self._lost: str | None = None
+        self._groups = Groups()
         store = os.path.join(self._folder.name, "store")
         context = get_context("spawn")
         self._pipes, self._processes = [], []
@@ -104,9 +122,11 @@ class Crew:
         if layout.ranks > self.size:
             raise KvtoolError(f"{layout} is {layout.ranks} ranks, but {self.size} processes were started")
         with self.guarded():
-            for pipe in self._pipes[: layout.ranks - 1]:
+            for pipe in self._pipes:
                 pipe.send((layout, device_type, job))
-            return take_seat(0, layout, device_type)
+            seat = self._groups.seat(0, layout, device_type)
+        assert seat is not None
+        return seat
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -127,13 +147,18 @@ class Crew:
         self._closing = True
         for pipe in self._pipes:
             pipe.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()  # who still waits for a word of this rank hears that it is gone
         for process in self._processes:
             process.join(5)
             if process.is_alive():
                 process.kill()
-        if dist.is_initialized():
-            dist.destroy_process_group()
         self._folder.cleanup()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a rank has died."""
+        return self._lost is not None
 
     @property
     def pids(self) -> list[int]:
@@ -182,7 +207,7 @@ def _ending(code: int) -> str:
 
 
 def _join(store: str, rank: int, size: int) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=_PATIENCE)
+    dist.init_process_group("gloo", store=FileStore(store, size), rank=rank, world_size=size, timeout=_PATIENCE)
 
 
 def _member(work: Work, rank: int, size: int, store: str, pipe: Any) -> None:
@@ -191,12 +216,15 @@ def _member(work: Work, rank: int, size: int, store: str, pipe: Any) -> None:
     set_mask(usable_cpus())
     try:
         _join(store, rank, size)
+        groups = Groups()
         while True:
             try:
                 layout, device_type, job = pipe.recv()
             except (EOFError, OSError):
                 os._exit(0)
-            work(take_seat(rank, layout, device_type), job)
+            seat = groups.seat(rank, layout, device_type)
+            if seat is not None:
+                work(seat, job)
     except KvtoolError as error:
         _say(pipe, str(error))
         os._exit(error.exit_code)
@@ -250,4 +278,6 @@ def join_torchrun(layout: RankLayout, device_type: str) -> Seat:
         raise KvtoolError(f"torchrun started {size} processes, but {layout} is {layout.ranks} ranks")
     if not dist.is_initialized():
         dist.init_process_group("gloo", init_method="env://", timeout=_PATIENCE)
-    return take_seat(rank, layout, device_type)
+    seat = Groups().seat(rank, layout, device_type)
+    assert seat is not None
+    return seat

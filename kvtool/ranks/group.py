@@ -77,7 +77,7 @@ class Group:
             dist.all_reduce(x, group=self._handle)
             return x
         others = {place: torch.empty_like(x) for place in range(self.size) if place != self.index}
-        self._exchange({place: x for place in others}, others)
+        self._exchange(dict.fromkeys(others, x), others)
         parts = [x if place == self.index else others[place] for place in range(self.size)]
         total = parts[0].clone()
         for part in parts[1:]:

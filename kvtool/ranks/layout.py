@@ -82,7 +82,9 @@ def check_ranks(model: Model, layout: RankLayout) -> None:
             raise KvtoolError(f"tp {layout.tp} neither divides the {cache.kv_heads} KV heads nor is a multiple of them")
     check_layout(model, Parallel(tp=layout.tp, dcp=layout.dcp))
     if layout.dcp > 1 and any(isinstance(cache, SlidingAttention) for cache in heads):
-        raise KvtoolError(f"dcp {layout.dcp}: the sliding layers of {model.id} keep every KV head whole, use --cp or --tp")
+        raise KvtoolError(
+            f"dcp {layout.dcp}: the sliding layers of {model.id} keep every KV head whole, use --cp or --tp"
+        )
     if layout.tp > 1 and model.decoder is not None and model.decoder.qk_norm_spans_heads:
         raise KvtoolError(f"tp {layout.tp}: {model.id} normalises queries over all heads, which no rank has together")
 

@@ -55,6 +55,7 @@ from kvtool.results.kernels import (
     KernelRoofline,
     KernelsDocument,
 )
+from kvtool.results.ranks import RankUse
 from kvtool.results.replay import (
     ReplayBreakEven,
     ReplayCluster,
@@ -144,6 +145,7 @@ __all__ = [
     "Power",
     "Prefix",
     "PrefixCase",
+    "RankUse",
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",

@@ -33,15 +33,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def crew() -> Iterator[Crew]:
     """This process and three more; a layout of fewer ranks leaves the others idle."""
     started = Crew(SIZE, work)
     yield started
     started.close()
-
-
-Ranked = Callable[[str, RankLayout], object]
 
 
 @pytest.fixture
@@ -53,7 +50,8 @@ def ranked(crew: Crew) -> Callable[..., object]:
         job = Job(MODELS[name], ranked_config(config, layout), MAX_POSITIONS, NUM_PAGES)
         loaded = RankedModel(job, crew.seat(layout, "cpu", job), crew)
         yield loaded
-        loaded.close()
+        if not crew.is_lost:
+            loaded.close()
 
     return running
 

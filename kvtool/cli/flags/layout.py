@@ -12,6 +12,7 @@ from kvtool.cli.flags.group import Group
 from kvtool.cli.values import count_list
 
 if TYPE_CHECKING:
+    from kvtool.ranks.layout import RankLayout
     from kvtool.sizing.parallel import Parallel
 
 LAYOUT = "Layout over GPUs"
@@ -57,3 +58,37 @@ class Layouts(_BesideTp):
     def parallels(self) -> list[Parallel]:
         """The degrees of each. Raises KvtoolError where they do not go together."""
         return [self._with(ranks) for ranks in count_list(self.tp, "tp")]
+
+
+RANKS = "Ranks that run it together"
+_rank = partial(typer.Option, rich_help_panel=RANKS)
+
+
+@dataclass(frozen=True)
+class _Shared(Group):
+    """What ranks share beside heads."""
+
+    cp: Annotated[int, _rank(help="Ranks that share a prompt's tokens (ring attention); ranks = tp x cp.")] = 1
+    dcp: Annotated[int, _rank(help="Ranks, out of the tp ranks, that share the tokens of a KV head.")] = 1
+    ring: Annotated[
+        str, _rank(help="What goes round where tokens are shared: pass-kv, pass-q, or auto (fewer bytes).")
+    ] = "auto"
+    replicated_head: Annotated[
+        bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
+    ] = False
+
+    def _with(self, tp: int) -> RankLayout:
+        from kvtool.ranks.layout import RankLayout
+
+        return RankLayout(tp=tp, cp=self.cp, dcp=self.dcp, ring=self.ring, replicated_head=self.replicated_head)
+
+
+@dataclass(frozen=True)
+class Ranks(_Shared):
+    """One layout of a run."""
+
+    tp: Annotated[int, _rank(help="Ranks that share heads; started here, or by torchrun.")] = 1
+
+    def layout(self) -> RankLayout:
+        """Raises KvtoolError where the degrees do not go together."""
+        return self._with(self.tp)

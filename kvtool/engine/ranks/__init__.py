@@ -1,1 +1,1 @@
-"""A model run by several ranks: the first schedules and samples as ever, the others compute their parts of its steps."""
+"""A model run by several ranks: the first schedules and samples as ever, all of them compute its steps."""

@@ -95,9 +95,7 @@ class ContextKernels:
         k, v = rows_of_shard(pages, rows, self._group.index, self._group.size, dtype)
         return Keys(k, v, pages.v is None, self._group.index, self._group.size, rows.lengths)
 
-    def _pass_kv(
-        self, q: Tensor, mine: tuple[range, ...], keys: Keys, rows: ContextRows, softmax: Softmax
-    ) -> Tensor:
+    def _pass_kv(self, q: Tensor, mine: tuple[range, ...], keys: Keys, rows: ContextRows, softmax: Softmax) -> Tensor:
         group, tokens = self._group, rows.key_tokens(self._group.size)
         is_latent = keys.are_latents
         block = keys.k if is_latent else torch.cat((keys.k, keys.v), dim=-1)
@@ -166,9 +164,7 @@ def ring_shape(q: Tensor, pages: Pages) -> RingShape:
     )
 
 
-def rows_of_shard(
-    pages: Pages, rows: Rows, shard: int, shards: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rows_of_shard(pages: Pages, rows: Rows, shard: int, shards: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Keys [M,HKV,D] and values [M,HKV,DV] that this rank has of each sequence, out of their pages."""
     slots = rows.once(("slots", shard, shards), lambda: _slots(pages, rows, shard, shards))
 

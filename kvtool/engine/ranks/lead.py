@@ -49,9 +49,7 @@ class RankedModel(LoadedModel):
         self._pools: dict[int, weakref.ref[KvPool]] = {}
         self._count = 0
         part = RankPart(seat, truncated(job.model, job.config.num_layers))
-        super().__init__(
-            job.model, job.config, max_positions=job.max_positions, num_pages=job.num_pages, part=part
-        )
+        super().__init__(job.model, job.config, max_positions=job.max_positions, num_pages=job.num_pages, part=part)
         self.own_transformer = self.transformer
         self.transformer: Any = LeadTransformer(self, self.transformer)
 

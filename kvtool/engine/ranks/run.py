@@ -33,7 +33,7 @@ def _gathered(logits: Tensor, step: LocalStep, whole: StepBatch, seat: Seat, voc
         if sends:
             seat.everyone.swap({0: logits.contiguous()}, {})()
         return logits
-    parts = {0: logits}
+    parts = {0: logits} if sends else {}
     for rank in range(1, layout.ranks):
         rows = len(step.sampled[layout.cp_index(rank) % len(step.sampled)])
         if rows and has_logits(layout, rank):
@@ -42,7 +42,9 @@ def _gathered(logits: Tensor, step: LocalStep, whole: StepBatch, seat: Seat, voc
     seat.everyone.swap({}, {rank: part for rank, part in parts.items() if rank})()
     by_cp = [_columns(parts, layout, c) for c in range(layout.cp)]
     found = [part for part in by_cp if part is not None]
-    if len(found) == 1 and len(step.sampled) == 1:
+    if not found:
+        return logits.new_empty(0, vocab_size)
+    if len(step.sampled) == 1:
         return found[0]
     order = [row for rows in step.sampled for row in rows]
     return torch.cat(found)[torch.tensor(order, device=logits.device).argsort()]

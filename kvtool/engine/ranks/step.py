@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def _shared_batch(
     shards, shard = layout.token_shards, layout.shard(seat.rank)
     chosen = torch.tensor(mine, dtype=torch.int64, device=device)
     slots, ids, positions = (x[chosen] for x in (whole.slots, whole.token_ids, whole.positions))
-    # A page of the cache manager holds `shards` times as many tokens as a page here: slot s is s // shards of s % shards.
+    # A page of the cache manager holds `shards` times as many tokens as one here: slot s is s // shards of s % shards.
     slots = torch.where((slots >= 0) & (slots % shards == shard), slots // shards, -1)
     if not mine:
         ids, positions, slots = (to_device(device, [value], torch.int64) for value in (0, 0, -1))
@@ -116,7 +117,7 @@ def _context_rows(whole: StepBatch, layout: RankLayout, seat: Seat, device: torc
         tables += rows.tables
         lengths += rows.lengths
         starts = range(len(rows.lengths) + 1) if rows is whole.decode else rows.starts
-        spans += [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+        spans += [stop - start for start, stop in pairwise(starts)]
     width = max(map(len, tables))
     queries = tuple(
         tuple(

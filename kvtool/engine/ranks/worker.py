@@ -88,7 +88,7 @@ class Worker:
 
 
 def facts(seat: Seat, loaded: LoadedModel, pools: list[KvPool]) -> list[float]:
-    """Of this rank: bytes of weights and of pools, payload bytes and socket bytes sent (-1: not known), seconds waited."""
+    """Of this rank: bytes of weights and of pools, payload and socket bytes sent (-1: not known), seconds waited."""
     assert isinstance(loaded.part, RankPart)
     weights = loaded.part.sharded
     sent = sent_bytes()

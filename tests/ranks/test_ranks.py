@@ -1,0 +1,118 @@
+"""Ranks of a run: they say what one process says, hold and send what was predicted, and name the one that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import pytest
+
+from kvtool.catalog.model import Model
+from kvtool.engine.engine import Engine
+from kvtool.engine.ranks.lead import RankedModel
+from kvtool.engine.ranks.shards import shard_of
+from kvtool.engine.sequence import SamplingParams
+from kvtool.errors import DeviceError
+from kvtool.ranks.crew import Crew
+from kvtool.ranks.layout import RankLayout
+from kvtool.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
+from kvtool.sizing.formats import parse_cache_format
+from kvtool.sizing.layers import layer_specs
+from kvtool.sizing.params import count_params
+from tests.ranks.conftest import CONFIG, NUM_PAGES, alone, prompts, run
+from tests.ranks.models import MODELS
+
+FP32 = 4
+
+
+class Ranked(Protocol):
+    def __call__(self, name: str, layout: RankLayout) -> AbstractContextManager[RankedModel]: ...
+
+
+LAYOUTS = [
+    ("smollm2", RankLayout(tp=3)),  # 9 heads and 3 KV heads
+    ("gqa", RankLayout(tp=2)),
+    ("gqa", RankLayout(tp=4, replicated_head=True)),  # each KV head on two ranks
+    ("gqa", RankLayout(tp=4, dcp=2)),
+    ("gqa", RankLayout(tp=4, dcp=2, ring="pass-kv")),
+    ("gqa", RankLayout(cp=2, ring="pass-kv")),
+    ("gqa", RankLayout(cp=2, ring="pass-q")),
+    ("gqa", RankLayout(cp=4)),
+    ("gqa", RankLayout(tp=2, cp=2)),
+    ("mla", RankLayout(tp=2)),
+    ("mla", RankLayout(tp=4, dcp=2)),
+    ("mla", RankLayout(tp=2, dcp=2, ring="pass-kv")),
+    ("mla", RankLayout(cp=4)),
+    ("sinks", RankLayout(tp=2, cp=2)),
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS, ids=lambda value: str(value))
+def test_ranks_say_what_one_process_says(name: str, layout: RankLayout, ranked: Ranked) -> None:
+    with ranked(name, layout) as loaded:
+        assert run(loaded, prompts(MODELS[name])) == alone(name)
+
+
+MEASURED = [
+    ("smollm2", RankLayout(tp=3)),
+    ("gqa", RankLayout(tp=4, dcp=2)),
+    ("gqa", RankLayout(tp=2, cp=2, ring="pass-kv")),
+    ("gqa", RankLayout(cp=3, ring="pass-q")),
+    ("mla", RankLayout(tp=2, cp=2)),
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), MEASURED, ids=lambda value: str(value))
+def test_bytes_are_the_predicted_ones(name: str, layout: RankLayout, ranked: Ranked) -> None:
+    model, prompt = MODELS[name], prompts(MODELS[name])[3]
+    with ranked(name, layout) as loaded:
+        engine = Engine(loaded, num_pages=NUM_PAGES)
+        before = [rank.socket_bytes for rank in loaded.facts()]
+        loaded.begin_anew()
+        engine.add(prompt, SamplingParams(max_tokens=1))
+        for _ in engine.run_until_idle():
+            pass
+        held = loaded.facts()
+        del engine
+    for rank, facts in enumerate(held):
+        assert facts.weights_bytes == weights_bytes(model, layout, rank)
+        specs = layer_specs(model, parse_cache_format("fp32", "fp32"), tp=layout.tp)
+        assert facts.pool_bytes == NUM_PAGES * sum(spec.page_bytes(CONFIG.block_size) for spec in specs)
+    most = CONFIG.max_num_batched_tokens
+    steps = [[Asked(start=0, stop=most, is_sampled=False)], [Asked(start=most, stop=len(prompt))]]
+    formula = sum(step_traffic(model, layout, step, FP32).total_bytes for step in steps)
+    assert sum(facts.payload_bytes for facts in held) == pytest.approx(formula, rel=1e-12)
+    told = 2 * (layout.ranks - 1) * 8 * 3 * len(prompt)  # by the first rank: which tokens, where they go
+    sent = sum(after.socket_bytes - start for after, start in zip(held, before, strict=True))
+    assert formula <= sent <= 1.02 * (formula + told)
+
+
+def weights_bytes(model: Model, layout: RankLayout, rank: int) -> int:
+    """The parameters of the model that the rank runs, counted from its shape. Random weights have no routers."""
+    params = count_params(shard_of(model, layout, layout.tp_index(rank)))
+    assert params is not None
+    routers = 0 if model.moe is None else params.sparse_layers * model.moe.num_experts * model.hidden_size
+    return FP32 * (params.total - routers)
+
+
+def test_what_goes_round_is_what_is_fewer_bytes() -> None:
+    """Llama 3 405B (128 heads, 8 KV heads) passes keys for a prompt without a hit, queries for a decode: Meta's
+    threshold is 12.5 % of new tokens for queries alone (arXiv 2411.01783), less with the answers that come back."""
+    layout = RankLayout(cp=4)
+    shape = ring_of(MODELS["gqa"], MODELS["gqa"].layers[0], layout, FP32)
+    assert chosen_pass(shape, layout, [Asked(start=0, stop=4096)]) == "pass-kv"
+    assert chosen_pass(shape, layout, [Asked(start=4095, stop=4096)]) == "pass-q"
+
+
+def test_a_rank_that_is_killed_is_named(ranked: Ranked, crew: Crew) -> None:
+    """The last test: nothing runs on the crew afterwards."""
+    with ranked("gqa", RankLayout(tp=4)) as loaded:
+        engine = Engine(loaded, num_pages=NUM_PAGES)
+        engine.add(prompts(MODELS["gqa"])[0], SamplingParams(max_tokens=400))
+        engine.step()
+        os.kill(crew.pids[1], signal.SIGKILL)
+        with pytest.raises(DeviceError, match=r"rank 2 of 4 died \(signal SIGKILL\): the run is over"):
+            for _ in engine.run_until_idle():
+                pass
