@@ -11,6 +11,7 @@ import typer
 from kvtool.cli.answer import answer, ending
 from kvtool.cli.flags.bench import BenchGrid
 from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.layout import RankLists
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.smaller import SmallerFlags
@@ -41,6 +42,7 @@ def bench(
     traffic: WorkloadFlags,
     smaller: SmallerFlags,
     run: Run,
+    ranks: RankLists,
     tiers: Tiers,
     models: ModelsOption = None,
     output: Output,
@@ -53,7 +55,8 @@ def bench(
     from kvtool.report.bench.bench import print_bench, write_bench
     from kvtool.report.files import check_writable
 
-    options = grid.options(run.device, run.seed, traffic, **smaller.given(run))
+    grid = ranks.grid(grid)
+    options = grid.options(run.device, run.seed, traffic, layouts=ranks.layouts(), **smaller.given(run))
     run, below = smaller.run_of(run, traffic.parts(grid.parts) or ()), tiers.options()
     if output.out is not None:
         check_writable(output.out)

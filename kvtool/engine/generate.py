@@ -93,7 +93,7 @@ def _generated(
         ],
         cache=_cached(engine, sequences) if in_turns else [],
         tiers=[_tier_use(counters) for counters in engine.tiers()],
-        ranks=rank_uses(loaded, pages),
+        ranks=rank_uses(loaded, engine.pool) if layout.ranks > 1 else [],
     )
 
 

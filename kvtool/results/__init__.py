@@ -24,6 +24,7 @@ from kvtool.results.bench import (
     Power,
     Prefix,
     PrefixCase,
+    RanksCase,
     Roofline,
     Sample,
     StepBytes,
@@ -55,7 +56,7 @@ from kvtool.results.kernels import (
     KernelRoofline,
     KernelsDocument,
 )
-from kvtool.results.ranks import RankUse
+from kvtool.results.ranks import RankPhase, RankRun, RankUse
 from kvtool.results.replay import (
     ReplayBreakEven,
     ReplayCluster,
@@ -145,7 +146,10 @@ __all__ = [
     "Power",
     "Prefix",
     "PrefixCase",
+    "RankPhase",
+    "RankRun",
     "RankUse",
+    "RanksCase",
     "ReleaseChange",
     "ReleaseRow",
     "ReleasesDocument",

@@ -9,6 +9,7 @@ import msgspec
 from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
 from kvtool.results.fragmentation import Fragmentation
+from kvtool.results.ranks import RankRun
 from kvtool.results.summary import Summary
 from kvtool.results.workload import Workload
 
@@ -218,7 +219,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload | accuracy | fragmentation"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation | ranks"""
         return str(self.__struct_config__.tag)
 
 
@@ -254,7 +255,13 @@ class FragmentationCase(Case, frozen=True, kw_only=True, tag="fragmentation"):
     fragmentation: Fragmentation
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase
+class RanksCase(Case, frozen=True, kw_only=True, tag="ranks"):
+    """A batch on one layout of ranks. `memory` is the first rank's."""
+
+    ranks: RankRun
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase | RanksCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from contextlib import AbstractContextManager
@@ -31,14 +32,14 @@ class Ranked(Protocol):
     def __call__(self, name: str, layout: RankLayout) -> AbstractContextManager[RankedModel]: ...
 
 
-LAYOUTS = [
+LAYOUTS = (
     ("smollm2", RankLayout(tp=3)),  # 9 heads and 3 KV heads
     ("gqa", RankLayout(tp=2)),
     ("gqa", RankLayout(tp=4, replicated_head=True)),  # each KV head on two ranks
     ("gqa", RankLayout(tp=4, dcp=2)),
     ("gqa", RankLayout(tp=4, dcp=2, ring="pass-kv")),
     ("gqa", RankLayout(cp=2, ring="pass-kv")),
-    ("gqa", RankLayout(cp=2, ring="pass-q")),
+    ("gqa", RankLayout(cp=3, ring="pass-q")),
     ("gqa", RankLayout(cp=4)),
     ("gqa", RankLayout(tp=2, cp=2)),
     ("mla", RankLayout(tp=2)),
@@ -46,46 +47,39 @@ LAYOUTS = [
     ("mla", RankLayout(tp=2, dcp=2, ring="pass-kv")),
     ("mla", RankLayout(cp=4)),
     ("sinks", RankLayout(tp=2, cp=2)),
-]
+)
 
 
-@pytest.mark.parametrize(("name", "layout"), LAYOUTS, ids=lambda value: str(value))
-def test_ranks_say_what_one_process_says(name: str, layout: RankLayout, ranked: Ranked) -> None:
-    with ranked(name, layout) as loaded:
-        assert run(loaded, prompts(MODELS[name])) == alone(name)
+def test_ranks_say_hold_and_send_what_they_should(ranked: Ranked) -> None:
+    """Every layout in one test: one group of processes serves them all."""
+    for name, layout in LAYOUTS:
+        with ranked(name, layout) as loaded:
+            where = f"{name} on {layout}, {layout.ring}"
+            assert run(loaded, prompts(MODELS[name])) == alone(name), where
+            check_bytes(MODELS[name], layout, loaded)
 
 
-MEASURED = [
-    ("smollm2", RankLayout(tp=3)),
-    ("gqa", RankLayout(tp=4, dcp=2)),
-    ("gqa", RankLayout(tp=2, cp=2, ring="pass-kv")),
-    ("gqa", RankLayout(cp=3, ring="pass-q")),
-    ("mla", RankLayout(tp=2, cp=2)),
-]
-
-
-@pytest.mark.parametrize(("name", "layout"), MEASURED, ids=lambda value: str(value))
-def test_bytes_are_the_predicted_ones(name: str, layout: RankLayout, ranked: Ranked) -> None:
-    model, prompt = MODELS[name], prompts(MODELS[name])[3]
-    with ranked(name, layout) as loaded:
-        engine = Engine(loaded, num_pages=NUM_PAGES)
-        before = [rank.socket_bytes for rank in loaded.facts()]
-        loaded.begin_anew()
-        engine.add(prompt, SamplingParams(max_tokens=1))
-        for _ in engine.run_until_idle():
-            pass
-        held = loaded.facts()
-        del engine
+def check_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> None:
+    """A prompt in two steps. Weights and pages are those of the shape; bytes sent are those of the formula, and the
+    kernel counts at most 2 % more."""
+    prompt, most = prompts(model)[3], CONFIG.max_num_batched_tokens
+    gc.collect()  # the pool of the run before
+    engine = Engine(loaded, num_pages=NUM_PAGES)
+    before = [rank.socket_bytes or 0 for rank in loaded.facts()]
+    loaded.begin_anew()
+    engine.add(prompt, SamplingParams(max_tokens=1))
+    for _ in engine.run_until_idle():
+        pass
+    held = loaded.facts()
+    specs = layer_specs(model, parse_cache_format("fp32", "fp32"), tp=layout.tp)
     for rank, facts in enumerate(held):
         assert facts.weights_bytes == weights_bytes(model, layout, rank)
-        specs = layer_specs(model, parse_cache_format("fp32", "fp32"), tp=layout.tp)
         assert facts.pool_bytes == NUM_PAGES * sum(spec.page_bytes(CONFIG.block_size) for spec in specs)
-    most = CONFIG.max_num_batched_tokens
     steps = [[Asked(start=0, stop=most, is_sampled=False)], [Asked(start=most, stop=len(prompt))]]
     formula = sum(step_traffic(model, layout, step, FP32).total_bytes for step in steps)
     assert sum(facts.payload_bytes for facts in held) == pytest.approx(formula, rel=1e-12)
-    told = 2 * (layout.ranks - 1) * 8 * 3 * len(prompt)  # by the first rank: which tokens, where they go
-    sent = sum(after.socket_bytes - start for after, start in zip(held, before, strict=True))
+    told = (layout.ranks - 1) * 8 * 3 * len(prompt)  # by the first rank: token, position and slot of each
+    sent = sum((after.socket_bytes or 0) - start for after, start in zip(held, before, strict=True))
     assert formula <= sent <= 1.02 * (formula + told)
 
 

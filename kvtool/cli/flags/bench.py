@@ -29,7 +29,7 @@ class BenchGrid(Group):
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Of latency, prefix, no-cache (these by default), workload, accuracy and fragmentation.",
+            help="Of latency, prefix, no-cache (these by default), workload, accuracy, fragmentation and ranks.",
         ),
     ] = None
     input_len: Annotated[str | None, typer.Option(metavar="LIST", help="Prompt tokens, as 128,512,4k.")] = None

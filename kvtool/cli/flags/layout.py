@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.values import count_list
+from kvtool.errors import KvtoolError
+from kvtool.units import split_list
 
 if TYPE_CHECKING:
+    from kvtool.cli.flags.bench import BenchGrid
     from kvtool.ranks.layout import RankLayout
     from kvtool.sizing.parallel import Parallel
 
@@ -65,9 +69,10 @@ _rank = partial(typer.Option, rich_help_panel=RANKS)
 
 
 @dataclass(frozen=True)
-class _Shared(Group):
-    """What ranks share beside heads."""
+class Ranks(Group):
+    """One layout of a run."""
 
+    tp: Annotated[int, _rank(help="Ranks that share heads; started here, or by torchrun.")] = 1
     cp: Annotated[int, _rank(help="Ranks that share a prompt's tokens (ring attention); ranks = tp x cp.")] = 1
     dcp: Annotated[int, _rank(help="Ranks, out of the tp ranks, that share the tokens of a KV head.")] = 1
     ring: Annotated[
@@ -77,18 +82,58 @@ class _Shared(Group):
         bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
     ] = False
 
-    def _with(self, tp: int) -> RankLayout:
+    def layout(self) -> RankLayout:
+        """Raises KvtoolError where the degrees do not go together."""
         from kvtool.ranks.layout import RankLayout
 
-        return RankLayout(tp=tp, cp=self.cp, dcp=self.dcp, ring=self.ring, replicated_head=self.replicated_head)
+        return RankLayout(tp=self.tp, cp=self.cp, dcp=self.dcp, ring=self.ring, replicated_head=self.replicated_head)
 
 
 @dataclass(frozen=True)
-class Ranks(_Shared):
-    """One layout of a run."""
+class RankLists(Group):
+    """Layouts of a run to measure, one after the other."""
 
-    tp: Annotated[int, _rank(help="Ranks that share heads; started here, or by torchrun.")] = 1
+    tp: Annotated[str, _rank(metavar="LIST", help="Ranks that share heads, as 1,2: one after the other.")] = "1"
+    cp: Annotated[
+        str, _rank(metavar="LIST", help="Ranks that share a prompt's tokens (ring attention); ranks = tp x cp.")
+    ] = "1"
+    dcp: Annotated[
+        str, _rank(metavar="LIST", help="Ranks, out of the tp ranks, that share the tokens of a KV head.")
+    ] = "1"
+    ring: Annotated[
+        str, _rank(metavar="LIST", help="What goes round where tokens are shared: auto, pass-kv, pass-q.")
+    ] = "auto"
+    replicated_head: Annotated[
+        bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
+    ] = False
 
-    def layout(self) -> RankLayout:
-        """Raises KvtoolError where the degrees do not go together."""
-        return self._with(self.tp)
+    @property
+    def given(self) -> bool:
+        """Whether several ranks are asked for."""
+        return {self.tp, self.cp, self.dcp} != {"1"}
+
+    def grid(self, grid: BenchGrid) -> BenchGrid:
+        """With the ranks part in place of the usual ones, where several ranks are asked for. Raises KvtoolError."""
+        if not self.given:
+            return grid
+        if grid.parts not in (None, "ranks"):
+            raise KvtoolError(f"--tp, --cp and --dcp measure the ranks part: leave --parts {grid.parts} to another run")
+        return replace(grid, parts="ranks")
+
+    def layouts(self) -> tuple[RankLayout, ...] | None:
+        """Every tp with every cp, dcp and ring that goes together; None where nothing was asked for. Raises KvtoolError
+        where no two go together."""
+        if not self.given:
+            return None
+        from kvtool.ranks.layout import RankLayout
+
+        degrees = product(count_list(self.tp, "tp"), count_list(self.cp, "cp"), count_list(self.dcp, "dcp"))
+        found = [
+            RankLayout(tp=tp, cp=cp, dcp=dcp, ring=ring, replicated_head=self.replicated_head)
+            for tp, cp, dcp in degrees
+            if tp % dcp == 0
+            for ring in (split_list(self.ring) if cp * dcp > 1 else ["auto"])
+        ]
+        if not found:
+            raise KvtoolError(f"--dcp {self.dcp} divides no --tp {self.tp}: it shares out tokens inside the tp group")
+        return tuple(found)

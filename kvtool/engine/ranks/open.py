@@ -11,6 +11,7 @@ from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig, truncated
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.ranks.lead import RankedModel
+from kvtool.engine.ranks.sharded import OneRank
 from kvtool.engine.ranks.worker import Job, work
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
@@ -32,7 +33,7 @@ def loaded_on(
     ended, or that of torchrun is joined: there, processes other than the first compute inside and then exit.
     Raises KvtoolError or DeviceError."""
     if layout.ranks == 1:
-        yield LoadedModel(model, config, max_positions=max_positions, num_pages=num_pages)
+        yield LoadedModel(model, config, max_positions=max_positions, num_pages=num_pages, part=OneRank())
         return
     device_type = _checked(layout, model, config)
     job = Job(model, config, max_positions, num_pages)

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from kvtool.catalog.model import Model
+from kvtool.engine.part import Whole
 from kvtool.engine.ranks.context import context_kernels
 from kvtool.engine.ranks.shards import ShardedWeights, shard_of
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.interface import Kernels
 from kvtool.ranks.crew import Seat
-from kvtool.ranks.layout import check_ranks, even_part
+from kvtool.ranks.layout import RankLayout, check_ranks, even_part
 
 
 class TensorRanks:
@@ -33,6 +34,14 @@ class TensorRanks:
         elsewhere = (local < 0) | (local >= len(rows))
         found = embedding(local.masked_fill(elsewhere, 0), rows).masked_fill_(elsewhere[:, None], 0.0)
         return self._group.all_reduce(found)
+
+
+class OneRank(Whole):
+    """All of a model in one process, whose weights are counted as ranks count theirs."""
+
+    def weights(self, source: WeightSource, model: Model) -> WeightSource:
+        self.sharded = ShardedWeights(source, model, RankLayout(), 0)
+        return self.sharded
 
 
 class RankPart:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import pool_specs
-from kvtool.engine.ranks.lead import RankedModel
+from kvtool.engine.pool import KvPool, pool_specs
+from kvtool.engine.ranks.lead import RankedModel, RankFacts
+from kvtool.engine.ranks.sharded import OneRank
 from kvtool.engine.ranks.shards import shard_of
+from kvtool.ranks.layout import RankLayout
 from kvtool.results import RankUse
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
 
 
-def rank_uses(loaded: LoadedModel, num_pages: int) -> list[RankUse]:
-    """Of every rank, with one pool of so many pages; empty for a model that one process runs."""
-    if not isinstance(loaded, RankedModel):
-        return []
-    kv_bytes = num_pages * predicted_page_bytes(loaded)
+def rank_uses(loaded: LoadedModel, pool: KvPool) -> list[RankUse]:
+    """Of every rank, where it has the one `pool`; empty for a model whose weights nobody counted."""
+    kv_bytes = pool.num_pages * predicted_page_bytes(loaded)
     return [
         RankUse(
             rank=rank,
@@ -28,13 +28,26 @@ def rank_uses(loaded: LoadedModel, num_pages: int) -> list[RankUse]:
             socket_bytes=facts.socket_bytes,
             exposed_s=facts.exposed_s,
         )
-        for rank, facts in enumerate(loaded.facts())
+        for rank, facts in enumerate(_facts(loaded, pool))
     ]
 
 
-def predicted_weights_bytes(loaded: RankedModel, rank: int) -> int | None:
+def _facts(loaded: LoadedModel, pool: KvPool) -> list[RankFacts]:
+    if isinstance(loaded, RankedModel):
+        return loaded.facts()
+    if isinstance(loaded.part, OneRank):
+        return [RankFacts(loaded.part.sharded.loaded_bytes, pool.bytes, 0.0, None, 0.0)]
+    return []
+
+
+def layout_of(loaded: LoadedModel) -> RankLayout:
+    """The layout that the model runs on."""
+    return loaded.seat.layout if isinstance(loaded, RankedModel) else RankLayout()
+
+
+def predicted_weights_bytes(loaded: LoadedModel, rank: int) -> int | None:
     """Of the part that the rank runs, counted from its shape; random weights have no routers. None: not known."""
-    layout = loaded.seat.layout
+    layout = layout_of(loaded)
     params = count_params(shard_of(loaded.model, layout, layout.tp_index(rank)))
     if params is None:
         return None
@@ -44,8 +57,8 @@ def predicted_weights_bytes(loaded: RankedModel, rank: int) -> int | None:
     return (params.total - routers) * FLOAT_BYTES[loaded.dtype]
 
 
-def predicted_page_bytes(loaded: RankedModel) -> int:
+def predicted_page_bytes(loaded: LoadedModel) -> int:
     """Of one page of every layer on one rank, from the specs of the whole model's cache."""
-    specs = pool_specs(layer_specs(loaded.model, loaded.cache_format, tp=loaded.seat.layout.tp))
-    tokens = loaded.config.block_size // loaded.seat.layout.token_shards
-    return sum(spec.page_bytes(tokens) for spec in specs)
+    layout = layout_of(loaded)
+    specs = pool_specs(layer_specs(loaded.model, loaded.cache_format, tp=layout.tp))
+    return sum(spec.page_bytes(loaded.config.block_size // layout.token_shards) for spec in specs)

@@ -13,6 +13,7 @@ from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.fragmentation import fragmentation_tables
 from kvtool.report.bench.peers import engines_table
+from kvtool.report.bench.ranks import ranks_tables
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.bench.timelines import timelines
 from kvtool.report.bench.workloads import workload_tables
@@ -76,7 +77,7 @@ def tables(document: BenchDocument) -> list[Table]:
     """Those of the document's own figures, then the one of its peers."""
     raced = with_peers(document.cases)
     smaller = [*accuracy_tables(document), *fragmentation_tables(document)]
-    own = [*bench_tables(document), *workload_tables(document), *smaller]
+    own = [*bench_tables(document), *workload_tables(document), *smaller, *ranks_tables(document)]
     return own + ([engines_table(raced)] if raced else [])
 
 
