@@ -15,8 +15,8 @@ _FRAME = 128
 """Integers that go out at once: a decode step of some sequences fits in."""
 
 
-def tell(seat: Seat, kind: int, tensors: Sequence[Tensor | None] = ()) -> None:
-    """To all others, who `hear` it."""
+def tell(seat: Seat, kind: int, tensors: Sequence[Tensor | None] = ()) -> int:
+    """To all others, who `hear` it; the bytes that this sends, over all ranks."""
     message = packed(kind, tensors)
     frame = torch.zeros(_FRAME, dtype=torch.int64)
     frame[0] = len(message)
@@ -25,6 +25,7 @@ def tell(seat: Seat, kind: int, tensors: Sequence[Tensor | None] = ()) -> None:
     dist.broadcast(frame, 0, group=seat.control)
     if fits < len(message):
         dist.broadcast(message[fits:].contiguous(), 0, group=seat.control)
+    return (seat.layout.ranks - 1) * 8 * (_FRAME + len(message) - fits)
 
 
 def hear(seat: Seat) -> tuple[int, list[Tensor | None]]:
@@ -38,12 +39,6 @@ def hear(seat: Seat) -> tuple[int, list[Tensor | None]]:
     rest = torch.empty(count - fits, dtype=torch.int64)
     dist.broadcast(rest, 0, group=seat.control)
     return unpacked(torch.cat((frame[1 : 1 + fits], rest)))
-
-
-def told_bytes(tensors: Sequence[Tensor | None], ranks: int) -> int:
-    """That telling these to all others sends, over all ranks."""
-    count = len(packed(0, tensors))
-    return (ranks - 1) * 8 * (_FRAME + max(0, count - _FRAME + 1))
 
 
 def report(seat: Seat, values: Sequence[float]) -> list[list[float]]:

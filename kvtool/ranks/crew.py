@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from kvtool.ranks.layout import RankLayout
 
 LOST_PEER = 75  # exit code of a rank that ended because another one did (EX_TEMPFAIL of sysexits.h)
 _NOTICE_S = 20.0
+_GOODBYE_S = 2.0
 _PATIENCE = timedelta(minutes=10)
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}
 _UNBOUND = {"OMP_PROC_BIND": "false"}  # threads of several ranks would be bound to the same first cores
@@ -149,10 +151,12 @@ class Crew:
             pipe.close()
         if dist.is_initialized():
             dist.destroy_process_group()  # who still waits for a word of this rank hears that it is gone
+        until_s = time.monotonic() + _GOODBYE_S
         for process in self._processes:
-            process.join(5)
+            process.join(max(0.0, until_s - time.monotonic()))
             if process.is_alive():
                 process.kill()
+                process.join()
         self._folder.cleanup()
 
     @property

@@ -65,7 +65,7 @@ def check_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> None:
     prompt, most = prompts(model)[3], CONFIG.max_num_batched_tokens
     gc.collect()  # the pool of the run before
     engine = Engine(loaded, num_pages=NUM_PAGES)
-    before = [rank.socket_bytes or 0 for rank in loaded.facts()]
+    before, told = [rank.socket_bytes or 0 for rank in loaded.facts()], loaded.told_bytes
     loaded.begin_anew()
     engine.add(prompt, SamplingParams(max_tokens=1))
     for _ in engine.run_until_idle():
@@ -78,9 +78,9 @@ def check_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> None:
     steps = [[Asked(start=0, stop=most, is_sampled=False)], [Asked(start=most, stop=len(prompt))]]
     formula = sum(step_traffic(model, layout, step, FP32).total_bytes for step in steps)
     assert sum(facts.payload_bytes for facts in held) == pytest.approx(formula, rel=1e-12)
-    told = (layout.ranks - 1) * 8 * 3 * len(prompt)  # by the first rank: token, position and slot of each
     sent = sum((after.socket_bytes or 0) - start for after, start in zip(held, before, strict=True))
-    assert formula <= sent <= 1.02 * (formula + told)
+    predicted = formula + loaded.told_bytes - told
+    assert predicted <= sent <= 1.02 * predicted, f"{layout}, {layout.ring}: {sent} bytes, not {predicted:.0f}"
 
 
 def weights_bytes(model: Model, layout: RankLayout, rank: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class Transformer:
         hidden = model.hidden_size
         self.model = model
         self.others = others or Alone()
+        self.after_layer: Callable[[int], None] | None = None  # told of a layer whose K and V are in the pool
         self.logit_softcap = decoder.logit_softcap
         self.embedding = Embedding(model, decoder, weights, max_positions)
         self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
@@ -102,8 +104,10 @@ class Transformer:
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         step = StepContext(batch, kernels, rotation, local, self.others, self._gathered(batch, layers[0], kernels))
         stream = Residual(self.embedding(batch, self.others))
-        for layer, pages in zip(self.layers, layers, strict=True):
+        for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
             stream = layer(stream, step, pages)
+            if self.after_layer is not None:
+                self.after_layer(index)
         if batch.sample_rows is not None:
             stream = stream.rows(batch.sample_rows)
         logits = kernels.linear(stream.normed(self.norm, kernels)[0], self.head)

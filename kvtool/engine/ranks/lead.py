@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,29 @@ from kvtool.cache.manager import PageCopy
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.config import EngineConfig, truncated
 from kvtool.engine.decoder.transformer import Transformer
+from kvtool.engine.handover.move import path_as_tensor, whole_plan
+from kvtool.engine.handover.staging import planned_bytes, staged
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.ranks.run import run_part
 from kvtool.engine.ranks.sharded import RankPart
 from kvtool.engine.ranks.step import told
-from kvtool.engine.ranks.worker import COPY, DROP, METER, POOL, REPLAY, REPORT, STEP, STOP, Job, facts, replayed_s
+from kvtool.engine.ranks.worker import (
+    COPY,
+    DROP,
+    EXPORT,
+    IMPORT,
+    METER,
+    POOL,
+    REPLAY,
+    REPORT,
+    STEP,
+    STOP,
+    Job,
+    facts,
+    move,
+    replayed_s,
+)
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages
 from kvtool.machine.threads import default_threads
@@ -48,6 +66,7 @@ class RankedModel(LoadedModel):
         self._dropped: list[int] = []
         self._pools: dict[int, weakref.ref[KvPool]] = {}
         self._count = 0
+        self.told_bytes = 0  # of steps and pools, which the first rank sends the others; no payload
         part = RankPart(seat, truncated(job.model, job.config.num_layers))
         super().__init__(job.model, job.config, max_positions=job.max_positions, num_pages=job.num_pages, part=part)
         self.own_transformer = self.transformer
@@ -67,8 +86,8 @@ class RankedModel(LoadedModel):
         while self._dropped:
             gone = self._dropped.pop()
             self._pools.pop(gone, None)
-            tell(self.seat, DROP, [torch.tensor([gone])])
-        tell(self.seat, kind, [torch.tensor(numbers, dtype=torch.int64), *tensors])
+            self.told_bytes += tell(self.seat, DROP, [torch.tensor([gone])])
+        self.told_bytes += tell(self.seat, kind, [torch.tensor(numbers, dtype=torch.int64), *tensors])
 
     def number_of(self, layers: list[Pages]) -> int:
         """The number of the pool that these pages are of."""
@@ -96,6 +115,13 @@ class RankedModel(LoadedModel):
         """Seconds that what was recorded takes every rank alone, without computing."""
         self.tell(REPLAY, 0)
         return [seconds for (seconds,) in report(self.seat, [replayed_s(self.seat)])]
+
+    def move_pages(self, pool: KvPool, page_ids: list[int], path: Path, *, out: bool, skip: int = 0) -> None:
+        """Pages of every rank's heads out to a file, or in from it without its first `skip` pages."""
+        staged(path, planned_bytes(whole_plan(self, len(page_ids) + skip)))  # there before anybody opens it
+        kind, number = EXPORT if out else IMPORT, self.number_of(pool.layers)
+        self.tell(kind, number, skip, *page_ids, tensors=(path_as_tensor(path),))
+        move(kind, self.seat, self, pool, page_ids, path, skip)
 
     def close(self) -> None:
         """The others stop, and wait for the next job."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig, truncated
+from kvtool.engine.handover.move import export_pages, import_pages, path_of
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.ranks.run import run_part
@@ -19,7 +21,7 @@ from kvtool.ranks.control import hear, report
 from kvtool.ranks.crew import Seat
 from kvtool.ranks.sockets import sent_bytes
 
-STOP, STEP, POOL, DROP, COPY, REPORT, METER, REPLAY = range(8)
+STOP, STEP, POOL, DROP, COPY, REPORT, METER, REPLAY, EXPORT, IMPORT = range(10)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,19 @@ class Worker:
             report(self.seat, facts(self.seat, self.loaded, list(self.pools.values())))
         elif kind == REPLAY:
             report(self.seat, [replayed_s(self.seat)])
+        elif kind in (EXPORT, IMPORT):
+            skip, *page_ids = more
+            assert rest[0] is not None
+            move(kind, self.seat, self.loaded, self.pools[first], page_ids, path_of(rest[0]), skip)
+
+
+def move(kind: int, seat: Seat, loaded: LoadedModel, pool: KvPool, page_ids: list[int], path: Path, skip: int) -> None:
+    """This rank's heads of the pages out to a file, or in from it; over when all ranks have done so."""
+    if kind == EXPORT:
+        export_pages(loaded, pool, page_ids, path, seat.rank)
+    else:
+        import_pages(loaded, pool, page_ids, path, seat.rank, skip)
+    report(seat, [0.0])
 
 
 def facts(seat: Seat, loaded: LoadedModel, pools: list[KvPool]) -> list[float]:
