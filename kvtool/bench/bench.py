@@ -9,6 +9,7 @@ from functools import reduce
 from kvtool.bench.accounting import with_roofline
 from kvtool.bench.cases.base import Measured, Setup
 from kvtool.bench.cases.below import private_tiers
+from kvtool.bench.cases.disaggregate import DisaggregatePart, bench_disaggregated
 from kvtool.bench.cases.layouts import bench_layouts
 from kvtool.bench.cases.ranks import RanksPart
 from kvtool.bench.cases.scenario import scales
@@ -52,8 +53,11 @@ def bench(
 def _on_ranks(model: Model, config: EngineConfig, options: BenchOptions, progress: Progress) -> Outcome[BenchDocument]:
     """The one part that loads models of its own. Raises KvtoolError where others are asked for beside it."""
     (part, *others) = options.parts
-    if others or not isinstance(part, RanksPart):
+    if others:
         raise KvtoolError("ranks are measured by themselves: leave other --parts to a run of their own")
+    if isinstance(part, DisaggregatePart):
+        return bench_disaggregated(model, config, part, options.num_iters, options.seed, progress)
+    assert isinstance(part, RanksPart)
     return bench_layouts(model, config, part, options.num_iters, options.seed, progress)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvtool.bench.cases.accuracy import AccuracyPart
 from kvtool.bench.cases.base import Part, require_positive
+from kvtool.bench.cases.disaggregate import DisaggregatePart
 from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
@@ -27,6 +28,7 @@ PARTS: dict[str, type[Part]] = {  # in the order they run
     "accuracy": AccuracyPart,
     "fragmentation": FragmentationPart,
     "ranks": RanksPart,
+    "disaggregate": DisaggregatePart,
 }
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 CPU_ITERS, CPU_ITERS_WARMUP = 3, 1

@@ -56,7 +56,8 @@ def bench(
     from kvtool.report.files import check_writable
 
     grid = ranks.grid(grid)
-    options = grid.options(run.device, run.seed, traffic, layouts=ranks.layouts(), **smaller.given(run))
+    shared = {"layouts": ranks.layouts(), "disaggregation": ranks.disaggregation()}
+    options = grid.options(run.device, run.seed, traffic, **shared, **smaller.given(run))
     run, below = smaller.run_of(run, traffic.parts(grid.parts) or ()), tiers.options()
     if output.out is not None:
         check_writable(output.out)

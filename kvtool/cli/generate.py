@@ -19,7 +19,7 @@ from kvtool.units import format_bytes, format_ms, split_list
 if TYPE_CHECKING:
     from kvtool.engine.generate import OnToken
     from kvtool.engine.text import Tokenizer
-    from kvtool.results import GenerateDocument
+    from kvtool.results import GenerateDocument, Handover
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -60,7 +60,9 @@ def generate(
     if bool(prompt) == bool(prompt_ids):
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
-    below, layout = tiers.options(), ranks.layout()
+    below, layout, apart = tiers.options(), ranks.layout(), ranks.disaggregation()
+    if apart is not None and (layout.ranks > 1 or show_cache):
+        raise KvtoolError("--disaggregate runs without --tp, --cp and --show-cache: it takes prefill-tp and decode-tp")
     chosen = run.model(model, models)
     load = run.begin()
 
@@ -85,6 +87,7 @@ def generate(
         environment=describe_environment(str(resolve_device(run.device))),
         in_turns=show_cache,
         layout=layout,
+        apart=apart,
     )
     answer(
         document, output, show=lambda document, console: _print_rest(document, streamed=streams, show_cache=show_cache)
@@ -141,7 +144,17 @@ def _print_rest(document: GenerateDocument, *, streamed: bool, show_cache: bool)
             f"{format_bytes(rank.kv_allocated_bytes)}, sent {format_bytes(rank.sent_bytes)}, waited "
             f"{format_ms(rank.exposed_s * 1e3)} ms]"
         )
+    if document.handover is not None:
+        typer.echo(_handed_over(document.handover))
     for line in cache_lines(document) if show_cache else ():
         typer.echo(line)
     for assumption in document.assumptions:
         typer.echo(f"assumed: {assumption}", err=True)
+
+
+def _handed_over(told: Handover) -> str:
+    waited = format_ms(None if told.exposed_ms is None else told.exposed_ms.p50)
+    return (
+        f"[{told.pages_sent:,} pages handed over, {format_bytes(told.bytes)}, {told.pages_spared:,} spared; answers "
+        f"waited {waited} ms for them]"
+    )

@@ -12,6 +12,8 @@ from kvtool.cache.tiers.counters import TierCounters
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
+from kvtool.engine.handover.generate import generate_apart
+from kvtool.engine.handover.options import Disaggregation
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.ranks.lead import ranked_config
 from kvtool.engine.ranks.open import loaded_on
@@ -38,10 +40,15 @@ def generate(
     environment: dict[str, Any],
     in_turns: bool = False,
     layout: RankLayout | None = None,
+    apart: Disaggregation | None = None,
 ) -> GenerateDocument:
     """All prompts at once, through one pool that just holds them; `in_turns` one after the other, so that each finds
     what those before it left, and the document tells what is cached in the end. The ranks of a `layout` run it
-    together. Raises KvtoolError or DeviceError."""
+    together; engines that are `apart` hand pages over. Raises KvtoolError or DeviceError."""
+    if apart is not None:
+        return generate_apart(
+            model, config, prompts, params, apart, tokenizer=tokenizer, on_token=on_token, environment=environment
+        )
     layout = layout or RankLayout()
     if layout.ranks > 1:
         config = ranked_config(config, layout)

@@ -14,6 +14,7 @@ from kvtool.results.bench import (
     Case,
     Check,
     ColdStart,
+    DisaggregateCase,
     FragmentationCase,
     LatencyCase,
     Load,
@@ -56,7 +57,7 @@ from kvtool.results.kernels import (
     KernelRoofline,
     KernelsDocument,
 )
-from kvtool.results.ranks import RankPhase, RankRun, RankUse
+from kvtool.results.ranks import Disaggregated, Handover, RankPhase, RankRun, RankUse
 from kvtool.results.replay import (
     ReplayBreakEven,
     ReplayCluster,
@@ -121,11 +122,14 @@ __all__ = [
     "ColdStart",
     "CompareDocument",
     "CompareRow",
+    "DisaggregateCase",
+    "Disaggregated",
     "EnvDocument",
     "Fragmentation",
     "FragmentationCase",
     "GenerateDocument",
     "GeneratedSequence",
+    "Handover",
     "KernelBytes",
     "KernelCase",
     "KernelCheck",

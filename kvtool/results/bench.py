@@ -9,7 +9,7 @@ import msgspec
 from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
 from kvtool.results.fragmentation import Fragmentation
-from kvtool.results.ranks import RankRun
+from kvtool.results.ranks import Disaggregated, RankRun
 from kvtool.results.summary import Summary
 from kvtool.results.workload import Workload
 
@@ -219,7 +219,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload | accuracy | fragmentation | ranks"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation | ranks | disaggregate"""
         return str(self.__struct_config__.tag)
 
 
@@ -261,7 +261,22 @@ class RanksCase(Case, frozen=True, kw_only=True, tag="ranks"):
     ranks: RankRun
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase | RanksCase
+class DisaggregateCase(Case, frozen=True, kw_only=True, tag="disaggregate"):
+    """The same requests served by engines that do both, or by some that prefill and others that decode."""
+
+    disaggregate: Disaggregated
+
+
+AnyCase = (
+    LatencyCase
+    | PrefixCase
+    | NoCacheCase
+    | WorkloadCase
+    | AccuracyCase
+    | FragmentationCase
+    | RanksCase
+    | DisaggregateCase
+)
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kvtool.results.document import Struct
-from kvtool.results.ranks import RankUse
+from kvtool.results.ranks import Handover, RankUse
 from kvtool.results.workload import TierUse
 
 
@@ -42,3 +42,4 @@ class GenerateDocument(Struct, frozen=True, kw_only=True):
     cache: list[CachedPages] = msgspec.field(default_factory=list)
     tiers: list[TierUse] = msgspec.field(default_factory=list)
     ranks: list[RankUse] = msgspec.field(default_factory=list)
+    handover: Handover | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvtool.results.document import Struct
+from kvtool.results.summary import Summary
 
 
 class RankUse(Struct, frozen=True, kw_only=True):
@@ -50,3 +51,36 @@ class RankRun(Struct, frozen=True, kw_only=True):
     prefill: RankPhase
     decode: RankPhase | None
     ranks: list[RankUse]
+
+
+class Handover(Struct, frozen=True, kw_only=True):
+    """Pages that went from engines that prefill to those that decode. Spared pages were there already.
+
+    `transfer_ms` is from the first byte copied to the last that arrived, `exposed_ms` what of it was after the prompt
+    was computed. The fit: seconds = alpha * descriptors + bytes / bandwidth; None where the transfers do not tell.
+    """
+
+    prefill: int
+    decode: int
+    prefill_tp: int
+    decode_tp: int
+    transfer: str
+    by: str
+    requests: int
+    pages_sent: int
+    pages_spared: int
+    bytes: int
+    descriptors: int
+    transfer_ms: Summary | None
+    exposed_ms: Summary | None
+    alpha_us: float | None
+    gbps: float | None
+
+
+class Disaggregated(Struct, frozen=True, kw_only=True):
+    """One way of serving: `aggregated` engines that do both, or prefill and decode apart, with what was handed over."""
+
+    mode: str
+    engines: int
+    goodput_ratio: float | None
+    handover: Handover | None

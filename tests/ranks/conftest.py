@@ -49,9 +49,11 @@ def ranked(crew: Crew) -> Callable[..., object]:
     def running(name: str, layout: RankLayout, config: EngineConfig = CONFIG) -> Iterator[RankedModel]:
         job = Job(MODELS[name], ranked_config(config, layout), MAX_POSITIONS, NUM_PAGES)
         loaded = RankedModel(job, crew.seat(layout, "cpu", job), crew)
-        yield loaded
-        if not crew.is_lost:
-            loaded.close()
+        try:
+            yield loaded
+        finally:
+            if not crew.is_lost:
+                loaded.close()
 
     return running
 

@@ -251,7 +251,8 @@ class RanksCell:
 
     def _prefill_steps(self) -> list[list[Asked]]:
         """The steps that the scheduler makes of the batch: prompts in a row, cut at the most tokens of a step."""
-        most, steps, room = self.loaded.config.max_num_batched_tokens, [], 0
+        steps: list[list[Asked]] = []
+        most, room = self.loaded.config.max_num_batched_tokens, 0
         for _ in range(self.batch_size):
             start = 0
             while start < self.input_len:

@@ -16,6 +16,7 @@ from kvtool.units import split_list
 
 if TYPE_CHECKING:
     from kvtool.cli.flags.bench import BenchGrid
+    from kvtool.engine.handover.options import Disaggregation
     from kvtool.ranks.layout import RankLayout
     from kvtool.sizing.parallel import Parallel
 
@@ -68,6 +69,22 @@ RANKS = "Ranks that run it together"
 _rank = partial(typer.Option, rich_help_panel=RANKS)
 
 
+DisaggregateOption = Annotated[
+    str | None,
+    _rank(
+        metavar="SPEC",
+        help="Engines that prefill hand pages to others that decode: prefill=1,decode=1; then prefill-tp=N, "
+        "decode-tp=N, transfer=shm|tcp, by=request|layer, listen=ADDRESS.",
+    ),
+]
+
+
+def _disaggregation(text: str | None) -> Disaggregation | None:
+    from kvtool.engine.handover.options import parse_disaggregation
+
+    return None if text is None else parse_disaggregation(text)
+
+
 @dataclass(frozen=True)
 class Ranks(Group):
     """One layout of a run."""
@@ -81,6 +98,11 @@ class Ranks(Group):
     replicated_head: Annotated[
         bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
     ] = False
+    disaggregate: DisaggregateOption = None
+
+    def disaggregation(self) -> Disaggregation | None:
+        """Engines that prefill and others that decode; None where one does both. Raises KvtoolError."""
+        return _disaggregation(self.disaggregate)
 
     def layout(self) -> RankLayout:
         """Raises KvtoolError where the degrees do not go together."""
@@ -106,6 +128,7 @@ class RankLists(Group):
     replicated_head: Annotated[
         bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
     ] = False
+    disaggregate: DisaggregateOption = None
 
     @property
     def given(self) -> bool:
@@ -113,12 +136,21 @@ class RankLists(Group):
         return {self.tp, self.cp, self.dcp} != {"1"}
 
     def grid(self, grid: BenchGrid) -> BenchGrid:
-        """With the ranks part in place of the usual ones, where several ranks are asked for. Raises KvtoolError."""
-        if not self.given:
+        """With the part that measures these in place of the usual ones. Raises KvtoolError for several."""
+        wanted = {"ranks": self.given, "disaggregate": self.disaggregate is not None}
+        parts = [part for part, asked in wanted.items() if asked]
+        if not parts:
             return grid
-        if grid.parts not in (None, "ranks"):
-            raise KvtoolError(f"--tp, --cp and --dcp measure the ranks part: leave --parts {grid.parts} to another run")
-        return replace(grid, parts="ranks")
+        if len(parts) > 1 or grid.parts not in (None, *parts):
+            raise KvtoolError(
+                "ranks, --disaggregate and other --parts are measured in runs of their own; engines that are apart "
+                "take prefill-tp and decode-tp"
+            )
+        return replace(grid, parts=parts[0])
+
+    def disaggregation(self) -> Disaggregation | None:
+        """Raises KvtoolError."""
+        return _disaggregation(self.disaggregate)
 
     def layouts(self) -> tuple[RankLayout, ...] | None:
         """Every tp with every cp, dcp and ring that goes together; None where nothing was asked for. Raises KvtoolError

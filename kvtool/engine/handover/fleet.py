@@ -17,7 +17,6 @@ from typing import Any
 
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
-from kvtool.engine.handover.fit import Transfer
 from kvtool.engine.handover.frames import TOKEN_BYTES
 from kvtool.engine.handover.instance import (
     BOTH,
@@ -50,7 +49,7 @@ class Member:
 
 
 class Fleet:
-    """Engines that serve requests together; `close` ends them. `on_token` is told of a request and its new token."""
+    """Engines that serve requests together; `close` ends them. `pool_bytes` are those of all their pools."""
 
     def __init__(self, roles: Sequence[Role], folder: tempfile.TemporaryDirectory[str]) -> None:
         self._folder = folder
@@ -70,13 +69,17 @@ class Fleet:
                 del os.environ["OMP_PROC_BIND"]
             else:
                 os.environ["OMP_PROC_BIND"] = before
-        for member in self.members:
-            assert self._heard(member) == "ready"
+        try:
+            self.pool_bytes = sum(self._heard(member) for member in self.members)
+        except BaseException:
+            self.close()
+            raise
 
     def run(
         self, asks: Sequence[Ask], on_token: Callable[[int, int], None] = lambda request, token: None
     ) -> list[Served]:
-        """Each request at its `arrival_s` from now on. Raises DeviceError where an engine dies."""
+        """Each request at its `arrival_s` from now on; `on_token` is told of a request and its new token. Raises
+        DeviceError where an engine dies."""
         start_s = time.perf_counter()
         pending = deque(replace(ask, arrival_s=start_s + ask.arrival_s) for ask in asks)
         served = {ask.request: Served(ask) for ask in pending}
@@ -154,7 +157,7 @@ class Fleet:
         ends = {member.process.sentinel: member for member in self.members}
         ready = connection.wait([*pipes, *ends], wait_s)
         heard = [pipes[one] for one in ready if one in pipes]
-        dead = [ends[one] for one in ready if one in ends]  # type: ignore[index]
+        dead = [ends[one] for one in ready if one in ends]
         if dead and not any(member.pipe.poll() for member in dead):
             raise DeviceError(self._epitaph(dead[0]))
         return heard
@@ -243,22 +246,3 @@ def start_fleet(
         for kind, number, tp in kinds
     ]
     return Fleet(roles, folder)
-
-
-def transfers_of(served: Sequence[Served]) -> list[Transfer]:
-    """The hand-overs that there were, timed from the first byte that was copied to the last that arrived."""
-    found = []
-    for one in served:
-        sent = one.sent
-        if sent is None or one.arrived_s is None or sent.export_start_s is None:
-            continue
-        computed_s = sent.times_s[0]
-        found.append(
-            Transfer(
-                descriptors=sent.descriptors,
-                bytes=sent.bytes,
-                seconds=one.arrived_s - sent.export_start_s,
-                exposed_s=max(0.0, one.arrived_s - max(computed_s, sent.export_start_s)),
-            )
-        )
-    return found

@@ -8,6 +8,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kvtool.cache.manager import SequenceCache
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
@@ -87,7 +90,7 @@ class Came:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """All pages of a request are there; `is_used`: and none of those that were spared has gone meanwhile."""
+    """All pages of a request are there."""
 
     request: int
     at_s: float
@@ -101,6 +104,7 @@ class Leaving:
     sequence: Sequence
     start_s: float | None = None
     done_layers: int = 0
+    memory: Tensor | None = None
 
 
 class PrefillEngine(Engine):
@@ -156,7 +160,7 @@ class Prefiller:
             leaving.start_s = time.perf_counter()
             self._export(page_ids, ask.path)
             if self.role.transfer == "tcp":
-                self.sender.send(Part(ask.address, ask.request, staged(ask.path, count), 0, count))
+                self.sender.send(Part(ask.address, ask.request, self._staged(ask.path, count), 0, count))
         self.sender.send(Part(ask.address, ask.request))
         return Came(
             request=ask.request,
@@ -194,16 +198,22 @@ class Prefiller:
             if leaving.start_s is None:
                 leaving.start_s = time.perf_counter()
             pieces = whole_plan(self.loaded, len(page_ids))
-            memory = staged(ask.path, planned_bytes(pieces))
-            ids = self._ids(page_ids)
-            export_layer(self.engine.pool.layers[layer], ids, pieces[layer], memory, heads_of(self.loaded, layer, 0))
+            if leaving.memory is None:
+                leaving.memory = self._staged(ask.path, planned_bytes(pieces))
+            pages, ids = self.engine.pool.layers[layer], self._ids(page_ids)
+            export_layer(pages, ids, pieces[layer], leaving.memory, heads_of(self.loaded, layer, 0))
             leaving.done_layers += 1
             if self.role.transfer == "tcp":
-                self.sender.send(Part(ask.address, ask.request, memory, *layer_span(pieces[layer])))
+                self.sender.send(Part(ask.address, ask.request, leaving.memory, *layer_span(pieces[layer])))
 
-    def _ids(self, page_ids: list[int]) -> Any:
-        import torch
+    def _staged(self, path: Path, count: int) -> Tensor:
+        """Where pages are copied to. Nobody else opens what goes over TCP from here on, so that its name can go."""
+        memory = staged(path, count)
+        if self.role.transfer == "tcp":
+            path.unlink()
+        return memory
 
+    def _ids(self, page_ids: list[int]) -> Tensor:
         return torch.tensor(page_ids, dtype=torch.int64, device=self.loaded.device)
 
 
@@ -360,7 +370,7 @@ def serve(loaded: LoadedModel, role: Role, pipe: Any) -> None:
     kind = PrefillEngine if role.kind == PREFILL else Engine
     engine = kind(loaded, num_pages=role.num_pages, config=loaded.config)
     instance = KINDS[role.kind](engine, loaded, role, pipe)
-    pipe.send("ready")
+    pipe.send(engine.pool.bytes)  # ready
     while True:
         if engine.scheduler.is_idle:
             connection.wait([pipe, *instance.wakes])

@@ -69,7 +69,7 @@ class Sender:
             connection.sendall(Frame(Kind.END, part.request).encoded())
             return
         connection.sendall(Frame(Kind.PART, part.request, part.offset, part.length).encoded())
-        connection.sendall(memoryview(part.memory.numpy())[part.offset : part.offset + part.length])
+        connection.sendall(part.memory.numpy().data[part.offset : part.offset + part.length])
 
 
 class Receiver:
@@ -121,7 +121,7 @@ class Receiver:
         if memory is None or frame.offset + frame.length > len(memory):
             return False
         if frame.kind is Kind.PART:
-            return read_into(connection, memoryview(memory.numpy())[frame.offset : frame.offset + frame.length])
+            return read_into(connection, memory.numpy().data[frame.offset : frame.offset + frame.length])
         if frame.kind is not Kind.END:
             return False
         del self._expected[frame.request]

@@ -65,9 +65,11 @@ def _led(crew: Crew, layout: RankLayout, device_type: str, job: Job) -> Iterator
     seat = crew.seat(layout, device_type, job)
     with crew.guarded():
         loaded = RankedModel(job, seat, crew)
-    yield loaded
-    if not crew.is_lost:
-        loaded.close()
+    try:
+        yield loaded
+    finally:
+        if not crew.is_lost:
+            loaded.close()
 
 
 def _joined(layout: RankLayout, device_type: str, job: Job) -> Iterator[LoadedModel]:

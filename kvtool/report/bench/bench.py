@@ -10,6 +10,7 @@ from kvtool.report import html
 from kvtool.report.bench.accuracy import accuracy_tables
 from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
+from kvtool.report.bench.disaggregate import disaggregate_tables
 from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.fragmentation import fragmentation_tables
 from kvtool.report.bench.peers import engines_table
@@ -77,7 +78,8 @@ def tables(document: BenchDocument) -> list[Table]:
     """Those of the document's own figures, then the one of its peers."""
     raced = with_peers(document.cases)
     smaller = [*accuracy_tables(document), *fragmentation_tables(document)]
-    own = [*bench_tables(document), *workload_tables(document), *smaller, *ranks_tables(document)]
+    own = [*bench_tables(document), *workload_tables(document), *smaller]
+    own += [*ranks_tables(document), *disaggregate_tables(document)]
     return own + ([engines_table(raced)] if raced else [])
 
 
