@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import pytest
 import torch
 
 from kvtool.engine.handover.fit import Transfer, fitted
-from kvtool.engine.handover.fleet import start_fleet
+from kvtool.engine.handover.fleet import Fleet, start_fleet
 from kvtool.engine.handover.frames import HEADER, Frame, Kind, greet, read_frame
-from kvtool.engine.handover.instance import Ask, Served
+from kvtool.engine.handover.instance import Ask
 from kvtool.engine.handover.options import Disaggregation, parse_disaggregation
 from kvtool.engine.handover.staging import Heads, export_layer, import_layer, plan, planned_bytes, staged
 from kvtool.engine.handover.summary import handover_of
@@ -31,38 +33,43 @@ from tests.ranks.models import MODELS
 TOKEN = b"0123456789abcdef"
 
 
-def serve(name: str, asked: Disaggregation, *, kill: bool = False) -> list[Served]:
-    """The prompts of the model, the later ones when pages of the first are where they are decoded."""
+PARAMS = SamplingParams(max_tokens=6)
+
+
+def asks(name: str) -> list[Ask]:
+    """The prompts of the model, all at once."""
+    return [Ask(request=i, prompt=p, params=PARAMS, arrival_s=0.0) for i, p in enumerate(prompts(MODELS[name]))]
+
+
+@contextmanager
+def fleet_of(name: str, asked: Disaggregation) -> Iterator[Fleet]:
     fleet = start_fleet(MODELS[name], CONFIG, asked, max_positions=MAX_POSITIONS, num_pages=NUM_PAGES)
-    params = SamplingParams(max_tokens=6)
-    asks = [Ask(request=i, prompt=p, params=params, arrival_s=0.0) for i, p in enumerate(prompts(MODELS[name]))]
     try:
-        first = fleet.run(asks[:2])
-        if kill:
-            os.kill(fleet.members[1].process.pid, signal.SIGKILL)
-        return first + fleet.run(asks[2:])
+        yield fleet
     finally:
         fleet.close()
 
 
-def test_a_hand_over_changes_no_token() -> None:
-    """Layer by layer over TCP between two engines, and of a latent cache whole through shared memory, from two ranks
-    to one."""
-    apart = Disaggregation(transfer="tcp", by="layer")
-    served = serve("gqa", apart)
-    assert [one.tokens for one in served] == alone("gqa")
-    told = handover_of(served, apart)
-    assert told.pages_spared == 24 // CONFIG.block_size  # of the third prompt, which begins like the first
-    assert told.pages_sent == 9 + 1 + 14 - 6 + 88  # ceil(33 / 4), ceil(1 / 4), ceil(54 / 4), ceil(350 / 4)
-    assert told.bytes == told.pages_sent * 4 * 2 * 2 * 2 * 16 * 4  # tokens, layers, K and V, heads, elements, bytes
-    assert told.descriptors == 4 * 2
-    latent = serve("mla", Disaggregation(prefill_tp=2))
-    assert [one.tokens for one in latent] == alone("mla")
+def test_a_hand_over_changes_no_token_and_a_dead_engine_is_named() -> None:
+    """Layer by layer over TCP; the later prompts come when pages of the first are where they are decoded."""
+    apart, first = Disaggregation(transfer="tcp", by="layer"), asks("gqa")
+    with fleet_of("gqa", apart) as fleet:
+        served = fleet.run(first[:2]) + fleet.run(first[2:])
+        assert [one.tokens for one in served] == alone("gqa")
+        told = handover_of(served, apart)
+        assert told.pages_spared == 24 // CONFIG.block_size  # of the third prompt, which begins like the first
+        assert told.pages_sent == 9 + 1 + 14 - 6 + 88  # ceil(33 / 4), ceil(1 / 4), ceil(54 / 4), ceil(350 / 4)
+        assert told.bytes == told.pages_sent * 4 * 2 * 2 * 2 * 16 * 4  # tokens, layers, K and V, heads, elements, bytes
+        assert told.descriptors == 4 * 2  # a run of bytes a layer
+        os.kill(fleet.members[1].process.pid, signal.SIGKILL)
+        with pytest.raises(DeviceError, match=r"decode engine 0 died \(signal SIGKILL\): the run is over"):
+            fleet.run(first)
 
 
-def test_an_engine_that_is_killed_is_named() -> None:
-    with pytest.raises(DeviceError, match=r"decode engine 0 died \(signal SIGKILL\): the run is over"):
-        serve("gqa", Disaggregation(), kill=True)
+def test_latents_of_two_ranks_are_handed_to_one() -> None:
+    """Whole, through shared memory."""
+    with fleet_of("mla", Disaggregation(prefill_tp=2)) as fleet:
+        assert [one.tokens for one in fleet.run(asks("mla"))] == alone("mla")
 
 
 def test_pages_are_shared_out_anew_between_layouts(tmp_path: Path) -> None:
