@@ -63,8 +63,8 @@ def test_ranks_say_hold_and_send_what_they_should(ranked: Ranked) -> None:
 
 
 def check_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> None:
-    """A prompt in two steps. Pages are those of the shape; bytes sent are those of the formula, and the kernel counts at
-    most 2 % more."""
+    """A prompt in two steps. Pages are those of the shape; what is sent is the formula's, and the kernel counts at most
+    2 % more."""
     prompt, most = prompts(model)[3], CONFIG.max_num_batched_tokens
     gc.collect()  # the pool of the run before
     engine = Engine(loaded, num_pages=NUM_PAGES)
