@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvtool.bench.cases.disaggregate import DisaggregatePart, Ways
 from kvtool.engine.handover.fit import Transfer, fitted
 from kvtool.engine.handover.fleet import Fleet, start_fleet
 from kvtool.engine.handover.frames import HEADER, Frame, Kind, greet, read_frame
-from kvtool.engine.handover.instance import Ask
+from kvtool.engine.handover.instance import Ask, Served
 from kvtool.engine.handover.options import Disaggregation, parse_disaggregation
 from kvtool.engine.handover.staging import Heads, export_layer, import_layer, plan, planned_bytes, staged
 from kvtool.engine.handover.summary import handover_of
@@ -25,6 +26,8 @@ from kvtool.engine.handover.wire import Part, Receiver, Sender
 from kvtool.engine.sequence import SamplingParams
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels.interface import Pages
+from kvtool.report.bench.disaggregate import disaggregate_tables
+from kvtool.results import BenchDocument
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.specs import FullSpec
 from tests.ranks.conftest import CONFIG, MAX_POSITIONS, NUM_PAGES, alone, prompts
@@ -61,9 +64,25 @@ def test_a_hand_over_changes_no_token_and_a_dead_engine_is_named() -> None:
         assert told.pages_sent == 9 + 1 + 14 - 6 + 88  # ceil(33 / 4), ceil(1 / 4), ceil(54 / 4), ceil(350 / 4)
         assert told.bytes == told.pages_sent * 4 * 2 * 2 * 2 * 16 * 4  # tokens, layers, K and V, heads, elements, bytes
         assert told.descriptors == 4 * 2  # a run of bytes a layer
+        check_case(apart, served, fleet)
         os.kill(fleet.members[1].process.pid, signal.SIGKILL)
         with pytest.raises(DeviceError, match=r"decode engine 0 died \(signal SIGKILL\): the run is over"):
             fleet.run(first)
+
+
+def check_case(apart: Disaggregation, served: list[Served], fleet: Fleet) -> None:
+    """A bench document of what was served tells it."""
+    part = DisaggregatePart(disaggregation=apart, goodput_ms={"ttft": 1e9})
+    more = {"num_iters": 1, "seed": 0, "dtype": "fp32", "tokens": {256: [alone("gqa")]}}
+    ways = Ways(model=MODELS["gqa"], config=CONFIG, part=part, **more)
+    case = ways.case(apart, 256, [served], fleet.pool_bytes, 2 * NUM_PAGES)
+    assert case.check.outputs_equal
+    assert case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes
+    assert case.disaggregate.goodput_ratio == 1.0
+    document = BenchDocument(environment={}, definitions={}, assumptions=[], cases=[case])
+    serving, handed = disaggregate_tables(document)
+    assert serving.rows[0][0] == "prefill 1, decode 1"
+    assert handed.rows[0][:4] == ("tcp, by layer", "256", "106", "6")
 
 
 def test_latents_of_two_ranks_are_handed_to_one() -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pytest
 
+from kvtool.bench.cases.ranks import RanksCell, RanksPart
 from kvtool.catalog.model import Model
 from kvtool.engine.engine import Engine
 from kvtool.engine.ranks.lead import RankedModel
@@ -19,6 +20,9 @@ from kvtool.errors import DeviceError
 from kvtool.ranks.crew import Crew
 from kvtool.ranks.layout import RankLayout
 from kvtool.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
+from kvtool.report.bench.charts import bench_panels, chart
+from kvtool.report.bench.ranks import ranks_findings, ranks_tables
+from kvtool.results import BenchDocument, RanksCase
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
@@ -91,6 +95,45 @@ def weights_bytes(model: Model, layout: RankLayout, rank: int) -> int:
     assert params is not None
     routers = 0 if model.moe is None else params.sparse_layers * model.moe.num_experts * model.hidden_size
     return FP32 * (params.total - routers)
+
+
+def test_a_case_tells_time_and_bytes_apart(ranked: Ranked) -> None:
+    """Two prompts of 100 tokens, prefilled in one step, on two ranks in both ways round, and a document of them."""
+    part = RanksPart(layouts=(), input_lens=(100,), batch_sizes=(2,), output_len=4)
+    cases: list[RanksCase] = []
+    tokens: list[list[list[int]]] = []
+    for ring in ("pass-kv", "pass-q"):
+        layout = RankLayout(cp=2, ring=ring)
+        with ranked("gqa", layout) as loaded:
+            cell = {"loaded": loaded, "layout": layout, "part": part, "input_len": 100, "batch_size": 2}
+            more = {
+                "num_iters": 2,
+                "seed": 0,
+                "block_size": CONFIG.block_size,
+                "expected": tokens[0] if tokens else None,
+            }
+            case, said = RanksCell(**cell, **more).measure()
+            cases.append(case)
+            tokens.append(said)
+    assert cases[1].check.outputs_equal
+    for case, ring in zip(cases, ("pass-kv", "pass-q"), strict=True):
+        asked = [Asked(start=0, stop=100)] * 2
+        traffic = step_traffic(MODELS["gqa"], RankLayout(cp=2, ring=ring), asked, FP32)
+        prefill = case.ranks.prefill
+        assert prefill.goes_round == ring
+        assert prefill.sent_bytes == prefill.formula_bytes == traffic.total_bytes
+        assert prefill.wall_ms == pytest.approx(prefill.compute_ms + prefill.exposed_ms)
+        assert prefill.hidden_ms == max(0.0, prefill.alone_ms - prefill.exposed_ms)
+        assert case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes
+        assert [use.kv_predicted_bytes for use in case.ranks.ranks] == [case.memory.kv_pool_bytes] * 2
+    document = BenchDocument(environment={}, definitions={}, assumptions=[], cases=cases)
+    assert [table.title for table in ranks_tables(document)] == ["Time by layout", "Bytes by layout"]
+    exact, ways = ranks_findings(document)
+    assert exact.startswith("Every rank holds the bytes that were predicted, and prefills send at most")
+    # 200 tokens' K and V of 2 heads x 16 in 2 layers of fp32, half of them each way; queries of 8 heads, answers of 17.
+    assert "pass-kv is fewer bytes (102.02 KiB by pass-kv" in ways
+    assert len([panel for panel in bench_panels(document) if panel.draw]) == 3
+    assert chart(bench_panels(document)).axes
 
 
 def test_what_goes_round_is_what_is_fewer_bytes() -> None:

@@ -125,15 +125,16 @@ class Ways:
             rounds = [self._run(fleet, input_len, 1 + i) for i in range(self.num_iters)]
         finally:
             fleet.close()
-        return self._case(asked, input_len, rounds, fleet.pool_bytes, pages * len(fleet.members))
+        return self.case(asked, input_len, rounds, fleet.pool_bytes, pages * len(fleet.members))
 
     def _run(self, fleet: Fleet, input_len: int, number: int) -> list[Served]:
         assert self.model.vocab_size is not None
         return fleet.run(self.part.asks(input_len, self.model.vocab_size, self.seed + number))
 
-    def _case(
+    def case(
         self, asked: Disaggregation | int, input_len: int, rounds: list[list[Served]], pool_bytes: int, pages: int
     ) -> DisaggregateCase:
+        """Of what was served in each iteration, by engines that have so many pages of so many bytes together."""
         samples = [
             sample_of_served(one, arm="baseline", iteration=i) for i, served in enumerate(rounds) for one in served
         ]

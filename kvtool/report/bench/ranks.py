@@ -110,9 +110,32 @@ def ranks_findings(document: BenchDocument) -> list[str]:
     ]
     beyond = max(((phase.socket_bytes or 0) / phase.formula_bytes - 1 for phase in counted), default=None)
     told = "Every rank holds the bytes that were predicted" if exact else "Ranks hold other bytes than were predicted"
-    if beyond is None:
-        return [f"{told}."]
-    return [f"{told}, and prefills send at most {100 * beyond:.1f}% more over sockets than the formula says."]
+    more = (
+        "" if beyond is None else f", and prefills send at most {100 * beyond:.1f}% more over sockets than by formula"
+    )
+    return [f"{told}{more}.", *_ways_round(cases)]
+
+
+def _ways_round(cases: Sequence[RanksCase]) -> list[str]:
+    """Of layouts that were run both ways: which way the formula takes for a prefill, and which was faster."""
+    found = []
+    for case in cases:
+        others = [one for one in cases if _same_but_ring(case, one) and one.ranks.ring == "pass-q"]
+        if case.ranks.ring != "pass-kv" or not others:
+            continue
+        kv, q = case.ranks.prefill, others[0].ranks.prefill
+        fewer = "pass-kv" if kv.formula_bytes <= q.formula_bytes else "pass-q"
+        faster = "pass-kv" if kv.wall_ms <= q.wall_ms else "pass-q"
+        found.append(
+            f"A prefill of {' x '.join(_cell(case)[1:])} on {layout(case).partition(',')[0]}: {fewer} is fewer bytes "
+            f"({format_bytes(kv.formula_bytes)} by pass-kv, {format_bytes(q.formula_bytes)} by pass-q), {faster} was "
+            f"faster ({format_ms(kv.wall_ms)} and {format_ms(q.wall_ms)} ms)."
+        )
+    return found
+
+
+def _same_but_ring(a: RanksCase, b: RanksCase) -> bool:
+    return all(a.inputs.get(key) == b.inputs.get(key) for key in ("tp", "cp", "dcp", "input_len", "batch_size"))
 
 
 def draw_prefill(figure: Figure, axes: Axes, cases: Sequence[RanksCase]) -> None:
