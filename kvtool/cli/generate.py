@@ -11,7 +11,7 @@ from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Ranks
 from kvtool.cli.flags.output import ModelsOption, Printed
-from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.run import Run, Sampling
 from kvtool.cli.flags.tiers import Tiers
 from kvtool.errors import KvtoolError
 from kvtool.units import format_bytes, format_ms, split_list
@@ -40,16 +40,13 @@ def generate(
     prompt_ids: Annotated[
         list[str] | None, typer.Option(metavar="LIST", help="Token ids instead of text, as 1,2,3; may be given again.")
     ] = None,
-    output_len: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 64,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not stop at an end-of-text token.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0,
     show_cache: Annotated[
         bool,
         typer.Option(
             "--show-cache", help="Run prompts one after the other, and draw the tree of the pages they share."
         ),
     ] = False,
+    sampling: Sampling,
     run: Run,
     ranks: Ranks,
     tiers: Tiers,
@@ -61,13 +58,12 @@ def generate(
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
     below, layout, apart = tiers.options(), ranks.layout(), ranks.disaggregation()
-    if apart is not None and (layout.ranks > 1 or show_cache):
-        raise KvtoolError("--disaggregate runs without --tp, --cp and --show-cache: it takes prefill-tp and decode-tp")
+    if apart is not None and (layout.ranks > 1 or show_cache or below is not None):
+        raise KvtoolError("--disaggregate runs without --tp, --show-cache and --tiers: it takes prefill-tp, decode-tp")
     chosen = run.model(model, models)
     load = run.begin()
 
     from kvtool.engine.generate import generate as run_generate
-    from kvtool.engine.sequence import SamplingParams
     from kvtool.engine.text import find_tokenizer
     from kvtool.machine.device import resolve_device
     from kvtool.machine.environment import describe_environment
@@ -81,7 +77,7 @@ def generate(
         chosen,
         config,
         ids,
-        SamplingParams(max_tokens=output_len, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos),
+        sampling.params(),
         tokenizer=tokenizer,
         on_token=_printer(tokenizer) if streams else lambda index, token: None,
         environment=describe_environment(str(resolve_device(run.device))),

@@ -176,7 +176,7 @@ class Engine:
         with self.compiling.measured(), device_errors("a step of the engine"):
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
-            return self._run_now(self._schedule())
+            return self._run_now(self.schedule())
 
     def _run_now(self, work: list[Work]) -> list[Sequence]:
         if self.offload is None:
@@ -190,7 +190,7 @@ class Engine:
         """The same, but a step that is certain to follow is launched before the tokens of this one are read."""
         try:
             if not pipeline.last:
-                work = self._schedule()
+                work = self.schedule()
                 if not all(item.is_decode for item in work):
                     return self._run_now(work)
                 pipeline.launch(work, keep_logits=self.keep_logits)
@@ -206,7 +206,7 @@ class Engine:
             pipeline.forget()
             raise
 
-    def _schedule(self) -> list[Work]:
+    def schedule(self) -> list[Work]:
         work = self.scheduler.schedule()
         self._make_copies()
         return work

@@ -15,13 +15,15 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.handover.generate import generate_apart
 from kvtool.engine.handover.options import Disaggregation
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.ranks.lead import ranked_config
+from kvtool.engine.ranks.lead import RankedModel, ranked_config
 from kvtool.engine.ranks.open import loaded_on
+from kvtool.engine.ranks.replicas import Replicas
 from kvtool.engine.ranks.use import rank_uses
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
-from kvtool.ranks.layout import RankLayout
+from kvtool.errors import KvtoolError
+from kvtool.machine.ranks.layout import RankLayout
 from kvtool.results import CachedPages, GenerateDocument, GeneratedSequence, TierUse, tpot_s
 from kvtool.units import ceil_div
 
@@ -53,7 +55,8 @@ def generate(
     if layout.ranks > 1:
         config = ranked_config(config, layout)
     longest = max((len(prompt) for prompt in prompts), default=0) + params.max_tokens
-    pages = sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts)
+    each = [ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts]
+    pages = max(sum(each[place :: layout.dp]) for place in range(layout.dp))  # replicas take turns
     with loaded_on(layout, model, config, max_positions=longest, num_pages=pages) as loaded:
         return _generated(
             loaded, config, prompts, params, max(1, pages), tokenizer, on_token, environment, in_turns, layout
@@ -73,7 +76,8 @@ def _generated(
     layout: RankLayout,
 ) -> GenerateDocument:
     most = 1 if in_turns else config.max_num_seqs
-    engine = Engine(loaded, num_pages=pages, config=replace(config, prefill_first=True, max_num_seqs=most))
+    settings = replace(config, prefill_first=True, max_num_seqs=most)
+    engine = _engine(loaded, pages, settings)
     engine.prepare([1 if in_turns else len(prompts)], draw_of([params]))
     sequences = [engine.add(prompt, params) for prompt in prompts]
     index_of = {sequence.id: index for index, sequence in enumerate(sequences)}
@@ -83,7 +87,13 @@ def _generated(
     engine.close()
     return GenerateDocument(
         model=loaded.model.id,
-        inputs={**_inputs(engine, config, params), "tp": layout.tp, "cp": layout.cp, "dcp": layout.dcp},
+        inputs={
+            **_inputs(engine, config, params),
+            "tp": layout.tp,
+            "cp": layout.cp,
+            "dcp": layout.dcp,
+            "dp": layout.dp,
+        },
         environment=environment,
         assumptions=loaded.assumptions(),
         sequences=[
@@ -104,8 +114,16 @@ def _generated(
     )
 
 
-def _cached(engine: Engine, sequences: Seq[Sequence]) -> list[CachedPages]:
+def _engine(loaded: LoadedModel, pages: int, config: EngineConfig) -> Engine | Replicas:
+    if isinstance(loaded, RankedModel) and loaded.seat.layout.dp > 1:
+        return Replicas(loaded, num_pages=pages, config=config)
+    return Engine(loaded, num_pages=pages, config=config)
+
+
+def _cached(engine: Engine | Replicas, sequences: Seq[Sequence]) -> list[CachedPages]:
     """The pages that were left of each sequence, which holds all its tokens but the last."""
+    if isinstance(engine, Replicas):
+        raise KvtoolError("--show-cache draws the pages of one engine: leave --dp out")
     cache = engine.cache
     pages_of = {place: cache.index.match(sequence.token_ids[:-1]) for place, sequence in enumerate(sequences)}
     return [
@@ -135,7 +153,9 @@ def _tier_use(counters: TierCounters) -> TierUse:
     )
 
 
-def _inputs(engine: Engine, config: EngineConfig, params: SamplingParams) -> dict[str, str | int | float | bool | None]:
+def _inputs(
+    engine: Engine | Replicas, config: EngineConfig, params: SamplingParams
+) -> dict[str, str | int | float | bool | None]:
     """All that is needed to run it again, but for the prompts."""
     return {
         "weights": config.weights,

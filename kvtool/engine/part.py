@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from kvtool.catalog.model import Model
+from kvtool.engine.batch import StepBatch
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.interface import Kernels
 
@@ -16,8 +17,17 @@ from kvtool.kernels.interface import Kernels
 class Communicator(Protocol):
     """What a decoder asks of the others, where its weights are a part of the model's."""
 
+    def attended(self, x: Tensor) -> Tensor:
+        """What attention gave, x [T, hidden], of all heads; x may be overwritten."""
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """What the MLP is to compute: x [T, hidden], and where attention is in replicas the tokens of others too."""
+
     def reduced(self, x: Tensor) -> Tensor:
-        """The sum of all tensor ranks' x [T, hidden]; x may be overwritten."""
+        """What the MLP gave, of all its rows, for the tokens of this rank; x may be overwritten."""
+
+    def tokens(self, batch: StepBatch) -> StepBatch:
+        """Whose tokens `gathered` returns."""
 
     def embedded(self, token_ids: Tensor, rows: Tensor) -> Tensor:
         """Rows [T, hidden] of token_ids [T] in a table of which `rows` is this rank's part."""
@@ -25,6 +35,15 @@ class Communicator(Protocol):
 
 class Alone:
     """Nobody to ask."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        return x
+
+    def gathered(self, x: Tensor) -> Tensor:
+        return x
+
+    def tokens(self, batch: StepBatch) -> StepBatch:
+        return batch
 
     def reduced(self, x: Tensor) -> Tensor:
         return x

@@ -16,8 +16,8 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.ranks.lead import RankedModel, ranked_config
 from kvtool.engine.ranks.worker import Job, work
 from kvtool.engine.sequence import SamplingParams
-from kvtool.ranks.crew import Crew
-from kvtool.ranks.layout import RankLayout
+from kvtool.machine.ranks.crew import Crew
+from kvtool.machine.ranks.layout import RankLayout
 from tests.ranks.models import MODELS
 
 MAX_POSITIONS, NUM_PAGES, SIZE = 768, 128, 4

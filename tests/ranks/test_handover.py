@@ -18,7 +18,7 @@ from kvtool.bench.cases.disaggregate import DisaggregatePart, Ways
 from kvtool.engine.handover.fit import Transfer, fitted
 from kvtool.engine.handover.fleet import Fleet, start_fleet
 from kvtool.engine.handover.frames import HEADER, Frame, Kind, greet, read_frame
-from kvtool.engine.handover.instance import Ask, Served
+from kvtool.engine.handover.messages import Ask, Served
 from kvtool.engine.handover.options import Disaggregation, parse_disaggregation
 from kvtool.engine.handover.staging import Heads, export_layer, import_layer, plan, planned_bytes, staged
 from kvtool.engine.handover.summary import handover_of

@@ -14,12 +14,13 @@ from kvtool.bench.cases.ranks import RanksCell, RanksPart
 from kvtool.catalog.model import Model
 from kvtool.engine.engine import Engine
 from kvtool.engine.ranks.lead import RankedModel
+from kvtool.engine.ranks.replicas import Replicas
 from kvtool.engine.ranks.shards import shard_of
 from kvtool.engine.sequence import SamplingParams
 from kvtool.errors import DeviceError
-from kvtool.ranks.crew import Crew
-from kvtool.ranks.layout import RankLayout
-from kvtool.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
+from kvtool.machine.ranks.crew import Crew
+from kvtool.machine.ranks.layout import RankLayout
+from kvtool.machine.ranks.traffic import Asked, chosen_pass, replica_traffic, ring_of, step_traffic
 from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.ranks import ranks_findings, ranks_tables
 from kvtool.results import BenchDocument, RanksCase
@@ -64,6 +65,30 @@ def test_ranks_say_hold_and_send_what_they_should(ranked: Ranked) -> None:
             if name != "sinks":  # of gpt-oss count_params counts a bias beside each norm, which has none
                 held = [facts.weights_bytes for facts in loaded.facts()]
                 assert held == [weights_bytes(MODELS[name], layout, rank) for rank in range(layout.ranks)], where
+
+
+def test_replicas_of_the_attention_share_the_rest(ranked: Ranked) -> None:
+    """DP attention of a latent cache and its experts: each of two ranks keeps the latents of every second request."""
+    model, params = MODELS["mla"], SamplingParams(max_tokens=6)
+    with ranked("mla", RankLayout(tp=2, dp=2)) as loaded:
+        replicas = Replicas(loaded, num_pages=NUM_PAGES, config=loaded.config)
+        loaded.begin_anew()
+        sequences = [replicas.add(prompt, params) for prompt in prompts(model)]
+        replicas.step()
+        sent = sum(facts.payload_bytes for facts in loaded.facts())
+        for _ in replicas.run_until_idle():
+            assert [engine.cache.check() for engine in replicas.engines] == [None, None]
+        held = loaded.facts()
+    assert [sequence.output_ids for sequence in sequences] == alone("mla")
+    # The first step: 33 + 54 tokens of the first and third prompt; 1, and 299 of 350 of the others.
+    assert sent == replica_traffic(model, [87, 300], [2, 1], FP32).total_bytes
+    specs = layer_specs(model, parse_cache_format("fp32", "fp32"))
+    assert [facts.pool_bytes for facts in held] == [
+        NUM_PAGES * sum(spec.page_bytes(CONFIG.block_size) for spec in specs)
+    ] * 2
+    assert [facts.weights_bytes for facts in held] == [
+        weights_bytes(model, RankLayout(tp=2, dp=2), rank) for rank in range(2)
+    ]
 
 
 def check_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> None:

@@ -16,7 +16,7 @@ from kvtool.bench.session import Outcome, Progress, Session, Step
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig, resolve_dtype, truncated
 from kvtool.engine.handover.fleet import Fleet, start_fleet
-from kvtool.engine.handover.instance import Ask, Served
+from kvtool.engine.handover.messages import Ask, Served
 from kvtool.engine.handover.options import Disaggregation
 from kvtool.engine.handover.summary import handover_of, sample_of_served
 from kvtool.engine.loaded import TORCH_DTYPES

@@ -15,7 +15,7 @@ from kvtool.engine.ranks.lead import ranked_config
 from kvtool.engine.ranks.open import loaded_on
 from kvtool.engine.ranks.worker import work
 from kvtool.machine.device import resolve_device
-from kvtool.ranks.crew import Crew, torchrun_ranks
+from kvtool.machine.ranks.crew import Crew, torchrun_ranks
 from kvtool.results import BenchDocument, RanksCase
 from kvtool.units import ceil_div
 

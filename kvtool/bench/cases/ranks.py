@@ -19,8 +19,8 @@ from kvtool.engine.ranks.lead import RankedModel
 from kvtool.engine.ranks.use import rank_uses
 from kvtool.engine.sequence import SamplingParams
 from kvtool.engine.sequence import Sequence as Running
-from kvtool.ranks.layout import RankLayout
-from kvtool.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
+from kvtool.machine.ranks.layout import RankLayout
+from kvtool.machine.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
 from kvtool.results import Check, Memory, RankPhase, RankRun, RanksCase, Roofline, Sample
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.workloads import Request, fixed

@@ -17,7 +17,7 @@ from kvtool.units import split_list
 if TYPE_CHECKING:
     from kvtool.cli.flags.bench import BenchGrid
     from kvtool.engine.handover.options import Disaggregation
-    from kvtool.ranks.layout import RankLayout
+    from kvtool.machine.ranks.layout import RankLayout
     from kvtool.sizing.parallel import Parallel
 
 LAYOUT = "Layout over GPUs"
@@ -92,6 +92,9 @@ class Ranks(Group):
     tp: Annotated[int, _rank(help="Ranks that share heads; started here, or by torchrun.")] = 1
     cp: Annotated[int, _rank(help="Ranks that share a prompt's tokens (ring attention); ranks = tp x cp.")] = 1
     dcp: Annotated[int, _rank(help="Ranks, out of the tp ranks, that share the tokens of a KV head.")] = 1
+    dp: Annotated[
+        int, _rank(help="Replicas of the attention, as many as --tp: each keeps its own requests (for MLA).")
+    ] = 1
     ring: Annotated[
         str, _rank(help="What goes round where tokens are shared: pass-kv, pass-q, or auto (fewer bytes).")
     ] = "auto"
@@ -106,9 +109,11 @@ class Ranks(Group):
 
     def layout(self) -> RankLayout:
         """Raises KvtoolError where the degrees do not go together."""
-        from kvtool.ranks.layout import RankLayout
+        from kvtool.machine.ranks.layout import RankLayout
 
-        return RankLayout(tp=self.tp, cp=self.cp, dcp=self.dcp, ring=self.ring, replicated_head=self.replicated_head)
+        return RankLayout(
+            tp=self.tp, cp=self.cp, dcp=self.dcp, dp=self.dp, ring=self.ring, replicated_head=self.replicated_head
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class RankLists(Group):
         where no two go together."""
         if not self.given:
             return None
-        from kvtool.ranks.layout import RankLayout
+        from kvtool.machine.ranks.layout import RankLayout
 
         degrees = product(count_list(self.tp, "tp"), count_list(self.cp, "cp"), count_list(self.dcp, "dcp"))
         found = [

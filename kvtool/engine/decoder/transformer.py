@@ -54,9 +54,10 @@ class DecoderLayer:
 
     def __call__(self, stream: Residual, step: StepContext, pages: Pages) -> Residual:
         normed, x = stream.normed(self.attention_in, step.kernels)
-        stream = Residual(x, step.others.reduced(self.attention(normed, step, pages)), self.attention_out)
+        others = step.others
+        stream = Residual(x, others.attended(self.attention(normed, step, pages)), self.attention_out)
         normed, x = stream.normed(self.mlp_in, step.kernels)
-        return Residual(x, step.others.reduced(self.mlp(normed, step)), self.mlp_out)
+        return Residual(x, others.reduced(self.mlp(others.gathered(normed), step)), self.mlp_out)
 
 
 class Transformer:
@@ -102,7 +103,8 @@ class Transformer:
         """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
-        step = StepContext(batch, kernels, rotation, local, self.others, self._gathered(batch, layers[0], kernels))
+        copied, tokens = self._gathered(batch, layers[0], kernels), self.others.tokens(batch)
+        step = StepContext(batch, kernels, rotation, local, self.others, tokens, copied)
         stream = Residual(self.embedding(batch, self.others))
         for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
             stream = layer(stream, step, pages)

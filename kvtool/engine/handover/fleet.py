@@ -18,22 +18,12 @@ from typing import Any
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.handover.frames import TOKEN_BYTES
-from kvtool.engine.handover.instance import (
-    BOTH,
-    DECODE,
-    PREFILL,
-    Arrived,
-    Ask,
-    Came,
-    Lacks,
-    Role,
-    Served,
-    serve,
-)
+from kvtool.engine.handover.instance import serve
+from kvtool.engine.handover.messages import BOTH, DECODE, PREFILL, Arrived, Ask, Came, Lacks, Role, Served
 from kvtool.engine.handover.options import Disaggregation
 from kvtool.errors import DeviceError, KvtoolError, one_line
+from kvtool.machine.ranks.layout import RankLayout
 from kvtool.machine.threads import set_mask, usable_cpus
-from kvtool.ranks.layout import RankLayout
 
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from typing import Any
 
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.handover.fleet import start_fleet
-from kvtool.engine.handover.instance import Ask, Served
+from kvtool.engine.handover.messages import Ask, Served
 from kvtool.engine.handover.options import Disaggregation
 from kvtool.engine.handover.summary import handover_of
 from kvtool.engine.sequence import SamplingParams
 from kvtool.engine.text import Tokenizer
+from kvtool.interrupts import interruptible
 from kvtool.results import GenerateDocument, GeneratedSequence, tpot_s
 from kvtool.units import ceil_div
 
@@ -32,12 +34,9 @@ def generate_apart(
     """All prompts at once. Raises KvtoolError or DeviceError."""
     longest = max((len(prompt) for prompt in prompts), default=0) + params.max_tokens
     pages = max(1, sum(ceil_div(len(prompt) + params.max_tokens - 1, config.block_size) for prompt in prompts))
-    fleet = start_fleet(model, config, apart, max_positions=longest, num_pages=pages)
-    try:
-        asks = [Ask(request=i, prompt=prompt, params=params, arrival_s=0.0) for i, prompt in enumerate(prompts)]
+    asks = [Ask(request=i, prompt=prompt, params=params, arrival_s=0.0) for i, prompt in enumerate(prompts)]
+    with interruptible(), closing(start_fleet(model, config, apart, max_positions=longest, num_pages=pages)) as fleet:
         served = fleet.run(asks, on_token)
-    finally:
-        fleet.close()
     return GenerateDocument(
         model=model.id,
         inputs={

@@ -11,7 +11,7 @@ from kvtool.catalog.model import FullAttention
 from kvtool.engine.handover.staging import Heads, Piece, export_layer, import_layer, plan, planned_bytes, staged
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool, pool_specs
-from kvtool.ranks.layout import kv_head_range
+from kvtool.machine.ranks.layout import kv_head_range
 from kvtool.sizing.layers import layer_specs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from kvtool.engine.handover.fit import Transfer, fitted
-from kvtool.engine.handover.instance import Served
+from kvtool.engine.handover.messages import Served
 from kvtool.engine.handover.options import Disaggregation
 from kvtool.results import Handover, Sample, summarise
 

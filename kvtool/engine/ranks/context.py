@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kvtool.engine.ranks.partial import finished, merged, partial_attention
 from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
-from kvtool.ranks.group import Group
-from kvtool.ranks.layout import tokens_of_shard
+from kvtool.machine.ranks.group import Group
+from kvtool.machine.ranks.layout import tokens_of_shard
 from kvtool.sizing.speed.exchange import RingShape, passes_kv
 
 

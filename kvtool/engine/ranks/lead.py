@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,9 @@ from kvtool.engine.handover.move import path_as_tensor, whole_plan
 from kvtool.engine.handover.staging import planned_bytes, staged
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
-from kvtool.engine.ranks.run import run_part
+from kvtool.engine.ranks.run import run_part, run_replica
 from kvtool.engine.ranks.sharded import RankPart
-from kvtool.engine.ranks.step import told
+from kvtool.engine.ranks.step import padding, told, told_all
 from kvtool.engine.ranks.worker import (
     COPY,
     DROP,
@@ -30,20 +31,22 @@ from kvtool.engine.ranks.worker import (
     METER,
     POOL,
     REPLAY,
+    REPLICAS,
     REPORT,
     STEP,
     STOP,
     Job,
     facts,
     move,
+    owns,
     replayed_s,
 )
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages
+from kvtool.machine.ranks.control import report, tell
+from kvtool.machine.ranks.crew import Crew, Seat
+from kvtool.machine.ranks.layout import RankLayout
 from kvtool.machine.threads import default_threads
-from kvtool.ranks.control import report, tell
-from kvtool.ranks.crew import Crew, Seat
-from kvtool.ranks.layout import RankLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,14 @@ class RankedModel(LoadedModel):
                 return number
         raise KvtoolError("ranks compute on pools of their own: this needs a run of one process")
 
+    def run_replicas(self, batches: list[StepBatch | None], pools: list[KvPool]) -> list[Tensor]:
+        """Logits [sampled rows, vocab] of the step of each replica; None: it has nothing to do."""
+        numbers, message = [self.number_of(pool.layers) for pool in pools], told_all(batches)
+        with self.crew.guarded() if self.crew is not None else nullcontext():
+            self.tell(REPLICAS, *numbers, tensors=tuple(message))
+            whole = [padding(self.device) if batch is None else batch for batch in batches]
+            return run_replica(self.own_transformer, self, whole, pools[0].layers)
+
     def begin_anew(self, *, records: bool = False) -> None:
         """All meters at zero; they may record what is sent, to send it again in `replay_s`."""
         self.tell(METER, int(records))
@@ -105,7 +116,8 @@ class RankedModel(LoadedModel):
     def facts(self) -> list[RankFacts]:
         """Of every rank, in their order."""
         self.tell(REPORT, 0)
-        pools = [pool for reference in self._pools.values() if (pool := reference()) is not None]
+        live = [pool for reference in self._pools.values() if (pool := reference()) is not None]
+        pools = [pool for pool in live if not pool.layers[0].k.is_meta]
         return [
             RankFacts(int(weights), int(held), payload, None if sent < 0 else int(sent), exposed_s)
             for weights, held, payload, sent, exposed_s in report(self.seat, facts(self.seat, self, pools))
@@ -154,13 +166,16 @@ class LeadPool(KvPool):
     """The first rank's part of a pool; what is copied in it, others copy too."""
 
     def __init__(self, loaded: RankedModel, number: int, num_pages: int, block_size: int) -> None:
-        super().__init__(loaded.specs, num_pages, block_size // loaded.part.token_shards, loaded.device)
+        # Of a pool that is another replica's the first rank keeps shapes, and no memory.
+        device = loaded.device if owns(loaded.seat, number) else torch.device("meta")
+        super().__init__(loaded.specs, num_pages, block_size // loaded.part.token_shards, device)
         self._loaded, self._number = loaded, number
 
     def copy_pages(self, copies: list[PageCopy]) -> None:
         pairs = [number for copy in copies for number in (copy.source, copy.target)]
         self._loaded.tell(COPY, self._number, *pairs)
-        super().copy_pages(copies)
+        if owns(self._loaded.seat, self._number):
+            super().copy_pages(copies)
 
 
 def ranked_config(config: EngineConfig, layout: RankLayout) -> EngineConfig:

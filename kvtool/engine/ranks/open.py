@@ -15,8 +15,8 @@ from kvtool.engine.ranks.sharded import OneRank
 from kvtool.engine.ranks.worker import Job, work
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
-from kvtool.ranks.crew import Crew, join_torchrun, torchrun_ranks
-from kvtool.ranks.layout import RankLayout, check_ranks
+from kvtool.machine.ranks.crew import Crew, join_torchrun, torchrun_ranks
+from kvtool.machine.ranks.layout import RankLayout, check_ranks
 
 
 @contextmanager

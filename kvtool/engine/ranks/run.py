@@ -8,11 +8,11 @@ from torch import Tensor
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.transformer import Transformer
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.ranks.sharded import RankPart
+from kvtool.engine.ranks.sharded import RankPart, ReplicaRanks
 from kvtool.engine.ranks.step import LocalStep, local_step
 from kvtool.kernels.interface import Pages
-from kvtool.ranks.crew import Seat
-from kvtool.ranks.layout import RankLayout, even_part
+from kvtool.machine.ranks.crew import Seat
+from kvtool.machine.ranks.layout import RankLayout, even_part
 
 
 @torch.inference_mode()
@@ -23,6 +23,25 @@ def run_part(transformer: Transformer, loaded: LoadedModel, whole: StepBatch, la
     step = local_step(whole, seat, loaded.device)
     logits = transformer(step.batch, layers, loaded.kernels)
     return _gathered(logits, step, whole, seat, loaded.vocab_size)
+
+
+@torch.inference_mode()
+def run_replica(
+    transformer: Transformer, loaded: LoadedModel, batches: list[StepBatch], layers: list[Pages]
+) -> list[Tensor]:
+    """Of the steps of all replicas this rank's. On the first rank the logits [sampled rows, vocab] of each of them."""
+    assert isinstance(loaded.part, RankPart)
+    assert isinstance(loaded.part.communicator, ReplicaRanks)
+    seat = loaded.part.seat
+    loaded.part.communicator.batches = batches
+    logits = transformer(batches[seat.rank], layers, loaded.kernels).contiguous()
+    if not seat.leads:
+        seat.everyone.swap({0: logits}, {})()
+        return []
+    counts = [len(b.token_ids) if b.sample_rows is None else len(b.sample_rows) for b in batches]
+    coming = {rank: logits.new_empty(count, logits.shape[1]) for rank, count in enumerate(counts) if rank}
+    seat.everyone.swap({}, coming)()
+    return [logits, *(coming[rank] for rank in sorted(coming))]
 
 
 def _gathered(logits: Tensor, step: LocalStep, whole: StepBatch, seat: Seat, vocab_size: int) -> Tensor:
@@ -58,9 +77,11 @@ def _columns(parts: dict[int, Tensor], layout: RankLayout, cp_index: int) -> Ten
 
 def has_logits(layout: RankLayout, rank: int) -> bool:
     """Whether nobody else has what this rank knows of the logits."""
-    return not layout.replicated_head or layout.tp_index(rank) == 0
+    return layout.shares_vocabulary or layout.tp_index(rank) == 0
 
 
 def vocabulary_of(layout: RankLayout, rank: int, vocab_size: int) -> range:
     """The tokens whose logits the rank has."""
-    return range(vocab_size) if layout.replicated_head else even_part(vocab_size, layout.tp, layout.tp_index(rank))
+    if not layout.shares_vocabulary:
+        return range(vocab_size)
+    return even_part(vocab_size, layout.tp, layout.tp_index(rank))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvtool.catalog.model import FullAttention, Layer, Model, Moe
 from kvtool.engine.weights.source import WeightSource
-from kvtool.ranks.layout import RankLayout, even_part, kv_head_range
+from kvtool.machine.ranks.layout import RankLayout, even_part, kv_head_range
 
 _QUERY_ROWS = re.compile(r"self_attn\.(q_proj\.(weight|bias)|q_b_proj\.weight|kv_b_proj\.weight|sinks)$")
 _KV_ROWS = re.compile(r"self_attn\.[kv]_proj\.(weight|bias)$")
@@ -27,11 +27,11 @@ def shard_of(model: Model, layout: RankLayout, index: int) -> Model:
     vocabulary = model.vocab_size
     return replace(
         model,
-        num_heads=model.num_heads // layout.tp,
-        layers=tuple(_layer(layer, layout.tp, index) for layer in model.layers),
+        num_heads=model.num_heads // layout.heads_tp,
+        layers=tuple(_layer(layer, layout.heads_tp, index % layout.heads_tp) for layer in model.layers),
         intermediate_size=_width(model.intermediate_size, layout.tp, index),
         moe=None if model.moe is None else _moe(model.moe, layout.tp, index),
-        vocab_size=vocabulary if layout.replicated_head else _width(vocabulary, layout.tp, index),
+        vocab_size=_width(vocabulary, layout.tp, index) if layout.shares_vocabulary else vocabulary,
         params_total=None,
         weights_bytes=None,
     )
@@ -73,11 +73,11 @@ class ShardedWeights:
     def _part(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if self._layout.tp == 1:
             return self._source.tensor(name, *shape)
-        if _ONCE.search(name):  # what is added after the sum is one rank's to add
+        if _ONCE.search(name) and not self._is_whole(name):  # what is added after the sum is one rank's to add
             whole = self._source.tensor(name, *shape)
             return whole if self._index == 0 else torch.zeros_like(whole)
         dimension = 1 if _COLUMNS.search(name) else 0
-        total, mine = self._split(name)
+        total, mine = (None, range(0)) if self._is_whole(name) else self._split(name)
         if total is None:
             return self._source.tensor(name, *shape)
         unit = shape[dimension] // len(mine)
@@ -86,6 +86,10 @@ class ShardedWeights:
         whole = self._source.tensor(name, *whole_shape)
         # A copy: the whole tensor must not stay in memory for its part.
         return whole.narrow(dimension, mine.start * unit, len(mine) * unit).clone()
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether it is of an attention that is in replicas."""
+        return self._layout.heads_tp == 1 and ".self_attn." in name
 
     def _split(self, name: str) -> tuple[int | None, range]:
         """Of how many things (heads, rows of an MLP, tokens) a tensor is made, and which are this rank's."""
@@ -98,7 +102,7 @@ class ShardedWeights:
         if _MLP_ROWS.search(name) or _COLUMNS.search(name):
             width = self._mlp_width(name)
             return width, even_part(width, tp, index)
-        if _VOCABULARY.search(name) and not self._layout.replicated_head:
+        if _VOCABULARY.search(name) and self._layout.shares_vocabulary:
             assert model.vocab_size is not None
             return model.vocab_size, even_part(model.vocab_size, tp, index)
         return None, range(0)

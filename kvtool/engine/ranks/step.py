@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from kvtool.engine.batch import StepBatch, to_device
 from kvtool.engine.ranks.context import ContextRows, queries_of
 from kvtool.kernels.interface import Rows
-from kvtool.ranks.crew import Seat
-from kvtool.ranks.layout import RankLayout
+from kvtool.machine.ranks.crew import Seat
+from kvtool.machine.ranks.layout import RankLayout
 from kvtool.units import ceil_div
 
 Told = list[Tensor | None]
@@ -34,6 +35,27 @@ def told(batch: StepBatch) -> Told:
     for rows in (batch.decode, batch.prefill):
         found += [None] * 3 if rows is None else [rows.block_tables, rows.seq_lens, rows.query_starts]
     return found
+
+
+TOLD = 8  # tensors that say a step
+
+
+def told_all(batches: Sequence[StepBatch | None]) -> Told:
+    """The tensors that say the steps of all replicas, in the order of their ranks."""
+    return [tensor for batch in batches for tensor in ([None] * TOLD if batch is None else told(batch))]
+
+
+def replica_batches(message: Told, device: torch.device, page_tokens: int) -> list[StepBatch]:
+    """The steps that `told_all` said; a replica without work has a token of padding, since others wait for it."""
+    parts = [message[at : at + TOLD] for at in range(0, len(message), TOLD)]
+    return [padding(device) if part[0] is None else whole_batch(part, device, page_tokens) for part in parts]
+
+
+def padding(device: torch.device) -> StepBatch:
+    """One token that belongs to nobody: it is stored nowhere, and nothing of it is sampled."""
+    zero, one = to_device(device, [0], torch.int64), to_device(device, [0], torch.int32)
+    rows = Rows(block_tables=one.view(1, 1), seq_lens=one)
+    return StepBatch(token_ids=zero, positions=zero, slots=zero - 1, decode=rows, prefill=None, sample_rows=zero[:0])
 
 
 def whole_batch(message: Told, device: torch.device, page_tokens: int) -> StepBatch:

@@ -7,7 +7,7 @@ from kvtool.engine.pool import KvPool, pool_specs
 from kvtool.engine.ranks.lead import RankedModel, RankFacts
 from kvtool.engine.ranks.sharded import OneRank
 from kvtool.engine.ranks.shards import shard_of
-from kvtool.ranks.layout import RankLayout
+from kvtool.machine.ranks.layout import RankLayout
 from kvtool.results import RankUse
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.layers import layer_specs
@@ -60,5 +60,5 @@ def predicted_weights_bytes(loaded: LoadedModel, rank: int) -> int | None:
 def predicted_page_bytes(loaded: LoadedModel) -> int:
     """Of one page of every layer on one rank, from the specs of the whole model's cache."""
     layout = layout_of(loaded)
-    specs = pool_specs(layer_specs(loaded.model, loaded.cache_format, tp=layout.tp))
+    specs = pool_specs(layer_specs(loaded.model, loaded.cache_format, tp=layout.heads_tp))
     return sum(spec.page_bytes(loaded.config.block_size // layout.token_shards) for spec in specs)

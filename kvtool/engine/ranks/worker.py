@@ -14,14 +14,14 @@ from kvtool.engine.config import EngineConfig, truncated
 from kvtool.engine.handover.move import export_pages, import_pages, path_of
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
-from kvtool.engine.ranks.run import run_part
+from kvtool.engine.ranks.run import run_part, run_replica
 from kvtool.engine.ranks.sharded import RankPart
-from kvtool.engine.ranks.step import whole_batch
-from kvtool.ranks.control import hear, report
-from kvtool.ranks.crew import Seat
-from kvtool.ranks.sockets import sent_bytes
+from kvtool.engine.ranks.step import replica_batches, whole_batch
+from kvtool.machine.ranks.control import hear, report
+from kvtool.machine.ranks.crew import Seat
+from kvtool.machine.ranks.sockets import sent_bytes
 
-STOP, STEP, POOL, DROP, COPY, REPORT, METER, REPLAY, EXPORT, IMPORT = range(10)
+STOP, STEP, POOL, DROP, COPY, REPORT, METER, REPLAY, EXPORT, IMPORT, REPLICAS = range(11)
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,16 @@ class Worker:
         if kind == STEP:
             batch = whole_batch(rest, self.loaded.device, self.loaded.config.block_size)
             run_part(self.loaded.transformer, self.loaded, batch, self.pools[first].layers)
+        elif kind == REPLICAS:
+            batches = replica_batches(rest, self.loaded.device, self.loaded.config.block_size)
+            layers = self.pools[numbers.tolist()[self.seat.rank]].layers
+            run_replica(self.loaded.transformer, self.loaded, batches, layers)
         elif kind == POOL:
-            self.pools[first] = self.loaded.new_pool(*more)
+            if owns(self.seat, first):
+                self.pools[first] = self.loaded.new_pool(*more)
         elif kind == DROP:
             self.pools.pop(first, None)
-        elif kind == COPY:
+        elif kind == COPY and first in self.pools:
             pairs = zip(more[0::2], more[1::2], strict=True)
             self.pools[first].copy_pages([PageCopy(source, target) for source, target in pairs])
         elif kind == METER:
@@ -91,6 +96,11 @@ class Worker:
             skip, *page_ids = more
             assert rest[0] is not None
             move(kind, self.seat, self.loaded, self.pools[first], page_ids, path_of(rest[0]), skip)
+
+
+def owns(seat: Seat, pool: int) -> bool:
+    """Whether this rank has a part of the pool of that number: replicas have one each, in turn."""
+    return seat.layout.dp == 1 or pool % seat.layout.dp == seat.rank
 
 
 def move(kind: int, seat: Seat, loaded: LoadedModel, pool: KvPool, page_ids: list[int], path: Path, skip: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model
-from kvtool.ranks.layout import RankLayout, even_part, kv_head_range, tokens_of_shard
+from kvtool.machine.ranks.layout import RankLayout, even_part, kv_head_range, tokens_of_shard
 from kvtool.sizing.speed.exchange import (
     RingShape,
     all_reduce_bytes,
@@ -39,7 +39,8 @@ class Traffic:
 
 
 def step_traffic(model: Model, layout: RankLayout, asked: Sequence[Asked], element_bytes: int) -> Traffic:
-    """Of a step of the whole `model`, whose activations and cache have elements of so many bytes."""
+    """Of a step of the whole `model`, whose activations and cache have elements of so many bytes. Attention in replicas
+    has steps of its own: `replica_traffic`."""
     return Traffic(
         reduce_bytes=sum(
             _reduce_bytes(model, layout, len(_own(asked, layout, c)) or 1, element_bytes) for c in range(layout.cp)
@@ -59,7 +60,7 @@ def _own(asked: Sequence[Asked], layout: RankLayout, cp_index: int) -> list[int]
 
 def _reduce_bytes(model: Model, layout: RankLayout, tokens: int, element_bytes: int) -> float:
     """After attention and MLP of each layer, and of the embedding where the vocabulary is shared."""
-    sums = 2 * model.num_layers + (not layout.replicated_head)
+    sums = 2 * model.num_layers + layout.shares_vocabulary
     return sums * layout.tp * all_reduce_bytes(tokens * model.hidden_size * element_bytes, layout.tp)
 
 
@@ -110,6 +111,18 @@ def _logits_bytes(model: Model, layout: RankLayout, asked: Sequence[Asked], elem
     total = 0
     for one in (one for one in asked if one.is_sampled):
         here = (one.stop - 1) % layout.cp == 0
-        first = model.vocab_size if layout.replicated_head else len(even_part(model.vocab_size, layout.tp, 0))
+        first = len(even_part(model.vocab_size, layout.tp, 0)) if layout.shares_vocabulary else model.vocab_size
         total += model.vocab_size - (first if here else 0)
     return total * element_bytes
+
+
+def replica_traffic(model: Model, tokens: Sequence[int], sampled: Sequence[int], element_bytes: int) -> Traffic:
+    """Of a step in which each replica of the attention computes so many `tokens`, one of padding where it has none, of
+    which so many are `sampled`: before the MLP all tell all of their tokens, behind it each gets his own back."""
+    assert model.vocab_size is not None
+    told = 2 * (len(tokens) - 1) * sum(count or 1 for count in tokens) * model.hidden_size
+    return Traffic(
+        reduce_bytes=float(model.num_layers * told * element_bytes),
+        ring_bytes=0.0,
+        logits_bytes=float(sum(sampled[1:]) * model.vocab_size * element_bytes),
+    )

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kvtool.ranks.crew import Seat
-from kvtool.ranks.messages import packed, unpacked
+from kvtool.machine.ranks.crew import Seat
+from kvtool.machine.ranks.messages import packed, unpacked
 
 _FRAME = 128
 """Integers that go out at once: a decode step of some sequences fits in."""

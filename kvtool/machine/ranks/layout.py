@@ -16,19 +16,22 @@ class RankLayout:
     """tp x cp ranks: `tp` share heads, `cp` the tokens of a step, and `dcp` of the tp ranks that would keep the same KV
     head share its tokens. Rank = tp * (its place in cp) + its place in tp. `ring` says what goes round where tokens are
     shared: keys and values, queries, or whichever is fewer bytes. With a `replicated_head` every rank has all of the
-    vocabulary.
+    vocabulary. `dp` replicas of the attention, one a rank, leave heads whole and keep requests of their own.
     """
 
     tp: int = 1
     cp: int = 1
     dcp: int = 1
+    dp: int = 1
     ring: str = "auto"
     replicated_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tp", "cp", "dcp"):
-            if getattr(self, name) < 1:
-                raise KvtoolError(f"{name} {getattr(self, name)} must be at least 1")
+        for name, degree in self.degrees.items():
+            if degree < 1:
+                raise KvtoolError(f"{name} {degree} must be at least 1")
+        if self.dp > 1 and (self.dp != self.tp or self.cp > 1 or self.dcp > 1):
+            raise KvtoolError(f"dp {self.dp}: attention has a replica on each of the tp ranks, so write --tp {self.dp}")
         if self.tp % self.dcp:
             raise KvtoolError(f"dcp {self.dcp} does not divide tp {self.tp}: it shares out tokens inside the tp group")
         if self.ring not in PASSES:
@@ -38,6 +41,21 @@ class RankLayout:
     def ranks(self) -> int:
         """Processes that run the model."""
         return self.tp * self.cp
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """By their flags' names."""
+        return {"tp": self.tp, "cp": self.cp, "dcp": self.dcp, "dp": self.dp}
+
+    @property
+    def heads_tp(self) -> int:
+        """Ranks that share heads."""
+        return self.tp // self.dp
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether each rank has a part of it."""
+        return self.tp > 1 and self.dp == 1 and not self.replicated_head
 
     @property
     def token_shards(self) -> int:
@@ -68,12 +86,14 @@ class RankLayout:
         return sorted(members, key=self.shard)
 
     def __str__(self) -> str:
-        parts = [f"{name} {degree}" for name in ("tp", "cp", "dcp") if (degree := getattr(self, name)) > 1]
+        parts = [f"{name} {degree}" for name, degree in self.degrees.items() if degree > 1]
         return " x ".join(parts) or "tp 1"
 
 
 def check_ranks(model: Model, layout: RankLayout) -> None:
     """Raises KvtoolError where the engine cannot lay the model out so."""
+    if layout.dp > 1:
+        return
     heads = [layer.cache for layer in model.layers if isinstance(layer.cache, FullAttention)]
     if model.num_heads % layout.tp:
         raise KvtoolError(f"tp {layout.tp} does not divide the {model.num_heads} query heads of {model.id}")
