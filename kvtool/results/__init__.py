@@ -5,7 +5,8 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 
 from __future__ import annotations
 
-from kvtool.results.accuracy import Accuracy
+from kvtool.results.accuracy import Accuracy, CacheSpeed
+from kvtool.results.advise import AdviseDecision, AdviseDocument, AdviseOption, AdviseTraffic
 from kvtool.results.bench import (
     AccuracyCase,
     AnyCase,
@@ -15,6 +16,7 @@ from kvtool.results.bench import (
     Check,
     ColdStart,
     DisaggregateCase,
+    EndpointCase,
     FragmentationCase,
     LatencyCase,
     Load,
@@ -42,7 +44,8 @@ from kvtool.results.compare import (
     ReleaseRow,
     ReleasesDocument,
 )
-from kvtool.results.document import Struct, encode, read_document
+from kvtool.results.document import Struct, encode, is_document, read_document
+from kvtool.results.endpoint import Endpoint, Failure
 from kvtool.results.env import EnvDocument
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
@@ -68,6 +71,8 @@ from kvtool.results.replay import (
     ReplayMode,
     ReplayPoint,
     ReplayRow,
+    ReplaySplit,
+    ReplaySweep,
     ReplayTier,
     ReplayTiers,
     ReplayTrace,
@@ -111,10 +116,15 @@ __all__ = [
     "PLANNED_NAMES",
     "Accuracy",
     "AccuracyCase",
+    "AdviseDecision",
+    "AdviseDocument",
+    "AdviseOption",
+    "AdviseTraffic",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
     "BreakEvenRow",
+    "CacheSpeed",
     "CachedPages",
     "Calibration",
     "Case",
@@ -124,7 +134,10 @@ __all__ = [
     "CompareRow",
     "DisaggregateCase",
     "Disaggregated",
+    "Endpoint",
+    "EndpointCase",
     "EnvDocument",
+    "Failure",
     "Fragmentation",
     "FragmentationCase",
     "GenerateDocument",
@@ -166,6 +179,8 @@ __all__ = [
     "ReplayMode",
     "ReplayPoint",
     "ReplayRow",
+    "ReplaySplit",
+    "ReplaySweep",
     "ReplayTier",
     "ReplayTiers",
     "ReplayTrace",
@@ -207,6 +222,7 @@ __all__ = [
     "Workload",
     "WorkloadCase",
     "encode",
+    "is_document",
     "read_calibration",
     "read_document",
     "read_profile",

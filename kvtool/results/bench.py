@@ -8,6 +8,7 @@ import msgspec
 
 from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
+from kvtool.results.endpoint import Endpoint
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.ranks import Disaggregated, RankRun
 from kvtool.results.summary import Summary
@@ -23,7 +24,9 @@ class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration of one run (a whole process).
 
     `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
-    since the iteration began, `queue_s` until it was admitted, `load_s` that loading from below the pool took.
+    since the iteration began, `queue_s` until it was admitted. `load_s`: of the time to its first token, what it waited
+    for pages from below the pool; None without tiers. `device_read_gbps` and `device_tflops`: what the device did
+    beside the iteration, None where not measured.
     """
 
     arm: str
@@ -38,6 +41,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     arrival_s: float | None = None
     queue_s: float | None = None
     load_s: float | None = None
+    device_read_gbps: float | None = None
+    device_tflops: float | None = None
     error: str | None = None
 
     @property
@@ -90,7 +95,11 @@ class StepBytes(Struct, frozen=True, kw_only=True):
 
 
 class Roofline(Struct, frozen=True, kw_only=True):
-    """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute."""
+    """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute.
+
+    Of a case with hits: `ideal_ttft_ms` is what the limits allow the average request, which is alone and spared what it
+    finds; TTFT is `ttft_over_ideal` times that, and where it is more than 15 % longer, `ttft_reason` says by what.
+    """
 
     read_gbps_measured: float | None = None
     copy_gbps_measured: float | None = None
@@ -100,6 +109,9 @@ class Roofline(Struct, frozen=True, kw_only=True):
     mfu: float | None = None
     bound: str | None = None
     prefill_bound: str | None = None
+    ideal_ttft_ms: float | None = None
+    ttft_over_ideal: float | None = None
+    ttft_reason: str | None = None
     reason: str | None = None
 
 
@@ -219,7 +231,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload | accuracy | fragmentation | ranks | disaggregate"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation | endpoint | ranks | disaggregate"""
         return str(self.__struct_config__.tag)
 
 
@@ -255,6 +267,12 @@ class FragmentationCase(Case, frozen=True, kw_only=True, tag="fragmentation"):
     fragmentation: Fragmentation
 
 
+class EndpointCase(Case, frozen=True, kw_only=True, tag="endpoint"):
+    """Traffic to a server that already ran; its arm is `baseline`, and what failed has no sample."""
+
+    endpoint: Endpoint
+
+
 class RanksCase(Case, frozen=True, kw_only=True, tag="ranks"):
     """A batch on one layout of ranks. `memory` is the first rank's."""
 
@@ -274,6 +292,7 @@ AnyCase = (
     | WorkloadCase
     | AccuracyCase
     | FragmentationCase
+    | EndpointCase
     | RanksCase
     | DisaggregateCase
 )

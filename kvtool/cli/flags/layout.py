@@ -120,7 +120,9 @@ class Ranks(Group):
 class RankLists(Group):
     """Layouts of a run to measure, one after the other."""
 
-    tp: Annotated[str, _rank(metavar="LIST", help="Ranks that share heads, as 1,2: one after the other.")] = "1"
+    tp: Annotated[
+        str, _rank(metavar="LIST", help="Ranks that share heads, as 1,2, in turn; a server's own with --url.")
+    ] = "1"
     cp: Annotated[
         str, _rank(metavar="LIST", help="Ranks that share a prompt's tokens (ring attention); ranks = tp x cp.")
     ] = "1"
@@ -134,6 +136,13 @@ class RankLists(Group):
         bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
     ] = False
     disaggregate: DisaggregateOption = None
+
+    def lone_tp(self) -> int:
+        """The ranks of a server that runs. Raises KvtoolError for a list."""
+        (tp, *others) = count_list(self.tp, "tp")
+        if others:
+            raise KvtoolError(f"--tp {self.tp}: a server has one number of ranks")
+        return tp
 
     @property
     def given(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.gathered import Gathered
-from kvtool.engine.part import Communicator
+from kvtool.engine.decoder.part import Communicator
 from kvtool.kernels.interface import Kernels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ class PrefillEngine(Engine):
 
     completing: list[Sequence] = []  # noqa: RUF012  # replaced, never changed
 
-    def run(self, work: list[Work]) -> list[int]:
+    def run(self, work: list[Work], *, wait: Callable[[int], None] | None = None) -> list[int]:
         self.completing = [item.sequence for item in work if item.completes]
-        return super().run(work)
+        return super().run(work, wait=wait)
 
 
 class Prefiller:

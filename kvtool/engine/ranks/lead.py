@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -147,8 +148,16 @@ class LeadTransformer:
         self._loaded, self._own = weakref.ref(loaded), own
         self.capturable = False
 
-    def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
-        """Logits [sampled rows, vocab]."""
+    def __call__(
+        self,
+        batch: StepBatch,
+        layers: list[Pages],
+        kernels: Kernels,
+        *,
+        wait: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Logits [sampled rows, vocab]. Nothing is on its way that could be waited for: ranks run without tiers."""
+        assert wait is None
         loaded = self._loaded()
         assert loaded is not None
         compute = partial(self._computed, loaded, batch, layers)

@@ -10,7 +10,7 @@ from torch.nn.functional import embedding
 
 from kvtool.catalog.model import Model
 from kvtool.engine.batch import StepBatch
-from kvtool.engine.part import Communicator, Whole
+from kvtool.engine.decoder.part import Communicator, Whole
 from kvtool.engine.ranks.context import context_kernels
 from kvtool.engine.ranks.shards import ShardedWeights, shard_of
 from kvtool.engine.weights.source import WeightSource

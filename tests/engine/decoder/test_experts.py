@@ -16,7 +16,7 @@ from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, MoeMlp
-from kvtool.engine.part import Alone
+from kvtool.engine.decoder.part import Alone
 from kvtool.engine.weights.source import RandomWeights
 from kvtool.errors import KvtoolError
 from kvtool.kernels import load_kernels
