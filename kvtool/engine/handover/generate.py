@@ -15,8 +15,8 @@ from kvtool.engine.handover.options import Disaggregation
 from kvtool.engine.handover.summary import handover_of
 from kvtool.engine.sequence import SamplingParams
 from kvtool.engine.text import Tokenizer
-from kvtool.interrupts import interruptible
 from kvtool.results import GenerateDocument, GeneratedSequence, tpot_s
+from kvtool.system.interrupts import interruptible
 from kvtool.units import ceil_div
 
 
