@@ -156,7 +156,7 @@ class SizePlan:
 def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) -> SizePlan:
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     model = with_index_dtype(model, options.index_dtype)
-    cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
+    cache_format = parse_cache_format(kv_cache_dtype, model.dtype).paged(options.block_size)
     draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
     if draft is not None:

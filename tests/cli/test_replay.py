@@ -44,6 +44,20 @@ def test_the_table_and_what_follows_from_it(capsys: Capture, monkeypatch: pytest
     assert max(map(len, done.out.splitlines())) <= 100
 
 
+def test_several_traces_are_one_sweep(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same trace twice has the same rows, and a folder each."""
+    both = (f"{TRACE},{TRACE}", "--policy", "lru,fifo", "--capacity", "100")
+    done = run(capsys, monkeypatch, "replay", *both, "--json", "--out", str(tmp_path))
+    document = json.loads(done.out)
+    assert document["schema"] == "kvtool.replays/1"
+    first, second = document["replays"]
+    assert first == second
+    assert len((tmp_path / "replay.csv").read_text().splitlines()) == 5
+    for folder in (TRACE.stem, f"{TRACE.stem}-2"):
+        assert (tmp_path / folder / "report.html").is_file()
+    assert "Hits of a prefix cache, 2 traces" in run(capsys, monkeypatch, "replay", *both).out
+
+
 def test_out_writes_every_form(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["--policy", "lru,fifo", "--capacity", "1GiB,none", "--gpu", "h100", "--out", str(tmp_path)]
     assert run(capsys, monkeypatch, "replay", str(TRACE), "llama-3.1-8b", *arguments).code == 0
