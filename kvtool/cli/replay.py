@@ -12,6 +12,7 @@ from kvtool.cli.flags.card import NamedCard
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.replay import Below, Nodes, Replayed, TraceForm, TracesArgument, trace_paths
+from kvtool.cli.flags.shape import AsOption, check_named
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
 
@@ -34,6 +35,7 @@ def replay(
     nodes: Nodes,
     form: TraceForm,
     card: NamedCard,
+    as_family: AsOption = None,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -48,11 +50,12 @@ def replay(
 
     if output.out is not None:
         check_writable(output.out)
+    check_named(as_family, model)
     chosen = None
     if model is not None:
         from kvtool.catalog.resolve import resolve_model
 
-        chosen = resolve_model(model, models_path=models)
+        chosen = resolve_model(model, models_path=models, family=as_family)
     traces = [form.opened(path) for path in trace_paths(trace)]
     with progress_bar() as progress:
         documents = replay_all(

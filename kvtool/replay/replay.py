@@ -123,6 +123,7 @@ def _document(
         break_even=[] if lower is None else break_even(lower.times.floor, lower.links),
         warnings=one.warnings,
         assumptions=[
+            *(() if model is None else model.assumed),
             *assumptions(one.accesses, one.room, floor, sorted_by_time=options.sort_by_time),
             *([] if lower is None else tier_assumptions(lower.options)),
             *([] if options.cluster is None else CLUSTER_ASSUMPTIONS),

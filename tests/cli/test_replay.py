@@ -134,3 +134,13 @@ def test_no_torch_is_imported(command: tuple[str, ...]) -> None:
         "assert not {'torch', 'triton', 'pandas', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
+
+
+def test_a_shape_nobody_knows_has_bytes_as_another(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd.json"
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    odd.write_text(json.dumps({"model_type": "oddball", "vocab_size": 256, **shape}))
+    done = run(capsys, monkeypatch, "replay", str(TRACE), str(odd), "--as", "llama", "--capacity", "100", "--json")
+    assert any("because --as says so" in note for note in json.loads(done.out)["assumptions"])

@@ -219,7 +219,8 @@ def test_what_is_asked_of_tiers() -> None:
     with pytest.raises(KvtoolError, match="needs --write-policy back"):
         TierOptions(tiers=tiers, exclusive=True, write=WritePolicy())
     for text, said in (
-        ("dam=1GiB", "did you mean dram"), ("dram", "does not say how much"), ("dram=1GiB,dram=2GiB", "twice"),
+        ("dam=1GiB", "did you mean dram"), ("dram", "is not complete"), ("dram=1GiB,dram=2GiB", "twice"),
+        ("disk=/a:@7", "does not say how much"),
         ("dram=0", "has no room"), ("dram=1GiB@0", "must be above 0"), ("exclusive", "names no tier"),
     ):  # fmt: skip
         with pytest.raises(KvtoolError, match=said):

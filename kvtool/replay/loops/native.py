@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kvtool.compiled import load_library
 from kvtool.replay.loops.core import LEAF_POLICIES, IntArray, NodeArray, Walk
+from kvtool.system.compiled import load_library
 
 SOURCES = Path(__file__).with_name("c")
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from kvtool.cache.tiers.options import WritePolicy
+from kvtool.cache.tiers.options import WritePolicy, tier_bytes, tier_items
 from kvtool.errors import KvtoolError, did_you_mean
-from kvtool.units import parse_size
 
 TIERS = ("dram", "disk", "remote")  # from the GPU down; bytes of a lower one pass through those above
 SWITCHES = ("exclusive", "half-duplex")
@@ -157,22 +156,8 @@ def parse_tiers(text: str) -> tuple[tuple[Tier, ...], set[str]]:
     """The tiers in their order from the GPU down, and the switches; `none` has no tier. Raises KvtoolError."""
     if text.strip() == NO_TIERS:
         return (), set()
-    found: dict[str, Tier] = {}
-    switches: set[str] = set()
-    for item in text.split(","):
-        name, equals, value = item.strip().partition("=")
-        if name in SWITCHES and not equals:
-            switches.add(name)
-            continue
-        if name not in TIERS:
-            near = did_you_mean(name, (*TIERS, *SWITCHES))
-            raise KvtoolError(f"--tiers {item.strip()!r} is no tier (dram, disk, remote): {EXAMPLE}{near}")
-        if name in found:
-            raise KvtoolError(f"--tiers names {name} twice: {EXAMPLE}")
-        found[name] = _tier(name, value)
-    if not found:
-        raise KvtoolError(f"--tiers names no tier: {EXAMPLE}")
-    return tuple(found[name] for name in TIERS if name in found), switches
+    found, switches = tier_items(text, names=TIERS, switches=SWITCHES, example=EXAMPLE)
+    return tuple(_tier(name, value) for name, value in found.items()), switches
 
 
 def _tier(name: str, text: str) -> Tier:
@@ -180,15 +165,17 @@ def _tier(name: str, text: str) -> Tier:
     match = _TIER.fullmatch(text)
     if match is None:
         raise KvtoolError(f"--tiers {name}={text} does not say how much: {EXAMPLE}")
-    capacity = parse_size(match["size"], f"--tiers {name}")
     read = _speed(name, match["read"])
-    write = _speed(name, match["write"]) or read
-    if capacity < 1:
-        raise KvtoolError(f"--tiers {name} has no room: {EXAMPLE}")
     depth = None if match["depth"] is None else int(match["depth"])
     if depth == 0:
         raise KvtoolError(f"--tiers {name} x0 lets no block through: {EXAMPLE}")
-    return Tier(name=name, capacity_bytes=capacity, read_gbps=read, write_gbps=write, queue_depth=depth)
+    return Tier(
+        name=name,
+        capacity_bytes=tier_bytes(match["size"], name, EXAMPLE),
+        read_gbps=read,
+        write_gbps=_speed(name, match["write"]) or read,
+        queue_depth=depth,
+    )
 
 
 def _speed(name: str, text: str | None) -> float | None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtool.interrupts import interruptible
+from kvtool.system.interrupts import interruptible
 
 FLAGS = ("-O3", "-march=native", "-fPIC", "-std=gnu11")
 BUILD_LIMIT_S = 60.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.compiled import Compiled, _is_as_built, build, load_library
+from kvtool.system.compiled import Compiled, _is_as_built, build, load_library
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="compiling needs gcc")
 
@@ -168,5 +168,5 @@ def test_a_machine_without_gcc_says_so(sources: Path, monkeypatch: pytest.Monkey
 
 
 def test_it_knows_no_torch() -> None:
-    command = [sys.executable, "-c", "import sys, kvtool.compiled; print('torch' in sys.modules)"]
+    command = [sys.executable, "-c", "import sys, kvtool.system.compiled; print('torch' in sys.modules)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtool import interrupts
 from kvtool.bench.runs import PROGRAM
+from kvtool.system import interrupts
 
 AT_AN_IMPORT = """
 import os, signal, sys
