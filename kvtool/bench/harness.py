@@ -55,6 +55,7 @@ def sample_of(sequence: Sequence, *, arm: str, iteration: int) -> Sample:
         output_tokens=len(sequence.output_ids),
         prompt_tokens=sequence.prompt_tokens,
         cached_tokens=sequence.cached_tokens or 0,
+        load_s=sequence.load_s if sequence.page_keys else None,
     )
 
 

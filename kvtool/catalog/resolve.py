@@ -11,7 +11,7 @@ from kvtool.catalog.attention import attention_name
 from kvtool.catalog.checkpoint import lone_gguf
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import FullAttention, Layer, Model
-from kvtool.catalog.models_yaml import load_catalogue
+from kvtool.catalog.models_yaml import Catalogue, load_catalogue
 from kvtool.errors import KvtoolError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")  # owner/name on the Hugging Face Hub
@@ -22,9 +22,10 @@ def resolve_model(name: str, *, models_path: Path | None = None, family: str | N
 
     Raises KvtoolError in one line, with the nearest names for an unknown one.
     """
-    if family is not None:
-        return _read_as(name, family)
-    catalogue = load_catalogue(models_path)
+    return _read_as(name, family) if family is not None else _resolve(name, load_catalogue(models_path))
+
+
+def _resolve(name: str, catalogue: Catalogue) -> Model:
     model = catalogue.find(name)
     if model is not None:
         return model
@@ -56,9 +57,10 @@ def resolve_models(names: Sequence[str], *, models_path: Path | None = None, fam
     """
     found: list[Model] = []
     unknown = 0
+    catalogue = load_catalogue(models_path)
     for name in names:
         try:
-            found.append(resolve_model(name, models_path=models_path))
+            found.append(_resolve(name, catalogue))
         except KvtoolError:
             if family is None:
                 raise

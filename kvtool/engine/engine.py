@@ -19,6 +19,7 @@ from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.batch import build_batch
 from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
+from kvtool.engine.decoder.recorded import RecordedSteps
 from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
 from kvtool.engine.graphs.decode_step import decode_rows
@@ -34,6 +35,7 @@ from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import device_errors
 from kvtool.sizing.speed.traffic import even_context_tokens
+from kvtool.units import ceil_div
 
 
 class Engine:
@@ -67,6 +69,7 @@ class Engine:
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
+        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels)
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
@@ -100,6 +103,19 @@ class Engine:
             self._close_tiers = weakref.finalize(self, offload.close)
         return offload
 
+    def reset(self) -> None:
+        """Forget every cached prefix, in the pool and below it. Raises ValueError while requests run."""
+        self.cache.reset()
+        if self.offload is not None:
+            self.offload.reset()
+
+    def reset_counters(self) -> None:
+        """Count hits, evictions and bytes anew, once what moves down has landed."""
+        self.cache.reset_counters()
+        if self.offload is not None:
+            self.offload.settle()
+            self.offload.stack.reset_counters()
+
     def close(self) -> None:
         """Let the tiers finish what they write. The engine cannot run afterwards where it has any."""
         if self.offload is not None:
@@ -116,11 +132,15 @@ class Engine:
         return DecodePipeline(rows, DecodeGraphs(loaded, self.pool, rows, self.generator, capture, clock))
 
     def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
-        """Capture the decode steps of so many sequences now, so that no request waits for it."""
-        if self.pipeline is not None:
-            with self.compiling.measured():
-                for size in sorted(batch_sizes, reverse=True):  # memory that served the largest serves all others
-                    self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
+        """Capture the decode steps of so many sequences now, so that no request waits for it; without graphs those of
+        the most alone, as others are soon taken down when they come."""
+        sizes = sorted(batch_sizes, reverse=True)  # memory that served the largest serves all others
+        with self.compiling.measured():
+            if self.pipeline is None:
+                self.forward.prepare(max(sizes, default=0), ceil_div(self.loaded.max_positions, self.pool.block_size))
+                return
+            for size in sizes:
+                self.pipeline.graphs.prepare(size, draw, keep_logits=self.keep_logits)
 
     def add(
         self,
@@ -183,11 +203,14 @@ class Engine:
             return self._run_now(self._schedule())
 
     def _run_now(self, work: list[Work]) -> list[Sequence]:
+        """With tiers, while what lay below comes up layer by layer."""
         if self.offload is None:
             return self.postprocess(work, self.run(work))
         start_s = self.clock()
-        stepped = self.postprocess(work, self.run(work))
-        self.offload.observe(work, self.clock() - start_s)
+        tokens = self.run(work, wait=self.offload.begin())
+        waited_s = self.offload.arrive()
+        stepped = self.postprocess(work, tokens)
+        self.offload.observe(work, self.clock() - start_s - waited_s)
         return stepped
 
     def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:
@@ -197,6 +220,8 @@ class Engine:
                 work = self._schedule()
                 if not all(item.is_decode for item in work):
                     return self._run_now(work)
+                if self.offload is not None:
+                    self.offload.arrive()
                 pipeline.launch(work, keep_logits=self.keep_logits)
             if self.scheduler.repeats(pipeline.last):
                 pipeline.launch(pipeline.last, keep_logits=self.keep_logits)
@@ -218,15 +243,18 @@ class Engine:
     def _make_copies(self) -> None:
         """Before anything is computed, since a page that is copied from may be handed to somebody else at once."""
         if copies := self.cache.take_copies():
+            if self.offload is not None:
+                self.offload.arrive()
             self.pool.copy_pages(copies)
 
-    def run(self, work: list[Work]) -> list[int]:
-        """The next token of each item that completes, in order."""
+    def run(self, work: list[Work], *, wait: Callable[[int], None] | None = None) -> list[int]:
+        """The next token of each item that completes, in order. `wait` is called before the pages of a layer are used,
+        where some may still be on their way."""
         batch = build_batch(work, self.loaded.device)
         params = [item.sequence.params for item in work if item.completes]
-        logits = self.loaded.transformer(batch, self.pool.layers, self.loaded.kernels)
+        logits = self.forward(batch, wait=wait)
         if self.keep_logits:
-            self._keep(work, logits)
+            self._keep(work, logits.clone())
         return sample(logits, params, self.generator).tolist() if params else []
 
     def _keep(self, work: list[Work], logits: Tensor) -> None:

@@ -159,7 +159,7 @@ class LoadedModel:
 
     def assumptions(self) -> list[str]:
         """What was not read or measured, in words."""
-        found = [self.fewer_threads] if self.fewer_threads else []
+        found = [*self.model.assumed, *([self.fewer_threads] if self.fewer_threads else [])]
         decoder = runnable_decoder(self.model)
         if self.weights.even_routing:
             found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")
@@ -177,7 +177,7 @@ class LoadedModel:
             found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
         if self.model.num_layers != self.num_layers_of:
             found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
-        return [*found, *self.notices.lines]
+        return [*found, *self.notices.lines, *self.notices.remarks]
 
 
 def _smaller(layers: int, of: int) -> str:

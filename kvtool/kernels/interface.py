@@ -11,9 +11,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from kvtool.kernels.blocks import Blocks, Saving
+
 Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
 Made = TypeVar("Made")
+Replay = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +163,15 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own."""
+    """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own;
+    until then `stored` is what the weight was made of, where it was quantised; `saving` is what that saves afterwards.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     packed: Any = None
+    stored: Blocks | None = None
+    saving: Saving | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +182,8 @@ class GatedWeight:
     bias: Tensor | None
     gate: Gate
     packed: Any = None
+    stored: Blocks | None = None
+    saving: Saving | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +295,13 @@ class StepKernels(Protocol):
 
 class Kernels(StepKernels, Protocol):
     """All that a step calls: `StepKernels` and the operations of a paged KV cache."""
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Replay | None]:
+        """What `step` gives, and how the host has it done again at once: over the same memory, into the same tensor.
+
+        None where these kernels know no such way, or where `step` did more than to call them. The tensors that `step`
+        was made of must outlive it.
+        """
 
     @property
     def tile_tokens(self) -> int:

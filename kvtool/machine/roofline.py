@@ -122,7 +122,7 @@ def read_buffer(device: str, dtype: torch.dtype, num_bytes: int) -> torch.Tensor
     """Ones to stream over, in pages as large as those that hold the engine's weights."""
     import torch
 
-    from kvtool.kernels.cpu.native import huge_pages
+    from kvtool.kernels.cpu.memory import huge_pages
 
     return huge_pages(torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)).fill_(1)
 

@@ -19,6 +19,8 @@ from kvtool.engine.weights.load import weight_source
 from kvtool.engine.weights.safetensors import SafetensorsWeights
 from kvtool.engine.weights.source import RandomWeights
 from kvtool.errors import KvtoolError
+from kvtool.kernels.cpu.native import native
+from kvtool.kernels.cpu.products import QuantisedGatedLinear, QuantisedLinear
 from tests.engine.conftest import SaveTiny
 from tests.engine.gguf_file import write_gguf
 from tests.engine.running import engine_of, generate, largest_difference, load, prompt
@@ -175,6 +177,26 @@ def test_a_gguf_file_has_the_logits_of_what_it_holds(
     write_gguf(reference.model, tmp_path / "model.gguf", arch, GGMLQuantizationType[quantisation])
     sequences = generate(engine_of(load(tmp_path / "model.gguf")), [prompt(40), prompt(3)], max_tokens=4)
     assert max(largest_difference(reference, sequence) for sequence in sequences) < 1e-4
+
+
+@pytest.mark.parametrize("quantisation", ["Q8_0", "Q4_0", "Q4_1"])
+def test_a_gguf_file_is_multiplied_as_it_is_stored_in_bf16(tmp_path: Path, quantisation: str) -> None:
+    reference = save_tiny("llama-2-mha", tmp_path)
+    write_gguf(reference.model, tmp_path / "model.gguf", MODEL_ARCH.LLAMA, GGMLQuantizationType[quantisation])
+    loaded = load(tmp_path / "model.gguf", dtype="bf16")
+    kernels, layer = native(), loaded.transformer.layers[0]
+    pays = kernels is not None and kernels.quantised_pays
+    assert isinstance(layer.attention.qkv.packed, QuantisedLinear) == pays
+    assert isinstance(layer.mlp.inner.packed, QuantisedGatedLinear) == pays
+    # Of 16 bits a weight, blocks of 32 keep their codes and one or two numbers of 16 bits.
+    share = {"Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5}[quantisation] / 16
+    params = 3 * (4 * 64 * 64 + 3 * 64 * 96) * 2  # bytes of the layers' products in bf16; 131 outputs are no blocks
+    assert loaded.transformer.saved_bytes(1) == (round(params * (1 - share)) if pays else 0)
+    assert loaded.transformer.saved_bytes(64) == 0
+    for sequence in generate(engine_of(loaded), [prompt(40), prompt(3), prompt(2)], max_tokens=6):
+        expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
+        difference = torch.stack(sequence.logits).float() - expected
+        assert float(difference.square().mean().sqrt() / expected.std()) < 0.04
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class AccuracyPart(Part):
             return cls(kv_cache_dtypes=GPU_FORMATS, input_lens=(512,), contexts=(1024, 8192, 32768))
         return cls(kv_cache_dtypes=CPU_FORMATS, input_lens=(512,), contexts=(256, 1024, 4096))
 
-    def fitted(self, model: Model, block_size: int) -> AccuracyPart:
+    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> AccuracyPart:
         """Contexts beyond the model's are left out, and all of them where a line through the rest has no two points;
         so are sparse caches that nobody asked for, where the model's attention cannot be sparse."""
         names = self.kv_cache_dtypes

@@ -11,6 +11,7 @@ from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels.blocks import stacked
 from kvtool.kernels.interface import Kernels, Pages, Softmax, Weight
 
 
@@ -48,7 +49,8 @@ class GroupedQueryAttention:
             for name, heads in rows.items()
             if decoder.qkv_bias
         ]
-        self.qkv = kernels.prepare(Weight(torch.cat(tensors), torch.cat(biases) if biases else None))
+        stored = stacked([weights.blocks(f"{prefix}.{name}.weight") for name in rows])
+        self.qkv = kernels.prepare(Weight(torch.cat(tensors), torch.cat(biases) if biases else None, stored=stored))
         width, output_bias = num_heads * self.head_dim, decoder.output_bias
         self.out = load_linear(kernels, weights, f"{prefix}.o_proj", hidden_size, width, bias=output_bias)
         self.qk_norm = self.q_norm = self.k_norm = None

@@ -13,7 +13,8 @@ def load_linear(
 ) -> Weight:
     """The weight [rows, columns] that is called `name`, with its bias, prepared."""
     weight = weights.tensor(f"{name}.weight", rows, columns)
-    return kernels.prepare(Weight(weight, weights.tensor(f"{name}.bias", rows) if bias else None))
+    added = weights.tensor(f"{name}.bias", rows) if bias else None
+    return kernels.prepare(Weight(weight, added, stored=weights.blocks(f"{name}.weight")))
 
 
 def gate_of(decoder: Decoder) -> Gate:

@@ -9,6 +9,7 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.linear import gate_of, load_linear
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels.blocks import stacked
 from kvtool.kernels.interface import GatedWeight, Kernels, Weight
 from kvtool.kernels.plain import activation
 
@@ -53,4 +54,5 @@ def _gated(hidden_size: int, width: int, decoder: Decoder, weights: WeightSource
     names = [f"{prefix}.{name}" for name in ("gate_proj", "up_proj")]
     weight = torch.cat([weights.tensor(f"{name}.weight", width, hidden_size) for name in names])
     bias = torch.cat([weights.tensor(f"{name}.bias", width) for name in names]) if decoder.mlp_bias else None
-    return GatedWeight(weight, bias, gate_of(decoder))
+    stored = stacked([weights.blocks(f"{name}.weight") for name in names])
+    return GatedWeight(weight, bias, gate_of(decoder), stored=stored)

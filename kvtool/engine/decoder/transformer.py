@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from kvtool.engine.decoder.residual import Residual
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.interface import Kernels, Pages, Weight
+from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
 _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
@@ -79,8 +80,9 @@ class Transformer:
         self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
         self.norm = load_norm(decoder, hidden, weights, "model.norm")
         tied = model.tie_word_embeddings
-        head = self.embedding.tokens if tied else weights.tensor("lm_head.weight", model.vocab_size, hidden)
-        self.head = kernels.prepare(Weight(head))
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        head = self.embedding.tokens if tied else weights.tensor(name, model.vocab_size, hidden)
+        self.head = kernels.prepare(Weight(head, stored=weights.blocks(name)))
         rotary = (rotary_dim(model, decoder), max_positions)
         self.rope = Rope(decoder.rope_theta, decoder.rope_scaling, *rotary, dtype=dtype, device=device)
         local_theta = decoder.local_rope_theta
@@ -91,17 +93,44 @@ class Transformer:
         """Whether a decode step never waits for the device, so that it can be part of a CUDA graph."""
         return all(layer.mlp.capturable for layer in self.layers)
 
+    def saved_bytes(self, num_rows: int) -> int:
+        """Bytes of weights that a step of so many rows does not read, as they lie here in fewer bits."""
+        parts = [part for layer in self.layers for part in (layer.attention, layer.mlp)]
+        weights = [held for part in parts for held in vars(part).values() if isinstance(held, Weight | GatedWeight)]
+        savings = [weight.saving for weight in (*weights, self.head)]
+        return sum(saving.bytes for saving in savings if saving is not None and num_rows <= saving.rows)
+
     @torch.inference_mode()
-    def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
-        """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
+    def __call__(
+        self,
+        batch: StepBatch,
+        layers: list[Pages],
+        kernels: Kernels,
+        *,
+        wait: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Logits [sampled rows, vocab]. `layers` are the pages of each layer; where some may still be on
+        their way, `wait(n)` is called before those of layer n are used."""
+        return self.finish(*self.start(batch, layers, kernels), layers, wait=wait)
+
+    def start(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> tuple[Tensor, StepContext]:
+        """What the first layer gets: x [T, hidden], and what all layers share."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
-        stream = Residual(self.embedding(batch))
-        for layer, pages in zip(self.layers, layers, strict=True):
+        return self.embedding(batch), step
+
+    def finish(
+        self, x: Tensor, step: StepContext, layers: list[Pages], *, wait: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """The logits, out of what `start` gave."""
+        stream, rows, kernels = Residual(x), step.batch.sample_rows, step.kernels
+        for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
+            if wait is not None:
+                wait(index)
             stream = layer(stream, step, pages)
-        if batch.sample_rows is not None:
-            stream = stream.rows(batch.sample_rows)
+        if rows is not None:
+            stream = stream.rows(rows)
         logits = kernels.linear(stream.normed(self.norm, kernels)[0], self.head)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvtool.engine.weights.gguf_blocks import blocks_of
 from kvtool.engine.weights.source import finite
 from kvtool.errors import KvtoolError
+from kvtool.kernels.blocks import Blocks
 
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -51,6 +53,16 @@ class GgufWeights:
         architecture = reader.get_field("general.architecture")
         self._interleaved = architecture is not None and architecture.contents() in _INTERLEAVED_ARCHITECTURES
 
+    def blocks(self, name: str) -> Blocks | None:
+        stored_name, expert = _gguf_name(name)
+        stored = self._tensors.get(stored_name)
+        if stored is None or expert is not None or self._device.type != "cpu" or self._dtype != torch.bfloat16:
+            return None
+        found = blocks_of(stored.tensor_type.name, torch.from_numpy(stored.data.copy()))
+        if found is not None and self._has_interleaved_rows(name):
+            return found.map(lambda rows: _deinterleave_rows(rows, self._head_dim))
+        return found
+
     def tensor(self, name: str, *shape: int) -> Tensor:
         stored_name, expert = _gguf_name(name)
         stored = self._tensors.get(stored_name)
@@ -61,9 +73,12 @@ class GgufWeights:
             raise KvtoolError(
                 f"tensor {stored.name!r} has shape {list(values.shape)}, but the metadata says {list(shape)}"
             )
-        if self._interleaved and name.split(".")[-2] in ("q_proj", "k_proj"):
+        if self._has_interleaved_rows(name):
             values = _deinterleave_rows(values, self._head_dim)
         return finite(stored.name, values.to(device=self._device, dtype=self._dtype, copy=True))
+
+    def _has_interleaved_rows(self, name: str) -> bool:
+        return self._interleaved and name.split(".")[-2] in ("q_proj", "k_proj")
 
 
 def _open(path: Path) -> Any:

@@ -14,6 +14,7 @@ from kvtool.engine.weights.mxfp4 import dequantised
 from kvtool.engine.weights.names import CheckpointNames, Stored
 from kvtool.engine.weights.source import finite
 from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.kernels.blocks import Blocks
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -51,6 +52,9 @@ class SafetensorsWeights:
             return finite(stored.name, (found.float() + 1).to(device=self._device))
         # Contiguous whatever the checkpoint's layout: products read rows.
         return finite(stored.name, found.to(device=self._device, dtype=self._dtype, copy=True).contiguous())
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
 
     def _whole(self, name: str) -> Tensor:
         return self._checked(name, self._handle(name).get_tensor(name))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtool.errors import KvtoolError
+from kvtool.kernels.blocks import Blocks
 
 
 class WeightSource(Protocol):
@@ -20,6 +21,9 @@ class WeightSource(Protocol):
     def tensor(self, name: str, *shape: int) -> Tensor:
         """The tensor that Llama would call `name`, on the device and in the dtype of the run; norm weights that are
         stored less one come in fp32. Raises KvtoolError when it is missing or of another shape."""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """What that tensor was made of, where it is stored in blocks of few bits that kernels may read as they are."""
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:
@@ -48,6 +52,9 @@ class RandomWeights:
         self._seed = seed
         self._dtype = dtype
         self._device = device
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         if name.endswith("norm.weight"):

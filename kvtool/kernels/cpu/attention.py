@@ -23,7 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kvtool.kernels.cpu import eight
 from kvtool.kernels.cpu.dense import capped_attention, causal_attention, tokens_of
-from kvtool.kernels.cpu.native import ROW, native, serves
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.native import native, serves
 from kvtool.kernels.quantise import largest, stored, vector_scales
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from kvtool.kernels.cpu.attention import decode, gather, prefill, store
 from kvtool.kernels.cpu.products import experts, gated, linear, prepare, weight_copies
-from kvtool.kernels.cpu.step import add_rms_norm, rms_norm, rotate, split_latent, split_qkv
+from kvtool.kernels.cpu.step import add_rms_norm, record, rms_norm, rotate, split_latent, split_qkv
 from kvtool.kernels.reference.step import place  # as few operations as can be
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "place",
     "prefill",
     "prepare",
+    "record",
     "rms_norm",
     "rotate",
     "split_latent",

@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kvtool.kernels.cpu.native import ROW, TOKENS_AT_ONCE, library
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.native import TOKENS_AT_ONCE, library
 from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
 
 KINDS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}

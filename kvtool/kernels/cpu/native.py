@@ -1,4 +1,4 @@
-"""The kernels of `c/` as functions of tensors: for bf16 on CPUs, where this machine can build them (`kvtool.compiled`).
+"""The kernels of `c/` as functions of tensors, for bf16 on CPUs: where this machine can build them (`system.compiled`).
 
 Without a compiler there are none, and torch's own operations do the work.
 """
@@ -6,64 +6,30 @@ Without a compiler there are none, and torch's own operations do the work.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import platform
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kvtool.compiled import Compiled, load_library
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.quantised import Codes
+from kvtool.kernels.cpu.recording import Recorder
+from kvtool.kernels.cpu.structs import OPERATIONS, Call, Prefill
+from kvtool.kernels.interface import Replay
+from kvtool.system.compiled import Compiled, load_library
+from kvtool.units import ceil_div
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
-ROW = 32  # every row is a multiple of so many elements
 TOKENS_AT_ONCE = 128  # as in pages.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
-HUGE_PAGE_BYTES = 2 << 20
-
-_POINTER, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {
-    "linear": (_POINTER, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3, _POINTER),
-    "gated_linear": (_POINTER, _COUNT, *(_POINTER,) * 4, _COUNT, _POINTER, *(_COUNT,) * 3, _POINTER),
-    "gate": (_POINTER, _POINTER, _COUNT, _COUNT),
-    "rms_norm": (_POINTER, _COUNT, _POINTER, _NUMBER, _POINTER, _COUNT, _COUNT),
-    "add_rms_norm": (*(_POINTER, _COUNT) * 2, _POINTER, _NUMBER, _POINTER, _POINTER, _COUNT, _COUNT),
-    "rotate": (_POINTER, _COUNT, _COUNT, *(_POINTER,) * 3, *(_COUNT,) * 3),
-    "store_rows": (_POINTER, _COUNT, _POINTER, _POINTER, *(_COUNT,) * 5),
-    "paged_decode": (_POINTER,),
-    "paged_prefill": (_POINTER,),
-    "read_all": (_POINTER, _COUNT),
-}
-
-
-def _cache(name: str) -> tuple[tuple[str, type], ...]:
-    """The fields of a `Cache`."""
-    strides = ((f"{name}_{part}", _COUNT) for part in ("page", "slot", "head", "dim"))
-    return ((name, _POINTER), *strides)
-
-
-class _Decode(ctypes.Structure):
-    """`Decode` of decode.c, its two `Cache`s field by field."""
-
-    _fields_ = (
-        *(("q", _POINTER), ("q_seq", _COUNT), ("q_head", _COUNT), *_cache("k"), *_cache("v")),
-        *(("tables", _POINTER), ("table_stride", _COUNT), ("lengths", _POINTER), ("scratch", _POINTER)),
-        *(("out", _POINTER), ("scale", _NUMBER), ("window", _COUNT), ("seqs", _COUNT), ("heads", _COUNT)),
-        *(("kv_heads", _COUNT), ("block", _COUNT), ("tasks", _COUNT)),
-    )
-
-
-class _Prefill(ctypes.Structure):
-    """`Prefill` of prefill.c."""
-
-    _fields_ = (
-        *(("q", _POINTER), ("q_row", _COUNT), ("q_head", _COUNT), *_cache("k"), *_cache("v")),
-        *(("tables", _POINTER), ("table_stride", _COUNT), ("lengths", _POINTER), ("starts", _POINTER)),
-        *(("scratch", _POINTER), ("out", _POINTER), ("scale", _NUMBER), ("window", _COUNT), ("seqs", _COUNT)),
-        *(("heads", _COUNT), ("kv_heads", _COUNT), ("block", _COUNT), ("longest", _COUNT)),
-    )
+WOVEN_FROM_ROWS = 5  # as in products.c
+TILES_FROM_ROWS = 5
+MANY = 32768  # elements from which a second thread pays
+ROWS_OF_A_TILE = 16
 
 
 class Native:
@@ -71,92 +37,123 @@ class Native:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        for name, signature in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = signature, None
-        library.prefill_scratch_bytes.argtypes, library.prefill_scratch_bytes.restype = (_POINTER,), _COUNT
-        library.read_all.restype = ctypes.c_uint32
+        library.run.argtypes, library.run.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64), None
+        library.prefill_scratch_bytes.argtypes = (ctypes.c_void_p,)
+        for size in (library.prefill_scratch_bytes, library.request_tiles, library.digits_bytes):
+            size.restype = ctypes.c_int64
+        library.read_all.argtypes, library.read_all.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_uint32
+        self._address = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in OPERATIONS}
+        self._recorder: Recorder | None = None
         self.prefill_pays = bool(library.prefill_pays())
+        self.quantised_pays = bool(library.quantised_pays())
+        self.has_tiles = bool(library.request_tiles())
+
+    def _call(self, name: str, elements: int, *fields: float | None) -> None:
+        """The operation of so many elements with these fields of its struct."""
+        arguments = OPERATIONS[name](*fields)
+        call = Call(self._address[name], ctypes.addressof(arguments))
+        self._library.run(ctypes.byref(call), 1, elements >= MANY)
+        if self._recorder is not None:
+            self._recorder.add(call, arguments)
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(shape, dtype=dtype) if self._recorder is None else self._recorder.arena.empty(shape, dtype)
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Tensor, Replay | None]:
+        """`StepKernels.record`: all that `step` does is to call these kernels, or there is nothing to replay."""
+        with Recorder() as recorder:
+            self._recorder = recorder
+            try:
+                found = step()
+            finally:
+                self._recorder = None
+        return found, recorder.replay(self._library.run)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [T, in] W^T + bias -> [T, out], for a weight out of `packed`."""
-        blocks, pairs = weight.shape[:2]
-        out, woven = x.new_empty(len(x), blocks * ROW), x.new_empty(x.shape)
-        self._library.linear(
-            x.data_ptr(),
-            x.stride(0),
-            weight.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            len(x),
-            2 * pairs,
-            blocks * ROW,
-            woven.data_ptr(),
-        )
+        columns = len(weight) * ROW
+        out, woven = self._empty(len(x), columns), self._woven(x)
+        fields = *self._inputs(x, woven), weight.data_ptr(), _address(bias), out.data_ptr(), columns
+        self._call("linear", weight.numel(), *fields)
         return out
 
     def gated_linear(
         self, x: Tensor, gate: Tensor, up: Tensor, biases: tuple[Tensor | None, Tensor | None], activation: str
     ) -> Tensor:
         """activation(x Wg^T + bg) * (x Wu^T + bu) -> [T, out], for weights out of `packed`."""
-        blocks, pairs = gate.shape[:2]
-        out, woven = x.new_empty(len(x), blocks * ROW), x.new_empty(x.shape)
-        self._library.gated_linear(
-            x.data_ptr(),
-            x.stride(0),
-            gate.data_ptr(),
-            up.data_ptr(),
-            *(None if bias is None else bias.data_ptr() for bias in biases),
-            ACTIVATIONS[activation],
-            out.data_ptr(),
-            len(x),
-            2 * pairs,
-            blocks * ROW,
-            woven.data_ptr(),
-        )
+        columns = len(gate) * ROW
+        out, woven = self._empty(len(x), columns), self._woven(x)
+        weights = gate.data_ptr(), up.data_ptr(), *map(_address, biases)
+        fields = *self._inputs(x, woven), *weights, out.data_ptr(), columns, ACTIVATIONS[activation]
+        self._call("gated_linear", gate.numel(), *fields)
         return out
+
+    def _woven(self, x: Tensor) -> Tensor | None:
+        """Room for the rows in the order in which a product of several reads them."""
+        rows, width = x.shape
+        return self._empty(ceil_div(rows, ROWS_OF_A_TILE) * ROWS_OF_A_TILE, width) if rows >= WOVEN_FROM_ROWS else None
+
+    def _inputs(self, x: Tensor, woven: Tensor | None) -> tuple[int | None, ...]:
+        """The fields of `Inputs`."""
+        tiles = self.has_tiles and len(x) >= TILES_FROM_ROWS
+        return x.data_ptr(), x.stride(0), _address(woven), *x.shape, tiles
+
+    def quantised_linear(self, x: Tensor, weight: Codes, bias: Tensor | None) -> Tensor:
+        """`linear` for a weight out of `packed_codes`."""
+        out, digits = self._empty(len(x), weight.outputs), self._digits(x)
+        fields = x.data_ptr(), x.stride(0), digits.data_ptr(), *x.shape, *weight.fields, _address(bias)
+        self._call("quantised_linear", weight.blocks.numel(), *fields, out.data_ptr(), weight.outputs)
+        return out
+
+    def quantised_gated_linear(
+        self, x: Tensor, gate: Codes, up: Codes, biases: tuple[Tensor | None, Tensor | None], activation: str
+    ) -> Tensor:
+        """`gated_linear` for weights out of `packed_codes`."""
+        out, digits = self._empty(len(x), gate.outputs), self._digits(x)
+        given = x.data_ptr(), x.stride(0), digits.data_ptr(), *x.shape, *gate.fields, *up.fields
+        fields = *given, *map(_address, biases), out.data_ptr(), gate.outputs, ACTIVATIONS[activation]
+        self._call("quantised_gated_linear", gate.blocks.numel(), *fields)
+        return out
+
+    def _digits(self, x: Tensor) -> Tensor:
+        """Room for the rows as integers."""
+        return self._empty(x.numel() // ROW * self._library.digits_bytes(), dtype=torch.uint8)
 
     def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         """activation(gate) * up, written over `gate`; both are contiguous."""
-        self._library.gate(gate.data_ptr(), up.data_ptr(), ACTIVATIONS[activation], gate.numel())
+        self._call("gate", gate.numel(), gate.data_ptr(), up.data_ptr(), ACTIVATIONS[activation], gate.numel())
         return gate
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [T, n] / rms(x) * weight [n]."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self._library.rms_norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), len(x), x.shape[1])
+        """x [T, n] / rms(x) * weight [n], or of each head of x [T, heads, n] by weight [n] or [heads, n]."""
+        out = self._empty(*x.shape)
+        heads = x.shape[1] if x.dim() == 3 else 1
+        strides = x.stride(0), x.stride(1) if x.dim() == 3 else 0
+        of_head = weight.stride(0) if weight.dim() == 2 else 0
+        fields = x.data_ptr(), *strides, weight.data_ptr(), of_head, eps, out.data_ptr(), len(x), heads, x.shape[-1]
+        self._call("rms_norm", x.numel(), *fields)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """x and residual [T, n] -> (`rms_norm` of their sum, their sum)."""
-        added, normed = x.new_empty(x.shape), x.new_empty(x.shape)
-        self._library.add_rms_norm(
-            *(x.data_ptr(), x.stride(0), residual.data_ptr(), residual.stride(0), weight.data_ptr(), eps),
-            *(added.data_ptr(), normed.data_ptr(), *x.shape),
-        )
+        added, normed = self._empty(*x.shape), self._empty(*x.shape)
+        given = x.data_ptr(), x.stride(0), residual.data_ptr(), residual.stride(0), weight.data_ptr(), eps
+        self._call("add_rms_norm", x.numel(), *given, added.data_ptr(), normed.data_ptr(), *x.shape)
         return normed, added
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, heads, dim] cos + roll(x, dim / 2) sin; cos and sin [T, 1, dim] are contiguous."""
-        out = x.new_empty(x.shape)
-        self._library.rotate(
-            x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape
-        )
+        out = self._empty(*x.shape)
+        given = x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(), sin.data_ptr()
+        self._call("rotate", x.numel(), *given, out.data_ptr(), *x.shape)
         return out
 
     def store_rows(self, rows: Tensor, cache: Tensor, slots: Tensor) -> None:
         """rows [T, ...] to the slots [T] of cache [P, B, ...]; the dimensions after T and B are contiguous."""
-        self._library.store_rows(
-            rows.data_ptr(),
-            rows.stride(0),
-            slots.data_ptr(),
-            cache.data_ptr(),
-            cache.stride(0),
-            cache.stride(1),
-            cache.shape[1],
-            len(rows),
-            rows[0].numel() if len(rows) else 0,
-        )
+        width = rows[0].numel() if len(rows) else 0
+        to = cache.data_ptr(), cache.stride(0), cache.stride(1), cache.shape[1]
+        given = rows.data_ptr(), rows.stride(0), slots.data_ptr()
+        self._call("store_rows", rows.numel(), *given, *to, len(rows), width)
 
     def paged_decode(
         self, q: Tensor, k: Tensor, v: Tensor, block_tables: Tensor, seq_lens: Tensor, scale: float, window: int
@@ -164,18 +161,18 @@ class Native:
         """`Kernels.decode` of q [S,HQ,D] over k [P,B,HKV,D] and v [P,B,HKV,DV]."""
         seqs, heads, k_dim = q.shape
         block, kv_heads, v_dim = v.shape[1:]
-        out = q.new_empty(seqs, heads, v_dim)
+        out = self._empty(seqs, heads, v_dim)
         longest = block_tables.shape[1] * block
-        tasks = max(1, -(-(min(window, longest) if window else longest) // TOKENS_AT_ONCE))
-        scratch = torch.empty(seqs * tasks * heads * (v_dim + ROW), dtype=torch.float32)
-        call = _Decode(
+        tasks = max(1, ceil_div(min(window, longest) if window else longest, TOKENS_AT_ONCE))
+        scratch = self._empty(seqs * tasks * heads * (v_dim + ROW), dtype=torch.float32)
+        fields = (
             *(q.data_ptr(), q.stride(0), q.stride(1)),
             *(k.data_ptr(), *k.stride()[:3], k_dim),
             *(v.data_ptr(), *v.stride()[:3], v_dim),
             *(block_tables.data_ptr(), block_tables.stride(0), seq_lens.data_ptr(), scratch.data_ptr()),
             *(out.data_ptr(), scale, window, seqs, heads, kv_heads, block, tasks),
         )
-        self._library.paged_decode(ctypes.byref(call))
+        self._call("paged_decode", MANY, *fields)
         return out
 
     def paged_prefill(
@@ -192,18 +189,18 @@ class Native:
     ) -> Tensor:
         """`Kernels.prefill` of q [T,HQ,D]; no sequence has more than `longest` queries. The indices are int32."""
         block, kv_heads, v_dim = v.shape[1:]
-        out = q.new_empty(*q.shape[:2], v_dim)
-        call = _Prefill(
+        out = self._empty(*q.shape[:2], v_dim)
+        before = (
             *(q.data_ptr(), q.stride(0), q.stride(1)),
             *(k.data_ptr(), *k.stride()[:3], q.shape[2]),
             *(v.data_ptr(), *v.stride()[:3], v_dim),
             *(block_tables.data_ptr(), block_tables.stride(0), seq_lens.data_ptr(), query_starts.data_ptr()),
-            *(None, out.data_ptr(), scale, window, len(seq_lens), q.shape[1], kv_heads, block, longest),
         )
-        thread_bytes = self._library.prefill_scratch_bytes(ctypes.byref(call))
-        scratch = torch.empty(torch.get_num_threads() * thread_bytes, dtype=torch.uint8)
-        call.scratch = scratch.data_ptr()
-        self._library.paged_prefill(ctypes.byref(call))
+        after = out.data_ptr(), scale, window, len(seq_lens), q.shape[1], kv_heads, block, longest
+        shape = Prefill(*before, None, *after)
+        thread_bytes = self._library.prefill_scratch_bytes(ctypes.byref(shape))
+        scratch = self._empty(torch.get_num_threads() * thread_bytes, dtype=torch.uint8)
+        self._call("paged_prefill", MANY, *before, scratch.data_ptr(), *after)
         return out
 
     def read_all(self, tensor: Tensor) -> int:
@@ -211,24 +208,8 @@ class Native:
         return int(self._library.read_all(tensor.data_ptr(), tensor.nbytes))
 
 
-def packed(weight: Tensor) -> Tensor:
-    """A weight [out, in] as [out / 32, in / 2, 2, 16, 2]: even outputs, then odd ones, two inputs each."""
-    rows, columns = weight.shape
-    by_block = weight.view(rows // ROW, ROW // 2, 2, columns // 2, 2).permute(0, 3, 2, 1, 4)
-    return huge_pages(torch.empty(by_block.shape, dtype=weight.dtype)).copy_(by_block)
-
-
-def huge_pages(tensor: Tensor) -> Tensor:
-    """A tensor of memory not yet written, which Linux is asked to give in pages of 2 MiB: a stream of weights crosses
-    a page of 4 KiB every 100 ns, and waits for its address. Elsewhere nothing changes."""
-    if tensor.device.type != "cpu" or tensor.nbytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return tensor
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int)
-    madvise(start, stop - start, mmap.MADV_HUGEPAGE)  # advice: a refusal costs speed alone
-    return tensor
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def serves(*tensors: Tensor) -> bool:

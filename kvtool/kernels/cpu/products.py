@@ -2,24 +2,32 @@
 
 In bf16 a weight is also packed once into a layout that is read faster for few rows: the compiled kernels' own, which
 reads weights as fast as memory gives them, or oneDNN's. Many rows, a prefill, run faster from the plain layout, so both
-are kept: twice the memory of the weights, on CPUs alone.
+are kept: twice the memory of the weights, on CPUs alone. A weight that a file stores in 8 or 4 bits is packed as it is
+stored: few rows are multiplied by what it stands for, many by that rounded to bf16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kvtool.kernels import plain
-from kvtool.kernels.cpu.native import ACTIVATIONS, ROW, Native, native, packed, serves
+from kvtool.kernels.blocks import Blocks, Saving
+from kvtool.kernels.cpu import memory
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.native import ACTIVATIONS, Native, native, serves
+from kvtool.kernels.cpu.quantised import fits, packed_codes
 from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
 
-# Of few rows. oneDNN chooses its layout for a number of them; this one serves fewer well.
-FEW_ROWS = 64
+# Up to so many rows a packed layout is faster than the plain one, by what multiplies it. oneDNN chooses its layout for
+# a number of them; this one serves fewer well. With AMX the plain one catches up late, as both then multiply alike.
+ONEDNN_ROWS = VECTOR_ROWS = 64
+TILE_ROWS = 256
+CODES_ROWS = 12
 
 # (post-op, its algorithm) of oneDNN.
 _POST_OPS = {
@@ -30,15 +38,24 @@ _POST_OPS = {
 }
 
 Biases = tuple[Tensor | None, Tensor | None]
-Packed = Callable[[Tensor], Tensor]
+
+
+class Packed(Protocol):
+    """A product by a layout of its own, for up to `most_rows` rows."""
+
+    most_rows: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def prepare(weight: AnyWeight) -> AnyWeight:
     match weight:
         case Weight():
-            return replace(weight, packed=packed_linear(weight))
+            packed = packed_linear(weight)
+            return replace(weight, packed=packed, stored=None, saving=_saving(weight.weight, packed))
         case GatedWeight():
-            return replace(weight, packed=packed_gated_linear(weight))
+            packed = packed_gated_linear(weight)
+            return replace(weight, packed=packed, stored=None, saving=_saving(weight.weight, packed))
         case _:
             parts = [plain.expert_weights(weight, number) for number in range(len(weight.down))]
             return replace(weight, packed=[Expert(prepare(inner), prepare(down)) for inner, down in parts])
@@ -50,7 +67,7 @@ def weight_copies(dtype: torch.dtype, device: torch.device) -> int:
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
-    if weight.packed is not None and len(x) <= FEW_ROWS:
+    if weight.packed is not None and len(x) <= weight.packed.most_rows:
         product: Tensor = weight.packed(x)
         return product
     return functional.linear(x, weight.weight, weight.bias)
@@ -58,7 +75,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 def gated(x: Tensor, weight: GatedWeight) -> Tensor:
     """Two products: as halves of one they would be strided, which costs the activation more than it saves."""
-    if weight.packed is not None and len(x) <= FEW_ROWS:
+    if weight.packed is not None and len(x) <= weight.packed.most_rows:
         product: Tensor = weight.packed(x)
         return product
     of_gate, up = (functional.linear(x, *half) for half in _halves(weight))
@@ -93,7 +110,8 @@ class NativeLinear:
     """By the compiled kernels."""
 
     def __init__(self, kernels: Native, weight: Tensor, bias: Tensor | None) -> None:
-        self.kernels, self.weight, self.bias = kernels, packed(weight), bias
+        self.kernels, self.weight, self.bias = kernels, memory.packed(weight), bias
+        self.most_rows = _most_rows(kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weight, self.bias)
@@ -103,11 +121,40 @@ class NativeGatedLinear:
     """By the compiled kernels, in one."""
 
     def __init__(self, kernels: Native, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
-        self.kernels, self.gate, self.up = kernels, packed(gate), packed(up)
+        self.kernels, self.gate, self.up = kernels, memory.packed(gate), memory.packed(up)
         self.biases, self.activation = biases, activation
+        self.most_rows = _most_rows(kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.gated_linear(x, self.gate, self.up, self.biases, self.activation)
+
+
+class QuantisedLinear:
+    """By the compiled kernels, out of 8 or 4 bits a weight."""
+
+    most_rows = CODES_ROWS
+
+    def __init__(self, kernels: Native, stored: Blocks, bias: Tensor | None) -> None:
+        self.kernels, self.codes, self.bias = kernels, packed_codes(stored), bias
+        self.nbytes = self.codes.blocks.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.quantised_linear(x, self.codes, self.bias)
+
+
+class QuantisedGatedLinear:
+    """By the compiled kernels, out of 8 or 4 bits a weight, in one."""
+
+    most_rows = CODES_ROWS
+
+    def __init__(self, kernels: Native, stored: Blocks, biases: Biases, activation: str) -> None:
+        self.kernels, self.biases, self.activation = kernels, biases, activation
+        half = len(stored.codes) // 2
+        self.gate, self.up = packed_codes(stored.map(lambda x: x[:half])), packed_codes(stored.map(lambda x: x[half:]))
+        self.nbytes = self.gate.blocks.nbytes + self.up.blocks.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.quantised_gated_linear(x, self.gate, self.up, self.biases, self.activation)
 
 
 class PackedGate:
@@ -115,6 +162,7 @@ class PackedGate:
 
     def __init__(self, of_gate: Packed, up: Packed, gate: Gate) -> None:
         self.of_gate, self.up, self.gate = of_gate, up, gate
+        self.most_rows = min(of_gate.most_rows, up.most_rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         return plain.gated(self.of_gate(x), self.up(x), self.gate)
@@ -122,6 +170,8 @@ class PackedGate:
 
 class OneDnnLinear:
     """By oneDNN."""
+
+    most_rows = ONEDNN_ROWS
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = _reordered(weight), bias
@@ -132,6 +182,8 @@ class OneDnnLinear:
 
 class OneDnnGatedLinear:
     """By oneDNN: the activation follows the first product, and the second is multiplied by it."""
+
+    most_rows = ONEDNN_ROWS
 
     def __init__(self, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
         self.gate, self.up, self.biases = _reordered(gate), _reordered(up), biases
@@ -148,6 +200,8 @@ def packed_linear(weight: Weight) -> Packed | None:
     if weight_copies(weight.weight.dtype, weight.weight.device) == 1:
         return None
     kernels = native()
+    if kernels is not None and weight.stored is not None and _reads(kernels, weight.stored):
+        return QuantisedLinear(kernels, weight.stored, weight.bias)
     if kernels is not None and _fits(weight.weight):
         return NativeLinear(kernels, weight.weight, weight.bias)
     return OneDnnLinear(weight.weight, weight.bias) if _onednn_has_bf16() else None
@@ -163,6 +217,8 @@ def packed_gated_linear(weight: GatedWeight) -> Packed | None:
     if activation not in _POST_OPS:
         of_gate, of_up = packed_linear(Weight(gate, gate_bias)), packed_linear(Weight(up, up_bias))
         return None if of_gate is None or of_up is None else PackedGate(of_gate, of_up, weight.gate)
+    if kernels is not None and weight.stored is not None and _reads(kernels, weight.stored) and _fits(gate):
+        return QuantisedGatedLinear(kernels, weight.stored, biases, activation)
     if kernels is not None and _fits(gate):
         return NativeGatedLinear(kernels, gate, up, biases, activation)
     return OneDnnGatedLinear(gate, up, biases, activation) if _onednn_has_bf16() else None
@@ -175,6 +231,20 @@ def _halves(weight: GatedWeight) -> tuple[tuple[Tensor, Tensor | None], tuple[Te
     return (gate, gate_bias), (up, up_bias)
 
 
+def _saving(weight: Tensor, packed: Packed | None) -> Saving | None:
+    if not isinstance(packed, QuantisedLinear | QuantisedGatedLinear):
+        return None
+    return Saving(packed.most_rows, weight.nbytes - packed.nbytes)
+
+
+def _reads(kernels: Native, stored: Blocks) -> bool:
+    return kernels.quantised_pays and fits(stored)
+
+
+def _most_rows(kernels: Native) -> int:
+    return TILE_ROWS if kernels.has_tiles else VECTOR_ROWS
+
+
 def _fits(weight: Tensor) -> bool:
     return weight.shape[0] % ROW == 0 and weight.shape[1] % ROW == 0
 
@@ -184,7 +254,7 @@ def _onednn_has_bf16() -> bool:
 
 
 def _reordered(weight: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
     return found
 
 

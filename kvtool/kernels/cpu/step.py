@@ -5,21 +5,29 @@ The compiled kernels do it where they are and take the tensors, torch's operatio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from kvtool.kernels import plain
 from kvtool.kernels.cpu.attention import store
-from kvtool.kernels.cpu.native import ROW, native, serves
-from kvtool.kernels.interface import Pages, Rotation
+from kvtool.kernels.cpu.memory import ROW
+from kvtool.kernels.cpu.native import native, serves
+from kvtool.kernels.interface import Pages, Replay, Rotation
 
 _FEW_ROWS = 64
 
 
+def record(step: Callable[[], Tensor]) -> tuple[Tensor, Replay | None]:
+    kernels = native()
+    return plain.record(step) if kernels is None else kernels.record(step)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     kernels = native()
-    if kernels is not None and weight.dim() == 1 and x.dim() == 2 and serves(x, weight):
+    if kernels is not None and x.dim() in (2, 3) and serves(x, weight):
         return kernels.rms_norm(x, weight, eps)
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and weight.dim() == 1:
         return _norm_of_few(x, weight, eps) if len(x) <= _FEW_ROWS else _norm_of_many(x, weight, eps)

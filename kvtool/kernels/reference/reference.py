@@ -1,5 +1,6 @@
 """The obvious torch twin of every kernel, as `interface.Kernels` promises them."""
 
+from kvtool.kernels.plain import record
 from kvtool.kernels.reference.attention import decode, gather, prefill, store
 from kvtool.kernels.reference.step import (
     add_rms_norm,
@@ -25,6 +26,7 @@ __all__ = [
     "place",
     "prefill",
     "prepare",
+    "record",
     "rms_norm",
     "rotate",
     "split_latent",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels.plain import rms_norm, rotate
+from kvtool.kernels.plain import record, rms_norm, rotate
 from kvtool.kernels.triton import attention, checks
 from kvtool.kernels.triton.arguments import keys_of
 from kvtool.kernels.triton.step import (
@@ -36,6 +36,7 @@ __all__ = [
     "place",
     "prefill",
     "prepare",
+    "record",
     "rms_norm",
     "rotate",
     "split_latent",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 Setting = tuple[str, int, int]  # cache dtype, GPUs, batch size
 
 
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The rows of a document, looked through once: each model's by setting and context, and each model's on so many
+    GPUs in their order, with the place of every row among those."""
+
+    groups: dict[str, list[dict[int, SizeRow]]]
+    layouts: dict[tuple[str, int], list[SizeRow]]
+    places: dict[int, int]  # by id of the row
+
+
 def smallest_cache(document: MatrixDocument) -> str:
     """`At 128k the smallest cache on a GPU is DeepSeek-V3's in bf16: 8.58 GiB, 0.536 times that of Llama-3.1-8B.`"""
     longest = _contexts(document)[-1]
     row = min((row for row in document.rows if row.inputs.context == longest), key=lambda row: row.kv.bytes_per_gpu)
     taken = f"{row.model.id.rsplit('/')[-1]}'s in {_setting_name(row)}: {format_bytes(row.kv.bytes_per_gpu)}"
-    ratio = None if row.model.id == document.baseline else _ratio_to_baseline(document, row)
+    ratio = None if row.model.id == document.baseline else _ratio_to_baseline(_index(document), document.baseline, row)
     against = "" if ratio is None else f", {ratio:.3f} times that of {document.baseline.rsplit('/')[-1]}"
     return f"At {format_length(longest)} the smallest cache on a GPU is {taken}{against}."
 
@@ -65,10 +75,13 @@ def matrix_table(document: MatrixDocument, contexts: Sequence[int] = (), *, shor
         note += f"; ratio: to {document.baseline} at {longest}"
         note += f". fits, most seqs: at {longest} on {first.gpu}" if first.gpu is not None else ""
     lines: list[tuple[str, ...]] = []
+    index = _index(document)
     for model in _models(document):
         lines.append((model.rsplit("/")[-1], *[""] * (len(columns) - 1)))
-        for rows in _groups(document, model):
-            cells = _cells(document, [rows[context] for context in contexts], rows[every[-1]], short=short)
+        for rows in index.groups.get(model, []):
+            cells = _cells(
+                index, document.baseline, [rows[context] for context in contexts], rows[every[-1]], short=short
+            )
             lines.append((f"  {_setting_name(rows[every[-1]])}", *cells))
         lines += _refused_lines(document, model, len(columns))
     return Table(title=f"KV cache against {document.baseline}", columns=columns, rows=lines, labels=1, note=f"{note}.")
@@ -85,19 +98,23 @@ def _tables_within(document: MatrixDocument, width: int) -> list[Table]:
     names that are longer than there is room for go over several lines.
     """
     contexts, short = _contexts(document), width < WIDE
+    a_token, *others = _number_widths(matrix_table(document, short=short), gap=2 if short else 3)
+    of_contexts, behind = others[: len(contexts)], sum(others[len(contexts) :])
+    name_width = max(len(_setting_name(row)) for row in document.rows) + 2
     for most in range(len(contexts), 0, -1):
-        parts = [contexts[start : start + most] for start in range(0, len(contexts), most)]
-        tables = [matrix_table(document, part, short=short) for part in parts]
-        rooms = [width - _numbers_width(table, gap=2 if short else 3) for table in tables]
-        if min(rooms) >= max(len(_setting_name(row)) for row in document.rows) + 2:
+        starts = range(0, len(contexts), most)
+        rooms = [width - 2 - a_token - sum(of_contexts[start : start + most]) for start in starts]
+        rooms[-1] -= behind
+        if min(rooms) >= name_width:
             break
+    tables = [matrix_table(document, contexts[start : start + most], short=short) for start in starts]
     return [_folded(table, max(room, 1)) for table, room in zip(tables, rooms, strict=True)]
 
 
-def _numbers_width(table: Table, *, gap: int) -> int:
-    """Columns that all but the first take when printed, with the gaps between all of them."""
-    columns = zip(table.columns, *table.rows, strict=True)
-    return sum(max(map(len, column)) + gap for column in list(columns)[1:]) + 2
+def _number_widths(table: Table, *, gap: int) -> list[int]:
+    """What each column but the first takes when printed, with the gap before it."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    return [max(map(len, column)) + gap for column in columns[1:]]
 
 
 def _folded(table: Table, room: int) -> Table:
@@ -105,13 +122,13 @@ def _folded(table: Table, room: int) -> Table:
     return replace(table, rows=rows)
 
 
-def _cells(document: MatrixDocument, rows: Sequence[SizeRow], last: SizeRow, *, short: bool) -> tuple[str, ...]:
+def _cells(index: Index, baseline: str, rows: Sequence[SizeRow], last: SizeRow, *, short: bool) -> tuple[str, ...]:
     """The numbers of one model and setting at some contexts, in `rows`; `last` is that of the longest of all."""
     count = format_bytes_short if short else format_bytes
     cells = (count(last.kv.bytes_per_token), *(count(row.kv.bytes_per_gpu) for row in rows))
     if rows[-1] is not last:
         return cells
-    ratio = _ratio_to_baseline(document, last)
+    ratio = _ratio_to_baseline(index, baseline, last)
     cells += ("-" if ratio is None else f"{ratio:.3f}",)
     if last.inputs.gpu is None:
         return cells
@@ -125,9 +142,10 @@ def engine_table(document: MatrixDocument) -> Table | None:
     if engine.name is None:
         return None
     lines: list[tuple[str, ...]] = []
+    index = _index(document)
     for model in _models(document):
         lines.append((model.rsplit("/")[-1], "", "", "", ""))
-        for rows in _groups(document, model):
+        for rows in index.groups.get(model, []):
             row = next(iter(rows.values()))
             lines.append((f"  {_setting_name(row)}", *_engine_cells(row)))
         lines += _refused_lines(document, model, 5)
@@ -167,23 +185,24 @@ def _setting(row: SizeRow) -> Setting:
     return row.inputs.kv_cache_dtype, row.inputs.num_gpus, row.inputs.batch_size
 
 
-def _groups(document: MatrixDocument, model: str) -> list[dict[int, SizeRow]]:
-    """The rows of each setting of a model, by context."""
-    groups: dict[Setting, dict[int, SizeRow]] = {}
+def _index(document: MatrixDocument) -> Index:
+    groups: dict[str, dict[Setting, dict[int, SizeRow]]] = {}
+    layouts: dict[tuple[str, int], list[SizeRow]] = {}
+    places: dict[int, int] = {}
     for row in document.rows:
-        if row.model.id == model:
-            groups.setdefault(_setting(row), {})[row.inputs.context] = row
-    return list(groups.values())
+        groups.setdefault(row.model.id, {}).setdefault(_setting(row), {})[row.inputs.context] = row
+        alike = layouts.setdefault((row.model.id, row.inputs.num_gpus), [])
+        places[id(row)] = len(alike)
+        alike.append(row)
+    return Index({model: list(settings.values()) for model, settings in groups.items()}, layouts, places)
 
 
-def _ratio_to_baseline(document: MatrixDocument, row: SizeRow) -> float | None:
+def _ratio_to_baseline(index: Index, baseline: str, row: SizeRow) -> float | None:
     """KV bytes on a GPU over those of the baseline model at the same place of its own rows on as many GPUs: the same
     options, though `auto` may have become another dtype. None where the baseline does not take that layout.
     """
-    alike = [other for other in document.rows if other.inputs.num_gpus == row.inputs.num_gpus]
-    own = [other for other in alike if other.model.id == row.model.id]
-    base = [other for other in alike if other.model.id == document.baseline]
-    place = next(place for place, other in enumerate(own) if other is row)
+    own, base = (index.layouts.get((model, row.inputs.num_gpus), []) for model in (row.model.id, baseline))
+    place = index.places[id(row)]
     if len(base) != len(own) or not base[place].kv.bytes_per_gpu:
         return None
     return row.kv.bytes_per_gpu / base[place].kv.bytes_per_gpu
@@ -195,8 +214,8 @@ def matrix_figure(document: MatrixDocument) -> Figure:
     """
     contexts = _contexts(document)
     groups: dict[str, list[tuple[str, list[Cell]]]] = {}
-    for model in dict.fromkeys(row.model.id for row in document.rows):
-        for rows in _groups(document, model):
+    for model, own in _index(document).groups.items():
+        for rows in own:
             cells = [Cell(count=rows[c].kv.bytes_per_gpu, crossed=rows[c].fit.fits is False) for c in contexts]
             groups.setdefault(model, []).append((_setting_name(rows[contexts[0]]), cells))
     gpu = document.rows[0].inputs.gpu

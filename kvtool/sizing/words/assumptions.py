@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.engines.llama_cpp import LlamaCppCard
 from kvtool.sizing.fit import Budget, free_share
 from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import format_by_layer
@@ -205,7 +206,7 @@ def _card(plan: SizePlan) -> Iterator[str]:
     gpu = plan.options.gpu
     if gpu is None:
         return
-    yield from _card_memory(gpu, plan.memory)
+    yield from _card_memory(gpu, None if isinstance(plan.held, LlamaCppCard) else plan.memory)
     yield from _memory(plan)
     yield (
         "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from kvtool.kernels.cpu.native import ACTIVATIONS, Native, huge_pages, native, packed, serves
+from kvtool.kernels.cpu.memory import huge_pages, packed
+from kvtool.kernels.cpu.native import ACTIVATIONS, Native, native, serves
 
 BF16_EPS = 2.0**-8  # half a unit in the last place, relative
 ROUNDS_ONCE = 1.02 * BF16_EPS
@@ -40,9 +41,15 @@ def kernels() -> Native:
 
 
 @needs_gcc
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 31])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 31, 32, 33, 70])
 @pytest.mark.parametrize("inputs", [32, 96, 576])
-def test_a_product_rounds_once(kernels: Native, rows: int, inputs: int) -> None:
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_product_rounds_once(
+    kernels: Native, monkeypatch: pytest.MonkeyPatch, rows: int, inputs: int, tiles: bool
+) -> None:
+    if tiles and not kernels.has_tiles:
+        pytest.skip("this CPU has no AMX")
+    monkeypatch.setattr(kernels, "has_tiles", tiles)
     x, weight = drawn(rows, inputs + 32)[:, 32:], drawn(96, inputs, seed=1)
     bias = drawn(96, seed=2)
     size = linear(x.double().abs(), weight.double().abs())
@@ -83,6 +90,16 @@ def test_nan_stays_nan(kernels: Native) -> None:
 @pytest.mark.parametrize("rows", [1, 100])
 def test_a_norm_over_rows_of_a_wider_tensor(kernels: Native, rows: int) -> None:
     x, weight = drawn(rows, 700, scale=7)[:, 60:636], drawn(576, seed=1)
+    wide = x.double()
+    exact = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert_rounded(kernels.rms_norm(x, weight, 1e-5), exact)
+
+
+@needs_gcc
+@pytest.mark.parametrize("by_head", [False, True])
+def test_a_norm_of_each_head(kernels: Native, by_head: bool) -> None:
+    x, weight = drawn(5, 9, 64, scale=7)[:, 2:7], drawn(5, 64, seed=1)
+    weight = weight if by_head else weight[0]
     wide = x.double()
     exact = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
     assert_rounded(kernels.rms_norm(x, weight, 1e-5), exact)

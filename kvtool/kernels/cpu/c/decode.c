@@ -101,6 +101,8 @@ static void decode_task(const Decode *d, int64_t s, int64_t task) {
     if (left <= 0) return;
     Tokens tokens;
     find_tokens(&tokens, &d->k, &d->v, d->tables + s * d->table_stride, d->block, first, left);
+    read_in_order(&d->k, tokens.k, tokens.count, d->kv_heads);
+    if (d->v.data != d->k.data) read_in_order(&d->v, tokens.v, tokens.count, d->kv_heads);
     Partial all = partial_of(d, s, task);
     for (int64_t h = 0; h < d->heads; h++) all.maxima[h] = -INFINITY, all.sums[h] = 0.0f;
     memset(all.values, 0, d->heads * d->v.dim * sizeof(float));
@@ -132,14 +134,12 @@ static void merge(const Decode *d, int64_t s, int64_t h) {
 }
 
 // out [seqs, heads, v.dim] = softmax(scale q k^T) v; a sequence of length 0 gives zeros.
-void paged_decode(const Decode *d) {
-#pragma omp parallel
-    {
+void paged_decode(const void *arguments) {
+    const Decode *d = arguments;
 #pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t s = 0; s < d->seqs; s++)
-            for (int64_t task = 0; task < d->tasks; task++) decode_task(d, s, task);
+    for (int64_t s = 0; s < d->seqs; s++)
+        for (int64_t task = 0; task < d->tasks; task++) decode_task(d, s, task);
 #pragma omp for schedule(static) collapse(2)
-        for (int64_t s = 0; s < d->seqs; s++)
-            for (int64_t h = 0; h < d->heads; h++) merge(d, s, h);
-    }
+    for (int64_t s = 0; s < d->seqs; s++)
+        for (int64_t h = 0; h < d->heads; h++) merge(d, s, h);
 }

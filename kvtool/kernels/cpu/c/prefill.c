@@ -144,7 +144,7 @@ static void attend_rows(const Prefill *p, const Work *work, int64_t row, int64_t
     bf16 weights[ROWS_AT_ONCE][KEYS] __attribute__((aligned(64)));
     float kept[ROWS_AT_ONCE];
     for (int64_t b = 0; b < n / STEP; b++)
-        product(ROWS_AT_ONCE, (Rows){work->queries + row * k_dim, k_dim, 2}, work->keys + b * STEP * k_dim, k_dim,
+        product(ROWS_AT_ONCE, 0, (Rows){work->queries + row * k_dim, k_dim, 2}, work->keys + b * STEP * k_dim, k_dim,
                 scores[b]);
     for (int m = 0; m < ROWS_AT_ONCE; m++) {
         const int64_t to = position + m + 1 - first;
@@ -153,7 +153,7 @@ static void attend_rows(const Prefill *p, const Work *work, int64_t row, int64_t
     }
     for (int64_t d = 0; d < v_dim / STEP; d++) {
         pair more[ROWS_AT_ONCE], *before = work->attended + row * v_dim / STEP + d;
-        product(ROWS_AT_ONCE, (Rows){weights[0], KEYS, 2}, work->values + d * KEYS * STEP, n, more);
+        product(ROWS_AT_ONCE, 0, (Rows){weights[0], KEYS, 2}, work->values + d * KEYS * STEP, n, more);
         UNROLL for (int m = 0; m < ROWS_AT_ONCE; m++) {
             pair *to = before + m * v_dim / STEP;
             *to = add(scaled(*to, kept[m]), more[m]);
@@ -217,30 +217,28 @@ int prefill_pays(void) {
 
 // out [rows, heads, v.dim] = softmax(scale q k^T) v, causal; queries are a sequence's last tokens. Sequences of length
 // 0 give zeros.
-void paged_prefill(const Prefill *p) {
+void paged_prefill(const void *arguments) {
+    const Prefill *p = arguments;
     const int64_t group = p->heads / p->kv_heads, shares = (group + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
     const int64_t blocks = (p->longest + QUERIES - 1) / QUERIES;
-#pragma omp parallel
-    {
-        Work work;
-        work_bytes(p, &work, p->scratch + omp_get_thread_num() * prefill_scratch_bytes(p));
+    Work work;
+    work_bytes(p, &work, p->scratch + omp_get_thread_num() * prefill_scratch_bytes(p));
 #pragma omp for schedule(dynamic) collapse(3)
-        for (int64_t s = 0; s < p->seqs; s++)
-            for (int64_t late = 0; late < blocks; late++) // the last queries, which see most, come first
-                for (int64_t part = 0; part < p->kv_heads * shares; part++) {
-                    const int64_t queries = p->starts[s + 1] - p->starts[s], from = (blocks - 1 - late) * QUERIES;
-                    if (from >= queries) continue;
-                    const int64_t in_group = part % shares * HEADS_AT_ONCE, left = group - in_group;
-                    const Task task = {
-                        .table = p->tables + s * p->table_stride,
-                        .row = p->starts[s] + from,
-                        .position = p->lengths[s] - queries + from,
-                        .count = queries - from < QUERIES ? queries - from : QUERIES,
-                        .head = part / shares * group + in_group,
-                        .heads = left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE,
-                        .kv_head = part / shares,
-                    };
-                    attend_task(p, &task, &work);
-                }
-    }
+    for (int64_t s = 0; s < p->seqs; s++)
+        for (int64_t late = 0; late < blocks; late++) // the last queries, which see most, come first
+            for (int64_t part = 0; part < p->kv_heads * shares; part++) {
+                const int64_t queries = p->starts[s + 1] - p->starts[s], from = (blocks - 1 - late) * QUERIES;
+                if (from >= queries) continue;
+                const int64_t in_group = part % shares * HEADS_AT_ONCE, left = group - in_group;
+                const Task task = {
+                    .table = p->tables + s * p->table_stride,
+                    .row = p->starts[s] + from,
+                    .position = p->lengths[s] - queries + from,
+                    .count = queries - from < QUERIES ? queries - from : QUERIES,
+                    .head = part / shares * group + in_group,
+                    .heads = left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE,
+                    .kv_head = part / shares,
+                };
+                attend_task(p, &task, &work);
+            }
 }

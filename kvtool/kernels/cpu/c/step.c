@@ -2,13 +2,55 @@
 
 #include "activation.h"
 
-#define MANY 32768 // elements from which a second thread pays
+typedef struct {
+    bf16 *gate; // [count], and so is the result
+    const bf16 *up;
+    int64_t activation, count;
+} Gate;
 
-// gate [count] = activation(gate) * up.
-void gate(bf16 *gate, const bf16 *up, int64_t activation, int64_t count) {
-#pragma omp parallel for schedule(static) if (count >= MANY)
-    for (int64_t i = 0; i < count; i += STEP)
-        store(gate + i, times(activated(load(gate + i), activation), load(up + i)));
+typedef struct {
+    const bf16 *x;
+    int64_t x_row, x_head; // strides
+    const bf16 *weight;    // [n], or [heads, n] where weight_head is n
+    int64_t weight_head;
+    float eps;
+    bf16 *y; // [rows, heads, n]
+    int64_t rows, heads, n;
+} RmsNorm;
+
+typedef struct {
+    const bf16 *x;
+    int64_t x_row;
+    const bf16 *residual;
+    int64_t residual_row;
+    const bf16 *weight;
+    float eps;
+    bf16 *added, *y; // [rows, n]
+    int64_t rows, n;
+} AddRmsNorm;
+
+typedef struct {
+    const bf16 *x;
+    int64_t x_row, x_head;
+    const bf16 *cos, *sin; // [rows, dim]
+    bf16 *y;
+    int64_t rows, heads, dim; // half of dim is a multiple of 32
+} Rotate;
+
+typedef struct {
+    const bf16 *rows; // [tokens, width]
+    int64_t row;
+    const int64_t *slots;
+    bf16 *cache; // pages of `block` slots
+    int64_t page, slot, block, tokens, width;
+} StoreRows;
+
+// gate = activation(gate) * up.
+void gate(const void *arguments) {
+    const Gate *g = arguments;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < g->count; i += STEP)
+        store(g->gate + i, times(activated(load(g->gate + i), g->activation), load(g->up + i)));
 }
 
 // y [n] = x / rms(x) * weight.
@@ -19,45 +61,50 @@ INLINE void norm_row(const bf16 *x, const bf16 *weight, float eps, bf16 *y, int6
     for (int64_t i = 0; i < n; i += STEP) store(y + i, times(scaled(load(x + i), scale), load(weight + i)));
 }
 
-// y [rows, n] = x / rms(x) * weight.
-void rms_norm(const bf16 *x, int64_t x_stride, const bf16 *weight, float eps, bf16 *y, int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static) if (rows * n >= MANY)
-    for (int64_t row = 0; row < rows; row++) norm_row(x + row * x_stride, weight, eps, y + row * n, n);
+// y = x / rms(x) * weight, each head for itself.
+void rms_norm(const void *arguments) {
+    const RmsNorm *r = arguments;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t row = 0; row < r->rows; row++)
+        for (int64_t head = 0; head < r->heads; head++)
+            norm_row(r->x + row * r->x_row + head * r->x_head, r->weight + head * r->weight_head, r->eps,
+                     r->y + (row * r->heads + head) * r->n, r->n);
 }
 
-// added [rows, n] = x + residual, which is rounded, and y = added / rms(added) * weight.
-void add_rms_norm(const bf16 *x, int64_t x_stride, const bf16 *residual, int64_t residual_stride, const bf16 *weight,
-                  float eps, bf16 *added, bf16 *y, int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static) if (rows * n >= MANY)
-    for (int64_t row = 0; row < rows; row++) {
-        const bf16 *from = x + row * x_stride, *beside = residual + row * residual_stride;
-        for (int64_t i = 0; i < n; i += STEP)
-            store(added + row * n + i, add(load(from + i), load(beside + i)));
-        norm_row(added + row * n, weight, eps, y + row * n, n);
+// added = x + residual, which is rounded, and y = added / rms(added) * weight.
+void add_rms_norm(const void *arguments) {
+    const AddRmsNorm *a = arguments;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < a->rows; row++) {
+        const bf16 *from = a->x + row * a->x_row, *beside = a->residual + row * a->residual_row;
+        bf16 *added = a->added + row * a->n;
+        for (int64_t i = 0; i < a->n; i += STEP) store(added + i, add(load(from + i), load(beside + i)));
+        norm_row(added, a->weight, a->eps, a->y + row * a->n, a->n);
     }
 }
 
-// y [rows, heads, dim] = x cos + roll(x, dim / 2) sin, cos and sin [rows, dim]; half of dim is a multiple of 32.
-void rotate(const bf16 *x, int64_t row_stride, int64_t head_stride, const bf16 *cos, const bf16 *sin, bf16 *y,
-            int64_t rows, int64_t heads, int64_t dim) {
-#pragma omp parallel for schedule(static) if (rows * heads * dim >= MANY)
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t head = 0; head < heads; head++) {
-            const bf16 *from = x + row * row_stride + head * head_stride;
+// y = x cos + roll(x, dim / 2) sin.
+void rotate(const void *arguments) {
+    const Rotate *r = arguments;
+    const int64_t dim = r->dim;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t row = 0; row < r->rows; row++)
+        for (int64_t head = 0; head < r->heads; head++) {
+            const bf16 *from = r->x + row * r->x_row + head * r->x_head;
             for (int64_t i = 0; i < dim; i += STEP) {
-                pair turned = times(load(from + (i + dim / 2) % dim), load(sin + row * dim + i));
-                pair kept = times(load(from + i), load(cos + row * dim + i));
-                store(y + (row * heads + head) * dim + i, add(kept, turned));
+                pair turned = times(load(from + (i + dim / 2) % dim), load(r->sin + row * dim + i));
+                pair kept = times(load(from + i), load(r->cos + row * dim + i));
+                store(r->y + (row * r->heads + head) * dim + i, add(kept, turned));
             }
         }
 }
 
-// Rows [tokens, width] to their slots of a cache of pages [block, width]; slot -1 writes nothing.
-void store_rows(const bf16 *rows, int64_t row_stride, const int64_t *slots, bf16 *cache, int64_t page_stride,
-                int64_t slot_stride, int64_t block, int64_t tokens, int64_t width) {
-#pragma omp parallel for schedule(static) if (tokens * width >= MANY)
-    for (int64_t t = 0; t < tokens; t++)
-        if (slots[t] >= 0)
-            memcpy(cache + slots[t] / block * page_stride + slots[t] % block * slot_stride, rows + t * row_stride,
-                   width * sizeof(bf16));
+// Rows to their slots; slot -1 writes nothing.
+void store_rows(const void *arguments) {
+    const StoreRows *s = arguments;
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < s->tokens; t++)
+        if (s->slots[t] >= 0)
+            memcpy(s->cache + s->slots[t] / s->block * s->page + s->slots[t] % s->block * s->slot,
+                   s->rows + t * s->row, s->width * sizeof(bf16));
 }

@@ -1,0 +1,138 @@
+"""Decode on this CPU in turns with llama.cpp and vLLM: time a token, and kvtool's over theirs. Builds nothing itself.
+
+python examples/cpu/race.py smollm2/hf                                                  # kvtool alone
+python examples/cpu/race.py smollm2/hf --gguf SmolLM2-135M-BF16.gguf                    # llama-batched-bench in PATH
+python examples/cpu/race.py model.Q8_0.gguf --gguf model.Q8_0.gguf --batch-size 1       # the same file in both
+python examples/cpu/race.py smollm2/hf --vllm vllm-venv                                 # vllm-venv/bin/vllm
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OWN = "kvtool"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A batch of sequences of `prompt` tokens, and the tokens that each gets."""
+
+    batch: int
+    prompt: int
+    output: int
+
+
+Contestant = Callable[[Shape], float]
+"""Milliseconds a token of a shape, in a process of its own."""
+
+
+def own(weights: str, threads: int) -> Contestant:
+    def run(shape: Shape) -> float:
+        flags = {"input-len": shape.prompt, "output-len": shape.output, "batch-size": shape.batch, "threads": threads}
+        command = [sys.executable, "-m", "kvtool", "bench", weights, "--dtype", "bf16", "--parts", "latency", "--json"]
+        document = json.loads(output_of([*command, *(f"--{name}={value}" for name, value in flags.items())]))
+        return float(document["cases"][0]["metrics"]["tpot_ms"]["p50"])
+
+    return run
+
+
+def llama_cpp(gguf: str, threads: int) -> Contestant:
+    """`llama-batched-bench`; the time of its decode over its steps."""
+    program = required("llama-batched-bench", "build llama.cpp, and put its folder of programs in PATH")
+
+    def run(shape: Shape) -> float:
+        tokens = shape.batch * (shape.prompt + shape.output)
+        flags = ["-m", gguf, "-npp", shape.prompt, "-ntg", shape.output, "-npl", shape.batch, "-c", tokens]
+        told = output_of([program, *map(str, [*flags, "-t", threads, "-tb", threads]), "--output-format", "jsonl"])
+        return decode_ms(told)
+
+    return run
+
+
+def decode_ms(lines: str) -> float:
+    """Milliseconds a step of the last line of `llama-batched-bench --output-format jsonl` that is one."""
+    last: dict[str, Any] = [json.loads(line) for line in lines.splitlines() if line.startswith("{")][-1]
+    return 1e3 * float(last["t_tg"]) / int(last["tg"])
+
+
+def vllm(venv: str, folder: str, threads: int) -> Contestant:
+    """`vllm bench latency` with the output and with one token: what lies between, over the tokens between."""
+    program = required(str(Path(venv) / "bin" / "vllm"), "install vLLM for CPUs into that environment")
+
+    def latency_s(shape: Shape, output: int) -> float:
+        with tempfile.TemporaryDirectory() as temporary:
+            written = Path(temporary) / "latency.json"
+            flags = {"input-len": shape.prompt, "output-len": output, "batch-size": shape.batch, "num-iters": 3}
+            flags |= {"num-iters-warmup": 1, "max-model-len": shape.prompt + shape.output, "output-json": str(written)}
+            command = [program, "bench", "latency", f"--model={folder}", "--dtype=bfloat16"]
+            threaded = ["env", f"OMP_NUM_THREADS={threads}", "VLLM_CPU_OMP_THREADS_BIND=nobind", "HF_HUB_OFFLINE=1"]
+            output_of([*threaded, *command, *(f"--{name}={value}" for name, value in flags.items())])
+            return float(json.loads(written.read_text())["avg_latency"])
+
+    def run(shape: Shape) -> float:
+        return 1e3 * (latency_s(shape, shape.output) - latency_s(shape, 1)) / (shape.output - 1)
+
+    return run
+
+
+def required(program: str, otherwise: str) -> str:
+    """Where the program is. Ends with what would help where it is not."""
+    found = shutil.which(program)
+    if found is None:
+        sys.exit(f"{program} is not here: {otherwise}")
+    return found
+
+
+def output_of(command: list[str]) -> str:
+    """Ends with the last line that a failing program says."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+    return done.stdout
+
+
+def race(contestants: dict[str, Contestant], shape: Shape, rounds: int) -> Iterator[str]:
+    """A line a contestant: its median, and the median over rounds of kvtool's time over its own in the same round."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            found[name].append(run(shape))
+    for name, times in found.items():
+        ratio = statistics.median(mine / other for mine, other in zip(found[OWN], times, strict=True))
+        beside = "" if name == OWN else f"   {OWN} takes {ratio:.2f} of it"
+        yield f"{shape.batch:>3} x {shape.prompt:<6} {name:<28} {statistics.median(times):8.2f} ms a token{beside}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", help="folder with config.json and safetensors, or a .gguf file, for kvtool")
+    parser.add_argument("--gguf", action="append", default=[], help="a file for llama-batched-bench, which is in PATH")
+    parser.add_argument("--vllm", help="an environment that has vLLM for CPUs")
+    parser.add_argument("--batch-size", default="1,8")
+    parser.add_argument("--input-len", default="512,2048")
+    parser.add_argument("--output-len", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    contestants = {OWN: own(asked.weights, asked.threads)}
+    contestants |= {f"llama.cpp {Path(file).stem}": llama_cpp(file, asked.threads) for file in asked.gguf}
+    if asked.vllm:
+        contestants["vLLM"] = vllm(asked.vllm, asked.weights, asked.threads)
+    for batch in map(int, asked.batch_size.split(",")):
+        for prompt in map(int, asked.input_len.split(",")):
+            for line in race(contestants, Shape(batch, prompt, asked.output_len), asked.rounds):
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
