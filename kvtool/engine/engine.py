@@ -68,8 +68,8 @@ class Engine:
         )
         with device_errors("allocating the block pool"):
             self.pool = loaded.new_pool(num_pages, config.block_size)
-        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels)
-        self.forward.can_record &= loaded.part.ranks == 1  # what ranks tell each other cannot be taken down
+        alone = loaded.part.ranks == 1
+        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels, alone=alone)
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False

@@ -44,11 +44,12 @@ class RecordedSteps:
     """A transformer over `layers`, the pages of one pool. A decode is taken down when one of its shape comes for the
     second time; what the kernels cannot take down runs as ever."""
 
-    def __init__(self, transformer: Transformer, layers: list[Pages], kernels: Kernels) -> None:
+    def __init__(self, transformer: Transformer, layers: list[Pages], kernels: Kernels, *, alone: bool = True) -> None:
+        """What ranks that are not `alone` tell each other in a step cannot be taken down."""
         self._transformer, self._layers, self._kernels = transformer, layers, kernels
         self._recorded: dict[tuple[int, int], Recorded] = {}
         self._seen: set[tuple[int, int]] = set()
-        self.most_rows = MOST_ROWS if layers[0].k.device.type == "cpu" else 0
+        self.most_rows = MOST_ROWS if alone and layers[0].k.device.type == "cpu" else 0
 
     def __len__(self) -> int:
         """How many shapes are taken down."""

@@ -70,6 +70,10 @@ class ShardedWeights:
         self.loaded_bytes += part.numel() * part.element_size()
         return part
 
+    def blocks(self, name: str) -> None:
+        """A part of a matrix may begin in the middle of a block: ranks multiply by what blocks were made of."""
+        return None
+
     def _part(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if self._layout.tp == 1:
             return self._source.tensor(name, *shape)
