@@ -72,7 +72,7 @@ class ShardedWeights:
 
     def blocks(self, name: str) -> None:
         """A part of a matrix may begin in the middle of a block: ranks multiply by what blocks were made of."""
-        return None
+        return
 
     def _part(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if self._layout.tp == 1:
