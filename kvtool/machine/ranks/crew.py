@@ -127,7 +127,7 @@ class Crew:
         """Give the ranks of a layout a job, and take the first seat of it."""
         if layout.ranks > self.size:
             raise KvtoolError(f"{layout} is {layout.ranks} ranks, but {self.size} processes were started")
-        with self.guarded():
+        with _environment(_LOOPBACK), self.guarded():
             for pipe in self._pipes:
                 pipe.send((layout, device_type, job))
             seat = self._groups.seat(0, layout, device_type)
