@@ -28,6 +28,7 @@ VERBS = {
     "kernels",
     "compare",
     "generate",
+    "ranks",
     "replay",
     "tiers",
     "words",

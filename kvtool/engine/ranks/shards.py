@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvtool.catalog.model import FullAttention, Layer, Model, Moe
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels.blocks import Blocks
 from kvtool.machine.ranks.layout import RankLayout, even_part, kv_head_range
 
 _QUERY_ROWS = re.compile(r"self_attn\.(q_proj\.(weight|bias)|q_b_proj\.weight|kv_b_proj\.weight|sinks)$")
@@ -70,9 +71,9 @@ class ShardedWeights:
         self.loaded_bytes += part.numel() * part.element_size()
         return part
 
-    def blocks(self, name: str) -> None:
-        """A part of a matrix may begin in the middle of a block: ranks multiply by what blocks were made of."""
-        return
+    def blocks(self, name: str) -> Blocks | None:
+        """Where one rank has all, what its tensor is stored as; blocks of several ranks would have to be cut."""
+        return self._source.blocks(name) if self._layout.tp == 1 else None
 
     def _part(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if self._layout.tp == 1:

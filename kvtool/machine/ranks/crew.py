@@ -116,14 +116,18 @@ class Crew:
             set_mask(usable_cpus())
             self._watcher = threading.Thread(target=self._watch, daemon=True)
             self._watcher.start()
-            with self.guarded():
+        try:
+            with _environment(_LOOPBACK), self.guarded():
                 _join(store, 0, size)
+        except BaseException:
+            self.close()
+            raise
 
     def seat(self, layout: RankLayout, device_type: str, job: Job) -> Seat:
         """Give the ranks of a layout a job, and take the first seat of it."""
         if layout.ranks > self.size:
             raise KvtoolError(f"{layout} is {layout.ranks} ranks, but {self.size} processes were started")
-        with self.guarded():
+        with _environment(_LOOPBACK), self.guarded():
             for pipe in self._pipes:
                 pipe.send((layout, device_type, job))
             seat = self._groups.seat(0, layout, device_type)
