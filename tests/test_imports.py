@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.engine.endpoint.fake import Fake, serving
+
 SCRIPT = """
 import sys
 from kvtool.cli import main
@@ -38,3 +40,12 @@ def test_nothing_heavy_is_imported(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, *command.split()], capture_output=True, text=True)
     assert done.stderr == "imported:\n"
     assert done.stdout != ""
+
+
+def test_a_server_is_measured_without_tensors() -> None:
+    small = "--input-len 32 --output-len 4 --num-prompts 2 --num-iters 1 --hit-rate 0.5 --gpu h100"
+    with serving(Fake()) as fake:
+        command = [sys.executable, "-c", SCRIPT, "bench", "smollm2-135m", "--url", fake.url, *small.split()]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == "imported:\n"
+    assert "Prefix hits, as the server counts them" in done.stdout

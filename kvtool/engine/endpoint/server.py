@@ -97,12 +97,13 @@ def _described(client: Client, engine: str, served: Mapping[str, Any], page: Pag
 
 
 def _vllm(client: Client, page: Page | None) -> dict[str, Any]:
+    """Hits of a hybrid land on the blocks of its states, which its newer releases tell."""
     config = page.labels.get("vllm:cache_config_info", {}) if page is not None else {}
     caching = {"True": True, "False": False}.get(config.get("enable_prefix_caching", ""))
     version = _optional(client, "/version").get("version")
     return {
         "version": str(version) if version else None,
-        "block_tokens": _count(config.get("block_size")),
+        "block_tokens": _count(config.get("cache_hit_alignment_tokens")) or _count(config.get("block_size")),
         "prefix_caching": caching,
     }
 

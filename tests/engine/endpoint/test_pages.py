@@ -130,3 +130,14 @@ def test_a_server_says_what_it_is() -> None:
         assert (server.block_tokens, server.max_model_len, server.prefix_caching) == (128, 8192, True)
         with pytest.raises(KvtoolError, match="does not serve 'smollm2', but smollm2-135m: did you mean"):
             discover(Client(parse_address(fake.url)), "smollm2")
+
+
+def test_hits_of_a_hybrid_land_on_larger_blocks() -> None:
+    class Hybrid(Fake):
+        def page(self) -> str:
+            return 'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="784"} 1.0\n'
+
+    with serving(Hybrid()) as fake:
+        client = Client(parse_address(fake.url))
+        assert discover(client).block_tokens == 784
+        client.close()

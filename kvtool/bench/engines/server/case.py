@@ -171,7 +171,7 @@ def _endpoint(
         prompt_tokens=prompt_tokens,
         hit_rate=None if ran.hits.source == "none" or not prompt_tokens else ran.hits.tokens / prompt_tokens,
         hit_source=ran.hits.source,
-        hit_rate_requested=ran.plan.hit_rate if ran.case[2] is None else ran.case[2],
+        hit_rate_requested=ran.case[2] or ran.plan.hit_rate,
         hit_rate_rounded=ran.plan.hit_rate,
         hit_tokens_expected=ran.expected_tokens,
         hits_exact=are_hits_exact(ran, server, options),

@@ -12,7 +12,7 @@ from kvtool.bench.engines.server.drive import Driven, Driver
 from kvtool.bench.engines.server.hits import Counter, hits_of
 from kvtool.bench.engines.server.options import ServerOptions
 from kvtool.bench.engines.server.overhead import client_overhead_ms
-from kvtool.bench.engines.server.words import notes_of, said_of
+from kvtool.bench.engines.server.words import notes_of, said_of, said_of_own
 from kvtool.bench.session import Outcome, Progress
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
@@ -75,7 +75,12 @@ def measure_server(
     document = BenchDocument(
         environment=describe_client(),
         definitions=DEFINITIONS,
-        assumptions=[*said_of(target.server, options, driver.asking), *dict.fromkeys(remarks), *notes_of(cases)],
+        assumptions=[
+            *said_of(target.server, options, driver.asking),
+            *([said_of_own(target.own)] if target.own is not None else []),
+            *dict.fromkeys(remarks),
+            *notes_of(cases),
+        ],
         cases=list(cases),
     )
     return Outcome(document=document, interrupted=interrupted, errors=_errors(cases, lost))

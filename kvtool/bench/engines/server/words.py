@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvtool.bench.engines.server.options import FIXED, ServerOptions
+from kvtool.engine.config import EngineConfig
 from kvtool.engine.endpoint.server import Server
 from kvtool.engine.endpoint.wire import Asking
 from kvtool.results import EndpointCase
@@ -36,6 +37,13 @@ def said_of(server: Server, options: ServerOptions, asking: Asking) -> list[str]
     if any(scenario not in (FIXED,) for scenario in options.scenarios):
         told.append("several answers to one prompt are requests of their own")
     return told
+
+
+def said_of_own(own: EngineConfig) -> str:
+    """How kvtool's own engine ran beside the server."""
+    weights = "random weights" if own.weights == "random" else "the model's weights"
+    part = "" if own.num_layers is None else f", the first {own.num_layers} layers alone: no figure of the whole model"
+    return f"ours: kvtool's engine on this machine, --device {own.device}, --dtype {own.dtype}, {weights}{part}"
 
 
 def notes_of(cases: Sequence[EndpointCase]) -> list[str]:
