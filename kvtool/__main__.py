@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtool.interrupts import leave_on_interrupt, stay_until_the_end
+from kvtool.system.interrupts import leave_on_interrupt, stay_until_the_end
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvtool.errors import KvtoolError
-from kvtool.interrupts import interruptible
+from kvtool.system.interrupts import interruptible
 
 DEEPEST = (
     100  # levels of lists and objects; a config or a document has some ten, and a reader calls itself once a level

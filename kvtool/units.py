@@ -14,12 +14,14 @@ _SIZE_FACTOR = {
     "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB,
     "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
 }  # fmt: skip
+_NUMBER = r"(\d{1,24}(?:\.\d{1,24})?)"  # so many digits that no float overflows
 MAX_LENGTH_TOKENS = 1 << 40
+MAX_SIZE_BYTES = 1 << 60
 
 
 def parse_length(text: str, what: str = "length") -> int:
     """Tokens of `8192`, `8k`, `1.5k`, `1m` (k = 1024, m = 1024²). Raises KvtoolError unless a whole number >= 1."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.strip().lower())
+    match = re.fullmatch(rf"{_NUMBER}([km]?)", text.strip().lower())
     if match is None:
         raise KvtoolError(f"{what} {text!r} is not a number of tokens: write 4096, 8k, 128k or 1m (k is 1024)")
     tokens = float(match[1]) * _LENGTH_FACTOR[match[2]] if "." in match[1] else int(match[1]) * _LENGTH_FACTOR[match[2]]
@@ -29,11 +31,15 @@ def parse_length(text: str, what: str = "length") -> int:
 
 
 def parse_size(text: str, what: str = "size") -> int:
-    """Bytes of `20GiB`, `80GB`, `512MiB` or a bare number. Raises KvtoolError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    """Bytes of `20GiB`, `80GB`, `512MiB` or a bare number. Raises KvtoolError for anything else, or above 1 EiB."""
+    match = re.fullmatch(rf"{_NUMBER}\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _SIZE_FACTOR:
         raise KvtoolError(f"{what} {text!r} is not a size: write 20GiB, 80GB, 512MiB or bytes")
-    return int(float(match[1]) * _SIZE_FACTOR[match[2]]) if "." in match[1] else int(match[1]) * _SIZE_FACTOR[match[2]]
+    factor = _SIZE_FACTOR[match[2]]
+    size_bytes = int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    if size_bytes > MAX_SIZE_BYTES:
+        raise KvtoolError(f"{what} {text!r} is more than any machine holds: at most {MAX_SIZE_BYTES // TIB} TiB")
+    return size_bytes
 
 
 def split_list(text: str) -> list[str]:

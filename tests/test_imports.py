@@ -29,6 +29,7 @@ finally:
         "size deepseek-v3 --context 8k --gpu h100 --tp 16 --explain",
         "size llama-3.1-8b --json",
         "compare llama-3.1-8b qwen3-8b",
+        "advise llama-3.1-8b --gpu h100 --workload multi-turn",
         "models qwen3",
         "gpus h100",
     ],

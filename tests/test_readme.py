@@ -19,6 +19,7 @@ TEXTS = {page.relative_to(readme.ROOT).as_posix(): page.read_text() for page in 
 EVERYTHING = "\n".join(TEXTS.values())
 COMMANDS = typer.main.get_group(app).commands
 VERBS = {
+    "advise",
     "size",
     "engines",
     "solve",
@@ -32,6 +33,7 @@ VERBS = {
     "words",
     "workloads",
     "accuracy",
+    "endpoint",
 }
 GENERATED = re.compile(r"\[\d+ prompt \+ \d+ output tokens, TTFT [\d.,]+ ms, TPOT [\d.,]+ ms, \d+ pages of \d+\]")
 

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from itertools import chain
 
 from claim import Claim
+from machines import machine_claims
 from pages import page_claims
+from policies import policy_claims
+from runs import measured_on, run_claims
 from sizes import MODELS, capacities, size_claims
 from speed import HERE, report, speed_claims
 
@@ -21,9 +24,11 @@ INTRODUCTION = """\
 # Claims about the KV cache
 
 Numbers that tutorials repeat, each beside what kvtool says. `python examples/claims/claims.py` prints this page: every
-number in it comes from the commands and calls named, and the times from the documents beside it.
+number in it comes from the commands and calls named, and the times from the documents beside it, which
+`python examples/claims/measure.py` makes anew.
 
 *Right*: rounds to what is said, in units of 1000 or 1024. *Close*: within 5 %. *Wrong*: all else."""
+CLAIMS = (size_claims, machine_claims, page_claims, policy_claims, speed_claims, run_claims)
 
 
 def main() -> None:
@@ -41,7 +46,8 @@ def page() -> Iterator[str]:
     yield ""
     yield "| what is said | verdict | kvtool says | why | shown by |"
     yield "|---|---|---|---|---|"
-    yield from map(line, chain(size_claims(), page_claims(), speed_claims()))
+    yield from map(line, chain.from_iterable(claims() for claims in CLAIMS))
+    yield f"\n{measured_on()}"
     yield "\n## Time a step, with a cache and without\n"
     yield from report()
     yield "\n## How many tokens a memory holds\n"

@@ -1,10 +1,4 @@
-"""Claims about time and work: times from the documents that `kvtool bench` left here, work counted by kvtool.sizing.
-
-kvtool bench smollm2-135m --parts latency --input-len 10000,1000,100 --batch-size 1 --output-len 48 \\
-    --num-iters 1 --num-iters-warmup 0 --json > examples/claims/decode.json
-kvtool bench smollm2-135m --parts no-cache --input-len 100,1000,4000 --output-len 3 --num-iters 1 --json \\
-    > examples/claims/no-cache.json
-"""
+"""Claims about time and work: times from the documents that measure.py left here, work counted by kvtool.sizing."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean, median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,7 +15,7 @@ from kvtool.bench.metrics import prefill_s
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
-from kvtool.results import Case, Roofline, StepBytes
+from kvtool.results import Case, PrefixCase, Roofline, StepBytes, WorkloadCase
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import ParamCount, count_params
@@ -29,6 +30,8 @@ from kvtool.sizing.speed.traffic import (
 from kvtool.workloads import Request
 
 C = TypeVar("C", bound=Case)
+TTFT_GAP = 1.15  # times what the roofline allows, beyond which a case says why
+LEAST_PART = 0.02  # of a time to first token, that is worth a word
 
 
 def step_bytes(loaded: LoadedModel, requests: Sequence[Request]) -> StepBytes:
@@ -97,8 +100,73 @@ def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
         bound=bound(*step_s),
         prefill_bound=bound(*prefill_s),
         reason=reason,
+        **time_to_first_token(case, read_gbps, tflops),
     )
     return msgspec.structs.replace(case, roofline=roofline)
+
+
+def time_to_first_token(case: Case, read_gbps: float, tflops: float) -> dict[str, Any]:
+    """`ideal_ttft_ms`, `ttft_over_ideal` and `ttft_reason` of a case with hits; nothing of another."""
+    work, summary = _prefill_work(case), case.metrics.ttft_ms
+    if work is None or summary is None:
+        return {}
+
+    def ideal_ms(flops: float, kv_bytes: float) -> float:
+        moved_s = memory_s(case.bytes.weights_read + kv_bytes, read_gbps)
+        return 1e3 * max(moved_s, compute_s(flops, tflops))
+
+    ideal, without = ideal_ms(work.flops, work.kv_read_bytes), ideal_ms(work.whole_flops, 0)
+    over = summary.p50 / ideal
+    reason = _ttft_reason(case, summary.p50, ideal, without) if over > TTFT_GAP else None
+    return {"ideal_ttft_ms": ideal, "ttft_over_ideal": over, "ttft_reason": reason}
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillWork:
+    """Of the average request: FLOPs with and without hits, and bytes of K and V that it finds, and reads."""
+
+    flops: float
+    whole_flops: float
+    kv_read_bytes: float
+
+
+def _prefill_work(case: Case) -> PrefillWork | None:
+    """None of a case without hits."""
+    whole = float(case.bytes.prefill_flops)
+    if isinstance(case, PrefixCase):
+        return PrefillWork(whole - case.prefix.flops_saved, whole, case.prefix.kv_bytes_not_written)
+    if not isinstance(case, WorkloadCase):
+        return None
+    saved = case.workload.saved
+    requests = sum(s.arm == "cached" and s.iteration == s.run == 0 for s in case.samples) or 1
+    if saved.flops_ratio:
+        whole = saved.flops / saved.flops_ratio / requests
+    return PrefillWork(whole - saved.flops / requests, whole, saved.kv_bytes_not_written / requests)
+
+
+def _ttft_reason(case: Case, ttft_ms: float, ideal_ms: float, ideal_without_ms: float) -> str:
+    """What more than the roofline's time goes to, in milliseconds: waiting in turn and for pages from below, kernels
+    that do not reach the limits without hits either, and the rest."""
+    cached = [sample for sample in case.samples if sample.arm == "cached"]
+    waits = [
+        (what, 1e3 * median(getattr(sample, field) or 0.0 for sample in cached))
+        for what, field in (("waiting to be admitted", "queue_s"), ("waiting for pages from below", "load_s"))
+    ]
+    parts = [f"{ms:.3g} ms {what}" for what, ms in waits if ms > LEAST_PART * ttft_ms]
+    left = ttft_ms - ideal_ms - sum(ms for _, ms in waits)
+    if not _queues(case):
+        slower = 1e3 * median(s.ttft_s for s in case.samples if s.arm == "uncached") / ideal_without_ms
+        kernels = min(left, max(0.0, slower - 1) * ideal_ms)
+        if kernels > LEAST_PART * ttft_ms:
+            parts.append(f"{kernels:.3g} ms because kernels take {slower:.2f}x the roofline's time without hits too")
+        left -= kernels
+    if left > LEAST_PART * ttft_ms:
+        shares = "steps shared with other requests" if _queues(case) else "what a step takes however few its tokens"
+        parts.append(f"{left:.3g} ms {shares}")
+    return (
+        f"TTFT of {ttft_ms:.3g} ms is {ttft_ms / ideal_ms:.2f}x the {ideal_ms:.3g} ms that the roofline allows: "
+        f"{', '.join(parts) or 'many small waits'}"
+    )
 
 
 def _mbu(case: Case, limits: Sequence[Ceiling]) -> float:

@@ -40,7 +40,7 @@ def bench(
     if not any(part.computes for part in options.parts):
         return counted(model, config, options, progress)
     if config.tiers is not None and not any(part.uses_tiers for part in options.parts):
-        raise KvtoolError("--tiers are measured where prefixes are: add prefix to --parts")
+        raise KvtoolError("--tiers are measured where prefixes are: add prefix to --parts, or name a --workload")
     with private_tiers(config.tiers) as tiers:
         return _bench(model, replace(config, tiers=None), options, tiers, progress=progress, tell=tell)
 
@@ -55,7 +55,7 @@ def _bench(
     tell: Callable[[str], None],
 ) -> Outcome[BenchDocument]:
     progress(f"loading {model.id}", 0.0)
-    options = options.fitted(model, config.block_size)
+    options = options.fitted(model, config.block_size, tiers=tiers is not None)
     pages = most_pages(options, config.block_size)
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)

@@ -24,7 +24,13 @@ DEFINITIONS = {
     "workload": "named traffic; hit_tokens are found when a request is first admitted, recomputed_tokens computed once "
     "more after it gave way; a run whose hits are not those that were generated fails, unless pages were evicted. A "
     "turn goes on from the answer that the model really gave; prompts of the warm-up and of every iteration are of "
-    "different seeds, and the cache is emptied between them",
+    "different seeds, and the cache and its tiers are emptied between them",
+    "tiers": "below the pool, of each arm its own; hit_tokens were loaded, recomputed_tokens were there but faster to "
+    "compute; bytes moved into and out of the tier; stall_s = what steps waited for it; load_s of a sample = what its "
+    "first token waited for pages from below. They come up layer by layer while the first layers compute",
+    "ideal_ttft_ms": "of the average request with its hits, alone: the longer of (weights + K and V found) / measured "
+    "read bandwidth and FLOPs of what is computed / measured FLOP/s; ttft_reason says what a TTFT more than 15 % above "
+    "it goes to",
     "goodput_ratio": "requests within every limit of --goodput / all requests; null without limits",
     "repeat": "the cached arm run once more in the same turns: what two runs of the same thing differ by",
     "cold_start": "what no sample contains: seconds Triton compiled, seconds CUDA graphs of decode steps were captured",
@@ -34,6 +40,10 @@ DEFINITIONS = {
     "the format adds, by its 95 % interval: below 0.01 nats a token a loss that cannot be shown is taken for none",
     "fragmentation": "reserved = used + internal, when the most was used; external = free while the next request fits "
     "into it but into no hole; ratios of the pool, means over the steps while a request waited",
+    "endpoint": "a server by its URL: times are the client's, from sending a request (or when it was due, where "
+    "requests come at a rate alone) to events with tokens; tokens are those of the server's usage; hits those of its "
+    "usage, else of its counters where they grew by our prompts alone; a request that fails is counted and part of no "
+    "time",
     "percentiles": "linear interpolation; std with n - 1",
     "peers": "other engines on the same weights and prompts, greedy, in turns with ours, batch by batch, in rounds of "
     "their own; ttft = until every prompt has its first token, tpot = (until the last token - ttft) / later tokens, on "

@@ -55,6 +55,7 @@ def sample_of(sequence: Sequence, *, arm: str, iteration: int) -> Sample:
         output_tokens=len(sequence.output_ids),
         prompt_tokens=sequence.prompt_tokens,
         cached_tokens=sequence.cached_tokens or 0,
+        load_s=sequence.load_s if sequence.page_keys else None,
     )
 
 
@@ -85,7 +86,8 @@ def pages_for(requests: Seq[Request], block_size: int) -> int:
 
 def kv_bytes(specs: Seq[CacheSpec], requests: Seq[Request], block_size: int) -> tuple[int, int]:
     """What the specs say of these requests at their longest: bytes in whole pages, and bytes of the tokens alone."""
-    allocated = sum(spec.allocated_bytes(stored_tokens(request), block_size) for spec in specs for request in requests)
+    lengths = [(len(request.prompt_ids), stored_tokens(request)) for request in requests]
+    allocated = sum(spec.peak_bytes(*tokens, block_size) for spec in specs for tokens in lengths)
     stored = sum(spec.stored_bytes(stored_tokens(request)) for spec in specs for request in requests)
     return allocated, stored
 

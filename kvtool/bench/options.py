@@ -55,9 +55,9 @@ class BenchOptions:
         """That measured iterations take at most, but for the first of each case."""
         return sum(part.budget_s for part in self.parts)
 
-    def fitted(self, model: Model, block_size: int) -> BenchOptions:
-        """The same with each part made for that model and pages of that size. Raises KvtoolError."""
-        return replace(self, parts=tuple(part.fitted(model, block_size) for part in self.parts))
+    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> BenchOptions:
+        """The same with each part made for that model, pages of that size, and tiers below. Raises KvtoolError."""
+        return replace(self, parts=tuple(part.fitted(model, block_size, tiers=tiers) for part in self.parts))
 
     @property
     def longest_tokens(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 ALL = "all"
-KERNEL_PEERS = ("sdpa", "flex", "flashinfer", "flash-attn", "vllm-triton", "sglang-triton")
+KERNEL_PEERS = ("sdpa", "naive", "gathered", "flex", "flashinfer", "flash-attn", "vllm-triton", "sglang-triton")
 
 
 class PeerError(Exception):

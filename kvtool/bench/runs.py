@@ -16,10 +16,10 @@ import msgspec
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import ttfts_in_order, with_times
 from kvtool.errors import KvtoolError
-from kvtool.interrupts import interruptible
 from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample, WorkloadCase
 from kvtool.results.warnings import load_warnings
 from kvtool.stats import paired_median_difference
+from kvtool.system.interrupts import interruptible
 
 PROGRAM = (sys.executable, "-P", "-c", "from kvtool.__main__ import main; main()")
 KEPT = (0, 3)  # exit codes of runs that are whole, and print their document: done, and accounting that cannot be right

@@ -82,6 +82,8 @@ class Session:
         Steps may be made one by one, as memory for the next is there only when the one before is gone.
         """
         done: list[T] = []
+        gc.collect()
+        gc.freeze()  # what torch and others imported, so that the collections below look at what steps leave alone
         try:
             for step in steps:
                 self._progress(f"{len(done) + 1} of {total}: {step.name}", len(done) / total)
@@ -90,6 +92,8 @@ class Session:
                 gc.collect()
         except KeyboardInterrupt:
             self._interrupted = True
+        finally:
+            gc.unfreeze()
         if not done:
             raise KeyboardInterrupt
         return done

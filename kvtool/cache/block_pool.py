@@ -24,6 +24,10 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
+    def all_references(self) -> array[int]:
+        """How many hold each page, as it is now."""
+        return self._references[:]
+
     def references(self, page: int) -> int:
         """How many hold the page: 0 when it is free."""
         return self._references[page]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from kvtool.units import ceil_div
 
+GONE = -1  # the entry of a page that was let go of
+
 
 class BlockTable:
-    """The pages of one sequence, in order. `num_tokens` of their slots are written; the rest is reserved."""
+    """The pages of one sequence, in order. `num_tokens` of their slots are written; the rest is reserved. GONE stands
+    for those that were let go of."""
 
     def __init__(self, block_size: int, pages: list[int] | None = None, num_tokens: int = 0) -> None:
         self.block_size = block_size
@@ -16,6 +19,11 @@ class BlockTable:
     @property
     def capacity_tokens(self) -> int:
         return len(self.pages) * self.block_size
+
+    @property
+    def held(self) -> list[int]:
+        """The pages that it still holds."""
+        return [page for page in self.pages if page != GONE]
 
     def pages_missing(self, num_tokens: int) -> int:
         """How many more pages `num_tokens` need: the 17th token asks for the second page of 16."""

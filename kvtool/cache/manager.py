@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from kvtool.cache.admission import Admission, Always, Offer
 from kvtool.cache.block_pool import BlockPool
-from kvtool.cache.block_table import BlockTable
+from kvtool.cache.block_table import GONE, BlockTable
 from kvtool.cache.eviction.base import EvictionPolicy
 from kvtool.cache.index.base import PartialHit, PrefixIndex
 from kvtool.cache.index.radix import RadixTree
@@ -172,6 +172,19 @@ class CacheManager:
         self._copy_partial(sequence, num_tokens)
         return True
 
+    def let_go(self, sequence: SequenceCache, logical: range) -> None:
+        """Give back the sequence's pages at these places of its table, which nothing reads any more. A later range
+        begins where the first did."""
+        self._require_open(sequence)
+        pages = sequence.table.pages
+        for index in reversed(logical):
+            if index < sequence.num_cached_pages:
+                raise ValueError(f"page {index} of the sequence is cached for others: it cannot be let go of")
+            if pages[index] == GONE:
+                return  # and so are those before it
+            self.pool.release(pages[index])
+            pages[index] = GONE
+
     def _copy_partial(self, sequence: SequenceCache, num_tokens: int) -> None:
         """Begin the first page of its own with what it shares of a cached one, if it goes on behind that."""
         partial, table = sequence.partial, sequence.table
@@ -234,6 +247,8 @@ class CacheManager:
             until_s = self._clock() + sequence.retention.duration_s
             self.index.retain(sequence.place, sequence.retention.priority, until_s)
         for page in reversed(pages[sequence.num_cached_pages :]):
+            if page == GONE:
+                continue
             if self.pool.references(page) > 1 or not self.index.retire(page):
                 self.pool.release(page)
         self.index.unlock(sequence.place)
@@ -303,7 +318,7 @@ class CacheManager:
         self.pool.check()
         partial = [sequence.partial.place for sequence in self._open if sequence.partial is not None]
         self.index.check([*(sequence.place for sequence in self._open), *partial])
-        references = Counter(page for sequence in self._open for page in sequence.table.pages)
+        references = Counter(page for sequence in self._open for page in sequence.table.held)
         references.update(self.index.pages())
         for page in range(self.pool.num_pages):
             found = self.pool.references(page)

@@ -21,3 +21,15 @@ class Retention:
             raise KvtoolError(f"priority {self.priority} must be from 0, which goes first, to 100")
         if not self.duration_s > 0:
             raise KvtoolError(f"a priority for {self.duration_s} s is none: give it more than 0 s")
+
+    def __str__(self) -> str:
+        return str(self.priority) if self.duration_s == inf else f"{self.priority}:{self.duration_s:g}"
+
+
+def parse_retention(text: str) -> Retention:
+    """`80`, or `80:30` for 30 s. Raises KvtoolError."""
+    priority, colon, seconds = text.strip().partition(":")
+    try:
+        return Retention(int(priority), float(seconds) if colon else inf)
+    except ValueError:
+        raise KvtoolError(f"priority {text.strip()!r} is none: write 80, or 80:30 for 30 seconds") from None

@@ -20,6 +20,7 @@ _DRIVER_BYTES, _DRIVER_MARGIN_BYTES = round(0.45 * GIB), round(0.35 * GIB)
 _CAPACITY_SHARE, _CAPACITY_MARGIN = 0.9875, 0.015
 # What Metal recommends to use of an Apple chip's memory: 2/3 to 32 GiB (21,845 MiB), 3/4 above (73,728 MiB of 96 GiB).
 _SMALL_METAL_GIB, _SMALL_METAL_SHARE, _METAL_SHARE = 32, 2 / 3, 3 / 4
+GIVEN_MEMORY = "given by --gpu-memory"
 _MAKERS = ("nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "apple", "intel", "huawei")
 
 
@@ -169,7 +170,7 @@ def with_memory(gpu: Gpu | None, *, memory_bytes: int | None = None, free_bytes:
 
 def _of_memory(gpu: Gpu | None, memory_bytes: int) -> Gpu:
     """The card with that memory, all of it free. Without a card nothing but its memory is known."""
-    source = "given by --gpu-memory"
+    source = GIVEN_MEMORY
     if gpu is None:
         name = f"{format_bytes(memory_bytes)} card"
         return Gpu(

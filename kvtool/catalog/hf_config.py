@@ -117,7 +117,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str, fam
         dtype=_dtype(fields, "dtype", "torch_dtype") or _dtype(outer, "dtype", "torch_dtype"),
         recurrent_state_dtype=_dtype(fields, "mamba_ssm_cache_dtype", "mamba_ssm_dtype"),
         quantisation=quantisation,
-        decoder=read_decoder(fields, model_type) if family is None else None,
+        decoder=read_decoder(fields, model_type),
         confidence="read from its config",
     )
     if family is not None:

@@ -245,6 +245,7 @@ class Model:
     num_heads: int
     intermediate_size: int | None = None
     draft_layers: tuple[Layer, ...] = ()  # for multi-token prediction: not run unless asked for
+    draft_modules: int = 1  # of several (MTP) each draft layer drafts one token more; one drafts them all
     moe: Moe | None = None
     tie_word_embeddings: bool | None = None
     max_position_embeddings: int | None = None

@@ -9,9 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from kvtool import __version__
-from kvtool.cli import bench, compare, env, generate, gpus, kernels, models, replay, size, tiers, trace, verify
+from kvtool.cli import advise, bench, compare, env, generate, kernels, replay, size, tiers, trace, verify
 from kvtool.cli.endings import CarriedError, ending_of
 from kvtool.cli.help import Command
+from kvtool.cli.lookups import gpus, models
 from kvtool.cli.printable import use_encodable_output
 
 
@@ -57,6 +58,7 @@ app.command(cls=Command, epilog=replay.EXAMPLES)(replay.replay)
 app.add_typer(trace.app, name="trace", epilog=trace.EXAMPLES)
 app.command(cls=Command, epilog=tiers.EXAMPLES)(tiers.tiers)
 app.command(cls=Command, epilog=verify.EXAMPLES)(verify.verify)
+app.command(cls=Command, epilog=advise.EXAMPLES)(advise.advise)
 app.command(cls=Command, epilog=models.EXAMPLES)(models.models)
 app.command(cls=Command, epilog=gpus.EXAMPLES)(gpus.gpus)
 app.command(cls=Command, epilog=env.EXAMPLES)(env.env)

@@ -13,14 +13,16 @@ from kvtool.cli.flags.bench import BenchGrid
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.server import OWN, ServerFlags
 from kvtool.cli.flags.smaller import SmallerFlags
 from kvtool.cli.flags.tiers import Tiers
 from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
-from kvtool.cli.values import command_line
+from kvtool.cli.values import command_line, given
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
+    from kvtool.bench.engines.server.options import ServerOptions
     from kvtool.results import BenchDocument
 
 EXAMPLES = (
@@ -32,6 +34,7 @@ EXAMPLES = (
 
 @grouped
 def bench(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="What to run (default: one that suits the device)."),
@@ -42,15 +45,20 @@ def bench(
     smaller: SmallerFlags,
     run: Run,
     tiers: Tiers,
+    server: ServerFlags,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
+    server.refuse_without_url(typed := given(ctx))
+    if server.url is not None:
+        _bench_server(server, model, models, server.options(grid, traffic, run, typed), run, grid.peers == OWN, output)
+        return
     load = run.begin()
 
     from kvtool.bench.bench import bench as run_bench
     from kvtool.bench.options import default_model
-    from kvtool.report.bench.bench import print_bench, write_bench
+    from kvtool.report.bench.bench import print_bench
     from kvtool.report.files import check_writable
 
     options = grid.options(run.device, run.seed, traffic, **smaller.given(run))
@@ -59,10 +67,6 @@ def bench(
         check_writable(output.out)
     chosen = run.model(model, models, default=default_model(run.device))
     config = run.config(model, other_cores=load.other_cores(), tiers=below)
-
-    def write(document: BenchDocument, folder: Path) -> None:
-        written = write_bench(document, folder, command=command_line())
-        typer.echo(f"\nWritten to {folder}: {', '.join(path.name for path in written)}", err=True)
 
     if grid.runs > 1:
         if not all(part.timed for part in options.parts):
@@ -75,7 +79,40 @@ def bench(
             )
         document = outcome.document
         notes, code = ending(outcome.errors, interrupted=outcome.interrupted, wrong=outcome.unequal)
-    answer(document, output, show=print_bench, write=write, notes=notes, code=code)
+    answer(document, output, show=print_bench, write=_write, notes=notes, code=code)
+
+
+def _write(document: BenchDocument, folder: Path) -> None:
+    from kvtool.report.bench.bench import write_bench
+
+    written = write_bench(document, folder, command=command_line())
+    typer.echo(f"\nWritten to {folder}: {', '.join(path.name for path in written)}", err=True)
+
+
+def _bench_server(
+    server: ServerFlags,
+    model: str | None,
+    models: Path | None,
+    options: ServerOptions,
+    run: Run,
+    own: bool,
+    output: Output,
+) -> None:
+    """The server at --url in place of kvtool's own engine."""
+    from kvtool.bench.engines.server.measure import measure_server
+    from kvtool.report.bench.bench import print_bench
+    from kvtool.report.files import check_writable
+
+    if output.out is not None:
+        check_writable(output.out)
+    target = server.target(model, models, run, own=own)
+    try:
+        with progress_bar() as progress:
+            outcome = measure_server(target, options, progress=progress)
+    finally:
+        target.client.close()
+    notes, code = ending(outcome.errors, interrupted=outcome.interrupted)
+    answer(outcome.document, output, show=print_bench, write=_write, notes=notes, code=code)
 
 
 def _several(grid: BenchGrid) -> tuple[BenchDocument, tuple[list[str], int]]:

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from kvtool.errors import DeviceError, KvtoolError, one_line
-from kvtool.interrupts import EXIT_INTERRUPTED
+from kvtool.system.interrupts import EXIT_INTERRUPTED
 
 EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
 _CLICK_ERROR = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that newer typers carry

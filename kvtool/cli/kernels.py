@@ -10,6 +10,7 @@ from kvtool.cli.answer import answer, ending
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.kernels import KernelsGrid
 from kvtool.cli.flags.output import ModelsOption, Output
+from kvtool.cli.flags.shape import AsOption, check_named
 from kvtool.cli.progress import progress_bar
 
 EXAMPLES = (
@@ -27,6 +28,7 @@ def kernels(
     ] = None,
     *,
     grid: KernelsGrid,
+    as_family: AsOption = None,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
@@ -43,7 +45,9 @@ def kernels(
 
     if output.out is not None:
         check_writable(output.out)
-    chosen = resolve_model(default_model(grid.device) if model is None else model, models_path=models)
+    check_named(as_family, model)
+    name = default_model(grid.device) if model is None else model
+    chosen = resolve_model(name, models_path=models, family=as_family)
     options = grid.options()
     with progress_bar() as progress:
         outcome = measure_kernels(chosen, options, progress=progress)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kvtool.interrupts import interruptible
+from kvtool.system.interrupts import interruptible
 
 LINE_EVERY_S = 60
 LEAST_DONE = 0.05  # of the work, before what is left can be told

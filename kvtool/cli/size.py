@@ -51,9 +51,12 @@ def size(
     output: Output,
 ) -> None:
     """Size the KV cache of MODEL: bytes per token, per sequence and per GPU, what fits, and how fast decode can be."""
+    from msgspec import structs
+
     from kvtool.catalog.checkpoint import find_checkpoint
     from kvtool.sizing.size import size as size_rows
     from kvtool.sizing.solve.solve import solve
+    from kvtool.sizing.words.measured import measured_notes
 
     chosen, draft = shape.model(model, models), drafts.request(models)
     options = cache.options(
@@ -72,6 +75,9 @@ def size(
         document = size_rows(chosen, options=options)
     else:
         document, options = solve(chosen, options, question)
+    if (caches := questions.measured_caches()) is not None:
+        notes = measured_notes(caches, [row.inputs.kv_cache_dtype for row in document.rows])
+        document = structs.replace(document, assumptions=[*document.assumptions, *notes])
     end(chosen, options, document, explain=explain, output=output)
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.card import NamedCard
+from kvtool.cli.flags.engine import Stated
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Tabled
+from kvtool.cli.flags.server import Running
 from kvtool.cli.flags.shape import AsOption
-from kvtool.cli.flags.stated import Stated
+from kvtool.cli.values import given
 from kvtool.errors import KvtoolError
+
+if TYPE_CHECKING:
+    from kvtool.verify.facts import LogFacts
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -25,11 +30,16 @@ EXAMPLES = (
 
 @grouped
 def verify(
-    log: Annotated[str, typer.Argument(metavar="LOG", help="A start-up log or /metrics text, - for standard input.")],
+    ctx: typer.Context,
+    log: Annotated[
+        str | None,
+        typer.Argument(metavar="LOG", help="A start-up log or /metrics text, - for standard input; none with --url."),
+    ] = None,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As for `size`, where the log does not name it.")
     ] = None,
     *,
+    running: Running,
     card: NamedCard,
     stated: Stated,
     save: Annotated[
@@ -40,21 +50,20 @@ def verify(
     models: ModelsOption = None,
     output: Tabled,
 ) -> None:
-    """Hold LOG against the prediction, term by term; exit 1 where a term that must be exact is off, or it refused."""
+    """Hold LOG, or the server at --url, against the prediction, term by term; exit 1 where a term that must be exact is
+    off, or it refused."""
     from kvtool.files import write_atomic
-    from kvtool.report.verify import print_verify
+    from kvtool.report.verdicts.verify import print_verify
     from kvtool.results import encode
     from kvtool.verify.calibrate import calibration
-    from kvtool.verify.lines import read_lines
-    from kvtool.verify.read import read_facts
     from kvtool.verify.verify import Asked
     from kvtool.verify.verify import verify as verify_facts
 
+    running.refuse_without_url(given(ctx))
+    facts, name, model = _told(log, model, running)
     if as_family is not None and model is None:
         raise KvtoolError(f"--as {as_family} is how to read MODEL's config: name its file or repository after LOG")
     asked = Asked(model=model, gpu=card.found(), flags=stated.given(), models_path=models, family=as_family)
-    name = "standard input" if log == "-" else log
-    facts = read_facts(read_lines(log), name)
     document = verify_facts(facts, asked, log=name)
     measured = None if save is None else calibration(facts, name)
     try:
@@ -63,3 +72,18 @@ def verify(
     finally:
         if save is not None and measured is not None:
             write_atomic(save, encode(measured))
+
+
+def _told(log: str | None, model: str | None, running: Running) -> tuple[LogFacts, str, str | None]:
+    """The facts, where they are from, and MODEL, which stands first where a --url is named. Raises KvtoolError."""
+    from kvtool.verify.lines import read_lines
+    from kvtool.verify.read import read_facts
+
+    if running.url is not None:
+        if model is not None:
+            raise KvtoolError(f"{log} and --url {running.url} are two starts: name a LOG or a --url")
+        return running.facts(), running.url, log
+    if log is None:
+        raise KvtoolError("name the LOG of a start, - for standard input, or the --url of a server that runs")
+    name = "standard input" if log == "-" else log
+    return read_facts(read_lines(log), name), name, model

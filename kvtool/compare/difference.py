@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kvtool.compare.metrics import METRICS, Metric, clusters_of, medians_of_runs, num_samples
+from kvtool.compare.metrics import (
+    METRICS,
+    SPEEDS,
+    Metric,
+    Speed,
+    clusters_of,
+    has_speed,
+    medians_of_runs,
+    num_samples,
+)
 from kvtool.results import Case
 from kvtool.stats import (
     CONFIDENCE,
@@ -23,6 +33,7 @@ from kvtool.stats import (
 
 MIN_SAMPLES = 8  # behind a side, below which there is no verdict
 NORMAL_BOUND = 1.96  # standard errors from the middle to the end of a bootstrap's 95 % interval
+STEADIER = 0.5  # of the variance within sides: what dividing by the device's speed must leave at most to be worth it
 WIDE = 0.10  # an interval that reaches so far past 1 cannot tell; a narrower one shows that there is no difference
 
 
@@ -30,13 +41,20 @@ WIDE = 0.10  # an interval that reaches so far past 1 cannot tell; a narrower on
 class Difference:
     """Of one timing between two cases. `interval` and `p_value` come from the spread between runs, `noise` is the
     largest difference between two runs of one side (the A/A arm). Where a side has one run, there is no `p_value` and
-    no `noise`, and the interval is that within the run."""
+    no `noise`, and the interval is that within the run. With a `speed`, all of them are of times at an equal speed of
+    that kind."""
 
     n: int
     runs: int
     interval: Estimate | None = None
     p_value: float | None = None
     noise: float | None = None
+    speed: str | None = None
+
+    @property
+    def equal_speed_ratio(self) -> float | None:
+        """b / a at an equal speed of the device, None where times are compared as they are."""
+        return self.interval.value if self.speed and self.interval else None
 
     @property
     def shown(self) -> bool:
@@ -70,27 +88,49 @@ def differences(pairs: Sequence[tuple[Case, Case]]) -> dict[tuple[str, str], Dif
     corrected = holm([found[key].p_value or 0.0 for key in tested])
     for key, p_value in zip(tested, corrected, strict=True):
         one = found[key]
-        found[key] = Difference(one.n, one.runs, one.interval, p_value, one.noise)
+        found[key] = replace(one, p_value=p_value)
     return found
 
 
 def _of(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> list[Difference]:
     """One metric in every pair. The spread between runs of each is drawn towards that of the others."""
-    runs = [tuple(_logs(medians_of_runs(metric, case)) for case in pair) for pair in pairs]
+    name = steadying_speed(metric, pairs)
+    speed = SPEEDS[name] if name else None
+    runs = [tuple(_logs(medians_of_runs(metric, case, speed)) for case in pair) for pair in pairs]
     spreads = [spread_between(*(side for side in sides if side)) for sides in runs]
     found = []
     for place, (a, b) in enumerate(pairs):
         others = spreads[:place] + spreads[place + 1 :]
         n = min(num_samples(metric, a), num_samples(metric, b))
         spread = moderated(spreads[place], others)
-        found.append(_difference(n, runs[place], spread, _within_runs(metric, a, b)))
+        one = _difference(n, runs[place], spread, _within_runs(metric, a, b, speed))
+        found.append(replace(one, speed=name))
     return found
 
 
-def _within_runs(metric: Metric, a: Case, b: Case) -> Estimate | None:
+def steadying_speed(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> str | None:
+    """The device's speed, measured beside each iteration, that accounts for most of what the iterations of one side
+    differ by; None where no speed accounts for half of their variance.
+
+    It is chosen by what happens within the sides alone, so that it cannot favour either.
+    """
+    cases = [case for pair in pairs for case in pair]
+    told = {name: speed for name, speed in SPEEDS.items() if all(has_speed(case, speed) for case in cases)}
+    left = {name: _variance_within(metric, cases, speed) for name, speed in told.items()}
+    best = min(left, key=lambda name: left[name], default=None)
+    return best if best and left[best] < STEADIER * _variance_within(metric, cases, None) else None
+
+
+def _variance_within(metric: Metric, cases: Sequence[Case], speed: Speed | None) -> float:
+    """Of the logarithms of iterations' medians around those of their own case."""
+    clusters = [clusters_of(metric, case, speed) or [] for case in cases]
+    return spread_between(*(_logs([statistics.median(c) for c in one]) for one in clusters if one)).variance
+
+
+def _within_runs(metric: Metric, a: Case, b: Case, speed: Speed | None) -> Estimate | None:
     """The ratio with what iterations differ by. None where a document's median is not that of its samples: then they
     cannot speak for it."""
-    clusters_a, clusters_b = clusters_of(metric, a), clusters_of(metric, b)
+    clusters_a, clusters_b = clusters_of(metric, a, speed), clusters_of(metric, b, speed)
     return ratio_of_medians(clusters_a, clusters_b) if clusters_a and clusters_b else None
 
 

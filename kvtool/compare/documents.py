@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kvtool.compare.difference import MIN_SAMPLES, Difference, differences
+from kvtool.compare.difference import MIN_SAMPLES, NORMAL_BOUND, Difference, differences
 from kvtool.compare.metrics import BY_NAME, METRICS, Metric, clusters_of, num_iterations, num_runs
 from kvtool.compare.pairing import Pairing, pair_cases
 from kvtool.errors import KvtoolError
@@ -21,19 +21,23 @@ MAX_LISTED = 4
 
 
 class NamedDocument(NamedTuple):
+    """`remarks`: how another tool's words became ours."""
+
     name: str
     document: BenchDocument
+    remarks: tuple[str, ...] = ()
 
 
 def compare_documents(baseline: NamedDocument, others: Sequence[NamedDocument]) -> CompareDocument:
     """Every other document against the baseline. Raises KvtoolError when one of them has no case in common with it."""
     rows: list[CompareRow] = []
-    warnings = _disturbed(baseline)
-    for name, document in others:
+    warnings = [*_disturbed(baseline), *_remarked(baseline)]
+    for other in others:
+        name, document, _ = other
         pairing = pair_cases(baseline.document.cases, document.cases)
         if not pairing.pairs:
             raise KvtoolError(f"{baseline.name} and {name} have no case in common: {_first_difference(pairing)}")
-        warnings += _disturbed(NamedDocument(name, document))
+        warnings += [*_disturbed(other), *_remarked(other)]
         warnings += [f"{name}: {text}" for text in _warnings(baseline.document, document, pairing)]
         tests = differences(pairing.pairs)
         rows += [row for a, b in pairing.pairs for row in _compare_cases(a, b, name, tests)]
@@ -47,6 +51,10 @@ def _disturbed(named: NamedDocument) -> list[str]:
     return [f"{named.name}: {text}" for text in load_warnings(named.document.environment, named.document.cases)]
 
 
+def _remarked(named: NamedDocument) -> list[str]:
+    return [f"{named.name}: {remark}" for remark in named.remarks]
+
+
 def regressions(rows: Iterable[CompareRow], limit: float) -> list[CompareRow]:
     """The rows whose metric is worse by more than `limit` (0.05 is 5 %), with the whole interval beyond it.
 
@@ -58,30 +66,36 @@ def regressions(rows: Iterable[CompareRow], limit: float) -> list[CompareRow]:
 def _gates(row: CompareRow) -> bool:
     """Whether the row may fail a gate: it is sure of what it says."""
     metric = BY_NAME[row.metric]
-    is_count = metric.of_sample is None and metric.follows is None
-    return metric.gates and (is_count or row.verdict.startswith((f"{metric.better} by ", f"{metric.worse} by ")))
+    is_count = metric.of_sample is None and metric.follows is None and metric.error is None
+    return metric.gates and (is_count or not {metric.better, metric.worse}.isdisjoint(row.verdict.split()))
 
 
 def _least_worsening(row: CompareRow) -> float:
     """By how much the metric is worse at the better end of its interval; below 0 when it may have improved."""
-    if row.ratio is None or row.ratio == 0:
+    ratio = row.judged_ratio
+    if ratio is None or ratio == 0:
         return -1.0
     if BY_NAME[row.metric].lower_is_better:
-        return (row.ratio if row.ci_low is None else row.ci_low) - 1
-    return 1 / (row.ratio if row.ci_high is None else row.ci_high) - 1
+        return (ratio if row.ci_low is None else row.ci_low) - 1
+    return 1 / (ratio if row.ci_high is None else row.ci_high) - 1
 
 
 def _compare_cases(a: Case, b: Case, document: str, tests: Mapping[tuple[str, str], Difference]) -> list[CompareRow]:
-    estimates: dict[str, Estimate | None] = {}
+    timings: dict[str, float] = {}
     rows = []
     for metric in METRICS:
         value_a, value_b = metric.value(a), metric.value(b)
         if value_a is None and value_b is None:
             continue
         ratio = _ratio(value_a, value_b)
+        if ratio is not None and metric.of_sample is not None:
+            timings[metric.name] = ratio
         # A rate is as sure as the timing that it is the inverse of.
         test = tests.get((a.name, metric.follows or metric.name))
-        estimate = estimates[metric.name] = _interval(metric, ratio, estimates, test)
+        equal = _at_equal_speed(metric, ratio, timings, test)
+        judged = ratio if equal is None else equal
+        of_text = _interval_of_text(metric, a, b)
+        estimate = of_text or _interval(metric, judged, test)
         rows.append(
             CompareRow(
                 case=a.name,
@@ -92,14 +106,29 @@ def _compare_cases(a: Case, b: Case, document: str, tests: Mapping[tuple[str, st
                 ratio=ratio,
                 ci_low=estimate.low if estimate else None,
                 ci_high=estimate.high if estimate else None,
-                verdict=_words(metric, value_a, value_b, ratio, test),
+                verdict=NEAR if _is_near(of_text) else _words(metric, value_a, value_b, judged, test),
                 document=document,
                 p_value=test.p_value if test else None,
                 noise=test.noise if test else None,
                 n=test.n if test else None,
+                equal_speed_ratio=equal,
+                speed=test.speed if test and equal is not None else None,
             )
         )
     return rows
+
+
+def _at_equal_speed(
+    metric: Metric, ratio: float | None, timings: Mapping[str, float], test: Difference | None
+) -> float | None:
+    """b / a at an equal speed of the device. A rate moves as the timing that it follows, the other way round."""
+    equal = test.equal_speed_ratio if test else None
+    if ratio is None or equal is None or metric.is_share:
+        return None
+    if metric.of_sample is not None:
+        return equal
+    timing = timings.get(metric.follows or "")
+    return ratio * timing / equal if timing else None
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
@@ -107,18 +136,34 @@ def _ratio(a: float | None, b: float | None) -> float | None:
     return ratio if ratio is not None and math.isfinite(ratio) else None
 
 
-def _interval(
-    metric: Metric, ratio: float | None, timings: Mapping[str, Estimate | None], test: Difference | None
-) -> Estimate | None:
+NEAR = "within the error of these texts"
+
+
+def _interval_of_text(metric: Metric, a: Case, b: Case) -> Estimate | None:
+    """The interval of b / a of a figure that tells its standard error: to first order, and as if the texts had nothing
+    in common, so too wide where they are the same."""
+    if metric.error is None:
+        return None
+    values, errors = (metric.value(a), metric.value(b)), (metric.error(a), metric.error(b))
+    if not all(values) or None in errors:
+        return None
+    shares = [(error or 0.0) / (value or 1.0) for value, error in zip(values, errors, strict=True)]
+    ratio, reach = (values[1] or 0.0) / (values[0] or 1.0), NORMAL_BOUND * math.hypot(*shares)
+    return Estimate(ratio, ratio * math.exp(-reach), ratio * math.exp(reach))
+
+
+def _is_near(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.low <= 1 <= estimate.high != estimate.low
+
+
+def _interval(metric: Metric, ratio: float | None, test: Difference | None) -> Estimate | None:
     """The interval of `ratio`: between the runs of a timing, within the run where a side is one, or for a rate its
     timing's, inverted."""
-    if ratio is None:
+    timing = test.interval if test else None
+    if ratio is None or timing is None:
         return None
     if metric.of_sample is not None:
-        return test.interval if test else None
-    timing = timings.get(metric.follows) if metric.follows else None
-    if timing is None:
-        return None
+        return timing
     return Estimate(ratio, low=ratio * timing.value / timing.high, high=ratio * timing.value / timing.low)
 
 
@@ -134,11 +179,12 @@ def _words(metric: Metric, a: float | None, b: float | None, ratio: float | None
 
 def _warnings(a: BenchDocument, b: BenchDocument, pairing: Pairing) -> list[str]:
     """Whatever differs besides the numbers, and what the numbers cannot say."""
-    environment = _differences(a.environment, b.environment)
+    both = a.environment and b.environment  # another tool's document does not say on what it ran
+    environment = _differences(a.environment, b.environment) if both else {}
     warnings = [f"the environment differs: {_against(environment)}"] if environment else []
     if pairing.differing:
         warnings.append(f"inputs differ: {_against(pairing.differing)}")
-    if a.definitions != b.definitions:
+    if both and a.definitions != b.definitions:
         warnings.append("its metrics are defined in other words than the baseline's: read both documents' definitions")
     for cases, where in ((pairing.only_a, "only in the baseline"), (pairing.only_b, "not in the baseline")):
         if cases:
@@ -205,7 +251,21 @@ def _assumptions(rows: Sequence[CompareRow]) -> list[str]:
         "timings together (Holm), exceeds what two runs of one side differ by (A/A), and has "
         f"{MIN_SAMPLES} samples a side",
         "throughput and mbu take over the interval of TTFT (prefill) or TPOT (decode, mbu); byte counts have none",
+        *_equal_speeds(rows),
         *_spread_between_runs(rows),
+    ]
+
+
+def _equal_speeds(rows: Sequence[CompareRow]) -> list[str]:
+    """Which timings are compared at an equal speed of the device."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.speed and BY_NAME[row.metric].of_sample and row.metric not in found[row.speed]:
+            found[row.speed].append(row.metric)
+    return [
+        f"the ratio of {', '.join(metrics)} is at equal {speed}, as measured beside each iteration: it accounts for "
+        "most of what iterations of one side differ by; the values are as measured"
+        for speed, metrics in found.items()
     ]
 
 

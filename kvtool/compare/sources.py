@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 
 from kvtool.compare.documents import NamedDocument
+from kvtool.compare.foreign.aiperf import FILE_NAME as AIPERF_NAME
+from kvtool.compare.foreign.foreign import is_foreign, read_foreign
 from kvtool.errors import KvtoolError
+from kvtool.files import refuse_deep
 from kvtool.results import BenchDocument, read_document
 
 # Far beyond any measurement, and far from what overflows a product of a few of them.
@@ -33,8 +36,12 @@ def are_documents(names: Sequence[str]) -> bool:
 
 
 def read_bench(name: str) -> NamedDocument:
-    """The bench document in a file, or in a folder that `kvtool bench --out` wrote. Raises KvtoolError."""
+    """The bench document in a file, or in a folder that `kvtool bench --out` wrote, or another tool's result. Raises
+    KvtoolError."""
     path = _document_path(name) or Path(name)
+    found = _decoded(path)
+    if found is not None and is_foreign(found):
+        return _foreign_document(name, path, found)
     document = read_document(path, BenchDocument)
     for where, number in _numbers(msgspec.to_builtins(document.cases), "cases"):
         if not (math.isfinite(number) and 0 <= number <= _LARGEST) and not where.startswith("cases.prefix."):
@@ -46,14 +53,30 @@ def _document_path(name: str) -> Path | None:
     """The file of a result document, told from a model's config.json by its schema; None for anything else."""
     path = Path(name)
     if path.is_dir():
-        path = path / "bench.json"
+        inside = [path / name for name in ("bench.json", AIPERF_NAME)]
+        path = next((file for file in inside if file.is_file()), inside[0])
+    found = _decoded(path)
+    ours = isinstance(found, dict) and str(found.get("schema", "")).startswith("kvtool.")
+    return path if ours or is_foreign(found) else None
+
+
+def _decoded(path: Path) -> Any:
+    """What a .json file holds; None for anything else."""
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
         found = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        refuse_deep(found, path)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, KvtoolError):
         return None
-    return path if isinstance(found, dict) and str(found.get("schema", "")).startswith("kvtool.") else None
+    return found
+
+
+def _foreign_document(name: str, path: Path, found: Any) -> NamedDocument:
+    """What another tool wrote, as a document without an environment. Raises KvtoolError."""
+    foreign = read_foreign(found, str(path))
+    document = BenchDocument(environment={}, definitions={}, assumptions=list(foreign.remarks), cases=foreign.cases)
+    return NamedDocument(name, document, tuple(f"as {foreign.tool} writes it: {one}" for one in foreign.remarks))
 
 
 def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:

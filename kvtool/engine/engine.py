@@ -65,6 +65,7 @@ class Engine:
                 prefill_first=config.prefill_first,
             ),
             preemption_policy(config.preemption),
+            window=loaded.kept.window,
         )
         with device_errors("allocating the block pool"):
             self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
@@ -83,7 +84,7 @@ class Engine:
         return CacheManager(
             num_pages,
             config.block_size,
-            config.prefix_caching,
+            config.prefix_caching and self.loaded.kept.window is None,
             index=prefix_index(config.index, config.eviction, num_pages=num_pages, known=known),
             admission=admission_policy(config.admission, block_size=config.block_size, num_pages=num_pages),
             partial_hits=config.partial_hits,
@@ -94,11 +95,26 @@ class Engine:
         """What lies below the pool. `close` ends it, at the latest when the engine is gone."""
         if config.tiers is None or not config.prefix_caching:
             return None
+        if self.loaded.kept.window is not None:
+            raise KvtoolError("tiers keep cached prefixes, and a streaming cache has none: leave --tiers out")
         offload = build_offload(self.loaded, self.pool, self.cache, config.tiers, self.clock, self.loaded.notices)
         if offload is not None:
             self.cache.handing_out, self.scheduler.swap = offload.handing_out, offload
             self._close_tiers = weakref.finalize(self, offload.close)
         return offload
+
+    def reset(self) -> None:
+        """Forget every cached prefix, in the pool and below it. Raises ValueError while requests run."""
+        self.cache.reset()
+        if self.offload is not None:
+            self.offload.reset()
+
+    def reset_counters(self) -> None:
+        """Count hits, evictions and bytes anew, once what moves down has landed."""
+        self.cache.reset_counters()
+        if self.offload is not None:
+            self.offload.settle()
+            self.offload.stack.reset_counters()
 
     def close(self) -> None:
         """Let the tiers finish what they write. The engine cannot run afterwards where it has any."""
@@ -187,11 +203,14 @@ class Engine:
             return self._run_now(self._schedule())
 
     def _run_now(self, work: list[Work]) -> list[Sequence]:
+        """With tiers, while what lay below comes up layer by layer."""
         if self.offload is None:
             return self.postprocess(work, self.run(work))
         start_s = self.clock()
-        stepped = self.postprocess(work, self.run(work))
-        self.offload.observe(work, self.clock() - start_s)
+        tokens = self.run(work, wait=self.offload.begin())
+        waited_s = self.offload.arrive()
+        stepped = self.postprocess(work, tokens)
+        self.offload.observe(work, self.clock() - start_s - waited_s)
         return stepped
 
     def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:
@@ -201,6 +220,8 @@ class Engine:
                 work = self._schedule()
                 if not all(item.is_decode for item in work):
                     return self._run_now(work)
+                if self.offload is not None:
+                    self.offload.arrive()
                 pipeline.launch(work, keep_logits=self.keep_logits)
             if self.scheduler.repeats(pipeline.last):
                 pipeline.launch(pipeline.last, keep_logits=self.keep_logits)
@@ -222,13 +243,16 @@ class Engine:
     def _make_copies(self) -> None:
         """Before anything is computed, since a page that is copied from may be handed to somebody else at once."""
         if copies := self.cache.take_copies():
+            if self.offload is not None:
+                self.offload.arrive()
             self.pool.copy_pages(copies)
 
-    def run(self, work: list[Work]) -> list[int]:
-        """The next token of each item that completes, in order."""
+    def run(self, work: list[Work], *, wait: Callable[[int], None] | None = None) -> list[int]:
+        """The next token of each item that completes, in order. `wait` is called before the pages of a layer are used,
+        where some may still be on their way."""
         batch = build_batch(work, self.loaded.device)
         params = [item.sequence.params for item in work if item.completes]
-        logits = self.forward(batch)
+        logits = self.forward(batch, wait=wait)
         if self.keep_logits:
             self._keep(work, logits.clone())
         return sample(logits, params, self.generator).tolist() if params else []

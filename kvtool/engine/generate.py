@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from kvtool.cache.sharing import shared_runs
-from kvtool.cache.tiers.counters import TierCounters
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
@@ -66,7 +65,7 @@ def generate(
             for sequence in sequences
         ],
         cache=_cached(engine, sequences) if in_turns else [],
-        tiers=[_tier_use(counters) for counters in engine.tiers()],
+        tiers=[TierUse(**asdict(counters)) for counters in engine.tiers()],
     )
 
 
@@ -89,16 +88,6 @@ def _cached(engine: Engine, sequences: Seq[Sequence]) -> list[CachedPages]:
 def _tpot_ms(sequence: Sequence) -> float | None:
     seconds = tpot_s(sequence.ttft_s, sequence.e2e_s, len(sequence.output_ids))
     return None if seconds is None else seconds * 1e3
-
-
-def _tier_use(counters: TierCounters) -> TierUse:
-    return TierUse(
-        tier=counters.tier,
-        hit_tokens=counters.hit_tokens,
-        bytes_in=counters.bytes_in,
-        bytes_out=counters.bytes_out,
-        stall_s=counters.stall_s,
-    )
 
 
 def _inputs(engine: Engine, config: EngineConfig, params: SamplingParams) -> dict[str, str | int | float | bool | None]:

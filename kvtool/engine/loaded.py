@@ -7,19 +7,20 @@ import torch
 from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.config import EngineConfig, resolve_backend, resolve_dtype, truncated
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
+from kvtool.engine.kept import Kept, kept
 from kvtool.engine.offload.notices import Notices
-from kvtool.engine.pool import is_packed, pool_specs, require_runnable
+from kvtool.engine.pool import require_runnable
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
-from kvtool.kernels.packed.pages import packed
+from kvtool.kernels.interface import Kernels
 from kvtool.machine.device import device_errors, resolve_device
 from kvtool.machine.memory import available_bytes
 from kvtool.machine.threads import check_threads, default_threads, threads_beside
 from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.sizing.formats import parse_cache_format
-from kvtool.sizing.layers import layer_specs
+from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.params import count_params
+from kvtool.sizing.specs import CacheSpec
 from kvtool.units import ceil_div, format_bytes
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,14 +44,12 @@ class LoadedModel:
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # kernels are launched, and graphs replayed, on the current one
         self.dtype = resolve_dtype(config.dtype, model, self.device)
-        self.cache_format = parse_cache_format(
+        cache_format = parse_cache_format(
             self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype
         )
-        require_runnable(self.cache_format, self.device)
+        require_runnable(cache_format, self.device)
         self.backend = resolve_backend(config.backend, self.device)
-        kernels = load_kernels(self.backend)
-        self.kernels = packed(kernels) if is_packed(self.cache_format) else kernels
-        self.specs = pool_specs(layer_specs(self.model, self.cache_format))
+        self.kept = self.keeping(cache_format)
         self.max_positions = max_positions
         weights_bytes = self._require_room_for_weights()
         pages = max(num_pages, ceil_div(max_positions, config.block_size))
@@ -74,6 +73,34 @@ class LoadedModel:
         torch.set_num_threads(threads)
         return why
 
+    def keeping(self, cache_format: CacheFormat, *, as_decoded: bool = False, backend: str | None = None) -> Kept:
+        """The same model's cache in that format, by the run's own kernels or those of another `backend`. Raises
+        KvtoolError where its attention does not go with it."""
+        return kept(
+            self.model,
+            cache_format,
+            load_kernels(backend or self.backend),
+            block_size=self.config.block_size,
+            device=self.device,
+            as_decoded=as_decoded,
+            max_step_tokens=self.config.max_num_batched_tokens,
+        )
+
+    @property
+    def cache_format(self) -> CacheFormat:
+        """Of the run's own cache."""
+        return self.kept.cache_format
+
+    @property
+    def specs(self) -> tuple[CacheSpec, ...]:
+        """By layer, of the run's own cache."""
+        return self.kept.specs
+
+    @property
+    def kernels(self) -> Kernels:
+        """Which write and read the run's own cache."""
+        return self.kept.kernels
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """Of weights and activations."""
@@ -82,7 +109,8 @@ class LoadedModel:
     @property
     def capturable(self) -> bool:
         """Whether decode steps can be CUDA graphs: Triton's kernels never wait for the device, the others do."""
-        return self.device.type == "cuda" and self.backend == "triton" and self.transformer.capturable
+        asks_host = self.cache_format.sparse is not None
+        return self.device.type == "cuda" and self.backend == "triton" and not asks_host and self.transformer.capturable
 
     @property
     def vocab_size(self) -> int:
@@ -131,7 +159,7 @@ class LoadedModel:
 
     def assumptions(self) -> list[str]:
         """What was not read or measured, in words."""
-        found = [self.fewer_threads] if self.fewer_threads else []
+        found = [*self.model.assumed, *([self.fewer_threads] if self.fewer_threads else [])]
         decoder = runnable_decoder(self.model)
         if self.weights.even_routing:
             found.append(f"weights are random (seed {self.config.seed}): the tokens mean nothing, the work is the same")
@@ -141,11 +169,15 @@ class LoadedModel:
                 rotary = decoder.position_offset is None
                 unread = "RoPE theta and norm epsilon are the defaults" if rotary else "norm epsilon is the default"
                 found.append(f"{unread} of the {decoder.family} family: no effect on time")
+        if self.kept.window is not None:
+            found.append(
+                "no prefix is cached: a streaming cache lets go of pages, and turns its sinks for each sequence"
+            )
         if any(isinstance(layer.cache, SlidingAttention) for layer in self.model.layers):
             found.append("pages behind a sliding window stay allocated: the pool holds sliding layers as full ones")
         if self.model.num_layers != self.num_layers_of:
             found.append(f"only the first {self.model.num_layers} of {self.num_layers_of} layers ran (--num-layers)")
-        return [*found, *self.notices.lines]
+        return [*found, *self.notices.lines, *self.notices.remarks]
 
 
 def _smaller(layers: int, of: int) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec, static_scale
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.sparse.quest import QuestPages
+from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.formats import CacheFormat, Vector
-from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, SlidingSpec
+from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, QuestSpec, SlidingSpec, StreamingSpec
 
 if TYPE_CHECKING:
     from kvtool.kernels.interface import Scale
@@ -26,6 +29,7 @@ CACHE_DTYPES = {
     "fp8_per_token_head": torch.float8_e4m3fn,
     "int8_per_token_head": torch.int8,
 }
+STATIC_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # a scale a layer
 
 
 class KvPool:
@@ -78,13 +82,14 @@ def cache_dtype(name: str) -> torch.dtype:
 
 def is_packed(cache_format: CacheFormat) -> bool:
     """Whether its vectors are packed bytes, which torch writes and reads on the CPU alone."""
-    return cache_format.name not in CACHE_DTYPES
+    plain = STATIC_DTYPES if cache_format.calibrated else CACHE_DTYPES
+    return cache_format.rotated or cache_format.base_name not in plain
 
 
 def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
     """Raises KvtoolError for a format that an engine of many sequences cannot keep on that device."""
     name = cache_format.name
-    if not is_packed(cache_format):
+    if not is_packed(cache_format) and not cache_format.calibrated:
         return
     if not cache_format.storable:
         cache_dtype(name)
@@ -129,12 +134,39 @@ def layer_pages(
     if isinstance(spec, HeadsSpec) and is_packed(spec.cache_format):
         return _packed_pages(spec, num_pages, block_size, device, amax)
     if isinstance(spec, HeadsSpec):
-        dtype = cache_dtype(spec.cache_format.name)
+        name, calibrated = spec.cache_format.base_name, spec.cache_format.calibrated
+        dtype = STATIC_DTYPES[name] if calibrated else cache_dtype(name)
         shape = (num_pages, block_size, spec.kv_heads)
         k = torch.zeros(*shape, spec.k_head_dim, dtype=dtype, device=device)
         v = torch.zeros(*shape, spec.v_head_dim, dtype=dtype, device=device)
+        if spec.cache_format.sparse is not None:
+            return _sparse_pages(spec, k, v)
+        if calibrated:
+            k_scale, v_scale = _static_scales(spec.cache_format, amax)
+            return Pages(k, v, k_scale, v_scale)
         return Pages(k, v, _scales(spec, shape, device), _scales(spec, shape, device))
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
+
+
+def _static_scales(cache_format: CacheFormat, amax: tuple[float | None, float | None]) -> list[float]:
+    """Of a layer's K and V; 1 before they are measured."""
+    vectors = zip((cache_format.key, cache_format.value), amax, strict=True)
+    return [
+        1.0
+        if most is None or vector is None or vector.scheme is None
+        else static_scale(most, vector.scheme, vector.bits)
+        for vector, most in vectors
+    ]
+
+
+def _sparse_pages(spec: HeadsSpec, k: Tensor, v: Tensor) -> Pages:
+    sparse = spec.cache_format.sparse
+    assert sparse is not None
+    if isinstance(spec, StreamingSpec):
+        return StreamingPages(k=k, v=v, window_pages=sparse.pages - 1)
+    assert isinstance(spec, QuestSpec)
+    bounds = torch.zeros(len(k), spec.kv_heads, 2 * spec.k_head_dim, dtype=k.dtype, device=k.device)
+    return QuestPages(k=k, v=v, bounds=bounds, read_pages=sparse.pages)
 
 
 def _packed_pages(

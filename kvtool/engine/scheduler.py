@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from kvtool.cache.manager import CacheManager, SequenceCache
+from kvtool.cache.window import SinkWindow
 from kvtool.engine.preemption import Preemption, Swap, youngest
 from kvtool.engine.sequence import Sequence, Status
 from kvtool.errors import KvtoolError
@@ -56,12 +57,14 @@ class Scheduler:
         limits: SchedulerLimits,
         preemption: Preemption = youngest,
         swap: Swap | None = None,
+        window: SinkWindow | None = None,
     ) -> None:
-        """Without a `swap`, sequences that gave way are computed anew."""
+        """Without a `swap`, sequences that gave way are computed anew. With a `window` they let go of pages."""
         self.cache = cache
         self.limits = limits
         self.preemption = preemption
         self.swap = swap
+        self.window = window
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -72,7 +75,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a request. Raises KvtoolError when it could never run, even alone."""
         longest = sequence.prompt_tokens + sequence.params.max_tokens
-        pages = ceil_div(longest - 1, self.cache.block_size)  # the last token out is never written
+        pages = self._pages_at_once(longest - 1)  # the last token out is never written
         if pages > self.cache.pool.num_pages:
             raise KvtoolError(
                 f"a request of {longest} tokens needs {pages} pages of {self.cache.block_size}, "
@@ -80,11 +83,17 @@ class Scheduler:
             )
         self.waiting.append(sequence)
 
+    def _pages_at_once(self, num_tokens: int) -> int:
+        """That a sequence of so many tokens needs at its longest."""
+        block_size = self.cache.block_size
+        return self.window.most_pages(num_tokens, block_size) if self.window else ceil_div(num_tokens, block_size)
+
     def fork(self, sequence: Sequence, child: Sequence) -> None:
         """Run `child`, another answer of the same prompt, on the pages of `sequence`, but for the prompt's last token,
         whose logits it needs. Where it has no room to, or the prompt is not computed yet, it waits as any other."""
         prompt_tokens = child.prompt_tokens
-        if sequence.pages is not None and sequence.num_computed >= prompt_tokens and self._has_seat:
+        computed = self.window is None and sequence.num_computed >= prompt_tokens  # sinks are turned for each sequence
+        if sequence.pages is not None and computed and self._has_seat:
             pages = self.cache.fork(sequence.pages, child.token_ids[: prompt_tokens - 1])
             if pages is not None and self.cache.reserve(pages, prompt_tokens):
                 self._run(child, pages)
@@ -131,7 +140,7 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens
         work: list[Work] = []
         for sequence in list(sequences):
-            num_tokens = min(sequence.num_ready, budget)
+            num_tokens = self._at_once(sequence, budget)
             if num_tokens == 0:
                 break
             if sequence.status is Status.RUNNING and self._reserve_or_preempt(sequence, num_tokens):
@@ -139,9 +148,23 @@ class Scheduler:
                 budget -= num_tokens
         return [item for item in work if item.sequence.status is Status.RUNNING]
 
+    def _at_once(self, sequence: Sequence, budget: int) -> int:
+        """Tokens that the next step may compute of it; where pages are let go of, whole pages or up to the last."""
+        if self.window is None:
+            return min(sequence.num_ready, budget)
+        wanted = min(sequence.num_ready, self.window.step_tokens)
+        return wanted if wanted <= budget else 0
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Of what the token to be computed next, and all later ones, do not read."""
+        if self.window is not None and sequence.pages is not None:
+            unread = self.window.unread(sequence.num_computed + 1, self.cache.block_size)
+            self.cache.let_go(sequence.pages, unread)
+
     def _reserve_or_preempt(self, sequence: Sequence, num_tokens: int) -> bool:
         """Reserve pages, taking them from sequences that give way if need be. False when `sequence` itself had to."""
         assert sequence.pages is not None
+        self._let_go(sequence)
         while not self.cache.reserve(sequence.pages, sequence.num_computed + num_tokens):
             victim = self.preemption(self.running)
             self._preempt(victim)
@@ -165,15 +188,18 @@ class Scheduler:
     def _with_admitted(self, work: list[Work]) -> list[Work]:
         """`work`, and waiting sequences for what it leaves of the budget."""
         budget = self.limits.max_num_batched_tokens - sum(item.num_tokens for item in work)
-        while self.waiting and budget and self._has_seat:
+        while self.waiting and self._has_seat:
             sequence = self.waiting[0]
+            if not self._at_once(sequence, budget):
+                break
             pages = self.cache.open(sequence.token_ids, sequence.retention)
             # A prompt is admitted only when all of it has room: half-prefilled prompts would only preempt each other.
-            if not self.cache.reserve(pages, len(sequence.token_ids)):
+            needed = self._pages_at_once(len(sequence.token_ids)) * self.cache.block_size
+            if not self.cache.reserve(pages, min(needed, len(sequence.token_ids))):
                 self.cache.close(pages)
                 break
             self._run(self.waiting.popleft(), pages)
-            work.append(Work(sequence, min(sequence.num_ready, budget)))
+            work.append(Work(sequence, self._at_once(sequence, budget)))
             budget -= work[-1].num_tokens
         return work
 

@@ -59,7 +59,8 @@ class Sequence:
     sequence that finds its own pages again was not saved anything. `processed_tokens` went through the model, what was
     computed once more included. `retention` says how important the request is, while it runs and of what it leaves in
     the cache. `page_keys` name its first whole pages for the tiers below the pool; the tokens behind the first
-    `join_at` are being loaded from there. `logits` has a row a token if the engine keeps them.
+    `join_at` are being loaded from there, and `load_s` is how long it waited for such pages before its first token.
+    `logits` has a row a token if the engine keeps them.
     """
 
     id: int
@@ -77,6 +78,7 @@ class Sequence:
     processed_tokens: int = 0
     page_keys: list[bytes] = field(default_factory=list)
     join_at: int | None = None
+    load_s: float = 0.0
     token_times_s: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 

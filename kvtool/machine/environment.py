@@ -39,6 +39,23 @@ def describe_environment(device: str, *, other_load_cores: float | None = None) 
     }
 
 
+def describe_client() -> dict[str, Any]:
+    """Of a machine that only asks others: the same keys where they say something of it, without importing torch."""
+    cpus = usable_cpus()
+    return {
+        "kvtool": __version__,
+        "git_commit": git_commit(Path(__file__).parents[2]),
+        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": "server",
+        "python": platform.python_version(),
+        "os": _os_name(),
+        **_named_processor(),
+        "physical_cores": physical_cores(cpus),
+        "logical_cores": len(cpus),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
 def _software() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
@@ -68,17 +85,23 @@ def _processor() -> dict[str, Any]:
     from kvtool.kernels import cpu_kernels, why_not_compiled
 
     cpus = usable_cpus()
-    fields = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
-    flags = set(str(fields.get("flags") or fields.get("Features") or "").split())
     return {
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
-        "cpu_features": [name for name in CPU_FEATURES if name in flags],
+        **_named_processor(),
         "physical_cores": physical_cores(cpus),
         "logical_cores": len(cpus),
         "torch_threads": torch.get_num_threads(),
         "cpu_kernels": cpu_kernels(),
         "cpu_kernels_reason": why_not_compiled(),
         "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _named_processor() -> dict[str, Any]:
+    fields = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
+    flags = set(str(fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu_features": [name for name in CPU_FEATURES if name in flags],
     }
 
 

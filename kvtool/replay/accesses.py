@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvtool.errors import KvtoolError
-from kvtool.replay.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
+from kvtool.replay.loops.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
 from kvtool.workloads.traces import Trace, TraceRequest
 
 BLOCKS_AT_ONCE = 1 << 16
@@ -23,8 +23,8 @@ BLOCKS_AT_ONCE = 1 << 16
 class Accesses:
     """All requests of a trace, in the order of their replay.
 
-    `nodes`, `starts` and `parents` are those of a `Walk`; `lines`, `arrival_s` and `input_tokens` are per request.
-    `shared_ids` counts ids with more than one parent.
+    `nodes`, `starts` and `parents` are those of a `Walk`; `lines`, `arrival_s`, `input_tokens` and `output_tokens`
+    are per request. `shared_ids` counts ids with more than one parent.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Accesses:
     lines: IntArray
     arrival_s: FloatArray
     input_tokens: IntArray
+    output_tokens: IntArray
     shared_ids: int
 
     @property
@@ -77,6 +78,7 @@ class Accesses:
             lines=self.lines[order],
             arrival_s=self.arrival_s[order],
             input_tokens=self.input_tokens[order],
+            output_tokens=self.output_tokens[order],
         )
 
 
@@ -105,6 +107,7 @@ def read_accesses(trace: Trace, core: Core) -> Accesses:
         lines=np.frombuffer(columns.lines, dtype=np.int64),
         arrival_s=np.frombuffer(columns.arrival_s, dtype=np.float64),
         input_tokens=np.frombuffer(columns.input_tokens, dtype=np.int64),
+        output_tokens=np.frombuffer(columns.output_tokens, dtype=np.int64),
         shared_ids=len(ids) - len(np.unique(ids)),
     )
 
@@ -113,7 +116,8 @@ class _Columns:
     """The requests so far, column by column; ids become nodes a chunk at a time."""
 
     def __init__(self, tree: Tree) -> None:
-        self.lines, self.lengths, self.input_tokens = array("q"), array("q"), array("q")
+        self.lines, self.lengths = array("q"), array("q")
+        self.input_tokens, self.output_tokens = array("q"), array("q")
         self.arrival_s = array("d")
         self.nodes: list[NodeArray] = []
         self.block_size = 0
@@ -131,6 +135,7 @@ class _Columns:
         self.lines.append(request.line)
         self.lengths.append(len(request.block_ids))
         self.input_tokens.append(request.input_tokens)
+        self.output_tokens.append(request.output_tokens)
         self.arrival_s.append(request.arrival_s)
         if len(self._ids) >= BLOCKS_AT_ONCE:
             self.flush()

@@ -9,7 +9,7 @@ import numpy as np
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import IntArray
+from kvtool.replay.loops.core import IntArray
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs, state_format
 from kvtool.sizing.specs import ConstantSpec, CrossSpec

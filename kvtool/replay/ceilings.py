@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import NEVER, Core, FloatArray, IntArray, NodeArray
+from kvtool.replay.loops.core import NEVER, Core, FloatArray, IntArray, NodeArray
 
 ROUNDING = 1 + 1e-9  # a sum of many floats may come out a little high, and a bound must not come out low
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import UNSEEN, Core, IntArray
+from kvtool.replay.loops.core import UNSEEN, Core, IntArray
 from kvtool.replay.totals import Totals, totals
 
 STACKS = {"lru": False, "lru-plain": True}  # policy -> whether a path's tail is newer than its head

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
+from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
 from kvtool.replay.tree import tree_hits
 
 _OWN = {

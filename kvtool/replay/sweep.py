@@ -1,36 +1,55 @@
-"""Many replays of one trace, side by side on all cores through joblib where that is worth its start."""
+"""Replays of policies at capacities, of one trace or of many, side by side where that is worth their start."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.policies import policy_hits
+from kvtool.replay.workers import Workers
 
 Point = tuple[str, int]  # policy and capacity
 COMPILED_BLOCKS_A_SECOND, PYTHON_BLOCKS_A_SECOND = 50_000_000, 500_000
-WORTH_S = 1.0  # joblib takes a good part of it to import and to start
 
 
-def sweep(
-    loops: Core, points: list[Point], accesses: Accesses, sizes: IntArray | None, jobs: int
-) -> dict[Point, IntArray]:
-    """Blocks that each request hits, for each policy and capacity. `jobs` as joblib's n_jobs: -1 is every core."""
-    next_use = None
-    if any(policy == "optimal" for policy, _ in points):
-        next_use = loops.next_requests(accesses.walk(), 0)
-    work = [(point, accesses, sizes, next_use) for point in points]
-    compiled = loops.name == "c" and all(policy in (*LEAF_POLICIES, *PLAIN_POLICIES) for policy, _ in points)
+@dataclass(frozen=True, slots=True)
+class Replays:
+    """The points that one trace is replayed at; `sizes` as in core.py."""
+
+    accesses: Accesses
+    sizes: IntArray | None
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    point: Point
+    accesses: Accesses
+    sizes: IntArray | None
+    next_use: NodeArray | None
+
+
+def sweep(loops: Core, replays: Sequence[Replays], workers: Workers) -> list[Mapping[Point, IntArray]]:
+    """For each trace, blocks that each request hits at each of its points."""
+    parts = [part for one in replays for part in _parts(loops, one)]
+    compiled = loops.name == "c" and all(part.point[0] in (*LEAF_POLICIES, *PLAIN_POLICIES) for part in parts)
     rate = COMPILED_BLOCKS_A_SECOND if compiled else PYTHON_BLOCKS_A_SECOND
-    if jobs == 1 or len(points) == 1 or len(points) * len(accesses.nodes) / rate < WORTH_S:
-        return dict(zip(points, [_hits(*each) for each in work], strict=True))
-    from joblib import Parallel, delayed
-
+    work_s = sum(len(part.accesses.nodes) for part in parts) / rate
     # The loops in C let other threads run; those in Python need processes, which share the arrays through files.
-    run = Parallel(n_jobs=jobs, prefer="threads" if compiled else "processes")
-    return dict(zip(points, run(delayed(_hits)(*each) for each in work), strict=True))
+    found = iter(workers.map(_hits, parts, work_s=work_s, threads=compiled) if parts else [])
+    return [dict(zip(one.points, found, strict=False)) for one in replays]
 
 
-def _hits(point: Point, accesses: Accesses, sizes: IntArray | None, next_use: NodeArray | None) -> IntArray:
-    policy, capacity = point
-    return policy_hits(core(), policy, capacity, accesses, sizes=sizes, next_use=next_use)
+def _parts(loops: Core, one: Replays) -> list[_Part]:
+    next_use = None
+    if any(policy == "optimal" for policy, _ in one.points):
+        next_use = loops.next_requests(one.accesses.walk(), 0)
+    return [_Part(point, one.accesses, one.sizes, next_use if point[0] == "optimal" else None) for point in one.points]
+
+
+def _hits(part: _Part) -> IntArray:
+    policy, capacity = part.point
+    return policy_hits(core(), policy, capacity, part.accesses, sizes=part.sizes, next_use=part.next_use)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtool.replay.accesses import Accesses
-from kvtool.replay.core import IntArray
+from kvtool.replay.loops.core import IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from kvtool.cache.eviction.base import Known
 from kvtool.cache.eviction.eviction import eviction_policy
 from kvtool.cache.index.radix import RadixTree
 from kvtool.replay.accesses import Accesses, requests_of
-from kvtool.replay.core import IntArray
+from kvtool.replay.loops.core import IntArray
 
 
 def tree_hits(name: str, capacity: int, accesses: Accesses) -> IntArray:

@@ -9,6 +9,7 @@ from kvtool.replay.capacity import BlockBytes
 from kvtool.replay.policies import POLICIES
 from kvtool.replay.saved import PrefillFloor
 from kvtool.replay.tiers.options import TierOptions
+from kvtool.replay.tiers.serving import MAX_SEQUENCES, MAX_STEP_TOKENS
 from kvtool.units import format_bytes
 from kvtool.workloads.traces.traces import FORMATS
 
@@ -59,7 +60,7 @@ def assumptions(
         lines.append("sessions follow one another: --sort-by-time replays them as if all began at once")
     if room is not None:
         lines.append(_room_line(room))
-    if floor is not None:
+    if floor is not None and not floor.measured:
         lines.append("milliseconds are at the card's dense bf16 rate and bandwidth, which no prefill quite reaches")
     return lines
 
@@ -68,13 +69,22 @@ CLUSTER_ASSUMPTIONS = (
     "storage keeps prompts and answers in whole blocks, of all sessions, and evicts nothing; it is as fast as its NICs",
     "a turn begins after the answer to the one before it, and the time between their arrivals in the trace",
     "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes; memory has room for all",
-    "a decode keeps the step time of the batch that it joins; bytes of models' own collectives are not counted",
+    "a decode keeps the step time of the batch that it joins; collectives take the time of their bytes over the links "
+    "of a node's GPUs, at the card's figure, and none where that is not known",
+    "with local= a prefill node keeps the last prompt of each session that it computed, the longest unused going first",
     "a prefill node takes requests while it has less than 5 s of tokens, one with less than 3 s to read first",
 )
 
 
 def tier_assumptions(options: TierOptions) -> list[str]:
-    """What a replay with tiers rests on."""
+    """What a replay on a clock rests on."""
+    served = [
+        f"a step computes up to {MAX_STEP_TOKENS:,} tokens of prompts, and one of each request that decodes, of "
+        f"{MAX_SEQUENCES} at most; what decodes has memory of its own",
+        "a request finds what those before it in the trace stored, as far as it is computed when its own step begins",
+    ]
+    if not options.tiers:
+        return served
     speeds = [
         f"{tier.name} {tier.read_gbps:g}/{tier.write_gbps or tier.read_gbps:g} GB/s ({tier.source})"
         for tier in options.tiers
@@ -83,9 +93,14 @@ def tier_assumptions(options: TierOptions) -> list[str]:
     lines = [
         f"tiers read and write, {duplex}: {', '.join(speeds)}; latencies are assumed where speeds were not measured",
         "bytes of a tier pass through the links of those above it, shared max-min fair; writes wait for nothing",
-        "prefills run one after the other in the order in which they can begin; decodes take no time from them",
+        *served,
         "every tier evicts what was used least recently, tails before heads",
     ]
+    depths = [f"{tier.name} {tier.queue_depth}" for tier in options.tiers if tier.queue_depth is not None]
+    if depths:
+        lines.append(f"a block is one request of a tier, of which so many are on their way: {', '.join(depths)}")
+    if options.prefetch.kind != "wait":
+        lines.append("what disk and remote have not sent in time is computed; host memory is waited for")
     if options.loading == "layerwise":
         lines.append("a layer is computed once its own part is loaded; all layers are alike")
     return lines

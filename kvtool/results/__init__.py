@@ -5,7 +5,8 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 
 from __future__ import annotations
 
-from kvtool.results.accuracy import Accuracy
+from kvtool.results.accuracy import Accuracy, CacheSpeed
+from kvtool.results.advise import AdviseDecision, AdviseDocument, AdviseOption, AdviseTraffic
 from kvtool.results.bench import (
     AccuracyCase,
     AnyCase,
@@ -14,6 +15,7 @@ from kvtool.results.bench import (
     Case,
     Check,
     ColdStart,
+    EndpointCase,
     FragmentationCase,
     LatencyCase,
     Load,
@@ -40,7 +42,8 @@ from kvtool.results.compare import (
     ReleaseRow,
     ReleasesDocument,
 )
-from kvtool.results.document import Struct, encode, read_document
+from kvtool.results.document import Struct, encode, is_document, read_document
+from kvtool.results.endpoint import Endpoint, Failure
 from kvtool.results.env import EnvDocument
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
@@ -65,6 +68,8 @@ from kvtool.results.replay import (
     ReplayMode,
     ReplayPoint,
     ReplayRow,
+    ReplaySplit,
+    ReplaySweep,
     ReplayTier,
     ReplayTiers,
     ReplayTrace,
@@ -108,10 +113,15 @@ __all__ = [
     "PLANNED_NAMES",
     "Accuracy",
     "AccuracyCase",
+    "AdviseDecision",
+    "AdviseDocument",
+    "AdviseOption",
+    "AdviseTraffic",
     "AnyCase",
     "BenchDocument",
     "BenchPeer",
     "BreakEvenRow",
+    "CacheSpeed",
     "CachedPages",
     "Calibration",
     "Case",
@@ -119,7 +129,10 @@ __all__ = [
     "ColdStart",
     "CompareDocument",
     "CompareRow",
+    "Endpoint",
+    "EndpointCase",
     "EnvDocument",
+    "Failure",
     "Fragmentation",
     "FragmentationCase",
     "GenerateDocument",
@@ -156,6 +169,8 @@ __all__ = [
     "ReplayMode",
     "ReplayPoint",
     "ReplayRow",
+    "ReplaySplit",
+    "ReplaySweep",
     "ReplayTier",
     "ReplayTiers",
     "ReplayTrace",
@@ -197,6 +212,7 @@ __all__ = [
     "Workload",
     "WorkloadCase",
     "encode",
+    "is_document",
     "read_calibration",
     "read_document",
     "read_profile",

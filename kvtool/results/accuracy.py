@@ -5,6 +5,34 @@ from __future__ import annotations
 from kvtool.results.document import Struct
 
 
+class CacheSpeed(Struct, frozen=True, kw_only=True):
+    """How long a decode step of one sequence takes over growing contexts, in turns with the reference's.
+
+    - `dtype`: of weights and activations. `itl_ms` and `reference_itl_ms` by context, a value a turn.
+    - `intercept_ms` and `slope_us_per_token`: of the line through them, the median over turns; `*_se` standard errors.
+    - `store_us_per_token`: to write K and V of a token in all layers, many tokens at once.
+    - `held_bytes`: by context, what the cache's tensors take.
+    - `pays_from_tokens`: the context from which the format is faster; None where that is not shown. `pays` in words.
+    """
+
+    dtype: str
+    contexts: list[int]
+    itl_ms: list[list[float]]
+    reference_itl_ms: list[list[float]]
+    intercept_ms: float
+    intercept_ms_se: float
+    slope_us_per_token: float
+    slope_us_per_token_se: float
+    reference_intercept_ms: float
+    reference_slope_us_per_token: float
+    store_us_per_token: float | None
+    reference_store_us_per_token: float | None
+    held_bytes: list[int]
+    reference_held_bytes: list[int]
+    pays_from_tokens: int | None
+    pays: str
+
+
 class Accuracy(Struct, frozen=True, kw_only=True):
     """A format beside the run's own cache, on the same tokens of one text, every token given (teacher forcing).
 
@@ -14,6 +42,7 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     - `greedy_agreement_tokens`: how far greedy text stays the reference's, at most `greedy_tokens`.
     - `key_error`, `value_error`, `attention_error` by layer: |x - reference| / |reference|, of what is stored of the
       same K and V, and of attention over it by the same queries; empty where a layer keeps latents.
+    - `speed`: None where it was not measured.
     - `*_se`: standard errors over blocks of tokens, or over prompts; None of a single one.
     """
 
@@ -41,3 +70,4 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     attention_error: list[float]
     verdict: str
     text_sha256: str
+    speed: CacheSpeed | None = None

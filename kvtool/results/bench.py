@@ -8,6 +8,7 @@ import msgspec
 
 from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
+from kvtool.results.endpoint import Endpoint
 from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.summary import Summary
 from kvtool.results.workload import Workload
@@ -22,7 +23,9 @@ class Sample(Struct, frozen=True, kw_only=True):
     """One request of one iteration of one run (a whole process).
 
     `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
-    since the iteration began, `queue_s` until it was admitted, `load_s` that loading from below the pool took.
+    since the iteration began, `queue_s` until it was admitted. `load_s`: of the time to its first token, what it waited
+    for pages from below the pool; None without tiers. `device_read_gbps` and `device_tflops`: what the device did
+    beside the iteration, None where not measured.
     """
 
     arm: str
@@ -37,6 +40,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     arrival_s: float | None = None
     queue_s: float | None = None
     load_s: float | None = None
+    device_read_gbps: float | None = None
+    device_tflops: float | None = None
     error: str | None = None
 
     @property
@@ -89,7 +94,11 @@ class StepBytes(Struct, frozen=True, kw_only=True):
 
 
 class Roofline(Struct, frozen=True, kw_only=True):
-    """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute."""
+    """Measured on the device in the same run. `bound` and the verdict of prefill beside it: memory | compute.
+
+    Of a case with hits: `ideal_ttft_ms` is what the limits allow the average request, which is alone and spared what it
+    finds; TTFT is `ttft_over_ideal` times that, and where it is more than 15 % longer, `ttft_reason` says by what.
+    """
 
     read_gbps_measured: float | None = None
     copy_gbps_measured: float | None = None
@@ -99,6 +108,9 @@ class Roofline(Struct, frozen=True, kw_only=True):
     mfu: float | None = None
     bound: str | None = None
     prefill_bound: str | None = None
+    ideal_ttft_ms: float | None = None
+    ttft_over_ideal: float | None = None
+    ttft_reason: str | None = None
     reason: str | None = None
 
 
@@ -218,7 +230,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload | accuracy | fragmentation"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation | endpoint"""
         return str(self.__struct_config__.tag)
 
 
@@ -254,7 +266,13 @@ class FragmentationCase(Case, frozen=True, kw_only=True, tag="fragmentation"):
     fragmentation: Fragmentation
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase
+class EndpointCase(Case, frozen=True, kw_only=True, tag="endpoint"):
+    """Traffic to a server that already ran; its arm is `baseline`, and what failed has no sample."""
+
+    endpoint: Endpoint
+
+
+AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase | EndpointCase
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,10 @@ from kvtool.results.size import SizeRow
 
 
 class CompareRow(Struct, frozen=True, kw_only=True):
-    """`ratio` is b / a with its interval; `document` names where b came from.
+    """`ratio` is b / a; `document` names where b came from.
+
+    `equal_speed_ratio` is b / a at an equal `speed` of the device, where the speed measured beside each iteration
+    accounts for most of what iterations of one side differ by. The interval, the test and the verdict are then of it.
 
     `p_value`: of no difference, from the spread between runs, corrected for all tests of the comparison; `noise`: the
     largest difference between two runs of one side, as a share; `n`: samples behind the smaller side. None for counts,
@@ -29,6 +32,13 @@ class CompareRow(Struct, frozen=True, kw_only=True):
     p_value: float | None = None
     noise: float | None = None
     n: int | None = None
+    equal_speed_ratio: float | None = None
+    speed: str | None = None
+
+    @property
+    def judged_ratio(self) -> float | None:
+        """The one that the interval and the verdict are of."""
+        return self.ratio if self.equal_speed_ratio is None else self.equal_speed_ratio
 
 
 class CompareDocument(Struct, frozen=True, kw_only=True):

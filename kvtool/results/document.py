@@ -47,6 +47,16 @@ def _refuse_huge(value: object, path: Path) -> None:
         _refuse_huge(item, path)
 
 
+def is_document(path: Path, kind: type[Struct]) -> bool:
+    """Whether the file says that it is one of `kind`. Raises KvtoolError where there is no such file."""
+    try:
+        found = msgspec.json.decode(read_bytes(path))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    expected = next(field.default for field in msgspec.structs.fields(kind) if field.name == "schema")
+    return isinstance(found, dict) and found.get("schema") == expected
+
+
 def read_document(path: Path, kind: type[D]) -> D:
     """A document of `kind` from a file. Raises KvtoolError when it cannot be read or is of another schema."""
     data = read_bytes(path)

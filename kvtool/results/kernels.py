@@ -75,7 +75,8 @@ class KernelColdStart(Struct, frozen=True, kw_only=True):
 class KernelPeer(Struct, frozen=True, kw_only=True):
     """Another library's kernel on the same pages and queries, timed in turns with ours. `ratio`: its time / ours.
 
-    Where it could not run, or computed something else, there is no time, and `note` says why.
+    Where it could not run, or computed something else, there is no time, and `note` says why. `moved_bytes`: what a
+    call of it moves at least, where that is more than `KernelBytes.moved`.
     """
 
     name: str
@@ -87,6 +88,7 @@ class KernelPeer(Struct, frozen=True, kw_only=True):
     outputs_equal: bool | None = None
     max_abs_diff: float | None = None
     note: str = ""
+    moved_bytes: int | None = None
     samples_s: list[float] = msgspec.field(default_factory=list)
 
 

@@ -102,8 +102,9 @@ class ReplayTtft(Struct, frozen=True, kw_only=True):
 
 class ReplayTier(Struct, frozen=True, kw_only=True):
     """What one tier gave and took. `source` of its speeds: given | measured | assumed. `write_amplification` is bytes
-    written for each that was read, None where nothing was; `stall_s` is how long the GPU stood still for loads of which
-    this was the lowest tier; `busy` are the parts of the time for which its link read and wrote.
+    written for each that was read, None where nothing was; `full_writes_per_day` are of its whole capacity, as a
+    drive's endurance is stated; `stall_s` is how long the GPU stood still for loads of which this was the lowest tier;
+    `busy` are the parts of the time for which its link read and wrote.
     """
 
     tier: str
@@ -117,6 +118,7 @@ class ReplayTier(Struct, frozen=True, kw_only=True):
     bytes_read: int
     bytes_written: int
     bytes_written_per_day: float | None
+    full_writes_per_day: float | None
     write_amplification: float | None
     stall_s: float
     read_busy: float
@@ -126,7 +128,13 @@ class ReplayTier(Struct, frozen=True, kw_only=True):
 class ReplayTiers(Struct, frozen=True, kw_only=True):
     """LRU at one capacity with the tiers below it, on a clock. `decisions` counts requests: none had nothing below.
 
-    `without` has no tiers, `oracle` loads in no time.
+    `without` has no tiers, `oracle` loads in no time. `tpot_ms` is over requests of two tokens and more;
+    `goodput_ratio` is the part of requests that keep every limit asked for, None without limits. `ttft_p50_range_ms`
+    is the median where every step takes what the fastest and the slowest tenth of those measured took, None at a card's
+    figures. `hit_tokens` were there in time, of all requests, counted as engines do; `cut_tokens` had no room on their
+    way, `missed_tokens` came too late, and `late_tokens` were still being computed for another request.
+    `useful_read_ratio` is the part of the bytes read that a prompt used. From `full_tier_bytes` on a tier below this
+    capacity gives nothing more.
     """
 
     capacity_blocks: int
@@ -142,6 +150,17 @@ class ReplayTiers(Struct, frozen=True, kw_only=True):
     ttft_saved_ms: float
     stall_s: float
     tiers: list[ReplayTier]
+    tpot_ms: ReplayTtft | None
+    e2e_ms: ReplayTtft
+    goodput_ratio: float | None
+    ttft_p50_range_ms: tuple[float, float] | None
+    prefetch: str
+    hit_tokens: int
+    cut_tokens: int
+    missed_tokens: int
+    late_tokens: int
+    useful_read_ratio: float | None
+    full_tier_bytes: int
 
 
 class ReplayLink(Struct, frozen=True, kw_only=True):
@@ -166,15 +185,31 @@ class ReplayMode(Struct, frozen=True, kw_only=True):
     links: list[ReplayLink]
 
 
+class ReplaySplit(Struct, frozen=True, kw_only=True):
+    """One way to split GPUs into prefill and decode nodes; `bound` as of ReplayCluster."""
+
+    prefill: int
+    decode: int
+    agents_per_s: float
+    bound: str
+
+
 class ReplayCluster(Struct, frozen=True, kw_only=True):
-    """A cluster of nodes. `range` is of prefill nodes for each decode node: within it, no link is full before all
-    storage NICs are (None: no end); `loads` are the links' then, and `bound` names the one that is over its limit, or
-    storage. `links` and `agents_per_s` are of `mode`; `modes` has all of them.
+    """A cluster of nodes, each with the `layout` of its GPUs: the best of `splits`, where these were asked for.
+
+    `range` is of prefill nodes for each decode node: within it, no link is full before all storage NICs are (None: no
+    end); `loads` are the links' then, and `bound` names the one that is over its limit, or storage. `links` and
+    `agents_per_s` are of `mode`; `modes` has all of them.
     """
 
     mode: str
+    routing: str
     prefill: int
     decode: int
+    prefill_gpu: str
+    decode_gpu: str
+    layout: dict[str, int]
+    splits: list[ReplaySplit]
     range: list[float | None]
     bound: str
     loads: list[ReplayLink]
@@ -198,3 +233,10 @@ class ReplayDocument(Struct, frozen=True, kw_only=True):
     cluster: ReplayCluster | None = None
     warnings: list[str]
     assumptions: list[str]
+
+
+class ReplaySweep(Struct, frozen=True, kw_only=True):
+    """Several traces, each as it is replayed alone."""
+
+    schema: str = "kvtool.replays/1"
+    replays: list[ReplayDocument]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from kvtool.results.document import Struct
+
+SHARED, KEPT = -1, -2  # in place of a request, of pages that several hold, or none any more
 
 
 class TierUse(Struct, frozen=True, kw_only=True):
-    """Of one tier below the pool over all requests; bytes are those moved into it and out of it."""
+    """Of one tier below the pool over all requests; bytes are those moved into it and out of it. `stall_s` is how long
+    steps waited for it; `recomputed_tokens` it had, but computing them was faster."""
 
     tier: str
     hit_tokens: int
     bytes_in: int
     bytes_out: int
     stall_s: float
+    recomputed_tokens: int = 0
 
 
 class Saved(Struct, frozen=True, kw_only=True):
@@ -43,6 +49,10 @@ class Workload(Struct, frozen=True, kw_only=True):
     fewer where one request may come before another has computed what both share. `hit_tokens` are found when a request
     is first admitted; `recomputed_tokens` were computed once more after it had given way. `occupancy` tells at which
     second so many pages were in use, by running requests and as cached prefixes, `held` by running requests alone.
+    `map` has runs of pages, [first page, pages, owner], when running requests held the most: an owner is a request in
+    the order of the samples, -1 several, -2 none that still runs.
+    `kept_below`: what left the pool stayed in one of the `tiers`, so that all of it was found there or computed because
+    that was faster.
     """
 
     scenario: str
@@ -61,7 +71,9 @@ class Workload(Struct, frozen=True, kw_only=True):
     preemptions: int
     copied_pages: int
     tiers: list[TierUse]
+    kept_below: bool = False
     occupancy: list[tuple[float, int]]
     held: list[tuple[float, int]]
+    map: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
     goodput_ratio: float | None
     saved: Saved

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.sizing.engines import vllm
+from kvtool.sizing.engines.llama_cpp import LlamaCppCard
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
 from kvtool.sizing.options import SizeOptions
@@ -14,10 +16,16 @@ from kvtool.sizing.weights import Weights
 VLLM = "vllm"
 
 
-def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[BatchLimits | None, Budget | None]:
-    """What the engine runs in a step, and how one GPU's memory is spoken for; None without a card."""
+def card_memory(
+    model: Model, options: SizeOptions, weights: Weights, allocating: LlamaCppCard | None = None
+) -> tuple[BatchLimits | None, Budget | None]:
+    """What the engine runs in a step, and how one GPU's memory is spoken for; None without a card. `allocating` is the
+    fullest GPU of llama.cpp, whose budget is another than vLLM's.
+    """
     if options.gpu is None:
         return None, None
+    if allocating is not None:
+        return _allocated(options, options.gpu, allocating)
     start = memory_start(options)
     rules = vllm.rules_of(start)
     limits = batch_limits(
@@ -39,6 +47,19 @@ def card_memory(model: Model, options: SizeOptions, weights: Weights) -> tuple[B
         pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
     )
     return limits, memory
+
+
+def _allocated(options: SizeOptions, gpu: Gpu, card: LlamaCppCard) -> tuple[BatchLimits, Budget]:
+    start = card.plan.start
+    memory = budget(
+        gpu,
+        card.estimates(),
+        weights_bytes=card.weights_bytes,
+        utilization=1.0,
+        calibration=options.calibration,
+        pool_bytes=None,
+    )
+    return BatchLimits(tokens=start.ubatch, sequences=start.slots), memory
 
 
 def memory_start(options: SizeOptions) -> EngineOptions:

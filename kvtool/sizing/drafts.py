@@ -102,7 +102,8 @@ def needs_config(request: DraftRequest, *, strictly: bool = False) -> bool:
 
 def with_draft(target: Model, draft: Draft) -> Model:
     """The target with the draft's layers in place of its own."""
-    return replace(target, draft_layers=draft.layers)
+    modules = len(draft.layers) if draft.method == MTP else 1
+    return replace(target, draft_layers=draft.layers, draft_modules=modules)
 
 
 def _draft(method: str, request: DraftRequest, layers: tuple[Layer, ...], weights: int | None, text: str) -> Draft:

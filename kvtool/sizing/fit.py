@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.results import Calibration, SizeFit
 from kvtool.results.size import FITS, FITS_WITHIN_MARGIN, NO
 from kvtool.sizing.engines.estimates import Estimates
-from kvtool.sizing.usage import GpuCache
 from kvtool.units import GIB, MAX_LENGTH_TOKENS
 
 
@@ -128,9 +128,15 @@ def budget(
     )
 
 
+class Held(Protocol):
+    """What the fullest GPU holds of a batch."""
+
+    def bytes_per_gpu(self, *, tokens: int, batch_size: int, shared_prefix: int = 0) -> int: ...
+
+
 def fit(
     memory: Budget,
-    cache: GpuCache,
+    cache: Held,
     *,
     context: int,
     batch_size: int,

@@ -11,7 +11,7 @@ from typing import Literal
 from kvtool.catalog.model import IndexDtype
 from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
-from kvtool.units import ceil_div, round_up
+from kvtool.units import ceil_div, parse_length, round_up
 
 Scheme = Literal["fp32", "bf16", "fp16", "e4m3", "e5m2", "symmetric", "signed", "minimum"]
 """How values become bits: rounded to a float (times a scale where there is one), or to an integer, whose scale makes
@@ -60,6 +60,43 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sparse:
+    """Attention to at most `tokens` of a sequence, in whole pages of `page_tokens`.
+
+    - streaming (StreamingLLM, arXiv 2309.17453): the first page, which has the sinks, and the newest ones. Pages
+      between them are let go, but for one, which holds the sinks turned to where the cache has them.
+    - quest (arXiv 2406.10774): the newest page, and those whose keys may score highest by their bounds, the least and
+      largest of each channel, kept beside the page. All pages are kept. The first `whole_layers` read everything.
+    """
+
+    way: Literal["streaming", "quest"]
+    tokens: int
+    page_tokens: int = 16
+    step_tokens: int = 256  # of a prompt, between which pages are let go
+
+    @property
+    def pages(self) -> int:
+        """Pages that attention reads."""
+        return self.tokens // self.page_tokens
+
+    @property
+    def whole_layers(self) -> int:
+        """First layers that are not sparse."""
+        return 2 if self.way == "quest" else 0
+
+    def paged(self, page_tokens: int) -> Sparse:
+        """The same in pages of that size. Raises KvtoolError where it has none that fit."""
+        if self.way == "streaming" and page_tokens < LEAST_SINKS:
+            raise KvtoolError(f"a streaming cache needs pages of {LEAST_SINKS} tokens at least, not {page_tokens}")
+        if self.tokens % page_tokens or self.tokens < 2 * page_tokens:
+            nearest = max(2, self.tokens // page_tokens) * page_tokens
+            raise KvtoolError(
+                f"{self.way}:{self.tokens} reads whole pages of {page_tokens}, two at least: as {nearest}"
+            )
+        return replace(self, page_tokens=page_tokens, step_tokens=round_up(self.step_tokens, page_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheFormat:
     """One --kv-cache-dtype. None where a format has no such vectors: `key` and `value` of a head, a row of `mla`, of
     MLA that an indexer reads (`sparse_mla`), and of `compressed` attention (DeepSeek-V4).
@@ -67,6 +104,7 @@ class CacheFormat:
     `slot_multiple` pads a head's K and V together; at least the last `residual_tokens` of a sequence, and the first and
     last `whole_layers` of a model without recurrent layers, stay in 16 bits. `rotated`: heads are turned by a Hadamard
     matrix before they are stored. `calibrated`: each layer has a scale for K and one for V, measured beforehand.
+    `sparse`: attention reads a part of it.
     """
 
     name: str
@@ -80,6 +118,7 @@ class CacheFormat:
     whole_layers: int = 0
     rotated: bool = False
     calibrated: bool = False
+    sparse: Sparse | None = None
 
     @property
     def storable(self) -> bool:
@@ -96,6 +135,15 @@ class CacheFormat:
     def method(self) -> str | None:
         """How it is prepared, beside rounding: `hadamard`, `calibrated`."""
         return self.name.partition("+")[2].replace("+", ", ") or None
+
+    @property
+    def whole(self) -> CacheFormat:
+        """The same, read whole."""
+        return replace(self, name=self.base_name, sparse=None) if self.sparse else self
+
+    def paged(self, page_tokens: int) -> CacheFormat:
+        """The same in pages of that size, which matters to a sparse one. Raises KvtoolError."""
+        return replace(self, sparse=self.sparse.paged(page_tokens)) if self.sparse else self
 
     def quantised_tokens(self, tokens: int) -> int:
         """Of so many tokens, those that have left the residual: in whole groups where a scale serves several tokens."""
@@ -217,11 +265,15 @@ CACHE_FORMATS = {
 
 
 HADAMARD, CALIBRATED = "hadamard", "calibrated"
+SPARSE: tuple[Literal["streaming"], Literal["quest"]] = ("streaming", "quest")
+LEAST_SINKS = 4  # the paper's
+SPARSE_OF = ("fp32", "bf16", "fp16")
 
 
 def parse_cache_format(name: str, model_dtype: str | None = None) -> CacheFormat:
     """The format called `name`; `auto` is the model's own dtype, bf16 where none is known. `KEY/VALUE` stores K and V
-    in different formats; `+hadamard` rotates heads, `+calibrated` measures scales first. Raises KvtoolError.
+    in different formats; `+hadamard` rotates heads, `+calibrated` measures scales first, `+streaming:1k` and
+    `+quest:1k` read so many tokens of a sequence. Raises KvtoolError.
     """
     plain, *ways = name.split("+")
     key, _, value = plain.partition("/")
@@ -251,14 +303,27 @@ def _apart(key: CacheFormat, value: CacheFormat) -> CacheFormat:
 
 
 def _prepared(cache_format: CacheFormat, way: str) -> CacheFormat:
+    kind, _, tokens = way.partition(":")
+    for sparse in SPARSE:
+        if kind == sparse:
+            return _sparse(cache_format, Sparse(way=sparse, tokens=parse_length(tokens or "1k", f"{kind} tokens")))
     name = f"{cache_format.name}+{way}"
     if way == HADAMARD:
         return replace(cache_format, name=name, rotated=True)
     if way != CALIBRATED:
-        raise KvtoolError(f"unknown way {way[:40]!r} to prepare a cache: use {HADAMARD} or {CALIBRATED}")
+        raise KvtoolError(
+            f"unknown way {way[:40]!r} to prepare a cache: use {HADAMARD}, {CALIBRATED}, streaming:N or quest:N"
+        )
     if cache_format.calibrated or not any(_takes_scale(v) for v in (cache_format.key, cache_format.value)):
         raise KvtoolError(f"a {cache_format.name} cache has no scale of its own to calibrate: leave +{way} out")
     return replace(cache_format, name=name, calibrated=True)
+
+
+def _sparse(cache_format: CacheFormat, sparse: Sparse) -> CacheFormat:
+    if cache_format.name not in SPARSE_OF:
+        raise KvtoolError(f"a {sparse.way} cache is one of {', '.join(SPARSE_OF)}, not of {cache_format.name}")
+    key, value, name = cache_format.key, cache_format.value, f"{cache_format.name}+{sparse.way}:{sparse.tokens}"
+    return CacheFormat(name=name, key=key, value=value, sparse=sparse)
 
 
 def _takes_scale(vector: Vector | None) -> bool:

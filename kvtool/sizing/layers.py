@@ -35,6 +35,7 @@ from kvtool.sizing.specs import (
     SlidingRowSpec,
     SlidingSpec,
     StateSpec,
+    sparse_spec,
 )
 
 
@@ -130,8 +131,11 @@ def with_index_dtype(model: Model, dtype: str) -> Model:
 
 def format_by_layer(model: Model, cache_format: CacheFormat) -> list[CacheFormat]:
     """The format of each layer's cache: TurboQuant leaves the outermost layers at the model's dtype, as vLLM does, but
-    not those of a model with recurrent layers.
+    not those of a model with recurrent layers. A sparse cache reads its first layers whole.
     """
+    if cache_format.sparse is not None:
+        first = min(cache_format.sparse.whole_layers, model.num_layers)
+        return [cache_format.whole] * first + [cache_format] * (model.num_layers - first)
     count = min(cache_format.whole_layers, model.num_layers // 2)
     if count == 0 or any(isinstance(layer.cache, RecurrentLayer) for layer in model.layers):
         return [cache_format] * model.num_layers
@@ -214,6 +218,8 @@ class _Builder:
     def _heads_spec(self, cache: FullAttention) -> CacheSpec:
         kv_heads = self._kv_heads(cache.kv_heads)
         k, v, fmt = cache.k_head_dim, cache.v_head_dim, self.cache_format
+        if fmt.sparse is not None:
+            return sparse_spec(type(cache) is FullAttention, kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, fmt=fmt)
         match cache:
             case SlidingAttention(window=window):
                 return SlidingSpec(kv_heads=kv_heads, k_head_dim=k, v_head_dim=v, window=window, cache_format=fmt)

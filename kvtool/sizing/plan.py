@@ -22,6 +22,7 @@ from kvtool.results import (
 from kvtool.sizing.card import card_memory
 from kvtool.sizing.drafts import Draft, with_draft
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.engines import llama_cpp
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
 from kvtool.sizing.fit import BatchLimits, Budget, fit
@@ -36,12 +37,12 @@ from kvtool.sizing.speed.decode import decode_floor
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 
-ALLOCATING = ("llama.cpp", "ollama")  # for the context they are started with, whatever the memory
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizePlan:
-    """`specs` are those of one whole copy of the model (tp 1); `cache` is what the GPUs of the layout hold."""
+    """`specs` are those of one whole copy of the model (tp 1); `cache` is what the GPUs of the layout hold, `held` the
+    same as the engine allocates it, where that is known for a batch.
+    """
 
     model: Model
     draft: Draft | None
@@ -50,6 +51,7 @@ class SizePlan:
     state: StateFormat
     specs: SpecCounts
     cache: GpuCache
+    held: GpuCache | llama_cpp.LlamaCppCard
     weights: Weights
     limits: BatchLimits | None
     memory: Budget | None
@@ -83,7 +85,7 @@ class SizePlan:
             if self.memory is None
             else fit(
                 self.memory,
-                self.cache,
+                self.held,
                 context=context,
                 batch_size=batch_size,
                 shared_prefix=prefix,
@@ -124,7 +126,7 @@ class SizePlan:
             dcp=parallel.dcp,
             ep=parallel.ep,
             gpu=options.gpu.name if options.gpu else None,
-            num_gpus=parallel.num_gpus,
+            num_gpus=self.held.num_gpus if isinstance(self.held, llama_cpp.LlamaCppCard) else parallel.num_gpus,
             shared_prefix=options.shared_prefix,
             engine=self.engine.options.name if self.engine else None,
             num_speculative_tokens=options.num_speculative_tokens,
@@ -147,14 +149,14 @@ class SizePlan:
             bytes_total=allocated_bytes(
                 self.specs, tokens=context, batch_size=batch_size, block_size=block_size, shared_prefix=prefix
             ),
-            bytes_per_gpu=self.cache.bytes_per_gpu(tokens=context, batch_size=batch_size, shared_prefix=prefix),
+            bytes_per_gpu=self.held.bytes_per_gpu(tokens=context, batch_size=batch_size, shared_prefix=prefix),
         )
 
 
 def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) -> SizePlan:
     """Resolve names and layout. Raises KvtoolError for an unknown dtype and for a layout the model cannot take."""
     model = with_index_dtype(model, options.index_dtype)
-    cache_format = parse_cache_format(kv_cache_dtype, model.dtype)
+    cache_format = parse_cache_format(kv_cache_dtype, model.dtype).paged(options.block_size)
     draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
     if draft is not None:
@@ -163,7 +165,11 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     state = replace(state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
-    limits, memory = card_memory(model, options, weights)
+    start = None if options.engine is None else engine_start(options.engine, options, kv_cache_dtype)
+    card = None
+    if start is not None and start.name in llama_cpp.NAMES:
+        card = llama_cpp.fullest_card(replace(weights, model=model), start)
+    limits, memory = card_memory(model, options, weights, card)
     return SizePlan(
         model=model,
         draft=draft,
@@ -172,12 +178,11 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         state=state,
         specs=count_specs(layer_specs(model, cache_format, state=state)),
         cache=cache,
+        held=cache if card is None else card,
         weights=weights,
         limits=limits,
         memory=memory,
-        engine=None
-        if options.engine is None
-        else run_engine(model, engine_start(options.engine, options, kv_cache_dtype), memory),
+        engine=None if start is None else run_engine(model, start, memory),
         lengths=None
         if options.lengths is None or memory is None
         else fitting_requests(
@@ -195,7 +200,7 @@ def engine_start(engine: EngineOptions, options: SizeOptions, kv_cache_dtype: st
     -c is the longest context asked for, unless --max-model-len says otherwise.
     """
     longest = engine.max_model_len
-    if engine.name in ALLOCATING and longest is None and options.contexts:
+    if engine.name in llama_cpp.NAMES and longest is None and options.contexts:
         longest = max(options.contexts)
     return replace(
         engine,

@@ -13,7 +13,7 @@ from kvtool.results import VerifyRow
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import vllm
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
+from kvtool.sizing.fit import LARGE_CARD_LIMITS, BatchLimits, Budget, batch_limits, budget
 from kvtool.sizing.weights import Weights, weigh
 from kvtool.units import format_bytes
 from kvtool.verify.facts import Figure, LogFacts
@@ -67,14 +67,22 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
             weights_bytes=round(logged.value) if logged is not None and as_logged else weights_bytes,
             utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
         )
+    step = limits or BatchLimits(
+        tokens=options.max_num_batched_tokens or LARGE_CARD_LIMITS.tokens,
+        sequences=options.max_num_seqs or LARGE_CARD_LIMITS.sequences,
+    )
+    graphs = vllm.captured(
+        step,
+        drafted=options.num_speculative_tokens,
+        second_runner=facts.engine == "vllm" and rules.second_runner.runs(started.model),
+    )
     eager = facts.flags.get("enforce_eager") == "True"
-    graphs = 0 if eager else vllm.graphs_bytes(started.model, options.parallel)
     return Estimate(
         weights=weights,
         weights_bytes=weights_bytes,
         memory=memory,
         limits=limits,
-        graphs_bytes=graphs,
+        graphs_bytes=0 if eager else vllm.graphs_bytes(started.model, options.parallel, graphs),
         as_logged=as_logged,
     )
 
@@ -124,9 +132,19 @@ def vllm_rows(facts: LogFacts, estimated: Estimate) -> Iterator[VerifyRow]:
         text = "kernels and workspaces; buffers of an all-reduce take more"
         runtime = memory.estimates.runtime.bytes if memory is not None and memory.estimates is not None else None
         yield estimate_row("outside torch", BYTES, other, runtime, text)
-    if (graphs := facts.last("graphs") or facts.last("graphs_estimate")) is not None:
+    yield from _graphs_rows(facts, None if graphs_inside else estimated.graphs_bytes, estimated.graphs_bytes)
+
+
+def _graphs_rows(facts: LogFacts, taken: int | None, estimate: int) -> Iterator[VerifyRow]:
+    """vLLM's estimate where the log has one, else what capturing took, which `taken` is predicted to be."""
+    told, took = facts.last("graphs_estimate"), facts.last("graphs")
+    if told is not None and told.value > 0:
+        text = "what vLLM estimates for the batch sizes captured (--max-cudagraph-capture-size)"
+        yield estimate_row("CUDA graphs", BYTES, told, estimate, text)
+    elif took is not None:
         text = "grows with the batch sizes captured (--max-cudagraph-capture-size)"
-        yield estimate_row("CUDA graphs", BYTES, graphs, estimated.graphs_bytes, text)
+        inside = f"what they took; the estimate of {format_bytes(estimate)} is in the peak activation"
+        yield estimate_row("CUDA graphs", BYTES, took, taken, inside if taken is None else text)
 
 
 def weights_row(facts: LogFacts, estimated: Estimate) -> VerifyRow:

@@ -11,7 +11,7 @@ from kvtool.bench.accounting import with_roofline
 from kvtool.bench.limits import IMPOSSIBLE, MOVED, accounting_errors
 from kvtool.bench.metrics import metrics_of
 from kvtool.machine.roofline import Ceiling
-from kvtool.results import Check, LatencyCase, Memory, Roofline, Sample, StepBytes
+from kvtool.results import Check, LatencyCase, Memory, Prefix, PrefixCase, Roofline, Sample, StepBytes
 
 BEST = Ceiling(
     read_gbps=60.0,
@@ -85,3 +85,40 @@ def test_what_the_device_never_did_is_an_error_and_what_it_did_at_another_time_i
     slow = with_roofline(case_of([0.02] * 3, [0.1] * 3), BEST, limits(60, 60, 60, tflops=0.3))
     assert (slow.roofline.reason or "").startswith(f"{MOVED}: MFU 1.33")
     assert msgspec.to_builtins(slow.roofline)["mfu"] is None
+
+
+def prefix_of(cached_s: float, uncached_s: float, load_s: float | None = None) -> PrefixCase:
+    """A prompt of 40 GFLOPs, three quarters of them found: 100 ms at 0.4 TFLOP/s without hits, 25 with."""
+    plain = case_of([0.01] * 2, [uncached_s] * 2)
+    cached = [
+        msgspec.structs.replace(sample, arm="cached", ttft_s=cached_s, e2e_s=1.0, load_s=load_s)
+        for sample in plain.samples
+    ]
+    uncached = [msgspec.structs.replace(sample, arm="uncached") for sample in plain.samples]
+    given = {name: getattr(plain, name) for name in plain.__struct_fields__}
+    given |= {"samples": [*cached, *uncached], "metrics": metrics_of(cached)}
+    given["prefix"] = Prefix(
+        requested_hit_rate=0.75,
+        measured_hit_rate=0.75,
+        ttft_saved_ms=1.0,
+        ttft_saved_ratio=0.5,
+        ttft_saved_ms_ci_low=1.0,
+        ttft_saved_ms_ci_high=1.0,
+        flops_saved=PREFILL_FLOPS * 3 // 4,
+        kv_bytes_not_written=0,
+    )
+    return PrefixCase(**given)
+
+
+def test_a_time_to_first_token_is_what_the_roofline_allows_or_the_gap_is_explained_in_milliseconds() -> None:
+    near = with_roofline(prefix_of(0.028, 0.1), BEST).roofline
+    assert near.ideal_ttft_ms == pytest.approx(25.0)
+    assert near.ttft_over_ideal == pytest.approx(1.12)
+    assert near.ttft_reason is None
+    # Kernels at half of the limit, 12 ms of loading, and 8 more: 25 + 25 + 12 + 8.
+    far = with_roofline(prefix_of(0.07, 0.2, load_s=0.012), BEST).roofline
+    assert far.ttft_reason == (
+        "TTFT of 70 ms is 2.80x the 25 ms that the roofline allows: 12 ms waiting for pages from below, 25 ms because "
+        "kernels take 2.00x the roofline's time without hits too, 8 ms what a step takes however few its tokens"
+    )
+    assert with_roofline(case_of([0.01], [0.1]), BEST).roofline.ideal_ttft_ms is None

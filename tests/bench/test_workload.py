@@ -13,10 +13,13 @@ from kvtool.bench.cases.serve import serve
 from kvtool.bench.cases.workload import Workload
 from kvtool.bench.limits import hit_errors
 from kvtool.bench.options import bench_options
+from kvtool.cache.retention import Retention, parse_retention
+from kvtool.cache.tiers.options import TierOptions, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import WorkloadCase
+from kvtool.results.workload import SHARED
 from kvtool.workloads.scenarios.base import Shape
 from kvtool.workloads.scenarios.scenarios import plan_of
 from tests.bench.tiny_model import TINY, loaded
@@ -58,10 +61,13 @@ def model():
     return loaded()
 
 
-def cases_of(model, scenario: str, *, num_iters: int = 1, **given: object) -> list[WorkloadCase]:
+def cases_of(
+    model, scenario: str, *, num_iters: int = 1, tiers: TierOptions | None = None, **given: object
+) -> list[WorkloadCase]:
     options = replace(Workload.default(gpu=False), **{"scenarios": (scenario,), "num_prompts": 6, **given})
-    setup = Setup(loaded=model, windows=NoWindows(), num_iters=num_iters, num_iters_warmup=1)
-    return [case for step in options.fitted(TINY, 16).steps(setup) for case in step.measure().cases]
+    setup = Setup(loaded=model, windows=NoWindows(), num_iters=num_iters, num_iters_warmup=1, tiers=tiers)
+    fitted = options.fitted(TINY, 16, tiers=tiers is not None)
+    return [case for step in fitted.steps(setup) for case in step.measure().cases]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,9 @@ def test_hits_are_those_generated_and_outputs_those_without_a_cache(model, scena
     assert {sample.arm for sample in case.samples} == {"cached", "uncached", "repeat"}
     assert case.memory.kv_allocated_bytes <= case.memory.kv_pool_bytes
     assert max(pages for _, pages in work.held) <= max(pages for _, pages in work.occupancy)
+    held = sum(count for _, count, owner in work.map if owner >= SHARED)
+    assert held == max(pages for _, pages in work.held)
+    assert {owner for _, _, owner in work.map if owner >= 0} <= set(range(6))
     assert hit_errors([case]) == []
 
 
@@ -93,6 +102,10 @@ def test_answers_share_their_prompt_and_copy_the_page_that_they_write(model) -> 
     assert work.copied_pages == 7
     assert work.saved.kv_bytes_not_written == 7 * 99 * KV_BYTES_PER_TOKEN
     assert max(pages for _, pages in work.held) == 100 // 16 + 8 == 14
+    assert [sum(count for _, count, owner in work.map if owner == whose) for whose in (SHARED, *range(8))] == [
+        6,
+        *[1] * 8,
+    ]
     assert case.check.outputs_equal is True
     assert hit_errors([case]) == []
     (again,) = cases_of(model, "parallel", input_lens=(97,), num_prompts=8)
@@ -145,6 +158,30 @@ def test_policies_run_the_same_requests_in_a_pool_that_is_too_small(model) -> No
     assert hit_errors([lru, fifo]) == []
 
 
+@pytest.mark.parametrize("tiers", ["dram=64MiB", "dram=64KiB,disk={}:64MiB"])
+def test_what_leaves_the_pool_is_found_in_a_tier_and_counted_there(model, tmp_path: Path, tiers: str) -> None:
+    """Arms, iterations and the repeat have tiers of their own: what one left would be hits that nobody asked for."""
+    below = replace(parse_tiers(tiers.format(tmp_path)), always_load=True)
+    given = {"num_prompts": 12, "input_lens": (150,), "output_len": 9, "evictions": ("lru", "fifo"), "num_iters": 2}
+    for case in cases_of(model, "multi-turn", tiers=below, **given):
+        work, cached = case.workload, [sample for sample in case.samples if sample.arm == "cached"]
+        first = [sample for sample in cached if sample.iteration == 0]
+        assert work.evicted_pages > 0
+        assert work.kept_below is True
+        assert work.hit_tokens == work.hit_tokens_expected == sum(sample.cached_tokens for sample in first)
+        assert sum(tier.hit_tokens for tier in work.tiers) > 0
+        assert [tier.tier for tier in work.tiers] == [item.partition("=")[0] for item in tiers.split(",")]
+        assert sum(tier.bytes_out for tier in work.tiers) == sum(t.hit_tokens for t in work.tiers) * KV_BYTES_PER_TOKEN
+        assert all(sample.load_s is not None and sample.load_s >= 0 for sample in cached)
+        assert any(sample.load_s > 0 for sample in cached)
+        assert case.check.outputs_equal is True
+        assert {"tiers", "write_policy"} <= case.inputs.keys()
+        assert hit_errors([case]) == []
+        assert hit_errors([changed(case, workload=changed(work, hit_tokens=work.hit_tokens - 16))]) != []
+        twins = [[s.cached_tokens for s in case.samples if s.arm == arm] for arm in ("cached", "repeat")]
+        assert twins[0] == (twins[1] or twins[0])
+
+
 def test_what_gave_way_is_computed_again_and_counted_apart(model) -> None:
     """Twelve pages hold one prompt of 80 tokens and its 60 answers; two of them do not grow beside each other."""
     plan = plan_of(
@@ -176,6 +213,23 @@ def test_a_turn_comes_when_the_one_before_is_done_and_thought_about(model) -> No
         assert done.sequences[index].token_ids[: len(before)] == before
     assert len(clock.slept_s) >= 3
     assert all(0 <= queue_s < 0.05 for queue_s in done.queues_s)
+
+
+def test_priorities_go_round_the_chats_and_reach_the_engine(model) -> None:
+    """Who gives way is the less important of two chats, whichever was first, and its turns are as important as it."""
+    shape = Shape(num_prompts=8, input_len=120, output_len=3, block_size=16, vocab_size=512)
+    plan = plan_of("multi-turn", shape).of_priorities([parse_retention("80:60"), Retention(5)])
+    wanted = [sequence.priority for sequence in serve(Engine(model, num_pages=40), plan).sequences]
+    chats = [index for index, turn in enumerate(plan.turns) if turn.after is None]
+    assert [wanted[index] for index in chats] == [80, 5][: len(chats)]
+    assert all(wanted[i] == wanted[turn.after] for i, turn in enumerate(plan.turns) if turn.after is not None)
+    long = Shape(num_prompts=2, input_len=80, output_len=60, block_size=16, vocab_size=512)
+    config = replace(model.config, preemption="priority")
+    for order in ((5, 80), (80, 5)):
+        busy = plan_of("independent", long).of_priorities([Retention(priority) for priority in order])
+        done = serve(Engine(model, num_pages=14, config=config), busy)
+        gave_way = [sequence.num_preemptions > 0 for sequence in done.sequences]
+        assert gave_way == [priority == 5 for priority in order]
 
 
 def test_requests_that_the_limit_holds_back_wait_their_turn(model) -> None:

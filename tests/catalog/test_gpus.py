@@ -15,7 +15,7 @@ def test_all_cards_are_there_and_whole() -> None:
         assert gpu.memory_bandwidth_gbps is not None
         assert gpu.source
         assert gpu.memory_source
-        assert gpu.confidence in {"high", "medium"}
+        assert gpu.confidence in {"high", "medium", "low"}  # low: told of by posts alone, and so assumed
         assert gpu.memory_margin_bytes <= 0.04 * gpu.memory_bytes
 
 

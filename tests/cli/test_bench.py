@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtool.units import MIB
 from tests.cli.in_process import Done, run
 
 Kvtool = Callable[..., Done]
@@ -20,6 +21,7 @@ QUICK = (
 @pytest.fixture
 def kvtool(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kvtool:
     monkeypatch.setattr("kvtool.bench.session.CEILING_SECONDS", 0.2)
+    monkeypatch.setattr("kvtool.machine.roofline.stream_buffer_bytes", lambda device, llc_bytes: 16 * MIB)
     return lambda *args: run(capsys, monkeypatch, *args)
 
 

@@ -47,7 +47,7 @@ def test_documents_as_json(run, docs: dict[str, Path]) -> None:
     assert found["baseline"] == str(docs["base"])
     assert set(found["rows"][0]) == {
         "case", "metric", "unit", "a", "b", "ratio", "ci_low", "ci_high", "verdict", "document",
-        "p_value", "noise", "n",
+        "p_value", "noise", "n", "equal_speed_ratio", "speed",
     }  # fmt: skip
     assert {row["document"] for row in found["rows"]} == {str(docs["same"]), str(docs["slow"])}
 

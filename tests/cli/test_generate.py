@@ -100,3 +100,13 @@ def test_what_cannot_be_run_is_one_line_and_exit_code_2(kvtool: Kvtool, args: tu
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_shape_nobody_knows_runs_as_another_and_says_so(kvtool: Kvtool, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.json"
+    shape = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    odd.write_text(json.dumps({"model_type": "oddball", "vocab_size": 256, **shape}))
+    args = ("--prompt-ids", "1,2", "--output-len", "2")
+    done = kvtool("generate", str(odd), "--as", "llama", *args)
+    assert (done.code, "assumed: odd is read as llama, because --as says so" in done.err) == (0, True)
+    assert "--as llama is how to read MODEL's config" in kvtool("kernels", "--as", "llama").err

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from kvtool.cli import models
 from kvtool.cli.app import app
+from kvtool.cli.lookups import models
 from kvtool.errors import KvtoolError
 
 RUN = CliRunner()

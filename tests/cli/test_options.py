@@ -24,6 +24,7 @@ def leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(leaves(typer.main.get_group(app)))
 LIST = Path(__file__).with_name("options.txt")
 ARGUMENTS = {
+    "advise": ["a-model"],
     "compare": ["a", "b"],
     "verify": ["a.log"],
     "replay": ["a.jsonl"],

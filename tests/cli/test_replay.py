@@ -44,6 +44,20 @@ def test_the_table_and_what_follows_from_it(capsys: Capture, monkeypatch: pytest
     assert max(map(len, done.out.splitlines())) <= 100
 
 
+def test_several_traces_are_one_sweep(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same trace twice has the same rows, and a folder each."""
+    both = (f"{TRACE},{TRACE}", "--policy", "lru,fifo", "--capacity", "100")
+    done = run(capsys, monkeypatch, "replay", *both, "--json", "--out", str(tmp_path))
+    document = json.loads(done.out)
+    assert document["schema"] == "kvtool.replays/1"
+    first, second = document["replays"]
+    assert first == second
+    assert len((tmp_path / "replay.csv").read_text().splitlines()) == 5
+    for folder in (TRACE.stem, f"{TRACE.stem}-2"):
+        assert (tmp_path / folder / "report.html").is_file()
+    assert "Hits of a prefix cache, 2 traces" in run(capsys, monkeypatch, "replay", *both).out
+
+
 def test_out_writes_every_form(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["--policy", "lru,fifo", "--capacity", "1GiB,none", "--gpu", "h100", "--out", str(tmp_path)]
     assert run(capsys, monkeypatch, "replay", str(TRACE), "llama-3.1-8b", *arguments).code == 0
@@ -120,3 +134,13 @@ def test_no_torch_is_imported(command: tuple[str, ...]) -> None:
         "assert not {'torch', 'triton', 'pandas', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
+
+
+def test_a_shape_nobody_knows_has_bytes_as_another(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd.json"
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    odd.write_text(json.dumps({"model_type": "oddball", "vocab_size": 256, **shape}))
+    done = run(capsys, monkeypatch, "replay", str(TRACE), str(odd), "--as", "llama", "--capacity", "100", "--json")
+    assert any("because --as says so" in note for note in json.loads(done.out)["assumptions"])

@@ -69,6 +69,8 @@ def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.Monk
     assert document["cluster"]["range"] == [1 / 7, 3.5]
     assert {"mode", "prefill", "decode", "range", "links", "agents_per_s"} <= document["cluster"].keys()
     assert (tmp_path / "replay-tiers.csv").read_text().count("\n") == 3
+    for name, lines in (("clock", 2), ("break-even", 9), ("cluster", 4), ("links", 25)):
+        assert (tmp_path / f"replay-{name}.csv").read_text().count("\n") == lines
     assert (tmp_path / "replay-clock.png").read_bytes().startswith(b"\x89PNG")
     assert "Load or compute" in (tmp_path / "report.html").read_text()
 
@@ -76,7 +78,7 @@ def test_tiers_and_a_cluster_are_shown(capsys: Capture, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("option", "said"),
     [(("--loading", "bulk"), "--loading bulk says nothing without --tiers"),
-     (("--goodput", "ttft:4000"), "--goodput ttft:4000 says nothing without --cluster"),
+     (("--goodput", "ttft:4000"), "--goodput ttft:4000 says nothing without --tiers or --cluster"),
      (("--tiers", "dram=1GiB"), "--tiers need a MODEL and a card"),
      (("--cluster", "prefill=1,decode=1"), "--cluster needs a MODEL and a card")],
 )  # fmt: skip

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from msgspec.structs import replace
 
 from kvtool.results import (
     BenchDocument,
@@ -31,10 +34,12 @@ def document(
     iterations: int = 6,
     runs: int = 3,
     run_noise: float = 0.0,
+    speed_noise: float = 0.0,
     **inputs: Any,
 ) -> BenchDocument:
     """A latency case per input length: TTFT near 1 ms a token, TPOT near 10 ms times `tpot_factor`, noise near 1 %, and
-    of that share `run_noise` between runs, most of which all cases of a run have in common."""
+    of that share `run_noise` between runs, most of which all cases of a run have in common. The device's own speed,
+    told beside each iteration, moves by `speed_noise` from one to the next, and all times with it."""
     draw = random.Random(noise_seed)
     speeds = [draw.gauss(1, 0.9 * run_noise) for _ in range(min(runs, iterations))]
     return BenchDocument(
@@ -42,7 +47,13 @@ def document(
         definitions={"ttft": "first token out - request in"},
         assumptions=[],
         cases=[
-            case(length, tpot_factor, draw, iterations, inputs, [s * draw.gauss(1, 0.4 * run_noise) for s in speeds])
+            steered(
+                case(
+                    length, tpot_factor, draw, iterations, inputs, [s * draw.gauss(1, 0.4 * run_noise) for s in speeds]
+                ),
+                draw,
+                speed_noise,
+            )
             for length in input_lens
         ],
     )
@@ -74,6 +85,30 @@ def case(
         ),
         check=Check(text="one arm"),
     )
+
+
+def steered(case: LatencyCase, draw: random.Random, speed_noise: float) -> LatencyCase:
+    """The case on a device whose speed walks from iteration to iteration, as a shared machine's does."""
+    if not speed_noise:
+        return case
+    slower = 1.0
+    factors: dict[int, float] = {}
+    for sample in case.samples:
+        if sample.iteration not in factors:
+            slower *= math.exp(draw.gauss(0, speed_noise))
+            factors[sample.iteration] = slower
+    samples = [
+        replace(
+            s,
+            ttft_s=s.ttft_s * factors[s.iteration],
+            e2e_s=s.e2e_s * factors[s.iteration],
+            itl_s=[gap * factors[s.iteration] for gap in s.itl_s],
+            device_read_gbps=20 / factors[s.iteration] * draw.gauss(1, 0.02),
+            device_tflops=draw.gauss(1, 0.02),
+        )
+        for s in case.samples
+    ]
+    return replace(case, samples=samples, metrics=metrics(samples))
 
 
 def requests(

@@ -13,13 +13,16 @@ from kvtool.compare.sources import read_bench
 from kvtool.results import BenchDocument, CompareRow
 from tests.compare.example import document
 
-LENGTHS = (64, 128, 256, 320, 512, 1024, 2048, 4096)
+LENGTHS = (64, 320, 1024, 4096)
 PAIRS = 20
 
 
-def made(seed: int, tpot_factor: float = 1.0, run_noise: float = 0.02, runs: int = 3) -> BenchDocument:
+def made(
+    seed: int, tpot_factor: float = 1.0, run_noise: float = 0.02, runs: int = 3, speed_noise: float = 0.0
+) -> BenchDocument:
     """As `bench --runs 3` makes it: three iterations a run."""
-    return document(tpot_factor, seed, LENGTHS, iterations=3 * runs, runs=runs, run_noise=run_noise)
+    settings = {"iterations": 3 * runs, "runs": runs, "run_noise": run_noise, "speed_noise": speed_noise}
+    return document(tpot_factor, seed, LENGTHS, **settings)
 
 
 def rows(a: BenchDocument, b: BenchDocument) -> list[CompareRow]:
@@ -92,3 +95,53 @@ def test_an_exact_count_still_fails_from_one_run() -> None:
     ]
     found = rows(made(1, runs=1), msgspec.structs.replace(more, cases=cases))
     assert {row.metric for row in failing(found)} == {"kv_allocated_bytes"}
+
+
+SPEED_NOISE = 0.15  # from one iteration to the next: over nine of them the device becomes half or twice as fast
+
+
+def test_a_device_whose_speed_moves_does_not_make_identical_code_fail() -> None:
+    pairs = [rows(made(2 * i, speed_noise=SPEED_NOISE), made(2 * i + 1, speed_noise=SPEED_NOISE)) for i in range(PAIRS)]
+    assert sum(bool(failing(found)) for found in pairs) <= 1
+
+
+def test_a_slow_down_of_a_fifth_is_found_at_an_equal_speed_of_the_device() -> None:
+    pairs = [
+        rows(made(2 * i, speed_noise=SPEED_NOISE), made(2 * i + 1, 1.2, speed_noise=SPEED_NOISE)) for i in range(PAIRS)
+    ]
+    assert sum({"tpot_ms"} <= {row.metric for row in failing(found)} for found in pairs) >= 19
+
+
+def test_what_is_at_an_equal_speed_says_so_beside_what_was_measured() -> None:
+    compared = compare_documents(
+        NamedDocument("a", made(1, speed_noise=SPEED_NOISE)),
+        [NamedDocument("b", made(2, 1.2, speed_noise=SPEED_NOISE))],
+    )
+    tpot, rate, mbu = (
+        [row for row in compared.rows if row.metric == metric] for metric in ("tpot_ms", "decode_tokens_per_s", "mbu")
+    )
+    for row, inverse, share in zip(tpot, rate, mbu, strict=True):
+        assert row.speed == "memory bandwidth"
+        assert row.a is not None
+        assert row.b is not None
+        assert row.ratio == pytest.approx(row.b / row.a)
+        assert row.equal_speed_ratio == pytest.approx(1.2, rel=0.05)
+        assert inverse.equal_speed_ratio == pytest.approx(1 / 1.2, rel=0.05)
+        assert share.equal_speed_ratio is None  # a share of what the device did has its speed out of it
+    assert "itl_ms, e2e_ms is at equal memory bandwidth" in " ".join(compared.assumptions)
+
+
+def test_a_speed_that_accounts_for_little_is_left_alone() -> None:
+    steady = made(3)
+    cases = [
+        msgspec.structs.replace(
+            case, samples=[msgspec.structs.replace(s, device_read_gbps=20 + s.iteration) for s in case.samples]
+        )
+        for case in steady.cases
+    ]
+    found = rows(msgspec.structs.replace(steady, cases=cases), msgspec.structs.replace(steady, cases=cases))
+    assert {row.speed for row in found} == {None}
+
+
+def test_three_times_as_slow_is_a_regression_too() -> None:
+    assert {"tpot_ms"} <= {row.metric for row in failing(rows(made(1), made(2, 3.5)))}

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,20 +27,13 @@ from kvtool.engine.sequence import SamplingParams
 pytestmark = pytest.mark.network
 
 OUTPUT_LEN = 64
+BRIEF = 16  # tokens of a run that only shows another way to the same program
 PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):\n    if n < 2:\n        return n\n",
     "<|im_start|>user\nWhy does a language model keep a cache of keys and values?<|im_end|>\n<|im_start|>assistant\n",
 )
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_weights.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +107,12 @@ def test_from_python(smollm2: Path, form: str, prompts: list[list[int]], expecte
 @pytest.mark.parametrize("form", ["folder", "gguf"])
 def test_from_the_command_line(smollm2: Path, form: str, prompts: list[list[int]], expected: list[list[int]]) -> None:
     arguments = ["--weights", str(checkpoint(smollm2, form)), "--dtype", "fp32", "--device", "cpu", "--json"]
-    arguments += ["--output-len", str(OUTPUT_LEN), "--ignore-eos"]
+    arguments += ["--output-len", str(BRIEF), "--ignore-eos"]
     for ids in prompts:
         arguments += ["--prompt-ids", ",".join(map(str, ids))]
     command = [sys.executable, "-c", "from kvtool.cli import main; main()", "generate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [sequence["output_ids"] for sequence in json.loads(done.stdout)["sequences"]] == expected
+    assert [sequence["output_ids"] for sequence in json.loads(done.stdout)["sequences"]] == [
+        ids[:BRIEF] for ids in expected
+    ]

@@ -20,8 +20,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.mark.skipif(INTERPRETED or REFUSED, reason="the interpreter of triton 3.6 needs numpy < 2.4")
-def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", QUIET, __file__]
+@pytest.mark.parametrize("chosen", ["tokens_and_logits", "graphs"])
+def test_in_the_interpreter(chosen: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", QUIET, __file__, "-k", chosen]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -38,9 +39,9 @@ def test_tokens_and_logits_are_those_of_torch(tiny: SaveTiny, name: str) -> None
     reference = tiny(name)
     loaded = load(reference.folder, max_num_batched_tokens=16)
     prompts = [prompt(21), prompt(3)]
-    on_torch = generate(engine_of(loaded), prompts, 3)
+    on_torch = generate(engine_of(loaded), prompts, 2)
     loaded.kernels = load_kernels("triton")
-    on_triton = generate(engine_of(loaded), prompts, 3)
+    on_triton = generate(engine_of(loaded), prompts, 2)
     assert [s.output_ids for s in on_triton] == [s.output_ids for s in on_torch]
     assert max(largest_difference(reference, sequence) for sequence in on_triton) < 2e-4
 
@@ -51,12 +52,12 @@ def test_the_step_that_graphs_record_says_so_too(tiny: SaveTiny, name: str) -> N
     """Rows that stay in place on the device, padding among them, and tables as wide as the longest sequence."""
     reference = tiny(name)
     loaded = load(reference.folder)
-    prompts = [prompt(17), prompt(3), prompt(15)]
-    on_torch = generate(engine_of(loaded), prompts, 4)
+    prompts = [prompt(17), prompt(3), prompt(5)]
+    on_torch = generate(engine_of(loaded), prompts, 3)
     loaded.kernels = load_kernels("triton")
     engine = engine_of(loaded, capture=as_it_is)
-    on_triton = generate(engine, prompts, 4)
+    on_triton = generate(engine, prompts, 3)
     assert engine.pipeline is not None
-    assert engine.pipeline.num_launched == 3
+    assert engine.pipeline.num_launched == 2
     assert [s.output_ids for s in on_triton] == [s.output_ids for s in on_torch]
     assert max(largest_difference(reference, sequence) for sequence in on_triton) < 2e-4

@@ -28,12 +28,30 @@ EXPECTED = {
     "With 32 query heads": ("right", ["524,288 B", "131,072 B (4x)", "16,384 B a token (32x)"]),
     "An A100's registers": ("right", ["108 x 256 KiB = 27 MiB", "38x"]),
     "Sequence parallelism": ("wrong", ["(2x)", "(1/8)"]),
+    "A card of 80 GB": ("wrong", [f"{2 * 8_030_261_248 / 1e9:.1f} GB"]),
+    "Registers are 100x": ("right", [f"{12 * 64 * 108 * 1.41 / 2039:.0f}x", f"{12 * 128 * 132 * 1.98 / 3350:.0f}x"]),
+    "From Ampere to Blackwell": ("right", [f"{200 / 400 * 9000 / 312:.1f}x", f"{200 / 400 * 2250 / 312:.1f}x"]),
+    "MLA keeps a fraction": ("right", [f"{61 * 576 * 2:,} B", f"{2 * 61 * 128 * 128 * 2:,} B", "57x"]),
+    "A cache takes from 15 MB": ("wrong", [f"{131072 * 100 / 1e6:.1f} MB", f"{131072 * 100_000 / 1e9:.1f} GB"]),
+    "A GPU keeps below 100k": ("wrong", [f"{4096 * 131072 / 64e6:.1f} and {4096 * 131072 / 7e6:.0f} ms"]),
+    "A KV cache takes": ("wrong", ["2 GiB", "fp8 50%", f"int4 {1 - 4.5 / 16:.0%}", "8 KV heads 75%"]),
+    "Q is not cached": ("right", [f"{32 * 32 * 128 * 2:,} B"]),
     "With pages of 16": ("right", ["token 17 takes it, token 33 the third"]),
     "Requests of 500, 300 and 200": ("wrong", ["1-32, 33-51 and 52-64"]),
     "A radix tree": ("wrong", ["17 for 16, 65 for 64 and 257 for 256"]),
+    "LRU suits bursts": ("right", []),
+    "FIFO drops": ("right", []),
+    "DualPath makes": ("wrong", ["1.00x for DeepSeek-V3"]),
     "With a cache every step": ("wrong", ["at 100 / 1,000 / 10,000 tokens"]),
     "Without a cache memory": ("wrong", ["grow 2x", "work 4.0x"]),
     "Caching only the first layer": ("wrong", ["31 layers"]),
+    "Multi-turn chats": ("right", ["multi-turn ", "translation ", "few-shot ", "independent "]),
+    "A shared system prompt": ("right", ["75% of the prompts"]),
+    "INT8 halves": ("right", [f"{2 * 30 * 3 * (64 + 4):,} B a token for {2 * 30 * 3 * 64 * 2:,}"]),
+    "Flash tiling": ("wrong", ["4,096 tokens x 8"]),
+    "Offloaded caches": ("wrong", ["4,096 tokens of Llama-3.1-8B"]),
+    "A cache saves 5x": ("wrong", ["6x for 8 tokens"]),
+    "A cache makes a token": ("wrong", ["10x at 100 tokens", "1035x at 10,000"]),
 }
 
 
@@ -45,7 +63,7 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def rows() -> list[list[str]]:
     """The cells of the table of claims."""
-    table = PAGE[PAGE.index("| what is said") : PAGE.index("## Time")]
+    table = PAGE[PAGE.index("| what is said") : PAGE.index("\nScenarios")]
     return [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
 
 
@@ -55,7 +73,7 @@ def test_the_page_is_what_the_script_prints() -> None:
     assert done.stdout == PAGE
 
 
-@pytest.mark.parametrize("name", ["pages.py", "speed.py"])
+@pytest.mark.parametrize("name", ["pages.py", "speed.py", "runs.py"])
 def test_a_script_that_the_page_names_runs_alone(name: str) -> None:
     assert f"`python examples/claims/{name}`" in PAGE
     done = subprocess.run([sys.executable, str(FOLDER / name)], capture_output=True, text=True)
@@ -111,12 +129,15 @@ def test_the_worst_verdict_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claim.worst("wrong", "right", "close") == "wrong"
 
 
-@pytest.mark.parametrize("name", ["decode.json", "no-cache.json"])
-def test_the_measurements_are_documents_with_their_hardware(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["decode.json", "no-cache.json", "scenarios.json", "accuracy.json", "bf16.json", "int8.json"]
+)
+def test_the_measurements_are_documents_with_their_hardware(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     document = read_document(FOLDER / name, BenchDocument)
     assert document.environment["cpu"]
     assert document.environment["memory_bytes"] > 0
-    assert all(case.samples for case in document.cases)
+    assert all(case.samples for case in document.cases if case.part != "accuracy")
+    assert name in module("measure", monkeypatch).MEASUREMENTS
 
 
 def test_the_measured_contexts_are_those_of_the_claim() -> None:
@@ -136,6 +157,28 @@ def test_constant_steps_as_fast_as_said_would_be_right(monkeypatch: pytest.Monke
     assert speed.constant_step_verdict(growing) == "wrong"
     slower = [replace(step, without_cache_ms=step.without_cache_ms / 3) for step in said]
     assert speed.constant_step_verdict(slower) == "wrong"
+
+
+def test_policies_are_judged_by_the_hits_of_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = module("policies", monkeypatch)
+    hits = {(name, size): 0.5 for name in ("lru", "lfu", "fifo-plain", "optimal") for size in (1000, 4000)}
+    assert (policies.lru(hits).verdict, policies.fifo(hits).verdict) == ("right", "wrong")
+    assert policies.lru({**hits, ("lfu", 1000): 0.6}).verdict == "wrong"
+    assert policies.fifo({**hits, ("fifo-plain", 1000): 0.4, ("fifo-plain", 4000): 0.4}).verdict == "right"
+    assert [policies.dual_path(*gains).verdict for gains in ((1.87, 1.87), (1.87, 1.0))] == ["right", "wrong"]
+
+
+def test_a_share_of_the_limit_is_the_ideal_time_over_the_time_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = module("runs", monkeypatch)
+    for case in runs.kernel_cases().values():
+        assert case.roofline.reason is None
+        took = {peer.name: peer.ratio * case.metrics.time_ms.p50 for peer in case.peers}
+        limit = max(
+            case.bytes.moved / case.roofline.read_gbps_measured / 1e6,
+            case.bytes.flops / case.roofline.tflops_measured / 1e9,
+        )
+        assert runs.share(case, "naive") == pytest.approx(limit / took["naive"])
+        assert runs.share(case, None) == pytest.approx(limit / case.metrics.time_ms.p50)
 
 
 def test_memory_that_grows_as_the_square_would_be_right(monkeypatch: pytest.MonkeyPatch) -> None:

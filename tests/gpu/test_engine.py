@@ -88,10 +88,10 @@ def test_mla_waits_for_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
     once = run(reference, "cuda", "triton", num_layers=1, graphs=False)  # compiles
     forward = Transformer.__call__
 
-    def guarded(*args: object) -> torch.Tensor:
+    def guarded(*args: object, **more: object) -> torch.Tensor:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return forward(*args)
+            return forward(*args, **more)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

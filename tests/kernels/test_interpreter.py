@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter: each file of kernel tests once more, in a process of its own."""
+"""The Triton kernels in Triton's interpreter: each file of kernel tests once more, in processes of their own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ import numpy
 import pytest
 import triton
 
-FILES = (
-    "test_store.py",
-    "test_step.py",
-    "test_experts.py",
-    "test_decode.py",
-    "test_prefill.py",
-    "test_mla.py",
-    "triton/test_products.py",
-    "triton/test_tuned.py",
+TOGETHER = (
+    ("test_decode.py", "test_store.py", "test_step.py"),
+    ("test_prefill.py", "test_mla.py"),
+    ("test_experts.py", "triton/test_products.py", "triton/test_tuned.py"),
 )
 
 # numpy warns from 1.25 on of a conversion that the interpreter of triton 3.6 makes, and from 2.4 on refuses it.
@@ -28,10 +23,10 @@ REFUSED = triton.__version__ < "3.7" and numpy.lib.NumpyVersion(numpy.__version_
 
 
 @pytest.mark.skipif(REFUSED, reason="the interpreter of triton 3.6 needs numpy < 2.4")
-@pytest.mark.parametrize("file", FILES)
-def test_triton_interpreted(file: str) -> None:
-    path = str(Path(__file__).parent / file)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", QUIET, path]
+@pytest.mark.parametrize("files", TOGETHER, ids=lambda files: files[0])
+def test_triton_interpreted(files: tuple[str, ...]) -> None:
+    paths = [str(Path(__file__).parent / file) for file in files]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", QUIET, *paths]
     result = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )

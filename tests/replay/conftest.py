@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.replay.core import Core
-from kvtool.replay.native import native
-from kvtool.replay.twin import PythonCore
+from kvtool.replay.loops.core import Core
+from kvtool.replay.loops.native import native
+from kvtool.replay.loops.twin import PythonCore
 
 
 @pytest.fixture(params=["c", "python"])

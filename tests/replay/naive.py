@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kvtool.replay.accesses import Accesses, read_accesses
-from kvtool.replay.core import Core
+from kvtool.replay.loops.core import Core
 from kvtool.workloads.traces import open_trace
 
 Path_ = tuple[int, ...]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kvtool.replay.ceilings import Ceiling, Ceilings, limited_by
-from kvtool.replay.core import Core
 from kvtool.replay.curves import Curve
+from kvtool.replay.loops.core import Core
 from kvtool.replay.policies import policy_hits
 from tests.replay import naive
 

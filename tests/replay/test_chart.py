@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from kvtool.replay.capacity import parse_capacity
-from kvtool.replay.replay import ReplayOptions, replay
+from kvtool.replay.options import ReplayOptions
+from kvtool.replay.replay import replay
+from kvtool.replay.workers import Workers
 from kvtool.report.replay.chart import replay_figure
 from kvtool.results import ReplayCurve, ReplayDocument
 from kvtool.workloads.traces import open_trace
@@ -18,7 +20,7 @@ TRACE = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_2
 
 @pytest.fixture(scope="module")
 def document() -> ReplayDocument:
-    options = ReplayOptions(policies=("lru", "lru-plain"), capacities=(parse_capacity("100"),), jobs=1)
+    options = ReplayOptions(policies=("lru", "lru-plain"), capacities=(parse_capacity("100"),), workers=Workers(jobs=1))
     return replay(open_trace(TRACE), options)
 
 

@@ -14,9 +14,19 @@ from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.replay.cluster.cluster import ClusterOptions, agents_at_goal, bound_words, node_speeds, replay_cluster
-from kvtool.replay.cluster.links import balanced_range, link_loads
-from kvtool.replay.cluster.options import Cluster, parse_cluster, parse_goal
-from kvtool.replay.cluster.schedule import Node, choose_decode, choose_prefill, reading_side
+from kvtool.replay.cluster.layout import (
+    DecodeNode,
+    Layout,
+    PrefillNode,
+    decode_node,
+    kv_is_smaller,
+    pass_kv_bytes,
+    pass_q_bytes,
+    prefill_node,
+)
+from kvtool.replay.cluster.links import balanced_range, limits, link_loads
+from kvtool.replay.cluster.options import Cluster, parse_cluster, parse_clusters, parse_goal
+from kvtool.replay.cluster.schedule import Node, Router, choose_decode, choose_prefill, reading_side
 from kvtool.replay.cluster.turns import sessions_of
 from kvtool.results import ReplayCluster
 from kvtool.workloads.making.make import make_trace
@@ -129,6 +139,127 @@ def test_who_is_chosen() -> None:
     assert choose_decode(decodes, 10) is decodes[1]  # 1.05 x (10 + 90) / 3 = 35: the last one would pass it
     assert choose_decode(decodes, 90) is decodes[0]
     assert [reading_side(mode, nodes[0], nodes[1]) for mode in ("basic", "dualpath")] == ["prefill", "decode"]
+
+
+def test_the_rings_break_even_of_llama_405b() -> None:
+    """Context Parallelism for Scalable Million-Token Inference (arXiv 2411.01783): with 8 KV heads of 128, K and V are
+    the smaller from one new token in eight on, 2 x 8 / 128 = 0.125. A rank's K and V, of 2 x 8 x 128 elements a token,
+    and its queries, of 128 x 128, are then the same bytes.
+    """
+    assert kv_is_smaller(1000, 7000, 8, 128)
+    assert not kv_is_smaller(999, 7001, 8, 128)
+    assert pass_kv_bytes(1000, 7000, 2 * 8 * 128 * 2, 4) == pass_q_bytes(1000, 128 * 128 * 2, 4)
+
+
+def node(**degrees: int) -> tuple[PrefillNode, DecodeNode]:
+    layout = Layout(**degrees)
+    return prefill_node(MODEL, GPU, layout, 131_072, None), decode_node(MODEL, GPU, layout, "auto")
+
+
+def test_what_a_layout_costs() -> None:
+    """Llama 3.1 8B: 32 layers of 4,096, 8 KV heads, 131,072 bytes a token; H100: 450 GB/s links, 3,350 GB/s memory."""
+    tensor, decode = node()
+    sent = 2 * 32 * (2 * 7 / 8) * 1000 * 4096 * 2  # two all-reduces a layer, of bf16 activations
+    assert tensor.collective_s(1000) == pytest.approx(sent / 450e9)
+    assert decode.rank_bytes == 131_072 / 8
+    replicas, attention = node(dp=8)
+    assert replicas.lanes == 8
+    assert replicas.collective_s(1000) == pytest.approx(sent / 2 / 450e9)  # none behind attention
+    assert attention.rank_bytes == 131_072  # whole, of an eighth of the requests
+    assert attention.step_s(8, 8000) > decode.step_s(8, 8000)  # as each replica reads all weights of the attention
+    ring, _ = node(cp=4)
+    assert ring.ring_s(8192, 0) == 0.0  # hidden behind the attention of its steps
+    exposed = ring.ring_s(16, 131_072)  # few queries are sent in place of much K and V
+    assert 0 < exposed < 32 * 3 * pass_kv_bytes(16, 131_072, 131_072 / 32 / 2, 4) / 450e9
+    assert ring.prefill_s(8192, 0) < tensor.prefill_s(8192, 0)  # a rank reduces a quarter of the tokens
+    with pytest.raises(KvtoolError, match="does not divide the 8 GPUs"):
+        Layout(cp=3)
+
+
+def test_dcp_shares_out_what_tp_would_copy() -> None:
+    """DeepSeek-V3's latent is whole on each of 8 ranks: 61 x 576 elements of bf16; four of them share its tokens."""
+    model = resolve_model("deepseek-v3")
+    whole, shared = (decode_node(model, GPU, Layout(dcp=dcp), "bf16") for dcp in (1, 4))
+    assert whole.rank_bytes == 61 * 576 * 2 == 4 * shared.rank_bytes
+    assert shared.collective_s(64) > whole.collective_s(64)
+    assert shared.step_s(64, 64 * 100_000) < whole.step_s(64, 64 * 100_000)
+
+
+def test_a_faster_card_prefills_faster_and_the_others_decode_as_before(agents: Path) -> None:
+    text = "prefill=1x{},decode=1xh200,storage=10"
+    slow, fast = (
+        replay_cluster(open_trace(agents), ClusterOptions(cluster=parse_cluster(text.format(card))), MODEL, None)
+        for card in ("h100-pcie", "h200")
+    )
+    assert (slow.prefill_gpu, slow.decode_gpu) == ("H100-PCIe-80GB", fast.decode_gpu)
+    assert slow.modes[-1].ttft_ms.mean > fast.modes[-1].ttft_ms.mean
+    with pytest.raises(KvtoolError, match="names no card"):
+        replay_cluster(open_trace(agents), ClusterOptions(cluster=Cluster(prefill=1, decode=1)), MODEL, None)
+
+
+def test_the_best_split_is_the_best_of_all(agents: Path) -> None:
+    splits = tuple(parse_clusters("total=32,storage=1"))
+    assert [(one.prefill, one.decode) for one in splits] == [(1, 3), (2, 2), (3, 1)]
+    found = replay_cluster(
+        open_trace(agents), ClusterOptions(cluster=splits[0], splits=splits, mode="basic"), MODEL, GPU
+    )
+    alone = [
+        replay_cluster(open_trace(agents), ClusterOptions(cluster=one, mode="basic"), MODEL, GPU).agents_per_s
+        for one in splits
+    ]
+    assert [split.agents_per_s for split in found.splits] == alone
+    assert (found.prefill, found.agents_per_s) == (3, max(alone))  # Basic reads on the prefill side alone
+    assert parse_clusters("total=16,gpus=8")[0].decode == 1
+    for text, said in (("total=20", "is not two nodes"), ("total=48,prefill=2", "leave prefill out")):
+        with pytest.raises(KvtoolError, match=said):
+            parse_clusters(text)
+
+
+def test_the_models_own_traffic_goes_first() -> None:
+    """A fifth of the NICs is gone before the cache's bytes, all of them but a hundredth at most."""
+    assert limits(parse_cluster("prefill=1,decode=1,reserved=0.2"))["cnic read"] == 320
+    assert limits(parse_cluster("prefill=1,decode=1,reserved=1"))["cnic read"] == 4
+
+
+def test_routes_to_prefill_nodes() -> None:
+    """Node 1 has the session's prompt but is busy, node 2 is overloaded, node 0 idle."""
+
+    def chosen(routing: str, turns: int) -> list[int]:
+        nodes = [Node(0), Node(1, tokens=50, room_tokens=100), Node(2, tokens=99)]
+        nodes[1].hold(7, 40)
+        router = Router(routing, nodes, short_queue_tokens=10, most_tokens=60)
+        found = [router.choose(7) for _ in range(turns)]
+        return [node.index for node in found if node is not None]
+
+    assert chosen("round-robin", 4) == [0, 1, 0, 0]  # in the place of the overloaded one comes the next
+    assert chosen("least-loaded", 2) == chosen("session-sticky", 2) == chosen("dualpath", 2) == [0, 0]
+    assert chosen("cache-aware", 2) == [1, 1]
+
+
+def test_a_node_keeps_the_last_prompts_of_its_sessions() -> None:
+    node = Node(0, room_tokens=100)
+    for session, tokens in ((1, 40), (2, 40), (1, 50), (3, 30)):
+        node.hold(session, tokens)
+    assert dict(node.held) == {1: 50, 3: 30}
+    node.hold(4, 101)
+    assert not node.held
+
+
+def test_what_a_node_has_is_not_read_again(agents: Path) -> None:
+    """With room for all prompts and sessions that stay, storage gives each token once to a node, and less than half of
+    what it gives where nodes keep nothing; going round loses most of that.
+    """
+    read: dict[tuple[str, str], float] = {}
+    for local in ("0", "1TiB"):
+        cluster = parse_cluster(f"prefill=4,decode=1,storage=1,local={local}")
+        for routing in ("session-sticky", "cache-aware", "round-robin"):
+            options = ClusterOptions(cluster=cluster, mode="basic", routing=routing)
+            found = replay_cluster(open_trace(agents), options, MODEL, GPU)
+            (basic,) = [mode for mode in found.modes if mode.mode == "basic"]
+            read[local, routing] = basic.makespan_s * sum(one.utilisation for one in basic.links if "snic" in one.link)
+    assert read["1TiB", "session-sticky"] < 0.5 * read["0", "session-sticky"]
+    assert read["1TiB", "cache-aware"] < 0.5 * read["0", "cache-aware"]
+    assert read["1TiB", "session-sticky"] < read["1TiB", "round-robin"] < read["0", "round-robin"]
 
 
 def test_what_is_asked_of_a_cluster() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtool.replay.core import Core
 from kvtool.replay.curves import STACKS, Curve
+from kvtool.replay.loops.core import Core
 from kvtool.replay.totals import totals
 from tests.replay import naive
 

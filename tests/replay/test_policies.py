@@ -10,11 +10,11 @@ import pytest
 
 from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.errors import KvtoolError
-from kvtool.replay.core import LEAF_POLICIES, PLAIN_POLICIES, Core
-from kvtool.replay.native import native
+from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core
+from kvtool.replay.loops.native import native
+from kvtool.replay.loops.twin import PythonCore
 from kvtool.replay.policies import POLICIES, check_policies, policy_hits
 from kvtool.replay.tree import tree_hits
-from kvtool.replay.twin import PythonCore
 from tests.replay import naive
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.ceilings import Ceilings
 from kvtool.replay.curves import STACKS, Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.policies import policy_hits
 
 prompts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=30)
@@ -25,7 +25,8 @@ def made(requests: Sequence[Sequence[int]]) -> Accesses:
     return Accesses(
         name="made", sha256="", format="mooncake", block_size=4, nodes=nodes,
         starts=np.concatenate(([0], np.cumsum(lengths))), parents=tree.parents(), lines=np.arange(1, count + 1),
-        arrival_s=np.arange(count, dtype=np.float64), input_tokens=4 * lengths, shared_ids=0,
+        arrival_s=np.arange(count, dtype=np.float64), input_tokens=4 * lengths, output_tokens=lengths,
+        shared_ids=0,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.replay.capacity import Capacity, parse_capacity
-from kvtool.replay.replay import ReplayOptions, replay
+from kvtool.replay.options import ReplayOptions
+from kvtool.replay.replay import replay, replay_all
+from kvtool.replay.workers import Workers
 from kvtool.results import ReplayDocument, encode
-from kvtool.workloads.traces import open_trace
+from kvtool.workloads.traces import Trace, open_trace
 
 SLICE = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
 WHOLE = Path(__file__).parents[3] / "shared" / "traces" / "mooncake_conversation.jsonl"
@@ -26,7 +30,7 @@ def replayed(path: Path, policies: str, capacities: str, *, last: float = 1.0, *
         policies=tuple(policies.split(",")),
         capacities=tuple(parse_capacity(item) for item in capacities.split(",")),
         last=last,
-        jobs=1,
+        workers=Workers(jobs=1),
     )
     return replay(open_trace(path), options, **more)  # type: ignore[arg-type]
 
@@ -105,11 +109,45 @@ def test_the_same_replay_is_the_same_bytes() -> None:
 def test_a_sweep_on_all_cores_is_the_sweep_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("joblib")
     alone = replayed(SLICE, "fifo,optimal", "10,100,1000")
-    monkeypatch.setattr("kvtool.replay.sweep.WORTH_S", 0.0)
+    monkeypatch.setattr("kvtool.replay.workers.WORTH_S", 0.0)
     options = ReplayOptions(
-        policies=("fifo", "optimal"), capacities=tuple(Capacity(blocks=n) for n in (10, 100, 1000)), jobs=2
+        policies=("fifo", "optimal"),
+        capacities=tuple(Capacity(blocks=n) for n in (10, 100, 1000)),
+        workers=Workers(jobs=2),
     )
     assert replay(open_trace(SLICE), options) == alone
+
+
+def three_traces(tmp_path: Path) -> list[Trace]:
+    """The slice, its first half and its second."""
+    lines = SLICE.read_text().splitlines(keepends=True)
+    for name, part in (("first", lines[:100]), ("second", lines[100:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    return [open_trace(path) for path in (SLICE, tmp_path / "first.jsonl", tmp_path / "second.jsonl")]
+
+
+def test_a_sweep_over_traces_is_each_of_them_alone(tmp_path: Path) -> None:
+    options = ReplayOptions(policies=("lru", "fifo", "optimal"), capacities=(Capacity(blocks=100), Capacity()))
+    traces = three_traces(tmp_path)
+    assert replay_all(traces, options) == [replay(trace, options) for trace in traces]
+
+
+def test_a_sweep_on_two_ray_workers_is_the_sweep_here(tmp_path: Path) -> None:
+    """A cluster of this machine's own, for the time of the sweep: policies x capacities x traces."""
+    pytest.importorskip("ray")
+    options = ReplayOptions(
+        policies=("fifo", "optimal", "size-aware"), capacities=tuple(Capacity(blocks=n) for n in (10, 100, 1000))
+    )
+    traces = three_traces(tmp_path)
+    on_ray = replay_all(traces, replace(options, workers=Workers(jobs=2, address="local")))
+    assert on_ray == replay_all(traces, replace(options, workers=Workers(jobs=1)))
+
+
+def test_a_ray_cluster_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ReplayOptions(policies=("fifo",), capacities=(Capacity(blocks=9),), workers=Workers(address="auto"))
+    with pytest.raises(KvtoolError, match=r"pip install 'kvtool\[cluster\]'"):
+        replay(open_trace(SLICE), options)
 
 
 def test_a_capacity_in_bytes_is_as_many_blocks_of_the_model() -> None:
@@ -141,7 +179,7 @@ def test_a_hybrid_keeps_states_apart_and_says_so() -> None:
     model = resolve_model("qwen3-next-80b-a3b-instruct")
     document = replayed(SLICE, "lru", "10GiB,none", model=model)
     assert document.bytes_per_block is not None
-    options = ReplayOptions(capacities=(parse_capacity("10GiB"), Capacity()), state_every=4, jobs=1)
+    options = ReplayOptions(capacities=(parse_capacity("10GiB"), Capacity()), state_every=4, workers=Workers(jobs=1))
     apart = replay(open_trace(SLICE), options, model=model)
     assert apart.bytes_per_block is None
     assert apart.rows[0].capacity_blocks is None

@@ -1,11 +1,9 @@
-"""Tiers on a clock: flows share links fairly, loads overlap with layers, and the ends of every scale are what they
-must be.
-"""
+"""Tiers on a clock: flows share links fairly, and the ends of every scale are what they must be."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,27 +12,22 @@ from hypothesis import strategies as st
 
 from kvtool.cache.tiers.options import WritePolicy, parse_write_policy
 from kvtool.catalog.gpus import find_gpu
-from kvtool.catalog.model import FullAttention
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
-from kvtool.replay.capacity import block_bytes, parse_capacity
+from kvtool.replay.capacity import block_bytes
 from kvtool.replay.clock.clock import Clock
 from kvtool.replay.clock.network import fair_rates
+from kvtool.replay.clock.steps import card_steps
 from kvtool.replay.curves import Curve
-from kvtool.replay.fastest import core
-from kvtool.replay.replay import ReplayOptions, replay
-from kvtool.replay.saved import PrefillFloor, prefill_floor
-from kvtool.replay.tiers.breakeven import break_even_gbps, transfer_s
-from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers
-from kvtool.replay.tiers.plan import Links, Plan
-from kvtool.replay.tiers.profile import read_profiles
+from kvtool.replay.loops.core import Walk
+from kvtool.replay.loops.fastest import core
+from kvtool.replay.saved import prefill_floor
+from kvtool.replay.tiers.options import Tier, TierOptions, parse_tiers, parse_watermark
+from kvtool.replay.tiers.plan import Links
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.tiers import TierReplay
-from kvtool.replay.tiers.timing import Timed, run
 from kvtool.results import ReplayTiers
-from kvtool.sizing.params import count_params
-from kvtool.sizing.speed.traffic import attention_flops
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import Making
 from kvtool.workloads.traces import open_trace
@@ -70,71 +63,6 @@ def test_no_byte_is_lost_and_no_link_exceeds_its_speed(flows: list[tuple[tuple[i
         assert sent <= speed * max(ended) * (1 + 1e-6)
 
 
-def test_a_transfer_takes_what_mooncake_measured() -> None:
-    """Mooncake's transfer of Qwen3-8B's cache over 8 RoCE links: nine points, fitted by 0.394 ms + bytes / 146.1 GB/s
-    (147,456 bytes a token).
-    """
-    milliseconds = [0.54, 0.61, 0.92, 1.50, 2.51, 4.75, 8.84, 16.43, 31.65]
-    for power, measured in enumerate(milliseconds):
-        num_bytes = (128 << power) * 147_456
-        assert sent_alone(num_bytes, 146.1e9, 0.394e-3) * 1e3 == pytest.approx(measured, rel=0.10)
-        assert sent_alone(num_bytes, 146.1e9, 0.394e-3) == pytest.approx(transfer_s(num_bytes, 146.1, 0.394e-3))
-
-
-def sent_alone(num_bytes: int, bytes_per_s: float, latency_s: float) -> float:
-    """Seconds of one flow."""
-    clock = Clock([bytes_per_s])
-    clock.send((0,), num_bytes, lambda: None, latency_s=latency_s)
-    clock.run()
-    return clock.now_s
-
-
-@pytest.mark.parametrize(("gpus_tflops", "gbps"), [(8 * 312, 5.86), (8 * 989, 18.57)])
-def test_mooncakes_break_even(gpus_tflops: float, gbps: float) -> None:
-    """FAST '25, eq. 2, for Llama-3-70B behind 8,192 tokens: flops = l (4 p^2 d + 22 p d^2), a cache of 2 l p d s / gqa
-    bytes, d = 8,192 and gqa = 8. The paper rounds to 6 and 19 GB/s.
-    """
-    tokens, width, layers, gqa, element_bytes = 8192, 8192, 80, 8, 2
-    flops = layers * (4 * tokens**2 * width + 22 * tokens * width**2)
-    kv_bytes = 2 * layers * tokens * width * element_bytes / gqa
-    assert break_even_gbps(kv_bytes, flops, gpus_tflops * 1e12) == pytest.approx(gbps, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "low", "high"),
-    [("qwen2.5-32b", "bf16", 117, 267), ("gpt-oss-120b", "fp8", 47, 95), ("qwen3-235b-a22b", "fp8", 39, 60)],
-)
-def test_gigabytes_a_petaflop_as_dualpath_has_them(name: str, dtype: str, low: float, high: float) -> None:
-    """DualPath (arXiv 2602.21548), table 1: 429 new tokens behind 16k and 64k cached ones. It counts the cache of full
-    layers, and the parameters that a token is multiplied with, the output head among them.
-    """
-    model = resolve_model(name)
-    params = count_params(model)
-    assert params is not None
-    share = 1.0 if model.moe is None else model.moe.experts_per_token / model.moe.num_experts
-    active = params.layers + params.experts * share + params.head
-    full = [layer.cache for layer in model.layers if type(layer.cache) is FullAttention]
-    per_token = (1 if dtype == "fp8" else 2) * sum(2 * cache.kv_heads * cache.k_head_dim for cache in full)
-    for cached, published in ((16384, low), (65536, high)):
-        flops = 2 * active * 429 + attention_flops(model, new_tokens=429, cached_tokens=cached)
-        assert per_token * cached / 1e9 / (flops / 1e15) == pytest.approx(published, rel=0.02)
-
-
-def timed(load_blocks: int, compute_s: float, *, loading: str) -> float:
-    """Seconds of one request that loads blocks of 1 GB at 1 GB/s in LAYERS layers."""
-    links = Links((Tier(name="dram", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
-    options = TierOptions(tiers=links.tiers, loading=loading)
-    return run([Timed(0.0, Plan("load", (load_blocks,), 0.0, compute_s))], links, options).ttft_s()[0]
-
-
-@pytest.mark.parametrize(("load_s", "compute_s"), [(8, 2.0), (2, 8.0), (4, 4.0)])
-def test_layers_overlap_as_the_pipeline_formula_says(load_s: int, compute_s: float) -> None:
-    load, compute = load_s / LAYERS, compute_s / LAYERS
-    formula = load + (LAYERS - 1) * max(load, compute) + compute
-    assert timed(load_s, compute_s, loading="layerwise") == pytest.approx(formula)
-    assert timed(load_s, compute_s, loading="bulk") == pytest.approx(load_s + compute_s)
-
-
 @pytest.fixture(scope="module")
 def accesses(tmp_path_factory: pytest.TempPathFactory) -> Accesses:
     path = tmp_path_factory.mktemp("tiers") / "chats.jsonl"
@@ -142,44 +70,43 @@ def accesses(tmp_path_factory: pytest.TempPathFactory) -> Accesses:
     return read_accesses(open_trace(path), core()).by_time()
 
 
-@pytest.fixture(scope="module")
-def floor() -> PrefillFloor:
-    return prefill_floor(MODEL, GPU)
+TIMES = card_steps(prefill_floor(MODEL, GPU), GPU, 131_072)  # bytes of a token in bf16
 
 
-def with_tiers(accesses: Accesses, floor: PrefillFloor, options: TierOptions, blocks: int = 200) -> ReplayTiers:
+def with_tiers(accesses: Accesses, options: TierOptions, blocks: int = 200) -> ReplayTiers:
     room = block_bytes(MODEL, block_size=accesses.block_size, kv_cache_dtype="auto")
     assert room.uniform is not None
     links = Links(options.tiers, room.uniform, accesses.block_size, LAYERS)
-    return TierReplay(accesses, floor, links, options, 0).at(blocks)
+    full = Curve(core(), accesses, "lru", sizes=None, first=0).full_capacity
+    return TierReplay(accesses, TIMES, links, options, 0, full, {"ttft": 0.1, "tpot": 0.05}).at(blocks)
 
 
 def tier(gbps: float, *, capacity: int = 1 << 50) -> tuple[Tier, ...]:
     return (Tier(name="dram", capacity_bytes=capacity, read_gbps=gbps, write_gbps=gbps),)
 
 
-def test_an_infinite_link_is_the_oracle_and_none_is_computing(accesses: Accesses, floor: PrefillFloor) -> None:
-    fast = with_tiers(accesses, floor, TierOptions(tiers=tier(1e12)))
+def test_an_infinite_link_is_the_oracle_and_none_is_computing(accesses: Accesses) -> None:
+    fast = with_tiers(accesses, TierOptions(tiers=tier(1e12)))
     assert fast.ttft_ms.mean == pytest.approx(fast.oracle_ttft_ms.mean, rel=1e-6)
-    slow = with_tiers(accesses, floor, TierOptions(tiers=tier(1e-9)))
+    slow = with_tiers(accesses, TierOptions(tiers=tier(1e-9)))
     assert slow.ttft_ms.mean == pytest.approx(slow.without_ttft_ms.mean)
     assert set(slow.decisions) <= {"none", "recompute"}
     assert fast.ttft_saved_ms > 0 == slow.ttft_saved_ms
 
 
-def test_the_decision_is_no_worse_than_either(accesses: Accesses, floor: PrefillFloor) -> None:
+def test_the_decision_is_no_worse_than_either(accesses: Accesses) -> None:
     """One session at a time waits for nobody, so that the estimate on idle links is the time."""
     alone = replace(accesses, arrival_s=np.arange(accesses.num_requests) * 100.0)
     means = {
-        decision: with_tiers(alone, floor, TierOptions(tiers=tier(4.0), decision=decision)).ttft_ms.mean
+        decision: with_tiers(alone, TierOptions(tiers=tier(4.0), decision=decision)).ttft_ms.mean
         for decision in ("auto", "load", "recompute", "both")
     }
     assert means["auto"] <= min(means.values()) * (1 + 1e-9)
     assert means["auto"] < means["recompute"]
 
 
-def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses, floor: PrefillFloor) -> None:
-    found = with_tiers(accesses, floor, TierOptions(tiers=tier(50.0)), blocks=50)
+def test_a_tier_without_end_hits_all_that_was_seen(accesses: Accesses) -> None:
+    found = with_tiers(accesses, TierOptions(tiers=tier(50.0)), blocks=50)
     assert found.token_hit_ratio == Curve(core(), accesses, "lru", sizes=None, first=0).at(None).token_hit_ratio
     (one,) = found.tiers
     assert (
@@ -217,6 +144,69 @@ def test_tiers_hold_what_their_room_and_policy_allow(
             assert len(places) <= len(joined)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=25),
+    st.integers(0, 4),
+    st.sampled_from([0, 2, None]),
+    st.booleans(),
+)
+def test_from_the_full_size_on_a_tier_gives_nothing_more(
+    requests: list[list[int]], top: int, write_after: int | None, exclusive: bool
+) -> None:
+    """LRU's longest distance that hits, less the GPU's own room where nothing is kept twice: with it, what is hit is
+    what a tier without end hits; and for a tier that gets everything, with a block less it is not.
+    """
+    exclusive = exclusive and write_after is None
+    names: dict[tuple[int, ...], int] = {}
+    paths = [[names.setdefault(tuple(ids[: n + 1]), len(names)) for n in range(len(ids))] for ids in requests]
+    lengths = np.array([len(path) for path in paths])
+    tree = core().tree()
+    nodes = tree.add(np.array([block for ids in requests for block in ids], dtype=np.int64), lengths)
+    walk = Walk(nodes, np.concatenate(([0], np.cumsum(lengths))), tree.parents())
+    full = int(core().lru_distances(walk, tail_last=False).max())
+
+    def hits(room: int) -> int:
+        stores = Stores([top, room], exclusive=exclusive, write_after=write_after)
+        return sum(len(stores.request(path).places) for path in paths)
+
+    needed = max(0, full - top) if exclusive else max(0, full)
+    assert hits(needed) == hits(10**6)
+    if needed and (exclusive or write_after == 0) and full > top:
+        assert hits(needed - 1) < hits(needed)
+
+
+def test_a_watermark_evicts_ahead() -> None:
+    """Over nine of ten blocks, a tier goes down to its five most recent ones."""
+    stores = Stores([1, 10], exclusive=False, write_after=0, watermark=(0.9, 0.5))
+    for block in range(10):
+        stores.request([block])
+    assert [block for block in range(10) if deepcopy(stores).request([block]).places] == [5, 6, 7, 8, 9]
+    with pytest.raises(KvtoolError, match="is none: write"):
+        parse_watermark("0.8/0.9")
+
+
+def test_a_short_queue_holds_a_fast_tier_to_littles_law() -> None:
+    """4 blocks of 1 MB in flight behind 100 us come at 40 GB/s, whatever the link could do."""
+    (one,), _ = parse_tiers("disk=1TiB@100x4")
+    assert one.queue_depth == 4
+    assert replace(one, latency_s=1e-4).bytes_per_s(10**6) == pytest.approx(40e9)
+    assert replace(one, latency_s=1e-4).bytes_per_s(10**7) == 100e9
+
+
+def test_hits_are_cut_where_staging_is_full(accesses: Accesses) -> None:
+    """Room for no block on its way is computing, all of it; room for all of them is no limit."""
+    options = TierOptions(tiers=tier(4.0), decision="load")
+    free = with_tiers(accesses, options)
+    none = with_tiers(accesses, replace(options, staging_bytes=1))
+    assert none.ttft_ms == none.without_ttft_ms
+    assert none.cut_tokens == none.tiers[0].hit_tokens > 0 == none.tiers[0].bytes_read
+    some = with_tiers(accesses, replace(options, staging_bytes=64 << 20))
+    assert 0 < some.cut_tokens < none.cut_tokens
+    assert free.cut_tokens == 0
+    assert with_tiers(accesses, replace(options, staging_bytes=1 << 50)) == free
+
+
 def test_what_is_asked_of_tiers() -> None:
     tiers, switches = parse_tiers("disk=/tmp/kv:1TiB@7/4, dram=64GiB,half-duplex")
     assert [(one.name, one.capacity_bytes, one.read_gbps, one.write_gbps) for one in tiers] == [
@@ -229,30 +219,9 @@ def test_what_is_asked_of_tiers() -> None:
     with pytest.raises(KvtoolError, match="needs --write-policy back"):
         TierOptions(tiers=tiers, exclusive=True, write=WritePolicy())
     for text, said in (
-        ("dam=1GiB", "did you mean dram"), ("dram", "does not say how much"), ("dram=1GiB,dram=2GiB", "twice"),
+        ("dam=1GiB", "did you mean dram"), ("dram", "is not complete"), ("dram=1GiB,dram=2GiB", "twice"),
+        ("disk=/a:@7", "does not say how much"),
         ("dram=0", "has no room"), ("dram=1GiB@0", "must be above 0"), ("exclusive", "names no tier"),
     ):  # fmt: skip
         with pytest.raises(KvtoolError, match=said):
             parse_tiers(text)
-
-
-def test_a_document_has_the_tiers_and_measured_speeds(tmp_path: Path) -> None:
-    (tmp_path / "tiers.json").write_text(
-        '{"schema": "kvtool.tiers/1", "tiers": [{"tier": "dram", "up_gbps": 55, "down_gbps": 50, "latency_us": 9}]}'
-    )
-    (tmp_path / "bench.json").write_text(
-        '{"schema": "kvtool.bench/1", "cases": [{"part": "latency", "metrics": {"ttft_ms": {"p50": 100}}, '
-        '"bytes": {"prefill_flops": 4e13}}]}'
-    )
-    measured = read_profiles([tmp_path / "tiers.json", tmp_path / "bench.json"])
-    assert (measured.tflops, measured.tiers["dram"]) == (400.0, (55, 50, 9e-6))
-    slice_path = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"
-    options = ReplayOptions(
-        capacities=(parse_capacity("1GiB"),), tiers=TierOptions(tiers=parse_tiers("dram=64GiB")[0]), measured=measured
-    )
-    document = replay(open_trace(slice_path), options, model=MODEL, gpu=GPU)
-    (below,) = document.tiers
-    assert (below.tiers[0].source, below.tiers[0].read_gbps) == ("measured", 55)
-    assert document.rows[0].bytes_read == {"dram": below.tiers[0].bytes_read}
-    with pytest.raises(KvtoolError, match="need a MODEL and a card"):
-        replay(open_trace(slice_path), options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvtool.report.verify import largest_error, verify_table
+from kvtool.report.verdicts.verify import largest_error, verify_table
 from kvtool.results import VerifyRow
 
 GIB = 1 << 30

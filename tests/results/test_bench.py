@@ -11,6 +11,7 @@ import pytest
 from kvtool.errors import KvtoolError
 from kvtool.results import (
     BenchDocument,
+    EndpointCase,
     LatencyCase,
     NoCacheCase,
     PrefixCase,
@@ -32,11 +33,13 @@ COMMON = {
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.parent.name)
 def test_documents_of_the_repository_are_read_and_written_with_the_same_keys_and_values(path: Path) -> None:
     document = read_document(path, BenchDocument)
-    kinds = {"latency": LatencyCase, "prefix": PrefixCase, "no-cache": NoCacheCase, "workload": WorkloadCase}
+    kinds = {"latency": LatencyCase, "prefix": PrefixCase, "no-cache": NoCacheCase}
+    own = {"workload": WorkloadCase, "endpoint": EndpointCase}
+    kinds |= own
     assert all(type(case) is kinds[case.part] for case in document.cases)
     before, after = json.loads(path.read_bytes()), json.loads(encode(document))
     for old, again in zip(before["cases"], after["cases"], strict=True):
-        assert again.keys() == COMMON | ({"workload"} if again["part"] == "workload" else set())
+        assert again.keys() == COMMON | {again["part"]} & own.keys()
         assert holds(again, old)
         assert (again["prefix"] is None) == (again["part"] != "prefix")
 

@@ -174,8 +174,18 @@ CARD = Gpu(
 # hidden states, attention's output, gate, up and product) with cuBLAS's workspace, a quarter of a GiB, graphs, and
 # tables of 131,072 positions of 128 elements. No matrix of it is rounded up: all are whole multiples of 2 MiB.
 LLAMA_8B_FORWARD_BYTES = 8192 * (4 * 4096 + 3 * 14336) * 2 + 8 * 1024**2 + 128 * 1024
-LLAMA_8B_RESERVE_BYTES = round((0.15 + 0.0057 * 32 + 0.11 * 4) * 1024**3) + 1024**3 // 4
 LLAMA_8B_TABLE_BYTES = 131072 * 128 * 2
-LLAMA_8B_POOL_BYTES = (
-    73_600_000_000 - 16_060_522_496 - LLAMA_8B_TABLE_BYTES - LLAMA_8B_FORWARD_BYTES - LLAMA_8B_RESERVE_BYTES
-)
+
+
+def graphs_by_hand(decodes: int, tp: int = 1) -> int:
+    """So many of 102 times the fitted graphs of LLAMA_8B, and what those of mixed batches share."""
+    fitted = 0.15 + 0.0057 * 32 + 0.11 * 4 + (0.25 if tp > 1 else 0)
+    return round((fitted * decodes / 102 + 0.15) * 1024**3)
+
+
+def llama_8b_pool_bytes(decodes: int) -> int:
+    taken = LLAMA_8B_TABLE_BYTES + LLAMA_8B_FORWARD_BYTES + graphs_by_hand(decodes) + 1024**3 // 4
+    return 73_600_000_000 - 16_060_522_496 - taken
+
+
+LLAMA_8B_POOL_BYTES = llama_8b_pool_bytes(51)  # of 1,024 sequences

@@ -144,7 +144,7 @@ def test_k_and_v_apart_and_how_a_cache_is_prepared(name: str, head_bytes: int, m
         ("kivi_int4/bf16", "a kivi_int4 cache stores K and V together"),
         ("bf16/turboquant_k8v4", "a turboquant_k8v4 cache stores K and V together"),
         ("int4+calibrated", "a int4 cache has no scale of its own to calibrate"),
-        ("int4+turned", "unknown way 'turned' to prepare a cache: use hadamard or calibrated"),
+        ("int4+turned", "unknown way 'turned' to prepare a cache: use hadamard, calibrated, streaming:N or quest:N"),
         ("q8_0/nothing", "unknown KV cache dtype 'nothing'"),
     ],
 )
@@ -220,5 +220,5 @@ def test_what_stays_whole_is_said() -> None:
     def said(name: str) -> str:
         return "\n".join(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), kv_cache_dtypes=(name,))).assumptions)
 
-    assert "the newest 128 tokens of a sequence are kept in 16 bits" in said("kivi_int4")
+    assert "the newest 128 to 191 tokens of a sequence are kept in 16 bits" in said("kivi_int4")
     assert "the outermost 4 layers keep the model's dtype" in said("turboquant_k8v4")

@@ -12,6 +12,7 @@ from kvtool.bench.accuracy.methods import Amax, Method, sequence_rows
 from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
 from kvtool.kernels.packed.pages import PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.specs import HeadsSpec
 
 NO_SCALE = 1e-30  # of a norm: below, nothing is relative to it
@@ -73,8 +74,9 @@ def layer_errors(method: Method, seen: list[Seen]) -> LayerErrors:
     errors = LayerErrors()
     for index, layer in enumerate(seen):
         out, (k, v) = _attend(method, index, layer)
-        errors.key.append(_relative(k, layer.k))
-        errors.value.append(_relative(v, layer.v))
+        held = _held(method.layer(index, 1), len(k))
+        errors.key.append(_relative(k[held], layer.k[held]))
+        errors.value.append(_relative(v[held], layer.v[held]))
         errors.attention.append(_relative(out, layer.out))
     return errors
 
@@ -104,6 +106,15 @@ def stored_tokens(pages: Pages, tokens: int) -> tuple[Tensor, Tensor]:
         wide = stored.flatten(0, 1)[:tokens].float()
         found.append(wide * (scale.flatten(0, 1)[:tokens].unsqueeze(-1) if isinstance(scale, Tensor) else scale))
     return found[0], found[1]
+
+
+def _held(pages: Pages, tokens: int) -> Tensor:
+    """The tokens [n] whose K and V a cache still has as they came."""
+    at = torch.arange(tokens, device=pages.k.device)
+    if not isinstance(pages, StreamingPages):
+        return at
+    page = at // pages.block_size
+    return at[(page == 0) | (page > pages.passed(tokens))]
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvtool.cache.block_table import GONE
+from kvtool.cache.window import SINK_PAGES
 from kvtool.engine.batch import StepBatch
+from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import codec, is_packed, layer_pages, pool_specs
+from kvtool.engine.pool import codec, is_packed, layer_pages
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
-from kvtool.kernels.packed.pages import packed
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.specs import CacheSpec, HeadsSpec
 from kvtool.units import ceil_div
 
@@ -53,14 +54,29 @@ class Method:
         return f"layers {', '.join(map(str, self.whole_layers))} whole" if self.whole_layers else None
 
     def layer(self, index: int, tokens: int) -> Pages:
-        """Empty pages of one layer for a sequence of so many tokens."""
-        spec, block_size = self.specs[index], self.loaded.config.block_size
-        if isinstance(spec, HeadsSpec) and spec.cache_format.residual_tokens:
-            return _kivi(spec)
-        return layer_pages(spec, ceil_div(tokens, block_size), block_size, self.loaded.device, self.amax[index])
+        """Empty pages of one layer for a text of so many tokens, which are all there until its end."""
+        return self._pages(index, ceil_div(tokens, self.loaded.config.block_size))
 
     def layers(self, tokens: int) -> list[Pages]:
         return [self.layer(index, tokens) for index in range(len(self.specs))]
+
+    def held(self, tokens: int) -> list[Pages]:
+        """Empty pages of all layers, as many as a sequence of so many tokens holds."""
+        return [self._pages(i, spec.pages(tokens, self.loaded.config.block_size)) for i, spec in enumerate(self.specs)]
+
+    def table(self, tokens: int) -> list[int]:
+        """Where the tokens of such a sequence lie in `held`: in pages in order, but for those that it let go of."""
+        block_size = self.loaded.config.block_size
+        count, held = ceil_div(tokens, block_size), self.specs[-1].pages(tokens, block_size)
+        if self.cache_format.sparse is None or held == count:
+            return list(range(count))
+        return [*range(SINK_PAGES), *[GONE] * (count - held), *range(SINK_PAGES, held)]
+
+    def _pages(self, index: int, num_pages: int) -> Pages:
+        spec = self.specs[index]
+        if isinstance(spec, HeadsSpec) and spec.cache_format.residual_tokens:
+            return _kivi(spec)
+        return layer_pages(spec, num_pages, self.loaded.config.block_size, self.loaded.device, self.amax[index])
 
     def logits(self, token_ids: Sequence[int], layers: list[Pages], kernels: Kernels | None = None) -> Tensor:
         """Logits [L, vocab] behind each token, whose K and V the (empty) layers get first."""
@@ -74,6 +90,10 @@ class Method:
             for start in range(0, len(token_ids), step)
         ]
         return torch.cat(found)
+
+    def of(self, loaded: LoadedModel) -> Method:
+        """The same way to keep the cache of another load of the model, with the same scales."""
+        return replace(method(loaded, self.cache_format.name, self.whole_layers), amax=self.amax)
 
     def predicted_bytes(self, tokens: int) -> int:
         """What the specs say of such a sequence: in whole pages, but for what is kept without pages."""
@@ -96,7 +116,7 @@ def reference_method(loaded: LoadedModel) -> Method:
     """The cache that the run was loaded with. Raises KvtoolError where that is quantised itself."""
     if loaded.cache_format.name not in ("fp32", "bf16", "fp16"):
         raise KvtoolError(f"caches are compared with fp32, bf16 or fp16, not with {loaded.cache_format.name}")
-    return _method(loaded, loaded.cache_format, (), loaded.specs)
+    return _method(loaded, loaded.kept, (), loaded.specs)
 
 
 def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -> Method:
@@ -109,13 +129,16 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     outside = [index for index in whole_layers if not 0 <= index < loaded.model.num_layers]
     if outside:
         raise KvtoolError(f"layer {outside[0]} is not one of the {loaded.model.num_layers}, numbered from 0")
-    own = pool_specs(layer_specs(loaded.model, cache_format))
+    kept = loaded.keeping(cache_format, as_decoded=True)
+    if whole_layers and kept.window is not None:
+        raise KvtoolError("a streaming cache lets go of a page in all layers at once: none of them can be left whole")
     specs = tuple(
-        whole if i in whole_layers else spec for i, (spec, whole) in enumerate(zip(own, loaded.specs, strict=True))
+        whole if i in whole_layers else spec
+        for i, (spec, whole) in enumerate(zip(kept.specs, loaded.specs, strict=True))
     )
     if is_packed(cache_format) and not all(isinstance(spec, HeadsSpec) for spec in specs):
         raise KvtoolError(f"a {cache_format.name} cache packs K and V heads: the latents of {loaded.model.id} are none")
-    return _method(loaded, cache_format, whole_layers, specs)
+    return _method(loaded, kept, whole_layers, specs)
 
 
 def calibrated(method: Method, amax: Sequence[Amax]) -> Method:
@@ -123,15 +146,13 @@ def calibrated(method: Method, amax: Sequence[Amax]) -> Method:
     return replace(method, amax=tuple(amax)) if method.cache_format.calibrated else method
 
 
-def _method(
-    loaded: LoadedModel, cache_format: CacheFormat, whole_layers: tuple[int, ...], specs: tuple[CacheSpec, ...]
-) -> Method:
+def _method(loaded: LoadedModel, kept: Kept, whole_layers: tuple[int, ...], specs: tuple[CacheSpec, ...]) -> Method:
     return Method(
         loaded=loaded,
-        cache_format=cache_format,
+        cache_format=kept.cache_format,
         whole_layers=whole_layers,
         specs=specs,
-        kernels=packed(loaded.kernels) if is_packed(cache_format) else loaded.kernels,
+        kernels=kept.kernels,
         amax=((None, None),) * len(specs),
     )
 

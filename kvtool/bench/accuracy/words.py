@@ -9,7 +9,7 @@ import numpy as np
 from kvtool.bench.accuracy.layers import LayerErrors
 from kvtool.bench.accuracy.methods import Method
 from kvtool.bench.accuracy.tokens import Mean, Moved, mean_of, num_blocks, verdict
-from kvtool.results import Accuracy
+from kvtool.results import Accuracy, CacheSpeed
 
 
 def accuracy_of(
@@ -21,6 +21,7 @@ def accuracy_of(
     *,
     greedy_tokens: int,
     sha256: str,
+    speed: CacheSpeed | None,
 ) -> Accuracy:
     """The case's own figures; standard errors are over blocks of tokens, those of greedy text over prompts."""
     kl, agrees = mean_of([each.kl for each in found]), mean_of([each.agrees for each in found])
@@ -52,6 +53,7 @@ def accuracy_of(
         attention_error=errors.attention,
         verdict=words_of(found, reference.cache_format.name),
         text_sha256=sha256,
+        speed=speed,
     )
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from msgspec.structs import replace
+import msgspec
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.accuracy.greedy import agreements, continuations, continued
 from kvtool.bench.accuracy.layers import LayerErrors, layer_errors, watch
 from kvtool.bench.accuracy.methods import Method, calibrated, held_bytes, method, reference_method
+from kvtool.bench.accuracy.pays import speed_of
+from kvtool.bench.accuracy.speed import in_dtype_of_cache, timed
 from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
 from kvtool.bench.accuracy.words import accuracy_of, words_of
 from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.session import Step
+from kvtool.catalog.model import Model
+from kvtool.engine.kept import reads_in_part
 from kvtool.engine.text import find_tokenizer
-from kvtool.errors import KvtoolError
-from kvtool.results import AccuracyCase, Check, Memory, Metrics, Roofline, StepBytes
+from kvtool.errors import DeviceError, KvtoolError
+from kvtool.machine.pace import Budget
+from kvtool.results import AccuracyCase, CacheSpeed, Check, Memory, Metrics, Roofline, StepBytes
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.speed.traffic import decode_kv_read_bytes, kv_written_bytes
 from kvtool.workloads import Request
@@ -28,20 +33,23 @@ from kvtool.workloads import Request
 CPU_FORMATS = (
     *("fp8", "fp8+calibrated", "fp8_e5m2", "int8", "int8_per_token_head"),
     *("int4", "int4+hadamard", "kivi_int4", "kivi_int2"),
+    *("bf16+streaming:256", "bf16+quest:256"),
 )
-GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head")
+GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "bf16+streaming:256", "bf16+quest:256")
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
-BUDGET_S = 120.0
+TEXT_S, SPEED_S = 120.0, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyPart(Part):
-    """The formats, the text (None: the one that comes with kvtool) and the windows it is read in; `skip_layers` makes a
-    second case of each format, in which those layers keep the run's own."""
+    """The formats, the text (None: the one that comes with kvtool), the windows it is read in, and the contexts that a
+    decode step is timed at (none: nothing is timed); `skip_layers` makes a second case of each format, in which those
+    layers keep the run's own."""
 
     kv_cache_dtypes: tuple[str, ...]
     input_lens: tuple[int, ...]
     output_len: int = 32
+    contexts: tuple[int, ...] = ()
     text: Path | None = None
     skip_layers: tuple[int, ...] = ()
 
@@ -50,12 +58,33 @@ class AccuracyPart(Part):
     def __post_init__(self) -> None:
         require_positive("input length", *self.input_lens)
         require_positive("output length", self.output_len)
+        require_positive("context", *self.contexts)
+        if len(set(self.contexts)) == 1:
+            raise KvtoolError(f"context {self.contexts[0]} is one point, and a line needs two: as 256,1k,4k")
         for name in self.kv_cache_dtypes:
             parse_cache_format(name)
 
     @classmethod
     def default(cls, *, gpu: bool) -> AccuracyPart:
-        return cls(kv_cache_dtypes=GPU_FORMATS if gpu else CPU_FORMATS, input_lens=(512,))
+        if gpu:
+            return cls(kv_cache_dtypes=GPU_FORMATS, input_lens=(512,), contexts=(1024, 8192, 32768))
+        return cls(kv_cache_dtypes=CPU_FORMATS, input_lens=(512,), contexts=(256, 1024, 4096))
+
+    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> AccuracyPart:
+        """Contexts beyond the model's are left out, and all of them where a line through the rest has no two points;
+        so are sparse caches that nobody asked for, where the model's attention cannot be sparse."""
+        names = self.kv_cache_dtypes
+        if names in (CPU_FORMATS, GPU_FORMATS):
+            names = tuple(name for name in names if reads_in_part(model, parse_cache_format(name)))
+        longest = model.max_position_embeddings or max(self.contexts, default=0)
+        known = tuple(sorted({context for context in self.contexts if context <= longest}))
+        return replace(self, kv_cache_dtypes=names, contexts=known if len(known) > 1 else ())
+
+    def ways(self, name: str) -> list[tuple[int, ...]]:
+        """The layers that each case of a format leaves whole; one that lets go of pages does so in all of them."""
+        sparse = parse_cache_format(name).sparse
+        lets_go = sparse is not None and sparse.way == "streaming"
+        return [()] if lets_go or not self.skip_layers else [(), self.skip_layers]
 
     @property
     def longest_tokens(self) -> int:
@@ -63,7 +92,7 @@ class AccuracyPart(Part):
 
     @property
     def budget_s(self) -> float:
-        return BUDGET_S
+        return TEXT_S + (SPEED_S if self.contexts else 0.0)
 
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         text = self._read(setup)
@@ -89,8 +118,9 @@ class Comparison:
     def __init__(self, setup: Setup, options: AccuracyPart, text: Text, input_len: int) -> None:
         self.setup, self.options, self.text, self.input_len = setup, options, text, input_len
         self.reference = reference_method(setup.loaded)
-        ways = [()] + ([options.skip_layers] if options.skip_layers else [])
-        self.methods = [method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in ways]
+        self.methods = [
+            method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in options.ways(name)
+        ]
         self.held: list[int] = [0] * len(self.methods)
 
     def measure(self) -> Measured:
@@ -103,21 +133,38 @@ class Comparison:
         errors = [layer_errors(each, seen) for each in self.methods]
         found = self._read_windows(windows)
         greedy = self._greedy(windows)
-        return Measured([self._case(i, found[i], greedy[i], errors[i]) for i in range(len(self.methods))], [])
+        speeds = self._speeds()
+        indices = range(len(self.methods))
+        return Measured([self._case(i, found[i], greedy[i], errors[i], speeds[i]) for i in indices], [])
+
+    def _speeds(self) -> list[CacheSpeed | None]:
+        """By method; none where nothing is to be timed, or the model has no room beside itself in 16 bits."""
+        contexts, reference = self.options.contexts, self.reference.cache_format.name
+        if not contexts:
+            return [None] * len(self.methods)
+        try:
+            loaded = in_dtype_of_cache(self.setup.loaded, max_positions=max(contexts))
+        except DeviceError:
+            return [None] * len(self.methods)
+        budget = Budget(SPEED_S, trims=self.setup.budget.trims)
+        methods = [each.of(loaded) for each in self.methods]
+        other, *own = timed([reference_method(loaded), *methods], contexts, budget)
+        longest = loaded.model.max_position_embeddings or max(contexts)
+        return [speed_of(each, other, contexts, dtype=reference, longest=longest) for each in own]
 
     def _read_windows(self, windows: list[list[int]]) -> list[list[Moved]]:
         """By method, what moved in each window."""
-        in_time = self.setup.budget.share()
+        in_share, in_time = self.setup.budget.share(), Budget(TEXT_S).share()
         found: list[list[Moved]] = [[] for _ in self.methods]
         for count, window in enumerate(windows):
-            if count and not self._goes_on(count, found, in_time=in_time()):
+            if count and not self._goes_on(count, found, in_time=in_share() and in_time()):
                 break
             expected = self.reference.logits(window, self.reference.layers(len(window)))
             for index, each in enumerate(self.methods):
                 layers = each.layers(len(window))
                 found[index].append(moved(expected, each.logits(window, layers), window))
                 if not count:
-                    self.held[index] = held_bytes(layers)
+                    self.held[index] = held_bytes(layers if each.step_tokens else each.held(len(window)))
         return found
 
     def _goes_on(self, count: int, found: list[list[Moved]], *, in_time: bool) -> bool:
@@ -133,7 +180,9 @@ class Comparison:
         expected = continued(self.setup.loaded, prompts, self.options.output_len)
         return [agreements(each, prompts, expected) for each in self.methods]
 
-    def _case(self, index: int, found: list[Moved], greedy: list[int], errors: LayerErrors) -> AccuracyCase:
+    def _case(
+        self, index: int, found: list[Moved], greedy: list[int], errors: LayerErrors, speed: CacheSpeed | None
+    ) -> AccuracyCase:
         own = self.methods[index]
         first = len(self.text.windows(self.input_len)[0])
         name = f"accuracy/{own.cache_format.name}" + (f"/{own.whole}" if own.whole else "")
@@ -167,6 +216,7 @@ class Comparison:
                 errors,
                 greedy_tokens=self.options.output_len,
                 sha256=self.text.sha256,
+                speed=speed,
             ),
         )
 
@@ -174,7 +224,7 @@ class Comparison:
         """Of the decode step behind a whole window, by the format's own specs."""
         request = Request(prompt_ids=(0,) * self.input_len, output_len=2)
         bytes_ = step_bytes(self.setup.loaded, [request])
-        return replace(
+        return msgspec.structs.replace(
             bytes_,
             kv_read=decode_kv_read_bytes(own.specs, [self.input_len + 1]),
             kv_written=kv_written_bytes(own.specs, 1),

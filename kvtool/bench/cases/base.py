@@ -81,7 +81,9 @@ class Setup:
         limits = self.windows.take()
         kept = sorted(sorted(range(len(found)), key=lambda i: (is_disturbed(cores[i]), i))[: self.num_iters])
         return Iterations(
-            samples=[replace(s, iteration=place) for place, i in enumerate(kept) for s in found[i]],
+            samples=[
+                replace(s, iteration=place, **_beside(limits, i)) for place, i in enumerate(kept) for s in found[i]
+            ],
             limits=[limits[i] for i in kept] if limits else [],
             other_cores=[cores[i] for i in kept],
         )
@@ -97,6 +99,13 @@ class Setup:
         """All that is needed to run a case again: `values` are its own."""
         repeats = {"num_iters": self.num_iters, "num_iters_warmup": num_iters_warmup, "seed": self.seed}
         return {**case_inputs(self.loaded), **values, **repeats}
+
+
+def _beside(limits: Sequence[Ceiling], iteration: int) -> dict[str, float]:
+    """What a sample tells of the device's speed."""
+    if not limits:
+        return {}
+    return {"device_read_gbps": limits[iteration].read_gbps, "device_tflops": limits[iteration].tflops}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +148,8 @@ class Part(ABC):
         """That its measured iterations may take where the user does not say how many."""
         return PART_S
 
-    def fitted(self, model: Model, block_size: int) -> Part:
-        """The same for that model and pages of that size."""
+    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> Part:
+        """The same for that model and pages of that size; `tiers`: some lie below the pool."""
         return self
 
     def most_pages(self, block_size: int) -> int:

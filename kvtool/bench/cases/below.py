@@ -32,6 +32,13 @@ def private_tiers(tiers: TierOptions | None) -> Iterator[TierOptions | None]:
         yield replace(tiers, disk_folder=Path(name))
 
 
+def own_tiers(tiers: TierOptions | None, name: str) -> TierOptions | None:
+    """The same for one engine of several: its files are in a folder of its own, as an engine opens one alone."""
+    if tiers is None or tiers.disk_folder is None:
+        return tiers
+    return replace(tiers, disk_folder=tiers.disk_folder / name)
+
+
 def each_tier(tiers: TierOptions | None) -> dict[str, TierOptions]:
     """Every tier alone, pages moved down at once and always loaded, so that what is found there can be measured."""
     if tiers is None:

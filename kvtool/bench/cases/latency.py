@@ -18,8 +18,6 @@ from kvtool.bench.session import Step
 from kvtool.engine.batch import build_batch
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels import load_kernels
-from kvtool.kernels.packed.pages import packed
 from kvtool.machine.memory import peak_memory
 from kvtool.machine.nvml import NvmlSampler, open_card
 from kvtool.results import BenchPeer, Check, LatencyCase, Memory, Roofline, Sample
@@ -181,7 +179,7 @@ def kernel_check(engine: Engine, request: Request) -> Check:
     # Both write the same K and V to the same slots, so the second run sees what the first saw.
     ran, reference = (
         loaded.transformer(batch, engine.pool.layers, kernels).float()
-        for kernels in (loaded.kernels, packed(load_kernels("reference")))
+        for kernels in (loaded.kernels, loaded.keeping(loaded.cache_format, backend="reference").kernels)
     )
     engine.scheduler.finish(sequence)
     assert isinstance(ran, torch.Tensor)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace as changed
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.base import Iterations, Measured, Setup
+from kvtool.bench.cases.below import own_tiers
 from kvtool.bench.cases.goodput import goodput_ratio
 from kvtool.bench.cases.serve import Served, serve
 from kvtool.bench.checks import compare_runs
@@ -18,9 +19,10 @@ from kvtool.bench.harness import cold_start_of, kv_bytes, run_requests
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import of_arm, savings
 from kvtool.engine.engine import Engine
+from kvtool.engine.offload.page_file import file_bytes
 from kvtool.engine.sequence import Sequence
 from kvtool.machine.memory import peak_memory
-from kvtool.results import Case, Check, Memory, Roofline, Sample, Workload, WorkloadCase
+from kvtool.results import Case, Check, Memory, Roofline, Sample, TierUse, Workload, WorkloadCase
 from kvtool.units import ceil_div
 from kvtool.workloads import Request
 from kvtool.workloads.scenarios.base import Plan
@@ -62,23 +64,31 @@ class Race:
 
     def _arms(self, num_requests: int) -> list[Arm]:
         policies = self.options.policies
-        arms = [Arm(f"cached {i}", self._engine(own, num_requests), True, own) for i, own in enumerate(policies)]
+        arms = []
+        for index, own in enumerate(policies):
+            tiers = own_tiers(self.setup.tiers, f"{title(self.scenario)}-{index}")
+            arms.append(Arm(f"cached {index}", self._engine(own, num_requests, tiers=tiers), True, own))
         uncached = self._engine(policies[0], num_requests, prefix_caching=False)
         return [*arms, Arm("uncached", uncached, False, policies[0]), replace(arms[0], name="repeat", served={})]
 
-    def _engine(self, policy: tuple[str, str], num_requests: int, *, prefix_caching: bool = True) -> Engine:
+    def _engine(self, policy: tuple[str, str], num_requests: int, **given: Any) -> Engine:
+        """`given` are further settings."""
         loaded = self.setup.loaded
         eviction, preemption = policy
-        config = replace(loaded.config, eviction=eviction, preemption=preemption, prefix_caching=prefix_caching)
+        config = replace(loaded.config, eviction=eviction, preemption=preemption, **given)
         engine = Engine(loaded, num_pages=self.num_pages, config=config)
         most = min(num_requests, self.options.concurrency or num_requests, engine.scheduler.limits.max_num_seqs)
         engine.prepare(range(1, most + 1))
         return engine
 
     def measure(self) -> Measured:
-        check = self._check()
-        iterations = self.setup.iterate(self._take_turns)
-        cases = [self._case(arm, iterations, check) for arm in self.arms if arm.name.startswith("cached")]
+        try:
+            check = self._check()
+            iterations = self.setup.iterate(self._take_turns)
+            cases = [self._case(arm, iterations, check) for arm in self.arms if arm.name.startswith("cached")]
+        finally:
+            for arm in self.arms:
+                arm.engine.close()
         return Measured(list(cases), iterations.limits)
 
     def _take_turns(self, iteration: int) -> list[Sample]:
@@ -88,16 +98,17 @@ class Race:
         return [sample for arm in self.arms for sample in arm.served[iteration].samples(arm.name, iteration)]
 
     def _serve(self, arm: Arm, plan: Plan) -> Served:
-        """From an empty cache, but for what the plan primes."""
+        """From an empty cache and empty tiers, but for what the plan primes."""
         engine = arm.engine
-        engine.cache.reset()
+        engine.reset()
         if arm.is_cached:
             for prompt in plan.priming:
                 run_requests(engine, [Request(prompt, output_len=1)])
-        engine.cache.reset_counters()
+        engine.reset_counters()
         served = serve(engine, plan, concurrency=self.options.concurrency, forks=arm.is_cached)
         if all(turn.answers == 1 for turn in plan.turns) and not served.preemptions:
-            assert served.hit_tokens == served.counters.hit_tokens, "requests found what the allocator did not count"
+            counted = served.counters.hit_tokens + sum(tier.hit_tokens for tier in served.tiers)
+            assert served.hit_tokens == counted, "requests found what neither the allocator nor a tier counted"
         return served
 
     def _check(self) -> Check:
@@ -153,7 +164,7 @@ class Race:
         return "/".join(("workload", title(self.scenario), *rate, eviction, *more))
 
     def _inputs(self, arm: Arm, plan: Plan) -> dict[str, str | int | float | bool | None]:
-        options = self.options
+        options, below = self.options, self.setup.tiers
         eviction, preemption = arm.policy
         return self.setup.inputs(
             scenario=title(self.scenario),
@@ -175,6 +186,8 @@ class Race:
             think_time=options.think_s,
             time_scale=options.time_scale if is_trace(self.scenario) else None,
             num_iters_warmup=1,
+            **({"priority": ",".join(map(str, options.priorities))} if options.priorities else {}),
+            **({} if below is None else {"tiers": str(below), "write_policy": str(below.write)}),
         )
 
     def _memory(self, arm: Arm, plan: Plan, served: Served) -> Memory:
@@ -212,9 +225,11 @@ class Race:
             evicted_pages=served.counters.evicted_pages,
             preemptions=served.preemptions,
             copied_pages=served.counters.copied_pages,
-            tiers=[],
+            tiers=[TierUse(**asdict(tier)) for tier in served.tiers],
+            kept_below=self._keeps_all_below(arm, plan, served),
             occupancy=thinned(served.in_use),
             held=thinned(served.held),
+            map=page_runs(served.owners),
             goodput_ratio=goodput_ratio(of_arm(samples, "cached"), options.goodput_ms),
             saved=savings(loaded.model, loaded.specs, samples, served.hit_tokens),
         )
@@ -227,6 +242,14 @@ class Race:
         roomy = self.num_pages >= plan.pages(self.options.block_size)
         kept = config.admission == "always" and not config.partial_hits
         return kept and (plan.exact or self.options.concurrency == 1) and (roomy or not forks)
+
+    def _keeps_all_below(self, arm: Arm, plan: Plan, served: Served) -> bool:
+        """Whether whatever leaves the pool stays in one of the tiers."""
+        below, offload = self.setup.tiers, arm.engine.offload
+        if below is None or offload is None or not offload.stack.holds_anything:
+            return False
+        room = max(below.dram_bytes or 0, below.disk_bytes or 0) // file_bytes(arm.engine.pool.page_bytes)
+        return below.write.kind == "through" and not served.preemptions and room >= plan.pages(self.options.block_size)
 
     def _scale(self) -> str:
         options = self.options
@@ -253,6 +276,18 @@ def thinned(points: Seq[tuple[float, int]]) -> list[tuple[float, int]]:
     stride = ceil_div(len(points), MOST_POINTS) or 1
     kept = [*points[::stride], *points[-1:]] if (len(points) - 1) % stride else list(points[::stride])
     return [(round(seconds, 4), pages) for seconds, pages in kept]
+
+
+def page_runs(owners: dict[int, int]) -> list[tuple[int, int, int]]:
+    """Neighbouring pages of one owner together: the first of them, how many, and the owner."""
+    runs: list[tuple[int, int, int]] = []
+    for page, owner in sorted(owners.items()):
+        first, count, last_owner = runs[-1] if runs else (page, 0, owner)
+        if owner == last_owner and first + count == page:
+            runs[-1:] = [(first, count + 1, owner)]
+        else:
+            runs.append((page, 1, owner))
+    return runs
 
 
 def scales(cases: Seq[Case]) -> list[str]:

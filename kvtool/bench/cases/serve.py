@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+from msgspec.structs import replace
+
+from kvtool.bench.harness import sample_of
 from kvtool.cache.manager import CacheCounters
+from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.results import Sample
+from kvtool.results.workload import KEPT, SHARED
 from kvtool.workloads.scenarios.base import Plan
 
 Point = tuple[float, int]
@@ -22,19 +28,21 @@ Point = tuple[float, int]
 class Served:
     """A plan that is done. `sequences` are in the order of its turns, the answers to one prompt side by side; times are
     seconds since the start. `in_use` are pages with K/V after each step, `held` those of running requests alone;
-    `empty_slots` had no token when the most were held."""
+    `empty_slots` had no token when the most were held, and `owners` has the owner of each page that was in use then."""
 
     sequences: list[Sequence]
     arrivals_s: list[float]
     queues_s: list[float]
     counters: CacheCounters
+    tiers: list[TierCounters]
     in_use: list[Point]
     held: list[Point]
     empty_slots: int
+    owners: dict[int, int]
 
     @property
     def hit_tokens(self) -> int:
-        """Found when a request was first admitted, in what the allocator gave it then."""
+        """Found when a request was first admitted, in what the allocator gave it then, or in a tier below."""
         return sum(sequence.cached_tokens or 0 for sequence in self.sequences)
 
     @property
@@ -50,20 +58,32 @@ class Served:
     def samples(self, arm: str, iteration: int) -> list[Sample]:
         """One a request, in their order."""
         return [
-            Sample(
-                arm=arm,
-                iteration=iteration,
-                ttft_s=sequence.ttft_s,
-                e2e_s=sequence.e2e_s,
-                itl_s=sequence.itl_s,
-                output_tokens=len(sequence.output_ids),
-                prompt_tokens=sequence.prompt_tokens,
-                cached_tokens=sequence.cached_tokens or 0,
+            replace(
+                sample_of(sequence, arm=arm, iteration=iteration),
                 arrival_s=arrival_s,
                 queue_s=queue_s,
             )
             for sequence, arrival_s, queue_s in zip(self.sequences, self.arrivals_s, self.queues_s, strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Fullest:
+    """The pool when running requests held the most: references to each page, the pages of each request, and slots
+    without a token."""
+
+    references: Seq[int]
+    pages_of: dict[Sequence, list[int]]
+    empty_slots: int
+
+
+def page_owners(pool: Fullest, places: Mapping[Sequence, int]) -> dict[int, int]:
+    """The place of the request that holds each page; SHARED where several do, KEPT where none does any more."""
+    owners = {page: KEPT for page, references in enumerate(pool.references) if references}
+    for sequence, pages in pool.pages_of.items():
+        for page in pages:
+            owners[page] = places[sequence] if owners[page] == KEPT else SHARED
+    return owners
 
 
 def needed_tokens(sequence: Sequence) -> int:
@@ -110,7 +130,8 @@ class _Serving:
         self._admitted_s: dict[Sequence, float] = {}
         self._in_use: list[Point] = []
         self._held: list[Point] = []
-        self._most_held, self._empty_slots = 0, 0
+        self._most_held = 0
+        self._fullest = Fullest([], {}, 0)
 
     def run(self) -> Served:
         """Submit, step, watch, until nothing is left."""
@@ -127,9 +148,11 @@ class _Serving:
             arrivals_s=[sequence.arrival_s - self._start_s for sequence in sequences],
             queues_s=[max(0.0, self._admitted_s[s] - (s.arrival_s - self._start_s)) for s in sequences],
             counters=self.engine.cache.counters(),
+            tiers=self.engine.tiers(),
             in_use=self._in_use,
             held=self._held,
-            empty_slots=self._empty_slots,
+            empty_slots=self._fullest.empty_slots,
+            owners=page_owners(self._fullest, {sequence: place for place, sequence in enumerate(sequences)}),
         )
 
     def _now_s(self) -> float:
@@ -142,13 +165,14 @@ class _Serving:
             params = SamplingParams(max_tokens=turn.output_len)
             prompt = turn.prompt(self._transcripts)
             arrival_s = self._start_s + due_s if self._concurrency is None else None
-            first = self.engine.add(prompt, params, arrival_s=arrival_s)
+            first = self.engine.add(prompt, params, arrival_s=arrival_s, retention=turn.retention)
             self._watch(first, index)
             if self._forks and turn.answers > 1:
                 self._to_fork[first] = turn.answers - 1
                 continue
             for _ in range(turn.answers - 1):
-                self._watch(self.engine.add(prompt, params, arrival_s=arrival_s), index)
+                again = self.engine.add(prompt, params, arrival_s=arrival_s, retention=turn.retention)
+                self._watch(again, index)
 
     def _watch(self, sequence: Sequence, index: int) -> None:
         """It is in flight, as an answer to that turn."""
@@ -181,9 +205,13 @@ class _Serving:
         self._in_use.append((now_s, cache.pool.num_pages - cache.counters().free_pages))
         self._held.append((now_s, held))
         if held > self._most_held:
-            tables = [sequence.pages.table for sequence in self.engine.scheduler.running if sequence.pages is not None]
+            tables = {s: s.pages.table for s in self.engine.scheduler.running if s.pages is not None}
             self._most_held = held
-            self._empty_slots = sum(table.capacity_tokens - table.num_tokens for table in tables)
+            self._fullest = Fullest(
+                references=cache.pool.all_references(),
+                pages_of={sequence: [*table.pages] for sequence, table in tables.items()},
+                empty_slots=sum(table.capacity_tokens - table.num_tokens for table in tables.values()),
+            )
 
     def _finish(self, sequence: Sequence) -> None:
         index = self._turn_of.pop(sequence)

@@ -7,11 +7,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from typing import ClassVar
 
 from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, require_positive
 from kvtool.bench.cases.scenario import Race
 from kvtool.bench.session import Step
 from kvtool.cache.eviction.eviction import eviction_policy
+from kvtool.cache.retention import Retention
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
@@ -32,8 +34,11 @@ class Workload(Part):
     """Scenarios, each at every hit rate and under every policy; a trace is named by its path.
 
     Lengths that are not given follow from the device, the model's positions and the pool (`pool_tokens`, which else
-    holds everything, or half of it where policies are compared). Times are seconds, goodput's limits milliseconds.
+    holds everything, or half of it where policies are compared or `tiers` lie below). Times are seconds, goodput's
+    limits milliseconds.
     """
+
+    uses_tiers: ClassVar[bool] = True
 
     gpu: bool
     output_len: int
@@ -50,7 +55,9 @@ class Workload(Part):
     pool_tokens: int | None = None
     evictions: tuple[str, ...] = ("lru",)
     preemptions: tuple[str, ...] = ("youngest",)
+    priorities: tuple[Retention, ...] = ()
     goodput_ms: dict[str, float] = field(default_factory=dict)
+    tiers: bool = False
     most_tokens: int | None = None
     block_size: int = 16
     vocab_size: int = 0
@@ -71,7 +78,7 @@ class Workload(Part):
     def default(cls, *, gpu: bool) -> Workload:
         return cls(gpu=gpu, output_len=32 if gpu else 6)
 
-    def fitted(self, model: Model, block_size: int) -> Workload:
+    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> Workload:
         """For the model's positions and vocabulary. Raises KvtoolError where half of the pool holds no page."""
         positions = model.max_position_embeddings
         limits = [] if positions is None else [positions]
@@ -84,7 +91,8 @@ class Workload(Part):
         if most is not None and given + self.output_len > most:
             asked = f"{given} prompt and {self.output_len} output tokens"
             raise KvtoolError(f"{asked} are more than {self._limit_in_words()}: {most}")
-        return replace(self, most_tokens=most, block_size=block_size, vocab_size=model.vocab_size or 0)
+        vocab_size = model.vocab_size or 0
+        return replace(self, most_tokens=most, block_size=block_size, vocab_size=vocab_size, tiers=tiers)
 
     def _limit_in_words(self) -> str:
         half = "" if self.pool_tokens is None else f" or half of --pool-tokens {self.pool_tokens}"
@@ -136,13 +144,14 @@ class Workload(Part):
             think_s=self.think_s,
         )
         plan = plan_of(scenario, shape, time_scale=self.time_scale)
+        plan = plan.of_priorities(self.priorities)
         return plan.arriving(self.request_rate, burstiness=self.burstiness, seed=seed)
 
     def pool_pages(self, plans: Seq[Plan]) -> int:
         """Of a pool for any of these plans."""
         if self.pool_tokens is not None:
             return self.pool_tokens // self.block_size
-        if len(self.policies) == 1:
+        if len(self.policies) == 1 and not self.tiers:
             return max(plan.pages(self.block_size) for plan in plans)
         longest = max(ceil_div(plan.longest_tokens, self.block_size) for plan in plans)
         return max(POOL_SHARE * longest, max(plan.distinct_pages(self.block_size) for plan in plans) // 2)

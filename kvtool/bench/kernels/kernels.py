@@ -63,7 +63,8 @@ def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress
     measured = session.run(_steps(fitting, setup), total=len(fitting))
     conditions = session.end()
     cases = [with_roofline(case, conditions.ceiling) for case in measured]
-    assumptions = ["K, V and queries are random: the work is that of real ones, the outputs mean nothing"]
+    random = "K, V and queries are random: the work is that of real ones, the outputs mean nothing"
+    assumptions = [*model.assumed, random]
     assumptions += left_out(model, setup.formats[0])
     if len(fitting) < len(works):
         assumptions.append(f"{len(works) - len(fitting)} cases of the default grid do not fit the memory: left out")

@@ -63,7 +63,7 @@ def _checked(result: KernelPeer, peer: Peer, measurement: Measurement, track: Tr
         return Entry(msgspec.structs.replace(result, note=DIFFERENT))
     timed, remark = _pass(prepared, track)
     note = ". ".join(filter(None, (prepared.note, remark)))
-    return Entry(msgspec.structs.replace(result, note=note), timed)
+    return Entry(msgspec.structs.replace(result, note=note, moved_bytes=prepared.moved_bytes), timed)
 
 
 def _pass(prepared: Prepared, track: Track) -> tuple[Pass, str]:

@@ -73,7 +73,7 @@ class Sides:
         def call() -> None:
             pages, slots = self._pages(), self._pages()
             if up:
-                self.copies.up(slots, pages)
+                self.copies.up(slots, pages).finish()
             else:
                 self.copies.down(pages, slots)()
 
@@ -158,11 +158,12 @@ def _timed(what: What, call: Call, sides: Sides, options: TiersOptions) -> TierR
 
 @dataclass(slots=True)
 class Together:
-    """How often two calls ran in one window of time."""
+    """How often two calls ran in one window of time, and the seconds of this process's processors in it."""
 
     first: int
     second: int
     window_s: float
+    cpu_s: float
 
 
 def together(first: Call, second: Call, device: torch.device, seconds: float) -> Together:
@@ -178,7 +179,7 @@ def together(first: Call, second: Call, device: torch.device, seconds: float) ->
                 counted += 1
 
     thread = threading.Thread(target=beside)
-    began_s, done = time.perf_counter(), 0
+    began_s, began_cpu_s, done = time.perf_counter(), time.process_time(), 0
     thread.start()
     while not done or time.perf_counter() - began_s < seconds:
         first()
@@ -186,17 +187,25 @@ def together(first: Call, second: Call, device: torch.device, seconds: float) ->
         done += 1
     over.set()
     thread.join()
-    return Together(done, counted, time.perf_counter() - began_s)
+    return Together(done, counted, time.perf_counter() - began_s, time.process_time() - began_cpu_s)
 
 
-def alone(call: Call, device: torch.device, seconds: float) -> float:
-    """Calls a second."""
-    began_s, done = time.perf_counter(), 0
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Of one call: how many ran a second, and seconds of this process's processors each."""
+
+    calls_per_s: float
+    cpu_s: float
+
+
+def alone(call: Call, device: torch.device, seconds: float) -> Alone:
+    """The call again and again, at least once."""
+    began_s, began_cpu_s, done = time.perf_counter(), time.process_time(), 0
     while not done or time.perf_counter() - began_s < seconds:
         call()
         _settle(device)
         done += 1
-    return done / (time.perf_counter() - began_s)
+    return Alone(done / (time.perf_counter() - began_s), (time.process_time() - began_cpu_s) / done)
 
 
 def _own_stream(device: torch.device) -> Any:
@@ -212,7 +221,8 @@ def _both_ways(what: What, sides: Sides, options: TiersOptions) -> TierRow:
     window_s = options.point_s / WINDOWS
     down, up = sides.gathered(up=False), sides.gathered(up=True)
     windows = [together(down, up, sides.device, window_s) for _ in range(WINDOWS)]
-    return _windows_row(what, [(each.first + each.second, each.window_s) for each in windows])
+    cpu_s = sum(each.cpu_s for each in windows)
+    return _windows_row(what, [(each.first + each.second, each.window_s) for each in windows], cpu_s)
 
 
 def _beside_product(what: What, sides: Sides, options: TiersOptions) -> TierRow:
@@ -223,22 +233,24 @@ def _beside_product(what: What, sides: Sides, options: TiersOptions) -> TierRow:
     product = matmul_kernel(str(sides.device), dtype, GPU_PRODUCT if cuda else CPU_PRODUCT).call
     copies = sides.gathered(up=what.direction == "up")
     product()
-    lone: list[tuple[float, float]] = []
+    lone: list[tuple[Alone, Alone]] = []
     windows: list[Together] = []
     for _ in range(WINDOWS):  # in turns, so that a neighbour's burst hits both
         lone.append((alone(copies, sides.device, window_s), alone(product, sides.device, window_s)))
         windows.append(together(copies, product, sides.device, window_s))
-    copied_alone, multiplied_alone = (median(rate[side] for rate in lone) for side in (0, 1))
+    copied_alone, multiplied_alone = (median(each[side].calls_per_s for each in lone) for side in (0, 1))
+    product_cpu_s = median(multiplied.cpu_s for _, multiplied in lone)
     copied = median(each.first / each.window_s for each in windows)
     multiplied = median(each.second / each.window_s for each in windows)
     slower = multiplied_alone / multiplied
     remark = f"copies take {copied_alone / copied:.2f}x, the product {slower:.2f}x of their time alone"
-    row = _windows_row(replace(what, remark=remark), [(each.first, each.window_s) for each in windows])
+    copies_cpu_s = sum(each.cpu_s - each.second * product_cpu_s for each in windows)
+    row = _windows_row(replace(what, remark=remark), [(each.first, each.window_s) for each in windows], copies_cpu_s)
     return msgspec.structs.replace(row, product_slowdown=slower)
 
 
-def _windows_row(what: What, windows: list[tuple[int, float]]) -> TierRow:
-    """Of calls and seconds of each window."""
+def _windows_row(what: What, windows: list[tuple[int, float]], cpu_s: float) -> TierRow:
+    """Of calls and seconds of each window, and of all processor seconds that the calls took."""
     calls = sum(each for each, _ in windows)
     wall_s = sum(seconds for _, seconds in windows)
     moved = what.size_bytes * what.queue_depth
@@ -247,5 +259,5 @@ def _windows_row(what: What, windows: list[tuple[int, float]]) -> TierRow:
         [done * moved / seconds for done, seconds in windows],
         latency_s=[seconds / max(1, done) for done, seconds in windows],
         device_s=wall_s / max(1, calls) / what.queue_depth,
-        host_s=wall_s / max(1, calls) / what.queue_depth,
+        host_s=max(0.0, cpu_s) / max(1, calls) / what.queue_depth,
     )

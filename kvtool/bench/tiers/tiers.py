@@ -30,7 +30,7 @@ DEFINITIONS = {
     "gbps": "1e9 bytes a second, of rounds of at least 20 ms (disk) or of calls (dram)",
     "latency_us": "median of a request (disk), or of a call with all its copies (dram)",
     "device_s": "seconds a request: a GPU's own, else of the wall clock",
-    "host_s": "seconds of this process's processors a request",
+    "host_s": "seconds of this process's processors a request; beside a product, without what that takes alone",
     "break_even": "loading takes latency + bytes / speed, computing FLOPs / (FLOP/s of a measured prefill)",
     "fsync": "writes do not wait for the disk's own cache: nothing is lost but pages that can be computed again",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,33 +52,50 @@ class TierOptions:
         return ",".join([*named, *([EXCLUSIVE] if self.exclusive else [])])
 
     def __post_init__(self) -> None:
-        if self.dram_bytes is None and self.disk_folder is None:
-            raise KvtoolError(f"--tiers names no tier: {EXAMPLE}")
         if self.exclusive and (self.write.kind != "back" or self.dram_bytes is None):
             raise KvtoolError("--tiers exclusive keeps a page in one place: it needs dram=SIZE and --write-policy back")
 
 
 def parse_tiers(text: str, write: str = "through") -> TierOptions:
     """The tiers of one --tiers and its --write-policy. Raises KvtoolError."""
+    found, switches = tier_items(text, names=TIERS, switches=(EXCLUSIVE,), example=EXAMPLE)
+    folder, disk_bytes = _disk(found["disk"]) if "disk" in found else (None, None)
+    return TierOptions(
+        dram_bytes=tier_bytes(found["dram"], "dram", EXAMPLE) if "dram" in found else None,
+        disk_folder=folder,
+        disk_bytes=disk_bytes,
+        exclusive=EXCLUSIVE in switches,
+        write=parse_write_policy(write),
+    )
+
+
+def tier_items(
+    text: str, *, names: Sequence[str], switches: Sequence[str], example: str
+) -> tuple[dict[str, str], set[str]]:
+    """What stands behind each `NAME=` of one --tiers, and its switches. Raises KvtoolError, which ends with an
+    `example`, for what is neither, is named twice, or has nothing behind it."""
     found: dict[str, str] = {}
     for item in text.split(","):
         name, equals, value = item.strip().partition("=")
-        if name not in ("dram", "disk", EXCLUSIVE):
-            near = did_you_mean(name, ("dram", "disk", EXCLUSIVE))
-            raise KvtoolError(f"--tiers {item.strip()!r} is no tier: {EXAMPLE}{near}")
+        if name not in (*names, *switches):
+            near = did_you_mean(name, (*names, *switches))
+            raise KvtoolError(f"--tiers {item.strip()!r} is no tier: {example}{near}")
         if name in found:
-            raise KvtoolError(f"--tiers names {name} twice: {EXAMPLE}")
-        if bool(equals and value) != (name != EXCLUSIVE):
-            raise KvtoolError(f"--tiers {item.strip()!r} is not complete: {EXAMPLE}")
+            raise KvtoolError(f"--tiers names {name} twice: {example}")
+        if bool(equals and value) != (name not in switches):
+            raise KvtoolError(f"--tiers {item.strip()!r} is not complete: {example}")
         found[name] = value
-    folder, disk_bytes = _disk(found["disk"]) if "disk" in found else (None, None)
-    return TierOptions(
-        dram_bytes=_positive(found["dram"], "dram") if "dram" in found else None,
-        disk_folder=folder,
-        disk_bytes=disk_bytes,
-        exclusive=EXCLUSIVE in found,
-        write=parse_write_policy(write),
-    )
+    if found.keys() <= set(switches):
+        raise KvtoolError(f"--tiers names no tier: {example}")
+    return {name: found[name] for name in names if name in found}, found.keys() & set(switches)
+
+
+def tier_bytes(text: str, tier: str, example: str) -> int:
+    """The capacity of a tier. Raises KvtoolError for no size, and for none at all."""
+    size = parse_size(text, f"--tiers {tier}")
+    if size < 1:
+        raise KvtoolError(f"--tiers {tier} has no room: {example}")
+    return size
 
 
 def parse_write_policy(text: str) -> WritePolicy:
@@ -99,11 +117,4 @@ def _disk(text: str) -> tuple[Path, int]:
         raise KvtoolError(f"--tiers disk={text} does not say how much: {EXAMPLE}")
     if "\0" in folder:
         raise KvtoolError(f"--tiers disk={text!r}: no folder's name has a null character")
-    return Path(folder), _positive(size, "disk")
-
-
-def _positive(text: str, tier: str) -> int:
-    size = parse_size(text, f"--tiers {tier}")
-    if size < 1:
-        raise KvtoolError(f"--tiers {tier} has no room: {EXAMPLE}")
-    return size
+    return Path(folder), tier_bytes(size, "disk", EXAMPLE)

@@ -14,6 +14,7 @@ from kvtool.cli.values import given, optional_length, optional_size
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
+    from kvtool.results import BenchDocument
     from kvtool.sizing.questions.lengths import Lengths
     from kvtool.sizing.questions.tiers import Places
     from kvtool.sizing.solve.settings import Question
@@ -49,14 +50,20 @@ class Questions(Group):
     nvme: Annotated[str | None, _option(metavar="SIZE", help="NVMe for the cache, as 1TB.")] = None
     nvme_gbps: Annotated[float | None, _option(help="What --nvme reads, in GB/s.")] = None
     profile: Annotated[
-        Path | None, _option(metavar="FILE", help="Speeds of --dram and --nvme as `kvtool tiers --out` measured them.")
+        Path | None,
+        _option(
+            metavar="FILE",
+            help="Speeds of --dram and --nvme as `kvtool tiers --out` measured them, or what smaller caches cost by "
+            "`kvtool bench --parts accuracy --out`.",
+        ),
     ] = None
 
     def places(self) -> Places | None:
         """Where the cache could live; None where no option asks for it. Raises KvtoolError."""
         from kvtool.sizing.questions.tiers import Places
 
-        if not self.tiers and all(value is None for value in (self.dram, self.nvme, self.nvme_gbps, self.profile)):
+        profile = None if self._of_caches() else self.profile
+        if not self.tiers and all(value is None for value in (self.dram, self.nvme, self.nvme_gbps, profile)):
             return None
         nvme_bytes = optional_size(self.nvme, "nvme")
         return Places(
@@ -71,12 +78,26 @@ class Questions(Group):
         for a profile without a disk."""
         from kvtool.results import read_profile
 
-        if self.profile is None:
+        if self.profile is None or self._of_caches():
             return None
         profile = read_profile(self.profile)
         if tier == "disk" and tier not in profile.up_gbps:
             raise KvtoolError(f"{self.profile} has no disk, only {', '.join(profile.up_gbps)}: give --nvme-gbps")
         return profile.up_gbps.get(tier) if tier == "disk" or profile.of_a_gpu else None
+
+    def _of_caches(self) -> bool:
+        """Whether --profile is a bench document."""
+        from kvtool.results import BenchDocument, is_document
+
+        return self.profile is not None and is_document(self.profile, BenchDocument)
+
+    def measured_caches(self) -> BenchDocument | None:
+        """What --profile says of cache formats; None where it is of something else. Raises KvtoolError."""
+        from kvtool.results import BenchDocument, read_document
+
+        if self.profile is None or not self._of_caches():
+            return None
+        return read_document(self.profile, BenchDocument)
 
     def parsed_lengths(self) -> Lengths | None:
         """The lengths of requests; None where they were not given. Raises KvtoolError."""

@@ -12,21 +12,33 @@ import typer
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.layout import LAYOUT
 from kvtool.errors import KvtoolError
-from kvtool.units import split_list
+from kvtool.units import parse_size, split_list
 
 if TYPE_CHECKING:
     from kvtool.replay.cluster.cluster import ClusterOptions
-    from kvtool.replay.replay import ReplayOptions
+    from kvtool.replay.options import ReplayOptions
     from kvtool.replay.tiers.options import TierOptions
     from kvtool.workloads.traces import Trace
 
 TIERS, CLUSTER = "Tiers below the GPU", "A cluster"
+OF_TIERS = (
+    "write_policy", "loading", "load_or_compute", "prefetch", "look_ahead", "staging", "watermark", "concurrency",
+)  # fmt: skip
 _node = partial(typer.Option, rich_help_panel=CLUSTER)
 _below = partial(typer.Option, rich_help_panel=TIERS)
 
 TraceArgument = Annotated[
     Path, typer.Argument(metavar="TRACE", help="A trace, plain or gzip, or a folder of sessions.")
 ]
+
+TracesArgument = Annotated[
+    str, typer.Argument(metavar="TRACE", help="A trace, plain or gzip, or a folder of sessions; several with commas.")
+]
+
+
+def trace_paths(text: str) -> list[Path]:
+    """A path that is there, commas and all, or each of several."""
+    return [Path(text)] if Path(text).exists() else [Path(item) for item in split_list(text)] or [Path(text)]
 
 
 @dataclass(frozen=True)
@@ -75,13 +87,20 @@ class Replayed(Group):
     ] = 1
     tp: Annotated[int, typer.Option(help="GPUs that share a prefill.", rich_help_panel=LAYOUT)] = 1
     jobs: Annotated[int, typer.Option(help="Replays at a time (-1: every core).")] = -1
+    cluster_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Replay on this Ray cluster: HOST:PORT, auto or local.")
+    ] = None
 
     def options(self, below: Below, nodes: Nodes) -> ReplayOptions:
         """Raises KvtoolError for what is none."""
         from kvtool.replay.capacity import parse_capacity
-        from kvtool.replay.replay import ReplayOptions
+        from kvtool.replay.cluster.options import parse_goal
+        from kvtool.replay.options import ReplayOptions
         from kvtool.replay.tiers.profile import read_profiles
+        from kvtool.replay.workers import Workers
 
+        if below.tiers is None and nodes.cluster is None:
+            _need(nodes, ("goodput",), "--tiers or --cluster")
         return ReplayOptions(
             policies=tuple(split_list(self.policy)),
             capacities=tuple(parse_capacity(item) for item in split_list(self.capacity)),
@@ -90,9 +109,10 @@ class Replayed(Group):
             kv_cache_dtype=self.kv_cache_dtype,
             state_every=self.state_every,
             tp=self.tp,
-            jobs=self.jobs,
+            workers=Workers(self.jobs, self.cluster_address),
             tiers=below.options(),
             cluster=nodes.options(),
+            goals_s={} if nodes.goodput is None else parse_goal(nodes.goodput),
             measured=read_profiles([Path(item) for item in split_list(below.profile)] if below.profile else []),
         )
 
@@ -110,13 +130,35 @@ class Below(Group):
 
     tiers: Annotated[
         str | None,
-        _below(metavar="LIST", help="dram=64GiB,disk=1TiB@7/4 (GB/s read/write), remote=; exclusive, half-duplex."),
+        _below(
+            metavar="LIST",
+            help="dram=64GiB,disk=1TiB@7/4x32 (GB/s read/write, blocks in flight), remote=; exclusive, half-duplex; or "
+            "none: the GPU's cache alone, on the clock.",
+        ),
     ] = None
     write_policy: Annotated[
         str | None, _below(help="through, selective:K (after K hits) or back (default: back with exclusive).")
     ] = None
-    loading: Annotated[str, _below(help="layerwise (while the layers before compute) or bulk.")] = "layerwise"
+    loading: Annotated[
+        str | None,
+        _below(help="layerwise (while the layers before compute) or bulk (default: as --prefetch needs it)."),
+    ] = None
     load_or_compute: Annotated[str, _below(help="auto (the faster), load, recompute or both at once.")] = "auto"
+    prefetch: Annotated[
+        str, _below(help="wait for lower tiers, best-effort, or timeout:100+20 (ms, and ms a 1,024 tokens).")
+    ] = "wait"
+    look_ahead: Annotated[
+        int | None, _below(metavar="N", help="Only the first N requests in line load (default: all).")
+    ] = None
+    staging: Annotated[
+        str | None, _below(metavar="SIZE", help="Bytes that may be on their way: hits beyond them are computed.")
+    ] = None
+    watermark: Annotated[
+        str | None, _below(metavar="HIGH/LOW", help="A tier fuller than HIGH evicts down to LOW, as 0.9/0.8.")
+    ] = None
+    concurrency: Annotated[
+        int | None, _below(metavar="N", help="At most N requests at a time, each as soon as it may.")
+    ] = None
     profile: Annotated[
         str | None, _below(metavar="FILES", help="Measured speeds: documents of kvtool bench and kvtool tiers.")
     ] = None
@@ -124,19 +166,25 @@ class Below(Group):
     def options(self) -> TierOptions | None:
         """None where no tiers were asked for. Raises KvtoolError."""
         from kvtool.cache.tiers.options import parse_write_policy
-        from kvtool.replay.tiers.options import TierOptions, parse_tiers
+        from kvtool.replay.tiers.options import TierOptions, parse_prefetch, parse_tiers, parse_watermark
 
         if self.tiers is None:
-            _need(self, ("write_policy", "loading", "load_or_compute"), "--tiers dram=64GiB")
+            _need(self, OF_TIERS, "--tiers dram=64GiB")
             return None
+        prefetch = parse_prefetch(self.prefetch)
         tiers, switches = parse_tiers(self.tiers)
         return TierOptions(
             tiers=tiers,
             exclusive="exclusive" in switches,
             half_duplex="half-duplex" in switches,
             write=parse_write_policy(self.write_policy or ("back" if "exclusive" in switches else "through")),
-            loading=self.loading,
+            loading=self.loading or ("layerwise" if prefetch.kind == "wait" else "bulk"),
             decision=self.load_or_compute,
+            prefetch=prefetch,
+            look_ahead=self.look_ahead,
+            staging_bytes=None if self.staging is None else parse_size(self.staging, "--staging"),
+            watermark=(1.0, 1.0) if self.watermark is None else parse_watermark(self.watermark),
+            concurrency=self.concurrency,
         )
 
 
@@ -146,25 +194,44 @@ class Nodes(Group):
 
     cluster: Annotated[
         str | None,
-        _node(metavar="LIST", help="prefill=2,decode=4; gpus=8,nic=50,storage=50,dram=500 (GB/s) unless said."),
+        _node(
+            metavar="LIST",
+            help="prefill=2xh100,decode=4xh200, or total=48 GPUs for the best split; gpus=8,nic=50,storage=50,dram=500 "
+            "(GB/s) unless said; cp=,dp=,dcp= of a node's GPUs, the rest is tp.",
+        ),
     ] = None
+    routing: Annotated[
+        str,
+        _node(
+            help="To prefill nodes: dualpath, round-robin, least-loaded, cache-aware or session-sticky; with "
+            "local=64GiB nodes keep prompts of their own."
+        ),
+    ] = "dualpath"
     cluster_mode: Annotated[str, _node(help="basic, dualpath or oracle: which one `links` are of.")] = "dualpath"
     goodput: Annotated[
-        str | None, _node(metavar="GOAL", help="Find the agents a second that keep ttft:4000,tpot:50 (mean, ms).")
+        str | None,
+        _node(
+            metavar="GOAL",
+            help="ttft:4000,tpot:50 (ms): the part of requests that keep it with --tiers; with --cluster the "
+            "agents a second whose means do.",
+        ),
     ] = None
 
     def options(self) -> ClusterOptions | None:
         """None where no cluster was asked for. Raises KvtoolError."""
         from kvtool.replay.cluster.cluster import ClusterOptions
-        from kvtool.replay.cluster.options import parse_cluster, parse_goal
+        from kvtool.replay.cluster.options import parse_clusters, parse_goal
 
         if self.cluster is None:
-            _need(self, ("cluster_mode", "goodput"), "--cluster prefill=2,decode=4")
+            _need(self, ("cluster_mode", "routing"), "--cluster prefill=2,decode=4")
             return None
         goal = {} if self.goodput is None else parse_goal(self.goodput)
+        clusters = parse_clusters(self.cluster)
         return ClusterOptions(
-            cluster=parse_cluster(self.cluster),
+            cluster=clusters[0],
+            splits=tuple(clusters) if len(clusters) > 1 else (),
             mode=self.cluster_mode,
+            routing=self.routing,
             ttft_goal_s=goal.get("ttft"),
             tpot_goal_s=goal.get("tpot"),
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.cli.flags.group import Group
+from kvtool.cli.flags.shape import AsOption, check_named
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Run(Device):
         int | None, _option(min=1, help="CPU threads (default: physical cores, within a container's quota).")
     ] = None
     seed: Annotated[int, _option(min=0, help="Of random weights, prompts and sampling.")] = 0
+    as_family: AsOption = None
 
     def weights_of(self, model: str | None) -> str:
         """--weights, which a MODEL that is a folder or file with weights implies; else random."""
@@ -79,12 +81,15 @@ class Run(Device):
         weights = None if self.weights is None else Path(lone_gguf(self.weights))
         if name is None and weights is not None and holds_weights(weights):
             name = str(weights)
+        check_named(self.as_family, name)
         name = name or default
         if name is None:
             raise KvtoolError("name a MODEL, or --weights FOLDER that has its config.json")
-        chosen = resolve_model(name, models_path=models)
+        chosen = resolve_model(name, models_path=models, family=self.as_family)
+        if weights is None or not _says_model(weights):
+            return chosen
         # Beside real weights their own config is the truth; a catalogue entry has only the family's defaults.
-        return resolve_model(str(weights), models_path=models) if weights and _says_model(weights) else chosen
+        return resolve_model(str(weights), models_path=models, family=self.as_family)
 
     def begin(self) -> LoadMeter:
         """Bind the threads, before anything imports torch, and count what others use from here on."""

@@ -22,6 +22,12 @@ AsOption = Annotated[
 ]
 
 
+def check_named(family: str | None, name: str | None) -> None:
+    """Raises KvtoolError where --as has no MODEL to read."""
+    if family is not None and name is None:
+        raise KvtoolError(f"--as {family} is how to read MODEL's config: name its file or repository")
+
+
 @dataclass(frozen=True)
 class Shape(Group):
     """Counts of equal layers, or a file of layers."""
@@ -44,8 +50,7 @@ class Shape(Group):
                 left_out = ", ".join(given) or "MODEL"
                 raise KvtoolError(f"--layer-spec {self.layer_spec} is a model of its own: leave out {left_out}")
             return read_layer_spec(self.layer_spec)
-        if self.as_family is not None and name is None:
-            raise KvtoolError(f"--as {self.as_family} is how to read MODEL's config: name its file or repository")
+        check_named(self.as_family, name)
         if name is None:
             return self._inline()
         if given:

@@ -12,7 +12,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.run import Run
-from kvtool.cli.values import count_list, optional_length
+from kvtool.cli.values import count_list, optional_length, optional_lengths
 from kvtool.errors import KvtoolError
 from kvtool.units import split_list
 
@@ -35,6 +35,10 @@ class SmallerFlags(Group):
         None
     )
     cache_type_v: Annotated[str | None, _accuracy(help="Of V alone, beside --cache-type-k.")] = None
+    context: Annotated[
+        str | None,
+        _accuracy(metavar="LIST", help="Contexts at which a decode step is timed (default: 256,1k,4k on a CPU)."),
+    ] = None
     max_model_len: Annotated[str | None, _pool(metavar="TOKENS", help="The longest request (default: 2k).")] = None
     reserve_len: Annotated[
         str | None, _pool(metavar="TOKENS", help="That contiguous reserves a request (default: the longest).")
@@ -56,6 +60,7 @@ class SmallerFlags(Group):
         skipped = self.kv_cache_dtype_skip_layers
         return {
             "text": self.text,
+            "contexts": optional_lengths(self.context, "context"),
             "kv_cache_dtypes": self.formats(run),
             "skip_layers": None if skipped is None else count_list(skipped, "layer"),
             "max_model_len": optional_length(self.max_model_len, "max model len"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from kvtool.cli.flags.group import Group
 from kvtool.cli.values import optional_length
 from kvtool.errors import KvtoolError
 from kvtool.units import split_list
+
+if TYPE_CHECKING:
+    from kvtool.cache.retention import Retention
 
 _option = partial(typer.Option, rich_help_panel="Workloads")
 
@@ -44,6 +47,13 @@ class WorkloadFlags(Group):
             help="Who gives way when running requests do not fit: youngest, priority, fewest-remaining, cheapest.",
         ),
     ] = "youngest"
+    priority: Annotated[
+        str | None,
+        _option(
+            metavar="LIST",
+            help="Of requests in turns, from 0, which goes first, to 100, as 80,20 (default: 35); 80:9 for 9 s.",
+        ),
+    ] = None
     pool_tokens: Annotated[
         str | None,
         _option(
@@ -74,8 +84,14 @@ class WorkloadFlags(Group):
             "scenarios": None if self.workload is None else tuple(split_list(self.workload)),
             "evictions": tuple(split_list(self.eviction)),
             "preemptions": tuple(split_list(self.preemption)),
+            "priorities": self._priorities(),
             "pool_tokens": optional_length(self.pool_tokens, "pool tokens"),
             "think_s": self.think_time,
             "time_scale": self.time_scale,
             "goodput_ms": None if self.goodput is None else parse_goodput(self.goodput),
         }
+
+    def _priorities(self) -> tuple[Retention, ...]:
+        from kvtool.cache.retention import parse_retention
+
+        return () if self.priority is None else tuple(map(parse_retention, split_list(self.priority)))

@@ -3,6 +3,7 @@ small model, on a CPU, the host's own work takes as long as they do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,10 +55,12 @@ class RecordedSteps:
         return len(self._recorded)
 
     @torch.inference_mode()
-    def __call__(self, batch: StepBatch) -> Tensor:
-        """Logits [sampled rows, vocab], which the next step may overwrite."""
-        if batch.decode is None or batch.prefill is not None or batch.num_decodes > self.most_rows:
-            return self._transformer(batch, self._layers, self._kernels)
+    def __call__(self, batch: StepBatch, *, wait: Callable[[int], None] | None = None) -> Tensor:
+        """Logits [sampled rows, vocab], which the next step may overwrite. With pages on their way, for which `wait`
+        waits layer by layer, the step is not replayed."""
+        alone = wait is None and batch.prefill is None
+        if batch.decode is None or not alone or batch.num_decodes > self.most_rows:
+            return self._transformer(batch, self._layers, self._kernels, wait=wait)
         num_rows, width = batch.decode.block_tables.shape
         x, step = self._transformer.start(batch, self._layers, self._kernels)
         fitting = [pages for rows, pages in self._recorded if rows == num_rows and pages >= width]

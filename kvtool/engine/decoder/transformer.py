@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,9 +101,17 @@ class Transformer:
         return sum(saving.bytes for saving in savings if saving is not None and num_rows <= saving.rows)
 
     @torch.inference_mode()
-    def __call__(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
-        """Logits [sampled rows, vocab]. `layers` are the pages of each layer."""
-        return self.finish(*self.start(batch, layers, kernels), layers)
+    def __call__(
+        self,
+        batch: StepBatch,
+        layers: list[Pages],
+        kernels: Kernels,
+        *,
+        wait: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Logits [sampled rows, vocab]. `layers` are the pages of each layer; where some may still be on
+        their way, `wait(n)` is called before those of layer n are used."""
+        return self.finish(*self.start(batch, layers, kernels), layers, wait=wait)
 
     def start(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> tuple[Tensor, StepContext]:
         """What the first layer gets: x [T, hidden], and what all layers share."""
@@ -111,10 +120,14 @@ class Transformer:
         step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
         return self.embedding(batch), step
 
-    def finish(self, x: Tensor, step: StepContext, layers: list[Pages]) -> Tensor:
+    def finish(
+        self, x: Tensor, step: StepContext, layers: list[Pages], *, wait: Callable[[int], None] | None = None
+    ) -> Tensor:
         """The logits, out of what `start` gave."""
         stream, rows, kernels = Residual(x), step.batch.sample_rows, step.kernels
-        for layer, pages in zip(self.layers, layers, strict=True):
+        for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
+            if wait is not None:
+                wait(index)
             stream = layer(stream, step, pages)
         if rows is not None:
             stream = stream.rows(rows)

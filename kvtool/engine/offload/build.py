@@ -38,7 +38,7 @@ def build_offload(
     if disk is None and not host.capacity:
         return None
     break_even = begin_break_even(options, cache.block_size, pool.page_bytes)
-    copies = PageCopies(pool.layers, host.slots)
+    copies = PageCopies(pool.layers, host.slots, clock)
     stack = TierStack(copies, host, disk, exclusive=options.exclusive, break_even=break_even, clock=clock)
     return Offload(cache, stack, options.write, root=root, break_even=break_even, notices=notices)
 

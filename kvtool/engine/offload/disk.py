@@ -93,12 +93,18 @@ class DiskTier:
         return True
 
     def _land(self, key: Key, failure: OSError | None) -> None:
+        self._remark_page_cache()
         done = self._writing.pop(key)
         if self.works:
             self._shelf.unpin(key)
         if failure is not None and self.works:
             self._fail(failure)
         done()
+
+    def _remark_page_cache(self) -> None:
+        """Known once a file was opened."""
+        if self.folder.direct is False:
+            self._notices.remark("disk tier: its filesystem has no O_DIRECT, so memory may have answered for the disk")
 
     def _fail(self, error: OSError) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -130,6 +136,7 @@ class DiskTier:
 
     def finish_read(self, key: Key, outcome: str | None) -> bool:
         """Whether the page was read whole. One that was not is forgotten, its file removed, and that is told once."""
+        self._remark_page_cache()
         if key not in self._shelf:  # the tier failed meanwhile; the bytes are right all the same
             return outcome is None
         self._shelf.unpin(key)
@@ -156,6 +163,11 @@ class DiskTier:
         except OSError as error:
             self._notices.warn("remove", f"disk tier {self.folder.path}: a file cannot be removed ({error.strerror})")
 
+    def reset(self) -> None:
+        """Forget every page, when none is on its way, and remove its file."""
+        for key in list(self._shelf):
+            self._forget(key)
+
     def close(self) -> None:
         """Wait for all writes, and let the folder go."""
         self._threads.shutdown()
@@ -170,5 +182,4 @@ class DiskTier:
             assert self._shelf.used <= self._shelf.capacity, "the disk tier holds more than its capacity"
 
     def __str__(self) -> str:
-        how = {None: "", True: ", past the page cache", False: ", through the page cache"}[self.folder.direct]
-        return f"disk tier of {format_bytes(self._shelf.capacity)}, {len(self._shelf)} pages{how}"
+        return f"disk tier of {format_bytes(self._shelf.capacity)}, {len(self._shelf)} pages"

@@ -11,12 +11,18 @@ class Notices:
     def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
         self._tell = tell
         self._by_kind: dict[str, str] = {}
+        self.remarks: list[str] = []
 
     def warn(self, kind: str, line: str) -> None:
         """Only the first of a kind is told."""
         if kind not in self._by_kind:
             self._by_kind[kind] = line
             self._tell(line)
+
+    def remark(self, line: str) -> None:
+        """What a reader of the figures must know, though nothing went wrong; each is told once."""
+        if line not in self.remarks:
+            self.remarks.append(line)
 
     @property
     def lines(self) -> list[str]:

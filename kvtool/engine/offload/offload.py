@@ -1,7 +1,9 @@
 """What the engine asks of the tiers below its block pool.
 
 offload.prefetch(sequence)           it was queued: what lies on the disk is read ahead
-offload.back(sequence, pages)        it is seated: what lies below is loaded into its pages
+offload.back(sequence, pages)        it is seated: what lies below is loaded for its pages
+offload.begin()                      a step begins: what was loaded comes up, layer by layer, while it computes
+offload.arrive()                     it is over: all of that is in the pool
 offload.computed(work)               its whole pages may move down, by the write policy
 offload.handing_out(pages)           they get a new owner: the last moment to move them down
 offload.close()                      every write lands
@@ -9,6 +11,7 @@ offload.close()                      every write lands
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import takewhile
 
@@ -26,10 +29,7 @@ from kvtool.engine.sequence import Sequence
 
 
 class Offload(Swap):
-    """The keys of cached pages, and the policy by which they move. `root` is the identity of the run.
-
-    Pages are loaded whole before the step that needs them, not layer by layer while earlier layers compute.
-    """
+    """The keys of cached pages, and the policy by which they move. `root` is the identity of the run."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Offload(Swap):
         self._key_of: dict[int, Key] = {}  # of every whole page from when it is computed until it is handed out again
         self._hits: dict[int, int] = {}
         self._ahead: dict[int, list[Key]] = {}
+        self._loading: list[Sequence] = []
 
     def prefetch(self, sequence: Sequence) -> None:
         """Begin to read what of its prompt lies on the disk and not in the pool, unless computing it is faster."""
@@ -105,13 +106,29 @@ class Offload(Swap):
         """Fill its pages from `start` to `stop`, as far as they can be had: how many."""
         block_size, keys = self._cache.block_size, sequence.page_keys
         tiers = [self.stack.tier_of(key) for key in keys[start:stop]]
+        start_s = self.stack.clock()
         loaded = self.stack.load(keys[start:stop], pages.table.pages[start:stop], overlapped=overlapped)
+        _waited(sequence, self.stack.clock() - start_s)
         if loaded:
+            self._loading.append(sequence)
             self._cache.commit(pages, sequence.token_ids[: (start + loaded) * block_size])
             self._name(pages.table.pages[start : start + loaded], keys[start : start + loaded])
         for tier in tiers[:loaded]:
             self.stack.counts[tier or ""].hit_tokens += block_size
         return loaded
+
+    def begin(self) -> Callable[[int], None] | None:
+        """Let what was loaded come up. What waits for the pages of a layer, by its number; None where nothing comes."""
+        arrival = self.stack.begin()
+        return None if arrival is None else arrival.wait
+
+    def arrive(self) -> float:
+        """Have it all in the pool; how many seconds the step waited for it."""
+        waited_s = self.stack.arrive()
+        for sequence in self._loading:
+            _waited(sequence, waited_s)
+        self._loading.clear()
+        return waited_s
 
     def _keys(self, sequence: Sequence) -> list[Key]:
         """Of the whole pages before its last token."""
@@ -154,6 +171,8 @@ class Offload(Swap):
 
     def handing_out(self, pages: list[int]) -> None:
         """The cache gives these pages to somebody else; those of a prefix that were evicted come the last one first."""
+        if self.stack.comes_into(pages):
+            self.arrive()
         if self._policy.kind == "back":
             self._store([page for page in reversed(pages) if page in self._key_of])
         for page in pages:
@@ -171,12 +190,26 @@ class Offload(Swap):
         return [self.stack.counts[name].snapshot() for name, is_there in there.items() if is_there]
 
     def settle(self) -> None:
-        """Wait until what moves down has landed."""
+        """Wait until what moves has landed."""
         self.stack.settle()
+
+    def reset(self) -> None:
+        """Forget every page below, and count from 0; the speeds that were seen are remembered."""
+        for table in (self._key_of, self._hits, self._ahead):
+            table.clear()
+        self._loading.clear()
+        self.stack.reset()
 
     def close(self) -> None:
         """What was kept back goes to the disk, and every write lands. Nothing may be asked afterwards."""
+        self.arrive()
         if self._policy.kind == "back" and self.stack.disk is not None:
             self._store(list(self._key_of))
             self.stack.write_all_down()
         self.stack.close()
+
+
+def _waited(sequence: Sequence, seconds: float) -> None:
+    """Of a request's time to its first token, what went by until pages had come from below."""
+    if not sequence.token_times_s:
+        sequence.load_s += seconds

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from kvtool.cache.tiers.counters import TierCount
 from kvtool.cache.tiers.shelf import Key
+from kvtool.engine.offload.arrival import Arrival
 from kvtool.engine.offload.break_even import BreakEven
 from kvtool.engine.offload.copies import PageCopies
 from kvtool.engine.offload.disk import DiskTier
 from kvtool.engine.offload.host import HostTier
 
 Reading = Future[str | None]
+
+
+class Coming(NamedTuple):
+    """What comes up into a page of the pool, from a slot where it is pinned: of which tier it is, and of which tier's
+    speed loading it tells, None for none."""
+
+    key: Key
+    tier: str
+    tells_of: str | None
 
 
 class TierStack:
@@ -35,10 +46,13 @@ class TierStack:
         self._copies = copies
         self._exclusive = exclusive
         self._break_even = break_even
-        self._clock = clock
+        self.clock = clock
         self._batch = max(1, host.staging // 2)  # the other half is for what is read ahead
         self._ready: dict[Key, Callable[[], None]] = {}  # waits for the copy into the slot
         self._ahead: dict[Key, Reading] = {}
+        self._coming: dict[int, Coming] = {}  # by page
+        self._arrival: Arrival | None = None  # once that has begun
+        self._fetch_s = 0.0  # that reading it took
         self.counts = {name: TierCount(name) for name in ("dram", "disk")}
 
     @property
@@ -76,9 +90,12 @@ class TierStack:
             self._store(missing[start : start + self._batch], through)
 
     def _store(self, missing: Sequence[tuple[int, Key]], through: bool) -> None:
-        start_s = self._clock()
+        if any(page in self._coming for page, _ in missing):
+            self.arrive()
+        self._free_what_arrives(len(missing))
+        start_s = self.clock()
         self._make_room(len(missing))
-        self.counts["disk"].stall_s += self._clock() - start_s
+        self.counts["disk"].stall_s += self.clock() - start_s
         keys = [key for _, key in missing]
         slots = self.host.put(keys)
         if not slots:
@@ -134,8 +151,9 @@ class TierStack:
             self._trim()
 
     def load(self, keys: Sequence[Key], pages: Sequence[int], *, overlapped: bool = False) -> int:
-        """Fill pages of the pool, in order, up to the first that cannot be had; how many were filled. What was read
-        while others were computed (`overlapped`) says nothing of the disk's speed."""
+        """Have what fills these pages of the pool in slots, in order, up to the first that cannot be had; how many can.
+        They come up when the next step begins. What was read while others were computed (`overlapped`) says nothing of
+        the disk's speed."""
         done = 0
         while done < len(keys):
             wanted = keys[done : done + self._batch]
@@ -146,23 +164,48 @@ class TierStack:
         return done
 
     def _load(self, keys: Sequence[Key], pages: Sequence[int], overlapped: bool) -> int:
+        self._free_what_arrives(sum(key not in self.host for key in keys))
         tiers, costs = [self.tier_of(key) for key in keys], [self.cost_of(key) for key in keys]
-        start_s = self._clock()
+        start_s = self.clock()
         count = self._fetched(keys)
-        fetched_s = self._clock()
-        if count:
-            self._copies.up([self.host.slot(key) for key in keys[:count]], pages[:count])
-        copied_s = self._clock()
-        for name in ("dram", "disk"):
-            copied = (copied_s - fetched_s) / max(1, count)
-            fetched = (fetched_s - start_s) * (name == "disk")
-            loaded, paid = tiers[:count].count(name), costs[:count].count(name)
-            self.counts[name].bytes_out += loaded * self._copies.page_bytes
-            self.counts[name].stall_s += loaded * copied + fetched
-            if paid and not overlapped:
-                self._break_even.loaded(name, paid, paid * copied + fetched)
-        self._let_go(keys[:count])
+        fetch_s = self.clock() - start_s
+        self.counts["disk"].stall_s += fetch_s
+        self._fetch_s += 0.0 if overlapped else fetch_s
+        for key, page, tier, cost in zip(keys[:count], pages, tiers, costs, strict=False):
+            self._coming[page] = Coming(key, tier or "", None if overlapped else cost)
+            self.counts[tier or ""].bytes_out += self._copies.page_bytes
         return count
+
+    def comes_into(self, pages: Sequence[int]) -> bool:
+        """Whether something is on its way into one of the pages."""
+        return not self._coming.keys().isdisjoint(pages)
+
+    def begin(self) -> Arrival | None:
+        """Let what was loaded come up, the first layers first; None where nothing was."""
+        if self._coming and self._arrival is None:
+            self._arrival = self._copies.up([self.host.slot(one.key) for one in self._coming.values()], [*self._coming])
+        return self._arrival
+
+    def arrive(self) -> float:
+        """Wait until all that was loaded is in the pool; how many seconds computing waited for it."""
+        arrival = self.begin()
+        if arrival is None:
+            return 0.0
+        waited_s, coming = arrival.finish(), [*self._coming.values()]
+        for name in ("dram", "disk"):
+            loaded, told = sum(one.tier == name for one in coming), sum(one.tells_of == name for one in coming)
+            self.counts[name].stall_s += waited_s * loaded / len(coming)
+            if told:
+                fetch_s = self._fetch_s if name == "disk" else 0.0
+                self._break_even.loaded(name, told, waited_s * told / len(coming) + fetch_s)
+        self._coming, self._arrival, self._fetch_s = {}, None, 0.0
+        self._let_go([one.key for one in coming])
+        return waited_s
+
+    def _free_what_arrives(self, count: int) -> None:
+        """Where fewer slots are free, those of pages on their way are waited for."""
+        if self.host.num_free < count:
+            self.arrive()
 
     def _let_go(self, keys: Sequence[Key]) -> None:
         """They are in the pool: unpin them, the first as the most recently used, since the last go first."""
@@ -231,13 +274,30 @@ class TierStack:
         self._trim()
 
     def settle(self) -> None:
-        """Wait until what moves down has landed, and what host memory need not keep is gone."""
+        """Wait until what moves has landed, and what host memory need not keep is gone."""
+        self.arrive()
         while self.disk is not None and self.disk.wait():
             pass
         self._trim()
 
+    def reset(self) -> None:
+        """Forget every page, and count from 0."""
+        self.forget_ahead(list(self._ahead))
+        self.settle()
+        for key in list(self.host.shelf):
+            self._drop(key)
+        if self.disk is not None:
+            self.disk.reset()
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Count from 0."""
+        self.counts = {name: TierCount(name) for name in self.counts}
+
     def close(self) -> None:
         """Wait for every write."""
+        self.arrive()
+        self._copies.close()
         if self.disk is not None:
             self.disk.close()
 
@@ -245,6 +305,7 @@ class TierStack:
         """Slots, shelves and what is on its way agree."""
         self.host.check()
         assert all(key in self.host for key in self._ahead), "a page that is read ahead has no slot"
+        assert all(self.host.shelf.is_pinned(one.key) for one in self._coming.values()), "a slot on its way up is free"
         if self.disk is not None:
             self.disk.check()
 

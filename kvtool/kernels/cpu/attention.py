@@ -1,7 +1,7 @@
 """The fast torch path, for CPUs: index_copy into pages, then SDPA over the tokens of each sequence.
 
-In bf16 the compiled kernels of `native` write the pages and attend over them in place, where this machine can build
-them.
+In bf16 the compiled kernels of `native` and `eight` write the pages and attend over them in place, where this machine
+can build them.
 
 Consecutive pages are read in place; only pages that lie apart are copied together first. In decode the query heads of
 a group are packed as rows of one attention, so that K and V are read once a group. Runs on any device torch runs on.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvtool.kernels.cpu import eight
 from kvtool.kernels.cpu.dense import capped_attention, causal_attention, tokens_of
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.native import native, serves
@@ -42,6 +43,11 @@ def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
         for rows, cache in written:
             kernels.store_rows(rows, cache, slots)
         return
+    if v is not None and eight.takes(k, pages) and eight.takes(v, pages):
+        eight.store(k, pages.k, slots, pages.k_scale)
+        assert pages.v is not None
+        eight.store(v, pages.v, slots, pages.v_scale)
+        return
     if len(slots) and int(slots.amin()) < 0:
         kept = slots >= 0
         k, v, slots = k[kept], None if v is None else v[kept], slots[kept]
@@ -59,6 +65,8 @@ def decode(q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
     kernels = native()
     if kernels is not None and _are_one(pages) and pages.value_dim % ROW == 0 and serves(q, *pages.tensors):
         return kernels.paged_decode(q, *_heads(pages), rows.block_tables, rows.seq_lens, softmax.scale, softmax.window)
+    if eight.takes(q, pages):
+        return eight.decode(q, pages, rows, softmax)
     if pages.v is None:
         return _decode_latents(q, pages, rows, softmax)
     if isinstance(pages.k_scale, Tensor):

@@ -1,4 +1,4 @@
-"""The kernels of `c/` as functions of tensors: for bf16 on CPUs, where this machine can build them (`kvtool.compiled`).
+"""The kernels of `c/` as functions of tensors, for bf16 on CPUs: where this machine can build them (`system.compiled`).
 
 Without a compiler there are none, and torch's own operations do the work.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvtool.compiled import Compiled, load_library
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.quantised import Codes
 from kvtool.kernels.cpu.recording import Recorder
 from kvtool.kernels.cpu.structs import OPERATIONS, Call, Prefill
 from kvtool.kernels.interface import Replay
+from kvtool.system.compiled import Compiled, load_library
 from kvtool.units import ceil_div
 
 SOURCES = Path(__file__).with_name("c")
@@ -226,8 +226,14 @@ def serves(*tensors: Tensor) -> bool:
 @cache
 def native() -> Native | None:
     """The kernels, built now if this machine has not built them before; None where they cannot be."""
-    library = _compiled().handle
-    return None if library is None else Native(library)
+    found = library()
+    return None if found is None else Native(found)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """All that `c/` was built to, for kernels with a module of their own; None where it cannot be."""
+    return _compiled().handle
 
 
 def why_not() -> str | None:

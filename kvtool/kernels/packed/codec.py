@@ -133,6 +133,10 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % (lcm(bits, 8) // bits)))
+    if 8 % bits == 0:
+        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+        parts: Tensor = codes.unflatten(-1, (-1, 8 // bits))
+        return parts.bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
     places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
     ones: Tensor = (codes.unsqueeze(-1).bitwise_right_shift(places) & 1).flatten(-2).unflatten(-1, (-1, 8))
     return _summed(ones, 8)
@@ -148,6 +152,10 @@ def _unpacked(stored: Tensor, bits: int, count: int) -> Tensor:
     """The inverse: `count` codes out of bytes."""
     if bits == 8:
         return stored
+    if 8 % bits == 0:
+        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=stored.device)
+        whole: Tensor = (stored.unsqueeze(-1).bitwise_right_shift(places) & (2**bits - 1)).flatten(-2)
+        return whole[..., :count]
     shifted: Tensor = stored.unsqueeze(-1).bitwise_right_shift(torch.arange(8, dtype=torch.uint8, device=stored.device))
     ones = (shifted & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
     return _summed(ones, bits)

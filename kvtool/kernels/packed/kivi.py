@@ -6,7 +6,7 @@ query sees as whole what a decode of one token at a time would.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class KiviPages(PackedPages):
         k = torch.cat((keys, grown.whole_keys.float()))[:tokens]
         v = torch.cat((self.value.decode(grown.values), grown.whole_values.float()))[:tokens]
         return tuple((rotate_heads(x) if self.rotated else x).to(dtype) for x in (k, v))  # type: ignore[return-value]
+
+    def copy(self) -> KiviPages:
+        """The same in memory of its own."""
+        return replace(self, grown=Grown(*(tensor.clone() for tensor in self.tensors)))
 
     def settle(self) -> None:
         """Pack the groups that have left the residual."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from triton.runtime.errors import OutOfResources
 
-from kvtool.compiled import cache_folder
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
 from kvtool.kernels.triton.tiles import rules
@@ -31,6 +30,7 @@ from kvtool.kernels.triton.tiles.products import (
     product_tiles,
 )
 from kvtool.kernels.triton.tiles.verdict import Verdicts
+from kvtool.system.compiled import cache_folder
 
 CUBLAS = "cublas"
 _SOURCES = ("jit/product.py", "tiles/products.py")  # what a verdict is about: other code, other verdicts

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from kvtool.replay.clock.network import NEVER, Network, Path
+from kvtool.replay.clock.network import NEVER, Flow, Network, Path
 
 Call = Callable[[], None]
 
@@ -25,14 +25,27 @@ class Clock:
         """Call at `time_s`, or now if that is past."""
         heapq.heappush(self._events, (max(self.now_s, time_s), next(self._number), call))
 
-    def send(self, path: Path, num_bytes: float, done: Call, *, latency_s: float = 0.0) -> None:
+    def send(self, path: Path, num_bytes: float, done: Call, *, latency_s: float = 0.0) -> Flow:
         """Move bytes over the links of `path`, after a latency in which they take no bandwidth."""
+        flow = Flow(path, num_bytes, done)
         if latency_s:
-            self.at(self.now_s + latency_s, lambda: self.send(path, num_bytes, done))
-        elif num_bytes > 0 and path:
-            self.network.add(path, num_bytes, done)
+            self.at(self.now_s + latency_s, lambda: self._start(flow))
         else:
-            self.at(self.now_s, done)
+            self._start(flow)
+        return flow
+
+    def stop(self, flow: Flow) -> float:
+        """End a flow that is not done. The bytes that had not arrived."""
+        flow.stopped = True
+        return self.network.remove(flow)
+
+    def _start(self, flow: Flow) -> None:
+        if flow.stopped:
+            return
+        if flow.num_bytes > 0 and flow.path:
+            self.network.add(flow)
+        else:
+            self.at(self.now_s, flow.done)
 
     def run(self, *, until_s: float = NEVER) -> None:
         """Until nothing is left to happen, or that time."""
@@ -49,13 +62,11 @@ class Clock:
 
 
 class Server:
-    """One thing at a time, in the order in which they came. `idle_since_s` is when the last one ended."""
+    """`lanes` things at a time, in the order in which they came."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.idle_since_s = 0.0
-        self._clock = clock
+    def __init__(self, lanes: int = 1) -> None:
         self._waiting: deque[Call] = deque()
-        self._running = False
+        self._free = lanes
 
     def take(self, begin: Call) -> None:
         """`begin` is called when it is its turn, and ends with a call of `free`."""
@@ -63,12 +74,11 @@ class Server:
         self._next()
 
     def free(self) -> None:
-        """The one that runs is done."""
-        self._running = False
-        self.idle_since_s = self._clock.now_s
+        """One that runs is done."""
+        self._free += 1
         self._next()
 
     def _next(self) -> None:
-        if not self._running and self._waiting:
-            self._running = True
+        if self._free and self._waiting:
+            self._free -= 1
             self._waiting.popleft()()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 Path = tuple[int, ...]  # the links of a flow; one that it crosses twice stands there twice
@@ -17,12 +18,22 @@ NEVER = float("inf")
 MOMENT_S = 1e-9  # a time of hours has no smaller step in which the last bit of a flow could pass
 
 
+@dataclass(slots=True, eq=False)
+class Flow:
+    """Bytes over the links of `path`; `done` is called when the last of them is there, unless it was stopped."""
+
+    path: Path
+    num_bytes: float
+    done: Done
+    stopped: bool = False
+
+
 class _Class:
-    """Flows over one path. `heap` has what `served` must come to for each, and what is called then."""
+    """Flows over one path. `heap` has what `served` must come to for each of them."""
 
     def __init__(self, path: Path) -> None:
         self.crossings = {link: path.count(link) for link in path}
-        self.heap: list[tuple[float, int, Done]] = []
+        self.heap: list[tuple[float, int, Flow]] = []
         self.served = 0.0
         self.rate = 0.0
 
@@ -40,13 +51,27 @@ class Network:
         self._number = count()
         self._stale = False
 
-    def add(self, path: Path, num_bytes: float, done: Done) -> None:
-        """Bytes that start now; `done` is called from `advance` when the last of them is there."""
-        flows = self._classes.get(path)
+    def add(self, flow: Flow) -> None:
+        """It starts now; its `done` is called from `advance` when the last byte is there."""
+        flows = self._classes.get(flow.path)
         if flows is None:
-            flows = self._classes[path] = _Class(path)
-        heapq.heappush(flows.heap, (flows.served + num_bytes, next(self._number), done))
+            flows = self._classes[flow.path] = _Class(flow.path)
+        heapq.heappush(flows.heap, (flows.served + flow.num_bytes, next(self._number), flow))
         self._stale = True
+
+    def remove(self, flow: Flow) -> float:
+        """The bytes of a flow that have not arrived: it ends here. All of them where it has not started."""
+        flows = self._classes.get(flow.path)
+        entry = next((entry for entry in flows.heap if entry[2] is flow), None) if flows else None
+        if flows is None or entry is None:
+            return flow.num_bytes
+        left = max(0.0, entry[0] - flows.served)
+        flows.heap.remove(entry)
+        heapq.heapify(flows.heap)
+        if not flows.heap:
+            del self._classes[flow.path]
+        self._stale = True
+        return left
 
     def left_s(self) -> float:
         """Until the next flow is done, if none is added before; NEVER where none is there."""
@@ -56,7 +81,7 @@ class Network:
     def advance(self, seconds: float) -> None:
         """Let that time pass, of at most `left_s`, and call what is done."""
         self._refresh()
-        done: list[Done] = []
+        done: list[Flow] = []
         for path, flows in list(self._classes.items()):
             ends = flows.left_s() - seconds <= MOMENT_S
             step = flows.rate * seconds
@@ -68,8 +93,9 @@ class Network:
                 self._stale = True
             if not flows.heap:
                 del self._classes[path]  # a class begins at 0 again: sums of many flows would lose digits
-        for call in done:
-            call()
+        for flow in done:
+            if not flow.stopped:  # by one that was done in the same moment
+                flow.done()
 
     def _refresh(self) -> None:
         if self._stale:

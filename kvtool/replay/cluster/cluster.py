@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import fmean
 
@@ -14,12 +14,13 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.capacity import block_bytes
+from kvtool.replay.cluster.layout import decode_node, prefill_node
 from kvtool.replay.cluster.links import KINDS, balanced_range, limits, link_loads
 from kvtool.replay.cluster.options import MODES, Cluster
+from kvtool.replay.cluster.schedule import ROUTING
 from kvtool.replay.cluster.simulate import Played, Simulation, Speeds
 from kvtool.replay.cluster.turns import Session, sessions_of, started_at
-from kvtool.replay.saved import prefill_floor
-from kvtool.results import ReplayCluster, ReplayLink, ReplayMode, ReplayTtft
+from kvtool.results import ReplayCluster, ReplayLink, ReplayMode, ReplaySplit, ReplayTtft
 from kvtool.workloads.traces import Trace
 
 BISECTIONS = 7
@@ -28,49 +29,69 @@ BISECTIONS = 7
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterOptions:
     """`mode` is the one that the document's own figures are of. With a goal (mean seconds to the first token and for
-    each one after it), agents per second are found that keep it; else all of the trace's are run as it has them.
+    each one after it), agents per second are found that keep it; else all of the trace's are run as it has them. With
+    `splits` the best of them takes the place of `cluster`.
     """
 
     cluster: Cluster
+    splits: tuple[Cluster, ...] = ()
     mode: str = "dualpath"
+    routing: str = "dualpath"
     ttft_goal_s: float | None = None
     tpot_goal_s: float | None = None
     seed: int = 0
 
+    @property
+    def has_goal(self) -> bool:
+        return self.ttft_goal_s is not None or self.tpot_goal_s is not None
+
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            near = did_you_mean(self.mode, MODES)
-            raise KvtoolError(f"--cluster-mode {self.mode!r} is not one of {', '.join(MODES)}{near}")
+        for flag, value, known in (("cluster-mode", self.mode, MODES), ("routing", self.routing, ROUTING)):
+            if value not in known:
+                raise KvtoolError(f"--{flag} {value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
 
 
 def replay_cluster(
     trace: Trace,
     options: ClusterOptions,
     model: Model,
-    gpu: Gpu,
+    gpu: Gpu | None,
     *,
     kv_cache_dtype: str = "auto",
     tflops: float | None = None,
     progress: Callable[[str, float], None] = lambda doing, done: None,
 ) -> ReplayCluster:
-    """Every mode on the trace's sessions. Raises KvtoolError for a trace without blocks, or a card without figures."""
-    cluster = options.cluster
+    """Every mode on the trace's sessions; nodes without a card of their own have `gpu`. Raises KvtoolError for a trace
+    without blocks, and a card without figures.
+    """
     sessions = sessions_of(trace)
-    speeds = node_speeds(model, gpu, cluster, kv_cache_dtype=kv_cache_dtype, tflops=tflops)
-    modes = []
+    speeds = node_speeds(model, gpu, options.cluster, kv_cache_dtype=kv_cache_dtype, tflops=tflops)
+    splits = []
+    for place, split in enumerate(options.splits):
+        progress(f"{split.prefill} prefill and {split.decode} decode nodes", place / len(options.splits))
+        splits.append(_split(replace(options, cluster=split), speeds, sessions))
+    if splits:
+        best = max(range(len(splits)), key=lambda place: splits[place].agents_per_s)
+        options = replace(options, cluster=options.splits[best])
+    cluster, modes = options.cluster, []
     for place, mode in enumerate(MODES):
         progress(f"cluster, {mode}", place / len(MODES))
-        modes.append(_mode(mode, Simulation(cluster, speeds, mode).play(sessions), cluster, sessions))
+        modes.append(_mode(mode, Simulation(cluster, speeds, mode, options.routing).play(sessions), cluster, sessions))
     chosen = modes[MODES.index(options.mode)]
     rate = chosen.agents_per_s
-    if options.ttft_goal_s is not None or options.tpot_goal_s is not None:
+    if options.has_goal:
         progress(f"agents per second, {options.mode}", 1.0)
         rate = agents_at_goal(options, speeds, sessions, upper=modes[-1].agents_per_s)
     low, high = balanced_range(cluster)
     return ReplayCluster(
         mode=options.mode,
+        routing=options.routing,
         prefill=cluster.prefill,
         decode=cluster.decode,
+        prefill_gpu=_card(cluster.prefill_card, gpu).name,
+        decode_gpu=_card(cluster.decode_card, gpu).name,
+        layout={"gpus": cluster.gpus, "tp": cluster.layout.tp, **_degrees(cluster)},
+        splits=splits,
         range=[float(low), None if high is None else float(high)],
         bound=bound_words(cluster),
         loads=[
@@ -80,6 +101,21 @@ def replay_cluster(
         agents_per_s=rate,
         modes=modes,
     )
+
+
+def _degrees(cluster: Cluster) -> dict[str, int]:
+    return {name: getattr(cluster.layout, name) for name in ("cp", "dp", "dcp")}
+
+
+def _split(options: ClusterOptions, speeds: Speeds, sessions: Sequence[Session]) -> ReplaySplit:
+    """Agents a second of one split: at the goal, else with all sessions as the trace has them."""
+    cluster = options.cluster
+    played = Simulation(cluster, speeds, options.mode, options.routing).play(sessions)
+    rate = len(sessions) / played.ended_s if played.ended_s else 0.0
+    if options.has_goal:
+        oracle = Simulation(cluster, speeds, "oracle", options.routing).play(sessions)
+        rate = agents_at_goal(options, speeds, sessions, upper=len(sessions) / oracle.ended_s)
+    return ReplaySplit(prefill=cluster.prefill, decode=cluster.decode, agents_per_s=rate, bound=bound_words(cluster))
 
 
 def bound_words(cluster: Cluster) -> str:
@@ -92,13 +128,23 @@ def bound_words(cluster: Cluster) -> str:
 
 
 def node_speeds(
-    model: Model, gpu: Gpu, cluster: Cluster, *, kv_cache_dtype: str = "auto", tflops: float | None = None
+    model: Model, gpu: Gpu | None, cluster: Cluster, *, kv_cache_dtype: str = "auto", tflops: float | None = None
 ) -> Speeds:
-    """Of a node whose GPUs share a prefill and a decode step evenly. Raises KvtoolError for what is not known."""
-    room = block_bytes(model, block_size=1, kv_cache_dtype=kv_cache_dtype)
-    floor = prefill_floor(model, gpu, cluster.gpus, tflops)
-    assert gpu.memory_bandwidth_gbps is not None
-    return Speeds(floor, room.page_bytes, model.num_layers, 1 / (gpu.memory_bandwidth_gbps * 1e9 * cluster.gpus))
+    """Of nodes with their own cards, else `gpu`. Raises KvtoolError for what is not known."""
+    token_bytes = block_bytes(model, block_size=1, kv_cache_dtype=kv_cache_dtype).page_bytes
+    return Speeds(
+        prefill_node(model, _card(cluster.prefill_card, gpu), cluster.layout, token_bytes, tflops),
+        decode_node(model, _card(cluster.decode_card, gpu), cluster.layout, kv_cache_dtype),
+        token_bytes,
+        model.num_layers,
+    )
+
+
+def _card(own: Gpu | None, gpu: Gpu | None) -> Gpu:
+    found = own or gpu
+    if found is None:
+        raise KvtoolError("--cluster names no card: write prefill=2xh100,decode=4xh200, or --gpu h100 for all nodes")
+    return found
 
 
 def agents_at_goal(options: ClusterOptions, speeds: Speeds, sessions: Sequence[Session], *, upper: float) -> float:
@@ -109,7 +155,7 @@ def agents_at_goal(options: ClusterOptions, speeds: Speeds, sessions: Sequence[S
         rng = random.Random(f"cluster {options.seed}")
         gaps = (rng.expovariate(middle) for _ in sessions)
         starts = list(accumulate(gaps))
-        played = Simulation(options.cluster, speeds, options.mode).play(started_at(sessions, starts))
+        played = Simulation(options.cluster, speeds, options.mode, options.routing).play(started_at(sessions, starts))
         low, high = (middle, high) if _keeps(options, played) else (low, middle)
     return low
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from kvtool.replay.cluster.options import Cluster
 
 Crossing = tuple[str, str]  # which node (prefill or decode) and which of its links
+LEFT_TO_CACHE = Fraction(1, 100)  # of a NIC, by the weights of its virtual lanes
 KINDS = ("snic", "dram", "cnic read", "cnic write")
 READ: dict[str, tuple[Crossing, ...]] = {
     "prefill": (("prefill", "snic"), ("prefill", "dram")),
@@ -46,8 +47,8 @@ class LinkLoad:
 
 
 def limits(cluster: Cluster) -> dict[str, Fraction]:
-    """GB/s of each link of a node; those of the GPUs' NICs together."""
-    nics = cluster.nic_gbps * cluster.gpus
+    """GB/s of each link of a node; those of the GPUs' NICs together, less what the model's own traffic takes."""
+    nics = cluster.nic_gbps * cluster.gpus * max(LEFT_TO_CACHE, 1 - cluster.reserved)
     return {"snic": cluster.storage_gbps, "dram": cluster.dram_gbps, "cnic read": nics, "cnic write": nics}
 
 

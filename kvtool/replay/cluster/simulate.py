@@ -12,36 +12,28 @@ from dataclasses import dataclass, field
 
 from kvtool.replay.clock.clock import Call, Clock, Server
 from kvtool.replay.clock.network import Path
+from kvtool.replay.cluster.layout import DecodeNode, PrefillNode
 from kvtool.replay.cluster.links import INTO_DECODE, KINDS, READ, TO_DECODE, TO_PREFILL, Crossing, limits
 from kvtool.replay.cluster.options import Cluster
 from kvtool.replay.cluster.schedule import (
     COMPUTE_S,
     READ_S,
     Node,
+    Router,
     choose_decode,
-    choose_prefill,
     reading_side,
 )
 from kvtool.replay.cluster.turns import Session, Turn
-from kvtool.replay.saved import PrefillFloor
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Of one node: prefill times, the bytes of a token's cache, seconds to read a byte from the GPUs' memory."""
+    """Of a node of each kind, and the bytes of a token's cache, which comes in so many layers."""
 
-    floor: PrefillFloor
+    prefill: PrefillNode
+    decode: DecodeNode
     token_bytes: float
     num_layers: int
-    byte_s: float
-
-    def step_s(self, tokens: int) -> float:
-        """A decode step of requests with so many tokens together: weights and cache are read once."""
-        return self.floor.weights_s + tokens * self.token_bytes * self.byte_s
-
-    def tokens_in(self, seconds: float) -> float:
-        """Tokens that a node prefills in that time, without attention."""
-        return seconds / self.floor.compute_s(0, 1)
 
 
 @dataclass(slots=True)
@@ -58,6 +50,7 @@ class Played:
 @dataclass(slots=True)
 class _Request:
     turn: Turn
+    session: int
     arrived_s: float
     ended: Call
     prefill: Node
@@ -67,22 +60,34 @@ class _Request:
     computed: bool = False
     handed: bool = False
     to_hand: int = 0  # tokens that the decode node does not have
+    local: int = 0  # tokens of the prefix that the prefill node's memory has
+    side: str = "prefill"  # that reads the rest of it
+
+    @property
+    def read(self) -> int:
+        return self.turn.cached_tokens - self.local
 
 
 class Simulation:
     """One mode on one cluster; `play` once."""
 
-    def __init__(self, cluster: Cluster, speeds: Speeds, mode: str) -> None:
+    def __init__(self, cluster: Cluster, speeds: Speeds, mode: str, routing: str = "dualpath") -> None:
         self._speeds, self._mode, self._cluster = speeds, mode, cluster
         known = [float(limit) * 1e9 for limit in limits(cluster).values()]
         self._clock = Clock(known * (cluster.prefill + cluster.decode))
-        self._prefill = [Node(index) for index in range(cluster.prefill)]
+        room = cluster.local_bytes / speeds.token_bytes
+        self._prefill = [Node(index, room_tokens=room) for index in range(cluster.prefill)]
         self._decode = [Node(cluster.prefill + index) for index in range(cluster.decode)]
         self._decoding = {node.index: 0 for node in self._decode}  # tokens of requests that decode
-        self._gpus = [Server(self._clock) for _ in self._prefill]
-        self._waiting: deque[tuple[Turn, float, Call]] = deque()
-        self._short_queue = READ_S * float(cluster.storage_gbps) * 1e9 / speeds.token_bytes
-        self._most_tokens = speeds.tokens_in(COMPUTE_S)
+        self._batches = {node.index: 0 for node in self._decode}  # and how many these are
+        self._gpus = [Server(speeds.prefill.lanes) for _ in self._prefill]
+        self._waiting: deque[tuple[int, Turn, float, Call]] = deque()
+        self._router = Router(
+            routing,
+            self._prefill,
+            short_queue_tokens=READ_S * float(cluster.storage_gbps) * 1e9 / speeds.token_bytes,
+            most_tokens=speeds.prefill.tokens_in(COMPUTE_S),
+        )
         self._played = Played()
 
     def play(self, sessions: Sequence[Session]) -> Played:
@@ -103,36 +108,50 @@ class Simulation:
             else:
                 self._played.session_s.append(self._clock.now_s - began_s)
 
-        self._waiting.append((session.turns[number], now_s, ended))
+        self._waiting.append((id(session), session.turns[number], now_s, ended))
         self._dispatch()
 
     def _dispatch(self) -> None:
         """First come, first served: nodes for the requests that wait, until every prefill node has enough."""
         while self._waiting:
-            prefill = choose_prefill(self._prefill, short_queue_tokens=self._short_queue, most_tokens=self._most_tokens)
+            session, turn, arrived_s, ended = self._waiting[0]
+            prefill = self._router.choose(session)
             if prefill is None:
                 return
-            turn, arrived_s, ended = self._waiting.popleft()
+            self._waiting.popleft()
             decode = choose_decode(self._decode, turn.input_tokens)
             for node in (prefill, decode):
                 node.requests += 1
                 node.tokens += turn.input_tokens
-            self._read(_Request(turn, arrived_s, ended, prefill, decode))
+            self._read(_Request(turn, session, arrived_s, ended, prefill, decode))
 
     def _read(self, request: _Request) -> None:
         """Bring what is cached into host memory, on one side, then to the GPUs as they compute."""
-        side = reading_side(self._mode, request.prefill, request.decode)
-        reader, cached = (request.prefill if side == "prefill" else request.decode), request.turn.cached_tokens
-        reader.read_tokens += cached
+        request.side = reading_side(self._mode, request.prefill, request.decode)
+        request.local = min(request.prefill.held.get(request.session, 0), request.turn.cached_tokens)
+        reader = request.prefill if request.side == "prefill" else request.decode
+        reader.read_tokens += request.read
 
         def in_memory() -> None:
-            reader.read_tokens -= cached
-            share = 1 / self._speeds.num_layers
-            self._send(request, TO_PREFILL[side], cached * share, lambda: self._first_layer(request, side))
+            reader.read_tokens -= request.read
+            self._to_gpus(request, 1 / self._speeds.num_layers, lambda: self._first_layer(request))
 
-        self._send(request, READ[side], cached, in_memory)
+        self._send(request, READ[request.side], request.read, in_memory)
 
-    def _first_layer(self, request: _Request, side: str) -> None:
+    def _to_gpus(self, request: _Request, share: float, then: Call) -> None:
+        """That share of the prefix, from the memory of both nodes as far as each has it."""
+        left = 2
+
+        def arrived() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        self._send(request, TO_PREFILL["prefill"], request.local * share, arrived)
+        self._send(request, TO_PREFILL[request.side], request.read * share, arrived)
+
+    def _first_layer(self, request: _Request) -> None:
         """It can begin; the other layers come meanwhile."""
 
         def loaded() -> None:
@@ -140,15 +159,13 @@ class Simulation:
             if request.began_s is not None:
                 self._compute_rest(request)
 
-        self._gpus[request.prefill.index].take(lambda: self._begin(request, side))
-        share = 1 - 1 / self._speeds.num_layers
-        self._send(request, TO_PREFILL[side], request.turn.cached_tokens * share, loaded)
+        self._gpus[request.prefill.index].take(lambda: self._begin(request))
+        self._to_gpus(request, 1 - 1 / self._speeds.num_layers, loaded)
 
-    def _begin(self, request: _Request, side: str) -> None:
+    def _begin(self, request: _Request) -> None:
         """Layers go to the decode node as they are done: what was read there is there already."""
         request.began_s = self._clock.now_s
-        turn = request.turn
-        request.to_hand = turn.input_tokens - (0 if side == "prefill" else turn.cached_tokens)
+        request.to_hand = request.turn.input_tokens - (0 if request.side == "prefill" else request.read)
         share = 1 - 1 / self._speeds.num_layers
 
         def handed() -> None:
@@ -163,7 +180,7 @@ class Simulation:
     def _compute_rest(self, request: _Request) -> None:
         """The prefill ends a layer's time after the last layer is there, or when all is computed."""
         assert request.began_s is not None
-        compute_s = self._speeds.floor.prefill_s(request.turn.input_tokens, request.turn.cached_tokens)
+        compute_s = self._speeds.prefill.prefill_s(request.turn.input_tokens, request.turn.cached_tokens)
         now_s = self._clock.now_s
         late_s = now_s + compute_s / self._speeds.num_layers if now_s > request.began_s else 0.0
         self._clock.at(max(request.began_s + compute_s, late_s), lambda: self._computed(request))
@@ -174,6 +191,7 @@ class Simulation:
         self._played.ttft_s.append(self._clock.now_s - request.arrived_s)
         request.prefill.requests -= 1
         request.prefill.tokens -= request.turn.input_tokens
+        request.prefill.hold(request.session, request.turn.input_tokens)
         self._gpus[request.prefill.index].free()
         self._dispatch()
         if request.handed:
@@ -191,7 +209,8 @@ class Simulation:
         """It keeps the step time of the batch that it joins."""
         node, turn = request.decode.index, request.turn
         self._decoding[node] += turn.input_tokens
-        step_s = self._speeds.step_s(self._decoding[node])
+        self._batches[node] += 1
+        step_s = self._speeds.decode.step_s(self._batches[node], self._decoding[node])
         steps = max(0, turn.output_tokens - 1)
         if steps:
             self._played.tpot_s.append(step_s)
@@ -199,6 +218,7 @@ class Simulation:
 
     def _end(self, request: _Request) -> None:
         self._decoding[request.decode.index] -= request.turn.input_tokens
+        self._batches[request.decode.index] -= 1
         request.decode.requests -= 1
         request.decode.tokens -= request.turn.input_tokens
         self._played.ended_s = self._clock.now_s

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvtool.replay.accesses import read_accesses
-from kvtool.replay.core import Core
 from kvtool.replay.curves import Curve
+from kvtool.replay.loops.core import Core
 from kvtool.replay.misses.losses import Losses
 from kvtool.workloads.traces import Trace, TraceRequest
 

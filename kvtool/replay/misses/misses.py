@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.fastest import core
 from kvtool.replay.misses.hashed import trace_misses
 from kvtool.replay.misses.logged import CHARACTERS_A_TOKEN, LogMisses, Reading
 from kvtool.replay.misses.losses import Losses

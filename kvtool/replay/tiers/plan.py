@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtool.replay.saved import PrefillFloor
 from kvtool.replay.tiers.options import Tier, TierOptions
@@ -24,32 +24,51 @@ class Links:
         for place, tier in enumerate(self.tiers):
             below = sum(blocks[place:])
             if below:
-                assert tier.read_gbps is not None
-                seconds = max(seconds, tier.latency_s + below * self.block_bytes / (tier.read_gbps * 1e9))
+                rate = tier.bytes_per_s(self.block_bytes)
+                seconds = max(seconds, tier.latency_s + below * self.block_bytes / rate)
         return seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`blocks` loaded of each tier. Of the computing `before_s` needs no load, and `after_s` comes behind it; layer by
-    layer, each layer needs its part of the load alone. `decision`: none | load | recompute | both.
+    """`blocks` loaded of each tier, up to token `loaded_end`. Of computing `new_tokens`, `before_s` needs no load, and
+    `after_s` comes behind it; layer by layer, each layer needs its part of the load alone. `cut_blocks` hit, but had no
+    room to come through. `decision`: none | load | recompute | both.
     """
 
     decision: str
     blocks: tuple[int, ...]
     before_s: float
     after_s: float
+    new_tokens: int = 1
+    loaded_end: int = 0
+    cut_blocks: int = 0
 
     @property
     def compute_s(self) -> float:
         return self.before_s + self.after_s
 
 
-def plan(
-    floor: PrefillFloor, links: Links, options: TierOptions, input_tokens: int, in_gpu: int, below: Sequence[int]
-) -> Plan:
-    """For a prompt with `in_gpu` blocks in the GPU and the next ones in tiers `below` (0: the first of them)."""
-    planner = _Planner(floor, links, options.loading, input_tokens, in_gpu, tuple(below))
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a request finds: of `input_tokens`, `in_gpu` blocks in the GPU, and the next ones in tiers `below` (0: the
+    first of them).
+    """
+
+    input_tokens: int
+    in_gpu: int
+    below: tuple[int, ...]
+
+
+def plan(floor: PrefillFloor, links: Links, options: TierOptions, found: Found, room: int) -> Plan:
+    """For a request of which `room` blocks may come through."""
+    below = found.below[:room]
+    chosen = _plan(floor, links, options, replace(found, below=below))
+    return replace(chosen, cut_blocks=len(found.below) - len(below))
+
+
+def _plan(floor: PrefillFloor, links: Links, options: TierOptions, found: Found) -> Plan:
+    planner, below = _Planner(floor, links, options.loading, found.input_tokens, found.in_gpu, found.below), found.below
     if not below:
         return planner.loading_last(0, "none")
     last = len(below)
@@ -84,8 +103,11 @@ class _Planner:
         start = min((self.in_gpu + len(self.below) - count) * self.links.block_size, self.input_tokens - 1)
         end = min((self.in_gpu + len(self.below)) * self.links.block_size, self.input_tokens - 1)
         before_s = self.floor.compute_s(known, start) if count else 0.0
-        whole_s = before_s + self.floor.prefill_s(self.input_tokens, end if count else known)
-        return Plan(decision, blocks, before_s, whole_s - before_s)
+        first_new = end if count else known
+        new_tokens = self.input_tokens - first_new + (start - known if count else 0)
+        return Plan(
+            decision, blocks, before_s, self.floor.last_s(self.input_tokens, first_new), new_tokens, loaded_end=end
+        )
 
     def meeting(self) -> int:
         """Blocks to load from the back so that loading ends when computing from the front does: the largest number
@@ -104,8 +126,9 @@ class _Planner:
     def estimate_s(self, tried: Plan) -> float:
         """Time to the first token on idle links."""
         load_s, layers = self.links.load_s(tried.blocks), self.links.num_layers
+        step_s = self.floor.step_s(tried.compute_s)
         if not load_s:
-            return tried.compute_s
+            return step_s
         if self.loading == "bulk":
-            return max(tried.before_s, load_s) + tried.after_s
-        return max(load_s / layers + tried.compute_s, load_s + tried.compute_s / layers)
+            return max(tried.before_s, load_s) + step_s - tried.before_s
+        return max(load_s / layers + step_s, load_s + step_s / layers)

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
     """Blocks of one request. `places` says of its hits, in the order of the prompt, which tier holds each (0: the GPU).
-    `written` counts what is written to each tier below.
+    `written` counts what is written to each tier below. `stored_by` has, for runs of hits, the place where a run begins
+    and the number of the request that last stored it.
     """
 
     places: tuple[int, ...]
     written: tuple[int, ...]
+    stored_by: tuple[tuple[int, int], ...] = ()
 
 
 class Stores:
     """Room for `capacities` blocks in the GPU, then in each tier below it. Options as of TierOptions."""
 
-    def __init__(self, capacities: Sequence[int], *, exclusive: bool, write_after: int | None) -> None:
-        self._shelves = [_Shelf(capacity) for capacity in capacities]
+    def __init__(
+        self,
+        capacities: Sequence[int],
+        *,
+        exclusive: bool,
+        write_after: int | None,
+        watermark: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        gpu, *below = capacities
+        high, low = watermark
+        self._shelves = [_Shelf(gpu, gpu), *(_Shelf(int(room * high), int(room * low)) for room in below)]
         self._exclusive, self._write_after = exclusive, write_after
         self._hits: dict[int, int] = {}
+        self._stored_by: dict[int, int] = {}
+        self._number = 0
 
     def request(self, path: list[int]) -> Moved:
         """Look a path up, bring all of it into the GPU, and move down what the policy says."""
@@ -37,7 +50,17 @@ class Stores:
                 shelf.touch(hit)
         leaving = self._shelves[0].bring(path)
         written = self._back(leaving) if self._write_after is None else self._through(path, len(places))
-        return Moved(tuple(places), tuple(written))
+        return Moved(tuple(places), tuple(written), tuple(self._runs(hit, path[len(places) :])))
+
+    def _runs(self, hit: list[int], missing: list[int]) -> Iterator[tuple[int, int]]:
+        """Where the request that stored a block is not that of the block before; this one stores what is missing."""
+        before = None
+        for place, node in enumerate(hit):
+            if self._stored_by[node] != before:
+                before = self._stored_by[node]
+                yield place, before
+        self._stored_by.update(dict.fromkeys(missing, self._number))
+        self._number += 1
 
     def _find(self, path: list[int]) -> list[int]:
         places = []
@@ -73,11 +96,11 @@ class Stores:
 
 
 class _Shelf:
-    """Blocks of one tier, the least recently used first."""
+    """Blocks of one tier, the least recently used first. With more than `high` of them it evicts down to `low`."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, high: int, low: int) -> None:
         self.held: OrderedDict[int, None] = OrderedDict()
-        self._capacity = capacity
+        self._high, self._low = high, low
 
     def touch(self, path: Sequence[int]) -> None:
         """Use those of a path that are here: its tail goes before its head."""
@@ -90,7 +113,8 @@ class _Shelf:
         for node in reversed(path):
             self.held[node] = None
             self.held.move_to_end(node)
-        return [self.held.popitem(last=False)[0] for _ in range(len(self.held) - self._capacity)]
+        leaving = len(self.held) - self._low if len(self.held) > self._high else 0
+        return [self.held.popitem(last=False)[0] for _ in range(leaving)]
 
     def drop(self, nodes: Iterable[int]) -> None:
         for node in nodes:

@@ -1,4 +1,4 @@
-"""A replay with a clock: requests arrive, load through shared links, and are computed one after the other.
+"""A replay with a clock: requests arrive, load through shared links, and are served.
 
 Layer by layer, a prefill begins when the first layer is loaded and ends no sooner than a layer's time after the last
 one is: with equal layers this is l + (L - 1) max(c, l) + c. In bulk, it begins when all is loaded.
@@ -6,144 +6,203 @@ one is: with equal layers this is l + (L - 1) max(c, l) + c. In bulk, it begins 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
-from kvtool.replay.clock.clock import Call, Clock, Server
+from kvtool.replay.clock.clock import Call, Clock
 from kvtool.replay.clock.network import Path
+from kvtool.replay.clock.steps import StepTimes
 from kvtool.replay.tiers.options import TierOptions
-from kvtool.replay.tiers.plan import Links, Plan
+from kvtool.replay.tiers.plan import Links
+from kvtool.replay.tiers.serving import Gpu
+from kvtool.replay.tiers.timed import Timed
 
-
-@dataclass(slots=True)
-class Timed:
-    """One request: when it arrives, what it does, the blocks that it writes to each tier; then when it ended and how
-    long the GPU stood still for its loads.
-    """
-
-    arrival_s: float
-    plan: Plan
-    written: tuple[int, ...] = ()
-    loaded: bool = False
-    began_s: float | None = None
-    ended_s: float = 0.0
-    stall_s: float = 0.0
+NO_LIMIT = 1 << 60
+PREFETCHED = ("disk", "remote")  # on whose blocks a request need not wait; host memory is near
 
 
 @dataclass(slots=True)
 class Run:
-    """All requests, ended, and the bytes read from and written to each tier."""
+    """All requests, ended, the bytes read from and written to each tier, and those of them read in vain."""
 
     requests: list[Timed]
     read: list[int]
     written: list[int]
+    unused_bytes: int = 0
     busy: list[float] = field(default_factory=list)  # of each link, the part of the time until the last request ended
 
     def ttft_s(self) -> list[float]:
-        return [one.ended_s - one.arrival_s for one in self.requests]
+        return [one.ttft_s for one in self.requests]
 
 
-def run(requests: Sequence[Timed], links: Links, options: TierOptions) -> Run:
+def run(requests: Sequence[Timed], links: Links, options: TierOptions, times: StepTimes) -> Run:
     """Play all requests through; they are changed."""
-    return _Play(links, options).play(list(requests))
+    return _Play(links, options, times).play(list(requests))
 
 
 class _Play:
-    def __init__(self, links: Links, options: TierOptions) -> None:
-        self._links, self._options = links, options
-        self._half = options.half_duplex
-        speeds = [speed for tier in links.tiers for speed in (tier.read_gbps, tier.write_gbps or tier.read_gbps)]
-        self._bytes_per_s = [1e9 * (speed or 0.0) for speed in speeds]  # reads at even places, writes at odd ones
+    def __init__(self, links: Links, options: TierOptions, times: StepTimes) -> None:
+        self._links, self._options, self._floor = links, options, times.floor
+        staged = NO_LIMIT if options.staging_bytes is None else options.staging_bytes // links.block_bytes
+        self._room = staged  # blocks, less those on their way, which are pinned until their prompt is computed
+        self._bytes_per_s = [  # reads at even places, writes at odd ones
+            tier.bytes_per_s(links.block_bytes, write=write) for tier in links.tiers for write in (False, True)
+        ]
         self._clock = Clock(self._bytes_per_s)
-        self._gpu = Server(self._clock)
-        self._moved = [0.0] * len(speeds)  # through each link, when the last request ended
-        self._read, self._written = [0] * len(links.tiers), [0] * len(links.tiers)
+        self._gpu = Gpu(self._clock, times, take=self._take, prefilled=self._prefilled, ended=self._ended)
+        self._held_back: deque[Timed] = deque()
+        self._in_flight = 0
+        self._line: dict[int, Timed] = {}  # in the order of their arrival
+        self._moved = [0.0] * len(self._bytes_per_s)  # through each link, when the last request ended
+        self._run = Run([], [0] * len(links.tiers), [0] * len(links.tiers))
 
     def play(self, requests: list[Timed]) -> Run:
         for request in requests:
-            self._clock.at(request.arrival_s, lambda request=request: self._arrive(request))  # type: ignore[misc]
+            self._clock.at(request.arrival_s, partial(self._submit, request))
         self._clock.run()
         end_s = max((one.ended_s for one in requests), default=0.0)
-        busy = [
-            (self._moved[place] / speed if speed and end_s else 0.0) / (end_s or 1.0)
-            for place, speed in enumerate(self._bytes_per_s)
+        self._run.requests = requests
+        self._run.busy = [
+            (moved / speed if end_s else 0.0) / (end_s or 1.0)
+            for moved, speed in zip(self._moved, self._bytes_per_s, strict=True)
         ]
-        return Run(requests, self._read, self._written, busy)
+        return self._run
 
-    def _path(self, tier: int, *, write: bool) -> Path:
-        """The links between a tier and the GPU; a half-duplex link has one direction for both."""
-        return tuple(2 * place + (write and not self._half) for place in range(tier + 1))
+    def _submit(self, request: Timed) -> None:
+        self._held_back.append(request)
+        self._let_in()
 
-    def _arrive(self, request: Timed) -> None:
-        """It stands in line at once where it has something to compute before what it loads."""
-        loads = [(tier, blocks) for tier, blocks in enumerate(request.plan.blocks) if blocks]
-        waits = bool(loads) and not request.plan.before_s
-        request.loaded = not loads
-        if not waits:
-            self._ready(request)
-        for tier, blocks in loads:
-            self._read[tier] += blocks * self._links.block_bytes
-        layers = self._links.num_layers
-        if not waits or layers == 1 or self._options.loading == "bulk":
-            self._load(loads, 1.0, lambda: self._loaded(request, waits), latency=True)
+    def _let_in(self) -> None:
+        """As many as may be in at a time; one that was held back arrives when it comes in."""
+        most = self._options.concurrency
+        while self._held_back and (most is None or self._in_flight < most):
+            request = self._held_back.popleft()
+            self._in_flight += 1
+            if most is not None:
+                request.arrival_s = self._clock.now_s
+            self._line[id(request)] = request
+            self._look_ahead(request)
+            self._clock.at(self._clock.now_s, self._gpu.poke)  # behind all others that come in this moment
+
+    def _look_ahead(self, newest: Timed | None = None) -> None:
+        """The first ones in line start to load."""
+        if self._options.look_ahead is None:
+            first = [] if newest is None else [newest]
+        else:
+            first = list(islice(self._line.values(), self._options.look_ahead))
+        for request in first:
+            if not request.started:
+                self._start(request)
+
+    def _start(self, request: Timed) -> None:
+        options, layers = self._options, self._links.num_layers
+        layerwise = options.loading == "layerwise"
+        request.start(self._room, layers if layerwise else 1)
+        self._room -= sum(request.plan.blocks)
+        loads = {tier: blocks for tier, blocks in enumerate(request.plan.blocks) if blocks}
+        for tier, blocks in loads.items():
+            self._run.read[tier] += blocks * self._links.block_bytes
+        if not loads:
+            return
+        if options.prefetch.kind == "timeout":
+            low = sum(blocks for tier, blocks in loads.items() if self._may_be_cut(tier))
+            wait_s = options.prefetch.base_s + options.prefetch.token_s * low * self._links.block_size
+            request.deadline_s = self._clock.now_s + wait_s
+            self._clock.at(request.deadline_s, self._gpu.poke)
+        if request.can_begin or layers == 1 or not layerwise:
+            self._load(request, loads, 1.0, lambda: self._loaded(request), latency=True)
             return
 
         def first_layer() -> None:
-            self._ready(request)
-            self._load(loads, (layers - 1) / layers, lambda: self._loaded(request, False))
+            request.can_begin = True
+            self._load(request, loads, (layers - 1) / layers, lambda: self._loaded(request))
+            self._gpu.poke()
 
-        self._load(loads, 1 / layers, first_layer, latency=True)
+        self._load(request, loads, 1 / layers, first_layer, latency=True)
 
-    def _load(self, loads: list[tuple[int, int]], share: float, then: Call, *, latency: bool = False) -> None:
+    def _load(self, request: Timed, loads: dict[int, int], share: float, then: Call, *, latency: bool = False) -> None:
         """That share of all loads, each on its path; then go on."""
-        left = len(loads)
 
-        def arrived() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
+        def arrived(tier: int) -> None:
+            del request.loads[tier]
+            if not request.loads:
                 then()
 
-        for tier, blocks in loads:
-            latency_s = self._links.tiers[tier].latency_s if latency else 0.0
-            num_bytes = blocks * self._links.block_bytes * share
-            self._clock.send(self._path(tier, write=False), num_bytes, arrived, latency_s=latency_s)
+        for tier, blocks in loads.items():
+            request.loads[tier] = self._clock.send(
+                self._path(tier, write=False),
+                blocks * self._links.block_bytes * share,
+                partial(arrived, tier),
+                latency_s=self._links.tiers[tier].latency_s if latency else 0.0,
+            )
 
-    def _ready(self, request: Timed) -> None:
-        self._gpu.take(lambda: self._begin(request))
+    def _path(self, tier: int, *, write: bool) -> Path:
+        """The links between a tier and the GPU; a half-duplex link has one direction for both."""
+        return tuple(2 * place + (write and not self._options.half_duplex) for place in range(tier + 1))
 
-    def _loaded(self, request: Timed, waits: bool) -> None:
-        request.loaded = True
-        if waits:
-            self._ready(request)
-        elif request.began_s is not None:
-            self._finish_after_load(request)
+    def _loaded(self, request: Timed) -> None:
+        request.loaded = request.can_begin = True
+        self._gpu.loaded(request)
+        self._gpu.poke()
 
-    def _begin(self, request: Timed) -> None:
-        """What the GPU stood still for until here is the load's, if there is one."""
-        now_s = self._clock.now_s
-        request.began_s = now_s
-        if any(request.plan.blocks):
-            request.stall_s += max(0.0, now_s - max(request.arrival_s, self._gpu.idle_since_s))
-        if request.loaded:
-            self._clock.at(now_s + request.plan.compute_s, lambda: self._end(request))
+    def _take(self) -> Timed | None:
+        """The first in line that can begin."""
+        for request in self._line.values():
+            if request.started and self._can_begin(request):
+                del self._line[id(request)]
+                self._look_ahead()
+                self._compute_late(request)
+                return request
+        return None
 
-    def _finish_after_load(self, request: Timed) -> None:
-        assert request.began_s is not None
-        tail_s = self._tail_s(request.plan)
-        end_s = max(request.began_s + request.plan.compute_s, self._clock.now_s + tail_s)
-        request.stall_s += end_s - request.began_s - request.plan.compute_s
-        self._clock.at(end_s, lambda: self._end(request))
+    def _compute_late(self, request: Timed) -> None:
+        """What another request has not computed yet is not there: both compute it."""
+        size, held = self._links.block_size, request.held_blocks
+        request.late_blocks = request.in_gpu - held
+        if request.late_blocks:
+            end = min(request.in_gpu * size, request.input_tokens - 1)
+            request.compute(end - held * size, self._floor.compute_s(held * size, end))
 
-    def _tail_s(self, plan: Plan) -> float:
-        """What is left to compute when the load ends later than all else: the last layer, or all behind the load."""
-        return plan.after_s if self._options.loading == "bulk" else plan.compute_s / self._links.num_layers
+    def _can_begin(self, request: Timed) -> bool:
+        kind = self._options.prefetch.kind
+        if not request.can_begin and (
+            kind == "best-effort" or (kind == "timeout" and self._clock.now_s >= request.deadline_s)
+        ):
+            self._cut(request)
+        return request.can_begin
 
-    def _end(self, request: Timed) -> None:
-        request.ended_s = self._clock.now_s
-        self._moved = list(self._clock.network.moved)
+    def _may_be_cut(self, tier: int) -> bool:
+        return self._links.tiers[tier].name in PREFETCHED
+
+    def _cut(self, request: Timed) -> None:
+        """What has not come from the lower tiers is computed instead, from the end of the load backwards."""
+        size, end = self._links.block_bytes, request.plan.loaded_end
+        for tier in [tier for tier in request.loads if self._may_be_cut(tier)]:
+            flow = request.loads.pop(tier)
+            left = self._clock.stop(flow)
+            missing = -int(-left // size)
+            tokens = missing * self._links.block_size
+            request.missed_blocks += missing
+            request.compute(tokens, self._floor.compute_s(end - tokens, end))
+            end -= tokens
+            self._run.read[tier] -= int(left)
+            self._run.unused_bytes += int(missing * size - left)
+        if not request.loads:
+            request.loaded = request.can_begin = True
+
+    def _prefilled(self, request: Timed) -> None:
+        """What it loaded is no longer pinned, and what it computed is written down."""
+        self._room += sum(request.plan.blocks)
         for tier, blocks in enumerate(request.written):
             num_bytes = blocks * self._links.block_bytes
-            self._written[tier] += num_bytes
+            self._run.written[tier] += num_bytes
             self._clock.send(self._path(tier, write=True), num_bytes, lambda: None)
-        self._gpu.free()
+
+    def _ended(self, request: Timed) -> None:
+        self._moved = list(self._clock.network.moved)
+        self._in_flight -= 1
+        if self._held_back:
+            self._clock.at(self._clock.now_s, self._let_in)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH, percent
 from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal
 from kvtool.report.tables import Table
 from kvtool.results import Accuracy, AccuracyCase, BenchDocument
-from kvtool.units import format_bytes
+from kvtool.units import format_bytes, format_length, format_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,9 @@ def accuracy_cases(document: BenchDocument) -> list[AccuracyCase]:
 def accuracy_tables(document: BenchDocument) -> list[Table]:
     """None where no caches were compared."""
     cases = accuracy_cases(document)
-    return [cost_table(cases), error_table(cases)] if cases else []
+    timed = [case for case in cases if case.accuracy.speed is not None]
+    costs = [cost_table(cases), error_table(cases)] if cases else []
+    return costs + ([speed_table(timed)] if timed else [])
 
 
 def label(case: AccuracyCase) -> str:
@@ -104,6 +107,46 @@ def error_table(cases: Sequence[AccuracyCase]) -> Table:
     )
 
 
+def speed_table(cases: Sequence[AccuracyCase]) -> Table:
+    """What each format's decode steps take over contexts, beside the reference's, and from where it is faster."""
+    speeds = [case.accuracy.speed for case in cases if case.accuracy.speed is not None]
+    first = speeds[0]
+    ends = [f"ITL at\n{format_length(context)}" for context in (first.contexts[0], first.contexts[-1])]
+    reference = (
+        cases[0].accuracy.reference,
+        format_bytes(first.reference_held_bytes[-1]),
+        *(format_ms(median(first.reference_itl_ms[at])) for at in (0, -1)),
+        f"{first.reference_slope_us_per_token:.2f}",
+        _micro(first.reference_store_us_per_token),
+        "",
+    )
+    rows = [
+        (
+            label(case),
+            format_bytes(speed.held_bytes[-1]),
+            *(format_ms(median(speed.itl_ms[at])) for at in (0, -1)),
+            f"{speed.slope_us_per_token:.2f} ± {speed.slope_us_per_token_se:.2f}",
+            _micro(speed.store_us_per_token),
+            speed.pays,
+        )
+        for case, speed in zip(cases, speeds, strict=True)
+    ]
+    held = f"held at\n{format_length(first.contexts[-1])}"
+    return Table(
+        title="What smaller caches cost: in time",
+        columns=("cache", held, *ends, "µs a token\nof context", "µs to store\na token", "faster"),
+        rows=[reference, *rows],
+        labels=1,
+        spare=("µs to store\na token", held),
+        note=f"ITL: ms of a decode step of one sequence in {first.dtype}, the median over "
+        f"{len(first.itl_ms[-1])} turns with all formats in turn. ±: standard error of the slope.",
+    )
+
+
+def _micro(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3g}"
+
+
 def mean_percent(errors: Sequence[float]) -> str:
     return percent(sum(errors) / len(errors), digits=2) if errors else DASH
 
@@ -119,7 +162,9 @@ def accuracy_findings(document: BenchDocument) -> list[str]:
     """What each verdict comes to, the formats of one verdict in one sentence."""
     cases = accuracy_cases(document)
     verdicts = dict.fromkeys(case.accuracy.verdict for case in cases)
-    return [_finding(said, [case for case in cases if case.accuracy.verdict == said]) for said in verdicts]
+    costs = [_finding(said, [case for case in cases if case.accuracy.verdict == said]) for said in verdicts]
+    words = [f"{label(case)} {case.accuracy.speed.pays}" for case in cases if case.accuracy.speed is not None]
+    return costs + ([f"In time: {'; '.join(words)}."] if words else [])
 
 
 def _finding(said: str, cases: Sequence[AccuracyCase]) -> str:

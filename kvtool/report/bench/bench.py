@@ -10,9 +10,11 @@ from kvtool.report import html
 from kvtool.report.bench.accuracy import accuracy_tables
 from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
+from kvtool.report.bench.endpoint import endpoint_tables
 from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.fragmentation import fragmentation_tables
 from kvtool.report.bench.peers import engines_table
+from kvtool.report.bench.pool_map import pool_maps
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.bench.timelines import timelines
 from kvtool.report.bench.workloads import workload_tables
@@ -68,7 +70,7 @@ def write_bench(document: BenchDocument, directory: Path, *, command: str = "") 
         rows=bench_rows(document),
         figure=chart(bench_panels(document), title=chart_title(document)),
         html=bench_html(document, command),
-        more=timelines(document),
+        more=timelines(document) | pool_maps(document),
     )
 
 
@@ -76,7 +78,7 @@ def tables(document: BenchDocument) -> list[Table]:
     """Those of the document's own figures, then the one of its peers."""
     raced = with_peers(document.cases)
     smaller = [*accuracy_tables(document), *fragmentation_tables(document)]
-    own = [*bench_tables(document), *workload_tables(document), *smaller]
+    own = [*endpoint_tables(document), *bench_tables(document), *workload_tables(document), *smaller]
     return own + ([engines_table(raced)] if raced else [])
 
 
@@ -90,6 +92,9 @@ def bench_html(document: BenchDocument, command: str = "") -> str:
     """The page for somebody who was not there: results, charts, tables, the machine, and what each word means."""
     images = {f"{panel.title} ({panel.explain})": png_bytes(chart([panel])) for panel in bench_panels(document)}
     images |= {f"{name}: requests and pages over time": png_bytes(drawn) for name, drawn in timelines(document).items()}
+    images |= {
+        f"{name}: whose the pages of the pool are": png_bytes(drawn) for name, drawn in pool_maps(document).items()
+    }
     return html.page(
         title=run_title(document),
         subtitle=f"{describe_run(document)}. {document.environment.get('date_utc', '')}",

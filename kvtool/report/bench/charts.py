@@ -19,6 +19,7 @@ from kvtool.report.bench.cases import (
     varying,
     waste_ratio,
 )
+from kvtool.report.bench.endpoint import draw_server, endpoint_cases
 from kvtool.report.bench.fragmentation import draw_map, fragmentation_cases
 from kvtool.report.bench.timelines import draw_gains
 from kvtool.report.bench.workloads import workload_cases
@@ -71,6 +72,12 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             "orange and % on top: empty slots; line: predicted by kvtool size",
             latency,
             draw_memory,
+        ),
+        Panel(
+            "The server at --url: time per output token",
+            "medians; floor and kvtool where they were asked for",
+            [case for case in endpoint_cases(document) if case.metrics.tpot_ms is not None],
+            draw_server,
         ),
         Panel(
             "Workloads: time to first token",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from kvtool.report.bench.accuracy import accuracy_findings
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
+from kvtool.report.bench.endpoint import endpoint_findings
 from kvtool.report.bench.fragmentation import fragmentation_findings
 from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
-from kvtool.results import BenchDocument, Case
+from kvtool.results import BenchDocument, Case, Prefix
 from kvtool.results.warnings import load_warnings
 from kvtool.units import format_length, format_ms
 
@@ -22,7 +23,7 @@ def headline(document: BenchDocument) -> str:
     """
     if (outputs := _outputs(document.cases)).startswith(WRONG):
         return outputs
-    latency = cases_of(document, "latency")
+    latency = [*cases_of(document, "latency"), *cases_of(document, "endpoint")]
     times = [
         (name, [summary.p50 for case in latency if (summary := getattr(case.metrics, key)) is not None])
         for name, key in (("TPOT", "tpot_ms"), ("TTFT", "ttft_ms"))
@@ -53,7 +54,7 @@ def findings(document: BenchDocument) -> list[str]:
         _prefill(latency),
     ]
     told += [_prefix(prefix), _arms(arms), *workload_findings(document), _memory(latency)]
-    told += [*accuracy_findings(document), *fragmentation_findings(document)]
+    told += [*endpoint_findings(document), *accuracy_findings(document), *fragmentation_findings(document)]
     return [sentence for sentence in told if sentence]
 
 
@@ -127,7 +128,14 @@ def _prefix(cases: Sequence[Case]) -> str:
         f"A prefix hit of {percent(prefix.measured_hit_rate)} {verb} {format_ms(abs(prefix.ttft_saved_ms))} ms "
         f"to the first token ({percent(abs(prefix.ttft_saved_ratio))}; "
         f"95% interval {format_ms(min(abs(low), abs(high)))} to {format_ms(max(abs(low), abs(high)))} ms)."
+        f"{_ttft_gap(cases, prefix)}"
     )
+
+
+def _ttft_gap(cases: Sequence[Case], shown: Prefix) -> str:
+    """Why that case takes longer than the roofline allows, where it does."""
+    reasons = [case.roofline.ttft_reason for case, prefix in with_prefix(cases) if prefix is shown]
+    return "".join(f" {reason}." for reason in reasons if reason)
 
 
 def _arms(cases: Sequence[Case]) -> str:

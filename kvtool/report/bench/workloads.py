@@ -38,6 +38,8 @@ def workload_tables(document: BenchDocument) -> list[Table]:
     if not cases:
         return []
     tables = [gain_table(cases), pool_table(cases)]
+    if any(case.workload.tiers for case in cases):
+        tables.append(tier_table(cases))
     rivals = same_requests(cases)
     return [*tables, policy_table(rivals)] if rivals else tables
 
@@ -144,6 +146,33 @@ def pool_table(cases: Sequence[WorkloadCase]) -> Table:
     )
 
 
+def tier_table(cases: Sequence[WorkloadCase]) -> Table:
+    """What came from the tiers below the pool, and what went there."""
+    rows = [
+        (
+            *names(case, cases),
+            tier.tier,
+            percent(tier.hit_tokens / case.workload.prompt_tokens, digits=1),
+            f"{tier.recomputed_tokens:,}",
+            format_bytes_short(tier.bytes_out),
+            format_bytes_short(tier.bytes_in),
+            format_ms(1e3 * tier.stall_s),
+        )
+        for case in cases
+        for tier in case.workload.tiers
+    ]
+    return Table(
+        title="What the tiers gave, by workload",
+        columns=(*headings(cases), "tier", "hits\nfound", "tokens\ncomputed", "read", "written", "waited\nms"),
+        rows=rows,
+        labels=len(headings(cases)) + 1,
+        spare=("tokens\ncomputed",),
+        note="Of one iteration with the prefix cache, by the tiers' own counters. hits found: share of prompt tokens, "
+        "those of requests that came back from giving way too. computed: were there, but computing was faster. waited: "
+        "steps for pages from this tier, or for room in it.",
+    )
+
+
 def same_requests(cases: Sequence[WorkloadCase]) -> list[tuple[WorkloadCase, WorkloadCase, Estimate]]:
     """Each case beside the first one that ran the same requests under another policy, and what it takes more."""
     groups: dict[tuple[object, ...], list[WorkloadCase]] = defaultdict(list)
@@ -213,22 +242,36 @@ def workload_findings(document: BenchDocument) -> list[str]:
 def _finding(case: WorkloadCase) -> str:
     work, saved = case.workload, case.workload.saved
     name = work.scenario if work.policy == "lru" else f"{work.scenario} under {work.policy}"
-    hits = percent(work.hit_rate_measured, digits=1)
+    hits = f"{percent(work.hit_rate_measured, digits=1)} hits" + "".join(
+        f" ({percent(tier.hit_tokens / work.prompt_tokens, digits=1)} from {tier.tier})"
+        for tier in work.tiers
+        if tier.hit_tokens
+    )
     requests = sum(sample.arm == "cached" and sample.iteration == 0 and sample.run == 0 for sample in case.samples)
     not_computed = f"{rate(saved.kv_bytes_not_written / max(1, requests) * 1000 / GB)} GB of K and V"
-    pool = f"{name}: this pool of {format_bytes(case.memory.kv_pool_bytes or 0)} gives {hits} hits"
+    below = "" if not work.tiers else f" over {' and '.join(tier.tier for tier in work.tiers)}"
+    pool = f"{name}: this pool of {format_bytes(case.memory.kv_pool_bytes or 0)}{below} gives {hits}"
+    idle = (
+        " Nothing left the pool for them: --pool-tokens makes it smaller."
+        if work.tiers and not work.evicted_pages
+        else ""
+    )
     if not is_shown(saved):
-        return f"{pool}, {NOT_SHOWN} in time to first token, and {not_computed} not computed per 1000 requests."
+        return f"{pool}, {NOT_SHOWN} in time to first token, and {not_computed} not computed per 1000 requests.{idle}"
     verb = "less" if saved.ttft_ms > 0 else "MORE"
     return (
         f"{pool} = {p50(case.metrics.ttft_ms)} ms to the first token, {format_ms(abs(saved.ttft_ms))} ms "
         f"({percent(abs(saved.ttft_ratio))}) {verb} than without, and {not_computed} not computed per 1000 requests."
-        f"{_gap(saved)}"
+        f"{idle}{_gap(case)}"
     )
 
 
-def _gap(saved: Saved) -> str:
-    """Where the time left is more than the FLOPs left: by more than GAP of what those allow."""
+def _gap(case: WorkloadCase) -> str:
+    """Why it takes longer than the roofline allows; in older documents, where the time left is by more than GAP more
+    than the FLOPs left."""
+    saved = case.workload.saved
+    if case.roofline.ideal_ttft_ms is not None:
+        return f" {case.roofline.ttft_reason}." if case.roofline.ttft_reason else ""
     if 1 - saved.ttft_ratio <= (1 + GAP) * (1 - saved.flops_ratio):
         return ""
     return (

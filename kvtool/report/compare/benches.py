@@ -28,12 +28,19 @@ NAMES = {
     "mbu": "MBU",
     "kv_allocated_bytes": "KV allocated",
     "peak_bytes": "peak memory",
+    "kl_mean": "KL",
+    "perplexity": "perplexity",
+    "top1_agreement": "same top 1",
+    "used_ratio": "pool used",
+    "largest_batch": "largest batch",
+    "steps": "steps",
 }
 CHARTED = ("ttft_ms", "tpot_ms", "e2e_ms")
-UNREMARKABLE = ("same", "no difference shown")
+UNREMARKABLE = ("same", "no difference shown", "within the error of these texts")
 UNSURE = "cannot tell"
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
+EQUAL_SPEED = "*"  # behind a ratio that is at an equal speed of the device
 LEAST_REACH = 1.06  # of the ratios' axis, so that noise of a percent does not fill the panel
 RATIO_STEPS = ((10, 100, 1000), (2, 4, 8), (1.25, 1.5), (1.1, 1.2), (1.025, 1.05))  # ticks, wide reaches first
 ROW_HEIGHT_IN = 0.26
@@ -70,17 +77,21 @@ def findings(document: CompareDocument) -> list[str]:
         metrics = "metric" if better == 1 else "metrics"
         sentence = f"{name}: {better} {metrics} better, {worse} worse, {unremarkable} without a difference"
         sentence += f", {unsure} that these runs cannot tell" if unsure else ""
-        changed = [row for row in rows if row.unit == "ms" and row.ratio and row.verdict.startswith((*BETTER, *WORSE))]
+        changed = [row for row in rows if row.unit == "ms" and row.judged_ratio and _is_shown(row)]
         if changed:
-            largest = max(changed, key=lambda row: abs((row.ratio or 1) - 1))
+            largest = max(changed, key=lambda row: abs((row.judged_ratio or 1) - 1))
             sentence += f"; the largest change is {NAMES[largest.metric]} of {largest.case}, {largest.verdict}"
         sentences.append(sentence)
     return sentences
 
 
+def _is_shown(row: CompareRow) -> bool:
+    return not {*BETTER, *WORSE}.isdisjoint(row.verdict.split())
+
+
 def widest_interval(document: CompareDocument) -> str | None:
     """The comparison that is least sure: the metric whose interval is widest for its ratio."""
-    rows = [(_halfwidth(row), row) for row in document.rows if row.ci_low is not None and row.ratio]
+    rows = [(_halfwidth(row), row) for row in document.rows if row.ci_low is not None and row.judged_ratio]
     if not rows:
         return None
     halfwidth, row = max(rows, key=lambda item: item[0])
@@ -89,7 +100,7 @@ def widest_interval(document: CompareDocument) -> str | None:
 
 def _halfwidth(row: CompareRow) -> float:
     """Half of the interval's width, as a share of the ratio."""
-    return ((row.ci_high or 0.0) - (row.ci_low or 0.0)) / 2 / (row.ratio or 1.0)
+    return ((row.ci_high or 0.0) - (row.ci_low or 0.0)) / 2 / (row.judged_ratio or 1.0)
 
 
 def _documents(document: CompareDocument) -> list[str]:
@@ -123,8 +134,13 @@ def _document_table(rows: Sequence[CompareRow], num_hidden: int, title: str) -> 
         rows=lines,
         labels=1,
         spare=("baseline", "this", "interval"),
-        note=f"Medians; ratio is this / baseline with its 95 % interval.{hidden}",
+        note=f"Medians; ratio is this / baseline with its 95 % interval.{_equal_speed_note(rows)}{hidden}",
     )
+
+
+def _equal_speed_note(rows: Sequence[CompareRow]) -> str:
+    speeds = dict.fromkeys(row.speed for row in rows if row.speed)
+    return f" {EQUAL_SPEED} at equal {' and '.join(speeds)}, measured beside each iteration." if speeds else ""
 
 
 def _cells(row: CompareRow) -> tuple[str, ...]:
@@ -132,7 +148,7 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
         f"  {NAMES.get(row.metric, row.metric)}",
         format_value(row.a, row.unit),
         format_value(row.b, row.unit),
-        DASH if row.ratio is None else f"{row.ratio:.3f}",
+        DASH if row.judged_ratio is None else f"{row.judged_ratio:.3f}{EQUAL_SPEED if row.speed else ''}",
         DASH if row.ci_low is None else f"{row.ci_low:.3f}..{row.ci_high:.3f}",
         row.verdict,
     )
@@ -146,6 +162,10 @@ def format_value(value: float | None, unit: str) -> str:
         return format_bytes(round(value))
     if unit == "ms":
         return f"{format_ms(value)} ms"
+    if unit in ("nats", ""):
+        return f"{value:.2e}" if unit else f"{value:.2f}"
+    if unit in ("requests", "steps"):
+        return f"{value:,.0f}"
     return f"{value:.1%}" if unit == "ratio" else f"{value:,.1f}/s" if value < 100 else f"{value:,.0f}/s"
 
 
@@ -179,9 +199,9 @@ def _draw_ratios(
     dots: list[tuple[float, float]] = []
     for place, case in enumerate(cases):
         row = rows.get(case)
-        if row is None or row.ratio is None:
+        if row is None or row.judged_ratio is None:
             continue
-        dots.append((row.ratio, place + offset))
+        dots.append((row.judged_ratio, place + offset))
         if row.ci_low is not None and row.ci_high is not None:
             axes.hlines(place + offset, row.ci_low, row.ci_high, colour, linewidth=2)
     axes.plot([x for x, _ in dots], [y for _, y in dots], "o", color=colour, markersize=5, label=name)

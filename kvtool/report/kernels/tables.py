@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kvtool.report.cells import DASH, input_cell, percent, rate
 from kvtool.report.inputs import varying_inputs
 from kvtool.report.kernels.peers import ratio_cell
-from kvtool.report.peers import peer_names, with_peers
+from kvtool.report.peers import find_peer, peer_names, with_peers
 from kvtool.report.tables import Table
 from kvtool.results import KernelCase, KernelsDocument
 from kvtool.units import format_bytes_short, format_ms
@@ -37,7 +37,8 @@ def kernel_tables(document: KernelsDocument) -> list[Table]:
     )
     shown = [table(cases, keys) for table, keys, cases in tables if cases]
     raced = [(table_keys, with_peers(cases)) for _, table_keys, cases in tables]
-    return shown + [peers_table(cases, keys) for keys, cases in raced if cases]
+    shown += [peers_table(cases, keys) for keys, cases in raced if cases]
+    return shown + [limit_table(cases, keys) for keys, cases in raced if any(map(moves_more, cases))]
 
 
 def cases_of(document: KernelsDocument, part: str) -> list[KernelCase]:
@@ -105,6 +106,42 @@ def peers_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
         f"above 1.00x ours is faster. {DASH}: not timed, see below.",
         title=f"peers of {' and '.join(sorted({case.kernel for case in cases}))}",
     )
+
+
+def limit_table(cases: Sequence[KernelCase], keys: tuple[str, ...]) -> Table:
+    """What each way makes of the machine: the time that its limits allow the work, of the time that it took."""
+    names = peer_names(cases)
+    return labelled(
+        cases,
+        keys,
+        columns=("ours", *(HEADINGS.get(name, name) for name in names)),
+        figures=[(share_cell(case, 1.0), *(peer_share(case, name) for name in names)) for case in cases],
+        note="The bytes that must move, or the FLOPs, at what this device reads or multiplies in the same run, over "
+        "the time taken. (3.0x): the bytes that this way moves at least, of those that must.",
+        title=f"{' and '.join(sorted({case.kernel for case in cases}))}: % of the limit",
+    )
+
+
+def moves_more(case: KernelCase) -> bool:
+    """Whether a way beside ours was timed that moves bytes which need not move."""
+    return any(peer.moved_bytes is not None for peer in case.peers)
+
+
+def peer_share(case: KernelCase, name: str) -> str:
+    """Of a peer, with the bytes that it moves where they are more."""
+    peer = find_peer(case.peers, name)
+    if peer is None or peer.ratio is None:
+        return DASH
+    moved = "" if peer.moved_bytes is None else f" ({peer.moved_bytes / case.bytes.moved:.1f}x)"
+    return share_cell(case, peer.ratio) + moved
+
+
+def share_cell(case: KernelCase, times_ours: float) -> str:
+    """A dash where the device's cache may have served it."""
+    roofline = case.roofline
+    if roofline.ideal_ms is None or roofline.reason is not None:
+        return DASH
+    return percent(roofline.ideal_ms / (case.metrics.time_ms.p50 * times_ours))
 
 
 def labelled(

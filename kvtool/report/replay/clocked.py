@@ -21,12 +21,18 @@ def clocked_figure(document: ReplayDocument) -> Figure | None:
     if not panels:
         return None
     title = f"kvtool replay on a clock: {document.trace.name}"
-    figure, axes = new_figure(title, subtitle=f"{document.model}, {document.gpu}", panels=panels, width_in=7.0 * panels)
+    figure, axes = new_figure(title, subtitle=_subtitle(document), panels=panels, width_in=7.0 * panels)
     if document.tiers:
         _draw_tiers(axes[0], document.tiers)
     if document.cluster is not None:
         _draw_links(axes[-1], document.cluster)
     return figure
+
+
+def _subtitle(document: ReplayDocument) -> str:
+    cluster = document.cluster
+    cards = dict.fromkeys([document.gpu, *([cluster.prefill_gpu, cluster.decode_gpu] if cluster else [])])
+    return ", ".join(name for name in (document.model, *cards) if name)
 
 
 def clocked_words(document: ReplayDocument) -> str:

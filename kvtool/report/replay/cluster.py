@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
+from kvtool.report.files import CsvValue
+from kvtool.report.replay.rows import flat_times
 from kvtool.report.tables import Table
 from kvtool.results import ReplayCluster, ReplayDocument
 from kvtool.units import format_ms
@@ -11,7 +15,10 @@ from kvtool.units import format_ms
 
 def cluster_tables(document: ReplayDocument) -> list[Table]:
     """Modes and links; none without a cluster."""
-    return [] if document.cluster is None else [_mode_table(document.cluster), _link_table(document.cluster)]
+    cluster = document.cluster
+    if cluster is None:
+        return []
+    return [*([_split_table(cluster)] if cluster.splits else []), _mode_table(cluster), _link_table(cluster)]
 
 
 def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
@@ -19,6 +26,11 @@ def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
     cluster = document.cluster
     if cluster is None:
         return
+    if cluster.splits:
+        yield (
+            f"Of {len(cluster.splits)} splits {cluster.prefill} prefill and {cluster.decode} decode nodes are the "
+            f"best: {max(split.agents_per_s for split in cluster.splits):.3g} agents a second, {cluster.mode}."
+        )
     low, high = cluster.range
     ratio = cluster.prefill / cluster.decode
     end = "no end" if high is None else f"{high:.3g}"
@@ -38,9 +50,50 @@ def cluster_sentences(document: ReplayDocument) -> Iterator[str]:
         )
 
 
+def mode_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a mode; times have a column a percentile."""
+    return [flat_times(mode) for mode in (document.cluster.modes if document.cluster else [])]
+
+
+def link_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a mode and link."""
+    return [
+        {"mode": mode.mode, **msgspec.structs.asdict(link)}
+        for mode in (document.cluster.modes if document.cluster else [])
+        for link in mode.links
+    ]
+
+
+def split_rows(document: ReplayDocument) -> list[dict[str, CsvValue]]:
+    """A row a split of the GPUs."""
+    return [msgspec.structs.asdict(split) for split in (document.cluster.splits if document.cluster else [])]
+
+
+def _split_table(cluster: ReplayCluster) -> Table:
+    return Table(
+        title="Prefill and decode nodes",
+        columns=("prefill", "decode", "agents\n/ s", "full first"),
+        rows=[
+            (str(split.prefill), str(split.decode), f"{split.agents_per_s:.3f}", split.bound)
+            for split in cluster.splits
+        ],
+        labels=2,
+    )
+
+
+def _nodes(cluster: ReplayCluster) -> str:
+    """With their cards, and the layout where it is more than tensor parallel."""
+    degrees = ", ".join(f"{name} {count}" for name, count in cluster.layout.items() if count > 1 and name != "gpus")
+    one = f" on {cluster.prefill_gpu}, {degrees}"
+    two = f", of {cluster.prefill_gpu} and {cluster.decode_gpu}, {degrees}"
+    return f"{cluster.prefill} prefill and {cluster.decode} decode nodes" + (
+        one if cluster.prefill_gpu == cluster.decode_gpu else two
+    )
+
+
 def _mode_table(cluster: ReplayCluster) -> Table:
     return Table(
-        title=f"{cluster.prefill} prefill and {cluster.decode} decode nodes",
+        title=_nodes(cluster),
         columns=("mode", "agents\n/ s", "all done\ns", "a session\ns", "TTFT ms\nmean", "TTFT ms\np99", "TPOT ms\nmean",
                  "storage NIC\nmax / mean"),
         rows=[

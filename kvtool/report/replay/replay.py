@@ -13,9 +13,9 @@ from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
 from kvtool.report.replay.clocked import clocked_figure, clocked_words
-from kvtool.report.replay.cluster import cluster_tables
+from kvtool.report.replay.cluster import cluster_tables, link_rows, mode_rows, split_rows
 from kvtool.report.replay.sentences import capacity_words, in_short
-from kvtool.report.replay.tiers import tier_rows, tier_tables
+from kvtool.report.replay.tiers import clock_rows, tier_rows, tier_tables
 from kvtool.report.tables import Table, to_html
 from kvtool.results import ReplayDocument, ReplayRow
 from kvtool.units import format_bytes_short, format_ms
@@ -23,7 +23,7 @@ from kvtool.units import format_bytes_short, format_ms
 if TYPE_CHECKING:
     from rich.console import Console
 
-CURVE_FILE, TIERS_FILE, CLOCK_FILE = "replay-curve.csv", "replay-tiers.csv", "replay-clock.png"
+CLOCK_PICTURE = "replay-clock.png"
 
 
 def print_replay(document: ReplayDocument, console: Console) -> None:
@@ -58,15 +58,12 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
         directory,
         "replay",
         document,
-        rows=[_flat(row) for row in document.rows],
+        rows=[flat(row) for row in document.rows],
         figure=replay_figure(document),
         html=replay_html(document, pictures, command),
     )
-    made = {
-        CURVE_FILE: csv_bytes(curve_rows(document)),
-        TIERS_FILE: csv_bytes(tier_rows(document)) if document.tiers else b"",
-        CLOCK_FILE: pictures.get(clocked_words(document), b""),
-    }
+    made = {name: csv_bytes(rows) for name, rows in _beside_rows(document).items()}
+    made[CLOCK_PICTURE] = pictures.get(clocked_words(document), b"")
     beside = {name: made[name] for name in beside_names(document)}
     write_all({directory / name: data for name, data in beside.items()})
     return [*written, *(directory / name for name in beside)]
@@ -74,8 +71,21 @@ def write_replay(document: ReplayDocument, directory: Path, *, command: str = ""
 
 def beside_names(document: ReplayDocument) -> list[str]:
     """The files that a replay has besides those of every document."""
-    tiers = [TIERS_FILE] if document.tiers else []
-    return [CURVE_FILE, *tiers, *([CLOCK_FILE] if document.tiers or document.cluster else [])]
+    return [*_beside_rows(document), *([CLOCK_PICTURE] if document.tiers or document.cluster else [])]
+
+
+def _beside_rows(document: ReplayDocument) -> dict[str, list[dict[str, CsvValue]]]:
+    """The rows of each table beside the first, by the name of its file; none of those that were not asked for."""
+    rows = {
+        "replay-curve.csv": curve_rows(document),
+        "replay-clock.csv": clock_rows(document),
+        "replay-tiers.csv": tier_rows(document),
+        "replay-break-even.csv": [msgspec.structs.asdict(row) for row in document.break_even],
+        "replay-cluster.csv": mode_rows(document),
+        "replay-links.csv": link_rows(document),
+        "replay-splits.csv": split_rows(document),
+    }
+    return {name: found for name, found in rows.items() if found or name == "replay-curve.csv"}
 
 
 def _pictures(document: ReplayDocument) -> dict[str, bytes]:
@@ -90,7 +100,7 @@ def _tables(document: ReplayDocument) -> list[Table]:
     return [replay_table(document), *tier_tables(document), *cluster_tables(document)]
 
 
-def _flat(row: ReplayRow) -> dict[str, CsvValue]:
+def flat(row: ReplayRow) -> dict[str, CsvValue]:
     """A row for CSV: what has a row a tier stands in a file of its own."""
     return {name: value for name, value in msgspec.structs.asdict(row).items() if not name.startswith("bytes_")}
 

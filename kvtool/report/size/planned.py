@@ -25,8 +25,8 @@ _WORDS = {
 }
 
 
-def print_engine(rows: list[SizeRow], console: Console) -> None:
-    """The engine's section under the rows of one model: one part for each cache dtype."""
+def print_engine(rows: list[SizeRow], console: Console, *, told: str = "") -> None:
+    """The engine's section under the rows of one model: one part for each cache dtype; no refusal that is `told`."""
     from rich.text import Text
 
     for dtype, same in groupby(rows, key=lambda row: row.inputs.kv_cache_dtype):
@@ -37,7 +37,7 @@ def print_engine(rows: list[SizeRow], console: Console) -> None:
         console.print(Text.assemble((name, "bold"), f", {dtype} cache: {_blocks(engine)}"))
         if engine.log_line:
             console.print(engine.log_line, highlight=False, soft_wrap=True)
-        if engine.refusal:
+        if engine.refusal and engine.refusal.removesuffix(".") not in told:
             console.print(f"would not start: {engine.refusal}", style="red", highlight=False, markup=False)
         if engine.groups:
             console.print(_groups_of(engine))

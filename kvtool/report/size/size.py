@@ -39,15 +39,18 @@ def print_size(
     `explain` shows every assumption in place of the `hinge`.
     """
     ways = [list(some) for some in remedies] or [[] for _ in document.rows]
+    told = verdict(document.rows, ways, passing)
     if document.solutions is not None:
         print_solutions(document.solutions, document.rejected or [], console)
-    elif told := verdict(document.rows, ways, passing):
+    elif told:
         console.print(told, style="bold", highlight=False, markup=False)
-    show = _print_best if document.solutions and not explain else _print_model
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
-        show(list(rows), console)
-    if len(document.rows) > 1 and (told := _nearest(document.rows, ways)):
-        console.print(told, highlight=False, markup=False)
+        if document.solutions and not explain:
+            _print_best(list(rows), console)
+        else:
+            _print_model(list(rows), console, told="" if document.solutions is not None else told or "")
+    if len(document.rows) > 1 and (nearest := _nearest(document.rows, ways)):
+        console.print(nearest, highlight=False, markup=False)
     print_notes(_notes(document), console, hinge=hinge, explain=explain)
 
 
@@ -83,7 +86,7 @@ def write_size(document: SizeDocument, directory: Path, *, curve: SizeDocument) 
     )
 
 
-def _print_model(rows: list[SizeRow], console: Console) -> None:
+def _print_model(rows: list[SizeRow], console: Console, *, told: str) -> None:
     from rich.text import Text
 
     model, weights = rows[0].model, rows[0].weights
@@ -100,7 +103,7 @@ def _print_model(rows: list[SizeRow], console: Console) -> None:
         console.print(row_table(same))
         print_budget(same, console)
         print_answers(same, console)
-    print_engine(rows, console)
+    print_engine(rows, console, told=told)
 
 
 def _print_best(rows: list[SizeRow], console: Console) -> None:

@@ -9,7 +9,7 @@ from kvtool.errors import KvtoolError
 from kvtool.sizing.card import card_memory
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
-from kvtool.sizing.fit import MAX_BATCH_SIZE, largest
+from kvtool.sizing.fit import MAX_BATCH_SIZE, Budget, largest
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.solve.start import start_of
@@ -46,65 +46,84 @@ def answer(plan: SizePlan, name: str, *, users: int | None, context: int | None)
 
     Raises KvtoolError for what the engine cannot be asked, and where the weights are not known.
     """
-    pool_bytes(plan, plan.options)
+    _known_pool(plan, plan.options, plan.memory)
     bounds = [bound for bound in (plan.options.max_num_seqs, plan.options.max_num_batched_tokens) if bound is not None]
     most = min(bounds) * plan.options.parallel.dp if bounds else MAX_BATCH_SIZE
     longest = context or plan.options.max_context(plan.model) or MAX_LENGTH_TOKENS
-
-    def holds(sequences: int, tokens: int) -> bool:
-        return _holds(_run(plan, name, sequences, tokens), as_asked(plan.options, sequences, tokens), sequences)
-
+    starts = _Starts(plan, name)
     found_users, found_context = users or 0, longest
     if users is None:
-        found_users = largest(lambda sequences: holds(sequences, longest), min(most, _bound(plan, name, longest)))
+        bound = min(most, _bound(starts.at(1, longest)))
+        found_users = largest(lambda sequences: starts.at(sequences, longest).holds(sequences), bound)
     elif context is None:
-        found_context = largest(lambda tokens: holds(users, tokens), longest)
-    elif not holds(users, context):
+        found_context = largest(lambda tokens: starts.at(users, tokens).holds(users), longest)
+    elif not starts.at(users, context).holds(users):
         found_users = 0
-    return _answer(plan, name, found_users, found_context, asked_users=users, asked_context=context)
+    return _answer(
+        plan, starts.at(found_users or users or 1, found_context or context or 1), found_users, found_context
+    )
 
 
-def _answer(
-    plan: SizePlan, name: str, users: int, context: int, *, asked_users: int | None, asked_context: int | None
-) -> Answer:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Started:
+    """One engine started for so many users of one context, and the budget of its card."""
+
+    options: SizeOptions
+    run: EngineRun
+    memory: Budget
+
+    @property
+    def capacity(self) -> float:
+        """Requests of the context that one replica holds."""
+        (context,) = self.options.contexts
+        return self.run.holds(context, self.options.shared_prefix)
+
+    def holds(self, users: int) -> bool:
+        """Whether each replica has room for its part of the users, and runs so many."""
+        sequences = self.options.parallel.sequences_of_replica(users)
+        return sequences <= min(self.run.max_requests, self.capacity)
+
+
+class _Starts:
+    """The starts that a search has tried: its answer is one of them, and is asked for again."""
+
+    def __init__(self, plan: SizePlan, name: str) -> None:
+        self.plan, self.name = plan, name
+        self.tried: dict[tuple[int, int], _Started] = {}
+
+    def at(self, users: int, context: int) -> _Started:
+        if (users, context) not in self.tried:
+            self.tried[users, context] = self._start(as_asked(self.plan.options, users, context))
+        return self.tried[users, context]
+
+    def _start(self, options: SizeOptions) -> _Started:
+        plan = self.plan
+        limits, memory = card_memory(plan.model, options, plan.weights)
+        if limits is None or memory is None:
+            raise KvtoolError("--users asks what fits a card: name it with --gpu")
+        run = run_engine(plan.model, start_of(self.name, options, limits, memory), memory)
+        return _Started(options=options, run=run, memory=memory)
+
+
+def _answer(plan: SizePlan, started: _Started, users: int, context: int) -> Answer:
     """The answer, with the start that gives it; of the least that was asked for where there is none."""
-    sequences, tokens = users or asked_users or 1, context or asked_context or 1
-    options = as_asked(plan.options, sequences, tokens)
-    run = _run(plan, name, sequences, tokens)
-    _, memory = card_memory(plan.model, options, plan.weights)
+    run, options = started.run, started.options
     return Answer(
         start=run.options,
         options=options,
         users=users,
         context=context,
-        capacity=run.holds(tokens, options.shared_prefix) * options.parallel.dp,
-        pool_bytes=max(0, pool_bytes(plan, options)),
-        margin_bytes=0 if memory is None or run.options.kv_cache_memory_bytes is not None else memory.margin_bytes,
+        capacity=started.capacity * options.parallel.dp,
+        pool_bytes=max(0, _known_pool(plan, options, started.memory)),
+        margin_bytes=0 if run.options.kv_cache_memory_bytes is not None else started.memory.margin_bytes,
         refusal=run.refusal,
         assumptions=run.assumptions,
     )
 
 
-def _bound(plan: SizePlan, name: str, tokens: int) -> int:
+def _bound(one: _Started) -> int:
     """More users than a start for one has room for, which has the most: the search need not look beyond."""
-    options = as_asked(plan.options, 1, tokens)
-    held = _run(plan, name, 1, tokens).holds(tokens, options.shared_prefix)
-    return 2 * math.ceil(held + 1) * options.parallel.dp
-
-
-def _holds(run: EngineRun, options: SizeOptions, users: int) -> bool:
-    """Whether each replica has room for its part of the users, and runs so many."""
-    sequences = options.parallel.sequences_of_replica(users)
-    (context,) = options.contexts
-    return sequences <= min(run.max_requests, run.holds(context, options.shared_prefix))
-
-
-def _run(plan: SizePlan, name: str, users: int, context: int) -> EngineRun:
-    options = as_asked(plan.options, users, context)
-    limits, memory = card_memory(plan.model, options, plan.weights)
-    if limits is None or memory is None:
-        raise KvtoolError("--users asks what fits a card: name it with --gpu")
-    return run_engine(plan.model, start_of(name, options, limits, memory), memory)
+    return 2 * math.ceil(one.capacity + 1) * one.options.parallel.dp
 
 
 def as_asked(options: SizeOptions, users: int, context: int) -> SizeOptions:
@@ -119,11 +138,10 @@ def as_asked(options: SizeOptions, users: int, context: int) -> SizeOptions:
     )
 
 
-def pool_bytes(plan: SizePlan, options: SizeOptions) -> int:
+def _known_pool(plan: SizePlan, options: SizeOptions, memory: Budget | None) -> int:
     """What a GPU has for caches: given, else the budget's. Raises KvtoolError where the weights are not known."""
     if options.engine is not None and options.engine.kv_cache_memory_bytes is not None:
         return options.engine.kv_cache_memory_bytes
-    _, memory = card_memory(plan.model, options, plan.weights)
     if memory is None or memory.kv_pool_bytes is None:
         raise KvtoolError(f"{plan.model.id}: weights {plan.weights.source}; --calibration can give them")
     return memory.kv_pool_bytes

@@ -7,6 +7,7 @@ sequence is long, a sparse layer reads its top-k of all it stores. Shapes come f
 from kvtool.sizing.specs.base import CacheSpec, SharedSpec
 from kvtool.sizing.specs.heads import ChunkedSpec, CrossSpec, FullSpec, HeadsSpec, SlidingSpec, WindowSpec
 from kvtool.sizing.specs.rows import CompressedSpec, IndexerSpec, LatentSpec, RowSpec, SharedRowSpec, SlidingRowSpec
+from kvtool.sizing.specs.sparse import QuestSpec, StreamingSpec, sparse_spec
 from kvtool.sizing.specs.state import CompressorSpec, ConstantSpec, StateSpec
 
 __all__ = [
@@ -20,11 +21,14 @@ __all__ = [
     "HeadsSpec",
     "IndexerSpec",
     "LatentSpec",
+    "QuestSpec",
     "RowSpec",
     "SharedRowSpec",
     "SharedSpec",
     "SlidingRowSpec",
     "SlidingSpec",
     "StateSpec",
+    "StreamingSpec",
     "WindowSpec",
+    "sparse_spec",
 ]

@@ -63,6 +63,10 @@ class CacheSpec:
         """Bytes of one sequence in whole pages."""
         return self.pages(tokens, block_size) * self.page_bytes(block_size)
 
+    def peak_bytes(self, prompt_tokens: int, tokens: int, block_size: int) -> int:
+        """Bytes in whole pages at most, while a prompt is computed and the sequence grows from it to `tokens`."""
+        return self.allocated_bytes(tokens, block_size)
+
     def fixed_bytes(self, block_size: int) -> int:
         """Bytes of a long sequence in whole pages, whatever its length: a full window, a state; 0 where it grows."""
         return 0 if self.grows else self.allocated_bytes(MAX_LENGTH_TOKENS, block_size)

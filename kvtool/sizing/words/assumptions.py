@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.engines.llama_cpp import LlamaCppCard
 from kvtool.sizing.fit import Budget, free_share
+from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import format_by_layer
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.specs import (
@@ -52,9 +54,11 @@ def _cache(plan: SizePlan, *, automatic: bool) -> Iterator[str]:
     if _has_tensor_scales(plan):
         yield f"{name} cache: one scale per tensor, which takes no bytes per token"
     if plan.cache_format.residual_tokens:
-        yield f"{name} cache: the newest {plan.cache_format.residual_tokens} tokens of a sequence are kept in 16 bits"
+        yield _residual(plan.cache_format)
     whole = sum(fmt is not plan.cache_format for fmt in format_by_layer(model, plan.cache_format))
-    if whole:
+    if whole and plan.cache_format.sparse is not None:
+        yield f"{name} cache: the first {whole} layers are read whole, as the paper leaves them"
+    elif whole:
         yield f"{name} cache: the outermost {whole} layers keep the model's dtype, as vLLM leaves them"
     for spec, _ in plan.specs:
         if isinstance(spec, LatentSpec | SharedRowSpec) and name == "fp8" and spec.row != plan.cache_format.mla:
@@ -72,6 +76,14 @@ def _cache(plan: SizePlan, *, automatic: bool) -> Iterator[str]:
             yield f"chunked layers are sized by a full chunk of {spec.window} tokens"
         if isinstance(spec, SharedSpec) and spec.source is None:
             yield f"{model.id}: which layers its KV-sharing layers read is not known; their reads are not counted"
+
+
+def _residual(cache_format: CacheFormat) -> str:
+    """Of a format that packs whole groups of tokens, up to a group less one waits beside the residual."""
+    least, key = cache_format.residual_tokens, cache_format.key
+    group = key.group if key is not None and key.per_channel else None
+    newest = f"{least} to {least + group - 1}" if group else f"{least}"
+    return f"{cache_format.name} cache: the newest {newest} tokens of a sequence are kept in 16 bits"
 
 
 def _has_tensor_scales(plan: SizePlan) -> bool:
@@ -194,7 +206,7 @@ def _card(plan: SizePlan) -> Iterator[str]:
     gpu = plan.options.gpu
     if gpu is None:
         return
-    yield from _card_memory(gpu, plan.memory)
+    yield from _card_memory(gpu, None if isinstance(plan.held, LlamaCppCard) else plan.memory)
     yield from _memory(plan)
     yield (
         "the decode floor is the time to read weights and cache at the card's listed bandwidth, or to do the FLOPs"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow
+from kvtool.sizing.engines.llama_cpp import NAMES as LLAMA_CPP
 from kvtool.sizing.fit import free_share, largest
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
@@ -24,7 +25,9 @@ WEIGHTS = {
     "fp8": "weights in fp8: a checkpoint stored so, or vLLM's --quantization fp8",
     "int4": "weights in 4 bits: a checkpoint of AWQ or GPTQ",
 }
-_WEIGHT_BITS, _HARM = {"fp8": 8, "int4": 4}, {"fp8": 2.0, "int4": 3.0}
+_WEIGHT_BITS, _HARM = {"fp8": 8, "int8": 8, "int4": 4}, {"fp8": 2.0, "int8": 2.0, "int4": 3.0}
+GGUF_NARROW = {"q8_0": NARROW["fp8"]}
+GGUF_WEIGHTS = {"int8": "a GGUF file in 8 bits, as Q8_0", "int4": "a GGUF file in about 4 bits, as Q4_K_M"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,11 @@ def _single(model: Model, row: SizeRow, plan: SizePlan, asked: Change) -> Iterat
     yield from _narrower(row, asked)
     yield from _shorter(model, row, asked)
     yield from _fewer(row, asked)
-    if given or row.engine.name in ("llama.cpp", "ollama"):
+    if given:
+        return
+    if row.engine.name in LLAMA_CPP:
+        yield from _dealt_out(model, row, asked)
+        yield from _lighter(plan, asked, GGUF_WEIGHTS)
         return
     yield from _settings(plan, asked)
     yield from _lighter(plan, asked)
@@ -134,7 +141,7 @@ def _single(model: Model, row: SizeRow, plan: SizePlan, asked: Change) -> Iterat
 
 
 def _narrower(row: SizeRow, asked: Change) -> Iterator[Change]:
-    for dtype, cost in NARROW.items():
+    for dtype, cost in (GGUF_NARROW if row.engine.name in LLAMA_CPP else NARROW).items():
         if row.inputs.kv_cache_dtype != dtype:
             yield replace(asked, flags=f"--kv-cache-dtype {dtype}", cost=cost, harm=1, dtype=dtype)
 
@@ -225,9 +232,34 @@ def _settings(plan: SizePlan, asked: Change) -> Iterator[Change]:
             yield replace(asked, flags=f"--max-num-seqs {count}", cost=cost, harm=0.5, options=changed)
 
 
-def _lighter(plan: SizePlan, asked: Change) -> Iterator[Change]:
+def _dealt_out(model: Model, row: SizeRow, asked: Change) -> Iterator[Change]:
+    """llama.cpp's layers on the CPU in part, or on more cards."""
+    engine, count = asked.options.engine, model.num_layers + 1  # the output too
+    if engine is None or row.engine.refusal is not None:
+        return
+
+    def with_layers(layers: int) -> Change:
+        cost = f"{count - layers} of {count} layers on the CPU"
+        options = replace(asked.options, engine=replace(engine, n_gpu_layers=layers))
+        harm = 2.5 + count / max(layers, 1)
+        return replace(asked, flags=f"--n-gpu-layers {layers}", cost=cost, harm=harm, options=options)
+
+    def fits(layers: int) -> bool:
+        changed = with_layers(layers).row(model)
+        return changed is not None and _is_enough(changed)
+
+    if layers := largest(fits, (count if engine.n_gpu_layers is None else engine.n_gpu_layers) - 1):
+        yield with_layers(layers)
+    for cards in (ranks for ranks in RANKS if ranks > len(engine.tensor_split.split(","))):
+        shares = ",".join("1" * cards)
+        cost = "a second card" if cards == RANKS[0] else f"{cards} cards"
+        options = replace(asked.options, engine=replace(engine, tensor_split=shares))
+        yield replace(asked, flags=f"--tensor-split {shares}", cost=cost, harm=0.5 + cards, options=options)
+
+
+def _lighter(plan: SizePlan, asked: Change, formats: Mapping[str, str] = WEIGHTS) -> Iterator[Change]:
     """Weights of fewer bits than they are stored in."""
-    for dtype, cost in WEIGHTS.items():
+    for dtype, cost in formats.items():
         if plan.weights.stored_bytes is not None and plan.weights.format.bits > _WEIGHT_BITS[dtype] + 1:
             options = replace(asked.options, weight_dtype=dtype)
             yield replace(asked, flags=f"--weight-dtype {dtype}", cost=cost, harm=_HARM[dtype], options=options)
@@ -245,7 +277,7 @@ def _wider(row: SizeRow, asked: Change) -> Iterator[Change]:
 
 def _pairs(row: SizeRow, plan: SizePlan, asked: Change) -> Iterator[Change]:
     """Formats and ranks together, those with the fewest cards first."""
-    if "kv_pool_bytes" in (row.fit.measured or ()) or row.engine.name in ("llama.cpp", "ollama"):
+    if "kv_pool_bytes" in (row.fit.measured or ()) or row.engine.name in LLAMA_CPP:
         return
     narrow, lighter = list(_narrower(row, asked)), list(_lighter(plan, asked))
     both = [_joined(first, second) for first in lighter for second in narrow]

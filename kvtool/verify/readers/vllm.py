@@ -55,6 +55,7 @@ PATTERNS = (
         "Desired GPU memory utilization is ({gpu_memory_utilization:flag}, {requested_memory:gib} GiB)",
     ),
     template("Estimated CUDA graph memory: {graphs_estimate:gib} GiB total"),
+    template("GiB (actual), {graphs_estimate:gib} GiB (estimated)"),
     template("Graph capturing finished in ..., took {graphs:gib} GiB"),
     template("and {graphs:gib} GiB for CUDAGraph memory"),
     # What it made of that.

@@ -14,7 +14,7 @@ from kvtool.sizing.engines.llama_cpp.plan import Cache
 from kvtool.sizing.engines.llama_cpp.start import CELL_MULTIPLE, DEFAULT_UBATCH_TOKENS, Start
 from kvtool.sizing.engines.versions import parse_release
 from kvtool.units import ceil_div, round_up
-from kvtool.verify.facts import Figure, LogFacts
+from kvtool.verify.facts import Figure, LogFacts, exactly
 from kvtool.verify.rows import BYTES, estimate_row, exact, exact_row
 
 CELLS, LAYERS = "cells", "layers"
@@ -92,8 +92,11 @@ def _cache_rows(facts: LogFacts, planned: LlamaCppPlan) -> Iterator[VerifyRow]:
         text = _cells_text(cache, planned.start)
         yield exact_row(f"{name}K size", BYTES, line.k_size, exact(cache.k_bytes), text)
         yield exact_row(f"{name}V size", BYTES, line.v_size, exact(cache.v_bytes))
-    for cache in caches[len(logged) :] if logged else ():
-        yield exact_row(f"{cache.name} cache", BYTES, None, exact(cache.total_bytes))
+    if facts.flags.get("pages"):
+        each = round(facts.readings[0].figure.value) // planned.start.slots
+        yield exact_row("tokens of a slot", CELLS, exactly(each), exact(planned.start.cells))
+    for cache in caches[len(logged) :] if logged or facts.flags.get("pages") else ():
+        yield exact_row(f"{cache.name} cache", BYTES, None, exact(cache.total_bytes), _cells_text(cache, planned.start))
 
 
 def _cells_text(cache: Cache, start: Start) -> str:

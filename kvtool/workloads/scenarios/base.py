@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.workloads.arrivals import arrival_times
 
@@ -52,6 +54,7 @@ class Turn:
     Where it `continues` that one, the whole prompt and the answer that the model really gave stand before `own_ids`.
     `prompt_tokens` is the whole prompt's length, of which `cached_tokens` are found in a cache that evicts nothing.
     `answers` share one prompt: all but the first find it whole, but for its last token, whose logits each needs.
+    `retention` says how important the request is.
     """
 
     own_ids: tuple[int, ...]
@@ -63,6 +66,7 @@ class Turn:
     continues: bool = False
     think_s: float = 0.0
     answers: int = 1
+    retention: Retention | None = None
 
     @property
     def longest_tokens(self) -> int:
@@ -128,6 +132,17 @@ class Plan:
         free = [index for index, turn in enumerate(self.turns) if turn.after is None]
         times = dict(zip(free, arrival_times(len(free), rate_per_s, seed, burstiness=burstiness), strict=True))
         turns = (replace(turn, arrival_s=times.get(index, 0.0)) for index, turn in enumerate(self.turns))
+        return replace(self, turns=tuple(turns))
+
+    def of_priorities(self, retentions: Sequence[Retention]) -> Plan:
+        """The same requests, which take turns with these; what waits for another is as important as that."""
+        if not retentions:
+            return self
+        taken: list[Retention] = []
+        free = cycle(retentions)
+        for turn in self.turns:
+            taken.append(next(free) if turn.after is None else taken[turn.after])
+        turns = (replace(turn, retention=one) for turn, one in zip(self.turns, taken, strict=True))
         return replace(self, turns=tuple(turns))
 
 

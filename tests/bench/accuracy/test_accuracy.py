@@ -11,12 +11,16 @@ import torch
 
 from kvtool.bench.accuracy import text as texts
 from kvtool.bench.accuracy.methods import method, reference_method
+from kvtool.bench.accuracy.pays import Line, pays
+from kvtool.bench.accuracy.pays import line as fitted
 from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Mean, is_settled, mean_of, moved, verdict
 from kvtool.bench.cases.accuracy import AccuracyPart, Comparison
 from kvtool.bench.cases.base import Setup
 from kvtool.errors import KvtoolError
 from kvtool.results import AccuracyCase
+from kvtool.sizing.formats import parse_cache_format
+from kvtool.sizing.layers import layer_specs
 from tests.bench.tiny_model import TINY, loaded
 
 FORMATS = (
@@ -29,7 +33,10 @@ FORMATS = (
     "int4+hadamard",
     "bf16/int4",
     "kivi_int2",
+    "bf16+streaming:64",
+    "bf16+quest:64",
 )
+CONTEXTS = (40, 200)
 
 
 class Letters:
@@ -47,13 +54,14 @@ def cases() -> dict[str, AccuracyCase]:
     """Two windows of random tokens through every format."""
     token_ids = torch.randint(512, (640,), generator=torch.Generator().manual_seed(3)).tolist()
     setup: Any = Setup(loaded=loaded(), windows=None, num_iters=2, num_iters_warmup=0)  # type: ignore[arg-type]
-    part = AccuracyPart(kv_cache_dtypes=FORMATS, input_lens=(256,), output_len=4, skip_layers=(0,))
+    part = AccuracyPart(kv_cache_dtypes=FORMATS, input_lens=(256,), output_len=4, skip_layers=(0,), contexts=CONTEXTS)
     found = Comparison(setup, part, Text(token_ids, "0" * 64), 256).measure().cases
     return {case.name.removeprefix("accuracy/"): case for case in found if isinstance(case, AccuracyCase)}
 
 
 def test_every_format_has_a_case_and_one_with_layers_left_whole(cases: dict[str, AccuracyCase]) -> None:
-    assert list(cases) == [name for each in FORMATS for name in (each, f"{each}/layers 0 whole")]
+    names = [name for each in FORMATS for name in (each, f"{each}/layers 0 whole")]
+    assert list(cases) == [name for name in names if name != "bf16+streaming:64/layers 0 whole"]
     assert cases["int4+hadamard/layers 0 whole"].accuracy.method == "hadamard, layers 0 whole"
     hadamard = cases["int4+hadamard"].accuracy
     assert (hadamard.kv_cache_dtype, hadamard.method, hadamard.reference) == ("int4", "hadamard", "fp32")
@@ -64,8 +72,46 @@ def test_every_format_has_a_case_and_one_with_layers_left_whole(cases: dict[str,
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_predicted_bytes_are_those_that_the_tensors_hold(cases: dict[str, AccuracyCase], name: str) -> None:
-    for case in (cases[name], cases[f"{name}/layers 0 whole"]):
+    for case in filter(None, (cases[name], cases.get(f"{name}/layers 0 whole"))):
         assert case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes > 0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_timed_holds_the_bytes_that_are_sized(cases: dict[str, AccuracyCase], name: str) -> None:
+    """Predicted by the specs alone, held by the tensors; StreamingLLM keeps 4 pages of 64 tokens and one turned."""
+    speed = cases[name].accuracy.speed
+    assert speed is not None
+    specs = layer_specs(TINY, parse_cache_format(name).paged(16))
+    kivi = name.startswith("kivi")  # without pages
+    sized = [
+        sum(spec.stored_bytes(context) if kivi else spec.allocated_bytes(context, 16) for spec in specs)
+        for context in CONTEXTS
+    ]
+    assert speed.held_bytes == sized
+    assert [len(turns) for turns in speed.itl_ms] == [4, 4]
+    assert speed.contexts == list(CONTEXTS)
+    if name == "bf16+streaming:64":
+        assert speed.held_bytes == [3 * 16 * 2 * 2 * 64, 5 * 16 * 2 * 2 * 64]
+
+
+def test_a_line_says_from_where_a_format_pays() -> None:
+    """vLLM's fit of Llama-3.1-8B on an H100: fp8 pays from 7.0k tokens (slopes 4.37e-5 and 2.37e-5 ms a token,
+    intercepts 6.44 and 6.58 ms)."""
+
+    def line(intercept: float, slope: float) -> Line:
+        near = (0.999, 1.0, 1.001, 1.0)
+        return Line([intercept * x for x in near], [slope * x for x in near])
+
+    bf16 = line(6.44, 4.37e-5)
+    assert pays(line(6.58, 2.37e-5), bf16, 131072) == (7000, "pays from 7k tokens")
+    assert pays(line(6.58, 2.37e-5), bf16, 4096)[1] == "would pay from 7k tokens, beyond the 4k of the model"
+    assert pays(line(6.40, 2.37e-5), bf16, 131072) == (0, "pays at any context")
+    assert pays(line(6.40, 8.74e-5), bf16, 131072) == (None, "never pays here: to read a token takes 2.0 times as long")
+    assert pays(line(9.0, 4.37e-5), bf16, 131072)[1] == "never pays here: a step takes longer, and a token no less"
+    assert pays(bf16, bf16, 131072)[1].startswith("nothing can be said")
+    exact = fitted([100, 200, 400], [[1.1, 2.1], [1.2, 2.2], [1.4, 2.4]])
+    assert exact.intercepts == pytest.approx([1.0, 2.0])
+    assert exact.slopes == pytest.approx([1e-3, 1e-3])
 
 
 def test_errors_by_layer_follow_the_bits(cases: dict[str, AccuracyCase]) -> None:
@@ -130,6 +176,7 @@ def test_verdicts(change: float, se: float, blocks: int, words: str) -> None:
     [
         ("nvfp4", (), "nvfp4 cache can be sized, but not run"),
         ("int4", (2,), "layer 2 is not one of the 2"),
+        ("bf16+streaming:64", (0,), "lets go of a page in all layers at once"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(name: str, layers: tuple[int, ...], message: str) -> None:

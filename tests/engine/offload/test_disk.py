@@ -173,6 +173,24 @@ def test_a_disk_that_fails_is_no_tier_any_more_with_one_warning(
     ]
 
 
+def test_a_filesystem_without_o_direct_is_told_in_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuses(path: str, flags: int, *rest: object, **more: object) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuses)
+    notices = Notices()
+    tier = open_tier(tmp_path, notices)
+    save(tier, range(2))
+    assert [read(tier, number) for number in range(2)] == [page(0), page(1)]
+    tier.close()
+    assert notices.lines == []
+    assert notices.remarks == ["disk tier: its filesystem has no O_DIRECT, so memory may have answered for the disk"]
+
+
 def test_a_page_larger_than_the_tier_is_not_taken(tmp_path: Path) -> None:
     tier = open_tier(tmp_path, Notices(), pages=0)
     assert save(tier, range(1)) == 0

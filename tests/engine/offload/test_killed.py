@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -16,7 +13,7 @@ from kvtool.engine.offload.folder import PageFolder
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import encode_page, file_bytes
 from kvtool.machine.direct_io import AlignedBuffer
-from tests.engine.offload.disk_pages import PAGE_BYTES, ROOMY, RUN, key, open_tier, page, read
+from tests.engine.offload.disk_pages import PAGE_BYTES, RUN, key, open_tier, page, read
 
 PAGES = 4
 
@@ -72,33 +69,3 @@ def test_fifty_deaths_each_at_a_random_byte_or_before_a_rename(
         tier.close()
         assert notices.lines == []
         assert len(list((parent / "kvtool-cache").iterdir())) == whole, "an unfinished file was left"
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from kvtool.engine.offload.notices import Notices
-from tests.engine.offload.disk_pages import key, open_tier, page
-tier = open_tier(Path(sys.argv[1]), Notices())
-for number in range(1000):
-    tier.write(key(number), memoryview(page(number)), done=lambda: None, ready=lambda: None)
-    tier.landed()
-    print(number, flush=True)
-"""
-
-
-def test_kill_9_loses_unfinished_pages_only_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    for victim in range(3):
-        command = [sys.executable, "-c", WRITER, str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            while int(writer.stdout.readline()) < 20 + 9 * victim:
-                pass
-            writer.send_signal(signal.SIGKILL)
-        notices = Notices()
-        tier = open_tier(tmp_path, notices, pages=ROOMY)
-        found = [read(tier, number) for number in range(100)]
-        tier.close()
-        assert all(data in (None, page(number)) for number, data in enumerate(found))
-        assert sum(data is not None for data in found) > 10, "what was whole is found again"
-        assert notices.lines == []

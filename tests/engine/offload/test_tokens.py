@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtool.cache.index.index import INDEXES
+from kvtool.cache.admission import ADMISSION
+from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload import host as host_module
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import file_bytes
+from kvtool.engine.preemption import PREEMPTION
 from tests.engine.conftest import SaveTiny
 from tests.engine.requests import Request, run
 from tests.engine.running import load, prompt
@@ -77,8 +78,9 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     disk_pages=st.none() | st.integers(1, 30),
     exclusive=st.booleans(),
     both_ends=st.booleans(),
-    index=st.sampled_from(sorted(INDEXES)),
-    admission=st.sampled_from(["always", "second-hit"]),
+    index=st.sampled_from(["hashed", *EVICTION]),
+    admission=st.sampled_from(ADMISSION),
+    preemption=st.sampled_from(sorted(PREEMPTION)),
     partial_hits=st.booleans(),
 )
 def test_tokens_are_the_same(
@@ -93,8 +95,10 @@ def test_tokens_are_the_same(
     both_ends: bool,
     index: str,
     admission: str,
+    preemption: str,
     partial_hits: bool,
 ) -> None:
+    """`index` is "hashed", or the eviction policy of a radix tree. Whatever comes up comes layer by layer."""
     page_bytes = loaded.page_bytes
     num_pages = max(-(-(len(r.prompt) + r.max_tokens - 1) // BLOCK) for r in requests) + spare_pages
     if dram_pages is None and disk_pages is None:
@@ -108,8 +112,16 @@ def test_tokens_are_the_same(
     )
     expected = outputs(engine_with(loaded, num_pages, None), requests)
     for _ in range(2):  # the second run finds what the first left on the disk
-        config = {"index": index, "admission": admission, "partial_hits": partial_hits and index == "radix"}
-        engine = engine_with(loaded, num_pages, tiers, **config)
+        engine = engine_with(
+            loaded,
+            num_pages,
+            tiers,
+            index="hashed" if index == "hashed" else "radix",
+            eviction="lru" if index == "hashed" else index,
+            admission=admission,
+            preemption=preemption,
+            partial_hits=partial_hits and index != "hashed",
+        )
         if both_ends:
             as_fast_either_way(engine)
         assert outputs(engine, requests) == expected
@@ -193,41 +205,6 @@ def test_the_next_run_reuses_what_is_on_the_disk_but_not_that_of_other_weights(
     other.close()
 
 
-DAMAGE = ("truncate", "flip", "remove", "swap")
-
-
-def damage(folder: Path, kind: str, random: Random) -> None:
-    """Harm every page file of the folder in one way."""
-    files = sorted((folder / "kvtool-cache").iterdir())
-    for file in files:
-        data = bytearray(file.read_bytes())
-        if kind == "truncate":
-            os.truncate(file, random.randrange(len(data)))
-        elif kind == "flip":
-            # In what is checked: the header, or the page behind it, not the zeros that fill the file up.
-            data[random.randrange(64 if random.random() < 0.5 else 5000)] ^= 1 << random.randrange(8)
-            file.write_bytes(data)
-        elif kind == "remove":
-            file.unlink()
-        else:
-            file.write_bytes(files[0].read_bytes() if file != files[0] else files[-1].read_bytes())
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_files_cost_time_and_never_a_token(loaded: LoadedModel, tmp_path: Path, kind: str) -> None:
-    expected = outputs(engine_with(loaded, 12, None), LONG)
-    for seed in range(5):
-        folder = tmp_path / str(seed)
-        tiers = parse_tiers(f"disk={folder}:1MiB")
-        outputs(engine_with(loaded, 12, tiers), LONG)
-        engine = engine_with(loaded, 12, tiers)
-        damage(folder, kind, Random(seed))
-        assert outputs(engine, LONG) == expected
-        kinds = [line.partition("file was ")[2] for line in engine.loaded.notices.lines]
-        assert kinds, "nobody was told"
-        assert len(kinds) == len(set(kinds)), "one warning of each kind"
-
-
 def test_a_full_disk_costs_the_tier_and_never_a_token(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,12 +224,23 @@ def test_a_full_disk_costs_the_tier_and_never_a_token(
     assert "the disk is full; this run goes on without a disk tier" in engine.loaded.notices.lines[0]
 
 
+def refused(*_: object) -> None:
+    raise RuntimeError("CUDA error: out of memory\nwhile pinning")
+
+
+@pytest.mark.parametrize(("name", "refuses"), [("available_bytes", lambda device: 0), ("_allocated", refused)])
 @pytest.mark.parametrize("tiers", ["dram=1MiB", "dram=1MiB,disk={}:1MiB", "disk={}:1MiB"])
 def test_host_memory_that_is_refused_costs_the_tier_and_never_a_token(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiers: str
+    loaded: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiers: str,
+    name: str,
+    refuses: Callable[..., object],
 ) -> None:
+    """No room for it, or none that may be pinned for a GPU."""
     expected = outputs(engine_with(loaded, 12, None), LONG)
-    monkeypatch.setattr(host_module, "available_bytes", lambda device: 0)
+    monkeypatch.setattr(host_module, name, refuses)
     engine = engine_with(loaded, 12, parse_tiers(tiers.format(tmp_path)))
     assert engine.offload is None
     assert outputs(engine, LONG) == expected
@@ -287,7 +275,7 @@ def test_pages_in_slots_are_the_pools_own_bytes(loaded: LoadedModel) -> None:
     for layer in engine.pool.layers:
         for tensor in layer.tensors:
             tensor.zero_()
-    copies.up([2, 7, 8], [3, 5, 0])
+    copies.up([2, 7, 8], [3, 5, 0]).finish()
     after = [tensor for layer in engine.pool.layers for tensor in layer.tensors]
     for old, new in zip(before, after, strict=True):
         assert torch.equal(new[[0, 3, 5]], old[[0, 3, 5]])

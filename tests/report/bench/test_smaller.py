@@ -7,15 +7,46 @@ import io
 import pytest
 
 from kvtool.bench.cases.fragmentation import FragmentationPart
+from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.report.bench.bench import bench_html, bench_rows, print_bench
 from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings
 from kvtool.report.files import csv_bytes, png_bytes
 from kvtool.report.terminal import Terminal
-from kvtool.results import Accuracy, AccuracyCase, BenchDocument, Check, Memory, Metrics, Roofline, StepBytes
+from kvtool.results import (
+    Accuracy,
+    AccuracyCase,
+    BenchDocument,
+    CacheSpeed,
+    Check,
+    Memory,
+    Metrics,
+    Roofline,
+    StepBytes,
+)
+from kvtool.sizing.words.measured import measured_notes
+
+SPEED = CacheSpeed(
+    dtype="bf16",
+    contexts=[256, 1024, 8192],
+    itl_ms=[[20.0, 22.0], [21.0, 23.0], [25.0, 27.0]],
+    reference_itl_ms=[[20.0, 20.0], [22.0, 22.0], [40.0, 40.0]],
+    intercept_ms=20.5,
+    intercept_ms_se=0.1,
+    slope_us_per_token=0.7,
+    slope_us_per_token_se=0.05,
+    reference_intercept_ms=19.4,
+    reference_slope_us_per_token=2.5,
+    store_us_per_token=11.0,
+    reference_store_us_per_token=6.0,
+    held_bytes=[1 << 20, 1 << 22, 1 << 25],
+    reference_held_bytes=[1 << 21, 1 << 23, 1 << 26],
+    pays_from_tokens=610,
+    pays="pays from 610 tokens",
+)
 
 
-def accuracy_case(name: str, kl: float, verdict: str) -> AccuracyCase:
+def accuracy_case(name: str, kl: float, verdict: str, speed: CacheSpeed | None = None) -> AccuracyCase:
     return AccuracyCase(
         name=f"accuracy/{name}",
         inputs={"model": "tiny", "kv_cache_dtype": name},
@@ -52,6 +83,7 @@ def accuracy_case(name: str, kl: float, verdict: str) -> AccuracyCase:
             attention_error=[0.2, 0.4],
             verdict=verdict,
             text_sha256="ab" * 32,
+            speed=speed,
         ),
     )
 
@@ -60,7 +92,7 @@ def accuracy_case(name: str, kl: float, verdict: str) -> AccuracyCase:
 def document() -> BenchDocument:
     part = FragmentationPart(num_prompts=20, pool_tokens=2048, max_model_len=512, prefix_len=32)
     cases = [part.case_of(arm, 100, 16, {"model": "tiny"}, 0) for arm in part.arms(16)]
-    same = accuracy_case("fp8", 1e-3, "not distinguishable from bf16 at this sample")
+    same = accuracy_case("fp8", 1e-3, "not distinguishable from bf16 at this sample", SPEED)
     loses = accuracy_case("int4", 2e-1, "loses")
     return BenchDocument(environment={}, definitions={}, assumptions=[], cases=[same, loses, *cases])
 
@@ -74,10 +106,12 @@ def test_tables_fit_and_say_the_verdict(document: BenchDocument, width: int) -> 
     assert "1.0e-03 ± 1e-04" in text
     assert "no loss shown" in text
     assert "contiguous, rounded up" in text
+    assert "0.70 ± 0.05" in text
 
 
 def test_sentences_name_formats_by_verdict_and_what_pages_are_worth(document: BenchDocument) -> None:
     told = findings(document)
+    assert "In time: fp8 pays from 610 tokens." in told
     assert "Loses: int4 (perplexity +12 %, KL 2.0e-01)." in told
     assert any(line.startswith("Not distinguishable from bf16 at this sample: fp8") for line in told)
     assert any(line.startswith("Contiguous pieces of the longest request leave") for line in told)
@@ -96,3 +130,25 @@ def test_panels_csv_and_page(document: BenchDocument) -> None:
     assert rows[-1]["fragmentation.allocator"] == "shared"
     assert len(csv_bytes(rows).splitlines()) == 1 + len(document.cases)
     assert "Where the pool goes" in bench_html(document)
+
+
+def test_size_says_what_was_measured_of_the_formats_that_it_sizes(document: BenchDocument) -> None:
+    assert measured_notes(document, ["bf16", "fp8"]) == [
+        "fp8: KL 1.0e-03 +- 1e-04; not distinguishable from bf16 at this sample; 2.00x the tokens at 8k; a step 5 % "
+        "slower at 256; pays from 610 tokens (measured on tiny, 2,044 tokens of text abababab, beside bf16)"
+    ]
+    assert measured_notes(document, ["nvfp4"]) == ["--profile: nothing measured of nvfp4, only of fp8, int4"]
+
+
+def test_two_texts_are_compared_by_their_errors_and_two_pools_by_their_counts(document: BenchDocument) -> None:
+    """Half as much KL at a tenth of error each is a difference; a twentieth more is none."""
+    half, near = (
+        BenchDocument(environment={}, definitions={}, assumptions=[], cases=[accuracy_case("fp8", kl, "loses")])
+        for kl in (5e-4, 1.05e-3)
+    )
+    rows = compare_documents(NamedDocument("a", document), [NamedDocument("half", half), NamedDocument("near", near)])
+    verdicts = {row.document: row.verdict for row in rows.rows if row.metric == "kl_mean"}
+    assert verdicts["half"].startswith("less by ")
+    assert verdicts["near"] == "within the error of these texts"
+    same = compare_documents(NamedDocument("a", document), [NamedDocument("b", document)]).rows
+    assert {row.verdict for row in same if row.metric in ("largest_batch", "used_ratio", "steps")} == {"same"}

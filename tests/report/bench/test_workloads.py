@@ -11,6 +11,7 @@ import pytest
 from kvtool.bench.runs import joined
 from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.report.bench.bench import bench_html, print_bench, write_bench
+from kvtool.report.bench.pool_map import pool_map
 from kvtool.report.bench.timelines import timeline
 from kvtool.report.bench.workloads import (
     NOT_SHOWN,
@@ -88,6 +89,7 @@ def case(
             tiers=[],
             occupancy=[(0.1, 10), (0.4, 22)],
             held=[(0.1, 10), (0.4, 12)],
+            map=[(0, 3, 0), (3, 5, -1), (8, 4, 1), (30, 10, -2)],
             goodput_ratio=0.5,
             saved=Saved(
                 ttft_ms=saved_ms,
@@ -192,8 +194,23 @@ def test_every_workload_has_its_picture_on_the_page_and_in_the_folder(tmp_path) 
     assert names == {
         *("bench.json", "bench.csv", "bench.png", "report.html"),
         *("timeline-translation-lru.png", "timeline-translation-fifo.png"),
+        *("map-translation-lru.png", "map-translation-fifo.png"),
     }
-    assert bench_html(found).count("<img ") == 3
+    assert bench_html(found).count("<img ") == 5
+
+
+def test_the_map_of_the_pool_has_a_colour_an_owner() -> None:
+    figure = pool_map(TRANSLATION)
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["request 0", "request 1", "several", "kept for later ones", "free"]
+    widths = [round(patch.get_width()) for patch in axes.patches]
+    assert widths == [40, 3, 5, 4, 10]  # 640 tokens of pages of 16, then who has them
+    wide = msgspec.structs.replace(TRANSLATION.workload, map=[(60, 10, 0)])
+    inputs = TRANSLATION.inputs | {"pool_tokens": 16 * 130}
+    figure = pool_map(msgspec.structs.replace(TRANSLATION, workload=wide, inputs=inputs))
+    patches = [(round(patch.get_x()), round(patch.get_width())) for patch in figure.axes[0].patches]
+    assert patches == [(0, 64), (0, 64), (0, 2), (60, 4), (0, 6)]
 
 
 def test_a_timeline_tells_each_phase_of_each_request_and_the_pool() -> None:

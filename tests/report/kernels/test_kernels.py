@@ -216,6 +216,20 @@ def test_a_peer_s_cell_is_its_time_over_ours() -> None:
     assert [row[-3:] for row in table.rows] == [("1.23x", "WRONG", "-"), ("0.90x", "-", "-")]
 
 
+def test_ways_that_move_more_are_held_against_the_limit() -> None:
+    """A decode at half of the limit: what takes twice as long is at a quarter; 3x the bytes stand beside it."""
+    ours = case("decode", 1024, 8)
+    half = msgspec.structs.replace(ours.roofline, ideal_ms=ours.metrics.time_ms.p50 / 2, reason=None)
+    ours = msgspec.structs.replace(ours, roofline=half)
+    slow = peer("gathered", 2.0, moved_bytes=3 * ours.bytes.moved)
+    *_, table = kernel_tables(document(with_peers(ours, peer("sdpa", 1.0), slow)))
+    assert table.title == "paged_decode: % of the limit"
+    assert table.rows[0][-3:] == ("50%", "50%", "25% (3.0x)")
+    cached = msgspec.structs.replace(ours, roofline=msgspec.structs.replace(half, reason="in the cache"))
+    *_, table = kernel_tables(document(with_peers(cached, slow)))
+    assert table.rows[0][-2:] == ("-", "- (3.0x)")
+
+
 def test_points_where_a_peer_is_ahead_are_named() -> None:
     cases = [
         with_peers(case("decode", 1024, 8), peer("sdpa", 0.8)),

@@ -53,7 +53,7 @@ def test_tiers_in_a_table() -> None:
     assert tier_table(rows).rows == [
         ("8k x 16", "registers", "33 MiB", "16 GiB", "496 x", "256", "0", "-"),
         ("", "L2", "50 MiB", "16 GiB", "328 x", "400", "0", "-"),
-        ("", "HBM pool", "51.6 GiB", "16 GiB", "31%", "422,864", "51", "-"),
+        ("", "HBM pool", "51.9 GiB", "16 GiB", "31%", "424,800", "51", "-"),
         ("", "DRAM", "256 GiB", "16 GiB", "6.2%", "2,097,152", "256", "16.8"),
         ("", "NVMe", "931 GiB", "16 GiB", "1.7%", "7,629,392", "931", "153"),
     ]
@@ -87,7 +87,7 @@ def test_solutions_in_a_table_and_as_commands() -> None:
     document, _ = solve(LLAMA_8B, SizeOptions(gpu=HOPPER), QUESTION)
     assert document.solutions is not None
     assert solution_table(document.solutions).rows[0] == (
-        "4", "tp4", "fp8", "64", "32k", "125.97", "125.93", "125", "63 GiB"
+        "4", "tp4", "fp8", "64", "32k", "127.49", "127.41", "127", "63.8 GiB"
     )  # fmt: skip
     shown = console(80)
     print_size(document, shown)
@@ -97,7 +97,7 @@ def test_solutions_in_a_table_and_as_commands() -> None:
     assert command is not None
     assert "\n".join(wrapped_command(command)) in printed
     lines = printed.splitlines()
-    assert lines[0] == "4 GPUs (tp4), fp8 cache: room for 64 users of 32k (vLLM 125.97, SGLang 125.93)."
+    assert lines[0] == "4 GPUs (tp4), fp8 cache: room for 64 users of 32k (vLLM 127.49, SGLang 127.41)."
     assert printed.index("What fits, best first") < printed.index("vllm serve") < printed.index("Memory of one")
     assert lines[-1].endswith("notes: --explain or --json.")
     assert "What the layers keep" not in printed
@@ -120,7 +120,7 @@ def test_no_solution_is_said() -> None:
     print_solutions([], document.rejected or [], shown)
     printed = " ".join(text(shown).split())
     assert "Nothing that was tried fits" in printed
-    assert "2 GPUs (tp2), bf16: vLLM holds 29.53 of 200 users; SGLang holds 29.50 of 200 users" in printed
+    assert "2 GPUs (tp2), bf16: vLLM holds 29.83 of 200 users; SGLang holds 29.80 of 200 users" in printed
 
 
 def test_a_wrapped_command_is_the_same_to_a_shell() -> None:

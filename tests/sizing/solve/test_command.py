@@ -43,11 +43,11 @@ def test_the_commands_of_llama() -> None:
         "vllm serve org/model --tensor-parallel-size 4 --pipeline-parallel-size 1 --max-model-len 32768 "
         "--max-num-seqs 64 --max-num-batched-tokens 8192 --kv-cache-dtype auto --gpu-memory-utilization 0.92"
     )
-    # (4,015,130,624 of weights + 67,687,007,004 of cache) / (80,000,000,000 less the 614 MiB of a start), rounded down
+    # (4,015,130,624 of weights + 68,471,795,429 of cache) / (80,000,000,000 less the 614 MiB of a start), rounded down
     assert found.sglang == (
         "python -m sglang.launch_server --model-path org/model --tensor-parallel-size 4 --pipeline-parallel-size 1 "
         "--context-length 32768 --max-running-requests 64 --chunked-prefill-size 8192 --kv-cache-dtype auto "
-        "--mem-fraction-static 0.903"
+        "--mem-fraction-static 0.913"
     )
     assert found.reasons == [None, None]
 

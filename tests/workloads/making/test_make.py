@@ -9,7 +9,7 @@ import pytest
 from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import read_accesses
 from kvtool.replay.curves import Curve
-from kvtool.replay.fastest import core
+from kvtool.replay.loops.fastest import core
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import DEFAULTS, Making
 from kvtool.workloads.traces import open_trace

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 class Prepared:
     """The timed `calls`, one for each of the given queries or for the first of them.
 
-    `output` makes the [T, HQ, DV] of `Kernels` of what a call returned. `note` tells what is not timed.
+    `output` makes the [T, HQ, DV] of `Kernels` of what a call returned. `note` tells what is not timed, `moved_bytes`
+    what a call reads and writes at least where that is more than must be.
     """
 
     calls: list[Callable[[], Any]]
     output: Callable[[Any], Tensor]
     note: str = ""
+    moved_bytes: int | None = None
 
 
 class Peer(Protocol):

@@ -43,14 +43,14 @@ def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepar
     mask = None if work.part == DECODE else _mask(work, layer.k.device)
     return Prepared(
         calls=[_call(work, layer, scene, mask) for scene in scenes[:fitting]],
-        output=_latent_rows if isinstance(work.spec, LatentSpec) else _rows,
+        output=_latent_rows if isinstance(work.spec, LatentSpec) else rows_of,
         note=NOTE,
     )
 
 
 def _call(work: KernelWork, layer: Pages, scene: Queries, mask: Tensor | None) -> Callable[[], Tensor]:
     """q [S,HQ,Q,D] over k [S,HKV,L,D] and v [S,HKV,L,DV]."""
-    q = scene.q.unflatten(0, (work.batch_size, work.query_len)).transpose(1, 2)
+    q = of_sequences(work, scene)
     scale = work.spec.k_head_dim**-0.5
     k = contiguous(layer.k, work, scene)
     if isinstance(work.spec, LatentSpec):
@@ -60,6 +60,12 @@ def _call(work: KernelWork, layer: Pages, scene: Queries, mask: Tensor | None) -
     assert layer.v is not None  # only a latent has no V of its own
     k, v = (rows.transpose(1, 2).contiguous() for rows in (k, contiguous(layer.v, work, scene)))
     return partial(scaled_dot_product_attention, q.contiguous(), k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def of_sequences(work: KernelWork, scene: Queries) -> Tensor:
+    """The queries by sequence, [S,HQ,Q,D]."""
+    q: Tensor = scene.q.unflatten(0, (work.batch_size, work.query_len))
+    return q.transpose(1, 2)
 
 
 def contiguous(cache: Tensor, work: KernelWork, scene: Queries) -> Tensor:
@@ -73,13 +79,18 @@ def _mask(work: KernelWork, device: torch.device) -> Tensor:
     """Of a chunk at the end of its context. torch's lower-right causal mask, where a GPU has kernels that know it."""
     if device.type == "cuda" and not isinstance(work.spec, SlidingSpec):
         return causal_lower_right(work.query_len, work.tokens_in_use)
+    return lower_right_mask(work, device)
+
+
+def lower_right_mask(work: KernelWork, device: torch.device) -> Tensor:
+    """Which keys each query of a chunk at the end of its context sees, [Q,L]."""
     last = work.tokens_in_use - work.query_len  # the key that the first query sits at
     ages = torch.arange(work.query_len, device=device)[:, None] + last
     ages = ages - torch.arange(work.tokens_in_use, device=device)
     return (ages >= 0) & (ages < work.spec.window) if isinstance(work.spec, SlidingSpec) else ages >= 0
 
 
-def _rows(out: Any) -> Tensor:
+def rows_of(out: Any) -> Tensor:
     """[S,HQ,Q,DV] -> [S*Q,HQ,DV]."""
     rows: Tensor = out.transpose(1, 2).flatten(0, 1)
     return rows

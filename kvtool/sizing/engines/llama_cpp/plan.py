@@ -35,6 +35,7 @@ from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 
+NAMES = ("llama.cpp", "ollama")  # the engines that allocate so
 VERSION = "of llama-cpp-python 0.3.36"
 STATES = "RS"  # as the log calls the cache of recurrent states
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")

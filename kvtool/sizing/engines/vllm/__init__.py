@@ -3,7 +3,7 @@
 from kvtool.sizing.engines.vllm.document import assumptions, size_engine
 from kvtool.sizing.engines.vllm.inputs import capability_of
 from kvtool.sizing.engines.vllm.loaded import beside_weights
-from kvtool.sizing.engines.vllm.memory import estimates, graphs_bytes
+from kvtool.sizing.engines.vllm.memory import captured, estimates, graphs_bytes
 from kvtool.sizing.engines.vllm.plan import VERSION, VllmPlan, capacity, plan
 from kvtool.sizing.engines.vllm.refusal import RefusedError, check_free
 from kvtool.sizing.engines.vllm.versions import HISTORY, rules_at, rules_of
@@ -17,6 +17,7 @@ __all__ = [
     "beside_weights",
     "capability_of",
     "capacity",
+    "captured",
     "check_free",
     "estimates",
     "graphs_bytes",

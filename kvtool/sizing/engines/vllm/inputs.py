@@ -82,6 +82,12 @@ class Inputs:
     def encoder_tokens(self) -> int:
         return self.max_num_batched_tokens
 
+    @property
+    def lookahead_tokens(self) -> int:
+        """Tokens that windows keep beyond their own for several draft modules, which read a prompt's end again."""
+        modules = min(self.model.draft_modules, self.speculative_tokens)
+        return self.speculative_tokens - 1 if self.rules.draft_lookahead and modules > 1 else 0
+
 
 def resolve(model: Model, options: EngineOptions) -> Inputs:
     """The inputs of a plan. Raises KvtoolError for values that vLLM does not take."""

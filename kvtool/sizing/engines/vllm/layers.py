@@ -88,8 +88,9 @@ class LayerCache:
         if self.kind == CROSS:
             return inputs.encoder_tokens
         if self.kind in (SLIDING, SLIDING_MLA, CHUNKED):
-            current = 0 if self.kind == CHUNKED else 1  # the newest token of a sliding window is in flight itself
-            return min((self.window or 0) - current + inputs.in_flight_tokens, tokens)
+            # The newest token of a sliding window is in flight itself.
+            more = 0 if self.kind == CHUNKED else inputs.lookahead_tokens - 1
+            return min((self.window or 0) + more + inputs.in_flight_tokens, tokens)
         return ceil_div(tokens, inputs.parallel.dcp)
 
     def blocks(self, tokens: int, inputs: Inputs) -> int:

@@ -7,6 +7,7 @@ Read in model_executor/layers/rotary_embedding/, layers/fused_moe/oracle/mxfp4.p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
 from kvtool.sizing.dtypes import FLOAT_BYTES, canonical_dtype
@@ -30,15 +31,18 @@ _ROTATED = {
     **dict.fromkeys(("chatglm", "glm", "glm4", "glm4_moe", "minimax_m2"), 0.5),
 }
 _LATENT_TABLE_BYTES = 4  # FlashInfer's rotation takes fp32 (DeepseekScalingRotaryEmbedding)
+_UNPACKED_BITS = 16
 _SEGMENT_BYTES, _OWN_SEGMENT_BYTES, _KEPT_REST_BYTES = 2 * MIB, 10 * MIB, MIB
 
 
 def beside_weights(weights: Weights, parallel: Parallel, capability: int | None) -> Estimate:
     """Of one rank: no estimate but arithmetic, so without a margin."""
     tables, padding = table_bytes(weights.model), padding_bytes(weights, parallel, capability)
-    rounding = sum(map(rounding_bytes, _tensors(weights, parallel))) // parallel.pp
-    size = tables + padding + rounding
+    rounding = sum(count * rounding_bytes(size) for size, count in _tensors(weights, parallel)) // parallel.pp
+    absorbed = absorbed_bytes(weights, parallel)
+    size = tables + padding + absorbed + rounding
     padded = f", {format_bytes(padding)} that pad experts for their kernel" if padding else ""
+    padded += f", {format_bytes(absorbed)} of MLA's up-projections unpacked" if absorbed else ""
     return Estimate(
         bytes=size,
         margin_bytes=0,
@@ -108,6 +112,21 @@ def padding_bytes(weights: Weights, parallel: Parallel, capability: int | None) 
     return round(each * _local_experts(weights, parallel) * layers / parallel.pp)
 
 
+def absorbed_bytes(weights: Weights, parallel: Parallel) -> int:
+    """Copies in 16 bits of the matrices that decode multiplies latents with, where the checkpoint stores them in fewer
+    (W_UK_T and W_UV of layers/attention/mla_attention.py).
+    """
+    if weights.format.mixer_bits >= _UNPACKED_BITS or weights.format.layers:
+        return 0
+    heads = ceil_div(weights.model.num_heads, parallel.attention_tp)
+    kept = 0
+    for layer in weights.model.layers:
+        mla = layer.cache
+        if isinstance(mla, LatentAttention) and mla.qk_nope_head_dim and mla.v_head_dim:
+            kept += heads * (mla.qk_nope_head_dim + mla.v_head_dim) * mla.kv_lora_rank
+    return kept * _UNPACKED_BITS // 8 // parallel.pp
+
+
 def _multiples(capability: int) -> tuple[int, int]:
     """Of the inner and the outer width of an expert."""
     if capability < HOPPER:
@@ -133,21 +152,34 @@ def rounding_bytes(size: int) -> int:
     return rest if size >= _OWN_SEGMENT_BYTES and rest <= _KEPT_REST_BYTES else 0
 
 
-def _tensors(weights: Weights, parallel: Parallel) -> Iterator[int]:
-    """Bytes of the large matrices of all layers on one rank, those that vLLM joins as one."""
+def _tensors(weights: Weights, parallel: Parallel) -> Iterator[tuple[int, int]]:
+    """(bytes, how many) of the large matrices of all layers on one rank, those that vLLM joins as one."""
     model, stored = weights.model, weights.format
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer.cache, FullAttention):
-            yield from _attention(model, layer.cache, parallel.attention_tp, int(stored.mixer_bits))
-        if model.moe is not None and model.moe.is_sparse(index):
-            outer = model.moe.hidden_size or model.hidden_size
-            expert = _local_experts(weights, parallel) * _expert_width(weights, parallel) * outer
-            yield from _mlp(model, expert, int(stored.expert_bits))
-            shared = ceil_div(model.moe.shared_intermediate_size, parallel.tp) * model.hidden_size
-            yield from _mlp(model, shared, int(stored.bits))
-        else:
-            width = ceil_div(model.intermediate_size or 0, parallel.tp)
-            yield from _mlp(model, width * model.hidden_size, int(stored.bits))
+    # Layers of one kind share the object that describes their cache.
+    for _, same in groupby(model.layers, key=lambda layer: id(layer.cache)):
+        layers = list(same)
+        cache = layers[0].cache
+        if isinstance(cache, FullAttention):
+            for size in _attention(model, cache, parallel.attention_tp, int(stored.mixer_bits)):
+                yield size, len(layers)
+    sparse = 0 if model.moe is None else sum(model.moe.is_sparse(index) for index in range(model.num_layers))
+    width = ceil_div(model.intermediate_size or 0, parallel.tp)
+    for size in _mlp(model, width * model.hidden_size, int(stored.bits)):
+        yield size, model.num_layers - sparse
+    for size in _expert_tensors(weights, parallel):
+        yield size, sparse
+
+
+def _expert_tensors(weights: Weights, parallel: Parallel) -> Iterator[int]:
+    """Of a sparse layer: its routed experts and the shared ones."""
+    model, stored = weights.model, weights.format
+    if model.moe is None:
+        return
+    outer = model.moe.hidden_size or model.hidden_size
+    expert = _local_experts(weights, parallel) * _expert_width(weights, parallel) * outer
+    yield from _mlp(model, expert, int(stored.expert_bits))
+    shared = ceil_div(model.moe.shared_intermediate_size, parallel.tp) * model.hidden_size
+    yield from _mlp(model, shared, int(stored.bits))
 
 
 def _attention(model: Model, cache: FullAttention, tp: int, bits: int) -> Iterator[int]:

@@ -7,7 +7,7 @@ of 0.19 and the two of 0.16 and 0.17, on H100s, in examples/accuracy/starts.csv.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
@@ -38,7 +38,11 @@ RUNTIME_ERROR_GIB, ALL_REDUCE_ERROR_GIB, UNMEASURED_RUNTIME_ERROR_GIB = 0.02, 0.
 # Fitted by least squares to vLLM's own estimates of 42 starts: GiB for each layer of a stage, 1,024 of the hidden size,
 # tensor parallelism, and experts.
 GRAPHS_GIB, GRAPHS_LAYER_GIB, GRAPHS_HIDDEN_GIB, GRAPHS_TP_GIB, GRAPHS_MOE_GIB = 0.15, 0.0057, 0.11, 0.25, 0.87
-GRAPHS_ERROR_GIB = 0.67
+GRAPHS_ERROR_GIB, LEAST_GRAPHS_ERROR_GIB = 0.67, 0.1
+# The starts captured 51 sizes twice, for mixed batches and for decodes; the estimate is that of a graph times as many.
+# The second runner captures all of the former, which share a pool (fitted to two starts), and extrapolates the latter.
+FITTED_GRAPHS, SHARED_GRAPHS_GIB = 102, 0.15
+WIDEST_GRAPH_TOKENS = 512
 # Of the card: what the margin takes at most for a release that is not known, so that an answer stays one.
 UNNAMED_SHARE = 0.025
 
@@ -128,12 +132,37 @@ def _all_reduce(parallel: Parallel, rules: VllmRules, gpu: Gpu) -> tuple[float, 
     return OLD_ALL_REDUCE_GIB, UNMEASURED_RUNTIME_ERROR_GIB, "fitted to one model on 2 A100s"
 
 
-def graphs_bytes(model: Model, parallel: Parallel) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graphs:
+    """How many CUDA graphs a start captures of mixed batches and of decodes (VllmConfig._set_cudagraph_sizes), and
+    whether the second runner does.
+    """
+
+    mixed: int
+    decodes: int
+    second_runner: bool = False
+
+    @property
+    def share(self) -> float:
+        """Those that are extrapolated, of as many as the starts had."""
+        return (self.decodes if self.second_runner else self.mixed + self.decodes) / FITTED_GRAPHS
+
+
+def captured(limits: BatchLimits, *, drafted: int = 0, second_runner: bool = False) -> Graphs:
+    """1, 2, 4, then every 8th size below 256 and every 16th from there on: up to twice what the sequences decode."""
+    decoded = limits.sequences * (1 + drafted)
+    widest = min(2 * decoded, WIDEST_GRAPH_TOKENS, limits.tokens)
+    sizes = [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, widest + 1, 16)) if size <= widest]
+    decodes = sum(size <= decoded for size in sizes)
+    return Graphs(mixed=len(sizes), decodes=decodes, second_runner=second_runner)
+
+
+def graphs_bytes(model: Model, parallel: Parallel, graphs: Graphs) -> int:
     """What vLLM estimates for the CUDA graphs of a rank, whether or not it takes that off the pool."""
     size_gib = GRAPHS_GIB + GRAPHS_LAYER_GIB * model.num_layers / parallel.pp
     size_gib += GRAPHS_HIDDEN_GIB * model.hidden_size / 1024
     size_gib += GRAPHS_TP_GIB * (parallel.tp > 1) + GRAPHS_MOE_GIB * (model.moe is not None)
-    return round(size_gib * GIB)
+    return round((size_gib * graphs.share + SHARED_GRAPHS_GIB * graphs.second_runner) * GIB)
 
 
 def _graphs(run: Profile, gpu: Gpu, options: EngineOptions) -> Estimate:
@@ -142,13 +171,21 @@ def _graphs(run: Profile, gpu: Gpu, options: EngineOptions) -> Estimate:
     if eager or not rules.graphs_subtracted or (run.second_runner and not rules.second_runner_graphs):
         why = "without CUDA graphs" if eager else "this release takes nothing off the pool for CUDA graphs"
         return Estimate(bytes=0, margin_bytes=0, text=why)
-    size, error = graphs_bytes(run.model, run.parallel), round(GRAPHS_ERROR_GIB * GIB)
+    limits = BatchLimits(tokens=run.tokens, sequences=run.sequences)
+    graphs = captured(limits, drafted=options.num_speculative_tokens, second_runner=run.second_runner)
+    size = graphs_bytes(run.model, run.parallel, graphs)
+    error = round(max(LEAST_GRAPHS_ERROR_GIB, GRAPHS_ERROR_GIB * graphs.share) * GIB)
     fitted = "fitted to the estimates that vLLM 0.19 made of 42 starts"
+    if run.second_runner:
+        fitted += " and the second runner of two"
     unnamed = min(size, round(UNNAMED_SHARE * gpu.memory_bytes))
     if options.version is None and unnamed > error:
         error, fitted = unnamed, f"{fitted}, which releases before 0.20 do not take off and no release was named"
     return Estimate(
         bytes=size,
         margin_bytes=error,
-        text=f"{size / GIB:.2f} GiB for CUDA graphs, {fitted}, good to {error / GIB:.2f} GiB",
+        text=(
+            f"{size / GIB:.2f} GiB for {graphs.mixed} + {graphs.decodes} CUDA graphs, {fitted}, good to "
+            f"{error / GIB:.2f} GiB"
+        ),
     )

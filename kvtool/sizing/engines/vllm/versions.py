@@ -63,6 +63,7 @@ class VllmRules:
     second_runner_images: bool = False
     second_runner_graphs: bool = False
     huge_cards: bool = False
+    draft_lookahead: bool = False
     moe_workspace_kept: bool = False
     graphs_profiled: bool = False
     consumed_measured: bool = False
@@ -230,6 +231,13 @@ CHANGES = (
         True,
         "cards of 160 GiB or more take 16,384 batched tokens by default",
         "engine/arg_utils.py: get_batch_defaults",
+    ),
+    _change(
+        "0.28",
+        "draft_lookahead",
+        True,
+        "windows keep the drafted tokens but one beside their own where several MTP modules draft",
+        f"{_GROUPS}: extra_retained_tokens",
     ),
     _change(
         "0.29",

@@ -17,6 +17,8 @@ from kvtool.bench.kernels.peers import (
     flash_attn,
     flashinfer,
     flex,
+    gathered,
+    naive,
     sdpa,
     sglang_triton,
     vllm_triton,
@@ -107,6 +109,36 @@ def test_sdpa_takes_as_many_copies_as_there_is_room_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(sdpa, "available_bytes", lambda device: work.kv_bytes)
     with pytest.raises(PeerError, match="no room for a contiguous copy"):
         sdpa.prepare(work, made.layer, made.scenes)
+
+
+@pytest.mark.parametrize("name", ["naive", "gathered"])
+@pytest.mark.parametrize(("part", "cache"), [(p, c) for p in ("decode", "prefill") for c in (FULL, SLIDING)])
+def test_ways_without_tiles_and_without_pages(name: str, part: str, cache: object) -> None:
+    assert_all_scenes_equal_the_reference(name, work_of(part, cache, cache_dtype="fp32", dtype="fp32"))
+
+
+def test_what_they_move_besides() -> None:
+    """Scores and probabilities of 4 heads, each written and read; the cache, written and read once more."""
+    work = work_of("prefill")
+    made = measurement(work)
+    scores = CHUNK * CONTEXT * 4 * 2
+    assert naive.prepare(work, made.layer, made.scenes).moved_bytes == work.bytes.moved + 4 * scores
+    cache = CONTEXT * 2 * (16 + 16) * 2
+    assert gathered.prepare(work, made.layer, made.scenes).moved_bytes == work.bytes.moved + 2 * cache
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("naive", "no room for .* of scores"), ("gathered", "no room for a copy of")]
+)
+def test_they_refuse_what_there_is_no_room_for(name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of("prefill")
+    made = measurement(work)
+    peer = load_peer(name)
+    monkeypatch.setattr(peer, "available_bytes", lambda device: work.kv_bytes)
+    with pytest.raises(PeerError, match=why):
+        peer.prepare(work, made.layer, made.scenes)
+    assert "latents" in (peer.why_not(work_of("decode", LATENT), CPU) or "")
+    assert "fp8 cache is no such" in (peer.why_not(work_of("decode", cache_dtype="fp8"), CPU) or "")
 
 
 def test_flex_masks_are_those_of_the_pages() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.sizing.engines.vllm.loaded import beside_weights, padding_bytes, rounding_bytes, table_bytes
+from kvtool.sizing.engines.vllm.loaded import absorbed_bytes, beside_weights, padding_bytes, rounding_bytes, table_bytes
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.weights import weigh
 from kvtool.units import GIB, MIB
@@ -54,3 +54,10 @@ def test_experts_in_mxfp4_are_padded_for_their_kernel() -> None:
     assert padding_bytes(weights, Parallel(tp=4), 90) == round(each * (768 - 720) * 2880)
     assert padding_bytes(weights, Parallel(), 90) == 0
     assert padding_bytes(weigh(CATALOGUE.get("deepseek-v2-lite")), Parallel(tp=8), 80) == 0
+
+
+def test_what_mla_multiplies_latents_with_is_unpacked_where_it_is_stored_in_8_bits() -> None:
+    """DeepSeek-V3 in fp8 on 8 GPUs: 61 layers x 16 heads x (128 + 128) x 512 in bf16; V2-Lite's are views."""
+    kept = absorbed_bytes(weigh(CATALOGUE.get("deepseek-v3")), Parallel(tp=8))
+    assert kept == 61 * 16 * (128 + 128) * 512 * 2
+    assert absorbed_bytes(weigh(CATALOGUE.get("deepseek-v2-lite")), Parallel()) == 0

@@ -10,7 +10,7 @@ from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.engines.vllm.memory import estimates, stage_estimates
+from kvtool.sizing.engines.vllm.memory import captured, estimates, graphs_bytes, stage_estimates
 from kvtool.sizing.fit import BatchLimits
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.weights import weigh
@@ -78,6 +78,31 @@ def test_graphs_are_subtracted_where_the_release_does(version: str, graphs: bool
     assert (found.graphs.bytes > 0) == graphs
     eager = EngineOptions(name="vllm", version=version, cuda_graphs=False)
     assert estimates(weigh(LLAMA), H100, eager, LIMITS, max_model_len=8192).graphs.bytes == 0
+
+
+def test_graphs_are_as_many_as_sequences_decode() -> None:
+    """1, 2, 4, 8 .. 248, 256 .. 512: 51 sizes for 1,024 sequences and 35 of decodes for 256, as "FULL 35/35" in logs;
+    of 32 sequences 11 and 7, as a start of Qwen3-0.6B captured, estimated at 0.08 GiB (the log of a public benchmark).
+    """
+    counts = {n: captured(BatchLimits(tokens=8192, sequences=n)) for n in (1024, 256, 32, 1)}
+    assert [(found.mixed, found.decodes) for found in counts.values()] == [(51, 51), (51, 35), (11, 7), (2, 1)]
+    small = graphs_bytes(CATALOGUE.get("qwen3-0.6b"), Parallel(), counts[32])
+    assert small / GIB == pytest.approx(0.08, abs=0.01)
+    drafting = captured(BatchLimits(tokens=8192, sequences=8), drafted=3)
+    assert (drafting.mixed, drafting.decodes) == (11, 7)  # 32 tokens decode at once
+
+
+@pytest.mark.parametrize(
+    ("name", "sequences", "gib"),
+    [
+        ("qwen3-4b", 256, 0.42),  # "CUDA graph pool memory: 0.22 GiB (actual), 0.42 GiB (estimated)"
+        ("llama-3.1-8b", 1024, 0.50),  # of 1.44 GiB of peak activation, 0.94 of which are the forward pass
+    ],
+)
+def test_the_second_runner_extrapolates_decodes_alone(name: str, sequences: int, gib: float) -> None:
+    """The two starts that it is fitted to."""
+    graphs = captured(BatchLimits(tokens=8192, sequences=sequences), second_runner=True)
+    assert graphs_bytes(CATALOGUE.get(name), Parallel(), graphs) / GIB == pytest.approx(gib, abs=0.06)
 
 
 def test_a_stage_before_the_last_samples_nothing() -> None:

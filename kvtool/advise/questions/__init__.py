@@ -1,0 +1,1 @@
+"""The questions, a module each: the situation in, a decision out."""

@@ -1,0 +1,97 @@
+"""From which context a format is faster than the reference: lines through both, turn by turn, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtool.bench.accuracy.speed import Timed
+from kvtool.results import CacheSpeed
+from kvtool.stats import CONFIDENCE, t_bound
+from kvtool.units import format_length
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """ms = intercept + slope * tokens, of each turn."""
+
+    intercepts: Sequence[float]
+    slopes: Sequence[float]
+
+
+def line(contexts: Sequence[int], itl_ms: Sequence[Sequence[float]]) -> Line:
+    """By least squares through the contexts of each turn."""
+    slopes, intercepts = np.polyfit(np.array(contexts, dtype=float), np.array(itl_ms), 1)
+    return Line(intercepts.tolist(), slopes.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """A median over turns, its standard error, and its interval."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+
+
+def bounds(values: Sequence[float]) -> Bounds:
+    """The error of a median is taken for 1.25 times that of a mean, as of a normal distribution; two turns at least."""
+    middle = float(np.median(values))
+    se = 1.2533 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = t_bound(CONFIDENCE, len(values) - 1) * se
+    return Bounds(middle, se, middle - reach, middle + reach)
+
+
+NEVER = "never pays here: {0}"
+
+
+def pays(own: Line, other: Line, longest: int) -> tuple[int | None, str]:
+    """The context from which `own` is below `other`, and that in words; `longest` is the model's."""
+    intercept = bounds([a - b for a, b in zip(own.intercepts, other.intercepts, strict=True)])
+    slope = bounds([a - b for a, b in zip(own.slopes, other.slopes, strict=True)])
+    if slope.low > 0:
+        ratio = float(np.median(own.slopes)) / max(1e-12, float(np.median(other.slopes)))
+        return None, NEVER.format(f"to read a token takes {ratio:.1f} times as long")
+    if slope.high >= 0:
+        if intercept.low > 0:
+            return None, NEVER.format("a step takes longer, and a token no less")
+        return None, "nothing can be said: the lines are too near each other"
+    if intercept.value <= 0:
+        return 0, "pays at any context"
+    tokens = round(intercept.value / -slope.value)
+    if tokens > longest:
+        return tokens, f"would pay from {_about(tokens)} tokens, beyond the {format_length(longest)} of the model"
+    return tokens, f"pays from {_about(tokens)} tokens"
+
+
+def _about(tokens: int) -> str:
+    """Two digits: more would be noise."""
+    return f"{float(f'{tokens:.2g}') / 1000:.2g}k" if tokens >= 1000 else f"{float(f'{tokens:.2g}'):.0f}"
+
+
+def speed_of(own: Timed, reference: Timed, contexts: Sequence[int], *, dtype: str, longest: int) -> CacheSpeed:
+    """The figures of one format."""
+    mine, other = line(contexts, own.itl_ms), line(contexts, reference.itl_ms)
+    intercept, slope = bounds(mine.intercepts), bounds(mine.slopes)
+    tokens, words = pays(mine, other, longest)
+    return CacheSpeed(
+        dtype=dtype,
+        contexts=list(contexts),
+        itl_ms=own.itl_ms,
+        reference_itl_ms=reference.itl_ms,
+        intercept_ms=intercept.value,
+        intercept_ms_se=intercept.se,
+        slope_us_per_token=slope.value * 1e3,
+        slope_us_per_token_se=slope.se * 1e3,
+        reference_intercept_ms=bounds(other.intercepts).value,
+        reference_slope_us_per_token=bounds(other.slopes).value * 1e3,
+        store_us_per_token=own.store_us,
+        reference_store_us_per_token=reference.store_us,
+        held_bytes=own.held,
+        reference_held_bytes=reference.held,
+        pays_from_tokens=tokens,
+        pays=words,
+    )

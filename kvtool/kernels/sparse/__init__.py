@@ -1,0 +1,1 @@
+"""Caches that attention reads in part: StreamingLLM's, and Quest's."""

@@ -1,0 +1,1 @@
+"""Documents that answer in words: a prediction that held or not, and what to do."""

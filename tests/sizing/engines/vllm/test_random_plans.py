@@ -1,0 +1,42 @@
+"""Random models through kvtool's planner and through that of vLLM 0.32 itself (tools/random_plans.py)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sizing.engines.vllm.random_plans import differences
+
+DATA = Path(__file__).parents[3] / "data"
+
+
+@cache
+def _cases() -> list[dict[str, Any]]:
+    with gzip.open(DATA / "vllm_random.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def _kinds(case: dict[str, Any]) -> set[str]:
+    return {layer["kind"] for layer in case["layers"]}
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_figure_is_vllms(part: int) -> None:
+    wrong = {number: found for number, case in enumerate(_cases()[part::4]) if (found := differences(case))}
+    assert wrong == {}
+
+
+def test_they_are_of_every_sort() -> None:
+    """So that agreement means something."""
+    cases = _cases()
+    assert len(cases) == 375
+    assert sum("refusal" in case["expected"] for case in cases) >= 50
+    assert sum(bool(case["drafts"]) for case in cases) >= 100
+    assert sum(case["flags"]["pp"] > 1 for case in cases) >= 100
+    for kind in ("full", "sliding", "chunked", "mla", "mamba1", "mamba2", "gated_delta_net", "kda", "short_conv"):
+        assert sum(kind in _kinds(case) for case in cases) >= 15, kind
