@@ -68,8 +68,7 @@ class Engine:
         )
         with device_errors("allocating the block pool"):
             self.pool = loaded.new_pool(num_pages, config.block_size)
-        alone = loaded.part.ranks == 1
-        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels, alone=alone)
+        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels, ranks=loaded.part.ranks)
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
