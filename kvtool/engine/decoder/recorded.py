@@ -44,11 +44,12 @@ class RecordedSteps:
     """A transformer over `layers`, the pages of one pool. A decode is taken down when one of its shape comes for the
     second time; what the kernels cannot take down runs as ever."""
 
-    def __init__(self, transformer: Transformer, layers: list[Pages], kernels: Kernels) -> None:
+    def __init__(self, transformer: Transformer, layers: list[Pages], kernels: Kernels, *, alone: bool = True) -> None:
+        """What ranks that are not `alone` tell each other in a step cannot be taken down."""
         self._transformer, self._layers, self._kernels = transformer, layers, kernels
         self._recorded: dict[tuple[int, int], Recorded] = {}
         self._seen: set[tuple[int, int]] = set()
-        self.can_record = layers[0].k.device.type == "cpu"
+        self.most_rows = MOST_ROWS if alone and layers[0].k.device.type == "cpu" else 0
 
     def __len__(self) -> int:
         """How many shapes are taken down."""
@@ -58,8 +59,7 @@ class RecordedSteps:
     def __call__(self, batch: StepBatch, *, wait: Callable[[int], None] | None = None) -> Tensor:
         """Logits [sampled rows, vocab], which the next step may overwrite. With pages on their way, for which `wait`
         waits layer by layer, the step is not replayed."""
-        alone = self.can_record and wait is None and batch.prefill is None
-        if batch.decode is None or not alone or batch.num_decodes > MOST_ROWS:
+        if batch.decode is None or batch.prefill is not None or batch.num_decodes > self.most_rows or wait is not None:
             return self._transformer(batch, self._layers, self._kernels, wait=wait)
         num_rows, width = batch.decode.block_tables.shape
         x, step = self._transformer.start(batch, self._layers, self._kernels)
@@ -74,7 +74,7 @@ class RecordedSteps:
 
     def prepare(self, num_rows: int, num_pages: int) -> None:
         """Take down the decode of so many sequences of up to `num_pages` pages now, over padding alone."""
-        if self.can_record and 0 < num_rows <= MOST_ROWS and (num_rows, num_pages) not in self._recorded:
+        if 0 < num_rows <= self.most_rows and (num_rows, num_pages) not in self._recorded:
             x, step = self._transformer.start(_padding(num_rows), self._layers, self._kernels)
             self._record(x, step, (num_rows, num_pages))
 
@@ -83,11 +83,12 @@ class RecordedSteps:
         """The step's logits; it is kept where it could be taken down."""
         x, step = x.clone(), _own(step, shape[1])
         logits, replay = self._kernels.record(lambda: self._transformer.finish(x, step, self._layers))
-        self.can_record = replay is not None  # what stands in the way is the model or the dtype, not the shape
+        if replay is None:
+            self.most_rows = shape[0] - 1  # what stands in the way is the model, the dtype, or so many rows
+            return logits
         if len(self._recorded) == MOST_SHAPES:
             del self._recorded[next(iter(self._recorded))]  # the oldest
-        if replay is not None:
-            self._recorded[shape] = Recorded(x, step, replay, logits)
+        self._recorded[shape] = Recorded(x, step, replay, logits)
         return logits
 
 

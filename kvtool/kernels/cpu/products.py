@@ -27,7 +27,7 @@ from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight
 # a number of them; this one serves fewer well. With AMX the plain one catches up late, as both then multiply alike.
 ONEDNN_ROWS = VECTOR_ROWS = 64
 TILE_ROWS = 256
-CODES_ROWS = 12
+CODES_ROWS = 16
 
 # (post-op, its algorithm) of oneDNN.
 _POST_OPS = {

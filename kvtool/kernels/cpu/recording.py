@@ -23,26 +23,42 @@ from kvtool.kernels.interface import Replay
 LINE_BYTES = 64
 
 
+class Stretch:
+    """Memory of so many bytes, from a line of the cache on, and who uses it."""
+
+    def __init__(self, size: int) -> None:
+        self._type = ctypes.c_ubyte * size
+        self._memory = (ctypes.c_ubyte * (size + LINE_BYTES))()
+        self._start = -ctypes.addressof(self._memory) % LINE_BYTES
+        self._user: Callable[[], Any] = lambda: None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no tensor lies in it, nor a view of one."""
+        return self._user() is None
+
+    def take(self) -> Any:
+        """The memory, for as long as what is returned lives."""
+        user = self._type.from_buffer(self._memory, self._start)
+        self._user = weakref.ref(user)
+        return user
+
+
 class Arena:
     """Memory for the tensors of a recording, which stays. A stretch is handed out again once no tensor lies in it, as
     it was when the calls were taken down."""
 
     def __init__(self) -> None:
-        self._memory: list[Any] = []
-        self._taken: dict[int, list[tuple[Any, int, weakref.ref[Any]]]] = {}
+        self._stretches: dict[int, list[Stretch]] = {}
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of memory of its own, on a line of the cache."""
         size = max(1, prod(shape)) * dtype.itemsize
-        stretches = self._taken.setdefault(size, [])
-        place = next((place for place, (_, _, user) in enumerate(stretches) if user() is None), len(stretches))
-        if place == len(stretches):
-            memory = (ctypes.c_ubyte * (size + LINE_BYTES))()
-            stretches.append((memory, -ctypes.addressof(memory) % LINE_BYTES, lambda: None))  # type: ignore[arg-type]
-        memory, offset, _ = stretches[place]
-        user = (ctypes.c_ubyte * size).from_buffer(memory, offset)
-        stretches[place] = memory, offset, weakref.ref(user)
-        return torch.frombuffer(user, dtype=dtype)[: prod(shape)].view(*shape)
+        alike = self._stretches.setdefault(size, [])
+        stretch = next((one for one in alike if one.is_free), None)
+        if stretch is None:
+            alike.append(stretch := Stretch(size))
+        return torch.frombuffer(stretch.take(), dtype=dtype)[: prod(shape)].view(*shape)
 
 
 class Recorder(TorchDispatchMode):

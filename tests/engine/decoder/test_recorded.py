@@ -60,7 +60,7 @@ def run(engine: Engine) -> list[tuple[list[int], Any]]:
 def test_the_same_logits_whatever_grows_or_ends(tmp_path: Path, name: str) -> None:
     loaded = load(tmp_path, name)
     plain, recorded, prepared = (Engine(loaded, num_pages=256) for _ in range(3))
-    plain.forward.can_record = False
+    plain.forward.most_rows = 0
     expected = run(plain)
     assert run(recorded) == expected
     assert len(recorded.forward) > len(LENGTHS)  # numbers of sequences, and lengths
@@ -74,9 +74,19 @@ def test_the_same_logits_whatever_grows_or_ends(tmp_path: Path, name: str) -> No
 def test_what_kernels_cannot_take_down_is_tried_once(tmp_path: Path) -> None:
     engine = Engine(load(tmp_path, "llama", dtype="fp32"), num_pages=256)
     engine.prepare([1])
-    assert not engine.forward.can_record
+    assert engine.forward.most_rows == 0
     run(engine)
     assert len(engine.forward) == 0
+
+
+@needs_gcc
+def test_too_many_rows_for_the_kernels_stop_no_fewer(tmp_path: Path) -> None:
+    engine = Engine(load(tmp_path, "llama"), num_pages=256)
+    for layer in engine.loaded.transformer.layers:
+        layer.mlp.down.packed.most_rows = 3
+    run(engine)  # five sequences at first
+    assert engine.forward.most_rows == 3
+    assert len(engine.forward) > 0
 
 
 def test_without_a_compiler_nothing_is_taken_down(tmp_path: Path, without_compiler: None) -> None:

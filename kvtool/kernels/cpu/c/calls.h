@@ -1,5 +1,5 @@
 // How Python reaches the operations: each is a function of one struct, which a team of threads runs together. Loops are
-// shared out by `omp for`, whose end the whole team waits for, so that one operation may follow another at once.
+// shared out by `omp for`; the team need not meet at the end of the last one, as `run` sees to that.
 
 #pragma once
 #include <stdint.h>

@@ -139,7 +139,7 @@ void paged_decode(const void *arguments) {
 #pragma omp for schedule(dynamic) collapse(2)
     for (int64_t s = 0; s < d->seqs; s++)
         for (int64_t task = 0; task < d->tasks; task++) decode_task(d, s, task);
-#pragma omp for schedule(static) collapse(2)
+#pragma omp for schedule(static) collapse(2) nowait
     for (int64_t s = 0; s < d->seqs; s++)
         for (int64_t h = 0; h < d->heads; h++) merge(d, s, h);
 }

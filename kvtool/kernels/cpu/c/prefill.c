@@ -223,7 +223,7 @@ void paged_prefill(const void *arguments) {
     const int64_t blocks = (p->longest + QUERIES - 1) / QUERIES;
     Work work;
     work_bytes(p, &work, p->scratch + omp_get_thread_num() * prefill_scratch_bytes(p));
-#pragma omp for schedule(dynamic) collapse(3)
+#pragma omp for schedule(dynamic) collapse(3) nowait
     for (int64_t s = 0; s < p->seqs; s++)
         for (int64_t late = 0; late < blocks; late++) // the last queries, which see most, come first
             for (int64_t part = 0; part < p->kv_heads * shares; part++) {

@@ -105,7 +105,7 @@ void linear(const void *arguments) {
     const Linear *l = arguments;
     weave(&l->inputs);
     if (l->inputs.tiles) begin_tiles();
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t o = 0; o < l->out; o += STEP) {
         pair found[ROWS_IN_TILES], b = load_or_zero(l->bias ? l->bias + o : 0);
         for (int64_t row = 0, n; row < l->inputs.rows; row += n) {
@@ -123,7 +123,7 @@ void gated_linear(const void *arguments) {
     const int64_t in = l->inputs.in;
     weave(&l->inputs);
     if (l->inputs.tiles) begin_tiles();
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t o = 0; o < l->out; o += STEP) {
         pair g[ROWS_IN_TILES], u[ROWS_IN_TILES];
         pair bg = load_or_zero(l->gate_bias ? l->gate_bias + o : 0), bu = load_or_zero(l->up_bias ? l->up_bias + o : 0);

@@ -187,7 +187,7 @@ INLINE int at_once(const Inputs *inputs, int64_t row) {
 void quantised_linear(const void *arguments) {
     const QuantisedLinear *l = arguments;
     find_all_digits(&l->inputs);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t o = 0; o < l->out; o += STEP) {
         pair found[ROWS_OF_DIGITS], b = load_or_zero(l->bias ? l->bias + o : 0);
         for (int64_t row = 0, n; row < l->inputs.rows; row += n) {
@@ -202,7 +202,7 @@ void quantised_linear(const void *arguments) {
 void quantised_gated_linear(const void *arguments) {
     const QuantisedGatedLinear *l = arguments;
     find_all_digits(&l->inputs);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t o = 0; o < l->out; o += STEP) {
         pair g[ROWS_OF_DIGITS], u[ROWS_OF_DIGITS];
         pair bg = load_or_zero(l->gate_bias ? l->gate_bias + o : 0), bu = load_or_zero(l->up_bias ? l->up_bias + o : 0);

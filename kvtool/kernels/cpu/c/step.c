@@ -48,7 +48,7 @@ typedef struct {
 // gate = activation(gate) * up.
 void gate(const void *arguments) {
     const Gate *g = arguments;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < g->count; i += STEP)
         store(g->gate + i, times(activated(load(g->gate + i), g->activation), load(g->up + i)));
 }
@@ -64,7 +64,7 @@ INLINE void norm_row(const bf16 *x, const bf16 *weight, float eps, bf16 *y, int6
 // y = x / rms(x) * weight, each head for itself.
 void rms_norm(const void *arguments) {
     const RmsNorm *r = arguments;
-#pragma omp for schedule(static) collapse(2)
+#pragma omp for schedule(static) collapse(2) nowait
     for (int64_t row = 0; row < r->rows; row++)
         for (int64_t head = 0; head < r->heads; head++)
             norm_row(r->x + row * r->x_row + head * r->x_head, r->weight + head * r->weight_head, r->eps,
@@ -74,7 +74,7 @@ void rms_norm(const void *arguments) {
 // added = x + residual, which is rounded, and y = added / rms(added) * weight.
 void add_rms_norm(const void *arguments) {
     const AddRmsNorm *a = arguments;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < a->rows; row++) {
         const bf16 *from = a->x + row * a->x_row, *beside = a->residual + row * a->residual_row;
         bf16 *added = a->added + row * a->n;
@@ -87,7 +87,7 @@ void add_rms_norm(const void *arguments) {
 void rotate(const void *arguments) {
     const Rotate *r = arguments;
     const int64_t dim = r->dim;
-#pragma omp for schedule(static) collapse(2)
+#pragma omp for schedule(static) collapse(2) nowait
     for (int64_t row = 0; row < r->rows; row++)
         for (int64_t head = 0; head < r->heads; head++) {
             const bf16 *from = r->x + row * r->x_row + head * r->x_head;
@@ -102,7 +102,7 @@ void rotate(const void *arguments) {
 // Rows to their slots; slot -1 writes nothing.
 void store_rows(const void *arguments) {
     const StoreRows *s = arguments;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t t = 0; t < s->tokens; t++)
         if (s->slots[t] >= 0)
             memcpy(s->cache + s->slots[t] / s->block * s->page + s->slots[t] % s->block * s->slot,
