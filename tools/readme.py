@@ -49,6 +49,12 @@ MACHINE = re.compile(r"(?<=<!-- machine -->\n).*\n")
 SMALL = "--parts latency --input-len 512 --batch-size 8 --output-len 16"
 STREAMING = "--num-layers 6 --input-len 64 --output-len 32 --batch-size 1,8 --parts latency --num-iters 5"
 WORKLOADS = "--workload translation,agent,ranking,parallel --num-iters 2"
+FOUR_LAYERS = "smollm2-135m --num-layers 4 --dtype fp32 --num-iters 2"
+RANKS = f"{FOUR_LAYERS} --input-len 128 --output-len 8 --tp 1,3 --cp 1,2 --ring pass-kv,pass-q"
+APART = (
+    f"{FOUR_LAYERS} --input-len 256 --prefix-len 128 --disaggregate prefill=1,decode=1,transfer=tcp,by=layer "
+    "--request-rate 4 --goodput ttft:500,tpot:100"
+)
 # What is measured into examples/reports; a name with .json is the file for what the command prints.
 MEASUREMENTS = {
     "cpu/bench": "kvtool bench --out cpu",
@@ -56,6 +62,8 @@ MEASUREMENTS = {
     "cpu-two-threads/bench.json": f"kvtool bench --threads 2 {SMALL} --json",
     "cpu-llama-3.2-1b/bench.json": f"kvtool bench llama-3.2-1b {STREAMING} --json",
     "cpu-workloads/bench.json": f"kvtool bench {WORKLOADS} --json",
+    "cpu-ranks/bench": f"kvtool bench {RANKS} --out cpu-ranks",
+    "cpu-apart/bench": f"kvtool bench {APART} --out cpu-apart",
     "cpu/env.json": "kvtool env --measure --json",
     "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
     "cpu-tiers/tiers": "kvtool tiers --out cpu-tiers",

@@ -85,8 +85,8 @@ def dual_path(storage_bound: float, compute_bound: float) -> Claim:
         found=f"{storage_bound:.2f}x for Qwen2.5-32B on 1 prefill and 2 decode nodes, {compute_bound:.2f}x for "
         "DeepSeek-V3 on 2 and 4",
         verdict=RIGHT if all(f"{times:.2f}" == "1.87" for times in (storage_bound, compute_bound)) else WRONG,
-        why="Where storage is the limit both sides' NICs allow (P + D) / P = 3x; where computing is, nothing. 1.87x is "
-        "the best of their own system, between the two.",
+        why="Where storage is the limit both sides' NICs allow (P + D) / P = 3x; where computing is, next to nothing. "
+        "1.87x is the best of their own system, between the two.",
         shown_by=(AGENTS, *PATHS),
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 MODEL, BLOCK_SIZE, REQUESTS = "smollm2-135m", "16", "16"
 MAKE = ["--num-sessions", REQUESTS, "--block-size", BLOCK_SIZE, "--prefixes", "3", "--prefix-len", "192",
         "--input-len", "24", "--output-len", "6", "--request-rate", "2.5"]  # fmt: skip
-STEPS = ["--input-len", "8,32,128,384", "--batch-size", "1,4", "--output-len", "6"]
+STEPS = ["--input-len", "8,32,320", "--batch-size", "1,2", "--output-len", "6"]
 CLOSE = 0.15
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from kvtool.bench.cases.accuracy import AccuracyPart
 from kvtool.bench.cases.base import Part, require_positive
+from kvtool.bench.cases.disaggregate import DisaggregatePart
 from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
+from kvtool.bench.cases.ranks import RanksPart
 from kvtool.bench.cases.workload import Workload
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError
@@ -25,6 +27,8 @@ PARTS: dict[str, type[Part]] = {  # in the order they run
     "workload": Workload,
     "accuracy": AccuracyPart,
     "fragmentation": FragmentationPart,
+    "ranks": RanksPart,
+    "disaggregate": DisaggregatePart,
 }
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.2-1b"
 CPU_ITERS, CPU_ITERS_WARMUP = 3, 1

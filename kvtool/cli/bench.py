@@ -11,6 +11,7 @@ import typer
 from kvtool.cli.answer import answer, ending
 from kvtool.cli.flags.bench import BenchGrid
 from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.layout import RankLists
 from kvtool.cli.flags.output import ModelsOption, Output
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.server import OWN, ServerFlags
@@ -44,6 +45,7 @@ def bench(
     traffic: WorkloadFlags,
     smaller: SmallerFlags,
     run: Run,
+    ranks: RankLists,
     tiers: Tiers,
     server: ServerFlags,
     models: ModelsOption = None,
@@ -52,7 +54,8 @@ def bench(
     """Measure TTFT, TPOT, bandwidth, what prefix hits save, and what a cache buys, on this machine."""
     server.refuse_without_url(typed := given(ctx))
     if server.url is not None:
-        _bench_server(server, model, models, server.options(grid, traffic, run, typed), run, grid.peers == OWN, output)
+        asked = server.options(grid, traffic, run, ranks.lone_tp(), typed)
+        _bench_server(server, model, models, asked, run, grid.peers == OWN, output)
         return
     load = run.begin()
 
@@ -61,7 +64,9 @@ def bench(
     from kvtool.report.bench.bench import print_bench
     from kvtool.report.files import check_writable
 
-    options = grid.options(run.device, run.seed, traffic, **smaller.given(run))
+    grid = ranks.grid(grid)
+    shared = {"layouts": ranks.layouts(), "disaggregation": ranks.disaggregation()}
+    options = grid.options(run.device, run.seed, traffic, **shared, **smaller.given(run))
     run, below = smaller.run_of(run, traffic.parts(grid.parts) or ()), tiers.options()
     if output.out is not None:
         check_writable(output.out)

@@ -9,8 +9,9 @@ import typer
 
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
+from kvtool.cli.flags.layout import Ranks
 from kvtool.cli.flags.output import ModelsOption, Printed
-from kvtool.cli.flags.run import Run
+from kvtool.cli.flags.run import Run, Sampling
 from kvtool.cli.flags.tiers import Tiers
 from kvtool.errors import KvtoolError
 from kvtool.units import format_bytes, format_ms, split_list
@@ -18,7 +19,7 @@ from kvtool.units import format_bytes, format_ms, split_list
 if TYPE_CHECKING:
     from kvtool.engine.generate import OnToken
     from kvtool.engine.text import Tokenizer
-    from kvtool.results import GenerateDocument
+    from kvtool.results import GenerateDocument, Handover
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -39,17 +40,15 @@ def generate(
     prompt_ids: Annotated[
         list[str] | None, typer.Option(metavar="LIST", help="Token ids instead of text, as 1,2,3; may be given again.")
     ] = None,
-    output_len: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 64,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not stop at an end-of-text token.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0,
     show_cache: Annotated[
         bool,
         typer.Option(
             "--show-cache", help="Run prompts one after the other, and draw the tree of the pages they share."
         ),
     ] = False,
+    sampling: Sampling,
     run: Run,
+    ranks: Ranks,
     tiers: Tiers,
     models: ModelsOption = None,
     output: Printed,
@@ -58,12 +57,13 @@ def generate(
     if bool(prompt) == bool(prompt_ids):
         raise KvtoolError("give --prompt TEXT or --prompt-ids 1,2,3 (one of the two)")
     ids = [_token_ids(text) for text in prompt_ids or []]
-    below = tiers.options()
+    below, layout, apart = tiers.options(), ranks.layout(), ranks.disaggregation()
+    if apart is not None and (layout.ranks > 1 or show_cache or below is not None):
+        raise KvtoolError("--disaggregate runs without --tp, --show-cache and --tiers: it takes prefill-tp, decode-tp")
     chosen = run.model(model, models)
     load = run.begin()
 
     from kvtool.engine.generate import generate as run_generate
-    from kvtool.engine.sequence import SamplingParams
     from kvtool.engine.text import find_tokenizer
     from kvtool.machine.device import resolve_device
     from kvtool.machine.environment import describe_environment
@@ -77,11 +77,13 @@ def generate(
         chosen,
         config,
         ids,
-        SamplingParams(max_tokens=output_len, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos),
+        sampling.params(),
         tokenizer=tokenizer,
         on_token=_printer(tokenizer) if streams else lambda index, token: None,
         environment=describe_environment(str(resolve_device(run.device))),
         in_turns=show_cache,
+        layout=layout,
+        apart=apart,
     )
     answer(
         document, output, show=lambda document, console: _print_rest(document, streamed=streams, show_cache=show_cache)
@@ -132,7 +134,23 @@ def _print_rest(document: GenerateDocument, *, streamed: bool, show_cache: bool)
             f"[{tier.tier}: {tier.hit_tokens:,} tokens found, {format_bytes(tier.bytes_out)} read, "
             f"{format_bytes(tier.bytes_in)} written]"
         )
+    for rank in document.ranks:
+        typer.echo(
+            f"[rank {rank.rank} of {len(document.ranks)}: weights {format_bytes(rank.weights_allocated_bytes)}, pages "
+            f"{format_bytes(rank.kv_allocated_bytes)}, sent {format_bytes(rank.sent_bytes)}, waited "
+            f"{format_ms(rank.exposed_s * 1e3)} ms]"
+        )
+    if document.handover is not None:
+        typer.echo(_handed_over(document.handover))
     for line in cache_lines(document) if show_cache else ():
         typer.echo(line)
     for assumption in document.assumptions:
         typer.echo(f"assumed: {assumption}", err=True)
+
+
+def _handed_over(told: Handover) -> str:
+    waited = format_ms(None if told.exposed_ms is None else told.exposed_ms.p50)
+    return (
+        f"[{told.pages_sent:,} pages handed over, {format_bytes(told.bytes)}, {told.pages_spared:,} spared; answers "
+        f"waited {waited} ms for them]"
+    )

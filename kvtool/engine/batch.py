@@ -32,7 +32,9 @@ class StepBatch:
     @property
     def num_decodes(self) -> int:
         """Tokens of decode rows."""
-        return 0 if self.decode is None else len(self.decode.seq_lens)
+        if self.decode is None:
+            return 0
+        return len(self.token_ids) if self.prefill is None else len(self.decode.seq_lens)
 
 
 def build_batch(work: list[Work], device: torch.device) -> StepBatch:

@@ -27,7 +27,6 @@ from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload.build import build_offload
 from kvtool.engine.offload.offload import Offload
-from kvtool.engine.pool import KvPool
 from kvtool.engine.preemption import preemption_policy
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
@@ -68,8 +67,9 @@ class Engine:
             window=loaded.kept.window,
         )
         with device_errors("allocating the block pool"):
-            self.pool = KvPool(loaded.specs, num_pages, config.block_size, loaded.device)
-        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels)
+            self.pool = loaded.new_pool(num_pages, config.block_size)
+        alone = loaded.part.ranks == 1
+        self.forward = RecordedSteps(loaded.transformer, self.pool.layers, loaded.kernels, alone=alone)
         self.offload = self._tiers(config)
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
@@ -200,7 +200,7 @@ class Engine:
         with self.compiling.measured(), device_errors("a step of the engine"):
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
-            return self._run_now(self._schedule())
+            return self._run_now(self.schedule())
 
     def _run_now(self, work: list[Work]) -> list[Sequence]:
         """With tiers, while what lay below comes up layer by layer."""
@@ -217,7 +217,7 @@ class Engine:
         """The same, but a step that is certain to follow is launched before the tokens of this one are read."""
         try:
             if not pipeline.last:
-                work = self._schedule()
+                work = self.schedule()
                 if not all(item.is_decode for item in work):
                     return self._run_now(work)
                 if self.offload is not None:
@@ -235,7 +235,7 @@ class Engine:
             pipeline.forget()
             raise
 
-    def _schedule(self) -> list[Work]:
+    def schedule(self) -> list[Work]:
         work = self.scheduler.schedule()
         self._make_copies()
         return work

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from kvtool.catalog.model import Model, SlidingAttention
 from kvtool.engine.config import EngineConfig, resolve_backend, resolve_dtype, truncated
+from kvtool.engine.decoder.part import Part, Whole
 from kvtool.engine.decoder.transformer import Transformer, runnable_decoder
 from kvtool.engine.kept import Kept, kept
 from kvtool.engine.offload.notices import Notices
-from kvtool.engine.pool import require_runnable
+from kvtool.engine.pool import KvPool, pool_specs, require_runnable
 from kvtool.engine.weights.load import weight_source
 from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
@@ -19,6 +22,7 @@ from kvtool.machine.memory import available_bytes
 from kvtool.machine.threads import check_threads, default_threads, threads_beside
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
+from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
 from kvtool.sizing.specs import CacheSpec
 from kvtool.units import ceil_div, format_bytes
@@ -32,13 +36,23 @@ class LoadedModel:
     Nothing is loaded where it and a pool of `num_pages`, or of one sequence of `max_positions`, have no room together.
     """
 
-    def __init__(self, model: Model, config: EngineConfig, *, max_positions: int, num_pages: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig,
+        *,
+        max_positions: int,
+        num_pages: int = 0,
+        part: Part | None = None,
+    ) -> None:
+        """`part` is what this process has of the model: all, where None says nothing else."""
         runnable_decoder(model)
+        self.part = part or Whole()
         self.notices = Notices()
         self.model = truncated(model, config.num_layers)
         self.num_layers_of = model.num_layers
         self.config = config
-        self.device = resolve_device(config.device)
+        self.device = self.part.device(resolve_device(config.device))
         check_threads(config.threads)
         self.fewer_threads = self._set_threads()
         if self.device.index is not None and self.device.type == "cuda":
@@ -49,21 +63,28 @@ class LoadedModel:
         )
         require_runnable(cache_format, self.device)
         self.backend = resolve_backend(config.backend, self.device)
+        self.own_model = self.part.model(self.model)
         self.kept = self.keeping(cache_format)
         self.max_positions = max_positions
         weights_bytes = self._require_room_for_weights()
         pages = max(num_pages, ceil_div(max_positions, config.block_size))
         self.require_room(pages, beside_bytes=weights_bytes)
-        self.weights = weight_source(self.model, config, self.torch_dtype, self.device)
+        source = weight_source(self.model, config, self.torch_dtype, self.device)
+        self.weights = self.part.weights(source, self.model)
         with device_errors(f"loading {model.id}"):
             self.transformer = Transformer(
-                self.model,
+                self.own_model,
                 self.weights,
                 self.kernels,
                 max_positions=max_positions,
                 dtype=self.torch_dtype,
                 device=self.device,
+                others=self.part.communicator,
             )
+
+    def new_pool(self, num_pages: int, block_size: int) -> KvPool:
+        """Pages of `block_size` tokens of the cache manager, for all layers; of which ranks may share the tokens."""
+        return KvPool(self.specs, num_pages, block_size // self.part.token_shards, self.device)
 
     def _set_threads(self) -> str | None:
         """As many as were asked for, else as are fastest beside others; in words why they are fewer than usual."""
@@ -76,7 +97,7 @@ class LoadedModel:
     def keeping(self, cache_format: CacheFormat, *, as_decoded: bool = False, backend: str | None = None) -> Kept:
         """The same model's cache in that format, by the run's own kernels or those of another `backend`. Raises
         KvtoolError where its attention does not go with it."""
-        return kept(
+        whole = kept(
             self.model,
             cache_format,
             load_kernels(backend or self.backend),
@@ -85,6 +106,12 @@ class LoadedModel:
             as_decoded=as_decoded,
             max_step_tokens=self.config.max_num_batched_tokens,
         )
+        if self.part.ranks == 1:
+            return whole
+        if cache_format.sparse is not None:
+            raise KvtoolError(f"a {cache_format.name} cache is read in part, by one process alone: leave the ranks out")
+        specs = pool_specs(layer_specs(self.model, whole.cache_format, tp=self.part.tensor_ranks))
+        return replace(whole, specs=specs, kernels=self.part.kernels(whole.kernels))
 
     @property
     def cache_format(self) -> CacheFormat:
@@ -109,8 +136,8 @@ class LoadedModel:
     @property
     def capturable(self) -> bool:
         """Whether decode steps can be CUDA graphs: Triton's kernels never wait for the device, the others do."""
-        asks_host = self.cache_format.sparse is not None
-        return self.device.type == "cuda" and self.backend == "triton" and not asks_host and self.transformer.capturable
+        ready = self.device.type == "cuda" and self.backend == "triton" and self.part.ranks == 1
+        return ready and self.cache_format.sparse is None and self.transformer.capturable
 
     @property
     def vocab_size(self) -> int:
@@ -124,15 +151,17 @@ class LoadedModel:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page over all layers, from the specs."""
-        return sum(spec.page_bytes(self.config.block_size) for spec in self.specs)
+        """Bytes of one page over all layers that this process holds, from the specs."""
+        return sum(spec.page_bytes(self.config.block_size // self.part.token_shards) for spec in self.specs)
 
     def _require_room_for_weights(self) -> int:
         """Their bytes. Raises DeviceError where loading would exhaust the device's memory; an unknown size is 0."""
-        params = count_params(self.model)
+        params = count_params(self.own_model)
         if params is None:
             return 0
         needed = params.total * FLOAT_BYTES[self.dtype] * self.kernels.weight_copies(self.torch_dtype, self.device)
+        if self.device.type == "cpu":
+            needed *= self.part.ranks  # on one machine, as far as this process knows
         available = available_bytes(self.device)
         if needed > available:
             outside = params.embedding + params.head

@@ -56,7 +56,7 @@ def check_asked(options: ReplayOptions, model: Model | None, gpu: Gpu | None) ->
         nodes = options.cluster.cluster
         if model is None or (gpu is None and (nodes.prefill_card is None or nodes.decode_card is None)):
             raise KvtoolError(
-                "--cluster needs a MODEL and cards: kvtool replay TRACE MODEL --cluster prefill=2xh100,decode=4xh200, "
+                "--cluster needs a MODEL and a card: kvtool replay TRACE MODEL --cluster prefill=2xh100,decode=4xh200, "
                 "or --gpu h100 for all nodes"
             )
         if options.tp != 1:

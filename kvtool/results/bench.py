@@ -10,6 +10,7 @@ from kvtool.results.accuracy import Accuracy
 from kvtool.results.document import Struct
 from kvtool.results.endpoint import Endpoint
 from kvtool.results.fragmentation import Fragmentation
+from kvtool.results.ranks import Disaggregated, RankRun
 from kvtool.results.summary import Summary
 from kvtool.results.workload import Workload
 
@@ -230,7 +231,7 @@ class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
 
     @property
     def part(self) -> str:
-        """latency | prefix | no-cache | workload | accuracy | fragmentation | endpoint"""
+        """latency | prefix | no-cache | workload | accuracy | fragmentation | endpoint | ranks | disaggregate"""
         return str(self.__struct_config__.tag)
 
 
@@ -272,7 +273,29 @@ class EndpointCase(Case, frozen=True, kw_only=True, tag="endpoint"):
     endpoint: Endpoint
 
 
-AnyCase = LatencyCase | PrefixCase | NoCacheCase | WorkloadCase | AccuracyCase | FragmentationCase | EndpointCase
+class RanksCase(Case, frozen=True, kw_only=True, tag="ranks"):
+    """A batch on one layout of ranks. `memory` is the first rank's."""
+
+    ranks: RankRun
+
+
+class DisaggregateCase(Case, frozen=True, kw_only=True, tag="disaggregate"):
+    """The same requests served by engines that do both, or by some that prefill and others that decode."""
+
+    disaggregate: Disaggregated
+
+
+AnyCase = (
+    LatencyCase
+    | PrefixCase
+    | NoCacheCase
+    | WorkloadCase
+    | AccuracyCase
+    | FragmentationCase
+    | EndpointCase
+    | RanksCase
+    | DisaggregateCase
+)
 
 
 class BenchDocument(Struct, frozen=True, kw_only=True):

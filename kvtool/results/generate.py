@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from kvtool.results.document import Struct
+from kvtool.results.ranks import Handover, RankUse
 from kvtool.results.workload import TierUse
 
 
@@ -40,3 +41,5 @@ class GenerateDocument(Struct, frozen=True, kw_only=True):
     sequences: list[GeneratedSequence]
     cache: list[CachedPages] = msgspec.field(default_factory=list)
     tiers: list[TierUse] = msgspec.field(default_factory=list)
+    ranks: list[RankUse] = msgspec.field(default_factory=list)
+    handover: Handover | None = None

@@ -37,7 +37,7 @@ CPU_FORMATS = (
 )
 GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "bf16+streaming:256", "bf16+quest:256")
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
-TEXT_S, SPEED_S = 120.0, 60.0
+TEXT_S, SPEED_S = 90.0, 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

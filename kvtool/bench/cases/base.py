@@ -121,12 +121,14 @@ class Part(ABC):
     """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens.
 
     One that does not `computes` only counts: it needs neither weights nor the device's limits. Whole runs of one that
-    is not `timed` have nothing to join. `uses_tiers` says that its steps measure the tiers of the setup.
+    is not `timed` have nothing to join. `uses_tiers` says that its steps measure the tiers of the setup, `starts_ranks`
+    that it loads models of its own on ranks, and runs by itself.
     """
 
     computes: ClassVar[bool] = True
     timed: ClassVar[bool] = True
     uses_tiers: ClassVar[bool] = False
+    starts_ranks: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -29,7 +29,8 @@ class BenchGrid(Group):
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Of latency, prefix, no-cache (these by default), workload, accuracy and fragmentation.",
+            help="Of latency, prefix, no-cache (these by default), workload, accuracy, fragmentation, ranks, "
+            "disaggregate.",
         ),
     ] = None
     input_len: Annotated[str | None, typer.Option(metavar="LIST", help="Prompt tokens, as 128,512,4k.")] = None
@@ -75,7 +76,7 @@ class BenchGrid(Group):
 
         parts = traffic.parts(self.parts) or DEFAULT_PARTS
         queues = self.concurrency is not None or self.request_rate is not None
-        queues = queues or not {"workload", "fragmentation"}.isdisjoint(parts)
+        queues = queues or not {"workload", "fragmentation", "disaggregate"}.isdisjoint(parts)
         if self.num_prompts is not None and not queues:
             raise KvtoolError(
                 "--num-prompts needs --concurrency or --request-rate: without a queue a batch is all there is"

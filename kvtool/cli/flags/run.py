@@ -16,6 +16,7 @@ from kvtool.errors import KvtoolError
 if TYPE_CHECKING:
     from kvtool.catalog.model import Model
     from kvtool.engine.config import EngineConfig
+    from kvtool.engine.sequence import SamplingParams
     from kvtool.machine.other_load import LoadMeter
 
 RUN = "How it is run"
@@ -118,6 +119,24 @@ class Run(Device):
             admission=self.admission,
             partial_hits=self.partial_hits,
             **more,
+        )
+
+
+@dataclass(frozen=True)
+class Sampling(Group):
+    """How much is generated, and how tokens are chosen."""
+
+    output_len: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 64
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not stop at an end-of-text token.")] = False
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0
+
+    def params(self) -> SamplingParams:
+        """Raises KvtoolError for values that make no sense."""
+        from kvtool.engine.sequence import SamplingParams
+
+        return SamplingParams(
+            max_tokens=self.output_len, temperature=self.temperature, top_p=self.top_p, ignore_eos=self.ignore_eos
         )
 
 

@@ -89,10 +89,12 @@ class ServerFlags(Running):
     ] = False
     timeout: Annotated[float, _option(metavar="SECONDS", help="That a request may take until its last token.")] = 600.0
     gpu: Annotated[str | None, _option(help="The server's card, whose floor is shown: a name of `kvtool gpus`.")] = None
-    tp: Annotated[int, _option(min=1, help="The server's tensor parallel ranks, for that floor.")] = 1
 
-    def options(self, grid: BenchGrid, traffic: WorkloadFlags, run: Run, typed: Mapping[str, str]) -> ServerOptions:
-        """What the server is asked. Raises KvtoolError, also for `typed` options that say nothing of a server."""
+    def options(
+        self, grid: BenchGrid, traffic: WorkloadFlags, run: Run, tp: int, typed: Mapping[str, str]
+    ) -> ServerOptions:
+        """What the server, of `tp` ranks, is asked. Raises KvtoolError, also for `typed` options that say nothing of
+        one."""
         from kvtool.bench.cases.goodput import parse_goodput
         from kvtool.bench.engines.server.options import ServerOptions
         from kvtool.machine.nvml import resolve_gpu
@@ -118,12 +120,12 @@ class ServerFlags(Running):
             chat=self.chat,
             reset_cache=self.reset_cache,
             gpu=resolve_gpu(self.gpu) if self.gpu else None,
-            tp=self.tp,
+            tp=tp,
             **{name: value for name, value in given.items() if value is not None},
         )
 
     def _refuse_others(self, typed: Mapping[str, str], peers: str | None) -> None:
-        known = OF_A_SERVER | {field.name for field in fields(self)}
+        known = OF_A_SERVER | {"tp"} | {field.name for field in fields(self)}
         if peers is not None:
             known |= {field.name for field in fields(Run)}
         for name, option in typed.items():

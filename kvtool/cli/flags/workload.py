@@ -78,6 +78,8 @@ class WorkloadFlags(Group):
         from kvtool.bench.cases.goodput import parse_goodput
 
         given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if "disaggregate" in parts:
+            given = [name for name in given if name != "goodput"]
         if given and "workload" not in parts:
             raise KvtoolError(f"--{given[0].replace('_', '-')} is of the workload part: name one, as --workload agent")
         return {

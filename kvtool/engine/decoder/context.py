@@ -9,18 +9,22 @@ from torch import Tensor
 
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.gathered import Gathered
+from kvtool.engine.decoder.part import Communicator
 from kvtool.kernels.interface import Kernels
 
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """`rotation` is the cos and sin of the step's positions, computed once for all layers; `local_rotation` is that of
-    sliding layers where they have a base of their own. `gathered` is there for the prefill rows of MLA."""
+    sliding layers where they have a base of their own. `gathered` is there for the prefill rows of MLA. `others` are
+    asked where the weights are a part of the model's; `mlp_batch` has the tokens that the MLP computes."""
 
     batch: StepBatch
     kernels: Kernels
     rotation: tuple[Tensor, Tensor]
     local_rotation: tuple[Tensor, Tensor]
+    others: Communicator
+    mlp_batch: StepBatch
     gathered: Gathered | None = None
 
 

@@ -34,7 +34,7 @@ class MoeMlp:
         return self.experts.gate.activation in GATES
 
     def __call__(self, x: Tensor, step: StepContext) -> Tensor:
-        chosen, shares = self.router(x, step.batch)
+        chosen, shares = self.router(x, step.mlp_batch)
         started = None if self.shared is None else self.shared(x, step)
         return step.kernels.experts(x, self.experts, chosen, shares, started)
 

@@ -44,11 +44,12 @@ class RecordedSteps:
     """A transformer over `layers`, the pages of one pool. A decode is taken down when one of its shape comes for the
     second time; what the kernels cannot take down runs as ever."""
 
-    def __init__(self, transformer: Transformer, layers: list[Pages], kernels: Kernels) -> None:
+    def __init__(self, transformer: Transformer, layers: list[Pages], kernels: Kernels, *, alone: bool = True) -> None:
+        """What ranks that are not `alone` tell each other in a step cannot be taken down."""
         self._transformer, self._layers, self._kernels = transformer, layers, kernels
         self._recorded: dict[tuple[int, int], Recorded] = {}
         self._seen: set[tuple[int, int]] = set()
-        self.most_rows = MOST_ROWS if layers[0].k.device.type == "cpu" else 0
+        self.most_rows = MOST_ROWS if alone and layers[0].k.device.type == "cpu" else 0
 
     def __len__(self) -> int:
         """How many shapes are taken down."""
@@ -58,8 +59,7 @@ class RecordedSteps:
     def __call__(self, batch: StepBatch, *, wait: Callable[[int], None] | None = None) -> Tensor:
         """Logits [sampled rows, vocab], which the next step may overwrite. With pages on their way, for which `wait`
         waits layer by layer, the step is not replayed."""
-        alone = wait is None and batch.prefill is None
-        if batch.decode is None or not alone or batch.num_decodes > self.most_rows:
+        if batch.decode is None or batch.prefill is not None or batch.num_decodes > self.most_rows or wait is not None:
             return self._transformer(batch, self._layers, self._kernels, wait=wait)
         num_rows, width = batch.decode.block_tables.shape
         x, step = self._transformer.start(batch, self._layers, self._kernels)

@@ -20,6 +20,7 @@ from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
 from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
+from kvtool.engine.decoder.part import Alone, Communicator
 from kvtool.engine.decoder.residual import Residual
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
@@ -53,9 +54,10 @@ class DecoderLayer:
 
     def __call__(self, stream: Residual, step: StepContext, pages: Pages) -> Residual:
         normed, x = stream.normed(self.attention_in, step.kernels)
-        stream = Residual(x, self.attention(normed, step, pages), self.attention_out)
+        others = step.others
+        stream = Residual(x, others.attended(self.attention(normed, step, pages)), self.attention_out)
         normed, x = stream.normed(self.mlp_in, step.kernels)
-        return Residual(x, self.mlp(normed, step), self.mlp_out)
+        return Residual(x, others.reduced(self.mlp(others.gathered(normed), step)), self.mlp_out)
 
 
 class Transformer:
@@ -70,11 +72,15 @@ class Transformer:
         max_positions: int,
         dtype: torch.dtype,
         device: torch.device,
+        others: Communicator | None = None,
     ) -> None:
+        """`model` is what this process has of one, and `others` have the rest of it."""
         decoder = runnable_decoder(model)
         assert model.vocab_size is not None
         hidden = model.hidden_size
         self.model = model
+        self.others = others or Alone()
+        self.after_layer: Callable[[int], None] | None = None  # told of a layer whose K and V are in the pool
         self.logit_softcap = decoder.logit_softcap
         self.embedding = Embedding(model, decoder, weights, max_positions)
         self.layers = [DecoderLayer(model, decoder, index, weights, kernels) for index in range(model.num_layers)]
@@ -117,8 +123,9 @@ class Transformer:
         """What the first layer gets: x [T, hidden], and what all layers share."""
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
-        step = StepContext(batch, kernels, rotation, local, self._gathered(batch, layers[0], kernels))
-        return self.embedding(batch), step
+        copied, tokens = self._gathered(batch, layers[0], kernels), self.others.tokens(batch)
+        step = StepContext(batch, kernels, rotation, local, self.others, tokens, copied)
+        return self.embedding(batch, self.others), step
 
     def finish(
         self, x: Tensor, step: StepContext, layers: list[Pages], *, wait: Callable[[int], None] | None = None
@@ -129,6 +136,8 @@ class Transformer:
             if wait is not None:
                 wait(index)
             stream = layer(stream, step, pages)
+            if self.after_layer is not None:
+                self.after_layer(index)
         if rows is not None:
             stream = stream.rows(rows)
         logits = kernels.linear(stream.normed(self.norm, kernels)[0], self.head)
@@ -158,8 +167,8 @@ class Embedding:
             rows = longest + self.offset
             self.positions = weights.tensor("model.embed_positions.weight", rows, model.hidden_size)
 
-    def __call__(self, batch: StepBatch) -> Tensor:
-        x = embedding(batch.token_ids, self.tokens)
+    def __call__(self, batch: StepBatch, others: Communicator) -> Tensor:
+        x = others.embedded(batch.token_ids, self.tokens)
         if self.scale is not None:
             x = x * self.scale
         return x if self.offset is None else x + embedding(batch.positions + self.offset, self.positions)

@@ -42,7 +42,8 @@ class Arrival:
     def finish(self) -> float:
         """Wait on the host until every layer is there; how many seconds computing had to wait for layers."""
         self.wait(len(self._group_of) - 1)
-        for _, landed in self._waits:
+        for reached, landed in self._waits:
+            reached.synchronize()
             landed.synchronize()
         on_device_ms = sum(max(0.0, float(reached.elapsed_time(landed))) for reached, landed in self._waits)
         return self._waited_s + on_device_ms / 1e3

@@ -67,7 +67,7 @@ class TierReplay:
             tpot_ms=_times(tpot_s) if tpot_s else None,
             e2e_ms=_times(one.e2e_s for one in counted),
             goodput_ratio=self._goodput(counted),
-            ttft_p50_range_ms=self._range_ms(moved),
+            ttft_p50_range_ms=self._range_ms(moved, ttft_ms.p50),
             prefetch=str(self.options.prefetch),
             hit_tokens=sum(self._hit_tokens(one) for one in timed.requests),
             cut_tokens=self.links.block_size * sum(one.plan.cut_blocks for one in timed.requests),
@@ -127,15 +127,17 @@ class TierReplay:
         ]
         return sum(kept) / len(kept)
 
-    def _range_ms(self, moved: Sequence[Moved]) -> tuple[float, float] | None:
-        """The median first token at both ends of what was measured."""
+    def _range_ms(self, moved: Sequence[Moved], p50_ms: float) -> tuple[float, float] | None:
+        """The median first token at both ends of what was measured. A faster step may take fewer requests with it, so
+        that the ends are not always the least and the most.
+        """
         if self.times.spread is None:
             return None
-        low, high = (
+        ends = [
             _times(one.ttft_s for one in self._counted(self._run(moved, self.times.slower(factor)))).p50
             for factor in self.times.spread
-        )
-        return low, high
+        ]
+        return min(p50_ms, *ends), max(p50_ms, *ends)
 
     def _full_blocks(self, capacity_blocks: int) -> int:
         """Room in a tier below the GPU with which all that was seen before hits: beside the GPU's own where nothing is

@@ -10,11 +10,13 @@ from kvtool.report import html
 from kvtool.report.bench.accuracy import accuracy_tables
 from kvtool.report.bench.cases import SHARED_INPUTS
 from kvtool.report.bench.charts import bench_panels, chart
+from kvtool.report.bench.disaggregate import disaggregate_tables
 from kvtool.report.bench.endpoint import endpoint_tables
 from kvtool.report.bench.findings import findings, headline
 from kvtool.report.bench.fragmentation import fragmentation_tables
 from kvtool.report.bench.peers import engines_table
 from kvtool.report.bench.pool_map import pool_maps
+from kvtool.report.bench.ranks import ranks_tables
 from kvtool.report.bench.tables import bench_tables
 from kvtool.report.bench.timelines import timelines
 from kvtool.report.bench.workloads import workload_tables
@@ -79,6 +81,7 @@ def tables(document: BenchDocument) -> list[Table]:
     raced = with_peers(document.cases)
     smaller = [*accuracy_tables(document), *fragmentation_tables(document)]
     own = [*endpoint_tables(document), *bench_tables(document), *workload_tables(document), *smaller]
+    own += [*ranks_tables(document), *disaggregate_tables(document)]
     return own + ([engines_table(raced)] if raced else [])
 
 

@@ -21,6 +21,7 @@ from kvtool.report.bench.cases import (
 )
 from kvtool.report.bench.endpoint import draw_server, endpoint_cases
 from kvtool.report.bench.fragmentation import draw_map, fragmentation_cases
+from kvtool.report.bench.ranks import draw_decode, draw_prefill, draw_rank_memory, ranks_cases
 from kvtool.report.bench.timelines import draw_gains
 from kvtool.report.bench.workloads import workload_cases
 from kvtool.report.cells import percent
@@ -103,8 +104,21 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             fragmentation_cases(document),
             draw_map,
         ),
+        *_ranks_panels(document),
     ]
     return [panel for panel in panels if panel.cases]
+
+
+def _ranks_panels(document: BenchDocument) -> list[Panel]:
+    """Time and memory against ranks."""
+    cases = ranks_cases(document)
+    decoded = [case for case in cases if case.ranks.decode is not None]
+    apart = "blue: computing; orange: waiting for others; hatched: sent meanwhile"
+    return [
+        Panel("Prefill against ranks", apart, cases, draw_prefill),
+        Panel("Decode step against ranks", apart, decoded, draw_decode),
+        Panel("Memory of a rank", "the fullest; dots: predicted by kvtool size's specs", cases, draw_rank_memory),
+    ]
 
 
 def chart(panels: Sequence[Panel], title: str = "") -> Figure:

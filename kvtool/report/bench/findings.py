@@ -8,6 +8,7 @@ from kvtool.report.bench.accuracy import accuracy_findings
 from kvtool.report.bench.cases import cases_by_arm, cases_of, speedup, waste_ratio, with_prefix
 from kvtool.report.bench.endpoint import endpoint_findings
 from kvtool.report.bench.fragmentation import fragmentation_findings
+from kvtool.report.bench.ranks import ranks_findings
 from kvtool.report.bench.workloads import workload_findings
 from kvtool.report.cells import percent
 from kvtool.results import BenchDocument, Case, Prefix
@@ -31,7 +32,7 @@ def headline(document: BenchDocument) -> str:
     told = [f"{name} {_ms_span(medians)}" for name, medians in times if medians]
     if not told:
         parts = (_prefix(cases_of(document, "prefix")), _arms(cases_of(document, "no-cache")))
-        smaller = (*accuracy_findings(document), *fragmentation_findings(document))
+        smaller = (*accuracy_findings(document), *fragmentation_findings(document), *ranks_findings(document))
         return next(filter(None, (*parts, *smaller)), "")
     shares = [case.roofline.mbu for case in latency if case.roofline.mbu is not None]
     reached = f"; decode reaches {_span(shares)} of the bandwidth measured in this run" if shares else ""
@@ -55,6 +56,7 @@ def findings(document: BenchDocument) -> list[str]:
     ]
     told += [_prefix(prefix), _arms(arms), *workload_findings(document), _memory(latency)]
     told += [*endpoint_findings(document), *accuracy_findings(document), *fragmentation_findings(document)]
+    told += ranks_findings(document)
     return [sentence for sentence in told if sentence]
 
 

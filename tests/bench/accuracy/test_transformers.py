@@ -43,11 +43,36 @@ def e4m3(x: Tensor) -> Tensor:
     return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
 
 
+def e5m2(x: Tensor) -> Tensor:
+    return x.clamp(-57344, 57344).to(torch.float8_e5m2).to(x.dtype)
+
+
+def int4_by_vector(x: Tensor) -> Tensor:
+    step = x.abs().amax(-1, keepdim=True) / 7
+    return torch.clamp(torch.round(x / step), -7, 7) * step
+
+
+def turned(rounding: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """In the basis of Walsh's functions, by the recursion that defines them."""
+
+    def walsh(x: Tensor) -> Tensor:
+        if x.shape[-1] == 1:
+            return x
+        a, b = (walsh(half) for half in x.chunk(2, dim=-1))
+        return torch.cat((a + b, a - b), dim=-1) / 2**0.5
+
+    return lambda x: walsh(rounding(walsh(x)))
+
+
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "int8_per_token_head": int8_by_vector,
     "int4": int4_by_64,
     "fp8": e4m3,
+    "fp8_e5m2": e5m2,
+    "int4_per_token_head": int4_by_vector,
+    "int4_per_token_head+hadamard": turned(int4_by_vector),
 }
+BESIDE = ("int8",)  # of scales that are measured first: judged by the others' figures alone
 
 
 def independent(windows: list[list[int]]) -> dict[str, tuple[list[float], list[float]]]:
@@ -89,12 +114,13 @@ def test_figures_are_those_of_transformers_within_two_standard_errors() -> None:
     assert tokenizer is not None
     text = read_text(None, tokenizer, loaded.vocab_size)
     setup = Setup(loaded=loaded, windows=None, num_iters=WINDOWS, num_iters_warmup=0)  # type: ignore[arg-type]
-    part = AccuracyPart(kv_cache_dtypes=tuple(ROUNDINGS), input_lens=(WINDOW,), output_len=1)
+    part = AccuracyPart(kv_cache_dtypes=(*ROUNDINGS, *BESIDE), input_lens=(WINDOW,), output_len=1)
     cases = Comparison(setup, part, text, WINDOW).measure().cases
     others = independent(text.windows(WINDOW)[:WINDOWS])
-    for case in cases:
-        found = case.accuracy  # type: ignore[union-attr]
-        kls, agrees = others[found.kv_cache_dtype]
+    found_of = {str(case.inputs["kv_cache_dtype"]): case.accuracy for case in cases}  # type: ignore[union-attr]
+    for name in ROUNDINGS:
+        found = found_of[name]
+        kls, agrees = others[name]
         print(found.kv_cache_dtype, found.kl_mean, found.kl_mean_se, np.mean(kls), "top 1", end=" ")
         print(found.top1_agreement, found.top1_agreement_se, np.mean(agrees), "of", found.tokens)
         assert found.kl_mean_se is not None
@@ -102,3 +128,7 @@ def test_figures_are_those_of_transformers_within_two_standard_errors() -> None:
         assert len(kls) == found.tokens
         assert abs(np.mean(kls) - found.kl_mean) <= 2 * found.kl_mean_se
         assert abs(np.mean(agrees) - found.top1_agreement) <= 2 * found.top1_agreement_se
+    dynamic, plain, static = (found_of[name].kl_mean for name in ("int8_per_token_head", "fp8", "int8"))
+    assert dynamic < min(5e-3, plain, static)
+    whole, rotated = (found_of[name] for name in ("int4_per_token_head", "int4_per_token_head+hadamard"))
+    assert rotated.kl_mean <= whole.kl_mean + 2 * ((rotated.kl_mean_se or 0) ** 2 + (whole.kl_mean_se or 0) ** 2) ** 0.5

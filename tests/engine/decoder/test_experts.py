@@ -16,6 +16,7 @@ from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, MoeMlp
+from kvtool.engine.decoder.part import Alone
 from kvtool.engine.weights.source import RandomWeights
 from kvtool.errors import KvtoolError
 from kvtool.kernels import load_kernels
@@ -37,7 +38,7 @@ def step_of(tokens: int, backend: str) -> tuple[Tensor, StepContext]:
     ids, positions = torch.arange(tokens) * 13, torch.arange(tokens)
     x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(1))
     batch = StepBatch(ids, positions, positions, decode=None, prefill=None, sample_rows=positions[:0])
-    return x, StepContext(batch, load_kernels(backend), (x, x), (x, x))
+    return x, StepContext(batch, load_kernels(backend), (x, x), (x, x), Alone(), batch)
 
 
 @pytest.mark.parametrize(
