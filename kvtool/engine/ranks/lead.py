@@ -170,6 +170,10 @@ class LeadTransformer:
         with loaded.crew.guarded():
             return compute()
 
+    def saved_bytes(self, num_rows: int) -> int:
+        """None: what ranks have of a weight does not lie in blocks."""
+        return self._own.saved_bytes(num_rows)
+
     def _computed(self, loaded: RankedModel, batch: StepBatch, layers: list[Pages]) -> Tensor:
         loaded.tell(STEP, loaded.number_of(layers), tensors=tuple(told(batch)))
         return run_part(self._own, loaded, batch, layers)

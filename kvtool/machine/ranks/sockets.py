@@ -7,11 +7,11 @@ import socket
 import struct
 from collections.abc import Iterator
 
-_BYTES_SENT_AT = 200  # of struct tcp_info, include/uapi/linux/tcp.h since Linux 4.19: tcpi_bytes_sent
+_BYTES_SENT_AT = 200  # of struct tcp_info, include/uapi/linux/tcp.h since Linux 4.19: tcpi_bytes_sent, _retrans
 
 
 def sent_bytes() -> int | None:
-    """By all TCP sockets that are open, retransmissions included; None where the kernel does not tell."""
+    """By all TCP sockets that are open, each byte once; None where the kernel does not tell."""
     counts = [_sent(one) for one in _tcp_sockets()]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) and known else None
@@ -37,7 +37,10 @@ def _tcp_sockets() -> Iterator[socket.socket]:
 
 def _sent(connection: socket.socket) -> int | None:
     try:
-        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_SENT_AT + 8)
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_SENT_AT + 16)
     except (OSError, AttributeError):
         return None
-    return struct.unpack_from("<Q", told, _BYTES_SENT_AT)[0] if len(told) >= _BYTES_SENT_AT + 8 else None
+    if len(told) < _BYTES_SENT_AT + 16:
+        return None
+    sent, again = struct.unpack_from("=QQ", told, _BYTES_SENT_AT)
+    return int(sent - again)
