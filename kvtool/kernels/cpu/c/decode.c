@@ -1,14 +1,6 @@
 // Attention of one query a sequence over pages: tasks of some tokens each, then one merge of their softmaxes.
 
-#include "pages.h"
-
-#define HEADS_AT_ONCE 4
-
-// The softmax of some query heads over some tokens, unfinished: maxima and sums [heads], weighted values [heads, dim].
-typedef struct {
-    float *maxima, *sums;
-    pair *values;
-} Partial;
+#include "partial.h"
 
 // Ask for a row before it is read: pages are too short a stretch for the CPU to foresee.
 INLINE void fetch(const bf16 *row, int64_t dim) {
@@ -68,7 +60,7 @@ static void attend_group(int64_t group, const bf16 *q, int64_t q_head, float sca
         default: attend(4, q, q_head, scale, k, k_dim, v, v_dim, tokens, to);
         }
         q += heads * q_head;
-        to = (Partial){to.maxima + heads, to.sums + heads, to.values + heads * v_dim / STEP};
+        to = from_head(to, heads, v_dim);
     }
 }
 
@@ -89,11 +81,7 @@ INLINE int64_t first_seen(const Decode *d, int64_t s) {
     return d->window && d->lengths[s] > d->window ? d->lengths[s] - d->window : 0;
 }
 
-INLINE Partial partial_of(const Decode *d, int64_t s, int64_t task) {
-    float *values = d->scratch + (s * d->tasks + task) * d->heads * (d->v.dim + STEP);
-    float *maxima = values + d->heads * d->v.dim;
-    return (Partial){maxima, maxima + d->heads, (pair *)values};
-}
+INLINE Partials parts_of(const Decode *d) { return (Partials){d->scratch, d->tasks, d->heads, d->v.dim}; }
 
 // All heads over the tokens of one task.
 static void decode_task(const Decode *d, int64_t s, int64_t task) {
@@ -103,34 +91,12 @@ static void decode_task(const Decode *d, int64_t s, int64_t task) {
     find_tokens(&tokens, &d->k, &d->v, d->tables + s * d->table_stride, d->block, first, left);
     read_in_order(&d->k, tokens.k, tokens.count, d->kv_heads);
     if (d->v.data != d->k.data) read_in_order(&d->v, tokens.v, tokens.count, d->kv_heads);
-    Partial all = partial_of(d, s, task);
-    for (int64_t h = 0; h < d->heads; h++) all.maxima[h] = -INFINITY, all.sums[h] = 0.0f;
-    memset(all.values, 0, d->heads * d->v.dim * sizeof(float));
+    const Partial all = begun(parts_of(d), s, task);
     const int64_t group = d->heads / d->kv_heads;
     for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group)
         attend_group(group, d->q + s * d->q_seq + h * d->q_head, d->q_head, d->scale * (float)M_LOG2E,
                      d->k.data + kv * d->k.head, d->k.dim, d->v.data + kv * d->v.head, d->v.dim, &tokens,
-                     (Partial){all.maxima + h, all.sums + h, all.values + h * d->v.dim / STEP});
-}
-
-// One head's output out of its tasks' partial ones.
-static void merge(const Decode *d, int64_t s, int64_t h) {
-    const int64_t seen = d->lengths[s] - first_seen(d, s), tasks = (seen + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
-    float most = -INFINITY, total = 0.0f;
-    for (int64_t t = 0; t < tasks; t++) most = fmaxf(most, partial_of(d, s, t).maxima[h]);
-    for (int64_t t = 0; t < tasks; t++) {
-        Partial part = partial_of(d, s, t);
-        part.maxima[h] = exp2f(part.maxima[h] - most); // from here on its weight
-        total += part.maxima[h] * part.sums[h];
-    }
-    for (int64_t i = 0; i < d->v.dim / STEP; i++) {
-        pair value = {0};
-        for (int64_t t = 0; t < tasks; t++) {
-            Partial part = partial_of(d, s, t);
-            value = add(value, scaled(part.values[h * d->v.dim / STEP + i], part.maxima[h]));
-        }
-        store(d->out + (s * d->heads + h) * d->v.dim + i * STEP, scaled(value, tasks ? 1.0f / total : 0.0f));
-    }
+                     from_head(all, h, d->v.dim));
 }
 
 // out [seqs, heads, v.dim] = softmax(scale q k^T) v; a sequence of length 0 gives zeros.
@@ -141,5 +107,6 @@ void paged_decode(const void *arguments) {
         for (int64_t task = 0; task < d->tasks; task++) decode_task(d, s, task);
 #pragma omp for schedule(static) collapse(2) nowait
     for (int64_t s = 0; s < d->seqs; s++)
-        for (int64_t h = 0; h < d->heads; h++) merge(d, s, h);
+        for (int64_t h = 0; h < d->heads; h++)
+            merge(parts_of(d), s, h, d->lengths[s] - first_seen(d, s), d->out + (s * d->heads + h) * d->v.dim);
 }

@@ -1,9 +1,8 @@
 // A cache of 8 bits: stored out of bf16 rows, and attended to as it lies in memory. Codes of 8 bits are bf16 numbers, so
 // they are widened a few tokens at a time, without error, and scales go to the scores of K and to the weights of V.
 
-#include "pages.h"
+#include "partial.h"
 
-#define HEADS_AT_ONCE 4
 #define LARGEST_DIM 512
 
 typedef uint8_t codes __attribute__((vector_size(LANES)));
@@ -144,21 +143,11 @@ typedef struct {
     int64_t window, seqs, heads, kv_heads, block, tasks, kind;
 } Decode8;
 
-// The softmax of some query heads over some tokens, unfinished.
-typedef struct {
-    float *maxima, *sums;
-    pair *values;
-} Partial;
-
 INLINE int64_t first_seen(const Decode8 *d, int64_t s) {
     return d->window && d->lengths[s] > d->window ? d->lengths[s] - d->window : 0;
 }
 
-INLINE Partial partial_of(const Decode8 *d, int64_t s, int64_t task) {
-    float *values = d->scratch + (s * d->tasks + task) * d->heads * (d->v.dim + STEP);
-    float *maxima = values + d->heads * d->v.dim;
-    return (Partial){maxima, maxima + d->heads, (pair *)values};
-}
+INLINE Partials parts_of(const Decode8 *d) { return (Partials){d->scratch, d->tasks, d->heads, d->v.dim}; }
 
 // Where the rows of some tokens lie, and which slots of the pool they are.
 typedef struct {
@@ -241,7 +230,7 @@ INLINE void attend_group(int64_t group, const bf16 *q, int64_t q_head, vec k_sca
         default: attend(4, q, q_head, k_scales, k, k_dim, v_scales, v, v_dim, n, to);
         }
         q += heads * q_head;
-        to = (Partial){to.maxima + heads, to.sums + heads, to.values + heads * v_dim / STEP};
+        to = from_head(to, heads, v_dim);
     }
 }
 
@@ -252,9 +241,7 @@ INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kin
     if (left <= 0) return;
     Places places;
     find_places(&places, d, d->tables + s * d->table_stride, first, count);
-    Partial all = partial_of(d, s, task);
-    for (int64_t h = 0; h < d->heads; h++) all.maxima[h] = -INFINITY, all.sums[h] = 0.0f;
-    memset(all.values, 0, d->heads * d->v.dim * sizeof(float));
+    const Partial all = begun(parts_of(d), s, task);
     const int64_t group = d->heads / d->kv_heads;
     bf16 keys[LANES * LARGEST_DIM], values[LANES * LARGEST_DIM];
     const float scale = d->scale * (float)M_LOG2E;
@@ -265,33 +252,13 @@ INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kin
             vec v_scales = gathered(&d->v, &places, places.rows.v, start, n, kv, values, kind);
             attend_group(group, d->q + s * d->q_seq + h * d->q_head, d->q_head, k_scales, keys, d->k.dim, v_scales,
                          values, d->v.dim, n,
-                         (Partial){all.maxima + h, all.sums + h, all.values + h * d->v.dim / STEP});
+                         from_head(all, h, d->v.dim));
         }
 }
 
 static void task_int8(const Decode8 *d, int64_t s, int64_t task) { decode_task(d, s, task, INT8); }
 static void task_e4m3(const Decode8 *d, int64_t s, int64_t task) { decode_task(d, s, task, E4M3); }
 static void task_e5m2(const Decode8 *d, int64_t s, int64_t task) { decode_task(d, s, task, E5M2); }
-
-// One head's output out of its tasks' partial ones.
-static void merge(const Decode8 *d, int64_t s, int64_t h) {
-    const int64_t seen = d->lengths[s] - first_seen(d, s), tasks = (seen + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
-    float most = -INFINITY, total = 0.0f;
-    for (int64_t t = 0; t < tasks; t++) most = fmaxf(most, partial_of(d, s, t).maxima[h]);
-    for (int64_t t = 0; t < tasks; t++) {
-        Partial part = partial_of(d, s, t);
-        part.maxima[h] = exp2f(part.maxima[h] - most); // from here on its weight
-        total += part.maxima[h] * part.sums[h];
-    }
-    for (int64_t i = 0; i < d->v.dim / STEP; i++) {
-        pair value = {0};
-        for (int64_t t = 0; t < tasks; t++) {
-            Partial part = partial_of(d, s, t);
-            value = add(value, scaled(part.values[h * d->v.dim / STEP + i], part.maxima[h]));
-        }
-        store(d->out + (s * d->heads + h) * d->v.dim + i * STEP, scaled(value, tasks ? 1.0f / total : 0.0f));
-    }
-}
 
 // out [seqs, heads, v.dim] = softmax(scale q k^T) v; a sequence of length 0 gives zeros.
 void decode_eight(const Decode8 *d) {
@@ -303,6 +270,7 @@ void decode_eight(const Decode8 *d) {
             for (int64_t task = 0; task < d->tasks; task++) run(d, s, task);
 #pragma omp for schedule(static) collapse(2)
         for (int64_t s = 0; s < d->seqs; s++)
-            for (int64_t h = 0; h < d->heads; h++) merge(d, s, h);
+            for (int64_t h = 0; h < d->heads; h++)
+                merge(parts_of(d), s, h, d->lengths[s] - first_seen(d, s), d->out + (s * d->heads + h) * d->v.dim);
     }
 }
