@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,15 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.graphs.capture import Capture, Step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
+from kvtool.kernels.interface import Kernels
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE, Reference
 
 resolved = cache(resolve_model)  # parsing the catalogue takes longer than running a tiny model
+
+
+def use(loaded: LoadedModel, kernels: Kernels) -> None:
+    """Have a loaded model's steps run by other kernels."""
+    loaded.kept = replace(loaded.kept, kernels=kernels)
 
 
 def load(path: Path, *, dtype: str = "fp32", **config: object) -> LoadedModel:

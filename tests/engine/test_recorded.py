@@ -11,7 +11,7 @@ from tests.engine.ask_nothing import AskNothing
 from tests.engine.conftest import SaveTiny
 from tests.engine.recording import recorded
 from tests.engine.requests import Request, run
-from tests.engine.running import engine_of, load, prompt
+from tests.engine.running import engine_of, load, prompt, use
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_nothing_that_varies_is_baked_into_a_recorded_step(tiny: SaveTiny, name:
     requests = [Request(prompt(21), 20), Request(prompt(3), 9), Request(prompt(30), 14), Request(prompt(15), 3)]
     expected = run(engine_of(loaded), requests)
     assert loaded.transformer.capturable
-    loaded.kernels = DecodesAskNothing(loaded.kernels)
+    use(loaded, DecodesAskNothing(loaded.kernels))
     found = run(engine_of(loaded, capture=recorded), requests)
     assert [s.output_ids for s in found] == [s.output_ids for s in expected]
 
@@ -50,8 +50,8 @@ def test_a_recorded_step_draws_anew_each_time(loaded: LoadedModel, top_p: float)
         sequences = [engine.add(prompt(5 + index), params) for index in range(4)]
         list(engine.run_until_idle())
         outputs.append([s.output_ids for s in sequences])
-        loaded.kernels = DecodesAskNothing(kernels)
-    loaded.kernels = kernels
+        use(loaded, DecodesAskNothing(kernels))
+    use(loaded, kernels)
     assert outputs[0] == outputs[1]
 
 
@@ -60,6 +60,6 @@ def test_a_step_that_asks_the_device_cannot_be_recorded(tiny: SaveTiny) -> None:
     loaded = load(tiny("mixtral").folder)
     requests = [Request(prompt(21), 20), Request(prompt(3), 9)]
     expected = run(engine_of(loaded), requests)
-    loaded.kernels = DecodesAskNothing(loaded.kernels)
+    use(loaded, DecodesAskNothing(loaded.kernels))
     found = run(engine_of(loaded, capture=recorded), requests)
     assert [s.output_ids for s in found] != [s.output_ids for s in expected]

@@ -13,7 +13,7 @@ import pytest
 
 from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
-from tests.engine.running import as_it_is, engine_of, generate, largest_difference, load, prompt
+from tests.engine.running import as_it_is, engine_of, generate, largest_difference, load, prompt, use
 from tests.kernels.test_interpreter import QUIET, REFUSED
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -40,7 +40,7 @@ def test_tokens_and_logits_are_those_of_torch(tiny: SaveTiny, name: str) -> None
     loaded = load(reference.folder, max_num_batched_tokens=16)
     prompts = [prompt(21), prompt(3)]
     on_torch = generate(engine_of(loaded), prompts, 2)
-    loaded.kernels = load_kernels("triton")
+    use(loaded, load_kernels("triton"))
     on_triton = generate(engine_of(loaded), prompts, 2)
     assert [s.output_ids for s in on_triton] == [s.output_ids for s in on_torch]
     assert max(largest_difference(reference, sequence) for sequence in on_triton) < 2e-4
@@ -54,7 +54,7 @@ def test_the_step_that_graphs_record_says_so_too(tiny: SaveTiny, name: str) -> N
     loaded = load(reference.folder)
     prompts = [prompt(17), prompt(3), prompt(5)]
     on_torch = generate(engine_of(loaded), prompts, 3)
-    loaded.kernels = load_kernels("triton")
+    use(loaded, load_kernels("triton"))
     engine = engine_of(loaded, capture=as_it_is)
     on_triton = generate(engine, prompts, 3)
     assert engine.pipeline is not None

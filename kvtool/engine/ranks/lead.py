@@ -148,10 +148,6 @@ class LeadTransformer:
         self._loaded, self._own = weakref.ref(loaded), own
         self.capturable = False
 
-    def saved_bytes(self, num_rows: int) -> int:
-        """Of this rank's part."""
-        return self._own.saved_bytes(num_rows)
-
     def __call__(
         self,
         batch: StepBatch,

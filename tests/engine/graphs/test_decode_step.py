@@ -13,7 +13,7 @@ from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw
 from tests.engine.ask_nothing import AskNothing
 from tests.engine.conftest import SaveTiny
-from tests.engine.running import load
+from tests.engine.running import load, use
 from tests.engine.tiny import CONFIGS, MAX_POSITIONS
 
 NUM_PAGES, BLOCK_SIZE, NUM_ROWS = 12, 16, 5
@@ -119,7 +119,7 @@ def test_no_step_of_a_capturable_model_waits_for_the_device(tiny: SaveTiny, name
     loaded = load(tiny(name).folder, num_layers=1 if name.startswith("deepseek") else None)  # its dense layer
     expected, rows = live_rows(), live_rows()
     step(loaded, pool_of(loaded), expected, draw)
-    loaded.kernels = AskNothing()
+    use(loaded, AskNothing())
     assert loaded.transformer.capturable
     fake_step(loaded, draw)
     # On real values these kernels give the tokens that the others give: they stand for them.
@@ -130,7 +130,7 @@ def test_no_step_of_a_capturable_model_waits_for_the_device(tiny: SaveTiny, name
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_experts_that_take_turns_ask_the_device(tiny: SaveTiny, name: str) -> None:
     loaded = load(tiny(name).folder)
-    loaded.kernels = AskNothing()
+    use(loaded, AskNothing())
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         fake_step(loaded, Draw.GREEDY)
 

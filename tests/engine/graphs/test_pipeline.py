@@ -19,7 +19,7 @@ from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
 from tests.engine.requests import Request, run
-from tests.engine.running import as_it_is, engine_of, generate, load, prompt
+from tests.engine.running import as_it_is, engine_of, generate, load, prompt, use
 from tests.engine.test_engine import changed
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE
 
@@ -61,7 +61,7 @@ def test_batches_at_the_borders_of_buckets(loaded: LoadedModel, batch_size: int,
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_every_kind_of_model(tiny: SaveTiny, name: str, backend: str) -> None:
     loaded = load(tiny(name).folder)
-    loaded.kernels = load_kernels(backend)
+    use(loaded, load_kernels(backend))
     assert_same(loaded, [Request(prompt(21), 20), Request(prompt(3), 9), Request(prompt(30), 14)])
 
 
