@@ -94,7 +94,6 @@ def test_replicas_of_the_attention_share_the_rest(ranked: Ranked) -> None:
 def check_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> None:
     """The kernel counts at most 2 % more than what is to be sent, in one run of three: where a machine is loaded it
     sends some of it again."""
-
     over = []
     for _ in range(3):
         sent, predicted = sent_bytes(model, layout, loaded)
