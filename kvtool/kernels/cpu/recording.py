@@ -70,6 +70,11 @@ class Recorder(TorchDispatchMode):
         self.is_whole = True
         self._calls: list[tuple[Call, ctypes.Structure]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to make sure of it torch would import its compiler, which takes seconds."""
+        return False
+
     def add(self, call: Call, arguments: ctypes.Structure) -> None:
         self._calls.append((call, arguments))
 
