@@ -46,7 +46,7 @@ BLOCK = re.compile(
 GPU = re.compile(r"(?<=<!-- gpu -->\n).*?(?=<!-- /gpu -->\n)", re.S)
 NO_CARD = "No figures of a card are published yet: `make gpu` measures yours.\n"
 MACHINE = re.compile(r"(?<=<!-- machine -->\n).*\n")
-SMALL = "--parts latency --input-len 512 --batch-size 8 --output-len 16"
+SMALL = "--runs 3 --parts latency --input-len 512 --batch-size 8 --output-len 16"
 STREAMING = "--num-layers 6 --input-len 64 --output-len 32 --batch-size 1,8 --parts latency --num-iters 5"
 WORKLOADS = "--workload translation,agent,ranking,parallel --num-iters 2"
 FOUR_LAYERS = "smollm2-135m --num-layers 4 --dtype fp32 --num-iters 2"
