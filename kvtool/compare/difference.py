@@ -34,6 +34,7 @@ from kvtool.stats import (
 MIN_SAMPLES = 8  # behind a side, below which there is no verdict
 NORMAL_BOUND = 1.96  # standard errors from the middle to the end of a bootstrap's 95 % interval
 STEADIER = 0.5  # of the variance within sides: what dividing by the device's speed must leave at most to be worth it
+SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
 WIDE = 0.10  # an interval that reaches so far past 1 cannot tell; a narrower one shows that there is no difference
 
 
@@ -112,8 +113,11 @@ def steadying_speed(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> str |
     """The device's speed, measured beside each iteration, that accounts for most of what the iterations of one side
     differ by; None where no speed accounts for half of their variance.
 
-    It is chosen by what happens within the sides alone, so that it cannot favour either.
+    It is chosen by what happens within the sides alone, so that it cannot favour either. Where the sides differ in what
+    sets that speed, such as their threads, it would take out what is compared.
     """
+    if any(a.inputs.get(name) != b.inputs.get(name) for a, b in pairs for name in SETS_SPEED):
+        return None
     cases = [case for pair in pairs for case in pair]
     told = {name: speed for name, speed in SPEEDS.items() if all(has_speed(case, speed) for case in cases)}
     left = {name: _variance_within(metric, cases, speed) for name, speed in told.items()}

@@ -143,5 +143,13 @@ def test_a_speed_that_accounts_for_little_is_left_alone() -> None:
     assert {row.speed for row in found} == {None}
 
 
+def test_a_speed_that_the_compared_setting_sets_is_left_alone() -> None:
+    one, two = (
+        document(1.0, seed, LENGTHS, iterations=9, speed_noise=SPEED_NOISE, threads=threads)
+        for seed, threads in ((1, 1), (2, 2))
+    )
+    assert {row.speed for row in rows(one, two)} == {None}
+
+
 def test_three_times_as_slow_is_a_regression_too() -> None:
     assert {"tpot_ms"} <= {row.metric for row in failing(rows(made(1), made(2, 3.5)))}
