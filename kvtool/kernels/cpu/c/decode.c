@@ -89,8 +89,6 @@ static void decode_task(const Decode *d, int64_t s, int64_t task) {
     if (left <= 0) return;
     Tokens tokens;
     find_tokens(&tokens, &d->k, &d->v, d->tables + s * d->table_stride, d->block, first, left);
-    read_in_order(&d->k, tokens.k, tokens.count, d->kv_heads);
-    if (d->v.data != d->k.data) read_in_order(&d->v, tokens.v, tokens.count, d->kv_heads);
     const Partial all = begun(parts_of(d), s, task);
     const int64_t group = d->heads / d->kv_heads;
     for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group)
