@@ -21,7 +21,8 @@ NOT_COUNTED = ("idle", "iowait", "guest", "guest_nice")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Seconds so far: on the wall, of all processors that we may use, and of this process and its children."""
+    """Seconds so far: on the wall, of all processors that we may use, and of this process and its children, such as
+    ranks that live on."""
 
     wall_s: float
     busy_s: float
@@ -51,8 +52,20 @@ def read_usage() -> Usage | None:
     """As of now; None where the system does not tell each processor's times."""
     busy = busy_s(psutil.cpu_times(percpu=True), usable_cpus())
     times = os.times()
-    own_s = times.user + times.system + times.children_user + times.children_system
+    own_s = times.user + times.system + times.children_user + times.children_system + _living_children_s()
     return None if busy is None else Usage(wall_s=time.monotonic(), busy_s=busy, own_s=own_s)
+
+
+def _living_children_s() -> float:
+    """What children use that nobody has waited for yet: only then do a process's own times have theirs."""
+    total_s = 0.0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:  # gone meanwhile
+            continue
+        total_s += times.user + times.system
+    return total_s
 
 
 def busy_s(times: Sequence[Any], cpus: set[int]) -> float | None:

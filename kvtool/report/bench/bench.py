@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report import html
@@ -122,7 +121,7 @@ def run_title(document: BenchDocument) -> str:
 def chart_title(document: BenchDocument) -> str:
     """The title of the run, and under it what makes its figures doubtful."""
     disturbed = load_warnings(document.environment, document.cases)
-    return "\n".join([run_title(document), *(fill(line, 90) for line in disturbed)])
+    return "\n".join([run_title(document), *disturbed])
 
 
 def describe_run(document: BenchDocument) -> str:

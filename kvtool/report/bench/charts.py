@@ -19,6 +19,7 @@ from kvtool.report.bench.cases import (
     varying,
     waste_ratio,
 )
+from kvtool.report.bench.disaggregate import disaggregate_cases, draw_served
 from kvtool.report.bench.endpoint import draw_server, endpoint_cases
 from kvtool.report.bench.fragmentation import draw_map, fragmentation_cases
 from kvtool.report.bench.ranks import draw_decode, draw_prefill, draw_rank_memory, ranks_cases
@@ -105,6 +106,12 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             draw_map,
         ),
         *_ranks_panels(document),
+        Panel(
+            "Prefill and decode together and apart",
+            "medians; blue: time to first token; orange: time per token after it",
+            disaggregate_cases(document),
+            draw_served,
+        ),
     ]
     return [panel for panel in panels if panel.cases]
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH, p50, percent
+from kvtool.report.charts import COLOURS, LABEL_POINTS, literal
 from kvtool.report.tables import Table
 from kvtool.results import BenchDocument, DisaggregateCase, Handover
 from kvtool.units import format_bytes, format_length
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def disaggregate_cases(document: BenchDocument) -> list[DisaggregateCase]:
@@ -88,3 +94,19 @@ def handover_table(cases: Sequence[tuple[DisaggregateCase, Handover]]) -> Table:
         "arrived; waits: what of it was after its prompt was computed. time = alpha x runs of bytes + bytes / GB/s, "
         "fitted; -: the transfers do not tell.",
     )
+
+
+def draw_served(figure: Figure, axes: Axes, cases: Sequence[DisaggregateCase]) -> None:
+    """Bars of the median TTFT and TPOT of each way of serving, with their values."""
+    for place, case in enumerate(cases):
+        for side, summary, colour in ((-0.2, case.metrics.ttft_ms, 0), (0.2, case.metrics.tpot_ms, 4)):
+            if summary is not None:
+                axes.bar(place + side, summary.p50, width=0.38, color=COLOURS[colour])
+                axes.annotate(
+                    p50(summary), (place + side, summary.p50), ha="center", va="bottom", fontsize=LABEL_POINTS
+                )
+    names = [f"{way(case)}\n{format_length(int(case.inputs.get('input_len') or 0))} tokens" for case in cases]
+    axes.set_xticks(range(len(cases)), list(map(literal, names)), fontsize=LABEL_POINTS)
+    axes.set_ylabel("ms")
+    axes.margins(y=0.15)
+    axes.grid(visible=False, axis="x")
