@@ -52,12 +52,14 @@ class Queries:
 
 
 def filled_pool(work: KernelWork, num_pages: int, device: torch.device, random: torch.Generator) -> KvPool:
-    """A pool of one layer with random values in every slot."""
+    """A pool of one layer with random values of order 1 in every slot."""
     pool = KvPool(pool_specs((work.spec,)), num_pages, work.block_size, device)
-    flat = [tensor.view(-1) for tensor in pool.layers[0].tensors]
-    tile = torch.randn(min(TILE_ELEMENTS, max(map(len, flat))), device=device, generator=random)
-    for tensor in flat:
-        values = stored(tile * INT8_UNIT if tensor.dtype == torch.int8 else tile, tensor.dtype)
+    layer = pool.layers[0]
+    unit = INT8_UNIT if layer.k.dtype == torch.int8 else 1
+    flat = [(tensor.view(-1), tensor is layer.k_scale or tensor is layer.v_scale) for tensor in layer.tensors]
+    tile = torch.randn(min(TILE_ELEMENTS, max(len(tensor) for tensor, _ in flat)), device=device, generator=random)
+    for tensor, is_scale in flat:
+        values = stored((1 + tile.abs() / 10) / unit if is_scale else tile * unit, tensor.dtype)
         for start in range(0, len(tensor), TILE_ELEMENTS):
             tensor[start : start + TILE_ELEMENTS].copy_(values[: len(tensor) - start])
     return pool

@@ -163,6 +163,12 @@ def test_every_part_equals_the_reference(cache: object, block_size: int) -> None
             assert check.outputs_equal, f"{work.name}: {check.text}"
 
 
+def test_vectors_with_scales_of_their_own_equal_the_reference() -> None:
+    for work in works(TINY, cache="int8_per_token_head", dtype="bf16").values():
+        check = measured(work).check()
+        assert check.outputs_equal, f"{work.name}: {check.text}"
+
+
 def test_triton_takes_the_same_calls() -> None:
     """In its interpreter, which a process chooses when it imports triton."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "equals_the_reference and 16"]
