@@ -11,10 +11,12 @@ import pytest
 from kvtool.errors import KvtoolError
 from kvtool.results import (
     BenchDocument,
+    DisaggregateCase,
     EndpointCase,
     LatencyCase,
     NoCacheCase,
     PrefixCase,
+    RanksCase,
     Sample,
     WorkloadCase,
     encode,
@@ -34,7 +36,7 @@ COMMON = {
 def test_documents_of_the_repository_are_read_and_written_with_the_same_keys_and_values(path: Path) -> None:
     document = read_document(path, BenchDocument)
     kinds = {"latency": LatencyCase, "prefix": PrefixCase, "no-cache": NoCacheCase}
-    own = {"workload": WorkloadCase, "endpoint": EndpointCase}
+    own = {"workload": WorkloadCase, "endpoint": EndpointCase, "ranks": RanksCase, "disaggregate": DisaggregateCase}
     kinds |= own
     assert all(type(case) is kinds[case.part] for case in document.cases)
     before, after = json.loads(path.read_bytes()), json.loads(encode(document))

@@ -106,18 +106,12 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             draw_map,
         ),
         *_ranks_panels(document),
-        Panel(
-            "Prefill and decode together and apart",
-            "medians; blue: time to first token; orange: time per token after it",
-            disaggregate_cases(document),
-            draw_served,
-        ),
     ]
     return [panel for panel in panels if panel.cases]
 
 
 def _ranks_panels(document: BenchDocument) -> list[Panel]:
-    """Time and memory against ranks."""
+    """Time and memory against ranks, and of engines that prefill or decode."""
     cases = ranks_cases(document)
     decoded = [case for case in cases if case.ranks.decode is not None]
     apart = "blue: computing; orange: waiting for others; hatched: sent meanwhile"
@@ -125,6 +119,12 @@ def _ranks_panels(document: BenchDocument) -> list[Panel]:
         Panel("Prefill against ranks", apart, cases, draw_prefill),
         Panel("Decode step against ranks", apart, decoded, draw_decode),
         Panel("Memory of a rank", "the fullest; dots: predicted by kvtool size's specs", cases, draw_rank_memory),
+        Panel(
+            "Prefill and decode together and apart",
+            "medians; blue: time to first token; orange: time per token after it",
+            disaggregate_cases(document),
+            draw_served,
+        ),
     ]
 
 

@@ -24,7 +24,7 @@ from kvtool.engine.text import find_tokenizer
 pytestmark = pytest.mark.network
 
 WEIGHTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvtool-tests" / "smollm2" / "hf"
-WINDOW, WINDOWS = 96, 2
+WINDOW, WINDOWS = 192, 2
 
 
 def int8_by_vector(x: Tensor) -> Tensor:
