@@ -29,5 +29,6 @@ def advise_figure(document: AdviseDocument) -> Figure:
         axes.text(min(margin, WIDEST) + 0.03, place, literal(told), va="center", fontsize=9)
     axes.set_yticks(range(len(decisions)), [literal(one.question) for one in decisions])
     axes.set_xlim(0, WIDEST * 1.6)
-    axes.set_xlabel("distance of the number from the one that would turn the answer, of the latter (grey: under 10 %)")
+    axes.set_xticks([0, 1, 2, WIDEST], ["0%", "100%", "200%", f"{percent(WIDEST)} or more"])
+    axes.set_xlabel("how far the number is from the one that would turn the answer, in % of that (grey: under 10%)")
     return figure
