@@ -9,7 +9,7 @@ INSTALLED := .venv/installed
 # Hundreds of tests start kvtool: each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench test lint aot ray gpu readme release
+.PHONY: bench test fuzz lint aot ray gpu readme release
 
 bench:
 	@echo "Measures for about two minutes on two cores, in 1.6 GB of memory, and writes 0.6 MB into kvtool-report."
@@ -19,6 +19,10 @@ bench:
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
+
+# Property tests with examples that no run has drawn before; `make test` takes the same ones each time.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "hypothesis and not gpu and not aot" --hypothesis-profile random
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

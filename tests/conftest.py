@@ -25,7 +25,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-settings.register_profile("kvtool", deadline=None)
+# The same examples on every machine, so that a change is judged by what it changed; `make fuzz` draws new ones.
+settings.register_profile("kvtool", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("kvtool")
 
 

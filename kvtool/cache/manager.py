@@ -153,6 +153,7 @@ class CacheManager:
         if num_rest:
             self._copy(sequence.table.pages[num_whole], child.table.pages[num_whole])
         child.table.num_tokens = child.cached_tokens = len(tokens)
+        self._note_peak()  # what it shares through the index may have been evictable
         return child
 
     def reserve(self, sequence: SequenceCache, num_tokens: int) -> bool:

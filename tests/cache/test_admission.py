@@ -64,3 +64,13 @@ def test_what_is_cached_already_needs_no_ghost() -> None:
 def test_names_that_are_none_are_refused() -> None:
     with pytest.raises(KvtoolError, match="admission 'second' is not one of always, second-hit"):
         admission_policy("second", block_size=4, num_pages=4)
+
+
+def test_a_fork_that_finds_what_its_parent_holds_uncached_counts_in_the_peak() -> None:
+    """It locks cached pages that nobody held, beside its parent's own: both are held at once."""
+    cache = second_hit()
+    first = run(cache, PROMPT[:8])
+    cache.close(run(cache, PROMPT[:8]))
+    cache.reset_counters()
+    assert cache.fork(first, PROMPT[:8]) is not None
+    assert (cache.counters().allocated_pages, cache.counters().peak_pages) == (4, 4)
