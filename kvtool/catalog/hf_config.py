@@ -99,7 +99,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str, fam
     layers = reader.layers(fields, shape)
     moe = reader.experts(fields, shape)
     about = (len(layers), moe)
-    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
+    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about, text=fields)
     model = Model(
         id=id,
         source=source,

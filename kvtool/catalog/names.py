@@ -114,7 +114,9 @@ def as_variant(base: Model, name: str, variant: Variant) -> Model:
         )
     word = known[0] if known else _WEIGHTS[_OLLAMA_DEFAULT]
     assert word is not None
-    stored = Quantisation(method=word.method, bits_per_weight=word.bits, outer_bits=word.outer_bits)
+    stored = Quantisation(
+        method=word.method, bits_per_weight=word.bits, embedding_bits=word.outer_bits, head_bits=word.outer_bits
+    )
     how = (
         f"{word.bits:.4g} bits a weight of the layers, scales included, as {word.method} usually has"
         if word.bits is not None

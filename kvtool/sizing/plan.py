@@ -20,7 +20,7 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.card import card_memory
-from kvtool.sizing.drafts import Draft, with_draft
+from kvtool.sizing.drafts import Draft, loaded_weights, with_draft
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import llama_cpp
 from kvtool.sizing.engines.options import EngineOptions
@@ -159,9 +159,10 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype).paged(options.block_size)
     draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
+    if options.engine is not None and options.engine.name in ("vllm", "sglang"):
+        weights = loaded_weights(weights, draft)
     if draft is not None:
         model = with_draft(model, draft)
-        weights = replace(weights, draft_bytes=draft.weights_bytes or 0)
     state = replace(state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)

@@ -71,7 +71,7 @@ def test_names_of_public_threads_are_in_the_catalogue(name: str) -> None:
         ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen/Qwen2.5-7B", "gptq", 4 + 20 / 128),
         ("RedHatAI/Llama-3.3-70B-Instruct-fp8-dynamic", "meta-llama/Llama-3.3-70B-Instruct", "fp8", 8),
         ("redhatai/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "meta-llama/Llama-3.1-8B", "compressed-tensors", 8),
-        ("nvidia/Qwen3.6-27B-NVFP4", "Qwen/Qwen3.6-27B", "nvfp4", 4.5),
+        ("unsloth/Qwen3.6-27B-NVFP4", "Qwen/Qwen3.6-27B", "nvfp4", 4.5),
         ("Qwen/Qwen3-VL-8B-Thinking-FP8", "Qwen/Qwen3-VL-8B-Instruct", "fp8", 8),
         ("mlx-community/Qwen3-8B-4bit", "Qwen/Qwen3-8B", "4bit", 4.5),
         ("cyankiwi/Qwen3.5-35B-A3B-AWQ-4bit", "Qwen/Qwen3.5-35B-A3B", "awq", 4 + 20 / 128),

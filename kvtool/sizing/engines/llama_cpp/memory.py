@@ -102,7 +102,8 @@ def weights_on(weights: Weights, plan: LlamaCppPlan, gpu: int) -> int | None:
         return math.ceil(weights.stored_bytes * (len(here) + has_head) / (count + 1))
     layers = sum(sum(stored.bits_of(params.by_layer[index], index)) for index in here)
     every = sum(sum(stored.bits_of(layer, index)) for index, layer in enumerate(params.by_layer))
-    outer = (params.embedding + params.head) * stored.outer_bits
-    beyond = 8 * weights.stored_bytes - every - outer  # norms, towers and the like, spread over the layers
-    head = (params.embedding if params.tied else params.head) * stored.outer_bits
-    return math.ceil((layers + beyond * len(here) / count + (head if has_head else 0)) / 8)
+    beyond = (
+        8 * weights.stored_bytes - every - stored.outer(params)
+    )  # norms, towers and the like, spread over the layers
+    head = stored.read_head(params) if has_head else 0
+    return math.ceil((layers + beyond * len(here) / count + head) / 8)
