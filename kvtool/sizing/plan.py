@@ -92,11 +92,21 @@ class SizePlan:
                 max_context=options.max_context(self.model),
                 limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
-            engine=self.engine.at(context) if self.engine else SizeEngine(),
+            engine=self._engine(context, batch_size),
             sharing=sharing(self.specs, context=context, batch_size=batch_size, options=options),
             tiers=None if options.places is None else self._tiers(context, batch_size),
             lengths=self.lengths,
         )
+
+    def _engine(self, context: int, batch_size: int) -> SizeEngine:
+        """The start that was asked for; of llama.cpp one whose -c holds the row, where none was told."""
+        if self.engine is None:
+            return SizeEngine()
+        asked = self.options.engine
+        if asked is None or asked.name not in llama_cpp.NAMES or asked.max_model_len is not None:
+            return self.engine.at(context)
+        own = llama_cpp.start_for(self.engine.options, tokens=context, batch_size=batch_size)
+        return run_engine(self.model, own, self.memory).at(context)
 
     def _tiers(self, context: int, batch_size: int) -> list[SizeTier]:
         options = self.options

@@ -25,6 +25,13 @@ FIT_TARGET_BYTES = 1024 * MIB  # --fit-target, by default
 COMPUTE_ERROR, UNCOUNTED_COMPUTE_ERROR = 0.05, 1.0
 
 
+def start_for(options: EngineOptions, *, tokens: int, batch_size: int) -> EngineOptions:
+    """The start whose -c holds a batch of sequences of `tokens` tokens, in a slot each where there are several."""
+    slots = options.slots or (batch_size if batch_size > 1 else None)
+    cells = tokens if options.name == "ollama" else tokens * batch_size
+    return replace(options, slots=slots, max_model_len=cells)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppCard:
     """The fullest of the GPUs that a start's layers are dealt out to, number `gpu`."""
@@ -46,9 +53,7 @@ class LlamaCppCard:
         """Its caches where every sequence of a batch has `tokens` tokens: a larger -c, in which a prefix is not shared.
         Where the start is refused there are none.
         """
-        slots = self.options.slots or (batch_size if batch_size > 1 else None)
-        cells = tokens if self.options.name == "ollama" else tokens * batch_size
-        start = replace(self.options, slots=slots, max_model_len=cells)
+        start = start_for(self.options, tokens=tokens, batch_size=batch_size)
         return plan_of(self.plan.model, start).bytes_on(self.gpu)
 
     def estimates(self) -> Estimates:
