@@ -209,7 +209,7 @@ def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
         return fields.error(f"model_type {model_type!r} is an encoder without a decoder: it keeps no KV cache")
     return fields.error(
         f"model_type {model_type[:60]!r} is not known{did_you_mean(model_type[:60], (*FAMILIES, *WRAPPERS))}"
-        " (--as FAMILY of size, compare and verify reads it as one that it is like, as --as llama)"
+        " (--as FAMILY of every command but advise and tiers reads it as one that it is like, as --as llama)"
     )
 
 
