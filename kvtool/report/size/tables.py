@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvtool.report.tables import Table
-from kvtool.results import ENGINE_NAMES, SizeFit, SizeLayers, SizeRow
+from kvtool.results import SizeFit, SizeLayers, SizeRow
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 
@@ -12,7 +12,7 @@ def need(rows: list[SizeRow]) -> str:
     what an engine's pool holds.
     """
     pooled = next((row.engine for row in rows if row.engine.max_concurrency and row.engine.pool_bytes), None)
-    if pooled is not None and pooled.gpu_kv_cache_tokens and pooled.name in ENGINE_NAMES:
+    if pooled is not None and pooled.gpu_kv_cache_tokens and pooled.name not in ("llama.cpp", "ollama"):
         longest = format_length(pooled.max_model_len or 0)
         return (
             f"{format_bytes(pooled.pool_bytes or 0)} hold {pooled.gpu_kv_cache_tokens:,} tokens, "
