@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvtool.compare.metrics import (
     METRICS,
-    SPEEDS,
     Metric,
     Speed,
     clusters_of,
-    has_speed,
     medians_of_runs,
     num_samples,
 )
+from kvtool.compare.speeds import equal_speed
 from kvtool.results import Case
 from kvtool.stats import (
     CONFIDENCE,
@@ -33,8 +31,6 @@ from kvtool.stats import (
 
 MIN_SAMPLES = 8  # behind a side, below which there is no verdict
 NORMAL_BOUND = 1.96  # standard errors from the middle to the end of a bootstrap's 95 % interval
-STEADIER = 0.5  # of the variance within sides: what dividing by the device's speed must leave at most to be worth it
-SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
 WIDE = 0.10  # an interval that reaches so far past 1 cannot tell; a narrower one shows that there is no difference
 
 
@@ -95,40 +91,20 @@ def differences(pairs: Sequence[tuple[Case, Case]]) -> dict[tuple[str, str], Dif
 
 def _of(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> list[Difference]:
     """One metric in every pair. The spread between runs of each is drawn towards that of the others."""
-    name = steadying_speed(metric, pairs)
-    speed = SPEEDS[name] if name else None
-    runs = [tuple(_logs(medians_of_runs(metric, case, speed)) for case in pair) for pair in pairs]
+    speeds = [equal_speed(metric, a, b) for a, b in pairs]
+    runs = [
+        tuple(_logs(medians_of_runs(metric, case, speed)) for case in pair)
+        for pair, speed in zip(pairs, speeds, strict=True)
+    ]
     spreads = [spread_between(*(side for side in sides if side)) for sides in runs]
     found = []
-    for place, (a, b) in enumerate(pairs):
+    for place, ((a, b), speed) in enumerate(zip(pairs, speeds, strict=True)):
         others = spreads[:place] + spreads[place + 1 :]
         n = min(num_samples(metric, a), num_samples(metric, b))
         spread = moderated(spreads[place], others)
         one = _difference(n, runs[place], spread, _within_runs(metric, a, b, speed))
-        found.append(replace(one, speed=name))
+        found.append(replace(one, speed=speed.name if speed else None))
     return found
-
-
-def steadying_speed(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> str | None:
-    """The device's speed, measured beside each iteration, that accounts for most of what the iterations of one side
-    differ by; None where no speed accounts for half of their variance.
-
-    It is chosen by what happens within the sides alone, so that it cannot favour either. Where the sides differ in what
-    sets that speed, such as their threads, it would take out what is compared.
-    """
-    if any(a.inputs.get(name) != b.inputs.get(name) for a, b in pairs for name in SETS_SPEED):
-        return None
-    cases = [case for pair in pairs for case in pair]
-    told = {name: speed for name, speed in SPEEDS.items() if all(has_speed(case, speed) for case in cases)}
-    left = {name: _variance_within(metric, cases, speed) for name, speed in told.items()}
-    best = min(left, key=lambda name: left[name], default=None)
-    return best if best and left[best] < STEADIER * _variance_within(metric, cases, None) else None
-
-
-def _variance_within(metric: Metric, cases: Sequence[Case], speed: Speed | None) -> float:
-    """Of the logarithms of iterations' medians around those of their own case."""
-    clusters = [clusters_of(metric, case, speed) or [] for case in cases]
-    return spread_between(*(_logs([statistics.median(c) for c in one]) for one in clusters if one)).variance
 
 
 def _within_runs(metric: Metric, a: Case, b: Case, speed: Speed | None) -> Estimate | None:
