@@ -15,6 +15,7 @@ from kvtool.compare.metrics import (
     num_samples,
 )
 from kvtool.compare.speeds import equal_speed
+from kvtool.machine.pace import is_disturbed
 from kvtool.results import Case
 from kvtool.stats import (
     CONFIDENCE,
@@ -39,7 +40,7 @@ class Difference:
     """Of one timing between two cases. `interval` and `p_value` come from the spread between runs, `noise` is the
     largest difference between two runs of one side (the A/A arm). Where a side has one run, there is no `p_value` and
     no `noise`, and the interval is that within the run. With a `speed`, all of them are of times at an equal speed of
-    that kind."""
+    that kind. `unlike` says why the sides cannot be told apart, whatever their times."""
 
     n: int
     runs: int
@@ -47,6 +48,7 @@ class Difference:
     p_value: float | None = None
     noise: float | None = None
     speed: str | None = None
+    unlike: str | None = None
 
     @property
     def equal_speed_ratio(self) -> float | None:
@@ -58,12 +60,16 @@ class Difference:
         """Whether the sides differ by more than chance and more than runs of the same side do."""
         if self.interval is None or self.p_value is None or self.noise is None or self.n < MIN_SAMPLES:
             return False
+        if self.unlike:
+            return False
         return self.p_value < 1 - CONFIDENCE and abs(math.log(self.interval.value)) > math.log1p(self.noise)
 
     def words(self, metric: Metric, ratio: float) -> str:
         """The verdict on `ratio`, of this timing or of a rate that follows it."""
         if self.shown:
             return verdict(Estimate(ratio, ratio, ratio), metric.better, metric.worse, metric.lower_is_better)
+        if self.unlike:
+            return f"cannot tell: {self.unlike}"
         if self.runs < 2:
             return "cannot tell from one run"
         if self.n < MIN_SAMPLES:
@@ -103,8 +109,15 @@ def _of(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> list[Difference]:
         n = min(num_samples(metric, a), num_samples(metric, b))
         spread = moderated(spreads[place], others)
         one = _difference(n, runs[place], spread, _within_runs(metric, a, b, speed))
-        found.append(replace(one, speed=speed.name if speed else None))
+        found.append(replace(one, speed=speed.name if speed else None, unlike=_chose_other_threads(a, b)))
     return found
+
+
+def _chose_other_threads(a: Case, b: Case) -> str | None:
+    """Says so where the sides had unequal threads, and others were busy beside one of them: fewer are taken then."""
+    threads = a.inputs.get("threads"), b.inputs.get("threads")
+    busy = any(is_disturbed(case.load.other_cores) for case in (a, b))
+    return f"{threads[0]} and {threads[1]} threads beside busy others" if busy and threads[0] != threads[1] else None
 
 
 def _within_runs(metric: Metric, a: Case, b: Case, speed: Speed | None) -> Estimate | None:

@@ -155,5 +155,16 @@ def test_a_speed_that_the_compared_setting_sets_is_left_alone() -> None:
     assert {row.speed for row in rows(one, two)} == {None}
 
 
+def test_threads_that_were_chosen_beside_busy_others_are_no_regression() -> None:
+    one, two = (document(factor, seed, LENGTHS, iterations=9, threads=t) for factor, seed, t in ((2, 1, 1), (1, 2, 2)))
+    assert {"tpot_ms"} <= {row.metric for row in failing(rows(two, one))}, "whoever sets them compares them"
+    busy = [msgspec.structs.replace(c, load=msgspec.structs.replace(c.load, other_cores=0.9)) for c in one.cases]
+    found = rows(two, msgspec.structs.replace(one, cases=busy))
+    assert failing(found) == []
+    assert {row.verdict for row in found if row.metric == "tpot_ms"} == {
+        "cannot tell: 2 and 1 threads beside busy others"
+    }
+
+
 def test_three_times_as_slow_is_a_regression_too() -> None:
     assert {"tpot_ms"} <= {row.metric for row in failing(rows(made(1), made(2, 3.5)))}
