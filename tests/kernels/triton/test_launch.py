@@ -9,6 +9,8 @@ import torch
 
 from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.triton.tiles.rules import Target
+from tests.kernels.triton.ahead_of_time import record
 
 
 def decode(softmax: Softmax | None = None, **changes: object) -> None:
@@ -75,3 +77,23 @@ def test_a_store_of_other_heads_is_refused() -> None:
 def test_a_latent_as_wide_as_its_row_is_refused() -> None:
     with pytest.raises(ValueError, match="latent_dim 80 of a row of 80"):
         decode(q=torch.zeros(2, 4, 80), k=torch.zeros(5, 16, 80), v=None, latent_dim=80)
+
+
+@pytest.mark.parametrize("operation", ["decode", "prefill"])
+def test_a_pool_of_another_size_compiles_nothing_new(operation: str) -> None:
+    """MLA's prefill gathers as many pages as its prompts have: a variant for some sizes would stall those requests."""
+
+    def keys(num_pages: int) -> list[str]:
+        def call() -> None:
+            cache = torch.empty(num_pages, 64, 2, 128, dtype=torch.bfloat16, device="meta")
+            q = torch.empty(1, 8, 128, dtype=torch.bfloat16, device="meta")
+            table, lens = (torch.empty(*shape, dtype=torch.int32, device="meta") for shape in ((1, 64), (1,)))
+            starts = torch.empty(2, dtype=torch.int32, device="meta")
+            rows = Rows(table, lens) if operation == "decode" else Rows(table, lens, starts, 1)
+            getattr(load_kernels("triton"), operation)(q, Pages(cache, cache), rows, Softmax(1.0))
+
+        found = record(call, Target(capability=90, multiprocessors=132, shared_bytes=227 * 1024))
+        assert any(launch.arguments.get("TMA") for launch in found)
+        return [launch.key() for launch in found]
+
+    assert keys(1) == keys(48) == keys(49)

@@ -12,7 +12,7 @@ from kvtool.kernels.triton.jit.paged import FLOOR, attend, first_softmax, load_r
 
 
 # What changes from step to step must not compile a new variant.
-@triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride"])
+@triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride", "num_pages"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr,
     partial_ptr, lse_ptr, arrivals_ptr,

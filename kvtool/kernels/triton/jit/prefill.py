@@ -9,7 +9,7 @@ from kvtool.kernels.triton.jit.paged import attend, first_softmax, load_rows, no
 
 
 # What changes from step to step must not compile a new variant.
-@triton.jit(do_not_specialize=["window", "group", "num_heads", "num_seqs", "table_stride"])
+@triton.jit(do_not_specialize=["window", "group", "num_heads", "num_seqs", "table_stride", "num_pages"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, starts_ptr,
     out_ptr,
