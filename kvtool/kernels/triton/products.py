@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from triton.runtime.errors import OutOfResources
 
+from kvtool.kernels.choosing import may_time
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
 from kvtool.kernels.triton.tiles import rules
@@ -39,14 +40,17 @@ Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], the fastest way."""
+    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], the fastest way known.
+
+    Ways are timed while somebody prepares alone, as `kvtool.kernels.choosing` says.
+    """
     if len(x) == 0 or len(x) > MAX_ROWS or not x.is_cuda:
         return by_cublas(x, weight, bias, plus)
     ways = candidates(len(x), weight)
     calls = {name: partial(way, x, weight, bias, plus) for name, way in ways.items()}
-    may_time = not torch.cuda.is_current_stream_capturing()
+    timed = may_time() and not torch.cuda.is_current_stream_capturing()
     try:
-        fastest = verdicts(x.device).fastest(question(x, weight, bias, plus), calls, may_time=may_time)
+        fastest = verdicts(x.device).fastest(question(x, weight, bias, plus), calls, may_time=timed)
     except torch.OutOfMemoryError:  # no room to time anything now, which says nothing of the next time
         fastest = CUBLAS
     return calls[fastest]()
