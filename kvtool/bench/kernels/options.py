@@ -10,6 +10,7 @@ from kvtool.engine.config import DTYPES
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 
+PARTS = ("decode", "prefill", "store")
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.1-8b"
 CPU_GRID: dict[str, Any] = {"contexts": (512, 4096), "batch_sizes": (1, 8), "chunk_len": 512, "num_iters": 5}
 GPU_GRID: dict[str, Any] = {
@@ -24,7 +25,7 @@ GPU_GRID: dict[str, Any] = {
 class KernelsOptions:
     """The grid: every context with every batch size, cache dtype and page size. Lengths are tokens.
 
-    `chunk_len` is the tokens of a prefill chunk, the last of its context. `drop_oversized` leaves out what does not
+    `parts` are the kinds of calls. `chunk_len` is the tokens of a prefill chunk, the last of its context. `drop_oversized` leaves out what does not
     fit the memory, where nobody asked for it by name. `peers` are names of `kvtool.bench.peers`.
     """
 
@@ -40,6 +41,7 @@ class KernelsOptions:
     backend: str = "auto"
     seed: int = 0
     drop_oversized: bool = False
+    parts: tuple[str, ...] = PARTS
     peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
