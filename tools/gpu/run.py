@@ -144,7 +144,7 @@ class Run:
                 self.say(f"{make.__name__}: {error}")
 
     def take_verdicts(self) -> None:
-        """Which way of each product was the fastest, with the times of all, as it is remembered for the measurements."""
+        """Which way of each product was the fastest, with the times of all, as the measurements remember it."""
         for path in (self.store.folder / CACHES / KEPT / "kvtool").glob("products-*.json"):
             self.store.write(f"{VERDICTS}{path.name}", path.read_bytes())
 

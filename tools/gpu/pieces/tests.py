@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("--folder", "--spare"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--piece", required=True)
+    parser.add_argument("--processes", type=int, default=workers())
     parser.add_argument("words", nargs="*")
     given = parser.parse_args(arguments)
     die_with_parent()
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = ["-m", "gpu", "-p", "tools.gpu.pieces.watch", "-p", "no:cacheprovider", "--durations", "15"]
     options += [f"--junitxml={place}/junit-{number}.xml", "--tb", "short"]
-    side_by_side = ["-n", str(workers())] if workers() else []
+    side_by_side = ["-n", str(given.processes)] if given.processes else []
     code = int(pytest.main([*options, *side_by_side, *given.words]))
     return {OK: 0, NONE_LEFT: 0, FAILED: CASES_FAILED}.get(code, code)
 

@@ -1,0 +1,151 @@
+"""What runs on a card, as far as it runs without one: tests that end their process, timelines, what was compiled, and
+how an archive becomes a card's folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tools import readme
+from tools.gpu.archive import ARCHIVE, unpacked
+from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Journal
+from tools.gpu.pieces import compiled
+from tools.gpu.pieces.watch import error_line
+from tools.gpu.plan import Piece
+from tools.gpu.publish import publish, slug
+from tools.gpu.run import Run
+from tools.gpu.store import Store
+from tools.gpu.timeline import Launch, as_table
+
+TESTS = """
+import os, pytest
+pytestmark = pytest.mark.gpu
+
+def test_one(): pass
+def test_wrong(): assert 1 == 2
+def test_cuda(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize("size", [1, 2])
+def test_two(size): assert size < 2, "too large"
+def test_dies(): os._exit(7)
+def test_skipped(): pytest.skip("this card has no fp8")
+@pytest.fixture
+def broken(): raise ValueError("no pool")
+def test_setup(broken): pass
+def test_last(): pass
+"""
+
+
+@dataclass(frozen=True)
+class Tests(Piece):
+    """By one process at a time, as without pytest-xdist."""
+
+    __test__ = False
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tools.gpu.pieces.tests", "--processes", "0", "--piece", self.name]
+
+
+def test_tests_that_end_their_process_cost_no_other_test(tmp_path: Path) -> None:
+    """A lost card ends the process on purpose, a crash without; both times the next process goes on behind them."""
+    file = tmp_path / "test_on_card.py"
+    file.write_text(TESTS)
+    stores = Store(tmp_path / "work", tmp_path / "spare"), Store(tmp_path / "out", tmp_path / "spare")
+    made = Run([Tests("tests", "", 60, "tests", (str(file),))], *stores, 1000.0, say=lambda line: None)
+    made.all()
+    ended = {name.rpartition("::")[2]: event for name, event in Journal(stores[0], "tests").ended().items()}
+    assert {name: event.state for name, event in ended.items()} == {
+        "test_one": DONE,
+        "test_wrong": FAILED,
+        "test_cuda": FAILED,
+        "test_two[1]": DONE,
+        "test_two[2]": FAILED,
+        "test_dies": LOST,
+        "test_skipped": SKIPPED,
+        "test_setup": FAILED,
+        "test_last": DONE,
+    }
+    assert ended["test_wrong"].error == "assert 1 == 2"
+    assert "illegal memory access" in str(ended["test_cuda"].traceback)
+    assert made.outcomes[0].processes == 3
+    assert {"tests/junit-3.xml", "tests/log-1.txt", "tests/log-3.txt"} <= set(unpacked(tmp_path / "out" / ARCHIVE))
+
+
+def test_of_a_traceback_the_line_is_told_that_says_what_went_wrong() -> None:
+    assert error_line("tests/x.py:3: in test\n    f()\nE   ValueError: no\nE   more") == "ValueError: no"
+    assert error_line("something\nelse\n") == "else"
+
+
+def test_a_timeline_tells_of_one_step_what_was_launched_how_long_and_after_what_wait() -> None:
+    """Two steps of three launches; of two that overlap the second waited for nothing."""
+    step = [Launch("attend", 10.0, 4.0), Launch("multiply", 13.0, 2.0), Launch("attend", 17.0, 1.0)]
+    again = [Launch(one.name, one.start_us + 20.0, one.busy_us) for one in step]
+    found = as_table([*again, *step], num_steps=2)
+    assert found["launches"] == 3
+    assert found["busy_us"] == pytest.approx(7.0)
+    assert found["gap_us"] == pytest.approx((2.0 + 12.0 + 2.0) / 2)
+    assert [(row["name"], row["count"], row["busy_us"]) for row in found["kernels"]] == [
+        ("attend", 2.0, 5.0),
+        ("multiply", 1.0, 2.0),
+    ]
+    assert found["last_step"] == [["attend", 0.0, 4.0], ["multiply", 3.0, 2.0], ["attend", 7.0, 1.0]]
+    assert as_table([], 2)["launches"] == 0
+
+
+def test_what_was_compiled_is_a_row_a_kernel_the_worst_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, local in (("decode_kernel", 0), ("prefill_kernel", 96)):
+        folder = tmp_path / name[:3]
+        folder.mkdir()
+        (folder / f"{name}.cubin").write_bytes(str(local).encode())
+        (folder / f"{name}.json").write_text(json.dumps({"name": name, "num_warps": 8, "shared": 1024, "hash": "x"}))
+        (folder / f"{name}.ptx").write_text("wgmma.mma_async.sync\nwgmma.mma_async.sync\n")
+    monkeypatch.setattr(compiled, "usage", lambda binary: {"registers": 168, "local_bytes": int(binary.read_text())})
+    result = compiled.registers(tmp_path)
+    assert result is not None
+    assert [row["name"] for row in result["kernels"]] == ["prefill_kernel", "decode_kernel"]
+    assert result["kernels"][0] | {"tma": 0} == result["kernels"][0]
+    assert (result["kernels"][0]["wgmma"], result["kernels"][0]["shared"]) == (2, 1024)
+
+
+def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:
+    """Documents of one case each become one of all, with its table and chart; what the README shows is in it."""
+    document = json.loads((readme.REPORTS / "cpu" / "kernels.json").read_text())
+    document["environment"]["gpu"] = "NVIDIA H200"
+    cases = document["cases"][:2]
+    found = {
+        f"kernels/{number}.json": json.dumps(document | {"cases": [case]}).encode() for number, case in enumerate(cases)
+    }
+    found |= {
+        "kernels/by-pointers.json": json.dumps({"variant": "by pointers", "document": document}).encode(),
+        "smoke/environment.json": b'{"cpus": 16}',
+        "verdicts/products-x.json": b'{"version": 1, "verdicts": {"q": "a"}, "times_ms": {"q": {"cublas": 2, "a": 1}}}',
+        "steps/timeline-of-a-model.json": b'{"launches": 9}',
+        "steps/torn.json": b"{",
+        "targets.md": b"NVIDIA H200, driver\n",
+        "run.md": b"| piece |\n",
+    }
+    folder = publish(found, tmp_path)
+    assert folder == tmp_path / "h200"
+    written = json.loads((folder / "kernels.json").read_text())
+    assert [case["name"] for case in written["cases"]] == [case["name"] for case in cases]
+    assert json.loads((folder / "verdicts.json").read_text()) == {"q": {"cublas": 2, "a": 1}}
+    assert json.loads((folder / "timelines.json").read_text()) == [{"launches": 9}]
+    assert {"kernels.png", "kernels.csv", "environment.json", "run.md"} <= {path.name for path in folder.iterdir()}
+    assert "examples/reports/h200/kernels.png" in readme.card(folder)
+
+
+def test_an_archive_of_nothing_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no document of a measurement"):
+        publish({"run.md": b""}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("card", "folder"),
+    [("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100-80gb-hbm3"), ("Quadro/T4", "quadro-t4")],
+)
+def test_a_card_has_a_folder_of_its_name(card: str, folder: str) -> None:
+    assert slug(card) == folder
