@@ -53,10 +53,14 @@ def test_tests_that_end_their_process_cost_no_other_test(tmp_path: Path) -> None
     """A lost card ends the process on purpose, a crash without; both times the next process goes on behind them."""
     file = tmp_path / "test_on_card.py"
     file.write_text(TESTS)
+    (tmp_path / "test_unimportable.py").write_text("import no_such_module\n")
     stores = Store(tmp_path / "work", tmp_path / "spare"), Store(tmp_path / "out", tmp_path / "spare")
-    made = Run([Tests("tests", "", 60, "tests", (str(file),))], *stores, 1000.0, say=lambda line: None)
+    made = Run([Tests("tests", "", 60, "tests", (str(tmp_path),))], *stores, 1000.0, say=lambda line: None)
     made.all()
-    ended = {name.rpartition("::")[2]: event for name, event in Journal(stores[0], "tests").ended().items()}
+    ended = {
+        name.rpartition("::")[2].rpartition("/")[2]: event
+        for name, event in Journal(stores[0], "tests").ended().items()
+    }
     assert {name: event.state for name, event in ended.items()} == {
         "test_one": DONE,
         "test_wrong": FAILED,
@@ -67,6 +71,7 @@ def test_tests_that_end_their_process_cost_no_other_test(tmp_path: Path) -> None
         "test_skipped": SKIPPED,
         "test_setup": FAILED,
         "test_last": DONE,
+        "test_unimportable.py": FAILED,
     }
     assert ended["test_wrong"].error == "assert 1 == 2"
     assert "illegal memory access" in str(ended["test_cuda"].traceback)

@@ -13,10 +13,8 @@ BUDGET_S = 540.0
 CLOSING_S = 10.0  # for the last archive, after the last piece
 COMPILERS = 16  # processes that compile side by side
 KERNEL_TESTS = ("tests/kernels", "tests/gpu/test_kernels.py", "tests/gpu/test_products.py")
-ENGINE_TESTS = (
-    *("tests/gpu/test_engine.py", "tests/gpu/test_graphs.py", "tests/gpu/test_offload.py"),
-    *("tests/gpu/test_roofline.py", "tests/gpu/test_commands.py"),
-)
+ENGINE_TESTS = ("tests/gpu/test_engine.py", "tests/gpu/test_graphs.py", "tests/gpu/test_offload.py")
+TIMED_TESTS = ("--processes", "0", "tests/gpu/test_roofline.py", "tests/gpu/test_commands.py")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ RUN = (
     Piece("prefill", "8k tokens through the 8B model", 25, "steps", ("prefill",)),
     Piece("peers", "torch's own attention on the same pages", 45, "kernels", ("peers",)),
     Piece("compiled", "registers and spills of all that was compiled", 5, "compiled"),
-    Piece("tests-engine", "tests/gpu: engines, graphs, tiers, commands", 70, "tests", ENGINE_TESTS, False),
+    Piece("tests-engine", "engines, graphs and tiers of tests/gpu", 40, "tests", ENGINE_TESTS, False),
+    Piece("tests-timed", "commands that measure, with nobody beside them", 30, "tests", TIMED_TESTS, False),
     Piece("ncu", "counters of four kernels, where ncu is", 35, "profile", ("ncu",)),
     Piece("sanitizer", "memory accesses of three kernels, where compute-sanitizer is", 25, "profile", ("sanitizer",)),
 )
@@ -86,18 +85,31 @@ def told(pieces: Sequence[Piece], budget_s: float) -> str:
     return "\n".join([*lines, f"{begin_s:4.0f} -{begin_s + CLOSING_S:4.0f} s  the archive; {budget_s:.0f} s in all"])
 
 
-NEEDED = (
-    *("torch", "triton", "numpy", "safetensors", "msgspec", "yaml", "psutil"),
-    *("typer", "rich", "pandas", "matplotlib", "pytest", "hypothesis", "transformers"),
-)
+NEEDED = ("torch", "triton", "numpy", "safetensors", "msgspec", "yaml", "psutil")
+FOR_TESTS = ("pytest", "hypothesis", "transformers", "typer", "rich", "pandas", "matplotlib")
+SIDE_BY_SIDE = ("xdist",)
+
+
+def missing(modules: Sequence[str]) -> list[str]:
+    """Those that this interpreter cannot find."""
+    return [name for name in modules if find_spec(name) is None]
 
 
 def missing_modules(needed: Sequence[str] = NEEDED) -> str | None:
-    """One line that names what this interpreter lacks, or None."""
-    absent = [name for name in needed if find_spec(name) is None]
-    if not absent:
+    """One line that names what no measurement can do without, or None."""
+    if not (absent := missing(needed)):
         return None
     return f"{sys.executable} cannot import {', '.join(absent)}: install them, or put them on PYTHONPATH"
+
+
+def remarks() -> list[str]:
+    """What a run can do without, in words."""
+    found = []
+    if absent := missing(FOR_TESTS):
+        found.append(f"without {', '.join(absent)} some tests cannot run")
+    if missing(SIDE_BY_SIDE):
+        found.append("without pytest-xdist tests run one after another: most of them will have no time")
+    return found
 
 
 def workers() -> int:

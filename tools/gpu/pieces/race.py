@@ -24,21 +24,21 @@ SPLITS = 49  # of 8 programs on 132 multiprocessors
 def cases(given: Namespace) -> Sequence[Case]:
     """Each kernel whose programs count each other."""
     return [
-        Case("decode", partial(decode, heads=32, kv_heads=8, head_dim=128)),
+        Case("decode", decode_of_llama),
         Case("decode of MLA", mla),
         *(Case(f"product of {rows} rows", partial(product, rows)) for rows in (1, 4, 16)),
         Case("experts", experts),
     ]
 
 
-def decode(*, heads: int, kv_heads: int, head_dim: int) -> Result:
+def decode_of_llama() -> Result:
     """One sequence among as many splits as the card has programs for, at 64 random lengths."""
     import torch
 
     from kvtool.kernels import load_kernels
     from kvtool.kernels.interface import Pages, Rows, Softmax
 
-    num_pages = MAX_CONTEXT // PAGE
+    heads, kv_heads, head_dim, num_pages = 32, 8, 128, MAX_CONTEXT // PAGE
     cache = [_drawn(num_pages, PAGE, kv_heads, head_dim) for _ in range(2)]
     table = torch.randperm(num_pages, device=DEVICE).int()[None]
     lens = torch.ones(1, dtype=torch.int32, device=DEVICE)

@@ -12,12 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tools.gpu.cases import Case, NoDeviceError, Result, serve
 from tools.gpu.pieces.measuring import DEVICE, PAGE, Batch, UnequalError, bench_document, measured_ceiling
-from tools.gpu.plan import NEEDED, tool, workers
+from tools.gpu.plan import FOR_TESTS, NEEDED, tool, workers
 from tools.gpu.store import Store
 
 SMOKE_CEILING_S = 0.3
 PACKAGES = (
     *NEEDED,
+    *FOR_TESTS,
     "pytest-xdist",
     "nvidia-ml-py",
     "flash-attn",

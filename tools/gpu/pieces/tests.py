@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(
         KVTOOL_GPU_FOLDER=str(given.folder), KVTOOL_GPU_SPARE=str(given.spare), KVTOOL_GPU_PIECE=given.piece
     )
+    if given.processes:
+        os.environ["OMP_NUM_THREADS"] = "1"
     place, store = given.folder / given.piece, Store(given.folder, given.spare)
     number = sum(1 for _ in place.glob("behind-*.json")) + 1
     store.write(f"{given.piece}/behind-{number}.json", json.dumps(list(Journal(store, given.piece).ended())).encode())
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import pytest
 
     options = ["-m", "gpu", "-p", "tools.gpu.pieces.watch", "-p", "no:cacheprovider", "--durations", "15"]
+    options += ["-W", "default", "--continue-on-collection-errors"]  # this machine's versions are its own
     options += [f"--junitxml={place}/junit-{number}.xml", "--tb", "short"]
     side_by_side = ["-n", str(given.processes)] if given.processes else []
     code = int(pytest.main([*options, *side_by_side, *given.words]))

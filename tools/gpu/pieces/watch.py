@@ -35,6 +35,11 @@ class Watch:
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.behind])
         items[:] = [item for item in items if item.nodeid not in self.behind]
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be imported is a case that failed."""
+        if report.failed:
+            self.journal.tell(Event(report.nodeid, FAILED, None, error_line(report.longreprtext), report.longreprtext))
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Around a test with its fixtures."""
