@@ -116,7 +116,7 @@ def test_equal_calls_give_equal_bits() -> None:
 @pytest.mark.parametrize("lens", [(9000, 64), (300, 17) * 40], ids=["split", "whole"])
 @pytest.mark.parametrize("cache_dtype", [BF16, FP8[0]], ids=str)
 def test_boxes_of_tma_hold_what_pointers_load(lens: tuple[int, ...], cache_dtype: torch.dtype) -> None:
-    """Descriptors that a program builds are what a card may get wrong alone: for all other tests they are one of two."""
+    """Descriptors that a program builds may go wrong on a card alone; other tests see one of the two ways."""
     pool = lay_out(decode_case(lens, cache_dtype=cache_dtype))
     kernels = load_kernels("triton")
     by_boxes = kernels.decode(*pool.call)
@@ -127,5 +127,5 @@ def test_boxes_of_tma_hold_what_pointers_load(lens: tuple[int, ...], cache_dtype
 
 @pytest.mark.parametrize("case", [race.decode_of_llama, race.mla, race.experts], ids=lambda case: case.__name__)
 def test_graphs_replayed_with_other_inputs_give_the_same_bits(case: Callable[[], dict | None]) -> None:
-    """`make gpu` replays them ten thousand times; raises for other bits, for NaN, and for counters that are not zero."""
+    """Ten thousand times each. Raises for other bits, for NaN, and for counters that are not zero."""
     assert case() is not None

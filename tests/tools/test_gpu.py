@@ -156,15 +156,16 @@ def test_twenty_failures_lose_nothing(tmp_path: Path, deaf: Deaf) -> None:
 
 
 def test_the_archive_is_whole_after_every_piece(tmp_path: Path) -> None:
-    """The next piece finds it there, though the run is killed then."""
+    """A run that is killed in the next piece has left it."""
     seen: list[list[str]] = []
 
     def say(line: str) -> None:
         seen.append(sorted(opened(tmp_path)) if (tmp_path / "out" / ARCHIVE).exists() else [])
 
     run(tmp_path, fake("one", "well"), fake("two", "wrong"), say=say)
-    assert seen[0] == []
-    assert {"one/0-well.json", "one/events.jsonl", "one/log-1.txt", "run.md"} <= set(seen[1])
+    assert {"one/0-well.json", "one/events.jsonl", "one/log-1.txt", "run.md"} <= set(seen[0])
+    assert not any(name.startswith("two") for name in seen[0])
+    assert "two/events.jsonl" in seen[1]
 
 
 def test_a_disk_without_room_for_the_archive_has_it_elsewhere(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_disk_without_room_for_the_archive_has_it_elsewhere(tmp_path: Path) ->
     told: list[str] = []
     work, out = Store(tmp_path / "work", tmp_path / "spare"), Store(tmp_path / "out", tmp_path / "spare", full)
     Run([fake("one", "well")], work, out, 1000.0, say=told.append).all()
-    assert told[-1].endswith(f"the archive is {tmp_path / 'spare' / ARCHIVE}")
+    assert any(line.endswith(f"the archive is {tmp_path / 'spare' / ARCHIVE}") for line in told)
     assert "one/0-well.json" in unpacked(tmp_path / "spare" / ARCHIVE)
 
 

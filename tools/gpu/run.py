@@ -18,6 +18,7 @@ from tools.gpu.process import GRACE_S, Ended, Wait, run_process
 from tools.gpu.store import CACHES, Store
 from tools.gpu.summary import as_markdown
 
+LONGEST_WORDS = 200
 LEAST_S = 1.0  # in less, nothing is started
 KEPT = "kept"  # caches of what is measured with
 VERDICTS = "verdicts/"
@@ -35,6 +36,12 @@ class Outcome:
     cases: dict[str, int] = field(default_factory=dict)
     wrong: list[tuple[str, str, str]] = field(default_factory=list)  # case, state, first line
     no_device: str | None = None
+
+    @property
+    def words(self) -> str:
+        """In short: how many cases ended how, and how the piece did."""
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(self.cases.items()))
+        return f"{counts or 'no case'}; {self.ended[:LONGEST_WORDS]}"
 
     @property
     def is_good(self) -> bool:
@@ -61,11 +68,11 @@ class Run:
         self.start_s = self.clock()
         self.store.begin()
         for slot in schedule(self.pieces, self.budget_s):
-            self.say(f"[{self.now_s:4.0f} s] {slot.piece.name}: {slot.piece.what}, until {slot.end_s:.0f} s")
-            self.outcomes.append(self.caught(slot))
-            if self.outcomes[-1].no_device is not None:
+            self.outcomes.append(outcome := self.caught(slot))
+            if outcome.no_device is not None:
                 break
             self.close()
+            self.say(f"[{self.now_s:4.0f} of {slot.end_s:.0f} s] {outcome.piece}: {outcome.words}")
         return self.outcomes
 
     def caught(self, slot: Slot) -> Outcome:
