@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
 
+from kvtool.bench.peers import KERNEL_PEERS
 from tools.gpu.cases import Case, Result, serve
 from tools.gpu.pieces.measuring import Grid, kernel_document, measured_ceiling
 from tools.gpu.store import Store
@@ -45,16 +46,10 @@ def cases(given: Namespace) -> Sequence[Case]:
         ours = [Case(grid.name, partial(measure, grid)) for grid in TARGETS]
         pointers = [Case(f"{grid.name} by pointers", partial(by_pointers, store, grid)) for grid in BY_POINTERS]
         return [limits, *ours[:5], pointers[0], *ours[5:], *pointers[1:]]
-    peers, grids = (torchs_own(), PEERED) if given.words == ["peers"] else (("all",), ALL_PEERED)
+    names, grids = (TORCHS, PEERED) if given.words == ["peers"] else (KERNEL_PEERS, ALL_PEERED)
+    peers = tuple(name for name in names if name in KERNEL_PEERS)
     beside = partial(kernel_document, store, num_iters=10, peers=peers)
-    return [limits, *(Case(f"{grid.name} beside {', '.join(peers)}", partial(beside, grid)) for grid in grids)]
-
-
-def torchs_own() -> tuple[str, ...]:
-    """Those that kvtool knows."""
-    from kvtool.bench.peers import KERNEL_PEERS
-
-    return tuple(name for name in TORCHS if name in KERNEL_PEERS)
+    return [limits, *(Case(f"{grid.name} beside others", partial(beside, grid)) for grid in grids)]
 
 
 def by_pointers(store: Store, grid: Grid) -> Result:

@@ -31,7 +31,9 @@ def cases(given: Namespace) -> Sequence[Case]:
     if given.words == ["prefill"]:
         return [Case(PREFILL.name, partial(bench_document, store, PREFILL))]
     if given.words == ["peers"]:
-        beside = partial(bench_document, store, peers=("all",))
+        from kvtool.bench.engines.engine import ENGINE_PEERS
+
+        beside = partial(bench_document, store, peers=ENGINE_PEERS)
         return [Case(f"{batch.name} beside engines", partial(beside, batch), 200.0) for batch in BESIDE_ENGINES]
     timed = [Case(batch.name, partial(bench_document, store, batch, num_iters=iterations(batch))) for batch in STEPS]
     lines = [Case(f"timeline of {batch.name}", partial(timeline, batch)) for batch in STEPS]

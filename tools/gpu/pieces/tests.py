@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options += [f"--junitxml={place}/junit-{number}.xml", "--tb", "short"]
     side_by_side = ["-n", str(given.processes)] if given.processes else []
     code = int(pytest.main([*options, *side_by_side, *given.words]))
+    if given.processes and code in (OK, FAILED, NONE_LEFT):  # others have run all that those processes left
+        Journal(store, given.piece).give_up(
+            "its process died while it ran, or was ended after too long: see stacks-*.txt"
+        )
     return {OK: 0, NONE_LEFT: 0, FAILED: CASES_FAILED}.get(code, code)
 
 
