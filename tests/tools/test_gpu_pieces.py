@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tools import readme
 from tools.gpu.archive import ARCHIVE, unpacked
+from tools.gpu.cases import file_name
 from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Journal
 from tools.gpu.pieces import compiled
 from tools.gpu.pieces.watch import error_line
-from tools.gpu.plan import Piece
+from tools.gpu.plan import PLANS, Piece
 from tools.gpu.publish import publish, slug
 from tools.gpu.run import Run
 from tools.gpu.store import Store
@@ -47,6 +50,21 @@ class Tests(Piece):
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "tools.gpu.pieces.tests", "--processes", "0", "--piece", self.name]
+
+
+@pytest.mark.parametrize(
+    "piece", [piece for pieces in PLANS.values() for piece in pieces if piece.module != "tests"], ids=lambda p: p.name
+)
+def test_every_piece_has_cases_of_different_names(
+    piece: Piece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a card they can be listed: nothing of it is asked before a case runs."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    module = import_module(f"tools.gpu.pieces.{piece.module}")
+    given = Namespace(folder=tmp_path, spare=tmp_path, piece=piece.name, words=list(piece.words))
+    names = [file_name(case.name) for case in module.cases(given)]
+    assert names
+    assert len(set(names)) == len(names)
 
 
 def test_tests_that_end_their_process_cost_no_other_test(tmp_path: Path) -> None:
