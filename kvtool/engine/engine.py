@@ -32,6 +32,7 @@ from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
+from kvtool.kernels.choosing import choosing
 from kvtool.machine.device import device_errors
 from kvtool.sizing.speed.traffic import even_context_tokens
 from kvtool.units import ceil_div
@@ -132,9 +133,9 @@ class Engine:
 
     def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
         """Capture the decode steps of so many sequences now, so that no request waits for it; without graphs those of
-        the most alone, as others are soon taken down when they come."""
+        the most alone, as others are soon taken down when they come. Here alone kernels time their ways."""
         sizes = sorted(batch_sizes, reverse=True)  # memory that served the largest serves all others
-        with self.compiling.measured():
+        with self.compiling.measured(), choosing():
             if self.pipeline is None:
                 self.forward.prepare(max(sizes, default=0), ceil_div(self.loaded.max_positions, self.pool.block_size))
                 return

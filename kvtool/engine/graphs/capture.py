@@ -13,11 +13,10 @@ from kvtool.engine.graphs.decode_step import PADDING, DecodeRows, decode_step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw
-from kvtool.kernels.choosing import choosing
 from kvtool.machine.device import device_errors
 from kvtool.units import round_up
 
-WARM_UPS = 2  # the first compiles, and times what is chosen by timing; the second shows that nothing is left to do
+WARM_UPS = 2  # the first compiles, and times what is chosen by timing where it is prepared; the second shows that nothing is left to do
 SMALL_BUCKETS = (1, 2, 4)
 BUCKET_STEP = 8
 
@@ -50,7 +49,7 @@ class CudaCapture:
         """On the stream that records: kernels are compiled and libraries have their workspaces there."""
         state = generator.get_state()
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream), choosing():
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 step()
         torch.cuda.current_stream().wait_stream(self._stream)

@@ -16,6 +16,7 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.graphs.capture import Step, bucket_of
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
+from kvtool.kernels.choosing import may_time
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import as_it_is, engine_of, generate, load, prompt
 
@@ -83,6 +84,20 @@ def test_what_is_prepared_is_not_captured_by_a_request(loaded: LoadedModel) -> N
     assert engine.compiling.seconds is None, "torch compiles nothing"
     generate(engine, [prompt(length) for length in range(1, 14)], 4)
     assert capture.captured == 6
+
+
+def test_kernels_time_their_ways_while_steps_are_prepared_and_never_in_a_request(loaded: LoadedModel) -> None:
+    """A bucket that nobody prepared is captured inside a request: with what is known by then."""
+    timed: list[bool] = []
+
+    def capture(step: Step, generator: torch.Generator) -> Step:
+        timed.append(may_time())
+        return step
+
+    engine = Engine(loaded, num_pages=64, capture=capture)
+    engine.prepare([2])
+    generate(engine, [prompt(3)], 3)
+    assert timed == [True, False]
 
 
 def test_preparing_leaves_sequences_as_they_are(loaded: LoadedModel) -> None:
