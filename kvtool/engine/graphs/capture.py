@@ -16,7 +16,7 @@ from kvtool.engine.sampler import Draw
 from kvtool.machine.device import device_errors
 from kvtool.units import round_up
 
-WARM_UPS = 2  # the first compiles, and times what is chosen by timing where it is prepared; the second shows that nothing is left to do
+WARM_UPS = 2  # the first compiles and, where it is prepared, times what is chosen by timing; the second finds all done
 SMALL_BUCKETS = (1, 2, 4)
 BUCKET_STEP = 8
 
