@@ -142,6 +142,7 @@ def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:
         f"kernels/{number}.json": json.dumps(document | {"cases": [case]}).encode() for number, case in enumerate(cases)
     }
     found |= {
+        "peers/0.json": json.dumps(document | {"cases": cases[:1]}).encode(),
         "kernels/by-pointers.json": json.dumps({"variant": "by pointers", "document": document}).encode(),
         "smoke/environment.json": b'{"cpus": 16}',
         "verdicts/products-x.json": b'{"version": 1, "verdicts": {"q": "a"}, "times_ms": {"q": {"cublas": 2, "a": 1}}}',
@@ -154,6 +155,7 @@ def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:
     assert folder == tmp_path / "h200"
     written = json.loads((folder / "kernels.json").read_text())
     assert [case["name"] for case in written["cases"]] == [case["name"] for case in cases]
+    assert len(json.loads((folder / "peers" / "kernels.json").read_text())["cases"]) == 1
     assert json.loads((folder / "verdicts.json").read_text()) == {"q": {"cublas": 2, "a": 1}}
     assert json.loads((folder / "timelines.json").read_text()) == [{"launches": 9}]
     assert {"kernels.png", "kernels.csv", "environment.json", "run.md"} <= {path.name for path in folder.iterdir()}

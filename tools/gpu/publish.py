@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPORTS = ROOT / "examples" / "reports"
 KEPT = ("run.md", "run.json", "targets.md", "targets.json")
 TABLES = {"registers.json": "compiled/registers.json", "environment.json": "smoke/environment.json"}
+BESIDE = "peer"  # begins the names of pieces that measure others beside ours, at points that are measured alone too
 D = TypeVar("D", "KernelsDocument", "BenchDocument")
 
 
@@ -42,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def publish(found: Mapping[str, bytes], reports: Path) -> Path:
     """The card's folder below `reports`. Exits with one line for an archive that measured nothing."""
-    documents = [document for name, data in sorted(found.items()) if (document := _document(name, data)) is not None]
+    documents = {name: one for name, data in sorted(found.items()) if (one := _document(name, data)) is not None}
     if not documents:
         sys.exit("publish: the archive has no document of a measurement")
-    folder = reports / slug(str(documents[0]["environment"]["gpu"]))
+    folder = reports / slug(str(next(iter(documents.values()))["environment"]["gpu"]))
     from kvtool.files import write_all
 
     files = {folder / name: found[name] for name in KEPT if name in found}
@@ -53,7 +54,9 @@ def publish(found: Mapping[str, bytes], reports: Path) -> Path:
     files[folder / "timelines.json"] = _encoded(timelines(found))
     files[folder / "verdicts.json"] = _encoded(verdicts(found))
     write_all(files)
-    write_documents(documents, folder)
+    beside = {name for name in documents if name.removeprefix("spare/").startswith(BESIDE)}
+    write_documents([one for name, one in documents.items() if name not in beside], folder)
+    write_documents([one for name, one in documents.items() if name in beside], folder / "peers")
     return folder
 
 
