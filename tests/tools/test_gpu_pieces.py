@@ -149,6 +149,7 @@ def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:
         "steps/timeline-of-a-model.json": b'{"launches": 9}',
         "steps/torn.json": b"{",
         "targets.md": b"NVIDIA H200, driver\n",
+        "targets.json": b'{"targets": [{"verdict": "met"}], "peers": ["sdpa"], "behind": []}',
         "run.md": b"| piece |\n",
     }
     folder = publish(found, tmp_path)
@@ -159,7 +160,10 @@ def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:
     assert json.loads((folder / "verdicts.json").read_text()) == {"q": {"cublas": 2, "a": 1}}
     assert json.loads((folder / "timelines.json").read_text()) == [{"launches": 9}]
     assert {"kernels.png", "kernels.csv", "environment.json", "run.md"} <= {path.name for path in folder.iterdir()}
-    assert "examples/reports/h200/kernels.png" in readme.card(folder)
+    assert "Of 1 aims: 0 ambitious, 1 met, 0 missed, 0 not measured; a peer was ahead at 0 points" in readme.card(
+        folder
+    )
+    assert "![kernels on h200](examples/reports/h200/kernels.png)" in readme.card(folder)
 
 
 def test_an_archive_of_nothing_makes_no_folder(tmp_path: Path) -> None:

@@ -146,10 +146,14 @@ def test_the_readme_shows_each_card_that_has_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "h200"
     folder.mkdir()
     text = written(folder, CASES)
-    (folder / "kernels" / "kernels.png").write_bytes(b"")
+    (folder / "kernels.png").write_bytes(b"")
     shown = readme.cards(tmp_path)
-    assert shown.startswith(text)
-    assert "![kernels on h200](examples/reports/h200/kernels/kernels.png)" in shown
+    assert shown.startswith(text.splitlines()[0])
+    counts = [text.count(f" {verdict} |") for verdict in ("ambitious", "met", "missed", "not measured")]
+    assert counts[0] == 3  # and the table's head
+    assert f"Of {len(targets.TARGETS)} aims: 2 ambitious, {counts[1]} met, {counts[2]} missed, {counts[3]} not" in shown
+    assert "no peer ran: [h200/targets.md](examples/reports/h200/targets.md)" in shown
+    assert "![kernels on h200](examples/reports/h200/kernels.png)" in shown
     assert json.loads((folder / "targets.json").read_text())["environment"] == H200
 
 
