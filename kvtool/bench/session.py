@@ -74,7 +74,8 @@ class Session:
         self._device, self._dtype, self._progress = device, dtype, progress
         self._is_told = ceiling is not None
         self._interrupted = False
-        progress("measuring the device", 0.0)
+        if ceiling is None:
+            progress("measuring the device", 0.0)
         self._load = LoadMeter()
         self.ceiling = ceiling or self._measure_ceiling()
 
