@@ -46,9 +46,9 @@ def assert_close(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize(
-    ("rows", "columns", "depth"), [(1, 20, 2048), (2, 30, 520), (3, 34, 97), (16, 40, 600), (33, 100, 520)]
+    ("rows", "columns", "depth", "activation"),
+    [(1, 20, 1024, ""), (2, 30, 520, "clamped_swiglu"), (3, 34, 97, "silu"), (17, 40, 600, "silu")],
 )
-@pytest.mark.parametrize("activation", ["", "silu", "clamped_swiglu"])
 def test_every_way_does_what_stands_around_a_product(
     backend: Backend, fused, dtype, rows: int, columns: int, depth: int, activation: str
 ) -> None:
@@ -89,9 +89,7 @@ def choice_of(kind: str, experts: int, hidden: int, device: str) -> Choice:
     }[kind]
 
 
-@pytest.mark.parametrize(
-    "kind", ["softmax", "not normalised", "logit bias", "groups", "sigmoid, bias, best two"]
-)
+@pytest.mark.parametrize("kind", ["softmax", "not normalised", "logit bias", "groups", "sigmoid, bias, best two"])
 @pytest.mark.parametrize(("tokens", "experts", "hidden"), [(1, 12, 96), (5, 20, 600)])
 def test_the_choice_of_experts(backend: Backend, fused, kind: str, tokens: int, experts: int, hidden: int) -> None:
     choice = choice_of(kind, experts, hidden, backend.device)
@@ -106,11 +104,12 @@ def test_the_choice_of_experts(backend: Backend, fused, kind: str, tokens: int, 
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("tokens", [1, 3, 20])
-@pytest.mark.parametrize("kind", ["plain", "biased", "shared", "wide shared"])
+@pytest.mark.parametrize(
+    ("tokens", "kind"), [(1, "plain"), (2, "biased"), (2, "shared"), (1, "wide shared"), (9, "shared")]
+)
 def test_experts_with_what_all_tokens_share(backend: Backend, fused, dtype, tokens: int, kind: str) -> None:
     """Few tokens and many; shared experts that are two of the others', and one of another width."""
-    hidden, width, count, device = 72, 40, 5, backend.device
+    hidden, width, count, device = 40, 24, 4, backend.device
     weights = expert_weights(backend, dtype, count, hidden, width, "silu", biased=kind == "biased")
     x, chosen = stream(tokens, hidden, dtype, device), chosen_of(tokens, 2, count, device)
     shares = values(*chosen.shape, dtype=F32, device=device, seed=7).softmax(-1)
