@@ -112,7 +112,7 @@ def test_launches_a_layer(tiny: SaveTiny, name: str, launches: int) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_fused_steps_say_what_transformers_says(tiny: SaveTiny, name: str) -> None:
-    """The twins of fused kernels: a prompt in chunks, a decode beside another's prefill, and a step as graphs hold it."""
+    """Their twins: a prompt in chunks, a decode beside another's prefill, and a step as graphs hold it."""
     reference = tiny(name)
     loaded = load(reference.folder, max_num_batched_tokens=16)
     use(loaded, load_kernels("reference"))
