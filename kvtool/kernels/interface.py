@@ -6,12 +6,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from kvtool.kernels.blocks import Blocks, Saving
+
+if TYPE_CHECKING:
+    from kvtool.kernels.fused import FusedKernels
 
 Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
@@ -302,6 +305,10 @@ class Kernels(StepKernels, Protocol):
         None where these kernels know no such way, or where `step` did more than to call them. The tensors that `step`
         was made of must outlive it.
         """
+
+    @property
+    def fused(self) -> FusedKernels | None:
+        """Products with what stands around them, where these kernels have such."""
 
     @property
     def tile_tokens(self) -> int:

@@ -14,7 +14,7 @@ cpu = load_kernels("torch")
 class AskNothing:
     """`Kernels`, as far as decoding goes. Products are torch's, experts take turns and ask which were chosen."""
 
-    tile_tokens = cpu.tile_tokens
+    fused, tile_tokens = cpu.fused, cpu.tile_tokens
     linear, gated, experts = staticmethod(cpu.linear), staticmethod(cpu.gated), staticmethod(cpu.experts)
     rms_norm, add_rms_norm = staticmethod(cpu.rms_norm), staticmethod(cpu.add_rms_norm)
     rotate, place = staticmethod(cpu.rotate), staticmethod(cpu.place)

@@ -65,11 +65,11 @@ def test_gate(backend: Backend, dtype: torch.dtype, tokens: int, size: int, acti
     gate, up = both.chunk(2, dim=1)
     if backend.device == "cpu" and not backend.interpreted:
         pytest.skip("a CPU's gates are part of its products")
-    from kvtool.kernels.triton import step
+    from kvtool.kernels.triton.rows import gate as gate_by_triton
 
     kind = Gate(activation)
     expected = step_reference.gate(gate.double(), up.double(), kind)
-    error = (step.gate(gate, up, kind).double() - expected).abs() / (1 + expected.abs())
+    error = (gate_by_triton(gate, up, kind).double() - expected).abs() / (1 + expected.abs())
     assert tokens == 0 or float(error.max()) < TOLERANCE[dtype]
 
 
@@ -178,9 +178,10 @@ def test_latents_are_stored_and_queries_turned(
 
 def test_what_does_not_fit_is_refused() -> None:
     from kvtool.kernels.triton import step
+    from kvtool.kernels.triton.rows import gate
 
     with pytest.raises(ValueError, match=r"rows \[2, 4\] and \[2, 8\]"):
-        step.gate(torch.zeros(2, 8), torch.zeros(2, 4), Gate("silu"))
+        gate(torch.zeros(2, 8), torch.zeros(2, 4), Gate("silu"))
     with pytest.raises(ValueError, match="a norm is not 8 weights"):
         step.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(16)[::2], eps=EPS)
     qkv, pages = torch.zeros(1, 6, 8), Pages(torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 2, 8))

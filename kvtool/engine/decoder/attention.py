@@ -12,11 +12,12 @@ from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import stacked
+from kvtool.kernels.fused import Input
 from kvtool.kernels.interface import Kernels, Pages, Softmax, Weight
 
 
 class GroupedQueryAttention:
-    """x [T, hidden] -> attention of it. Writes the K and V of the step's tokens first."""
+    """x [T, hidden] -> attention of it, + plus. Writes the K and V of the step's tokens first."""
 
     def __init__(
         self,
@@ -69,10 +70,10 @@ class GroupedQueryAttention:
         k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
-    def __call__(self, x: Tensor, step: StepContext, pages: Pages) -> Tensor:
-        qkv = step.kernels.linear(x, self.qkv).view(len(x), -1, self.head_dim)
+    def __call__(self, x: Input, step: StepContext, pages: Pages, plus: Tensor | None = None) -> Tensor:
+        qkv = step.linear(x, self.qkv).view(-1, self.num_heads + 2 * self.kv_heads, self.head_dim)
         q = self._split(qkv, step, pages)
-        return step.kernels.linear(self._attend(q, step, pages).flatten(1), self.out)
+        return step.linear(self._attend(q, step, pages).flatten(1), self.out, plus)
 
     def _split(self, qkv: Tensor, step: StepContext, pages: Pages) -> Tensor:
         """Q and K normalised and turned; K and V written to the pages; Q [T, HQ, D] returned."""

@@ -9,6 +9,7 @@ __all__ = [
     "add_rms_norm",
     "decode",
     "experts",
+    "fused",
     "gated",
     "gather",
     "linear",
@@ -25,4 +26,5 @@ __all__ = [
     "weight_copies",
 ]
 
+fused = None  # between two products nothing is launched
 tile_tokens = 1  # tokens of any pages are read as well

@@ -10,6 +10,7 @@ from torch import Tensor
 from kvtool.errors import DeviceError
 
 if TYPE_CHECKING:
+    from kvtool.kernels.fused import Choice
     from kvtool.kernels.interface import ExpertWeights, Pages, Rotation, Rows, Scale, Softmax
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,16 +146,40 @@ def norms(size: int, *weights: Tensor | None) -> None:
         require(fits, f"a norm is not {size} weights side by side")
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> None:
-    """x [T,K], weight [N,K], bias [N] and plus [T,N], of one dtype and with contiguous rows."""
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    norm: Tensor | None = None,
+    *,
+    is_gated: bool = False,
+) -> None:
+    """x [T,K], weight [N,K], bias [N] and plus [T,N], [T,N/2] if gated, of one dtype and with contiguous rows; norm [K]
+    of any."""
     require(x.ndim == 2 and weight.ndim == 2, f"x {shape(x)} and weight {shape(weight)} are not matrices")
     require(x.shape[1] == weight.shape[1], f"x {shape(x)} does not fit weight {shape(weight)}")
     require(bias is None or bias.shape == weight.shape[:1], "the bias does not fit the weight")
-    require(plus is None or plus.shape == (len(x), len(weight)), "what is added does not fit the product")
+    require(not is_gated or len(weight) % 2 == 0, f"weight {shape(weight)} has no two halves")
+    columns = len(weight) // 2 if is_gated else len(weight)
+    require(plus is None or plus.shape == (len(x), columns), "what is added does not fit the product")
+    norms(x.shape[1], norm)
     for tensor in (x, weight, bias, plus):
         if tensor is not None:
             require(tensor.dtype == x.dtype, f"a product of {x.dtype} and {tensor.dtype}")
             require(tensor.stride(-1) == 1, "the last dimension of what is multiplied must be contiguous")
+
+
+def choice(x: Tensor, choice: Choice) -> None:
+    """x [T,H] of contiguous rows, fp32 weight [E,H] and biases [E]."""
+    num_experts, hidden = choice.weight.shape
+    require(x.ndim == 2 and x.shape[1] == hidden, f"x {shape(x)} does not fit a router {shape(choice.weight)}")
+    require(x.stride(1) == 1, "the last dimension of the rows must be contiguous")
+    require(0 < choice.top_k <= num_experts, f"{choice.top_k} of {num_experts} experts")
+    require(num_experts % choice.groups == 0, f"{num_experts} experts in {choice.groups} groups")
+    for tensor in (choice.weight, choice.logit_bias, choice.bias):
+        fits = tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous())
+        require(fits, "what a router has is fp32 and contiguous")
 
 
 def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None) -> None:

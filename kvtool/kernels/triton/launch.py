@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.plain import record, rms_norm, rotate
-from kvtool.kernels.triton import attention, checks
+from kvtool.kernels.triton import attention, checks, fused
 from kvtool.kernels.triton.arguments import keys_of
 from kvtool.kernels.triton.step import (
     add_rms_norm,
@@ -30,6 +30,7 @@ __all__ = [
     "add_rms_norm",
     "decode",
     "experts",
+    "fused",
     "gated",
     "gather",
     "linear",

@@ -12,15 +12,26 @@ from kvtool.kernels import plain
 from kvtool.kernels.quantise import largest
 from kvtool.kernels.triton import checks, products
 from kvtool.kernels.triton.experts import KERNEL_GATES, experts_at_once
-from kvtool.kernels.triton.jit.gate import gate_kernel
-from kvtool.kernels.triton.jit.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.jit.step import latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.products import Around
+from kvtool.kernels.triton.rows import add_rms_norm
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
+    from kvtool.kernels.interface import AnyWeight, ExpertWeights, GatedWeight, Pages, Rotation, Weight
 
-_DENSE_GATES = KERNEL_GATES.keys() - {plain.CLAMPED}  # of two tensors; experts clamp in their product
+__all__ = [
+    "add_rms_norm",
+    "experts",
+    "gated",
+    "linear",
+    "place",
+    "prepare",
+    "split_latent",
+    "split_qkv",
+    "weight_copies",
+]
 
 
 def prepare(weight: AnyWeight) -> AnyWeight:
@@ -40,8 +51,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 def gated(x: Tensor, weight: GatedWeight) -> Tensor:
     """One product, of a weight so large that it is read nearer to the memory's speed, and the gate of its halves."""
-    of_gate, up = products.linear(x, weight.weight, weight.bias).chunk(2, dim=1)
-    return (gate if weight.gate.activation in _DENSE_GATES else plain.gated)(of_gate, up, weight.gate)
+    return products.linear(x, weight.weight, weight.bias, around=Around(gate=weight.gate))
 
 
 def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -54,35 +64,6 @@ def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, p
         return lambda rows: linear(gated(rows, inner), down)
 
     return plain.experts_in_turn(x, expert, chosen, shares, plus)
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x and residual [T,n], weights [n] -> (norm of their sum, their sum). One program a row."""
-    checks.rows(x, residual)
-    num_tokens, size = x.shape
-    checks.norms(size, weight, x_weight)
-    added = x.new_empty(num_tokens, size)
-    normed = added if weight is None else torch.empty_like(added)
-    if num_tokens == 0:
-        return normed, added
-    block = padded(size)
-    add_rms_norm_kernel[(num_tokens,)](
-        x,
-        residual,
-        weight,
-        x_weight,
-        normed,
-        added,
-        eps,
-        x.stride(0),
-        residual.stride(0),
-        SIZE=size,
-        BLOCK=block,
-        num_warps=8 if block > 2048 else 4,
-    )
-    return normed, added
 
 
 def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor) -> Tensor:
@@ -212,18 +193,3 @@ def split_latent(
         num_warps=4,
     )
     return absorbed
-
-
-def gate(of_gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
-    """Both [T,n] -> activation(of_gate) * up. Grid: (T, blocks of a row)."""
-    checks.rows(of_gate, up)
-    num_tokens, size = of_gate.shape
-    out = torch.empty_like(of_gate, memory_format=torch.contiguous_format)
-    if out.numel() == 0:
-        return out
-    block = min(padded(size), rules.STORE_BLOCK)
-    constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": KERNEL_GATES[kind.activation]}
-    gate_kernel[(num_tokens, math.ceil(size / block))](
-        of_gate, up, out, of_gate.stride(0), up.stride(0), **constants, num_warps=4
-    )
-    return out

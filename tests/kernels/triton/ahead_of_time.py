@@ -22,7 +22,10 @@ from kvtool.kernels.triton import (
     attention,
     experts,
     gpu,
+    pairs,
     products,
+    route,
+    rows,
     step,
     store,
 )
@@ -96,7 +99,7 @@ def record(call: Callable[[], object], target: Target) -> list[Launch]:
     recorders: list[Recorder] = []
     with ExitStack() as patches:
         patches.enter_context(patch.object(gpu, "target", lambda device: target))
-        for module in (attention, experts, products, step, store):
+        for module in (attention, experts, pairs, products, route, rows, step, store):
             mine = {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
             patches.enter_context(patch.multiple(module, **mine))
             recorders += mine.values()

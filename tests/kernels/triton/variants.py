@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvtool.kernels.interface import ExpertWeights, Gate, Pages, Rows, Softmax
 from kvtool.kernels.triton import launch, products, step
+from kvtool.kernels.triton.rows import gate
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
 from tests.kernels.triton.budgets import SHARED_BYTES
@@ -76,7 +77,7 @@ class Variant:
 
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        step.gate(x, x, Gate(self.activation))
+        gate(x, x, Gate(self.activation))
 
     def _product(self) -> None:
         """Each way but cuBLAS."""

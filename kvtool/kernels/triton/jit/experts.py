@@ -11,6 +11,7 @@ import triton.language as tl
 
 from kvtool.kernels.triton.jit.gate import gated
 from kvtool.kernels.triton.jit.paged import dot
+from kvtool.kernels.triton.jit.product import load_row
 
 NO_BLOCK = tl.constexpr(-1)
 GROUP = tl.constexpr(8)  # blocks of rows that go by the same weights while these are in the second-level cache
@@ -55,15 +56,16 @@ def assign_kernel(
 
 @triton.jit(do_not_specialize=["num_blocks", "top_k"])
 def experts_kernel(
-    x_ptr, weight_ptr, bias_ptr, shares_ptr, order_ptr, blocks_ptr, out_ptr,
-    num_blocks, top_k, num_columns, depth, x_stride, alpha, limit,
+    x_ptr, weight_ptr, bias_ptr, norm_ptr, shares_ptr, order_ptr, blocks_ptr, out_ptr,
+    num_blocks, top_k, num_columns, depth, x_stride, eps, alpha, limit,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """One program: BLOCK_N columns of one block of rows.
 
     GATED: x [T, H] and weight [E, 2N, H], gate over up -> out [P, N], rows in sorted order. Else x [P, K] in sorted
-    order and weight [E, N, K] -> out [P, N], row by pair, times the pair's share.
+    order and weight [E, N, K] -> out [P, N], row by pair, times the pair's share. A norm of x is done beside the
+    product.
     """
     column_blocks = tl.cdiv(num_columns, BLOCK_N)
     group = tl.program_id(0) // (GROUP * column_blocks)
@@ -93,6 +95,7 @@ def experts_kernel(
 
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     up = acc
+    square = tl.zeros([BLOCK_M], tl.float32)
     for start in tl.range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         inside = (k < depth)[None, :]
@@ -100,10 +103,18 @@ def experts_kernel(
         if GATED:
             up_weight = load_tile(weight_ptrs + to_up + k[None, :], inside, MASKED)
         x = load_tile(x_ptrs + k[None, :], inside, MASKED)
+        if norm_ptr is not None:
+            wide = x.to(tl.float32)
+            square += tl.sum(wide * wide, 1)
+            x = (wide * load_row(norm_ptr, k, depth, MASKED)).to(weight.dtype)
         acc += dot(weight, tl.trans(x))
         if GATED:
             up += dot(up_weight, tl.trans(x))
 
+    if norm_ptr is not None:
+        scale = tl.rsqrt(square / depth + eps)[None, :]
+        acc *= scale
+        up *= scale
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + bias_row).to(tl.float32)[:, None]
         if GATED:

@@ -20,17 +20,20 @@ def add_rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, x_weight_ptr, normed_ptr, sum_ptr, eps, x_stride, residual_stride,
     SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """One program a row: sum = x + residual, rounded as it is stored, and its RMSNorm; x may have a norm of its own."""
+    """One program a row: sum = x + residual, rounded as it is stored, and its RMSNorm; x may have a norm of its own.
+    Without a residual the norm of x alone."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < SIZE
-    dtype = sum_ptr.dtype.element_ty
-    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    residual = tl.load(residual_ptr + row * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
-    if x_weight_ptr is not None:
-        x = rms_normed(x, x_weight_ptr + column, inside, eps, SIZE).to(dtype).to(tl.float32)
-    added = (x + residual).to(dtype)
-    tl.store(sum_ptr + row * SIZE + column, added, mask=inside)
+    dtype = normed_ptr.dtype.element_ty
+    added = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0)
+    if residual_ptr is not None:
+        x = added.to(tl.float32)
+        residual = tl.load(residual_ptr + row * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
+        if x_weight_ptr is not None:
+            x = rms_normed(x, x_weight_ptr + column, inside, eps, SIZE).to(dtype).to(tl.float32)
+        added = (x + residual).to(dtype)
+        tl.store(sum_ptr + row * SIZE + column, added, mask=inside)
     if weight_ptr is not None:
         normed = rms_normed(added.to(tl.float32), weight_ptr + column, inside, eps, SIZE)
         tl.store(normed_ptr + row * SIZE + column, normed.to(dtype), mask=inside)
