@@ -30,7 +30,7 @@ INLINE vec quarter_sums(const vec v[4]) {
 INLINE void score(const int heads, const bf16 *q, int64_t q_head, const bf16 *k, const int64_t *at, int64_t dim,
                   vec scale, int64_t block, Weights *to) {
     vec quarters[HEADS_AT_ONCE][4];
-    UNROLL for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         vec dots[HEADS_AT_ONCE][4];
         UNROLL for (int h = 0; h < heads; h++)
             UNROLL for (int t = 0; t < 4; t++) dots[h][t] = (vec){0};
