@@ -1,4 +1,4 @@
-"""Prefill and decode on this CPU in turns with llama.cpp and vLLM: times, and kvtool's over theirs. Builds nothing itself.
+"""Prefill and decode on this CPU in turns with llama.cpp and vLLM: times, and kvtool's over theirs. It builds nothing.
 
 python examples/cpu/race.py smollm2/hf                                                  # kvtool alone
 python examples/cpu/race.py smollm2/hf --gguf SmolLM2-135M-BF16.gguf                    # llama-batched-bench in PATH
@@ -113,7 +113,7 @@ def output_of(command: list[str]) -> str:
 
 
 def race(contestants: dict[str, Contestant], shape: Shape, rounds: int) -> Iterator[str]:
-    """A line a contestant: its medians, and the medians over rounds of kvtool's times over its own in the same round."""
+    """A line a contestant: its medians, and the medians over rounds of kvtool's times over those of the same round."""
     found: dict[str, list[Times]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
