@@ -44,9 +44,10 @@ Contestant = Callable[[Shape], Times]
 """The times of a shape, in a process of its own."""
 
 
-def own(weights: str, threads: int) -> Contestant:
+def own(weights: str, threads: int, iterations: int) -> Contestant:
     def run(shape: Shape) -> Times:
         flags = {"input-len": shape.prompt, "output-len": shape.output, "batch-size": shape.batch, "threads": threads}
+        flags |= {"num-iters": iterations, "num-iters-warmup": 1}
         command = [sys.executable, "-m", "kvtool", "bench", weights, "--dtype", "bf16", "--parts", "latency", "--json"]
         document = json.loads(output_of([*command, *(f"--{name}={value}" for name, value in flags.items())]))
         metrics = document["cases"][0]["metrics"]
@@ -142,8 +143,9 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-iters", type=int, default=3, help="of kvtool in a round, after one that is thrown away")
     asked = parser.parse_args()
-    contestants = {OWN: own(asked.weights, asked.threads)}
+    contestants = {OWN: own(asked.weights, asked.threads, asked.num_iters)}
     contestants |= {f"llama.cpp {Path(file).stem}": llama_cpp(file, asked.threads) for file in asked.gguf}
     if asked.vllm:
         contestants["vLLM"] = vllm(asked.vllm, asked.weights, asked.threads)
