@@ -198,6 +198,8 @@ class LoadedModel:
                 rotary = decoder.position_offset is None
                 unread = "RoPE theta and norm epsilon are the defaults" if rotary else "norm epsilon is the default"
                 found.append(f"{unread} of the {decoder.family} family: no effect on time")
+        elif self.model.quantisation is not None:
+            found.append(f"activations stay in {self.dtype}, also where the checkpoint would round them to fewer bits")
         if self.kept.window is not None:
             found.append(
                 "no prefix is cached: a streaming cache lets go of pages, and turns its sinks for each sequence"

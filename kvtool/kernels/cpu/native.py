@@ -27,7 +27,7 @@ FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 TOKENS_AT_ONCE = 128  # as in pages.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
 WOVEN_FROM_ROWS = 5  # as in products.c
-TILES_FROM_ROWS = 5
+TILES_FROM_ROWS = 2  # AMX wants rows woven, which one does not pay for
 MANY = 32768  # elements from which a second thread pays
 ROWS_OF_A_TILE = 16
 
@@ -91,7 +91,8 @@ class Native:
     def _woven(self, x: Tensor) -> Tensor | None:
         """Room for the rows in the order in which a product of several reads them."""
         rows, width = x.shape
-        return self._empty(ceil_div(rows, ROWS_OF_A_TILE) * ROWS_OF_A_TILE, width) if rows >= WOVEN_FROM_ROWS else None
+        fewest = TILES_FROM_ROWS if self.has_tiles else WOVEN_FROM_ROWS
+        return self._empty(ceil_div(rows, ROWS_OF_A_TILE) * ROWS_OF_A_TILE, width) if rows >= fewest else None
 
     def _inputs(self, x: Tensor, woven: Tensor | None) -> tuple[int | None, ...]:
         """The fields of `Inputs`."""
