@@ -99,7 +99,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str, fam
     layers = reader.layers(fields, shape)
     moe = reader.experts(fields, shape)
     about = (len(layers), moe)
-    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
+    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about, text=fields)
     model = Model(
         id=id,
         source=source,
@@ -209,7 +209,7 @@ def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
         return fields.error(f"model_type {model_type!r} is an encoder without a decoder: it keeps no KV cache")
     return fields.error(
         f"model_type {model_type[:60]!r} is not known{did_you_mean(model_type[:60], (*FAMILIES, *WRAPPERS))}"
-        " (--as FAMILY of size, compare and verify reads it as one that it is like, as --as llama)"
+        " (--as FAMILY of every command but advise and tiers reads it as one that it is like, as --as llama)"
     )
 
 

@@ -20,7 +20,7 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.card import card_memory
-from kvtool.sizing.drafts import Draft, with_draft
+from kvtool.sizing.drafts import Draft, loaded_weights, with_draft
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import llama_cpp
 from kvtool.sizing.engines.options import EngineOptions
@@ -94,11 +94,21 @@ class SizePlan:
                 max_context=options.max_context(self.model),
                 limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
-            engine=self.engine.at(context) if self.engine else SizeEngine(),
+            engine=self._engine(context, batch_size),
             sharing=sharing(self.specs, context=context, batch_size=batch_size, options=options),
             tiers=None if options.places is None else self._tiers(context, batch_size),
             lengths=self.lengths,
         )
+
+    def _engine(self, context: int, batch_size: int) -> SizeEngine:
+        """The start that was asked for; of llama.cpp one whose -c holds the row, where none was told."""
+        if self.engine is None:
+            return SizeEngine()
+        asked = self.options.engine
+        if asked is None or asked.name not in llama_cpp.NAMES or asked.max_model_len is not None:
+            return self.engine.at(context)
+        own = llama_cpp.start_for(self.engine.options, tokens=context, batch_size=batch_size)
+        return run_engine(self.model, own, self.memory).at(context)
 
     def _tiers(self, context: int, batch_size: int) -> list[SizeTier]:
         options = self.options
@@ -161,9 +171,10 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype).paged(options.block_size)
     draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
+    if options.engine is not None and options.engine.name in ("vllm", "sglang"):
+        weights = loaded_weights(weights, draft)
     if draft is not None:
         model = with_draft(model, draft)
-        weights = replace(weights, draft_bytes=draft.weights_bytes or 0)
     state = replace(state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
