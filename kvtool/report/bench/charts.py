@@ -8,7 +8,7 @@ from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers
+from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers, draw_speed
 from kvtool.report.bench.cases import (
     ARM_NAMES,
     cases_by_arm,
@@ -26,7 +26,7 @@ from kvtool.report.bench.ranks import draw_decode, draw_prefill, draw_rank_memor
 from kvtool.report.bench.timelines import draw_gains
 from kvtool.report.bench.workloads import workload_cases
 from kvtool.report.cells import percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, tokens_axis
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, log_ms_axis, tokens_axis
 from kvtool.results import BenchDocument, Case
 from kvtool.units import MIB, format_length, format_ms
 
@@ -87,17 +87,33 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             workload_cases(document),
             draw_gains,
         ),
+        *_smaller_panels(document),
+        *_ranks_panels(document),
+    ]
+    return [panel for panel in panels if panel.cases]
+
+
+def _smaller_panels(document: BenchDocument) -> list[Panel]:
+    """What formats cost in accuracy and time, and what allocators leave empty."""
+    cases = accuracy_cases(document)
+    return [
         Panel(
             "What smaller caches cost",
             "whiskers: two standard errors; orange: loses, red: collapses",
-            accuracy_cases(document),
+            cases,
             draw_cost,
         ),
         Panel(
             "What smaller caches cost: attention by layer",
             "each layer on its own, given the reference's queries, keys and values",
-            [case for case in accuracy_cases(document) if case.accuracy.attention_error],
+            [case for case in cases if case.accuracy.attention_error],
             draw_layers,
+        ),
+        Panel(
+            "What smaller caches cost: in time",
+            "medians of a decode step of one sequence; black: the reference",
+            [case for case in cases if case.accuracy.speed is not None],
+            draw_speed,
         ),
         Panel(
             "Where the pool goes, by allocator",
@@ -105,9 +121,7 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             fragmentation_cases(document),
             draw_map,
         ),
-        *_ranks_panels(document),
     ]
-    return [panel for panel in panels if panel.cases]
 
 
 def _ranks_panels(document: BenchDocument) -> list[Panel]:
@@ -281,16 +295,6 @@ def draw_memory(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
 
 def times_ms(cases: Sequence[Case]) -> list[float]:
     return [time for case in cases if (time := tpot_ms(case)) is not None]
-
-
-def log_ms_axis(axes: Axes) -> None:
-    """A logarithmic y axis that says 10, 20, 50, 100."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def input_len(case: Case) -> int:
