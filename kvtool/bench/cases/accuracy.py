@@ -35,7 +35,10 @@ CPU_FORMATS = (
     *("int4", "int4+hadamard", "kivi_int4", "kivi_int2"),
     *("bf16+streaming:256", "bf16+quest:256"),
 )
-GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "bf16+streaming:256", "bf16+quest:256")
+GPU_FORMATS = (
+    *("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "int4", "int4+hadamard"),
+    *("bf16+streaming:256", "bf16+quest:256"),
+)
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
 LEAST_TOKENS = 32  # of it, and of a window, however slow the machine is
 FORMAT_S = 15.0  # that each format may take in all

@@ -22,6 +22,7 @@ from kvtool.kernels.triton import (
     attention,
     experts,
     gpu,
+    groups,
     products,
     step,
     store,
@@ -37,6 +38,7 @@ POINTERS = {
     "torch.float8_e4m3fn": "*fp8e4nv",
     "torch.float8_e5m2": "*fp8e5",
     "torch.int8": "*i8",
+    "torch.uint8": "*u8",
     "torch.int32": "*i32",
     "torch.int64": "*i64",
 }
@@ -96,7 +98,7 @@ def record(call: Callable[[], object], target: Target) -> list[Launch]:
     recorders: list[Recorder] = []
     with ExitStack() as patches:
         patches.enter_context(patch.object(gpu, "target", lambda device: target))
-        for module in (attention, experts, products, step, store):
+        for module in (attention, experts, groups, products, step, store):
             mine = {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
             patches.enter_context(patch.multiple(module, **mine))
             recorders += mine.values()
