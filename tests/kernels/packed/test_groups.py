@@ -73,7 +73,9 @@ CASES = {
 
 
 def pool_of(backend: Backend, case: Case, name: str = "int4", *, rotated: bool = False) -> tuple[Pool, PackedPages]:
-    pool = lay_out(replace(case, device=backend.device))
+    """Pages before a window are kept, as in an engine's pool of packed pages."""
+    pool = lay_out(replace(case, window=0, device=backend.device))
+    pool = replace(pool, softmax=replace(pool.softmax, window=case.window))
     return pool, packed_pages(pool.pages, name, rotated=rotated)
 
 
