@@ -70,6 +70,11 @@ MEASUREMENTS = {
     "cpu/kernels": "kvtool kernels --peers sdpa --out cpu",
     "cpu-tiers/tiers": "kvtool tiers --out cpu-tiers",
 }
+# And from ROOT, where the commands of the pages keep the weights that they fetch.
+OF_WEIGHTS = (
+    "python examples/smollm2_weights.py smollm2",
+    "kvtool bench smollm2/hf --parts accuracy --out examples/reports/cpu-accuracy",
+)
 
 
 def main() -> None:
@@ -91,6 +96,9 @@ def measure() -> None:
         printed = run(command, cwd=REPORTS)
         if file.suffix == ".json":
             write_atomic(file, printed.encode())
+    for command in OF_WEIGHTS:
+        say(command)
+        run(command, cwd=ROOT)
 
 
 def update(kind: str) -> None:

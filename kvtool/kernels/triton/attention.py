@@ -66,11 +66,11 @@ def decode(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
         maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
     )
     if partial is not None and lse is not None and arrivals is None:
-        _merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
+        merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
     return out
 
 
-def _merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: int, tile: Tile, window: int) -> None:
+def merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: int, tile: Tile, window: int) -> None:
     """partial [S,HKV x row blocks,splits,BLOCK_M,DV] and lse -> out [T,HQ,DV]. Grid: (T, HQ)."""
     num_tokens, num_heads, v_dim = out.shape
     merge_kernel[(num_tokens, num_heads)](

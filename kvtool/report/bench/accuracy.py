@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH, percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal, log_axis
 from kvtool.report.tables import Table
 from kvtool.results import Accuracy, AccuracyCase, BenchDocument
 from kvtool.units import format_bytes, format_length, format_ms
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORST_LAYERS = 3
+SPARSE = ("streaming", "quest")
 SMALLEST_KL = 1e-7  # on a logarithmic axis
 
 
@@ -116,7 +117,7 @@ def speed_table(cases: Sequence[AccuracyCase]) -> Table:
         cases[0].accuracy.reference,
         format_bytes(first.reference_held_bytes[-1]),
         *(format_ms(median(first.reference_itl_ms[at])) for at in (0, -1)),
-        f"{first.reference_slope_us_per_token:.2f}",
+        with_se(first.reference_slope_us_per_token, first.reference_slope_us_per_token_se),
         _micro(first.reference_store_us_per_token),
         "",
     )
@@ -125,7 +126,7 @@ def speed_table(cases: Sequence[AccuracyCase]) -> Table:
             label(case),
             format_bytes(speed.held_bytes[-1]),
             *(format_ms(median(speed.itl_ms[at])) for at in (0, -1)),
-            f"{speed.slope_us_per_token:.2f} ± {speed.slope_us_per_token_se:.2f}",
+            with_se(speed.slope_us_per_token, speed.slope_us_per_token_se),
             _micro(speed.store_us_per_token),
             speed.pays,
         )
@@ -164,7 +165,35 @@ def accuracy_findings(document: BenchDocument) -> list[str]:
     verdicts = dict.fromkeys(case.accuracy.verdict for case in cases)
     costs = [_finding(said, [case for case in cases if case.accuracy.verdict == said]) for said in verdicts]
     words = [f"{label(case)} {case.accuracy.speed.pays}" for case in cases if case.accuracy.speed is not None]
-    return costs + ([f"In time: {'; '.join(words)}."] if words else [])
+    return costs + ([f"In time: {'; '.join(words)}.", *why(cases)] if words else [])
+
+
+def why(cases: Sequence[AccuracyCase]) -> list[str]:
+    """What of a step a smaller cache can save at all, and how fast each format's bytes are read; sparse caches, which
+    do not read all of them, are left out."""
+    timed = [(case, case.accuracy.speed) for case in cases if case.accuracy.speed is not None]
+    first, at = timed[0][1], format_length(timed[0][1].contexts[-1])
+    step_ms, read_ms = median(first.reference_itl_ms[-1]), first.reference_slope_us_per_token * first.contexts[-1] / 1e3
+    reference = timed[0][0].accuracy.reference
+    if not 0 < read_ms < step_ms:
+        return []
+    rates = {reference: gbps(first.reference_held_bytes[-1], first.contexts[-1], first.reference_slope_us_per_token)}
+    for case, speed in timed:
+        if speed.slope_us_per_token > 0 and not any(way in label(case) for way in SPARSE):
+            rates[label(case)] = gbps(speed.held_bytes[-1], speed.contexts[-1], speed.slope_us_per_token)
+    limit = timed[0][0].roofline.read_gbps_measured
+    device = "" if limit is None else f", where this device reads {limit:.3g} GB/s"
+    return [
+        f"Why: at {at} tokens {percent(read_ms / step_ms)} of a {reference} step ({format_ms(read_ms)} of "
+        f"{format_ms(step_ms)} ms) goes with the context, and the rest with products that every format has: a cache of "
+        f"half the bytes can save {percent(read_ms / step_ms / 2)} at most. It is read at "
+        f"{'; '.join(f'{rate:.2g} GB/s ({name})' for name, rate in rates.items())}{device}."
+    ]
+
+
+def gbps(held_bytes: int, tokens: int, us_per_token: float) -> float:
+    """That a cache's bytes pass attention at."""
+    return held_bytes / tokens / us_per_token / 1e3
 
 
 def _finding(said: str, cases: Sequence[AccuracyCase]) -> str:
@@ -203,6 +232,28 @@ def draw_layers(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> No
     axes.set_yscale("log")
     axes.set_xlabel("layer")
     axes.set_ylabel("attention off, %")
+    legend_below(axes)
+
+
+def draw_speed(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
+    """ITL over context, a line a format; black: the reference."""
+    speeds = [(label(case), case.accuracy.speed) for case in cases if case.accuracy.speed is not None]
+    first, reference = speeds[0][1], cases[0].accuracy.reference
+    for index, (name, speed) in enumerate(speeds):
+        style = "-" if index < len(COLOURS) else "--"
+        medians = [median(turns) for turns in speed.itl_ms]
+        axes.plot(speed.contexts, medians, style, color=COLOURS[index % len(COLOURS)], marker=".", label=literal(name))
+    medians = [median(turns) for turns in first.reference_itl_ms]
+    axes.plot(first.contexts, medians, color="black", marker="o", markersize=4, label=literal(reference))
+    log_axis(axes)
+    axes.set_xticks(first.contexts, [format_length(context) for context in first.contexts])
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("a decode step, ms")
+    legend_below(axes)
+
+
+def legend_below(axes: Axes) -> None:
+    """In three columns under the axis."""
     axes.legend(
         fontsize=LABEL_POINTS - 2, frameon=False, ncols=3, labelcolor=GREY, loc="upper left", bbox_to_anchor=(0, -0.16)
     )

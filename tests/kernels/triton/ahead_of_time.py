@@ -22,6 +22,7 @@ from kvtool.kernels.triton import (
     attention,
     experts,
     gpu,
+    groups,
     pairs,
     products,
     route,
@@ -40,6 +41,7 @@ POINTERS = {
     "torch.float8_e4m3fn": "*fp8e4nv",
     "torch.float8_e5m2": "*fp8e5",
     "torch.int8": "*i8",
+    "torch.uint8": "*u8",
     "torch.int32": "*i32",
     "torch.int64": "*i64",
 }
@@ -99,7 +101,7 @@ def record(call: Callable[[], object], target: Target) -> list[Launch]:
     recorders: list[Recorder] = []
     with ExitStack() as patches:
         patches.enter_context(patch.object(gpu, "target", lambda device: target))
-        for module in (attention, experts, pairs, products, route, rows, step, store):
+        for module in (attention, experts, groups, pairs, products, route, rows, step, store):
             mine = {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
             patches.enter_context(patch.multiple(module, **mine))
             recorders += mine.values()

@@ -19,7 +19,9 @@ import triton
 from torch import Tensor
 
 from kvtool.kernels.interface import ExpertWeights, Gate, Pages, Rows, Softmax
-from kvtool.kernels.triton import launch, products, step
+from kvtool.kernels.packed.codec import Codec
+from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.triton import groups, launch, products, step
 from kvtool.kernels.triton.rows import gate
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
@@ -147,6 +149,19 @@ class Variant:
     def _mla_prefill(self) -> Tensor:
         return launch.prefill(self._q(LONG), self._latents(), self._sequences(1), Softmax(0.1))
 
+    def _groups(self) -> None:
+        """Of four bits an element: stored, unpacked for a prefill, and decoded."""
+        pages = self._packed()
+        rows = _meta(16, 1, self.head_dim, dtype=DTYPES[self.dtype])
+        groups.store_groups(rows, pages.k, _meta(16, dtype=torch.int64), pages.key)
+        groups.unpack_groups(pages.k, _meta(64, dtype=torch.int32), pages.key, DTYPES[self.dtype])
+        groups.decode_groups(self._q(self.seqs), pages, self._sequences(), self._softmax(self.rows))
+
+    def _packed(self) -> PackedPages:
+        key = Codec(elements=self.head_dim, bits=4, scheme="minimum", scale_bytes=4, group=64)
+        k, v = (_meta(64, self.page, 1, key.stored_bytes, dtype=torch.uint8) for _ in range(2))
+        return PackedPages(k=k, v=v, key=key, value=key)
+
     def _softmax(self, heads: int) -> Softmax:
         return Softmax(0.1, softcap=self.softcap, sinks=_meta(heads, dtype=torch.bfloat16) if self.sinks else None)
 
@@ -204,6 +219,10 @@ def _features() -> Iterator[Variant]:
         for cache_dtype in ("e4m3", "int8"):
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
+    for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):
+        yield Variant("groups", head_dim, rows)
+    for dtype, seqs in (("fp16", 4096), ("fp32", 1)):
+        yield Variant("groups", 128, 8, dtype=dtype, seqs=seqs, sinks=True, softcap=30.0)
     yield Variant("mla_decode", 576, 16, v_dim=512, cache_dtype="int8", vector_scales=True)
     yield Variant("store", 128, 8, cache_dtype="int8", vector_scales=True)
     yield Variant("qkv", 128, 8)
