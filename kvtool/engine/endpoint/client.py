@@ -140,7 +140,8 @@ class Client:
         return HTTPConnection(host, port, timeout=CONNECT_S)
 
     def _headers(self, body: bytes | None) -> dict[str, str]:
-        headers = {"User-Agent": f"kvtool/{__version__}", "Accept": "*/*"}
+        host = self.address.origin.partition("://")[2]
+        headers = {"Host": host, "User-Agent": f"kvtool/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self._key is not None:
