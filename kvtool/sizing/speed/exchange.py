@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COLLECTIVE_S = 10e-6
+"""That a collective among the GPUs of a node takes beside its bytes: stated, not measured."""
 EXCHANGE_BYTES = 2**16
 """Up to this size a sum is made by everybody telling everybody, in one hop; beyond, by a ring, which sends less."""
 
