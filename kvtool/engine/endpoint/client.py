@@ -114,7 +114,7 @@ class Client:
             exchange = self._sent(method, path, body, deadline_s)
             if exchange.response.status not in REDIRECTS:
                 return exchange
-            exchange.connection.close()
+            exchange.close()
             path = self._redirected(method, path, exchange.response)
         raise EndpointError("redirect", f"{self.address.origin} redirects in a circle")
 
@@ -165,8 +165,7 @@ class Client:
     def _done_with(self, exchange: Exchange) -> None:
         """Its connection waits for the next request, where it can."""
         if not exchange.reusable:
-            exchange.response.close()
-            exchange.connection.close()
+            exchange.close()
             return
         with self._lock:
             self._idle.append(exchange.connection)

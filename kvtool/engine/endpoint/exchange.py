@@ -20,7 +20,7 @@ AFTER_DONE_S = 0.2  # that a server may take to end a stream that it called done
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A response whose body is still to be read. The connection forgets its socket where the server closes it."""
+    """A response whose body is still to be read."""
 
     connection: HTTPConnection
     response: HTTPResponse
@@ -31,6 +31,11 @@ class Exchange:
     def reusable(self) -> bool:
         """Whether the connection stays open, and nothing of this answer is left in it."""
         return self.response.isclosed() and not self.response.will_close
+
+    def close(self) -> None:
+        """Let the connection go; what is left of the answer is not read."""
+        self.response.close()
+        self.connection.close()
 
     def pieces(self) -> Iterator[bytes]:
         """As they come, until the end, or until the stream calls itself done and ends no more. Raises EndpointError for
