@@ -18,7 +18,7 @@ from kvtool.bench.accuracy.speed import in_dtype_of_cache, timed
 from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
 from kvtool.bench.accuracy.words import accuracy_of, words_of
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Measured, Setup, Stepped, require_positive
 from kvtool.bench.session import Step
 from kvtool.catalog.model import Model
 from kvtool.engine.kept import reads_in_part
@@ -41,7 +41,7 @@ TEXT_S, SPEED_S = 90.0, 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyPart(Part):
+class AccuracyPart(Stepped):
     """The formats, the text (None: the one that comes with kvtool), the windows it is read in, and the contexts that a
     decode step is timed at (none: nothing is timed); `skip_layers` makes a second case of each format, in which those
     layers keep the run's own."""

@@ -1,67 +1,29 @@
-"""The ranks part: the same batches on every layout of ranks; computing, waiting and what was hidden, apart."""
+"""One batch on one layout of ranks: computing, waiting and what was hidden, apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from statistics import median
-from typing import ClassVar
 
 from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
 from kvtool.bench.harness import Value, case_inputs, pages_for, sample_of
 from kvtool.bench.metrics import metrics_of
-from kvtool.bench.session import Step
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.ranks.lead import RankedModel
+from kvtool.engine.ranks.replicas import Replicas, engine_on
 from kvtool.engine.ranks.use import rank_uses
 from kvtool.engine.sequence import SamplingParams
 from kvtool.engine.sequence import Sequence as Running
 from kvtool.machine.ranks.layout import RankLayout
-from kvtool.machine.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
+from kvtool.machine.ranks.traffic import Asked, chosen_pass, replica_traffic, ring_of, step_traffic
 from kvtool.results import Check, Memory, RankPhase, RankRun, RanksCase, Roofline, Sample
 from kvtool.sizing.dtypes import FLOAT_BYTES
+from kvtool.sizing.speed.exchange import Link
 from kvtool.workloads import Request, fixed
 
 NO_ROOFLINE = "ranks share the machine: their time is theirs together, next to no limit of one process"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RanksPart(Part):
-    """Every layout with every input length and batch size."""
-
-    layouts: tuple[RankLayout, ...] = (RankLayout(),)
-    input_lens: tuple[int, ...] = (256,)
-    batch_sizes: tuple[int, ...] = (1,)
-    output_len: int = 16
-
-    starts_ranks: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_positive("input length", *self.input_lens)
-        require_positive("batch size", *self.batch_sizes)
-        require_positive("output length", self.output_len)
-
-    @classmethod
-    def default(cls, *, gpu: bool) -> RanksPart:
-        return cls(input_lens=(4096,), batch_sizes=(8,), output_len=32) if gpu else cls()
-
-    @property
-    def longest_tokens(self) -> int:
-        return max(self.input_lens) + self.output_len
-
-    @property
-    def most_sequences(self) -> int:
-        return max(self.batch_sizes)
-
-    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
-        raise NotImplementedError("each layout loads the model for itself: see bench.cases.layouts")
-
-    def cells(self) -> list[tuple[int, int]]:
-        """Input length and batch size of each case of a layout."""
-        return list(product(self.input_lens, self.batch_sizes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +52,9 @@ class RanksCell:
 
     loaded: LoadedModel
     layout: RankLayout
-    part: RanksPart
     input_len: int
     batch_size: int
+    output_len: int
     num_iters: int
     seed: int
     block_size: int
@@ -101,13 +63,14 @@ class RanksCell:
     def measure(self) -> tuple[RanksCase, list[list[int]]]:
         """The case, and the tokens of its last iteration."""
         batches = [self._requests(draw) for draw in range(self.num_iters + 1)]
-        engine = Engine(
+        engine = engine_on(
             self.loaded,
             num_pages=pages_for(batches[0], self.loaded.config.block_size),
             config=replace(self.loaded.config, prefill_first=True, prefix_caching=False),
         )
         sent = self._sent(engine, batches[0])
-        engine.cache.reset_counters()
+        for one in engines_of(engine):
+            one.cache.reset_counters()
         meters = [self._iteration(engine, batch) for batch in batches[1:]]
         samples = [
             sample_of(sequence, arm="baseline", iteration=number)
@@ -121,30 +84,36 @@ class RanksCell:
         return fixed(
             batch_size=self.batch_size,
             input_len=self.input_len,
-            output_len=self.part.output_len,
+            output_len=self.output_len,
             vocab_size=self.loaded.vocab_size,
             seed=self.seed + draw,
         )
 
-    def _iteration(self, engine: Engine, requests: Sequence[Request]) -> Meters:
+    def _iteration(self, engine: Engine | Replicas, requests: Sequence[Request]) -> Meters:
         sequences = add_all(engine, requests)
-        start_s, waited = engine.clock(), self._exposed_s()
+        clock, waited = engines_of(engine)[0].clock, self._exposed_s()
+        start_s = clock()
         prefill(engine, sequences)
-        middle_s, waited_then = engine.clock(), self._exposed_s()
+        middle_s, waited_then = clock(), self._exposed_s()
         for _ in engine.run_until_idle():
             pass
         return Meters(
             middle_s - start_s,
             waited_then - waited,
-            engine.clock() - middle_s,
+            clock() - middle_s,
             self._exposed_s() - waited_then,
             sequences,
         )
 
+    @property
+    def _link(self) -> Link | None:
+        """As the first rank's group measured it, where the ring is chosen by it."""
+        return self.loaded.seat.tokens.link if isinstance(self.loaded, RankedModel) else None
+
     def _exposed_s(self) -> float:
         return self.loaded.seat.meter.exposed_s if isinstance(self.loaded, RankedModel) else 0.0
 
-    def _sent(self, engine: Engine, requests: Sequence[Request]) -> tuple[Sent, Sent]:
+    def _sent(self, engine: Engine | Replicas, requests: Sequence[Request]) -> tuple[Sent, Sent]:
         """Of prefill and decode, in an iteration that warms up: what is sent is counted, then sent again alone."""
         sequences = add_all(engine, requests)
         first = self._counted(lambda: prefill(engine, sequences))
@@ -168,7 +137,7 @@ class RanksCell:
 
     def _case(
         self,
-        engine: Engine,
+        engine: Engine | Replicas,
         requests: Sequence[Request],
         samples: list[Sample],
         meters: Sequence[Meters],
@@ -177,7 +146,8 @@ class RanksCell:
     ) -> RanksCase:
         uses = rank_uses(self.loaded, engine.pool)
         page_bytes = self.loaded.page_bytes
-        allocated = engine.cache.counters().peak_pages * engine.pool.page_bytes
+        engines = engines_of(engine)
+        allocated = sum(one.cache.counters().peak_pages for one in engines) * engine.pool.page_bytes
         return RanksCase(
             name=f"ranks/{str(self.layout).replace(' ', '')}/{self.input_len}x{self.batch_size}",
             inputs=self._inputs(),
@@ -188,7 +158,7 @@ class RanksCell:
             memory=Memory(
                 kv_predicted_bytes=pages_for(requests, self.loaded.config.block_size) * page_bytes,
                 kv_allocated_bytes=allocated,
-                kv_pool_bytes=engine.pool.bytes,
+                kv_pool_bytes=sum(one.pool.bytes for one in engines),
                 kv_waste_bytes=0,
                 peak_bytes=None,
             ),
@@ -197,6 +167,7 @@ class RanksCell:
                 tp=self.layout.tp,
                 cp=self.layout.cp,
                 dcp=self.layout.dcp,
+                dp=self.layout.dp,
                 ring=self.layout.ring,
                 prefill=self._prefill_phase(meters, sent[0]),
                 decode=self._decode_phase(meters, sent[1]),
@@ -219,14 +190,16 @@ class RanksCell:
 
     def _decode_phase(self, meters: Sequence[Meters], sent: Sent) -> RankPhase | None:
         """Of one step: those of an iteration together, divided by their number."""
-        count = self.part.output_len - 1
+        count = self.output_len - 1
         if not count:
             return None
         walls, waits = [m.decode_s / count for m in meters], [m.decode_exposed_s / count for m in meters]
         sockets = None if sent.socket_bytes is None else sent.socket_bytes // count
         one = Sent(sent.payload_bytes / count, sockets, sent.alone_s / count)
         first = self.input_len
-        steps = [[Asked(start=first + i, stop=first + i + 1)] * self.batch_size for i in range(count)]
+        steps = [
+            [Asked(start=first + i, stop=first + i + 1)] * (self.batch_size // self.layout.dp) for i in range(count)
+        ]
         return self._phase(walls, waits, one, steps, divide=count)
 
     def _phase(
@@ -234,7 +207,7 @@ class RanksCell:
     ) -> RankPhase:
         model, layout = self.loaded.model, self.layout
         element = FLOAT_BYTES[self.loaded.dtype]
-        formula = 0.0 if layout.ranks == 1 else sum(step_traffic(model, layout, s, element).total_bytes for s in steps)
+        formula = 0.0 if layout.ranks == 1 else sum(self._formula_bytes(step, element) for step in steps)
         wall_ms, exposed_ms = median(walls) * 1e3, median(waits) * 1e3
         shape = ring_of(model, model.layers[0], layout, element)
         return RankPhase(
@@ -246,14 +219,22 @@ class RanksCell:
             formula_bytes=round(formula / divide),
             sent_bytes=round(sent.payload_bytes),
             socket_bytes=sent.socket_bytes,
-            goes_round=None if layout.token_shards == 1 else chosen_pass(shape, layout, steps[0]),
+            goes_round=None if layout.token_shards == 1 else chosen_pass(shape, layout, steps[0], self._link),
         )
 
+    def _formula_bytes(self, step: list[Asked], element_bytes: int) -> float:
+        model, layout = self.loaded.model, self.layout
+        if layout.dp == 1:
+            return step_traffic(model, layout, step, element_bytes, self._link).total_bytes
+        tokens, sampled = sum(one.stop - one.start for one in step), sum(one.is_sampled for one in step)
+        return replica_traffic(model, [tokens] * layout.dp, [sampled] * layout.dp, element_bytes).total_bytes
+
     def _prefill_steps(self) -> list[list[Asked]]:
-        """The steps that the scheduler makes of the batch: prompts in a row, cut at the most tokens of a step."""
+        """The steps that the scheduler makes of a replica's part of the batch: prompts in a row, cut at the most tokens
+        of a step."""
         steps: list[list[Asked]] = []
         most, room = self.loaded.config.max_num_batched_tokens, 0
-        for _ in range(self.batch_size):
+        for _ in range(self.batch_size // self.layout.dp):
             start = 0
             while start < self.input_len:
                 if not room:
@@ -272,9 +253,10 @@ class RanksCell:
             "tp": self.layout.tp,
             "cp": self.layout.cp,
             "dcp": self.layout.dcp,
+            "dp": self.layout.dp,
             "ring": self.layout.ring if self.layout.token_shards > 1 else None,
             "input_len": self.input_len,
-            "output_len": self.part.output_len,
+            "output_len": self.output_len,
             "batch_size": self.batch_size,
             "num_iters": self.num_iters,
             "num_iters_warmup": 1,
@@ -282,12 +264,17 @@ class RanksCell:
         }
 
 
-def add_all(engine: Engine, requests: Sequence[Request]) -> list[Running]:
+def engines_of(engine: Engine | Replicas) -> list[Engine]:
+    """One, or that of each replica."""
+    return engine.engines if isinstance(engine, Replicas) else [engine]
+
+
+def add_all(engine: Engine | Replicas, requests: Sequence[Request]) -> list[Running]:
     """All requests at once."""
     return [engine.add(list(r.prompt_ids), SamplingParams(max_tokens=r.output_len)) for r in requests]
 
 
-def prefill(engine: Engine, sequences: Sequence[Running]) -> None:
+def prefill(engine: Engine | Replicas, sequences: Sequence[Running]) -> None:
     """Until each has its first token."""
     while any(not sequence.num_output for sequence in sequences):
         engine.step()

@@ -1,11 +1,13 @@
-"""A benchmark whose cases run on ranks: each layout loads its part of the model, one layout after the other."""
+"""The ranks part: the same batches on every layout, each of which loads its part of the model, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
-from kvtool.bench.cases.ranks import RanksCell, RanksPart
+from kvtool.bench.cases.base import Batches, Repeats, Standalone
+from kvtool.bench.cases.rank_cell import RanksCell
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.session import Outcome, Progress, Session, Step
 from kvtool.catalog.model import Model
@@ -14,26 +16,51 @@ from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.ranks.lead import ranked_config
 from kvtool.engine.ranks.open import loaded_on
 from kvtool.engine.ranks.worker import work
+from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 from kvtool.machine.ranks.crew import Crew, torchrun_ranks
+from kvtool.machine.ranks.layout import RankLayout
 from kvtool.results import BenchDocument, RanksCase
 from kvtool.units import ceil_div
 
 Tokens = dict[tuple[int, int], list[list[int]]]
 
 
-def bench_layouts(
-    model: Model, config: EngineConfig, part: RanksPart, num_iters: int, seed: int, progress: Progress
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksPart(Batches, Standalone):
+    """Every layout with every input length and batch size."""
+
+    input_lens: tuple[int, ...] = (256,)
+    batch_sizes: tuple[int, ...] = (1,)
+    output_len: int = 16
+    layouts: tuple[RankLayout, ...] = (RankLayout(),)
+
+    def __post_init__(self) -> None:
+        Batches.__post_init__(self)
+        for dp in {layout.dp for layout in self.layouts}:
+            if uneven := [size for size in self.batch_sizes if size % dp]:
+                raise KvtoolError(f"--batch-size {uneven[0]} is no multiple of --dp {dp}: replicas take as many each")
+
+    @classmethod
+    def default(cls, *, gpu: bool) -> RanksPart:
+        return cls(input_lens=(4096,), batch_sizes=(8,), output_len=32) if gpu else cls()
+
+    def measure(self, model: Model, config: EngineConfig, asked: Repeats, progress: Progress) -> Outcome[BenchDocument]:
+        return _measured(model, config, self, asked, progress)
+
+
+def _measured(
+    model: Model, config: EngineConfig, part: RanksPart, asked: Repeats, progress: Progress
 ) -> Outcome[BenchDocument]:
-    """The cases of every layout, in turn. Raises KvtoolError or DeviceError."""
+    """The cases of every layout, in turn."""
     device = resolve_device(config.device)
     most = max(layout.ranks for layout in part.layouts)
     crew = Crew(most, work) if most > 1 and torchrun_ranks() is None else None
     try:
         session = Session(str(device), TORCH_DTYPES[resolve_dtype(config.dtype, model, device)], progress)
         notes: list[str] = []
-        steps = _steps(model, config, part, num_iters, seed, crew, notes)
-        cases = session.run(steps, total=len(part.layouts) * len(part.cells()))
+        steps = _steps(model, config, part, asked, crew, notes)
+        cases = session.run(steps, total=len(part.layouts) * len(part.cells))
         conditions = session.end()
     finally:
         if crew is not None:
@@ -59,8 +86,7 @@ def _steps(
     model: Model,
     config: EngineConfig,
     part: RanksPart,
-    num_iters: int,
-    seed: int,
+    asked: Repeats,
     crew: Crew | None,
     notes: list[str],
 ) -> Iterator[Step[RanksCase]]:
@@ -70,15 +96,15 @@ def _steps(
         pages = part.most_sequences * ceil_div(part.longest_tokens, own.block_size)
         with loaded_on(layout, model, own, max_positions=part.longest_tokens + 1, num_pages=pages, crew=crew) as loaded:
             notes += loaded.assumptions()
-            for cell in part.cells():
+            for cell in part.cells:
                 measured = RanksCell(
                     loaded=loaded,
                     layout=layout,
-                    part=part,
                     input_len=cell[0],
                     batch_size=cell[1],
-                    num_iters=num_iters,
-                    seed=seed,
+                    output_len=part.output_len,
+                    num_iters=asked.num_iters,
+                    seed=asked.seed,
                     block_size=config.block_size,
                     expected=first.get(cell),
                 )

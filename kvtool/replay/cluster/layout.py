@@ -14,7 +14,7 @@ from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
-from kvtool.sizing.speed.exchange import COLLECTIVE_S
+from kvtool.sizing.speed.exchange import COLLECTIVE_S, Link
 from kvtool.sizing.speed.traffic import attention_flops
 from kvtool.sizing.usage import gpu_cache
 from kvtool.sizing.weights import Weights, weigh
@@ -74,18 +74,6 @@ def kv_is_smaller(new: int, cached: int, kv_heads: int, num_heads: int) -> bool:
     passing K and V is the better ring.
     """
     return new * num_heads >= 2 * kv_heads * (new + cached)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """Between the GPUs of a node: `alpha_s` of a collective, or of a step of a ring, beside its bytes."""
-
-    bytes_per_s: float
-    alpha_s: float
-
-    def takes_s(self, num_bytes: float, times: int = 1) -> float:
-        """Of so many bytes that a rank sends in so many collectives."""
-        return times * self.alpha_s + num_bytes / self.bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
