@@ -151,11 +151,11 @@ class Gpu:
             parts.append((one, min(one.tokens_left, budget)))
             budget -= parts[-1][1]
         while new and budget > 0 and len(self._prefilling) + len(self._decoding) < MAX_SEQUENCES:
-            one = self._next()
-            if one is None:
+            comes = self._next()
+            if comes is None:
                 break
-            self._prefilling.append(one)
-            parts.append((one, min(one.tokens_left, budget)))
+            self._prefilling.append(comes)
+            parts.append((comes, min(comes.tokens_left, budget)))
             budget -= parts[-1][1]
         return parts
 
