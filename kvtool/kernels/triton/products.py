@@ -72,7 +72,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Around], Tenso
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None, around: Around = NOTHING
 ) -> Tensor:
-    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], [T,N/2] if gated, the fastest way known.
+    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], gated [T,N/2], the fastest way known.
 
     Ways are timed while somebody prepares alone, as `kvtool.kernels.choosing` says.
     """
@@ -174,7 +174,11 @@ def _in_splits(
         # The sums, and behind them of each block of columns those of squares.
         partial = x.new_empty(splits * num_rows * (num_columns + blocks), dtype=torch.float32)
         arrivals = gpu.arrivals(x.device, blocks)
-    added = {"bias_ptr": bias, "plus_ptr": plus, "plus_stride": 0 if plus is None else plus.stride(0)}
+    added: dict[str, object] = {
+        "bias_ptr": bias,
+        "plus_ptr": plus,
+        "plus_stride": 0 if plus is None else plus.stride(0),
+    }
     added |= {"norm_ptr": around.norm, "eps": around.eps, "ACTIVATION": KERNEL_GATES[gate.activation] if gate else ""}
     added |= {"alpha": float(gate.alpha) if gate else 0.0, "limit": float(gate.limit) if gate else 0.0}
     shape = {"num_rows": num_rows, "num_columns": num_columns, "depth": depth, "num_splits": splits}
