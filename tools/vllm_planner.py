@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from dataclasses import replace
 from inspect import signature
 from types import SimpleNamespace as Space
 from typing import Any
 from unittest.mock import patch
 
 import torch
+
+os.environ.setdefault("VLLM_KV_CACHE_LAYOUT", "NHD")  # the default, for which releases before 0.30 ask a config
 import vllm
 from vllm.config.speculative import SpeculativeConfig
 from vllm.config.vllm import VllmConfig
@@ -44,6 +48,8 @@ def customize(backend: Any, spec: Any) -> Any:
     """The spec as its kernels want it; before 0.32 the kernels say it all, and before them the spec does."""
     if hasattr(worker, "customize_attention_spec"):
         return worker.customize_attention_spec(backend, spec)
+    if hasattr(backend, "indexes_kv_by_block_stride") and hasattr(spec, "indexes_kv_by_block_stride"):
+        spec = replace(spec, indexes_kv_by_block_stride=backend.indexes_kv_by_block_stride())
     return backend.customize_spec(spec) if hasattr(backend, "customize_spec") else spec
 
 
@@ -118,6 +124,11 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
     )  # fmt: skip
 
 
+def call(function: Any, *arguments: Any) -> Any:
+    """With as many arguments as this release takes: those of drafted tokens and of the state's dtype came last."""
+    return function(*arguments[: len(signature(function).parameters)])
+
+
 def state_of(layer: dict[str, Any], config: Settings) -> tuple[Any, Any, Any]:
     """(class, shapes, dtypes) of a state layer on one rank."""
     tp, drafted = config.parallel_config.tensor_parallel_size, config.num_speculative_tokens
@@ -139,8 +150,8 @@ def state_of(layer: dict[str, Any], config: Settings) -> tuple[Any, Any, Any]:
         shapes = Shapes.kda_state_shape(
             tp, layer["heads"], layer["head_dim"], conv_kernel_size=layer["conv_kernel"], num_spec=drafted
         )
-        return MambaBase, shapes, Dtypes.kda_state_dtype(dtype, "auto", ssm)
-    shapes = Shapes.short_conv_state_shape(tp, layer["dim"], layer["conv_kernel"], drafted)
+        return MambaBase, shapes, call(Dtypes.kda_state_dtype, dtype, "auto", ssm)
+    shapes = call(Shapes.short_conv_state_shape, tp, layer["dim"], layer["conv_kernel"], drafted)
     return MambaBase, shapes, Dtypes.short_conv_state_dtype(dtype, "auto")
 
 
@@ -162,7 +173,7 @@ def specs_of(layer: dict[str, Any], config: Settings) -> list[Any]:
         size = layer["kv_lora_rank"] + layer["qk_rope_head_dim"]
         own = Space(
             **common, head_size=size, indexer=layer.get("indexer"), non_causal_multi_token_decode=False,
-            attn_backend=backend,
+            attn_backend=backend, _uses_flat_kv_cache=lambda: False,
         )  # fmt: skip
         found = [customize(backend, MLAAttention.get_kv_cache_spec(own, config))]
         if "indexer" in layer:

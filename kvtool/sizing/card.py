@@ -41,14 +41,15 @@ def card_memory(
     longest = options.max_context(model) or limits.tokens
     taken = vllm.estimates(replace(weights, model=model), options.gpu, start, limits, max_model_len=longest)
     weights_bytes = weights.bytes_per_gpu(options.parallel)
+    loaded = None if weights_bytes is None else weights_bytes + taken.beside_weights.bytes
     share = options.gpu_memory_utilization or rules.gpu_memory_utilization
     if shared is not None:
         free = options.gpu.free_bytes
-        taken, share = free_share.estimates(taken, shared, free_bytes=free, weights_bytes=weights_bytes or 0), 1.0
+        taken, share = free_share.estimates(taken, shared, free_bytes=free, weights_bytes=loaded or 0), 1.0
     memory = budget(
         options.gpu,
         taken,
-        weights_bytes=None if weights_bytes is None else weights_bytes + taken.beside_weights.bytes,
+        weights_bytes=loaded,
         utilization=share,
         calibration=options.calibration,
         pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
