@@ -14,9 +14,9 @@ import pytest
 
 from tools import readme
 from tools.gpu.archive import ARCHIVE, unpacked
-from tools.gpu.cases import file_name
+from tools.gpu.cases import LacksError, file_name
 from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Journal
-from tools.gpu.pieces import compiled
+from tools.gpu.pieces import compiled, profile
 from tools.gpu.pieces.watch import error_line
 from tools.gpu.plan import PLANS, Piece
 from tools.gpu.publish import publish, slug
@@ -131,6 +131,26 @@ def test_what_was_compiled_is_a_row_a_kernel_the_worst_first(tmp_path: Path, mon
     assert [row["name"] for row in result["kernels"]] == ["prefill_kernel", "decode_kernel"]
     assert result["kernels"][0] | {"tma": 0} == result["kernels"][0]
     assert (result["kernels"][0]["wgmma"], result["kernels"][0]["shared"]) == (2, 1024)
+
+
+def test_a_tool_that_is_not_here_is_said_to_be_lacking_and_one_that_fails_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "tool", lambda name: None)
+    with pytest.raises(LacksError, match="ncu is not here"):
+        profile.ncu("decode", tmp_path)
+    script = tmp_path / "compute-sanitizer"
+    script.write_text("#!/bin/sh\necho '========= Invalid __global__ read'\nexit ${CODE}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(profile, "tool", lambda name: str(script))
+    for code, message in (("9", "memcheck found errors: =+ Invalid"), ("1", "exited with 1: =+ Invalid")):
+        monkeypatch.setenv("CODE", code)
+        with pytest.raises((AssertionError, RuntimeError), match=message):
+            profile.sanitizer("small-decode", tmp_path)
+    monkeypatch.setenv("CODE", "0")
+    found = profile.sanitizer("small-decode", tmp_path)
+    assert found is not None
+    assert found["code"] == 0
 
 
 def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:

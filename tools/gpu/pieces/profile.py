@@ -73,6 +73,8 @@ def watched(name: str, arguments: Sequence[str], probe: str, *, more: dict[str, 
     )
     if "ERR_NVGPUCTRPERM" in done.stdout:
         raise LacksError(f"{name} may not read this card's counters")
+    if done.returncode not in (0, ERRORS_FOUND):
+        raise RuntimeError(f"{name} exited with {done.returncode}: {done.stdout[-LONGEST_TEXT:]}")
     return {
         "command": " ".join(command[1:]),
         "launches": LAUNCHES,
