@@ -14,7 +14,7 @@ CLOSING_S = 10.0  # for the last archive, after the last piece
 COMPILERS = 16  # processes that compile side by side
 KERNEL_TESTS = ("tests/kernels", "tests/gpu/test_kernels.py", "tests/gpu/test_products.py")
 ENGINE_TESTS = ("tests/gpu/test_engine.py", "tests/gpu/test_graphs.py", "tests/gpu/test_offload.py")
-TIMED_TESTS = ("--processes", "0", "tests/gpu/test_roofline.py", "tests/gpu/test_commands.py")
+TIMED_TESTS = ("--processes", "1", "tests/gpu/test_roofline.py", "tests/gpu/test_commands.py")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ def told(pieces: Sequence[Piece], budget_s: float) -> str:
 
 NEEDED = ("torch", "triton", "numpy", "safetensors", "msgspec", "yaml", "psutil")
 FOR_TESTS = ("pytest", "hypothesis", "transformers", "typer", "rich", "pandas", "matplotlib")
-SIDE_BY_SIDE = ("xdist",)
 
 
 def missing(modules: Sequence[str]) -> list[str]:
@@ -102,19 +101,15 @@ def missing_modules(needed: Sequence[str] = NEEDED) -> str | None:
     return f"{sys.executable} cannot import {', '.join(absent)}: install them, or put them on PYTHONPATH"
 
 
-def remarks() -> list[str]:
-    """What a run can do without, in words."""
-    found = []
-    if absent := missing(FOR_TESTS):
-        found.append(f"without {', '.join(absent)} some tests cannot run")
-    if missing(SIDE_BY_SIDE):
-        found.append("without pytest-xdist tests run one after another: most of them will have no time")
-    return found
+def remark() -> str | None:
+    """What a run does without, in words, or None."""
+    absent = missing(FOR_TESTS)
+    return f"without {', '.join(absent)} some tests cannot run" if absent else None
 
 
 def workers() -> int:
-    """Processes that tests run in: as many as compile side by side, with pytest-xdist; else one."""
-    return min(COMPILERS, os.cpu_count() or 1) if find_spec("xdist") is not None else 0
+    """Processes that tests run in, and compile."""
+    return min(COMPILERS, os.cpu_count() or 1)
 
 
 def tool(name: str) -> str | None:
