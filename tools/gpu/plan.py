@@ -12,7 +12,7 @@ from importlib.util import find_spec
 BUDGET_S = 540.0
 CLOSING_S = 10.0  # for the last archive, after the last piece
 COMPILERS = 16  # processes that compile side by side
-KERNEL_TESTS = ("tests/kernels", "tests/gpu/test_kernels.py", "tests/gpu/test_products.py")
+KERNEL_TESTS = ("tests/gpu/test_kernels.py", "tests/gpu/test_products.py", "tests/kernels")
 ENGINE_TESTS = ("tests/gpu/test_engine.py", "tests/gpu/test_graphs.py", "tests/gpu/test_offload.py")
 TIMED_TESTS = ("--processes", "1", "tests/gpu/test_roofline.py", "tests/gpu/test_commands.py")
 
@@ -38,7 +38,14 @@ class Piece:
 
 RUN = (
     Piece("smoke", "versions, and every kernel once against its reference", 20, "smoke"),
-    Piece("tests-kernels", "tests/kernels on the card, and what only a card shows", 105, "tests", KERNEL_TESTS, False),
+    Piece(
+        "tests-kernels",
+        "what only a card shows of kernels, then tests/kernels on it",
+        105,
+        "tests",
+        KERNEL_TESTS,
+        False,
+    ),
     Piece("race", "graphs replayed 10,000 times with random lengths: equal bits, counters at 0", 15, "race"),
     Piece("kernels", "the device's limits once, all targets of kernels, by pointers and by TMA", 80, "kernels"),
     Piece("steps", "decode steps of whole models, and the timeline of a replayed graph of each", 105, "steps"),
