@@ -14,9 +14,9 @@ import pytest
 
 from tools import readme
 from tools.gpu.archive import ARCHIVE, unpacked
-from tools.gpu.cases import file_name
+from tools.gpu.cases import LacksError, file_name
 from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Journal
-from tools.gpu.pieces import compiled
+from tools.gpu.pieces import compiled, profile
 from tools.gpu.pieces.watch import error_line
 from tools.gpu.plan import PLANS, Piece
 from tools.gpu.publish import publish, slug
@@ -44,12 +44,12 @@ def test_last(): pass
 
 @dataclass(frozen=True)
 class Tests(Piece):
-    """By one process at a time, as without pytest-xdist."""
+    """By two processes side by side."""
 
     __test__ = False
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tools.gpu.pieces.tests", "--processes", "0", "--piece", self.name]
+        return [sys.executable, "-m", "tools.gpu.pieces.tests", "--processes", "2", "--piece", self.name]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_every_piece_has_cases_of_different_names(
 
 
 def test_tests_that_end_their_process_cost_no_other_test(tmp_path: Path) -> None:
-    """A lost card ends the process on purpose, a crash without; both times the next process goes on behind them."""
+    """A lost card ends a process on purpose, a crash does without; both times another goes on behind them."""
     file = tmp_path / "test_on_card.py"
     file.write_text(TESTS)
     (tmp_path / "test_unimportable.py").write_text("import no_such_module\n")
@@ -93,8 +93,10 @@ def test_tests_that_end_their_process_cost_no_other_test(tmp_path: Path) -> None
     }
     assert ended["test_wrong"].error == "assert 1 == 2"
     assert "illegal memory access" in str(ended["test_cuda"].traceback)
-    assert made.outcomes[0].processes == 3
-    assert {"tests/junit-3.xml", "tests/log-1.txt", "tests/log-3.txt"} <= set(unpacked(tmp_path / "out" / ARCHIVE))
+    assert made.outcomes[0].ended == "done"
+    found = set(unpacked(tmp_path / "out" / ARCHIVE))
+    assert {"tests/log-1.txt", "tests/0/log-2.txt", "tests/1/log-1.txt", "tests/1/events.jsonl"} <= found
+    assert any(name.startswith("tests/0/junit-") for name in found)
 
 
 def test_of_a_traceback_the_line_is_told_that_says_what_went_wrong() -> None:
@@ -131,6 +133,26 @@ def test_what_was_compiled_is_a_row_a_kernel_the_worst_first(tmp_path: Path, mon
     assert [row["name"] for row in result["kernels"]] == ["prefill_kernel", "decode_kernel"]
     assert result["kernels"][0] | {"tma": 0} == result["kernels"][0]
     assert (result["kernels"][0]["wgmma"], result["kernels"][0]["shared"]) == (2, 1024)
+
+
+def test_a_tool_that_is_not_here_is_said_to_be_lacking_and_one_that_fails_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "tool", lambda name: None)
+    with pytest.raises(LacksError, match="ncu is not here"):
+        profile.ncu("decode", tmp_path)
+    script = tmp_path / "compute-sanitizer"
+    script.write_text("#!/bin/sh\necho '========= Invalid __global__ read'\nexit ${CODE}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(profile, "tool", lambda name: str(script))
+    for code, message in (("9", "memcheck found errors: =+ Invalid"), ("1", "exited with 1: =+ Invalid")):
+        monkeypatch.setenv("CODE", code)
+        with pytest.raises((AssertionError, RuntimeError), match=message):
+            profile.sanitizer("small-decode", tmp_path)
+    monkeypatch.setenv("CODE", "0")
+    found = profile.sanitizer("small-decode", tmp_path)
+    assert found is not None
+    assert found["code"] == 0
 
 
 def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.gpu.archive import ARCHIVE
-from tools.gpu.plan import BUDGET_S, PLANS, missing_modules, remarks, told
+from tools.gpu.plan import BUDGET_S, PLANS, missing_modules, remark, told
 from tools.gpu.run import Run
 from tools.gpu.store import CACHES, Store
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (lack := missing_modules()) is not None:
         print(f"make gpu: {lack}", file=sys.stderr)
         return 3
-    for remark in remarks():
-        say(f"make gpu: {remark}")
+    if (lack := remark()) is not None:
+        say(f"make gpu: {lack}")
     return carried_out(Run(pieces, *stores(given.out, given.work), given.seconds, say=say))
 
 

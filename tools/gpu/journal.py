@@ -32,7 +32,7 @@ class Event:
 
 
 class Journal:
-    """The events of one piece."""
+    """The events of one piece, with those of the processes in it that have journals of their own."""
 
     def __init__(self, store: Store, piece: str) -> None:
         self.store, self.piece = store, piece
@@ -43,7 +43,7 @@ class Journal:
 
     def events(self) -> Iterator[Event]:
         """All that were told; a line that a process died in is left out."""
-        for path in self.store.find(f"{self.piece}/{EVENTS}"):
+        for path in self.store.below(self.piece, EVENTS):
             for line in path.read_bytes().splitlines():
                 try:
                     yield Event(**json.loads(line))

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 BUDGET_S = 540.0
 CLOSING_S = 10.0  # for the last archive, after the last piece
 COMPILERS = 16  # processes that compile side by side
-KERNEL_TESTS = ("tests/kernels", "tests/gpu/test_kernels.py", "tests/gpu/test_products.py")
+KERNEL_TESTS = ("tests/gpu/test_kernels.py", "tests/gpu/test_products.py", "tests/kernels")
 ENGINE_TESTS = ("tests/gpu/test_engine.py", "tests/gpu/test_graphs.py", "tests/gpu/test_offload.py")
-TIMED_TESTS = ("--processes", "0", "tests/gpu/test_roofline.py", "tests/gpu/test_commands.py")
+TIMED_TESTS = ("--processes", "1", "tests/gpu/test_roofline.py", "tests/gpu/test_commands.py")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,14 @@ class Piece:
 
 RUN = (
     Piece("smoke", "versions, and every kernel once against its reference", 20, "smoke"),
-    Piece("tests-kernels", "tests/kernels on the card, and what only a card shows", 105, "tests", KERNEL_TESTS, False),
+    Piece(
+        "tests-kernels",
+        "what only a card shows of kernels, then tests/kernels on it",
+        105,
+        "tests",
+        KERNEL_TESTS,
+        False,
+    ),
     Piece("race", "graphs replayed 10,000 times with random lengths: equal bits, counters at 0", 15, "race"),
     Piece("kernels", "the device's limits once, all targets of kernels, by pointers and by TMA", 80, "kernels"),
     Piece("steps", "decode steps of whole models, and the timeline of a replayed graph of each", 105, "steps"),
@@ -87,7 +94,6 @@ def told(pieces: Sequence[Piece], budget_s: float) -> str:
 
 NEEDED = ("torch", "triton", "numpy", "safetensors", "msgspec", "yaml", "psutil")
 FOR_TESTS = ("pytest", "hypothesis", "transformers", "typer", "rich", "pandas", "matplotlib")
-SIDE_BY_SIDE = ("xdist",)
 
 
 def missing(modules: Sequence[str]) -> list[str]:
@@ -102,19 +108,15 @@ def missing_modules(needed: Sequence[str] = NEEDED) -> str | None:
     return f"{sys.executable} cannot import {', '.join(absent)}: install them, or put them on PYTHONPATH"
 
 
-def remarks() -> list[str]:
-    """What a run can do without, in words."""
-    found = []
-    if absent := missing(FOR_TESTS):
-        found.append(f"without {', '.join(absent)} some tests cannot run")
-    if missing(SIDE_BY_SIDE):
-        found.append("without pytest-xdist tests run one after another: most of them will have no time")
-    return found
+def remark() -> str | None:
+    """What a run does without, in words, or None."""
+    absent = missing(FOR_TESTS)
+    return f"without {', '.join(absent)} some tests cannot run" if absent else None
 
 
 def workers() -> int:
-    """Processes that tests run in: as many as compile side by side, with pytest-xdist; else one."""
-    return min(COMPILERS, os.cpu_count() or 1) if find_spec("xdist") is not None else 0
+    """Processes that tests run in, and compile."""
+    return min(COMPILERS, os.cpu_count() or 1)
 
 
 def tool(name: str) -> str | None:

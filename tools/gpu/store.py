@@ -41,6 +41,10 @@ class Store:
         """The places that hold something of that name: most often one, none where nobody wrote it."""
         return [place / name for place in (self.folder, self.spare) if (place / name).is_file()]
 
+    def below(self, folder: str, name: str) -> list[Path]:
+        """All files of that name in a folder and in those below it, of both places."""
+        return [path for place in (self.folder, self.spare) for path in sorted((place / folder).rglob(name))]
+
     def files(self) -> dict[str, Path]:
         """All that was kept, by name; what only `spare` had room for has a name below it."""
         found = {}

@@ -55,9 +55,9 @@ def attention(model: str, part: str, context: int, batch_size: int) -> None:
     options = KernelsOptions(num_iters=1, device=DEVICE, parts=(part,), **shape)
     (work, *_) = plan(resolve_model(model), options, [parse_cache_format("bf16", "bf16")], "bf16")
     random = torch.Generator(DEVICE).manual_seed(0)
-    pool = filled_pool(work, LAUNCHES * work.call_pages, torch.device(DEVICE), random)
-    calls = Measurement(work, load_kernels("triton"), pool, LAUNCHES if part == "decode" else 1, random).calls
-    for call in calls:
+    pool = filled_pool(work, work.call_pages, torch.device(DEVICE), random)
+    (call,) = Measurement(work, load_kernels("triton"), pool, 1, random).calls
+    for _ in range(LAUNCHES):
         call()
 
 

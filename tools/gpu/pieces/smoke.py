@@ -19,7 +19,6 @@ SMOKE_CEILING_S = 0.3
 PACKAGES = (
     *NEEDED,
     *FOR_TESTS,
-    "pytest-xdist",
     "nvidia-ml-py",
     "flash-attn",
     "flash-attn-3",

@@ -1,39 +1,35 @@
-"""A plugin of pytest that tells a journal of every test, bounds its time, and ends a process that has lost its card.
-
-pytest-xdist puts another process in the place of one that ended; without it the run starts pytest again.
-"""
+"""A plugin of pytest that tells a journal of every test, bounds its time, and ends a process that has lost its card."""
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from tools.gpu.cases import CUDA_LOST, text_is_cuda_error
 from tools.gpu.journal import DONE, FAILED, SKIPPED, STARTED, Event, Journal
-from tools.gpu.store import Store
 
 TEST_S = 60.0
 
 
 class Watch:
-    """Of one process that runs tests."""
+    """Of a process that runs each `of`-th test, from `number` on, but for those that its journal knows the end of."""
 
-    def __init__(self, journal: Journal, stacks: IO[str], behind: frozenset[str]) -> None:
-        """`behind`: tests that ended before this session, the same for all its processes, which must collect alike."""
-        self.journal, self.stacks, self.behind = journal, stacks, behind
+    def __init__(self, journal: Journal, stacks: IO[str], number: int = 0, of: int = 1) -> None:
+        self.journal, self.stacks, self.number, self.of = journal, stacks, number, of
         self.reports: list[pytest.TestReport] = []
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Tests that ended in an earlier process stay ended."""
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.behind])
-        items[:] = [item for item in items if item.nodeid not in self.behind]
+        """Of those that are left once pytest has chosen by marks."""
+        behind = self.journal.ended()
+        mine = [item for item in items[self.number :: self.of] if item.nodeid not in behind]
+        config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+        items[:] = mine
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported is a case that failed."""
@@ -53,7 +49,8 @@ class Watch:
             event = self.event(item.nodeid)
             self.journal.tell(event)
             if event.state == FAILED and text_is_cuda_error(str(event.traceback)):
-                self.end()
+                sys.stdout.flush()
+                os._exit(CUDA_LOST)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Iterator[Any]:
@@ -74,28 +71,8 @@ class Watch:
             return Event(name, SKIPPED, seconds, str(skipped.longrepr))
         return Event(name, DONE, seconds)
 
-    def end(self) -> None:
-        """Everybody else has been told of the test."""
-        sys.stdout.flush()
-        os._exit(CUDA_LOST)
-
-    def pytest_unconfigure(self) -> None:
-        self.stacks.close()
-
 
 def error_line(text: str) -> str:
     """Of a traceback, the line that says what went wrong: pytest marks it with an E."""
     marked = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
     return marked[0] if marked else text.strip().rpartition("\n")[2]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Not in the process that only hands tests out."""
-    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
-        return
-    folder, piece = Path(os.environ["KVTOOL_GPU_FOLDER"]), os.environ["KVTOOL_GPU_PIECE"]
-    journal = Journal(Store(folder, Path(os.environ["KVTOOL_GPU_SPARE"])), piece)
-    (folder / piece).mkdir(parents=True, exist_ok=True)
-    stacks = (folder / piece / f"stacks-{os.getpid()}.txt").open("w")
-    behind = frozenset(json.loads(Path(os.environ["KVTOOL_GPU_BEHIND"]).read_bytes()))
-    config.pluginmanager.register(Watch(journal, stacks, behind), "watch of a run")
