@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvtool.errors import KvtoolError
 from kvtool.kernels.blocks import Blocks
+from kvtool.units import ceil_div
 
 _MIDDLE = 128
 _RUNS = "the engine runs int8 of compressed-tensors, symmetric, with a scale a row"
@@ -41,10 +42,10 @@ def _codes(name: str, stored: Container[str], read: Callable[[str], Tensor]) -> 
     if name in stored:
         whole = read(name)
         return whole.view(torch.uint8) ^ _MIDDLE if whole.dtype == torch.int8 else None
-    words, (rows, columns) = read(f"{name}_packed"), read(f"{name}_shape").tolist()
-    if words.dtype != torch.int32 or tuple(words.shape) != (rows, -(-columns // 4)):
+    words, shape = read(f"{name}_packed"), read(f"{name}_shape").tolist()
+    if words.dtype != torch.int32 or len(shape) != 2 or tuple(words.shape) != (shape[0], ceil_div(shape[1], 4)):
         raise KvtoolError(f"tensor {name!r} is packed in other than 8 bits: {_RUNS}")
-    return words.contiguous().view(torch.uint8)[:, :columns].contiguous()
+    return words.contiguous().view(torch.uint8)[:, : shape[1]].contiguous()
 
 
 def dequantised(blocks: Blocks) -> Tensor:

@@ -94,6 +94,7 @@ class SafetensorsWeights:
     def _checked(self, name: str, found: Tensor) -> Tensor:
         if found.dtype not in _FLOATS:
             raise KvtoolError(
-                f"tensor {name!r} is stored as {found.dtype}: the engine runs fp32, bf16 and fp16 checkpoints"
+                f"tensor {name!r} is stored as {found.dtype}: the engine runs checkpoints in fp32, bf16 and fp16, and "
+                "int8 of compressed-tensors"
             )
         return found

@@ -86,7 +86,8 @@ INLINE void add_values(const int heads, const bf16 *v, const int64_t *at, int64_
 // `score` of all query heads of a group, a few at a time.
 static void score_group(int64_t group, const bf16 *q, int64_t q_head, const bf16 *k, const int64_t *at, int64_t dim,
                         vec scale, int64_t block, Weights *to) {
-    for (; group >= 4; group -= 4, q += 4 * q_head, to += 4) score(4, q, q_head, k, at, dim, scale, block, to);
+    for (; group >= HEADS_AT_ONCE; group -= HEADS_AT_ONCE, q += HEADS_AT_ONCE * q_head, to += HEADS_AT_ONCE)
+        score(HEADS_AT_ONCE, q, q_head, k, at, dim, scale, block, to);
     switch (group) {
     case 1: return score(1, q, q_head, k, at, dim, scale, block, to);
     case 2: return score(2, q, q_head, k, at, dim, scale, block, to);
@@ -97,7 +98,8 @@ static void score_group(int64_t group, const bf16 *q, int64_t q_head, const bf16
 // `add_values` of all query heads of a group.
 static void add_group(int64_t group, const bf16 *v, const int64_t *at, int64_t dim, const Weights *w, int64_t block,
                       pair *to) {
-    for (; group >= 4; group -= 4, w += 4, to += 4 * dim / STEP) add_values(4, v, at, dim, w, block, to);
+    for (; group >= HEADS_AT_ONCE; group -= HEADS_AT_ONCE, w += HEADS_AT_ONCE, to += HEADS_AT_ONCE * dim / STEP)
+        add_values(HEADS_AT_ONCE, v, at, dim, w, block, to);
     switch (group) {
     case 1: return add_values(1, v, at, dim, w, block, to);
     case 2: return add_values(2, v, at, dim, w, block, to);

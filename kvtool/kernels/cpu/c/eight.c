@@ -149,31 +149,16 @@ INLINE int64_t first_seen(const Decode8 *d, int64_t s) {
 
 INLINE Partials parts_of(const Decode8 *d) { return (Partials){d->scratch, d->tasks, d->heads, d->v.dim}; }
 
-// Where the rows of some tokens lie, and which slots of the pool they are.
-typedef struct {
-    Tokens rows;
-    int64_t slots[TOKENS_AT_ONCE];
-} Places;
-
-INLINE void find_places(Places *p, const Decode8 *d, const int32_t *table, int64_t first, int64_t left) {
-    const Cache k = {.page = d->k.page, .slot = d->k.slot}, v = {.page = d->v.page, .slot = d->v.slot};
-    find_tokens(&p->rows, &k, &v, table, d->block, first, left);
-    for (int64_t t = 0; t < blocks_of(p->rows.count) * LANES; t++) {
-        const int64_t token = t < p->rows.count ? first + t : first;
-        p->slots[t] = (table[token / d->block] * d->block + token % d->block) * d->kv_heads;
-    }
-}
-
 // The rows of 16 tokens of one KV head, which lie `at`, side by side as bf16.
 INLINE void gather(const Cache8 *c, const int64_t *at, int64_t kv, bf16 *to, const int kind) {
     for (int t = 0; t < LANES; t++) widen(c->data + kv * c->head + at[t], to + t * c->dim, c->dim, kind);
 }
 
 // The scales of 16 tokens, one a lane.
-INLINE vec scales_of(const Cache8 *c, const int64_t *slots, int64_t kv) {
+INLINE vec scales_of(const Cache8 *c, const int64_t *slots, int64_t kv_heads, int64_t kv) {
     if (!c->scales) return splat(c->scale);
     float scales[LANES];
-    for (int t = 0; t < LANES; t++) scales[t] = c->scales[slots[t] + kv];
+    for (int t = 0; t < LANES; t++) scales[t] = c->scales[slots[t] * kv_heads + kv];
     vec found;
     memcpy(&found, scales, sizeof found);
     return found;
@@ -188,33 +173,33 @@ INLINE void find_gathered(int64_t *at, int64_t dim) {
     for (int t = 0; t < LANES; t++) at[t] = t * dim;
 }
 
-INLINE void score_all(const Decode8 *d, const bf16 *q, const Places *places, Weights *to, const int kind) {
-    const int64_t blocks = blocks_of(places->rows.count), group = d->heads / d->kv_heads;
+INLINE void score_all(const Decode8 *d, const bf16 *q, const Tokens *tokens, Weights *to, const int kind) {
+    const int64_t blocks = blocks_of(tokens->count), group = d->heads / d->kv_heads;
     int64_t at[LANES];
     bf16 keys[LANES * LARGEST_DIM];
     find_gathered(at, d->k.dim);
     for (int64_t b = 0, start = 0; b < blocks; b++, start += LANES)
         for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group) {
-            if (b + 1 < blocks) ask_for_codes(&d->k, places->rows.k + start + LANES, kv);
-            else ask_for_codes(&d->v, places->rows.v, kv);
-            gather(&d->k, places->rows.k + start, kv, keys, kind);
-            const vec scale = scales_of(&d->k, places->slots + start, kv) * (d->scale * (float)M_LOG2E);
+            if (b + 1 < blocks) ask_for_codes(&d->k, tokens->k + start + LANES, kv);
+            else ask_for_codes(&d->v, tokens->v, kv);
+            gather(&d->k, tokens->k + start, kv, keys, kind);
+            const vec scale = scales_of(&d->k, tokens->slots + start, d->kv_heads, kv) * (d->scale * (float)M_LOG2E);
             score_group(group, q + h * d->q_head, d->q_head, keys, at, d->k.dim, scale, b, to + h);
         }
 }
 
 // The scales of values go to the weights.
-INLINE void add_all(const Decode8 *d, const Places *places, Weights *weights, Partial to, const int kind) {
-    const int64_t blocks = blocks_of(places->rows.count), group = d->heads / d->kv_heads;
+INLINE void add_all(const Decode8 *d, const Tokens *tokens, Weights *weights, Partial to, const int kind) {
+    const int64_t blocks = blocks_of(tokens->count), group = d->heads / d->kv_heads;
     int64_t at[LANES];
     bf16 values[LANES * LARGEST_DIM];
     find_gathered(at, d->v.dim);
     for (int64_t b = 0, start = 0; b < blocks; b++, start += LANES)
         for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group) {
-            if (b + 1 < blocks) ask_for_codes(&d->v, places->rows.v + start + LANES, kv);
-            else ask_for_codes(&d->k, places->rows.next, kv);
-            gather(&d->v, places->rows.v + start, kv, values, kind);
-            const vec scale = scales_of(&d->v, places->slots + start, kv);
+            if (b + 1 < blocks) ask_for_codes(&d->v, tokens->v + start + LANES, kv);
+            else ask_for_codes(&d->k, tokens->next, kv);
+            gather(&d->v, tokens->v + start, kv, values, kind);
+            const vec scale = scales_of(&d->v, tokens->slots + start, d->kv_heads, kv);
             for (int64_t i = 0; i < group; i++) weights[h + i][b] *= scale;
             add_group(group, values, at, d->v.dim, weights + h, b, from_head(to, h, d->v.dim).values);
         }
@@ -224,13 +209,14 @@ INLINE void add_all(const Decode8 *d, const Places *places, Weights *weights, Pa
 INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kind) {
     const int64_t first = first_seen(d, s) + task * TOKENS_AT_ONCE, left = d->lengths[s] - first;
     if (left <= 0) return;
-    Places places;
-    find_places(&places, d, d->tables + s * d->table_stride, first, left);
+    const Cache k = {.page = d->k.page, .slot = d->k.slot}, v = {.page = d->v.page, .slot = d->v.slot};
+    Tokens tokens;
+    find_tokens(&tokens, &k, &v, d->tables + s * d->table_stride, d->block, first, left);
     Weights weights[d->heads];
     const Partial part = begun(parts_of(d), s, task);
-    score_all(d, d->q + s * d->q_seq, &places, weights, kind);
-    for (int64_t h = 0; h < d->heads; h++) weigh(weights[h], places.rows.count, part.maxima + h, part.sums + h);
-    add_all(d, &places, weights, part, kind);
+    score_all(d, d->q + s * d->q_seq, &tokens, weights, kind);
+    for (int64_t h = 0; h < d->heads; h++) weigh(weights[h], tokens.count, part.maxima + h, part.sums + h);
+    add_all(d, &tokens, weights, part, kind);
 }
 
 static void task_int8(const Decode8 *d, int64_t s, int64_t task) { decode_task(d, s, task, INT8); }
