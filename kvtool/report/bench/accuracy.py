@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH, percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal, log_ms_axis
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal, log_axis
 from kvtool.report.tables import Table
 from kvtool.results import Accuracy, AccuracyCase, BenchDocument
 from kvtool.units import format_bytes, format_length, format_ms
@@ -245,7 +245,7 @@ def draw_speed(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> Non
         axes.plot(speed.contexts, medians, style, color=COLOURS[index % len(COLOURS)], marker=".", label=literal(name))
     medians = [median(turns) for turns in first.reference_itl_ms]
     axes.plot(first.contexts, medians, color="black", marker="o", markersize=4, label=literal(reference))
-    log_ms_axis(axes)
+    log_axis(axes)
     axes.set_xticks(first.contexts, [format_length(context) for context in first.contexts])
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("a decode step, ms")
