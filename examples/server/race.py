@@ -4,11 +4,11 @@ Needs a vLLM server that runs with VLLM_SERVER_DEV_MODE=1 (its cache is emptied 
 under a name that kvtool knows (--served-model-name smollm2-135m), the folder of that model with its tokenizer, and an
 environment that has both vLLM and kvtool: `python race.py http://127.0.0.1:8000 FOLDER OUT`. Each call adds a folder of
 turns to OUT, run-1, run-2 and so on, with bench.json (ours) and vllm_bench_serve.json (theirs, as that tool writes it),
-and prints the ratios of medians over all turns of OUT; `python race.py OUT` prints them again.
+and prints the ratios over all turns of OUT; `python race.py OUT` prints them again.
 
 A server on two cores changes its speed for seconds at a time, by a half and more. So a turn is two prompts, about a
-second a tool; what the two tools found in it is a pair, and pairs are resampled. Give the server a core, and both tools
-another: `taskset -c 0 vllm serve ...` with OMP_NUM_THREADS=1, `taskset -c 1 python race.py ...`.
+second a tool; the medians of both tools make a ratio, and the median of the turns' ratios counts. Give the server a
+core, and both tools another: `taskset -c 0 vllm serve ...` with OMP_NUM_THREADS=1, `taskset -c 1 python race.py ...`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +40,7 @@ from kvtool.engine.endpoint.wire import Asking, Chat, chat_words
 from kvtool.engine.text import FileTokenizer
 from kvtool.machine.environment import describe_client
 from kvtool.results import BenchDocument, Sample, encode, read_document
-from kvtool.stats import Estimate, paired_ratio_of_medians
+from kvtool.stats import Estimate, paired_median_difference
 
 TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 15, 2, 256, 8
 OURS, THEIRS = "bench.json", "vllm_bench_serve.json"
@@ -128,17 +129,16 @@ def turns_of(run: Path) -> tuple[list[list[Sample]], list[list[Sample]]]:
 
 
 def ratios(folder: Path) -> dict[str, Estimate]:
-    """Median of ours over median of theirs, of the medians of turns, with the 95 % bootstrap interval over pairs."""
+    """Ours over theirs: the median over turns of the ratio of medians, with the 95 % bootstrap interval over turns."""
     runs = [turns_of(run) for run in runs_of(folder)]
     ours, theirs = ([turn for run in runs for turn in run[side]] for side in (0, 1))
-    return {
-        "TTFT": paired_ratio_of_medians(
-            *([median(s.ttft_s for s in turn) for turn in side] for side in (theirs, ours))
-        ),
-        "TPOT": paired_ratio_of_medians(
-            *([median(s.tpot_s or 0.0 for s in turn) for turn in side] for side in (theirs, ours))
-        ),
-    }
+    return {"TTFT": _ratio(ours, theirs, lambda s: s.ttft_s), "TPOT": _ratio(ours, theirs, lambda s: s.tpot_s or 0.0)}
+
+
+def _ratio(ours: list[list[Sample]], theirs: list[list[Sample]], seconds: Callable[[Sample], float]) -> Estimate:
+    logs = [[math.log(median(map(seconds, turn))) for turn in side] for side in (theirs, ours)]
+    found = paired_median_difference(*logs)
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))
 
 
 def lines(folder: Path) -> Iterator[str]:
