@@ -290,7 +290,7 @@ HISTORY = History(
     modelled=MODELLED,
     rules=VllmRules(),
     changes=CHANGES,
-    exact=("0.33",),
+    exact=("0.32", "0.33"),
     checked=(
         *("0.10", "0.12", "0.14", "0.16", "0.17", "0.19", "0.20", "0.21"),
         *("0.23", "0.24", "0.25", "0.26", "0.28", "0.31"),
