@@ -167,6 +167,7 @@ def decode_groups(q: Tensor, pages: PackedPages, rows: Rows, softmax: Softmax) -
         **_softmax(softmax),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=rules.MAX_REGISTERS,
     )
     if partial is not None and lse is not None:
         merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
@@ -198,9 +199,11 @@ def _softmax(softmax: Softmax) -> dict[str, object]:
 
 
 def _tile(head_dim: int, rows: int, query_bytes: int, target: Target) -> Tile:
-    """Half the keys of a 16-bit cache's tile: what is unpacked takes registers beside what it is unpacked from."""
+    """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is unpacked
+    takes registers beside what it is unpacked from."""
     whole = rules.attention_tile(head_dim, min(rows, 64), query_bytes, 2, target)
-    return replace(whole, block_n=max(16, whole.block_n // 2), num_stages=2)
+    part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
+    return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
 
 
 def _groups(codec: Codec) -> int:
