@@ -1,4 +1,4 @@
-"""The race on a CPU: what it reads of others' output, how it pairs turns, and what it says is missing."""
+"""The examples on a CPU: what the race reads of others' output, how turns are paired, what is missing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from types import ModuleType
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "cpu" / "race.py"
+FOLDER = Path(__file__).parents[2] / "examples" / "cpu"
 
 
-@pytest.fixture(scope="module")
-def race() -> ModuleType:
-    spec = spec_from_file_location("race_on_a_cpu", PATH)
+def loaded(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"{name}_on_a_cpu", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def race() -> ModuleType:
+    return loaded("race")
 
 
 def test_times_of_llama_batched_bench(race: ModuleType) -> None:
@@ -48,3 +52,9 @@ def test_a_peer_that_is_not_here_is_named(race: ModuleType, monkeypatch: pytest.
         race.llama_cpp("model.gguf", 2)
     with pytest.raises(SystemExit, match=r"nowhere/bin/vllm is not here: install vLLM"):
         race.vllm("nowhere", "folder", 2)
+
+
+def test_the_share_of_a_stream_is_of_the_same_round() -> None:
+    reading = loaded("reading")
+    told = reading.line("decode", 10**9, [0.1, 0.2, 0.1], [0.05, 0.1, 0.05])
+    assert told.split() == ["decode", "10.0", "20.0", "0.50"]
