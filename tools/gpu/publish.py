@@ -1,4 +1,4 @@
-"""Archives of `make gpu` and its like as a card's folder of examples/reports, its tiles, and the README's section of it:
+"""Archives of `make gpu` and its like as a card's folder of examples/reports, its tiles, and its part of the README:
 
 python -m tools.gpu.publish gpu-report.tar.gz [peers.tar.gz ...]
 """
