@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tools.gpu.archive import ARCHIVE
@@ -89,8 +90,9 @@ def carried_out(run: Run) -> int:
 
 
 def say(line: str) -> None:
-    """Seen at once, by whoever watches a pipe."""
-    print(line, flush=True)
+    """Seen at once by whoever watches a pipe; that nobody reads it any more ends no run."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -1,6 +1,5 @@
 """Archives of `make gpu` and its like as a card's folder of examples/reports, its tiles, and its part of the README:
-
-python -m tools.gpu.publish gpu-report.tar.gz [peers.tar.gz ...]
+`python -m tools.gpu.publish gpu-report.tar.gz [peers.tar.gz ...]`.
 """
 
 from __future__ import annotations
