@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,16 +213,15 @@ class Behind:
 
 def write_targets(folder: Path) -> str:
     """targets.json and targets.md in `folder`, of all its documents; the text of the second."""
-    found = judged(sorted(folder.rglob("*.json")))
+    found = judged(read_documents(sorted(folder.rglob("*.json"))))
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in found.items():
         write_atomic(folder / name, data)
     return found["targets.md"].decode()
 
 
-def judged(paths: Iterable[Path]) -> dict[str, bytes]:
-    """targets.json and targets.md of the documents among these files."""
-    documents = read_documents(paths)
+def judged(documents: Sequence[Document]) -> dict[str, bytes]:
+    """targets.json and targets.md of these documents; of two with one figure the first counts."""
     cases = [case for document in documents for case in document["cases"]]
     environment = next((document["environment"] for document in documents), {})
     found = {

@@ -277,6 +277,19 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists()
 
 
+def test_an_earlier_run_is_gone_but_for_what_it_compiled_and_nothing_beside_it(tmp_path: Path) -> None:
+    for name in ("mine", "mine/caches", "kept"):
+        (tmp_path / name).mkdir()
+    work, out = command.stores(tmp_path / "out", tmp_path / "kept")
+    for name in ("caches/triton/a.cubin", "smoke/events.jsonl", "run.md"):
+        (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (work.folder / name).write_text("old")
+    again, _ = command.stores(tmp_path / "out", tmp_path / "kept")
+    assert again.folder == work.folder != tmp_path / "kept"
+    assert [path.name for path in work.folder.rglob("*") if path.is_file()] == ["a.cubin"]
+    assert (out.folder, (tmp_path / "mine" / "caches").is_dir()) == (tmp_path / "out", True)
+
+
 def test_what_the_interpreter_lacks_is_named() -> None:
     assert plan.remark() is None
     lack = plan.missing_modules(("json", "no_such_module", "nor_this_one"))

@@ -19,7 +19,7 @@ from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Journal
 from tools.gpu.pieces import compiled, profile
 from tools.gpu.pieces.watch import error_line
 from tools.gpu.plan import PLANS, Piece
-from tools.gpu.publish import publish, slug
+from tools.gpu.publish import publish, publish_tiles, slug
 from tools.gpu.run import Run
 from tools.gpu.store import Store
 from tools.gpu.timeline import Launch, as_table
@@ -170,28 +170,32 @@ def test_an_archive_becomes_the_folder_of_its_card(tmp_path: Path) -> None:
         "verdicts/products-x.json": b'{"version": 1, "verdicts": {"q": "a"}, "times_ms": {"q": {"cublas": 2, "a": 1}}}',
         "steps/timeline-of-a-model.json": b'{"launches": 9}',
         "steps/torn.json": b"{",
-        "targets.md": b"NVIDIA H200, driver\n",
-        "targets.json": b'{"targets": [{"verdict": "met"}], "peers": ["sdpa"], "behind": []}',
         "run.md": b"| piece |\n",
     }
-    folder = publish(found, tmp_path)
-    assert folder == tmp_path / "h200"
+    folder = tmp_path / "h200"
+    assert publish(found, tmp_path) == folder
+    targets = json.loads((folder / "targets.json").read_text())["targets"]
     written = json.loads((folder / "kernels.json").read_text())
     assert [case["name"] for case in written["cases"]] == [case["name"] for case in cases]
     assert len(json.loads((folder / "peers" / "kernels.json").read_text())["cases"]) == 1
     assert json.loads((folder / "verdicts.json").read_text()) == {"q": {"cublas": 2, "a": 1}}
     assert json.loads((folder / "timelines.json").read_text()) == [{"launches": 9}]
     assert {"kernels.png", "kernels.csv", "environment.json", "run.md"} <= {path.name for path in folder.iterdir()}
-    assert "Of 1 aims: 0 ambitious, 1 met, 0 missed, 0 not measured; a peer was ahead at 0 points" in readme.card(
-        folder
-    )
+    assert f"Of {len(targets)} aims: 0 ambitious, 0 met, 0 missed, {len(targets)} not measured" in readme.card(folder)
     assert "![kernels on h200](examples/reports/h200/kernels.png)" in readme.card(folder)
 
 
 def test_an_archive_of_nothing_makes_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no document of a measurement"):
-        publish({"run.md": b""}, tmp_path)
+    assert publish({"run.md": b""}, tmp_path) is None
+    assert publish_tiles({"tune/a-case.json": b'{"card": "NVIDIA H200"}'}, tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_that_were_tuned_go_where_kernels_look_for_them(tmp_path: Path) -> None:
+    assert publish_tiles({"tune/nvidia-h200.json": b'{"card": "NVIDIA H200"}'}, tmp_path) == (
+        tmp_path / "nvidia-h200.json"
+    )
+    assert (tmp_path / "nvidia-h200.json").read_bytes() == b'{"card": "NVIDIA H200"}'
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tools.gpu.archive import ARCHIVE
@@ -51,7 +52,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("plan", nargs="?", choices=tuple(PLANS), default="run", help="what to do (default: run)")
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for the archive")
-    parser.add_argument("--work", type=Path, default=None, help="folder for all files (default: in the temporary one)")
+    parser.add_argument("--work", type=Path, default=None, help="where a folder of all files is made (default: /tmp)")
     budget_s = float(os.environ.get("GPU_SECONDS") or BUDGET_S)
     parser.add_argument("--seconds", type=float, default=budget_s, help="of all pieces (default: GPU_SECONDS, or 540)")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and when")
@@ -59,8 +60,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def stores(out: Path, work: Path | None) -> tuple[Store, Store]:
-    """Where files are kept, and where the archive is. What an earlier run found is gone; what it compiled stays."""
-    work = (work or Path(tempfile.gettempdir()) / f"kvtool-gpu-{os.getuid()}").resolve()
+    """Where files are kept, in a folder of their own, and where the archive is. What an earlier run found is gone; what
+    it compiled stays."""
+    work = (work or Path(tempfile.gettempdir())).resolve() / f"kvtool-gpu-{os.getuid()}"
     for old in work.iterdir() if work.is_dir() else ():
         if old.name != CACHES:
             shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
@@ -89,8 +91,9 @@ def carried_out(run: Run) -> int:
 
 
 def say(line: str) -> None:
-    """Seen at once, by whoever watches a pipe."""
-    print(line, flush=True)
+    """Seen at once by whoever watches a pipe; that nobody reads it any more ends no run."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -1,13 +1,11 @@
-"""Archives of `make gpu` and its like as a card's folder of examples/reports, and the README's section of it:
-
-python -m tools.gpu.publish gpu-report.tar.gz [peers.tar.gz ...]
+"""Archives of `make gpu` and its like as a card's folder of examples/reports, its tiles, and its part of the README:
+`python -m tools.gpu.publish gpu-report.tar.gz [peers.tar.gz ...]`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +18,9 @@ if TYPE_CHECKING:
     from kvtool.results import BenchDocument, KernelsDocument
 
 REPORTS = ROOT / "examples" / "reports"
-KEPT = ("run.md", "run.json", "targets.md", "targets.json")
+TILES = ROOT / "kvtool" / "kernels" / "triton" / "tiles" / "cards"
+TUNED = "tune/"
+KEPT = ("run.md", "run.json")
 TABLES = {"registers.json": "compiled/registers.json", "environment.json": "smoke/environment.json"}
 BESIDE = "peer"  # begins the names of pieces that measure others beside ours, at points that are measured alone too
 D = TypeVar("D", "KernelsDocument", "BenchDocument")
@@ -31,26 +31,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archives", type=Path, nargs="+", help="of one card; of files of one name the last stays")
     parser.add_argument("--reports", type=Path, default=REPORTS, help="another folder for cards")
+    parser.add_argument("--tiles", type=Path, default=TILES, help="another folder for tuned tiles")
     given = parser.parse_args(arguments)
     found = {name: data for archive in given.archives for name, data in unpacked(archive).items()}
-    folder = publish(found, given.reports)
+    written = [publish_tiles(found, given.tiles), publish(found, given.reports)]
     if given.reports == REPORTS:
         from tools.readme import update
 
         update("report")
-    print(f"written: {folder}")
+    print(f"written: {', '.join(str(path) for path in written if path) or 'nothing: nothing was measured'}")
 
 
-def publish(found: Mapping[str, bytes], reports: Path) -> Path:
-    """The card's folder below `reports`. Exits with one line for an archive that measured nothing."""
+def publish_tiles(found: Mapping[str, bytes], tiles: Path) -> Path | None:
+    """Tiles that were tuned, to where kernels look for them; None of an archive without any."""
+    from kvtool.files import write_atomic
+    from kvtool.kernels.triton.tiles.tuned import file_name
+
+    for name, data in found.items():
+        if name.startswith(TUNED) and name == TUNED + file_name(str(json.loads(data).get("card"))):
+            write_atomic(tiles / name.removeprefix(TUNED), data)
+            return tiles / name.removeprefix(TUNED)
+    return None
+
+
+def publish(found: Mapping[str, bytes], reports: Path) -> Path | None:
+    """The card's folder below `reports`; None of an archive that has no document of a measurement."""
     documents = {name: one for name, data in sorted(found.items()) if (one := _document(name, data)) is not None}
     if not documents:
-        sys.exit("publish: the archive has no document of a measurement")
-    folder = reports / slug(str(next(iter(documents.values()))["environment"]["gpu"]))
+        return None
     from kvtool.files import write_all
+    from tools.targets import judged
 
+    folder = reports / slug(str(next(iter(documents.values()))["environment"]["gpu"]))
     files = {folder / name: found[name] for name in KEPT if name in found}
     files |= {folder / name: found[inside] for name, inside in TABLES.items() if inside in found}
+    files |= {folder / name: data for name, data in judged(list(documents.values())).items()}
     files[folder / "timelines.json"] = _encoded(timelines(found))
     files[folder / "verdicts.json"] = _encoded(verdicts(found))
     write_all(files)

@@ -164,9 +164,9 @@ class Run:
 
     def judge(self) -> None:
         """targets.json and targets.md of all documents so far."""
-        from tools.targets import judged
+        from tools.targets import judged, read_documents
 
-        for name, data in judged(self.store.files().values()).items():
+        for name, data in judged(read_documents(self.store.files().values())).items():
             self.store.write(name, data)
             self.out.write(name, data)
 

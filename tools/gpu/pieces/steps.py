@@ -80,6 +80,8 @@ def timeline(batch: Batch, device: str = DEVICE) -> Result:
         for event in profiled.events()
         if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA
     ]
+    if not launches:
+        raise RuntimeError("the profiler saw no launch: it may not look at this card")
     return {"model": batch.model, "input_len": batch.input_len, "batch_size": batch.batch_size} | as_table(
         launches, PROFILED_STEPS
     )
