@@ -10,6 +10,7 @@ from torch import Tensor
 from kvtool.kernels.plain import record, rms_norm, rotate
 from kvtool.kernels.triton import attention, checks, fused
 from kvtool.kernels.triton.arguments import keys_of
+from kvtool.kernels.triton.sample import nucleus
 from kvtool.kernels.triton.step import (
     add_rms_norm,
     experts,
@@ -34,6 +35,7 @@ __all__ = [
     "gated",
     "gather",
     "linear",
+    "nucleus",
     "place",
     "prefill",
     "prepare",

@@ -170,7 +170,11 @@ def _in_splits(
         # The sums, and behind them of each block of columns those of squares.
         partial = x.new_empty(splits * num_rows * (num_columns + blocks), dtype=torch.float32)
         arrivals = gpu.arrivals(x.device, blocks)
-    added = {"bias_ptr": bias, "plus_ptr": plus, "plus_stride": 0 if plus is None else plus.stride(0)}
+    added: dict[str, object] = {
+        "bias_ptr": bias,
+        "plus_ptr": plus,
+        "plus_stride": 0 if plus is None else plus.stride(0),
+    }
     added |= {"norm_ptr": around.norm, "eps": around.eps, "ACTIVATION": KERNEL_GATES[gate.activation] if gate else ""}
     added |= {"alpha": float(gate.alpha) if gate else 0.0, "limit": float(gate.limit) if gate else 0.0}
     shape = {"num_rows": num_rows, "num_columns": num_columns, "depth": depth, "num_splits": splits}
@@ -189,6 +193,7 @@ def _in_splits(
         **added,
         **shape,
         **constants,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )

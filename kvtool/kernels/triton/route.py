@@ -29,7 +29,12 @@ def route(x: Tensor, norm: Normed | None, choice: Choice) -> tuple[Tensor, Tenso
         return chosen, shares
     logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
     arrivals = gpu.arrivals(x.device, num_tokens)
-    told = {"logits_ptr": logits, "bias_ptr": choice.bias, "chosen_ptr": chosen, "shares_ptr": shares}
+    told: dict[str, object] = {
+        "logits_ptr": logits,
+        "bias_ptr": choice.bias,
+        "chosen_ptr": chosen,
+        "shares_ptr": shares,
+    }
     told |= {"scale": float(choice.scale), **_constants(choice)}
     route_kernel[(num_tokens, math.ceil(num_experts / tile.block_n))](
         x_ptr=x,
@@ -45,6 +50,7 @@ def route(x: Tensor, norm: Normed | None, choice: Choice) -> tuple[Tensor, Tenso
         BLOCK_K=tile.block_k,
         STAGES=tile.num_stages,
         **told,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )
