@@ -41,11 +41,11 @@ class Runs:
 def measure_runs(arguments: Sequence[str], runs: int, program: Sequence[str] = PROGRAM) -> Runs:
     """`runs` processes of `kvtool ARGUMENTS`. Ctrl-C keeps those that are whole. Raises SystemExit with the code of a
     run that fails, which has said why, and KeyboardInterrupt where no run was whole."""
-    command = [*program, *single_run(arguments), "--json"]
+    command = [*program, *single_run(arguments)]
     documents: list[BenchDocument] = []
     code = 0
     for _ in range(runs):
-        last, printed = _finished(command)
+        last, printed = _finished([*command, "--json"])
         if last == INTERRUPTED:
             code = INTERRUPTED
             break
@@ -53,6 +53,8 @@ def measure_runs(arguments: Sequence[str], runs: int, program: Sequence[str] = P
             raise SystemExit(last)
         code = max(code, last)
         documents.append(msgspec.json.decode(printed, type=BenchDocument))
+        if len(documents) == 1:
+            command += as_many_threads(documents[0], arguments)
     if not documents:
         raise KeyboardInterrupt
     return Runs(joined(documents), code)
@@ -68,6 +70,16 @@ def single_run(arguments: Sequence[str]) -> list[str]:
         elif argument not in _ALONE and not argument.startswith(tuple(f"{name}=" for name in _WITH_VALUE)):
             kept.append(argument)
     return kept
+
+
+def as_many_threads(first: BenchDocument, arguments: Sequence[str]) -> list[str]:
+    """What makes further runs use the threads that the first one chose beside what others kept busy then: runs of one
+    and of two threads are none of the same thing."""
+    chosen = {case.inputs.get("threads") for case in first.cases}
+    told = any(argument == "--threads" or argument.startswith("--threads=") for argument in arguments)
+    if told or first.environment.get("device") != "cpu" or len(chosen) != 1 or None in chosen:
+        return []
+    return ["--threads", str(chosen.pop())]
 
 
 def _finished(command: Sequence[str]) -> tuple[int, bytes]:

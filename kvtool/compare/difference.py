@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvtool.compare.metrics import (
     METRICS,
-    SPEEDS,
     Metric,
     Speed,
     clusters_of,
-    has_speed,
     medians_of_runs,
     num_samples,
 )
+from kvtool.compare.speeds import equal_speed
+from kvtool.machine.pace import is_disturbed
 from kvtool.results import Case
 from kvtool.stats import (
     CONFIDENCE,
@@ -33,8 +32,6 @@ from kvtool.stats import (
 
 MIN_SAMPLES = 8  # behind a side, below which there is no verdict
 NORMAL_BOUND = 1.96  # standard errors from the middle to the end of a bootstrap's 95 % interval
-STEADIER = 0.5  # of the variance within sides: what dividing by the device's speed must leave at most to be worth it
-SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
 WIDE = 0.10  # an interval that reaches so far past 1 cannot tell; a narrower one shows that there is no difference
 
 
@@ -43,7 +40,7 @@ class Difference:
     """Of one timing between two cases. `interval` and `p_value` come from the spread between runs, `noise` is the
     largest difference between two runs of one side (the A/A arm). Where a side has one run, there is no `p_value` and
     no `noise`, and the interval is that within the run. With a `speed`, all of them are of times at an equal speed of
-    that kind."""
+    that kind. `unlike` says why the sides cannot be told apart, whatever their times."""
 
     n: int
     runs: int
@@ -51,6 +48,7 @@ class Difference:
     p_value: float | None = None
     noise: float | None = None
     speed: str | None = None
+    unlike: str | None = None
 
     @property
     def equal_speed_ratio(self) -> float | None:
@@ -62,12 +60,16 @@ class Difference:
         """Whether the sides differ by more than chance and more than runs of the same side do."""
         if self.interval is None or self.p_value is None or self.noise is None or self.n < MIN_SAMPLES:
             return False
+        if self.unlike:
+            return False
         return self.p_value < 1 - CONFIDENCE and abs(math.log(self.interval.value)) > math.log1p(self.noise)
 
     def words(self, metric: Metric, ratio: float) -> str:
         """The verdict on `ratio`, of this timing or of a rate that follows it."""
         if self.shown:
             return verdict(Estimate(ratio, ratio, ratio), metric.better, metric.worse, metric.lower_is_better)
+        if self.unlike:
+            return f"cannot tell: {self.unlike}"
         if self.runs < 2:
             return "cannot tell from one run"
         if self.n < MIN_SAMPLES:
@@ -95,40 +97,27 @@ def differences(pairs: Sequence[tuple[Case, Case]]) -> dict[tuple[str, str], Dif
 
 def _of(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> list[Difference]:
     """One metric in every pair. The spread between runs of each is drawn towards that of the others."""
-    name = steadying_speed(metric, pairs)
-    speed = SPEEDS[name] if name else None
-    runs = [tuple(_logs(medians_of_runs(metric, case, speed)) for case in pair) for pair in pairs]
+    speeds = [equal_speed(metric, a, b) for a, b in pairs]
+    runs = [
+        tuple(_logs(medians_of_runs(metric, case, speed)) for case in pair)
+        for pair, speed in zip(pairs, speeds, strict=True)
+    ]
     spreads = [spread_between(*(side for side in sides if side)) for sides in runs]
     found = []
-    for place, (a, b) in enumerate(pairs):
+    for place, ((a, b), speed) in enumerate(zip(pairs, speeds, strict=True)):
         others = spreads[:place] + spreads[place + 1 :]
         n = min(num_samples(metric, a), num_samples(metric, b))
         spread = moderated(spreads[place], others)
         one = _difference(n, runs[place], spread, _within_runs(metric, a, b, speed))
-        found.append(replace(one, speed=name))
+        found.append(replace(one, speed=speed.name if speed else None, unlike=_chose_other_threads(a, b)))
     return found
 
 
-def steadying_speed(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> str | None:
-    """The device's speed, measured beside each iteration, that accounts for most of what the iterations of one side
-    differ by; None where no speed accounts for half of their variance.
-
-    It is chosen by what happens within the sides alone, so that it cannot favour either. Where the sides differ in what
-    sets that speed, such as their threads, it would take out what is compared.
-    """
-    if any(a.inputs.get(name) != b.inputs.get(name) for a, b in pairs for name in SETS_SPEED):
-        return None
-    cases = [case for pair in pairs for case in pair]
-    told = {name: speed for name, speed in SPEEDS.items() if all(has_speed(case, speed) for case in cases)}
-    left = {name: _variance_within(metric, cases, speed) for name, speed in told.items()}
-    best = min(left, key=lambda name: left[name], default=None)
-    return best if best and left[best] < STEADIER * _variance_within(metric, cases, None) else None
-
-
-def _variance_within(metric: Metric, cases: Sequence[Case], speed: Speed | None) -> float:
-    """Of the logarithms of iterations' medians around those of their own case."""
-    clusters = [clusters_of(metric, case, speed) or [] for case in cases]
-    return spread_between(*(_logs([statistics.median(c) for c in one]) for one in clusters if one)).variance
+def _chose_other_threads(a: Case, b: Case) -> str | None:
+    """Says so where the sides had unequal threads, and others were busy beside one of them: fewer are taken then."""
+    threads = a.inputs.get("threads"), b.inputs.get("threads")
+    busy = any(is_disturbed(case.load.other_cores) for case in (a, b))
+    return f"{threads[0]} and {threads[1]} threads beside busy others" if busy and threads[0] != threads[1] else None
 
 
 def _within_runs(metric: Metric, a: Case, b: Case, speed: Speed | None) -> Estimate | None:

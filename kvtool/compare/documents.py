@@ -263,8 +263,8 @@ def _equal_speeds(rows: Sequence[CompareRow]) -> list[str]:
         if row.speed and BY_NAME[row.metric].of_sample and row.metric not in found[row.speed]:
             found[row.speed].append(row.metric)
     return [
-        f"the ratio of {', '.join(metrics)} is at equal {speed}, as measured beside each iteration: it accounts for "
-        "most of what iterations of one side differ by; the values are as measured"
+        f"the ratio of {', '.join(metrics)} is at equal {speed}, as measured beside each iteration, since it accounts "
+        "for more of what iterations of one side differ by than chance would; the values are as measured"
         for speed, metrics in found.items()
     ]
 

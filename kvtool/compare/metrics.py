@@ -101,13 +101,8 @@ METRICS = (
     _of_pool("steps", "steps", "less", "more", lower_is_better=True),
 )  # fmt: skip
 
-Speed = Callable[[Sample], float | None]
+Speed = Callable[[Sample], float]
 """Of the device, beside a sample. A time multiplied by it is work: what the time would be at a speed of 1."""
-
-SPEEDS: dict[str, Speed] = {
-    "memory bandwidth": lambda sample: sample.device_read_gbps,
-    "speed of matrix products": lambda sample: sample.device_tflops,
-}
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -137,13 +132,8 @@ def medians_of_runs(metric: Metric, case: Case, speed: Speed | None = None) -> l
 
 def _values(metric: Metric, sample: Sample, speed: Speed | None) -> list[float]:
     assert metric.of_sample is not None
-    factor = (speed(sample) or 0.0) if speed else 1.0
+    factor = speed(sample) if speed else 1.0
     return [factor * value for value in metric.of_sample(sample)]
-
-
-def has_speed(case: Case, speed: Speed) -> bool:
-    """Whether each of its samples tells it."""
-    return all(speed(sample) for sample in measured_samples(case))
 
 
 def clusters_of(metric: Metric, case: Case, speed: Speed | None = None) -> list[list[float]] | None:

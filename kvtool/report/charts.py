@@ -24,6 +24,8 @@ RED = "#b2182b"
 LABEL_POINTS = 9
 LEAST_TICKS = 4  # of an axis of bytes
 ON_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind text that a line may cross
+RATIO_STEPS = ((10, 100, 1000), (2, 4, 8), (1.25, 1.5), (1.1, 1.2), (1.025, 1.05))  # ticks, wide reaches first
+LEAST_REACH = 1.06  # of a ratios' axis, so that noise of a percent does not fill the panel
 SUBTITLE_IN = 0.405  # below the top edge, whatever the height of the figure
 
 
@@ -147,3 +149,29 @@ def tokens_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_length(round(value))))
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis that says 10, 20, 50, 100, and not 10 to a power."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def ratio_axis(axes: Axes, label: str) -> None:
+    """A logarithmic x axis, as far left of 1 as right of it, so that twice as fast is as far as half as fast."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.dataLim.intervalx
+    reach = LEAST_REACH if not 0 < low <= high else max(LEAST_REACH, high, 1 / low) ** 1.05
+    axes.set_xlim(1 / reach, reach)
+    steps = next((steps for steps in RATIO_STEPS if steps[0] <= reach), RATIO_STEPS[-1])
+    ticks = [step for step in steps if step <= reach]
+    axes.xaxis.set_major_locator(FixedLocator([*(1 / tick for tick in reversed(ticks)), 1, *ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
+    axes.set_xlabel(label, fontsize=LABEL_POINTS)

@@ -12,7 +12,8 @@ class CompareRow(Struct, frozen=True, kw_only=True):
     """`ratio` is b / a; `document` names where b came from.
 
     `equal_speed_ratio` is b / a at an equal `speed` of the device, where the speed measured beside each iteration
-    accounts for most of what iterations of one side differ by. The interval, the test and the verdict are then of it.
+    accounts for more of what iterations of one side differ by than chance would. The interval, the test and the verdict
+    are then of it.
 
     `p_value`: of no difference, from the spread between runs, corrected for all tests of the comparison; `noise`: the
     largest difference between two runs of one side, as a share; `n`: samples behind the smaller side. None for counts,

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from kvtool.bench import runs
-from kvtool.bench.runs import joined, measure_runs, single_run
+from kvtool.bench.runs import as_many_threads, joined, measure_runs, single_run
 from kvtool.compare.sources import read_bench
 from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, encode
@@ -106,6 +106,16 @@ def test_every_run_is_a_process_and_the_worst_code_is_kept(tmp_path: Path) -> No
     found = measure_runs(["bench", "--runs", "3"], 3, program(tmp_path, 0, 3, 0))
     assert (found.code, len(list(tmp_path.glob("*.done")))) == (3, 3)
     assert {s.run for case in found.document.cases for s in case.samples} == {0, 1, 2}
+
+
+def test_further_runs_take_the_threads_that_the_first_one_chose() -> None:
+    def chosen(*arguments: str, **inputs: int) -> list[str]:
+        return as_many_threads(document(iterations=3, runs=1, **inputs), ["bench", *arguments])
+
+    assert chosen(threads=1) == ["--threads", "1"]
+    assert [chosen("--threads", "2", threads=2), chosen("--threads=2", threads=2), chosen()] == [[], [], []]
+    on_gpu = replace(document(threads=8), environment={"device": "cuda:0"})
+    assert as_many_threads(on_gpu, ["bench"]) == []
 
 
 def test_an_interrupted_run_is_left_out_and_a_failing_one_ends_it(tmp_path: Path) -> None:

@@ -131,16 +131,20 @@ def test_what_is_at_an_equal_speed_says_so_beside_what_was_measured() -> None:
     assert "itl_ms, e2e_ms is at equal memory bandwidth" in " ".join(compared.assumptions)
 
 
-def test_a_speed_that_accounts_for_little_is_left_alone() -> None:
-    steady = made(3)
-    cases = [
+def test_a_speed_that_accounts_for_no_more_than_chance_is_left_alone() -> None:
+    one, two = (
         msgspec.structs.replace(
-            case, samples=[msgspec.structs.replace(s, device_read_gbps=20 + s.iteration) for s in case.samples]
+            steady,
+            cases=[
+                msgspec.structs.replace(
+                    case, samples=[msgspec.structs.replace(s, device_read_gbps=20 + s.iteration) for s in case.samples]
+                )
+                for case in steady.cases
+            ],
         )
-        for case in steady.cases
-    ]
-    found = rows(msgspec.structs.replace(steady, cases=cases), msgspec.structs.replace(steady, cases=cases))
-    assert {row.speed for row in found} == {None}
+        for steady in (made(3), made(4))
+    )
+    assert {row.speed for row in rows(one, two)} == {None}
 
 
 def test_a_speed_that_the_compared_setting_sets_is_left_alone() -> None:
@@ -149,6 +153,17 @@ def test_a_speed_that_the_compared_setting_sets_is_left_alone() -> None:
         for seed, threads in ((1, 1), (2, 2))
     )
     assert {row.speed for row in rows(one, two)} == {None}
+
+
+def test_threads_that_were_chosen_beside_busy_others_are_no_regression() -> None:
+    one, two = (document(factor, seed, LENGTHS, iterations=9, threads=t) for factor, seed, t in ((2, 1, 1), (1, 2, 2)))
+    assert {"tpot_ms"} <= {row.metric for row in failing(rows(two, one))}, "whoever sets them compares them"
+    busy = [msgspec.structs.replace(c, load=msgspec.structs.replace(c.load, other_cores=0.9)) for c in one.cases]
+    found = rows(two, msgspec.structs.replace(one, cases=busy))
+    assert failing(found) == []
+    assert {row.verdict for row in found if row.metric == "tpot_ms"} == {
+        "cannot tell: 2 and 1 threads beside busy others"
+    }
 
 
 def test_three_times_as_slow_is_a_regression_too() -> None:

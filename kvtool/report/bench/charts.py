@@ -20,13 +20,13 @@ from kvtool.report.bench.cases import (
     waste_ratio,
 )
 from kvtool.report.bench.disaggregate import disaggregate_cases, draw_served
-from kvtool.report.bench.endpoint import draw_server, endpoint_cases
+from kvtool.report.bench.endpoint import draw_server_tpot, draw_server_ttft, endpoint_cases
 from kvtool.report.bench.fragmentation import draw_map, fragmentation_cases
 from kvtool.report.bench.ranks import draw_decode, draw_prefill, draw_rank_memory, ranks_cases
 from kvtool.report.bench.timelines import draw_gains
 from kvtool.report.bench.workloads import workload_cases
 from kvtool.report.cells import percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, tokens_axis
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, EndLabel, label_ends, literal, log_axis, tokens_axis
 from kvtool.results import BenchDocument, Case
 from kvtool.units import MIB, format_length, format_ms
 
@@ -75,12 +75,7 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             latency,
             draw_memory,
         ),
-        Panel(
-            "The server at --url: time per output token",
-            "medians; floor and kvtool where they were asked for",
-            [case for case in endpoint_cases(document) if case.metrics.tpot_ms is not None],
-            draw_server,
-        ),
+        *_server_panels(document),
         Panel(
             "Workloads: time to first token",
             "grey: without the prefix cache; blue: with it",
@@ -108,6 +103,22 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
         *_ranks_panels(document),
     ]
     return [panel for panel in panels if panel.cases]
+
+
+def _server_panels(document: BenchDocument) -> list[Panel]:
+    """Of what a server answered."""
+    cases = endpoint_cases(document)
+    decoded = [case for case in cases if case.metrics.tpot_ms is not None]
+    first = "medians; repeated: the share of a prompt that was sent before"
+    return [
+        Panel("The server at --url: time to first token", first, cases, draw_server_ttft),
+        Panel(
+            "The server at --url: time per output token",
+            "medians, and the floor where --gpu names a card",
+            decoded,
+            draw_server_tpot,
+        ),
+    ]
 
 
 def _ranks_panels(document: BenchDocument) -> list[Panel]:
@@ -175,7 +186,7 @@ def draw_tpot(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
     tokens_axis(axes)
     axes.set_xticks(sorted({input_len(case) for case in cases}))
     if max(times_ms(cases)) > WIDE_RANGE * min(times_ms(cases)):
-        log_ms_axis(axes)
+        log_axis(axes)
     else:
         axes.set_ylim(0, 1.1 * max(times_ms(cases)))
     axes.set_xlabel("input tokens")
@@ -239,7 +250,7 @@ def draw_arms(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
         ends.append(EndLabel(points[-1][0], points[-1][1], ARM_NAMES.get(arm, arm), colour))
     tokens_axis(axes)
     axes.set_xticks(lengths)
-    log_ms_axis(axes)
+    log_axis(axes)
     axes.set_xlabel("tokens in the sequence")
     axes.set_ylabel("time per token p50, ms")
     label_ends(figure, axes, ends)
@@ -281,16 +292,6 @@ def draw_memory(figure: Figure, axes: Axes, cases: Sequence[Case]) -> None:
 
 def times_ms(cases: Sequence[Case]) -> list[float]:
     return [time for case in cases if (time := tpot_ms(case)) is not None]
-
-
-def log_ms_axis(axes: Axes) -> None:
-    """A logarithmic y axis that says 10, 20, 50, 100."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def input_len(case: Case) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.bench.cases import labels, tpots_ms, ttfts_ms, varying
 from kvtool.report.cells import DASH, p50, percent, rate, tail
-from kvtool.report.charts import COLOURS, GREY
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS
 from kvtool.report.tables import Table
-from kvtool.results import BenchDocument, EndpointCase
+from kvtool.results import BenchDocument, EndpointCase, Summary
 from kvtool.units import format_ms
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID = ("scenario", "input_len", "hit_rate")
+SERIES = {"floor": GREY, "kvtool": COLOURS[1], "server": COLOURS[0]}
 
 
 def endpoint_cases(document: BenchDocument) -> list[EndpointCase]:
@@ -145,19 +146,47 @@ def _beside(case: EndpointCase) -> str:
     return f"{case.name}: {', '.join(parts)}."
 
 
-def draw_server(figure: Figure, axes: Axes, cases: Sequence[Any]) -> None:
-    """TPOT of each case: the floor, ours, the server's."""
-    width = 0.27
-    for place, (name, colour, values) in enumerate(
-        (
-            ("floor", GREY, [case.endpoint.floor_tpot_ms for case in cases]),
-            ("kvtool", COLOURS[1], [case.endpoint.own_tpot_ms for case in cases]),
-            ("server", COLOURS[0], [case.metrics.tpot_ms and case.metrics.tpot_ms.p50 for case in cases]),
-        )
-    ):
-        if any(values):
-            at = [number + (place - 1) * width for number in range(len(cases))]
-            axes.bar(at, [value or 0.0 for value in values], width, label=name, color=colour)
-    axes.set_xticks(range(len(cases)), ["\n".join(case.name.split("/")[1:]) for case in cases], fontsize=7)
+def draw_server_ttft(figure: Figure, axes: Axes, cases: Sequence[Any]) -> None:
+    """Medians of each case: ours, the server's."""
+    own = [case.endpoint.own_ttft_ms for case in cases]
+    _draw_bars(axes, cases, {"kvtool": own, "server": [_median(case.metrics.ttft_ms) for case in cases]})
+    axes.set_ylabel("ms")
+
+
+def draw_server_tpot(figure: Figure, axes: Axes, cases: Sequence[Any]) -> None:
+    """Medians of each case: the floor, ours, the server's."""
+    floor = [case.endpoint.floor_tpot_ms for case in cases]
+    own = [case.endpoint.own_tpot_ms for case in cases]
+    server = [_median(case.metrics.tpot_ms) for case in cases]
+    _draw_bars(axes, cases, {"floor": floor, "kvtool": own, "server": server})
     axes.set_ylabel("ms a token")
-    axes.legend(frameon=False)
+
+
+def _draw_bars(axes: Axes, cases: Sequence[Any], series: Mapping[str, Sequence[float | None]]) -> None:
+    """A group a case of a bar a series, with its value on top."""
+    shown = {name: values for name, values in series.items() if any(values)}
+    width = 0.8 / max(len(shown), 2)
+    for place, (name, values) in enumerate(shown.items()):
+        at = [number + (place - (len(shown) - 1) / 2) * width for number in range(len(cases))]
+        bars = axes.bar(at, [value or 0.0 for value in values], width, label=name, color=SERIES[name])
+        axes.bar_label(bars, [format_ms(value) if value else "" for value in values], fontsize=LABEL_POINTS - 1)
+    axes.set_xticks(range(len(cases)), [_tick(case) for case in cases], fontsize=LABEL_POINTS - 1)
+    axes.margins(y=0.12)
+    if len(shown) > 1:
+        axes.legend(frameon=False, ncols=len(shown), fontsize=LABEL_POINTS, loc="upper right")
+
+
+def _tick(case: EndpointCase) -> str:
+    """What was sent, a line each: `prompts`, `1,024 tokens`, `87.5 % repeated`, `1 at a time`."""
+    length, limit = case.inputs.get("input_len"), case.inputs.get("concurrency")
+    told = (
+        case.name.split("/")[1],
+        f"{length:,} tokens" if length else "",
+        f"{100 * case.endpoint.hit_rate_rounded:.3g} % repeated",
+        f"{limit} at a time" if limit else "",
+    )
+    return "\n".join(filter(None, told))
+
+
+def _median(summary: Summary | None) -> float | None:
+    return None if summary is None else summary.p50

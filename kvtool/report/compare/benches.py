@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.report import html
 from kvtool.report.cells import DASH
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, literal, new_figure
+from kvtool.report.charts import COLOURS, GREY, literal, new_figure, ratio_axis
 from kvtool.report.tables import Table, to_html
 from kvtool.results import CompareDocument, CompareRow
 from kvtool.units import format_bytes, format_ms
@@ -41,8 +41,6 @@ UNSURE = "cannot tell"
 BETTER, WORSE = ("faster", "higher", "less"), ("slower", "lower", "more")
 MAX_LINES = 60
 EQUAL_SPEED = "*"  # behind a ratio that is at an equal speed of the device
-LEAST_REACH = 1.06  # of the ratios' axis, so that noise of a percent does not fill the panel
-RATIO_STEPS = ((10, 100, 1000), (2, 4, 8), (1.25, 1.5), (1.1, 1.2), (1.025, 1.05))  # ticks, wide reaches first
 ROW_HEIGHT_IN = 0.26
 
 
@@ -211,21 +209,5 @@ def _finish_panel(axes: Axes, metric: str, cases: Sequence[str], *, labelled: bo
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.set_yticks(range(len(cases)), [literal(case) for case in cases] if labelled else [""] * len(cases))
-    _ratio_axis(axes)
+    ratio_axis(axes, "faster <- 1x -> slower, log scale")
     axes.set_title(NAMES[metric], fontsize=10, loc="left")
-
-
-def _ratio_axis(axes: Axes) -> None:
-    """Logarithmic and as far to the left of 1 as to the right, so that twice as fast is as far as half as fast."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axes.set_xscale("log")
-    low, high = axes.dataLim.intervalx
-    reach = LEAST_REACH if not 0 < low <= high else max(LEAST_REACH, high, 1 / low) ** 1.05
-    axes.set_xlim(1 / reach, reach)
-    steps = next((steps for steps in RATIO_STEPS if steps[0] <= reach), RATIO_STEPS[-1])
-    ticks = [step for step in steps if step <= reach]
-    axes.xaxis.set_major_locator(FixedLocator([*(1 / tick for tick in reversed(ticks)), 1, *ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}x"))
-    axes.set_xlabel("faster <- 1x -> slower, log scale", fontsize=LABEL_POINTS)

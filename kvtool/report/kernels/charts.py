@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import rate
-from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, literal, new_figure, tokens_axis
+from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, literal, new_figure, ratio_axis, tokens_axis
 from kvtool.report.inputs import case_title, shared_inputs, varying_inputs
 from kvtool.report.kernels.peers import is_timed, point
 from kvtool.report.kernels.tables import VARIANTS, cases_of, input_cells
@@ -99,8 +99,6 @@ def draw(figure: Figure, axes: Axes, panel: Panel) -> None:
 
 def draw_peers(axes: Axes, cases: Sequence[KernelCase]) -> None:
     """A row a case, a dot a peer at its time over ours, with its interval; ours is the line at 1."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     cases = [case for case in cases if is_timed(case)]
     axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
     names = peer_names(cases)
@@ -115,11 +113,7 @@ def draw_peers(axes: Axes, cases: Sequence[KernelCase]) -> None:
             draw_dots(axes, dots, name, colour)
     axes.set_yticks(range(len(cases)), [literal(point(case, cases)) for case in cases], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("time of a peer / ours (right of 1x: ours is faster)")
+    ratio_axis(axes, "time of a peer / ours (right of 1x: ours is faster)")
     axes.legend(loc="upper left", bbox_to_anchor=(0, 1.12), ncols=3, frameon=False, fontsize=9)
 
 

@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import rate
-from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, new_figure, tokens_axis
+from kvtool.report.charts import COLOURS, GREY, EndLabel, label_ends, log_axis, new_figure, tokens_axis
 from kvtool.results import BreakEvenRow, TierRow, TiersDocument
 from kvtool.units import format_bytes, format_length
 
@@ -56,12 +56,11 @@ def draw_speeds(figure: Figure, axes: Axes, rows: Sequence[TierRow]) -> None:
         axes.plot(*zip(*line, strict=True), color=colours[tier], linestyle=style, marker="o", markersize=4)
         ends.append(EndLabel(*line[-1], f"{tier} {direction}: {rate(line[-1][1])}", colours[tier]))
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    log_axis(axes)
     sizes = [size for line in lines.values() for size, _ in line]
     axes.set_xticks([4096 * 16**power for power in range(5) if 4096 * 16**power <= 2 * max(sizes)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(round(value))))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("bytes of a request or a copy, as many in flight as is fastest")
     axes.set_ylabel("GB/s")
     label_ends(figure, axes, ends)
@@ -84,8 +83,7 @@ def draw_break_even(figure: Figure, axes: Axes, rows: Sequence[BreakEvenRow]) ->
     tokens = [tokens for tokens, _, _ in rows[0].points]
     axes.set_xticks(tokens[:: max(1, len(tokens) // 6)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_length(round(value))))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    log_axis(axes)
     axes.set_xlabel("tokens of a prefix (a ring: loading is faster from here on)")
     axes.set_ylabel("ms")
     label_ends(figure, axes, ends)

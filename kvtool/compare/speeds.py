@@ -1,0 +1,75 @@
+"""How times follow the speed of a device that changes from second to second, as it was measured beside each sample."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvtool.compare.metrics import Metric, measured_samples
+from kvtool.results import Case, Sample
+
+SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
+SURE = 6.6  # twice the gain in log likelihood that chance brings one time in a hundred (chi squared, one parameter)
+
+
+@dataclass(frozen=True, slots=True)
+class EqualSpeed:
+    """A time of which `memory` is the share that waits for memory, and the rest for matrix products."""
+
+    memory: float
+
+    @property
+    def name(self) -> str:
+        names = {"memory bandwidth": self.memory, "speed of matrix products": 1 - self.memory}
+        return " and ".join(name for name, share in names.items() if share)
+
+    def __call__(self, sample: Sample) -> float:
+        """The factor that makes the sample's times those of a device whose speeds are 1."""
+        return float(
+            (sample.device_read_gbps or 0.0) ** self.memory * (sample.device_tflops or 0.0) ** (1 - self.memory)
+        )
+
+
+SHARES = tuple(EqualSpeed(quarters / 4) for quarters in range(4, -1, -1))
+
+
+def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
+    """The share by which this timing follows the device best; None where no share accounts for more of what iterations
+    of one side differ by than chance would.
+
+    It looks at what happens within the sides alone, so that it cannot favour either. Where they differ in what sets the
+    speeds, such as their threads, it would take out what is compared.
+    """
+    samples = [sample for case in (a, b) for sample in measured_samples(case)]
+    if not all(sample.device_read_gbps and sample.device_tflops for sample in samples):
+        return None
+    if any(a.inputs.get(name) != b.inputs.get(name) for name in SETS_SPEED):
+        return None
+    before = _squares(metric, (a, b), None)
+    left = {share: _squares(metric, (a, b), share) for share in SHARES}
+    best = min(SHARES, key=left.__getitem__)
+    num_iterations = sum(len(_iterations(metric, case, None)) for case in (a, b))
+    sure = left[best] and num_iterations * math.log(before / left[best]) > SURE
+    return best if sure else None
+
+
+def _squares(metric: Metric, cases: Sequence[Case], speed: EqualSpeed | None) -> float:
+    """Of the logarithms of iterations' medians around the mean of their own side."""
+    return sum(_around_mean(_iterations(metric, case, speed)) for case in cases)
+
+
+def _iterations(metric: Metric, case: Case, speed: EqualSpeed | None) -> list[float]:
+    """Logarithms of the median time of each, at an equal speed where one is given."""
+    assert metric.of_sample is not None
+    times: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for sample in measured_samples(case):
+        factor = speed(sample) if speed else 1.0
+        times[sample.run, sample.iteration] += [factor * value for value in metric.of_sample(sample) if value > 0]
+    return [math.log(statistics.median(values)) for values in times.values() if values]
+
+
+def _around_mean(values: Sequence[float]) -> float:
+    return sum((value - statistics.fmean(values)) ** 2 for value in values)
