@@ -172,9 +172,9 @@ class LoadedModel:
             )
         return needed
 
-    def require_room(self, num_pages: int, *, beside_bytes: int = 0) -> None:
+    def require_room(self, num_pages: int, *, beside_bytes: int = 0, beside: str = "the weights") -> None:
         """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many and
-        `beside_bytes` that are still to come.
+        `beside_bytes` that are still to come, of what `beside` says.
         """
         if num_pages < 1:
             raise KvtoolError(f"a pool of {num_pages} pages holds nothing: at least 1 is needed")
@@ -182,7 +182,7 @@ class LoadedModel:
         if needed > available:
             raise DeviceError(
                 f"a pool of {num_pages:,} pages needs {format_bytes(needed)}, but {self.device} has "
-                f"{format_bytes(max(0, available))} free{' beside the weights' if beside_bytes else ''}: "
+                f"{format_bytes(max(0, available))} free{f' beside {beside}' if beside_bytes else ''}: "
                 "ask for fewer or shorter requests"
             )
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights, GatedWeight, Weight
+from kvtool.kernels.interface import ExpertWeights, GatedWeight, Pages, Rotation, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,22 @@ class FusedKernels(Protocol):
 
     def gated(self, x: Input, weight: GatedWeight) -> Tensor:
         """x [T,K] -> the gate of both products [T,N]."""
+
+    def absorbed(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        norm: Tensor,
+        eps: float,
+        rotation: Rotation,
+        pages: Pages,
+        slots: Tensor,
+        w_uk: Tensor,
+    ) -> Tensor:
+        """`StepKernels.split_latent` of tokens that all decode, and the columns which that leaves unset:
+
+        q [T,H,N+E] and w_uk [H,N,R] -> [T,H,R+E], whose first R columns are q's first N times w_uk.
+        """
 
     def route(self, x: Input, choice: Choice) -> tuple[Tensor, Tensor]:
         """x [T,H] -> the experts int64 [T,k] of each token and their shares fp32 [T,k]."""

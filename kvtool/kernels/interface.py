@@ -247,11 +247,18 @@ class StepKernels(Protocol):
         """
 
     def split_qkv(
-        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
     ) -> Tensor:
         """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the pages, as `store` does.
 
-        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned by `rotation`, [T,1,D] each.
+        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and their first E columns are turned by
+        `rotation`, [T,1,E] each, if by any.
+        """
+
+    def nucleus(self, probabilities: Tensor, top_ps: Tensor) -> Tensor:
+        """probabilities fp32 [n, vocab], those outside the smallest set that reaches top_ps fp32 [n] set to 0.
+
+        The likeliest stays. Of equal ones at the set's end as many stay as are needed, or all of them.
         """
 
     def place(self, positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,6 +68,14 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
 
 
+def nucleus(probabilities: Tensor, top_ps: Tensor) -> Tensor:
+    """Keep the smallest set of tokens whose probabilities [n, vocab] reach `top_ps` [n]; the likeliest stays."""
+    ordered, tokens = probabilities.sort(dim=-1, descending=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= top_ps[:, None]
+    outside &= top_ps[:, None] < 1.0  # a rounded sum may reach 1 before the last token
+    return torch.zeros_like(probabilities).scatter_(-1, tokens, ordered.masked_fill(outside, 0.0))
+
+
 def route(x: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     """x [T, n] -> the experts of each token [T, k] and their shares [T, k], as `Choice` says."""
     wide = x if x.dtype == choice.weight.dtype else x.float()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvtool.kernels import plain
 from kvtool.kernels.fused import Choice, Normed, Shared
-from kvtool.kernels.interface import Gate, GatedWeight, Weight
+from kvtool.kernels.interface import Gate, GatedWeight, Pages, Weight
 from kvtool.kernels.reference import fused as reference
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE
@@ -44,10 +45,16 @@ def assert_close(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert ((found.double() - exact).abs() <= TOLERANCE[dtype] * (1 + exact.abs())).all()
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize(
-    ("rows", "columns", "depth", "activation"),
-    [(1, 20, 1024, ""), (2, 30, 520, "clamped_swiglu"), (3, 34, 97, "silu"), (17, 40, 600, "silu")],
+    ("dtype", "rows", "columns", "depth", "activation"),
+    [
+        (F32, 1, 20, 600, ""),  # in splits, by every tile
+        (BF16, 2, 12, 1100, "clamped_swiglu"),
+        (F16, 3, 14, 97, "silu"),
+        (BF16, 17, 40, 560, "silu"),
+        (F16, 17, 12, 64, ""),
+    ],
+    ids=str,
 )
 def test_every_way_does_what_stands_around_a_product(
     backend: Backend, fused, dtype, rows: int, columns: int, depth: int, activation: str
@@ -90,7 +97,7 @@ def choice_of(kind: str, experts: int, hidden: int, device: str) -> Choice:
 
 
 @pytest.mark.parametrize("kind", ["softmax", "not normalised", "logit bias", "groups", "sigmoid, bias, best two"])
-@pytest.mark.parametrize(("tokens", "experts", "hidden"), [(1, 12, 96), (5, 20, 600)])
+@pytest.mark.parametrize(("tokens", "experts", "hidden"), [(1, 12, 96), (3, 20, 520)])
 def test_the_choice_of_experts(backend: Backend, fused, kind: str, tokens: int, experts: int, hidden: int) -> None:
     choice = choice_of(kind, experts, hidden, backend.device)
     x = stream(tokens, hidden, F32, backend.device)
@@ -103,9 +110,10 @@ def test_the_choice_of_experts(backend: Backend, fused, kind: str, tokens: int, 
         torch.testing.assert_close(shares.double(), expected_shares, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize(
-    ("tokens", "kind"), [(1, "plain"), (2, "biased"), (2, "shared"), (1, "wide shared"), (9, "shared")]
+    ("dtype", "tokens", "kind"),
+    [(F32, 1, "plain"), (BF16, 2, "biased"), (F32, 2, "shared"), (BF16, 1, "wide shared"), (BF16, 9, "shared")],
+    ids=str,
 )
 def test_experts_with_what_all_tokens_share(backend: Backend, fused, dtype, tokens: int, kind: str) -> None:
     """Few tokens and many; shared experts that are two of the others', and one of another width."""
@@ -122,6 +130,37 @@ def test_experts_with_what_all_tokens_share(backend: Backend, fused, dtype, toke
         wide_shared = Shared(GatedWeight(up.double(), None, weights.gate), Weight(down.double()))
     exact = reference.experts(wide(x), widened(weights), chosen, shares.double(), plus.double(), wide_shared)
     assert_close(fused.experts(x, weights, chosen, shares, plus, shared), exact, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tokens"), [(F32, 2), (BF16, 5)], ids=str)
+def test_queries_absorb_their_matrix(backend: Backend, fused, dtype, tokens: int) -> None:
+    """Beside what `split_latent` does; matrices are a part of wider heads."""
+    heads, nope, rank, rope = 3, 12, 72, 8
+    where = {"dtype": dtype, "device": backend.device}
+    q, latent = values(tokens, heads, nope + rope, **where), values(tokens, rank + rope, seed=1, **where)
+    norm, w_uk = values(rank, seed=2, **where), values(heads, nope + 5, rank, seed=3, **where)[:, :nope] * nope**-0.5
+    turn = values(tokens, 1, rope, seed=4, **where), values(tokens, 1, rope, seed=5, **where)
+    slots = torch.tensor([17, -1, 0, 3, 16], device=backend.device)[:tokens]
+    results = []
+    for kernels, up in ((fused, lambda x: x), (reference, lambda x: x.double())):
+        pages = Pages(torch.zeros(2, 16, rank + rope, dtype=up(q).dtype, device=backend.device), latent_dim=rank)
+        given = up(q).clone(), up(latent), up(norm), EPS, (up(turn[0]), up(turn[1])), pages, slots, up(w_uk)
+        results.append((kernels.absorbed(*given), pages.k))
+    for found, exact in zip(*results, strict=True):
+        assert_close(found, exact, dtype)
+
+
+@pytest.mark.parametrize("size", [37, 300])
+def test_a_nucleus_without_sorting(backend: Backend, size: int) -> None:
+    """As by sorting; of rows of a wider tensor; where equal ones are at the set's end, all of them stay."""
+    drawn = torch.rand(5, size + 3, generator=torch.Generator().manual_seed(size))[:, :size] ** 6
+    probabilities = (drawn / drawn.sum(1, keepdim=True)).to(backend.device)
+    top_ps = torch.tensor([1e-6, 0.3, 0.9, 0.999, 1.0], device=backend.device)
+    found = backend.kernels.nucleus(probabilities, top_ps)
+    assert torch.equal(found, plain.nucleus(probabilities.double(), top_ps.double()).float())
+    equal = torch.tensor([[0.4, 0.1, 0.1, 0.1, 0.3]], device=backend.device)
+    kept = backend.kernels.nucleus(equal, torch.tensor([0.75], device=backend.device))
+    assert kept[0].count_nonzero() == (5 if backend.interpreted or backend.device != "cpu" else 3)
 
 
 def test_what_does_not_fit_is_refused(backend: Backend, fused) -> None:

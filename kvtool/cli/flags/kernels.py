@@ -39,8 +39,8 @@ class KernelsGrid(Device):
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Time these beside ours, on the same pages: all, or of sdpa, naive, gathered, flex, flashinfer, "
-            "flash-attn, vllm-triton, sglang-triton.",
+            help="Time these beside ours, on the same pages: all, or of sdpa, cudnn, naive, gathered, flex, "
+            "flashinfer, flashinfer-xqa, flash-attn, vllm-triton, sglang-triton.",
         ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of random values and of the order of pages.")] = 0

@@ -117,6 +117,9 @@ class MultiHeadLatentAttention:
         latents of all rows go to the pages."""
         norm, num_decodes = self.latent_norm, step.batch.num_decodes
         q, latent = self.inner(x, step)
+        if step.fused is not None and num_decodes == len(q):
+            given = step.rotation, pages, step.batch.slots, self.w_uk
+            return step.fused.absorbed(q, latent, norm.weight, norm.eps, *given), q[:0]
         absorbed = step.kernels.split_latent(
             q, latent, norm.weight, norm.eps, step.rotation, pages, step.batch.slots, num_decodes
         )

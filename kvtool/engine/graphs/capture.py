@@ -56,6 +56,11 @@ class CudaCapture:
         generator.set_state(state)
 
 
+def captured_bytes(loaded: LoadedModel, num_rows: int) -> int:
+    """Memory that captured steps of up to so many rows hold at least, which all of them share: that of their logits."""
+    return num_rows * loaded.vocab_size * loaded.torch_dtype.itemsize
+
+
 def bucket_of(num_rows: int, most: int) -> int:
     """The rows of the smallest bucket for `num_rows`: 1, 2, 4, 8, 16, 24, ... and `most`."""
     size = next((small for small in SMALL_BUCKETS if num_rows <= small), round_up(num_rows, BUCKET_STEP))

@@ -3,6 +3,7 @@
 from kvtool.kernels.cpu.attention import decode, gather, prefill, store
 from kvtool.kernels.cpu.products import experts, gated, linear, prepare, weight_copies
 from kvtool.kernels.cpu.step import add_rms_norm, record, rms_norm, rotate, split_latent, split_qkv
+from kvtool.kernels.plain import nucleus
 from kvtool.kernels.reference.step import place  # as few operations as can be
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "gated",
     "gather",
     "linear",
+    "nucleus",
     "place",
     "prefill",
     "prepare",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kvtool.kernels import plain
 from kvtool.kernels.fused import Choice, Input, Normed, Shared
-from kvtool.kernels.interface import ExpertWeights, GatedWeight, Weight
+from kvtool.kernels.interface import ExpertWeights, GatedWeight, Pages, Rotation, Weight
 from kvtool.kernels.reference import step
 
 most_rows = 64  # of any number: so many decode together in a test
@@ -18,6 +19,22 @@ def linear(x: Input, weight: Weight, plus: Tensor | None = None) -> Tensor:
 
 def gated(x: Input, weight: GatedWeight) -> Tensor:
     return step.gated(read(x), weight)
+
+
+def absorbed(
+    q: Tensor,
+    latent: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: Rotation,
+    pages: Pages,
+    slots: Tensor,
+    w_uk: Tensor,
+) -> Tensor:
+    out = step.split_latent(q, latent, norm, eps, rotation, pages, slots, len(q))
+    nope, rank = w_uk.shape[1:]
+    out[..., :rank] = torch.einsum("thn,hnr->thr", q[..., :nope].to(w_uk.dtype), w_uk)
+    return out
 
 
 def route(x: Input, choice: Choice) -> tuple[Tensor, Tensor]:

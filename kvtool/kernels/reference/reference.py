@@ -1,6 +1,6 @@
 """The obvious torch twin of every kernel, as `interface.Kernels` promises them."""
 
-from kvtool.kernels.plain import record
+from kvtool.kernels.plain import nucleus, record
 from kvtool.kernels.reference import fused
 from kvtool.kernels.reference.attention import decode, gather, prefill, store
 from kvtool.kernels.reference.step import (
@@ -25,6 +25,7 @@ __all__ = [
     "gated",
     "gather",
     "linear",
+    "nucleus",
     "place",
     "prefill",
     "prepare",

@@ -76,6 +76,7 @@ def _placed(chosen: Tensor, num_experts: int, block_m: int) -> tuple[Tensor, Ten
         BLOCK_E=max(16, padded(num_experts)),
         BLOCK_P=max(16, min(padded(num_pairs), PAIRS_AT_ONCE)),
         BLOCK_M=block_m,
+        **gpu.launched(chosen.device),
         num_warps=4,
     )
     return order, blocks
@@ -116,6 +117,7 @@ def _product(
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         **gate,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=rules.MAX_REGISTERS,
@@ -135,6 +137,7 @@ def _added(each: Tensor, plus: Tensor | None, top_k: int) -> Tensor:
         0 if plus is None else plus.stride(0),
         SIZE=hidden,
         BLOCK=block,
+        **gpu.launched(each.device),
         num_warps=4,
     )
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kvtool.kernels.fused import Input, Normed
@@ -12,11 +13,11 @@ from kvtool.kernels.triton import route as router
 from kvtool.kernels.triton.experts import KERNEL_GATES, experts_at_once
 from kvtool.kernels.triton.products import Around
 from kvtool.kernels.triton.rows import rms_norm
-from kvtool.kernels.triton.tiles.products import MAX_ROWS
+from kvtool.kernels.triton.tiles.products import GEMV_ROWS, MAX_ROWS
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice, Shared
-    from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Weight
+    from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
 
 most_rows = MAX_ROWS
 
@@ -27,6 +28,25 @@ def linear(x: Input, weight: Weight, plus: Tensor | None = None) -> Tensor:
 
 def gated(x: Input, weight: GatedWeight) -> Tensor:
     return products.linear(*_read(x, weight, None, weight.gate))
+
+
+def absorbed(
+    q: Tensor,
+    latent: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: Rotation,
+    pages: Pages,
+    slots: Tensor,
+    w_uk: Tensor,
+) -> Tensor:
+    """One launch for few tokens; more of them read a head's matrix together."""
+    if len(q) <= GEMV_ROWS:
+        return step.latents_stored(q, latent, norm, eps, rotation, pages, slots, len(q), w_uk)
+    out = step.split_latent(q, latent, norm, eps, rotation, pages, slots, len(q))
+    nope, rank = w_uk.shape[1:]
+    torch.bmm(q[..., :nope].transpose(0, 1), w_uk, out=out[..., :rank].transpose(0, 1))
+    return out
 
 
 def route(x: Input, choice: Choice) -> tuple[Tensor, Tensor]:

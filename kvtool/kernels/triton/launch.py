@@ -11,6 +11,7 @@ from kvtool.kernels.plain import record, rms_norm, rotate
 from kvtool.kernels.triton import attention, checks, fused
 from kvtool.kernels.triton.arguments import keys_of
 from kvtool.kernels.triton.groups import packed
+from kvtool.kernels.triton.sample import nucleus
 from kvtool.kernels.triton.step import (
     add_rms_norm,
     experts,
@@ -35,6 +36,7 @@ __all__ = [
     "gated",
     "gather",
     "linear",
+    "nucleus",
     "packed",
     "place",
     "prefill",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kvtool.kernels.triton import checks
+from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.experts import KERNEL_GATES
 from kvtool.kernels.triton.jit.pairs import pair_inner_kernel, pair_sum_kernel
 from kvtool.kernels.triton.tiles import rules
@@ -46,7 +46,7 @@ def experts_of_few(
     tile, gate = pair_tile(x.element_size()), weights.gate
     pairs = {"chosen_ptr": chosen, "shares_ptr": shares, "top_k": top_k, "parts": parts}
     pairs |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "STAGES": tile.num_stages}
-    options = {"num_warps": tile.num_warps, "maxnreg": rules.MAX_REGISTERS}
+    options = {"num_warps": tile.num_warps, "maxnreg": rules.MAX_REGISTERS, **gpu.launched(x.device)}
     inner = x.new_empty(num_tokens, top_k + parts, width)
     pair_inner_kernel[(math.ceil(2 * width / tile.block_n), num_tokens * (top_k + parts))](
         x_ptr=x,

@@ -197,6 +197,7 @@ def _in_splits(
         **added,
         **shape,
         **constants,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )

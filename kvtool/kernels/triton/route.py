@@ -50,6 +50,7 @@ def route(x: Tensor, norm: Normed | None, choice: Choice) -> tuple[Tensor, Tenso
         BLOCK_K=tile.block_k,
         STAGES=tile.num_stages,
         **told,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )

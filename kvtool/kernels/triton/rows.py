@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import plain
-from kvtool.kernels.triton import checks
+from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.experts import KERNEL_GATES
 from kvtool.kernels.triton.jit.gate import gate_kernel
 from kvtool.kernels.triton.jit.step import add_rms_norm_kernel
@@ -37,7 +37,18 @@ def add_rms_norm(
     strides = x.stride(0), residual.stride(0)
     warps = 8 if block > 2048 else 4
     add_rms_norm_kernel[(num_tokens,)](
-        x, residual, weight, x_weight, normed, added, eps, *strides, SIZE=size, BLOCK=block, num_warps=warps
+        x,
+        residual,
+        weight,
+        x_weight,
+        normed,
+        added,
+        eps,
+        *strides,
+        SIZE=size,
+        BLOCK=block,
+        num_warps=warps,
+        **gpu.launched(x.device),
     )
     return normed, added
 
@@ -53,7 +64,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     block = padded(size)
     warps = 8 if block > 2048 else 4
     add_rms_norm_kernel[(num_tokens,)](
-        x, None, weight, None, normed, None, eps, x.stride(0), 0, SIZE=size, BLOCK=block, num_warps=warps
+        x,
+        None,
+        weight,
+        None,
+        normed,
+        None,
+        eps,
+        x.stride(0),
+        0,
+        SIZE=size,
+        BLOCK=block,
+        num_warps=warps,
+        **gpu.launched(x.device),
     )
     return normed
 
@@ -73,6 +96,7 @@ def gate(of_gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
         return out
     block = min(padded(size), rules.STORE_BLOCK)
     constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": KERNEL_GATES[kind.activation]}
+    constants |= gpu.launched(out.device)
     gate_kernel[(num_tokens, math.ceil(size / block))](
         of_gate, up, out, of_gate.stride(0), up.stride(0), **constants, num_warps=4
     )

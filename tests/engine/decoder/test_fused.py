@@ -31,12 +31,12 @@ BLOCK_SIZE = 16
 # Six are: QKV, its heads to query and cache, attention, output, gate and up, down.
 LAUNCHES = {
     **dict.fromkeys(("llama-2-mha", "llama-3-gqa", "llama-mqa-tied", "llama-biased", "llama-wide-heads"), 6),
-    **dict.fromkeys(("mistral-window", "qwen2", "qwen3", "smollm3", "phi3"), 6),
+    **dict.fromkeys(("mistral-window", "qwen2", "qwen3", "smollm3", "smollm3-listed", "phi3", "phi3-longrope"), 6),
     # Two, of a router and experts, in the place of an MLP's two.
     **dict.fromkeys(("mixtral", "qwen3-moe", "gpt-oss"), 7),
-    # Latents take two products by head more, and a query through a low rank another.
-    **dict.fromkeys(("deepseek-v2-lite", "deepseek-v3-halves"), 9),
-    **dict.fromkeys(("deepseek-v2-yarn", "deepseek-v3"), 10),
+    # Latents take a product by head more, and a query through a low rank another.
+    **dict.fromkeys(("deepseek-v2-lite", "deepseek-v3-halves"), 8),
+    **dict.fromkeys(("deepseek-v2-yarn", "deepseek-v3"), 9),
     # A norm behind a branch needs all of it before any of the sum: one launch for both norms and the sum.
     **dict.fromkeys(("gemma2", "gemma3"), 8),
 }

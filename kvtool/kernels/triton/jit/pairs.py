@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import wait_for_launches
 from kvtool.kernels.triton.jit.gate import gated
 from kvtool.kernels.triton.jit.product import load_block, load_row
 
@@ -18,12 +19,14 @@ def pair_inner_kernel(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, shared_ptr, chosen_ptr, shares_ptr, out_ptr,
     top_k, parts, num_columns, depth, x_stride, eps, alpha, limit,
     ACTIVATION: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program: BLOCK_N // 2 columns of one pair's activation(gate) * up, times its share.
 
     weight [E, 2N, K] and shared [2 parts N, K] are gate over up -> out [T, top_k + parts, N]. A norm of x [T, K] is
     done beside the product.
     """
+    wait_for_launches(PDL)
     each = top_k + parts
     token = (tl.program_id(1) // each).to(tl.int64)
     one = tl.program_id(1) % each
@@ -70,11 +73,12 @@ def pair_inner_kernel(
 def pair_sum_kernel(
     inner_ptr, weight_ptr, bias_ptr, shared_ptr, chosen_ptr, shares_ptr, plus_ptr, out_ptr,
     top_k, parts, num_columns, depth, plus_stride,
-    MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: BLOCK_N columns of one token: the sum of its experts' products, which are times their shares
     already, one expert after another. inner [T, top_k + parts, K], weight [E, N, K], shared [N, parts K] -> out [T, N].
     """
+    wait_for_launches(PDL)
     token = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < num_columns

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import prefetch_rows, wait_for_launches
 from kvtool.kernels.triton.jit.gate import gated
 from kvtool.kernels.triton.jit.paged import dot
 
@@ -23,7 +24,7 @@ def gemv_kernel(
     x_ptr, weight_ptr, bias_ptr, plus_ptr, norm_ptr, out_ptr, partial_ptr, arrivals_ptr,
     num_rows, num_columns, depth, num_splits, x_stride, weight_stride, plus_stride, eps, alpha, limit,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: BLOCK_N columns of up to ROWS (1, 2 or 4) rows, over one split of K. Sums stay apart in the threads
     until the end: partial [splits, num_rows, num_columns] fp32, out [num_rows, num_columns]. With an ACTIVATION the
@@ -32,6 +33,8 @@ def gemv_kernel(
     begin, end = split_blocks(tl.program_id(1), depth, num_splits, BLOCK_K)
     weight_row = weight_rows(column, num_columns, ACTIVATION)
     weight_ptrs = weight_ptr + weight_row.to(tl.int64)[:, None] * weight_stride
+    prefetch_rows(weight_ptrs, begin * BLOCK_K, depth, BLOCK_K, PDL)
+    wait_for_launches(PDL)
     last = num_rows - 1
     sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     sums1 = sums
@@ -95,7 +98,7 @@ def product_kernel(
     x_ptr, weight_ptr, bias_ptr, plus_ptr, norm_ptr, out_ptr, partial_ptr, arrivals_ptr,
     num_rows, num_columns, depth, num_splits, x_stride, weight_stride, plus_stride, eps, alpha, limit,
     ACTIVATION: tl.constexpr, MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: BLOCK_N columns of all rows, BLOCK_M or fewer, over one split of K.
 
@@ -107,6 +110,8 @@ def product_kernel(
     # Past the last row and column lie others' values: the last is read again, and not stored.
     weight_row = weight_rows(column, num_columns, ACTIVATION)
     weight_ptrs = weight_ptr + weight_row.to(tl.int64)[:, None] * weight_stride
+    prefetch_rows(weight_ptrs, begin * BLOCK_K, depth, BLOCK_K, PDL)
+    wait_for_launches(PDL)
     x_ptrs = x_ptr + tl.minimum(row, num_rows - 1).to(tl.int64)[:, None] * x_stride
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     square = tl.zeros([BLOCK_M], tl.float32)

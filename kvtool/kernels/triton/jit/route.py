@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import prefetch_rows, wait_for_launches
 from kvtool.kernels.triton.jit.gate import sigmoid
 from kvtool.kernels.triton.jit.paged import LOG2E
 from kvtool.kernels.triton.jit.product import load_row
@@ -16,7 +17,7 @@ def route_kernel(
     depth, x_stride, eps, scale,
     EXPERTS: tl.constexpr, TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORMALISED: tl.constexpr, GROUPS: tl.constexpr,
     GROUPS_KEPT: tl.constexpr, TOP_TWO: tl.constexpr, MASKED: tl.constexpr, BLOCK_ALL: tl.constexpr,
-    BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: the logits fp32 [T, E] of BLOCK_E experts for one token x [T, K], through a norm where there is one;
     weight fp32 [E, K]. arrivals [T] counts the programs of a token; it is zero before and after."""
@@ -24,6 +25,8 @@ def route_kernel(
     expert = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     row = tl.minimum(expert, EXPERTS - 1)
     weight_ptrs = weight_ptr + row[:, None] * depth
+    prefetch_rows(weight_ptrs, 0, depth, BLOCK_K, PDL)
+    wait_for_launches(PDL)
     x_ptr += token * x_stride
     sums = tl.zeros([BLOCK_E, BLOCK_K], tl.float32)
     squares = tl.zeros([1, BLOCK_K], tl.float32)
