@@ -34,6 +34,7 @@ from kvtool.sizing.questions.sharing import sharing
 from kvtool.sizing.questions.tiers import Places, tiers
 from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
 from kvtool.sizing.speed.decode import decode_floor
+from kvtool.sizing.speed.traffic import DecodeWork, decode_work
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 
@@ -53,6 +54,7 @@ class SizePlan:
     cache: GpuCache
     held: GpuCache | llama_cpp.LlamaCppCard
     weights: Weights
+    work: DecodeWork
     limits: BatchLimits | None
     memory: Budget | None
     engine: EngineRun | None
@@ -73,7 +75,7 @@ class SizePlan:
                 source=self.weights.source,
             ),
             decode=decode_floor(
-                self.model,
+                self.work,
                 self.cache,
                 self.weights,
                 options.parallel,
@@ -191,6 +193,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         cache=cache,
         held=cache if card is None else card,
         weights=weights,
+        work=decode_work(model),
         limits=limits,
         memory=memory,
         engine=None if start is None else run_engine(model, start, memory),

@@ -108,7 +108,7 @@ def _parameter(flag: Flag) -> Parameter:
         metavar="SIZE" if flag.kind == "size" else None,
         help=flag.help,
         show_default=flag.kind != "switch",
-        rich_help_panel=f"With --engine {' or '.join(flag.engines)}",
+        rich_help_panel=f"With --engine {' or '.join(filter(None, (', '.join(flag.engines[:-1]), flag.engines[-1])))}",
     )
     return Parameter(
         _name(flag), Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[TYPES[flag.kind], option]

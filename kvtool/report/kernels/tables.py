@@ -24,6 +24,7 @@ HEADINGS = {
     "flash-attn": "flash\nattn",
     "vllm-triton": "vllm\ntriton",
     "sglang-triton": "sglang\ntriton",
+    "flashinfer-xqa": "flashinfer\nxqa",
 }
 SHOW_MS_FROM = 10.0  # a table with a longer time than this is in milliseconds
 

@@ -240,7 +240,7 @@ def test_points_where_a_peer_is_ahead_are_named() -> None:
     ahead, version = library_lines(cases)
     assert ahead == "sdpa is ahead at decode 1k x 8 (0.80x); decode 32k x 8 (0.95x, within chance: 0.85x to 1.05x)."
     assert version == "sdpa 9.1."
-    assert library_lines(cases[2:])[0] == "No peer is ahead of ours at any point (1 compared)."
+    assert library_lines(cases[2:])[0] == "sdpa: not ahead of ours at any point (1 compared)."
     assert library_lines([with_peers(case("decode", 1, 1), peer("flex"))]) == ["flex: not importable: no such module."]
 
 
