@@ -1,5 +1,7 @@
 """Programs that meet: graphs replayed ten thousand times with other inputs each time. Every replay must give the bits
-that its inputs gave the first time, and leave the counters at zero; steps whose launches start early must give the bits of steps in order."""
+that its inputs gave the first time, and leave the counters at zero. Launches that start early must give the bits of
+launches in order.
+"""
 
 from __future__ import annotations
 
