@@ -24,7 +24,7 @@ from kvtool.results import BenchDocument, Check, LatencyCase, Roofline, Sample
 from kvtool.workloads import Request, fixed
 from kvtool.workloads.making.options import Making
 
-TURNS, MOST_TURNS = 5, 6
+TURNS, MOST_TURNS = 4, 5
 STEPS = ((2, 1, 192), (16, 1, 192), (32, 2, 192), (224, 1, 0), (320, 1, 0))  # new tokens, prompts, tokens that hit
 OUTPUT_LEN, PAUSE_S = 6, 0.2
 Steps = dict[tuple[int, int, int], list[Sample]]
@@ -67,6 +67,7 @@ class Bench:
             after = self.steps()
             beside = {step: [*before[step], *after[step]] for step in STEPS}
             found.append(Turn(hit_tokens, ttft_s, beside, load.cores() or 0.0))
+            print(f"turn {len(found)}: others kept {found[-1].other_cores:.2f} cores busy", flush=True)
             before = after
         quietest = sorted(found, key=lambda turn: turn.other_cores)[:TURNS]
         return [turn for turn in found if turn in quietest]
