@@ -29,8 +29,6 @@ from unittest.mock import patch
 import torch
 
 from kvtool.cache.tiers.options import TierOptions
-from kvtool.catalog.decoder import Decoder
-from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -40,21 +38,9 @@ from kvtool.engine.offload.page_file import HEADER_BYTES
 from kvtool.engine.sequence import SamplingParams
 from kvtool.units import MIB
 
-MODEL = Model(
-    id="two small layers",
-    source="made for this",
-    architecture="llama",
-    attention="gqa",
-    layers=(Layer(cache=FullAttention(kv_heads=2, k_head_dim=16, v_head_dim=16)),) * 2,
-    hidden_size=64,
-    vocab_size=512,
-    num_heads=4,
-    intermediate_size=128,
-    tie_word_embeddings=True,
-    max_position_embeddings=256,
-    dtype="fp32",
-    decoder=Decoder(family="llama", exact=True),
-)
+sys.path.append(".")
+from tests.bench.tiny_model import TINY
+
 BLOCK_SIZE, POOL_PAGES, OUTPUT_TOKENS = 4, 24, 3
 PROMPTS, STEM_TOKENS, OWN_TOKENS = 4, 48, 9
 
@@ -100,7 +86,7 @@ KINDS = ("killed", *HARMS, *STATES)
 
 def loaded_model() -> LoadedModel:
     config = EngineConfig(device="cpu", dtype="fp32", block_size=BLOCK_SIZE, threads=1)
-    return LoadedModel(MODEL, config, max_positions=256)
+    return LoadedModel(TINY, config, max_positions=256)
 
 
 def prompts(random: Random) -> list[list[int]]:

@@ -53,7 +53,13 @@ class Replica:
     def step_s(self, context: int, batch: int) -> float:
         """Seconds of a decode step of `batch` sequences of `context` tokens."""
         floor = decode_floor(
-            self.model, self.plan.cache, self.plan.weights, self.parallel, self.gpu, context=context, batch_size=batch
+            self.plan.work,
+            self.plan.cache,
+            self.plan.weights,
+            self.parallel,
+            self.gpu,
+            context=context,
+            batch_size=batch,
         )
         if floor.ideal_tpot_ms is None:
             raise KvtoolError(f"what a step of {self.model.id} reads is not known: nothing can be advised")

@@ -15,7 +15,7 @@ from kvtool.bench.metrics import prefill_s
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
-from kvtool.results import Case, PrefixCase, Roofline, StepBytes, WorkloadCase
+from kvtool.results import AccuracyCase, Case, PrefixCase, Roofline, Sample, StepBytes, WorkloadCase
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import ParamCount, count_params
@@ -75,10 +75,11 @@ def _weights_read(loaded: LoadedModel, params: ParamCount, batch_size: int) -> i
 def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
     """The case next to the limits measured `beside` each of its iterations, where they were, or to the run's `best`.
 
-    An MBU or MFU that no device can reach is null, and `reason` says so. A case that times nothing stays as it is.
+    An MBU or MFU that no device can reach is null, and `reason` says so. A case without samples has the limits alone
+    where it times anything.
     """
     if not case.samples:
-        return case
+        return _with_limits(case, best) if isinstance(case, AccuracyCase) and case.accuracy.speed else case
     iterations = 1 + max(sample.iteration for sample in case.samples)
     limits = beside if len(beside) == iterations else [best] * iterations
     read_gbps, tflops = median(limit.read_gbps for limit in limits), median(limit.tflops for limit in limits)
@@ -102,6 +103,12 @@ def with_roofline(case: C, best: Ceiling, beside: Sequence[Ceiling] = ()) -> C:
         reason=reason,
         **time_to_first_token(case, read_gbps, tflops),
     )
+    return msgspec.structs.replace(case, roofline=roofline)
+
+
+def _with_limits(case: C, best: Ceiling) -> C:
+    limits = {"read_gbps_measured": best.read_gbps, "copy_gbps_measured": best.copy_gbps}
+    roofline = msgspec.structs.replace(case.roofline, **limits, tflops_measured=best.tflops)
     return msgspec.structs.replace(case, roofline=roofline)
 
 
@@ -145,28 +152,66 @@ def _prefill_work(case: Case) -> PrefillWork | None:
 
 
 def _ttft_reason(case: Case, ttft_ms: float, ideal_ms: float, ideal_without_ms: float) -> str:
-    """What more than the roofline's time goes to, in milliseconds: waiting in turn and for pages from below, kernels
-    that do not reach the limits without hits either, and the rest."""
-    cached = [sample for sample in case.samples if sample.arm == "cached"]
-    waits = [
-        (what, 1e3 * median(getattr(sample, field) or 0.0 for sample in cached))
-        for what, field in (("waiting to be admitted", "queue_s"), ("waiting for pages from below", "load_s"))
-    ]
-    parts = [f"{ms:.3g} ms {what}" for what, ms in waits if ms > LEAST_PART * ttft_ms]
-    left = ttft_ms - ideal_ms - sum(ms for _, ms in waits)
-    if not _queues(case):
-        slower = 1e3 * median(s.ttft_s for s in case.samples if s.arm == "uncached") / ideal_without_ms
-        kernels = min(left, max(0.0, slower - 1) * ideal_ms)
-        if kernels > LEAST_PART * ttft_ms:
-            parts.append(f"{kernels:.3g} ms because kernels take {slower:.2f}x the roofline's time without hits too")
-        left -= kernels
-    if left > LEAST_PART * ttft_ms:
-        shares = "steps shared with other requests" if _queues(case) else "what a step takes however few its tokens"
-        parts.append(f"{left:.3g} ms {shares}")
+    """What more than the roofline's time goes to, in milliseconds: waiting in turn and for pages from below, requests
+    that are prefilled beside it, kernels that do not reach the limits without hits either, and the rest."""
+    cached, uncached = ([s for s in case.samples if s.arm == arm] for arm in ("cached", "uncached"))
+    beside = beside_ms(cached, ideal_ms)
+    without_ms = ideal_without_ms + beside_ms(uncached, ideal_without_ms) if uncached else 0.0
+    slower = _computing_ms(uncached) / without_ms if without_ms else 1.0
+    left = ttft_ms - ideal_ms
+    parts = []
+    for ms, what in (
+        (1e3 * median(s.queue_s or 0.0 for s in cached), "waiting to be admitted"),
+        (1e3 * median(s.load_s or 0.0 for s in cached), "waiting for pages from below"),
+        (beside, "at the roofline for requests that are prefilled beside it"),
+        (
+            max(0.0, slower - 1) * (ideal_ms + beside),
+            f"because kernels take {slower:.2f}x the roofline's time without hits too",
+        ),
+        (left, "small steps, and decodes of others" if _queues(case) else "what a step takes however few its tokens"),
+    ):
+        part = min(left, ms)
+        left -= part
+        if part > LEAST_PART * ttft_ms:
+            parts.append(f"{part:.3g} ms {what}")
     return (
         f"TTFT of {ttft_ms:.3g} ms is {ttft_ms / ideal_ms:.2f}x the {ideal_ms:.3g} ms that the roofline allows: "
         f"{', '.join(parts) or 'many small waits'}"
     )
+
+
+def _computing_ms(samples: Sequence[Sample]) -> float:
+    """Of the times to first token, what is neither in turn nor for pages from below."""
+    return 1e3 * median(s.ttft_s - (s.queue_s or 0.0) - (s.load_s or 0.0) for s in samples)
+
+
+def beside_ms(samples: Sequence[Sample], alone_ms: float) -> float:
+    """What a typical request's neighbours take while it is prefilled, where the average one takes `alone_ms`: each by
+    its tokens, as far as both are at it at once. 0 where a batch is prefilled whole, which is then one request."""
+    groups = defaultdict(list)
+    for sample in samples:
+        groups[sample.run, sample.iteration].append(sample)
+    token_ms = alone_ms / max(1.0, mean(map(_computed_tokens, samples)))
+    found = [
+        sum(token_ms * _computed_tokens(other) * _overlap(other, own) for other in group if other is not own)
+        for group in groups.values()
+        for own in group
+    ]
+    return median(found)
+
+
+def _computed_tokens(sample: Sample) -> int:
+    return sample.prompt_tokens - sample.cached_tokens
+
+
+def _overlap(sample: Sample, other: Sample) -> float:
+    """The share of a request's prefill during which the other is prefilled too."""
+    if sample.arrival_s is None or other.arrival_s is None:
+        return 0.0
+    start, stop = sample.arrival_s + (sample.queue_s or 0.0), sample.arrival_s + sample.ttft_s
+    first, last = other.arrival_s + (other.queue_s or 0.0), other.arrival_s + other.ttft_s
+    both = min(stop, last) - max(start, first)
+    return max(0.0, both) / (stop - start) if stop > start else 0.0
 
 
 def _mbu(case: Case, limits: Sequence[Ceiling]) -> float:

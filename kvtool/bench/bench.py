@@ -34,9 +34,10 @@ def bench(
     *,
     progress: Progress,
     tell: Callable[[str], None] = lambda line: None,
+    ceiling: Ceiling | None = None,
 ) -> Outcome[BenchDocument]:
-    """Everything asked for; `tell` is told how long it may take. Ctrl-C keeps the cases that were done. Raises
-    KvtoolError or DeviceError."""
+    """Everything asked for; `tell` is told how long it may take. The device's `ceiling` is measured before and after
+    where it is None. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError."""
     if not any(part.computes for part in options.parts):
         return counted(model, config, options, progress)
     if config.tiers is not None and not any(part.uses_tiers for part in options.parts):
@@ -44,7 +45,8 @@ def bench(
     if any(isinstance(part, Standalone) for part in options.parts):
         return _alone(options.parts).measure(model, config, Repeats(options.num_iters, options.seed), progress)
     with private_tiers(config.tiers) as tiers:
-        return _bench(model, replace(config, tiers=None), options, tiers, progress=progress, tell=tell)
+        config = replace(config, tiers=None)
+        return _bench(model, config, options, tiers, progress=progress, tell=tell, ceiling=ceiling)
 
 
 def _alone(parts: Sequence[Part]) -> Standalone:
@@ -63,6 +65,7 @@ def _bench(
     *,
     progress: Progress,
     tell: Callable[[str], None],
+    ceiling: Ceiling | None,
 ) -> Outcome[BenchDocument]:
     progress(f"loading {model.id}", 0.0)
     options = options.fitted(model, config.block_size, tiers=tiers is not None)
@@ -70,7 +73,7 @@ def _bench(
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)
     tell(how_long(options))
-    session = Session(str(loaded.device), loaded.torch_dtype, progress)
+    session = Session(str(loaded.device), loaded.torch_dtype, progress, ceiling)
     measured = _measured(loaded, options, session, progress, tiers)
     return _outcome(loaded, measured, session.end())
 

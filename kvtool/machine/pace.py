@@ -26,12 +26,25 @@ class Budget:
     def __post_init__(self) -> None:
         self._end_s = self.clock() + self.total_s
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until the end, 0 behind it."""
+        return max(0.0, self._end_s - self.clock())
+
+    def case(self, parts: int = 1) -> Budget:
+        """Begin the next case: its share, as a budget for so many parts of it."""
+        share_s = self.left_s / max(1, self.num_cases)
+        self.num_cases -= 1
+        return Budget(share_s, parts, trims=self.trims, clock=self.clock)
+
     def share(self) -> Callable[[], bool]:
         """Begin the next case: whether its share is not spent yet, when asked."""
-        now_s = self.clock()
-        case_end_s = now_s + max(0.0, self._end_s - now_s) / max(1, self.num_cases)
-        self.num_cases -= 1
-        return lambda: self.clock() < case_end_s
+        case = self.case()
+        return lambda: case.left_s > 0
+
+    def times(self, took_s: float) -> float:
+        """How often what took so long can be done again in what is left; without end where nothing is trimmed."""
+        return self.left_s / max(took_s, SHORTEST_S / 1e6) if self.trims else float("inf")
 
 
 class Disturbance:

@@ -7,11 +7,12 @@ as many nodes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.replay.loops.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
 from kvtool.workloads.traces import Trace, TraceRequest
@@ -24,7 +25,8 @@ class Accesses:
     """All requests of a trace, in the order of their replay.
 
     `nodes`, `starts` and `parents` are those of a `Walk`; `lines`, `arrival_s`, `input_tokens` and `output_tokens`
-    are per request. `shared_ids` counts ids with more than one parent.
+    are per request. `shared_ids` counts ids with more than one parent. `retentions` has the requests, by their place,
+    that say how important they are.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Accesses:
     input_tokens: IntArray
     output_tokens: IntArray
     shared_ids: int
+    retentions: Mapping[int, Retention] = field(default_factory=dict)
 
     @property
     def num_requests(self) -> int:
@@ -79,6 +82,7 @@ class Accesses:
             arrival_s=self.arrival_s[order],
             input_tokens=self.input_tokens[order],
             output_tokens=self.output_tokens[order],
+            retentions={new: self.retentions[old] for new, old in enumerate(order.tolist()) if old in self.retentions},
         )
 
 
@@ -109,6 +113,7 @@ def read_accesses(trace: Trace, core: Core) -> Accesses:
         input_tokens=np.frombuffer(columns.input_tokens, dtype=np.int64),
         output_tokens=np.frombuffer(columns.output_tokens, dtype=np.int64),
         shared_ids=len(ids) - len(np.unique(ids)),
+        retentions=columns.retentions,
     )
 
 
@@ -121,6 +126,7 @@ class _Columns:
         self.arrival_s = array("d")
         self.nodes: list[NodeArray] = []
         self.block_size = 0
+        self.retentions: dict[int, Retention] = {}
         self._tree = tree
         self._ids = array("q")
         self._flushed = 0
@@ -132,6 +138,8 @@ class _Columns:
         if request.block_ids:
             self.block_size = request.block_size
         self._ids.extend(_signed(request, name))
+        if request.retention is not None:
+            self.retentions[len(self.lines)] = request.retention
         self.lines.append(request.line)
         self.lengths.append(len(request.block_ids))
         self.input_tokens.append(request.input_tokens)

@@ -14,7 +14,8 @@ _OWN = {
     "lfu": "evicts the leaf with the fewest uses since it was stored, the least recent of them",
     "optimal": "evicts the leaf that is used latest, knowing all requests, and does not store a block that would go "
     "first (Belady); where blocks differ in bytes it is a heuristic, and the ceilings alone are bounds",
-    "priority": "as lru: a trace names no priorities",
+    "priority": "evicts the leaf whose last request named the lowest priority, the least recently used among equals; "
+    "as lru where a trace names none",
     "lru-plain": "ignores the tree: evicts the block that was used least recently, a request's own used head to tail",
     "fifo-plain": "ignores the tree: evicts the block that was stored first",
     "lfu-plain": "ignores the tree: evicts the block with the fewest uses since it was stored, then the least recent",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from kvtool.results.document import Struct
 
 
@@ -25,6 +27,7 @@ class CacheSpeed(Struct, frozen=True, kw_only=True):
     slope_us_per_token_se: float
     reference_intercept_ms: float
     reference_slope_us_per_token: float
+    reference_slope_us_per_token_se: float | None = None
     store_us_per_token: float | None
     reference_store_us_per_token: float | None
     held_bytes: list[int]
@@ -43,6 +46,7 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     - `key_error`, `value_error`, `attention_error` by layer: |x - reference| / |reference|, of what is stored of the
       same K and V, and of attention over it by the same queries; empty where a layer keeps latents.
     - `speed`: None where it was not measured.
+    - `trimmed`: what the time budget left out, in words; never a format.
     - `*_se`: standard errors over blocks of tokens, or over prompts; None of a single one.
     """
 
@@ -71,3 +75,4 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     verdict: str
     text_sha256: str
     speed: CacheSpeed | None = None
+    trimmed: list[str] = msgspec.field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from kvtool.results.bench import Case, Power
+from kvtool.results.bench import AccuracyCase, Case, Power
 from kvtool.results.kernels import KernelCase
 
 LOADED_CORES = 0.25  # of others, from which times are not those of the machine
@@ -45,9 +45,12 @@ def load_warnings(environment: Mapping[str, Any], cases: Sequence[WithPower] = (
 
 
 def budget_notes(cases: Sequence[WithPower]) -> list[str]:
-    """Of cases that have fewer iterations than were planned, so that the whole did not take too long."""
+    """Of cases that have fewer iterations, or less text, than were planned, so that the whole did not take too long."""
     short = [case.name for case in cases if isinstance(case, Case) and _is_trimmed(case)]
-    return [f"fewer iterations, within the time budget: {_names(short)} (--num-iters N sets them)"] if short else []
+    fewer = [f"fewer iterations, within the time budget: {_names(short)} (--num-iters N sets them)"] if short else []
+    read = [case.accuracy.trimmed for case in cases if isinstance(case, AccuracyCase)]
+    less = dict.fromkeys("; ".join(trimmed) for trimmed in read if trimmed)
+    return [*fewer, *(f"accuracy, within the time budget: {words} (--num-iters N reads N windows)" for words in less)]
 
 
 def _is_trimmed(case: Case) -> bool:

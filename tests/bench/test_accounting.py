@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from kvtool.bench.accounting import with_roofline
+from kvtool.bench.accounting import beside_ms, with_roofline
 from kvtool.bench.limits import IMPOSSIBLE, MOVED, accounting_errors
 from kvtool.bench.metrics import metrics_of
 from kvtool.machine.roofline import Ceiling
@@ -122,3 +122,16 @@ def test_a_time_to_first_token_is_what_the_roofline_allows_or_the_gap_is_explain
         "kernels take 2.00x the roofline's time without hits too, 8 ms what a step takes however few its tokens"
     )
     assert with_roofline(case_of([0.01], [0.1]), BEST).roofline.ideal_ttft_ms is None
+
+
+def test_a_neighbour_counts_as_far_as_it_is_prefilled_at_the_same_time() -> None:
+    """Two come at once and take 40 ms; the third comes after 30 ms: 10 of its 40 ms are beside them."""
+    plain = case_of([0.01], [0.04]).samples[0]
+    three = [
+        msgspec.structs.replace(plain, arrival_s=s, queue_s=0.0, prompt_tokens=n, cached_tokens=0)
+        for s, n in ((0.0, 100), (0.0, 100), (0.03, 400))
+    ]
+    # A token takes 0.1 ms. The first: 100 tokens, and a quarter of 400; the third: a quarter of each of the others.
+    assert beside_ms(three, 20.0) == pytest.approx(20.0)
+    assert beside_ms(three[2:], 20.0) == 0.0
+    assert beside_ms([msgspec.structs.replace(one, arrival_s=None) for one in three], 20.0) == 0.0

@@ -115,6 +115,19 @@ def test_a_slow_machine_gets_fewer_iterations_and_never_none() -> None:
     assert len(ran([0.0] * 3, Budget(1.0, clock=clock), work).samples) == 3, "as many as were asked for"
 
 
+def test_a_case_has_its_share_for_all_of_its_parts_and_what_one_leaves_for_the_next() -> None:
+    clock = Clock()
+    case = Budget(40.0, num_cases=2, trims=True, clock=clock).case(parts=2)  # 20 s
+    clock.now_s = 4.0
+    first = case.case()
+    assert (first.left_s, first.times(2.0), first.trims) == (8.0, 4.0, True)
+    clock.now_s = 6.0
+    assert case.case().left_s == 14.0
+    clock.now_s = 99.0
+    assert first.left_s == first.times(2.0) == 0.0
+    assert Budget(1.0, clock=clock).times(5.0) == float("inf"), "as often as was asked for"
+
+
 def test_fewer_iterations_than_planned_are_said() -> None:
     whole, short = document(iterations=6, runs=1).cases
     short = replace(short, samples=[one for one in short.samples if one.iteration < 4])

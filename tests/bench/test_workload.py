@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace as changed
 
 from kvtool.bench.cases.base import Setup
+from kvtool.bench.cases.below import divided
 from kvtool.bench.cases.serve import serve
 from kvtool.bench.cases.workload import Workload
 from kvtool.bench.limits import hit_errors
@@ -175,7 +176,9 @@ def test_what_leaves_the_pool_is_found_in_a_tier_and_counted_there(model, tmp_pa
         assert all(sample.load_s is not None and sample.load_s >= 0 for sample in cached)
         assert any(sample.load_s > 0 for sample in cached)
         assert case.check.outputs_equal is True
-        assert {"tiers", "write_policy"} <= case.inputs.keys()
+        assert case.inputs["tiers"] == str(divided(below, 2))
+        assert work.scale.endswith("32 MiB for each of 2 policies, an equal part")
+        assert case.inputs["write_policy"] == "through"
         assert hit_errors([case]) == []
         assert hit_errors([changed(case, workload=changed(work, hit_tokens=work.hit_tokens - 16))]) != []
         twins = [[s.cached_tokens for s in case.samples if s.arm == arm] for arm in ("cached", "repeat")]

@@ -170,7 +170,7 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
 
     arrivals = torch.zeros(64, dtype=torch.int32)
     monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
-    monkeypatch.setattr(attention, "_merge", None)
+    monkeypatch.setattr(attention, "merge", None)
     shape = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
     for lens in ((300, 0, 129), (3, 300, 200)):
         check(backend, guesses(lens, queries, **shape))

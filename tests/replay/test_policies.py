@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 
 from kvtool.cache.eviction.eviction import EVICTION
 from kvtool.errors import KvtoolError
+from kvtool.replay.accesses import read_accesses
 from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core
 from kvtool.replay.loops.native import native
 from kvtool.replay.loops.twin import PythonCore
 from kvtool.replay.policies import POLICIES, check_policies, policy_hits
 from kvtool.replay.tree import tree_hits
+from kvtool.workloads.traces import open_trace
 from tests.replay import naive
 
 
@@ -75,6 +78,24 @@ def test_the_engines_own_tree_and_policies_hit_the_same(core: Core, policy: str,
     for capacity in (0, 1, 3, 12, 50, 200, len(accesses.parents)):
         hits = policy_hits(core, policy, capacity, accesses, sizes=None, next_use=None)
         assert tree_hits(policy, capacity, accesses).tolist() == hits.tolist(), capacity
+
+
+def test_a_replay_keeps_what_its_requests_call_important(core: Core, tmp_path: Path) -> None:
+    """Room for two prompts of one block. The first outlives the second by its priority, until its second is over."""
+    path = tmp_path / "trace.jsonl"
+
+    def hits(policy: str, duration_ms: int) -> list[int]:
+        lines = [
+            {"timestamp": 500 * place, "input_length": 4, "hash_ids": [block], "block_size": 4}
+            for place, block in enumerate([1, 2, 3, 1, 4, 2])
+        ]
+        lines[0] |= {"priority": 90, "priority_duration_ms": duration_ms}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tree_hits(policy, 2, read_accesses(open_trace(path), core)).tolist()
+
+    assert hits("lru", 10_000) == [0, 0, 0, 0, 0, 0]
+    assert hits("priority", 10_000) == [0, 0, 0, 1, 0, 0]
+    assert hits("priority", 900) == [0, 0, 0, 0, 0, 0]
 
 
 def test_ids_of_any_sign_and_chains_that_break(core: Core) -> None:

@@ -13,7 +13,7 @@ from kvtool.cache.window import SINK_PAGES
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import codec, is_packed, layer_pages
+from kvtool.engine.pool import codec, is_packed, layer_pages, require_packed
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
@@ -124,8 +124,8 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     cache_format = parse_cache_format(name, loaded.dtype)
     if not cache_format.storable:
         raise KvtoolError(f"a {cache_format.name} cache can be sized, but not run: how it becomes bits is not here")
-    if is_packed(cache_format) and loaded.device.type != "cpu":
-        raise KvtoolError(f"a {cache_format.name} cache is packed by torch, on the CPU alone: use --device cpu")
+    if is_packed(cache_format):
+        require_packed(cache_format, loaded.device)
     outside = [index for index in whole_layers if not 0 <= index < loaded.model.num_layers]
     if outside:
         raise KvtoolError(f"layer {outside[0]} is not one of the {loaded.model.num_layers}, numbered from 0")

@@ -52,19 +52,26 @@ def pays(own: Line, other: Line, longest: int) -> tuple[int | None, str]:
     """The context from which `own` is below `other`, and that in words; `longest` is the model's."""
     intercept = bounds([a - b for a, b in zip(own.intercepts, other.intercepts, strict=True)])
     slope = bounds([a - b for a, b in zip(own.slopes, other.slopes, strict=True)])
-    if slope.low > 0:
-        ratio = float(np.median(own.slopes)) / max(1e-12, float(np.median(other.slopes)))
-        return None, NEVER.format(f"to read a token takes {ratio:.1f} times as long")
+    if slope.low > 0 or (slope.high >= 0 and intercept.low > 0):
+        longer = "" if slope.low > 0 else "a step takes longer, and "
+        return None, NEVER.format(f"{longer}to read a token takes {_times(slope, other)} as long")
     if slope.high >= 0:
-        if intercept.low > 0:
-            return None, NEVER.format("a step takes longer, and a token no less")
-        return None, "nothing can be said: the lines are too near each other"
+        return None, f"nothing can be said: to read a token takes {_times(slope, other)} as long"
     if intercept.value <= 0:
         return 0, "pays at any context"
     tokens = round(intercept.value / -slope.value)
     if tokens > longest:
         return tokens, f"would pay from {_about(tokens)} tokens, beyond the {format_length(longest)} of the model"
     return tokens, f"pays from {_about(tokens)} tokens"
+
+
+def _times(slope: Bounds, other: Line) -> str:
+    """What is added to the slope of another line, as a multiple of that: `1.2 (1.1 to 1.4) times`."""
+    whole = float(np.median(other.slopes))
+    if whole <= 0:
+        return "an unknown number of times"
+    value, low, high = (1 + added / whole for added in (slope.value, slope.low, slope.high))
+    return f"{value:.2f} ({low:.2f} to {high:.2f}) times"
 
 
 def _about(tokens: int) -> str:
@@ -87,7 +94,8 @@ def speed_of(own: Timed, reference: Timed, contexts: Sequence[int], *, dtype: st
         slope_us_per_token=slope.value * 1e3,
         slope_us_per_token_se=slope.se * 1e3,
         reference_intercept_ms=bounds(other.intercepts).value,
-        reference_slope_us_per_token=bounds(other.slopes).value * 1e3,
+        reference_slope_us_per_token=(reads := bounds(other.slopes)).value * 1e3,
+        reference_slope_us_per_token_se=reads.se * 1e3,
         store_us_per_token=own.store_us,
         reference_store_us_per_token=reference.store_us,
         held_bytes=own.held,

@@ -22,7 +22,8 @@ from kvtool.sizing.specs import HeadsSpec
 
 STORED_TOKENS = 256  # at once
 STORE_TURNS = 5
-LEAST_TURNS, MOST_TURNS = 4, 12
+TURNS, MOST_TURNS = 4, 12  # where nothing is trimmed, and where time is what bounds them
+LEAST_TURNS = 2  # that tell an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,7 @@ def in_dtype_of_cache(loaded: LoadedModel, *, max_positions: int) -> LoadedModel
 
 def timed(methods: Sequence[Method], contexts: Sequence[int], budget: Budget) -> list[Timed]:
     """All methods in turns, a turn being every context of every method: what slows the machine for a while slows the
-    whole of a line. As many turns as there is time for; the fewest where the budget trims nothing."""
-    in_time = budget.share()
+    whole of a line. As many turns as there is time for; TURNS where the budget trims nothing."""
     found = [
         Timed(store_us(method), [[] for _ in contexts], [_held(method, context) for context in contexts])
         for method in methods
@@ -75,11 +75,14 @@ def timed(methods: Sequence[Method], contexts: Sequence[int], budget: Budget) ->
     ]
     for _, _, step in steps:
         step.seconds()  # allocates, compiles
-    for turn in range(MOST_TURNS):
-        if turn >= LEAST_TURNS and not (budget.trims and in_time()):
+    took_s = 0.0
+    for turn in range(MOST_TURNS if budget.trims else TURNS):
+        if turn >= LEAST_TURNS and budget.times(took_s) < 1:
             break
+        start_s = budget.clock()
         for result, at, step in steps if turn % 2 == 0 else reversed(steps):
             result.itl_ms[at].append(step.seconds() * 1e3)
+        took_s = budget.clock() - start_s
     return found
 
 

@@ -22,6 +22,7 @@ def accuracy_of(
     greedy_tokens: int,
     sha256: str,
     speed: CacheSpeed | None,
+    trimmed: list[str],
 ) -> Accuracy:
     """The case's own figures; standard errors are over blocks of tokens, those of greedy text over prompts."""
     kl, agrees = mean_of([each.kl for each in found]), mean_of([each.agrees for each in found])
@@ -54,6 +55,7 @@ def accuracy_of(
         verdict=words_of(found, reference.cache_format.name),
         text_sha256=sha256,
         speed=speed,
+        trimmed=trimmed,
     )
 
 

@@ -14,7 +14,7 @@ from kvtool.bench.accuracy.greedy import agreements, continuations, continued
 from kvtool.bench.accuracy.layers import LayerErrors, layer_errors, watch
 from kvtool.bench.accuracy.methods import Method, calibrated, held_bytes, method, reference_method
 from kvtool.bench.accuracy.pays import speed_of
-from kvtool.bench.accuracy.speed import in_dtype_of_cache, timed
+from kvtool.bench.accuracy.speed import MOST_TURNS, in_dtype_of_cache, timed
 from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
 from kvtool.bench.accuracy.words import accuracy_of, words_of
@@ -35,9 +35,14 @@ CPU_FORMATS = (
     *("int4", "int4+hadamard", "kivi_int4", "kivi_int2"),
     *("bf16+streaming:256", "bf16+quest:256"),
 )
-GPU_FORMATS = ("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "bf16+streaming:256", "bf16+quest:256")
+GPU_FORMATS = (
+    *("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "int4", "int4+hadamard"),
+    *("bf16+streaming:256", "bf16+quest:256"),
+)
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
-TEXT_S, SPEED_S = 90.0, 45.0
+LEAST_TOKENS = 32  # of it, and of a window, however slow the machine is
+FORMAT_S = 15.0  # that each format may take in all
+PARTS = 5  # of a comparison's time: for layers, greedy text and steps one each, and for the text all that is left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,7 @@ class AccuracyPart(Stepped):
 
     @property
     def budget_s(self) -> float:
-        return TEXT_S + (SPEED_S if self.contexts else 0.0)
+        return FORMAT_S * sum(len(self.ways(name)) for name in self.kv_cache_dtypes) * len(self.input_lens)
 
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         text = self._read(setup)
@@ -113,7 +118,8 @@ class AccuracyPart(Stepped):
 
 
 class Comparison:
-    """All formats on the same windows of a text, until each verdict holds, the time is over, or the text is."""
+    """All formats on the same windows of a text, until each verdict holds, the time is over, or the text is. Where time
+    is short, each phase does less: fewer tokens, prompts and turns, with the same formats."""
 
     def __init__(self, setup: Setup, options: AccuracyPart, text: Text, input_len: int) -> None:
         self.setup, self.options, self.text, self.input_len = setup, options, text, input_len
@@ -122,22 +128,59 @@ class Comparison:
             method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in options.ways(name)
         ]
         self.held: list[int] = [0] * len(self.methods)
+        self.token_s = 0.0  # of one token through the reference and every format
+        self.trimmed: list[str] = []
 
     def measure(self) -> Measured:
+        """The text comes last, since it can take whatever time is left."""
+        budget = self.setup.budget.case(PARTS)
         windows = self.text.windows(self.input_len)
         apart = windows.pop() if len(windows) > 1 else windows[0]  # nothing is calibrated on what it is judged by
-        seen = watch(self.reference, apart[:WATCHED_TOKENS])
-        self.methods = [
-            calibrated(each, [layer.amax(rotated=each.cache_format.rotated) for layer in seen]) for each in self.methods
-        ]
-        errors = [layer_errors(each, seen) for each in self.methods]
-        found = self._read_windows(windows)
-        greedy = self._greedy(windows)
-        speeds = self._speeds()
+        errors = self._errors(apart[:WATCHED_TOKENS], budget.case())
+        greedy = self._greedy(windows, budget.case())
+        speeds = self._speeds(budget.case())
+        found = self._read_windows(windows, budget)
         indices = range(len(self.methods))
         return Measured([self._case(i, found[i], greedy[i], errors[i], speeds[i]) for i in indices], [])
 
-    def _speeds(self) -> list[CacheSpeed | None]:
+    def _errors(self, token_ids: list[int], budget: Budget) -> list[LayerErrors]:
+        """By method, of as many of these tokens as there is time for, by the time that a few of them take."""
+        least = min(LEAST_TOKENS, len(token_ids)) if budget.trims else len(token_ids)
+        start_s = budget.clock()
+        found = self._errors_on(token_ids[:least])
+        tokens = int(min(len(token_ids), least * budget.times(budget.clock() - start_s)))
+        self._leave_out("layers compared on {0} of {1} tokens", max(tokens, least), len(token_ids))
+        return self._errors_on(token_ids[:tokens]) if tokens > least else found
+
+    def _errors_on(self, token_ids: list[int]) -> list[LayerErrors]:
+        """With scales that are calibrated on the same tokens."""
+        seen = watch(self.reference, token_ids)
+        self.methods = [
+            calibrated(each, [layer.amax(rotated=each.cache_format.rotated) for layer in seen]) for each in self.methods
+        ]
+        return [layer_errors(each, seen) for each in self.methods]
+
+    def _greedy(self, windows: list[list[int]], budget: Budget) -> list[list[int]]:
+        """By method, for how many tokens the greedy text behind each prompt is the reference's: the first prompt, and
+        as many more as there is time for by what that one took."""
+        prompts = continuations(windows)
+        start_s = budget.clock()
+        found = self._agreements(prompts[:1])
+        more = int(min(len(prompts) - 1, budget.times(budget.clock() - start_s)))
+        self._leave_out("greedy text of {0} of {1} prompts", 1 + more, len(prompts))
+        further = self._agreements(prompts[1 : 1 + more]) if more else [[] for _ in self.methods]
+        return [first + rest for first, rest in zip(found, further, strict=True)]
+
+    def _agreements(self, prompts: list[list[int]]) -> list[list[int]]:
+        clock = self.setup.budget.clock
+        expected = continued(self.setup.loaded, prompts, self.options.output_len)
+        start_s = clock()
+        found = [agreements(each, prompts, expected) for each in self.methods]
+        tokens = sum(len(prompt) + self.options.output_len - 1 for prompt in prompts)
+        self.token_s = (clock() - start_s) / tokens * (1 + 1 / len(self.methods))
+        return found
+
+    def _speeds(self, budget: Budget) -> list[CacheSpeed | None]:
         """By method; none where nothing is to be timed, or the model has no room beside itself in 16 bits."""
         contexts, reference = self.options.contexts, self.reference.cache_format.name
         if not contexts:
@@ -146,45 +189,61 @@ class Comparison:
             loaded = in_dtype_of_cache(self.setup.loaded, max_positions=max(contexts))
         except DeviceError:
             return [None] * len(self.methods)
-        budget = Budget(SPEED_S, trims=self.setup.budget.trims)
         methods = [each.of(loaded) for each in self.methods]
         other, *own = timed([reference_method(loaded), *methods], contexts, budget)
+        if budget.trims:
+            self._leave_out("steps timed in {0} of {1} turns", len(other.itl_ms[0]), MOST_TURNS)
         longest = loaded.model.max_position_embeddings or max(contexts)
         return [speed_of(each, other, contexts, dtype=reference, longest=longest) for each in own]
 
-    def _read_windows(self, windows: list[list[int]]) -> list[list[Moved]]:
-        """By method, what moved in each window."""
-        in_share, in_time = self.setup.budget.share(), Budget(TEXT_S).share()
+    def _read_windows(self, windows: list[list[int]], budget: Budget) -> list[list[Moved]]:
+        """By method, what moved in each window; the windows are shorter where not even one of them would be read."""
+        longest = len(windows[0])
+        most = int(min(longest, max(LEAST_TOKENS, budget.times(self.token_s))))
+        self._leave_out("windows of {0} tokens in place of {1}", most, longest)
         found: list[list[Moved]] = [[] for _ in self.methods]
+        took_s = 0.0
         for count, window in enumerate(windows):
-            if count and not self._goes_on(count, found, in_time=in_share() and in_time()):
+            if count and not self._goes_on(count, found, in_time=budget.times(took_s) >= 1):
                 break
-            expected = self.reference.logits(window, self.reference.layers(len(window)))
-            for index, each in enumerate(self.methods):
-                layers = each.layers(len(window))
-                found[index].append(moved(expected, each.logits(window, layers), window))
-                if not count:
-                    self.held[index] = held_bytes(layers if each.step_tokens else each.held(len(window)))
+            start_s = budget.clock()
+            self._read_window(window[:most], found)
+            took_s = budget.clock() - start_s
+        self._note_unread(found, sum(map(len, windows)))
         return found
+
+    def _read_window(self, window: list[int], found: list[list[Moved]]) -> None:
+        expected = self.reference.logits(window, self.reference.layers(len(window)))
+        for index, each in enumerate(self.methods):
+            layers = each.layers(len(window))
+            is_first = not found[index]
+            found[index].append(moved(expected, each.logits(window, layers), window))
+            if is_first:
+                self.held[index] = held_bytes(layers if each.step_tokens else each.held(len(window)))
 
     def _goes_on(self, count: int, found: list[list[Moved]], *, in_time: bool) -> bool:
         """Whether to read another window after so many."""
         if not self.setup.budget.trims:
             return count < self.setup.num_iters
-        name = self.reference.cache_format.name
-        return in_time and not all(is_settled(words_of(each, name)) for each in found)
+        return in_time and not self._are_settled(found)
 
-    def _greedy(self, windows: list[list[int]]) -> list[list[int]]:
-        """By method, for how many tokens the greedy text behind each prompt is the reference's."""
-        prompts = continuations(windows)
-        expected = continued(self.setup.loaded, prompts, self.options.output_len)
-        return [agreements(each, prompts, expected) for each in self.methods]
+    def _are_settled(self, found: list[list[Moved]]) -> bool:
+        return all(is_settled(words_of(each, self.reference.cache_format.name)) for each in found)
+
+    def _note_unread(self, found: list[list[Moved]], tokens: int) -> None:
+        """Where more text might have told more."""
+        if self.setup.budget.trims and not self._are_settled(found):
+            self._leave_out("{0:,} of {1:,} tokens of text read", sum(len(each.nll) + 1 for each in found[0]), tokens)
+
+    def _leave_out(self, words: str, done: int, asked: int) -> None:
+        if done < asked:
+            self.trimmed.append(words.format(done, asked))
 
     def _case(
         self, index: int, found: list[Moved], greedy: list[int], errors: LayerErrors, speed: CacheSpeed | None
     ) -> AccuracyCase:
         own = self.methods[index]
-        first = len(self.text.windows(self.input_len)[0])
+        first = len(found[0].nll) + 1
         name = f"accuracy/{own.cache_format.name}" + (f"/{own.whole}" if own.whole else "")
         return AccuracyCase(
             name=name if len(self.options.input_lens) == 1 else f"{name}/{self.input_len}",
@@ -217,6 +276,7 @@ class Comparison:
                 greedy_tokens=self.options.output_len,
                 sha256=self.text.sha256,
                 speed=speed,
+                trimmed=self.trimmed,
             ),
         )
 

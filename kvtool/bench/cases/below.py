@@ -39,6 +39,14 @@ def own_tiers(tiers: TierOptions | None, name: str) -> TierOptions | None:
     return replace(tiers, disk_folder=tiers.disk_folder / name)
 
 
+def divided(tiers: TierOptions | None, engines: int) -> TierOptions | None:
+    """An equal part of the tiers for each of so many engines that have them at once."""
+    if tiers is None:
+        return None
+    parts = {name: size and size // engines for name, size in tiers.capacities.items()}
+    return replace(tiers, dram_bytes=parts["dram"], disk_bytes=parts["disk"])
+
+
 def each_tier(tiers: TierOptions | None) -> dict[str, TierOptions]:
     """Every tier alone, pages moved down at once and always loaded, so that what is found there can be measured."""
     if tiers is None:

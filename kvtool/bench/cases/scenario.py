@@ -11,7 +11,7 @@ from msgspec.structs import replace as changed
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.base import Iterations, Measured, Setup
-from kvtool.bench.cases.below import own_tiers
+from kvtool.bench.cases.below import divided, own_tiers
 from kvtool.bench.cases.goodput import goodput_ratio
 from kvtool.bench.cases.serve import Served, serve
 from kvtool.bench.checks import compare_runs
@@ -54,6 +54,7 @@ class Race:
     def __init__(self, setup: Setup, options: Options, scenario: str, hit_rate: float | None) -> None:
         self.setup, self.options = setup, options
         self.scenario, self.hit_rate = scenario, hit_rate
+        self.below = divided(setup.tiers, len(options.policies))
         # Every iteration has prompts of its own, and so has the warm-up.
         self.plan = cache(lambda draw: options.plan(scenario, hit_rate, seed=setup.seed + draw))
         self.warm_up = setup.most_iters
@@ -66,7 +67,7 @@ class Race:
         policies = self.options.policies
         arms = []
         for index, own in enumerate(policies):
-            tiers = own_tiers(self.setup.tiers, f"{title(self.scenario)}-{index}")
+            tiers = own_tiers(self.below, f"{title(self.scenario)}-{index}")
             arms.append(Arm(f"cached {index}", self._engine(own, num_requests, tiers=tiers), True, own))
         uncached = self._engine(policies[0], num_requests, prefix_caching=False)
         return [*arms, Arm("uncached", uncached, False, policies[0]), replace(arms[0], name="repeat", served={})]
@@ -164,7 +165,7 @@ class Race:
         return "/".join(("workload", title(self.scenario), *rate, eviction, *more))
 
     def _inputs(self, arm: Arm, plan: Plan) -> dict[str, str | int | float | bool | None]:
-        options, below = self.options, self.setup.tiers
+        options, below = self.options, self.below
         eviction, preemption = arm.policy
         return self.setup.inputs(
             scenario=title(self.scenario),
@@ -214,7 +215,7 @@ class Race:
             policy=eviction,
             admission=loaded.config.admission,
             preemption=preemption,
-            scale=plan.scale or self._scale(),
+            scale=(plan.scale or self._scale()) + self._divided(),
             hit_rate_requested=plan.hit_rate if self.hit_rate is None else self.hit_rate,
             hit_rate_measured=served.hit_tokens / plan.prompt_tokens,
             hit_tokens_expected=plan.cached_tokens,
@@ -245,11 +246,16 @@ class Race:
 
     def _keeps_all_below(self, arm: Arm, plan: Plan, served: Served) -> bool:
         """Whether whatever leaves the pool stays in one of the tiers."""
-        below, offload = self.setup.tiers, arm.engine.offload
+        below, offload = self.below, arm.engine.offload
         if below is None or offload is None or not offload.stack.holds_anything:
             return False
         room = max(below.dram_bytes or 0, below.disk_bytes or 0) // file_bytes(arm.engine.pool.page_bytes)
         return below.write.kind == "through" and not served.preemptions and room >= plan.pages(self.options.block_size)
+
+    def _divided(self) -> str:
+        """What of the tiers each policy has, where several share them."""
+        count = len(self.options.policies)
+        return "" if self.below is None or count == 1 else f"; {self.below} for each of {count} policies, an equal part"
 
     def _scale(self) -> str:
         options = self.options

@@ -45,10 +45,14 @@ class TierOptions:
     up_gbps: tuple[tuple[str, float], ...] = ()
     always_load: bool = False
 
+    @property
+    def capacities(self) -> dict[str, int | None]:
+        """Bytes by tier."""
+        return {"dram": self.dram_bytes, "disk": self.disk_bytes}
+
     def __str__(self) -> str:
         """Without the folder, which is the user's own affair."""
-        sizes = (("dram", self.dram_bytes), ("disk", self.disk_bytes))
-        named = [f"{name}={format_bytes(size)}" for name, size in sizes if size is not None]
+        named = [f"{name}={format_bytes(size)}" for name, size in self.capacities.items() if size is not None]
         return ",".join([*named, *([EXCLUSIVE] if self.exclusive else [])])
 
     def __post_init__(self) -> None:

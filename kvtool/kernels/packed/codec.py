@@ -45,6 +45,11 @@ class Codec:
         group = self.group or self.elements
         return [min(group, self.elements - start) for start in range(0, self.elements, group)]
 
+    @property
+    def has_odd_groups(self) -> bool:
+        """Whether a group differs from the others in size, or is not of whole fours."""
+        return len(set(self._sizes)) > 1 or self._sizes[0] % 4 > 0
+
     def encode(self, rows: Tensor) -> Tensor:
         """rows [..., elements] -> uint8 [..., stored_bytes]."""
         parts = rows.float().split(self._sizes, dim=-1)

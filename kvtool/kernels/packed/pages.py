@@ -1,6 +1,7 @@
 """Pages of packed vectors, and what a decoder step calls of them: encoded on the way in, decoded before attention.
 
-Correct first: a step decodes all that it attends to, so a packed cache is smaller but not faster.
+Correct first: a step decodes all that it attends to, so a packed cache is smaller but not faster. Triton has kernels of
+its own for some formats.
 """
 
 from __future__ import annotations
@@ -63,22 +64,27 @@ class PackedKernels:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)
 
+    def write(self, pages: PackedPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """k [T,HKV,D] and v [T,HKV,DV] to slots [T]."""
+        pages.write(k, v, slots)
+
     def store(self, k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:
         if isinstance(pages, PackedPages):
             assert v is not None
-            pages.write(k, v, slots)
+            self.write(pages, k, v, slots)
         else:
             self.base.store(k, v, pages, slots)
 
     def split_qkv(
-        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
     ) -> Tensor:
         if not isinstance(pages, PackedPages):
             return self.base.split_qkv(qkv, norms, eps, rotation, pages, slots)
         kv_heads = pages.k.shape[2]
         qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
-        qk = self.base.rotate(qk if norms is None else self.base.rms_norm(qk, norms, eps), rotation)
-        pages.write(qk[:, -kv_heads:], v, slots)
+        qk = qk if norms is None else self.base.rms_norm(qk, norms, eps)
+        qk = qk if rotation is None else self.base.rotate(qk, rotation)
+        self.write(pages, qk[:, -kv_heads:], v, slots)
         return qk[:, :-kv_heads]
 
     def decode(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
@@ -100,8 +106,9 @@ class PackedKernels:
 
 
 def packed(base: Kernels) -> Kernels:
-    """The kernels that also take packed pages."""
-    return cast("Kernels", PackedKernels(base))
+    """The kernels that also take packed pages, by their own way where they have one."""
+    own = getattr(base, "packed", None)
+    return cast("Kernels", PackedKernels(base) if own is None else own(base))
 
 
 def lone_rows(length: int, num_queries: int) -> Rows:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH, percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal
+from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal, log_axis
 from kvtool.report.tables import Table
 from kvtool.results import Accuracy, AccuracyCase, BenchDocument
 from kvtool.units import format_bytes, format_length, format_ms
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORST_LAYERS = 3
+SPARSE = ("streaming", "quest")
 SMALLEST_KL = 1e-7  # on a logarithmic axis
+SMALLEST_ERROR = 1e-3  # of attention there: below a bf16's own rounding
+CROWDED_WIDTH, CROWDED_HEIGHT = 0.25, 0.08  # of the points' range: what the name of a format takes of a panel
 
 
 def accuracy_cases(document: BenchDocument) -> list[AccuracyCase]:
@@ -116,7 +120,7 @@ def speed_table(cases: Sequence[AccuracyCase]) -> Table:
         cases[0].accuracy.reference,
         format_bytes(first.reference_held_bytes[-1]),
         *(format_ms(median(first.reference_itl_ms[at])) for at in (0, -1)),
-        f"{first.reference_slope_us_per_token:.2f}",
+        with_se(first.reference_slope_us_per_token, first.reference_slope_us_per_token_se),
         _micro(first.reference_store_us_per_token),
         "",
     )
@@ -125,7 +129,7 @@ def speed_table(cases: Sequence[AccuracyCase]) -> Table:
             label(case),
             format_bytes(speed.held_bytes[-1]),
             *(format_ms(median(speed.itl_ms[at])) for at in (0, -1)),
-            f"{speed.slope_us_per_token:.2f} ± {speed.slope_us_per_token_se:.2f}",
+            with_se(speed.slope_us_per_token, speed.slope_us_per_token_se),
             _micro(speed.store_us_per_token),
             speed.pays,
         )
@@ -164,7 +168,35 @@ def accuracy_findings(document: BenchDocument) -> list[str]:
     verdicts = dict.fromkeys(case.accuracy.verdict for case in cases)
     costs = [_finding(said, [case for case in cases if case.accuracy.verdict == said]) for said in verdicts]
     words = [f"{label(case)} {case.accuracy.speed.pays}" for case in cases if case.accuracy.speed is not None]
-    return costs + ([f"In time: {'; '.join(words)}."] if words else [])
+    return costs + ([f"In time: {'; '.join(words)}.", *why(cases)] if words else [])
+
+
+def why(cases: Sequence[AccuracyCase]) -> list[str]:
+    """What of a step a smaller cache can save at all, and how fast each format's bytes are read; sparse caches, which
+    do not read all of them, are left out."""
+    timed = [(case, case.accuracy.speed) for case in cases if case.accuracy.speed is not None]
+    first, at = timed[0][1], format_length(timed[0][1].contexts[-1])
+    step_ms, read_ms = median(first.reference_itl_ms[-1]), first.reference_slope_us_per_token * first.contexts[-1] / 1e3
+    reference = timed[0][0].accuracy.reference
+    if not 0 < read_ms < step_ms:
+        return []
+    rates = {reference: gbps(first.reference_held_bytes[-1], first.contexts[-1], first.reference_slope_us_per_token)}
+    for case, speed in timed:
+        if speed.slope_us_per_token > 0 and not any(way in label(case) for way in SPARSE):
+            rates[label(case)] = gbps(speed.held_bytes[-1], speed.contexts[-1], speed.slope_us_per_token)
+    limit = timed[0][0].roofline.read_gbps_measured
+    device = "" if limit is None else f", where this device reads {limit:.3g} GB/s"
+    return [
+        f"Why: at {at} tokens {percent(read_ms / step_ms)} of a {reference} step ({format_ms(read_ms)} of "
+        f"{format_ms(step_ms)} ms) goes with the context, and the rest with products that every format has: a cache of "
+        f"half the bytes can save {percent(read_ms / step_ms / 2)} at most. It is read at "
+        f"{'; '.join(f'{rate:.2g} GB/s ({name})' for name, rate in rates.items())}{device}."
+    ]
+
+
+def gbps(held_bytes: int, tokens: int, us_per_token: float) -> float:
+    """That a cache's bytes pass attention at."""
+    return held_bytes / tokens / us_per_token / 1e3
 
 
 def _finding(said: str, cases: Sequence[AccuracyCase]) -> str:
@@ -180,29 +212,70 @@ def _figures(case: AccuracyCase) -> str:
 
 def draw_cost(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
     """KL of each format over its bytes a token, its name beside the point; whiskers are two standard errors."""
-    for case in cases:
+    points = [(c.accuracy.kv_bytes_per_token / 1024, max(c.accuracy.kl_mean, SMALLEST_KL)) for c in cases]
+    for index, (case, (kib, kl)) in enumerate(zip(cases, points, strict=True)):
         found = case.accuracy
         colour = RED if found.verdict == "collapses" else COLOURS[1] if found.verdict == "loses" else COLOURS[0]
-        kl, kib = max(found.kl_mean, SMALLEST_KL), found.kv_bytes_per_token / 1024
         reach = min(2 * (found.kl_mean_se or 0.0), 0.9 * kl)
         axes.errorbar([kib], [kl], yerr=[[reach], [reach]], color=colour, marker="o", markersize=5, capsize=2)
-        axes.annotate(literal(label(case)), (kib, kl), (6, 3), textcoords="offset points", fontsize=LABEL_POINTS - 1)
-    axes.set_yscale("log")
+        axes.annotate(
+            literal(label(case)),
+            (kib, kl),
+            (-6, 3) if is_crowded(points, index) else (6, 3),
+            textcoords="offset points",
+            ha="right" if is_crowded(points, index) else "left",
+            fontsize=LABEL_POINTS - 1,
+        )
+    log_axis(axes)
     axes.set_xlabel("KiB a token")
     axes.set_ylabel("KL, nats a token")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.28, y=0.15)
+
+
+def is_crowded(points: Sequence[tuple[float, float]], index: int) -> bool:
+    """Whether a name at the right of this point would run into another point or its name; of two at one place the
+    first is."""
+    width = CROWDED_WIDTH * (max(x for x, _ in points) - min(x for x, _ in points))
+    height = CROWDED_HEIGHT * math.log(max(y for _, y in points) / min(y for _, y in points))
+    x, y = points[index]
+    return any(
+        abs(math.log(other_y / y)) <= height and (0 < other_x - x <= width or (other_x == x and place > index))
+        for place, (other_x, other_y) in enumerate(points)
+    )
 
 
 def draw_layers(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
     """Error of attention by layer, a line a format."""
     shown = [case for case in cases if case.accuracy.attention_error]
     for index, case in enumerate(shown):
-        errors = [100 * max(error, SMALLEST_KL) for error in case.accuracy.attention_error]
+        errors = [100 * max(error, SMALLEST_ERROR) for error in case.accuracy.attention_error]
         style = "-" if index < len(COLOURS) else "--"
         axes.plot(range(len(errors)), errors, style, color=COLOURS[index % len(COLOURS)], label=literal(label(case)))
-    axes.set_yscale("log")
+    log_axis(axes)
     axes.set_xlabel("layer")
     axes.set_ylabel("attention off, %")
+    legend_below(axes)
+
+
+def draw_speed(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
+    """ITL over context, a line a format; black: the reference."""
+    speeds = [(label(case), case.accuracy.speed) for case in cases if case.accuracy.speed is not None]
+    first, reference = speeds[0][1], cases[0].accuracy.reference
+    for index, (name, speed) in enumerate(speeds):
+        style = "-" if index < len(COLOURS) else "--"
+        medians = [median(turns) for turns in speed.itl_ms]
+        axes.plot(speed.contexts, medians, style, color=COLOURS[index % len(COLOURS)], marker=".", label=literal(name))
+    medians = [median(turns) for turns in first.reference_itl_ms]
+    axes.plot(first.contexts, medians, color="black", marker="o", markersize=4, label=literal(reference))
+    log_axis(axes)
+    axes.set_xticks(first.contexts, [format_length(context) for context in first.contexts])
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("a decode step, ms")
+    legend_below(axes)
+
+
+def legend_below(axes: Axes) -> None:
+    """In three columns under the axis."""
     axes.legend(
         fontsize=LABEL_POINTS - 2, frameon=False, ncols=3, labelcolor=GREY, loc="upper left", bbox_to_anchor=(0, -0.16)
     )

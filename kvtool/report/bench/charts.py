@@ -8,7 +8,7 @@ from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers
+from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers, draw_speed
 from kvtool.report.bench.cases import (
     ARM_NAMES,
     cases_by_arm,
@@ -82,17 +82,33 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             workload_cases(document),
             draw_gains,
         ),
+        *_smaller_panels(document),
+        *_ranks_panels(document),
+    ]
+    return [panel for panel in panels if panel.cases]
+
+
+def _smaller_panels(document: BenchDocument) -> list[Panel]:
+    """What formats cost in accuracy and time, and what allocators leave empty."""
+    cases = accuracy_cases(document)
+    return [
         Panel(
             "What smaller caches cost",
             "whiskers: two standard errors; orange: loses, red: collapses",
-            accuracy_cases(document),
+            cases,
             draw_cost,
         ),
         Panel(
             "What smaller caches cost: attention by layer",
             "each layer on its own, given the reference's queries, keys and values",
-            [case for case in accuracy_cases(document) if case.accuracy.attention_error],
+            [case for case in cases if case.accuracy.attention_error],
             draw_layers,
+        ),
+        Panel(
+            "What smaller caches cost: in time",
+            "medians of a decode step of one sequence; black: the reference",
+            [case for case in cases if case.accuracy.speed is not None],
+            draw_speed,
         ),
         Panel(
             "Where the pool goes, by allocator",
@@ -100,9 +116,7 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
             fragmentation_cases(document),
             draw_map,
         ),
-        *_ranks_panels(document),
     ]
-    return [panel for panel in panels if panel.cases]
 
 
 def _server_panels(document: BenchDocument) -> list[Panel]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.units import ceil_div
 from kvtool.workloads.prompts import random_tokens
@@ -42,6 +44,7 @@ def trace_plan(path: Path, shape: Shape, *, time_scale: float = 1.0) -> Plan:
             prompt_tokens=len(prompt),
             cached_tokens=hit,
             arrival_s=(request.arrival_s - requests[0].arrival_s) / time_scale,
+            retention=_retention(request, time_scale),
         )
         for request, prompt, hit in zip(requests, prompts, _cached(prompts, shape.block_size), strict=True)
     )
@@ -52,6 +55,12 @@ def trace_plan(path: Path, shape: Shape, *, time_scale: float = 1.0) -> Plan:
         exact=False,
         scale=f"the first {len(first)} requests of {path.name} {scaled}{left_out}, times / {time_scale:g}",
     )
+
+
+def _retention(request: TraceRequest, time_scale: float) -> Retention | None:
+    """The trace's own, on the clock of the run."""
+    own = request.retention
+    return None if own is None else replace(own, duration_s=own.duration_s / time_scale)
 
 
 def _length(request: TraceRequest, scale: float) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.workloads.traces.source import TraceSource
 
@@ -16,7 +17,7 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
 
     `line` counts from 1: the line of the file, or the event or request in files without lines. `block_ids` names the
     pages of the prompt in order, `block_size` tokens each but for the last; where a format has lengths only there are
-    none. The same id after the same ids is the same page.
+    none. The same id after the same ids is the same page. `retention`: how important the request is, where it says so.
     """
 
     line: int
@@ -26,6 +27,7 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
     block_size: int
     block_ids: list[int]
     session: str = ""
+    retention: Retention | None = None
 
 
 @dataclass(frozen=True, slots=True)

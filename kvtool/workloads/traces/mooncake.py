@@ -1,14 +1,18 @@
 """Mooncake's traces: one JSON object a line, times in milliseconds, 512-token blocks whose ids stand for prefixes.
 
-As released with FAST '25 in kvcache-ai/Mooncake, FAST25-release/traces.
+As released with FAST '25 in kvcache-ai/Mooncake, FAST25-release/traces. `kvtool trace make` writes them; block_size,
+session_id, priority (0 to 100) and priority_duration_ms are kvtool's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 import msgspec
 
+from kvtool.cache.retention import Retention
+from kvtool.errors import KvtoolError
 from kvtool.workloads.traces.base import TraceFormat, TraceRequest, checked, undecodable
 from kvtool.workloads.traces.source import TraceSource
 
@@ -20,6 +24,8 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     output_length: int = 0
     block_size: int | None = None
     session_id: str | int = ""
+    priority: int | None = None
+    priority_duration_ms: float | None = None
 
 
 def read(source: TraceSource, block_size: int) -> Iterator[TraceRequest]:
@@ -28,7 +34,8 @@ def read(source: TraceSource, block_size: int) -> Iterator[TraceRequest]:
     for number, text in source.lines():
         try:
             line = decoder.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            retention = _retention(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, KvtoolError) as error:
             raise undecodable(source, number, error) from error
         yield checked(
             source,
@@ -40,8 +47,18 @@ def read(source: TraceSource, block_size: int) -> Iterator[TraceRequest]:
                 block_size=line.block_size or block_size,
                 block_ids=line.hash_ids,
                 session=str(line.session_id),
+                retention=retention,
             ),
         )
+
+
+def _retention(line: _Line) -> Retention | None:
+    """How important the request is; None where it does not say. Raises KvtoolError for what is no priority."""
+    if line.priority is None:
+        if line.priority_duration_ms is not None:
+            raise KvtoolError("priority_duration_ms without a priority: say which, from 0 to 100")
+        return None
+    return Retention(line.priority, inf if line.priority_duration_ms is None else line.priority_duration_ms / 1e3)
 
 
 def recognises(head: bytes) -> bool:

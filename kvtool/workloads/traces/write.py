@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -29,4 +30,13 @@ def _line(request: TraceRequest) -> dict[str, object]:
         "hash_ids": request.block_ids,
         "block_size": request.block_size,
         **session,
+        **_priority(request),
     }
+
+
+def _priority(request: TraceRequest) -> dict[str, object]:
+    if request.retention is None:
+        return {}
+    duration_s = request.retention.duration_s
+    lasts = {} if duration_s == inf else {"priority_duration_ms": round(duration_s * 1e3)}
+    return {"priority": request.retention.priority, **lasts}

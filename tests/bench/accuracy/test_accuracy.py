@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from kvtool.bench.accuracy import text as texts
-from kvtool.bench.accuracy.methods import method, reference_method
+from kvtool.bench.accuracy.methods import Method, method, reference_method
 from kvtool.bench.accuracy.pays import Line, pays
 from kvtool.bench.accuracy.pays import line as fitted
 from kvtool.bench.accuracy.text import Text, read_text
@@ -18,7 +19,9 @@ from kvtool.bench.accuracy.tokens import Mean, is_settled, mean_of, moved, verdi
 from kvtool.bench.cases.accuracy import AccuracyPart, Comparison
 from kvtool.bench.cases.base import Setup
 from kvtool.errors import KvtoolError
+from kvtool.machine.pace import Budget
 from kvtool.results import AccuracyCase
+from kvtool.results.warnings import budget_notes
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from tests.bench.tiny_model import TINY, loaded
@@ -94,6 +97,45 @@ def test_what_is_timed_holds_the_bytes_that_are_sized(cases: dict[str, AccuracyC
         assert speed.held_bytes == [3 * 16 * 2 * 2 * 64, 5 * 16 * 2 * 2 * 64]
 
 
+def test_a_slow_machine_reads_less_of_the_text_with_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock on which a token that a format sees takes 10 ms."""
+    now, names = [0.0], ("int8_per_token_head", "int4")
+    token_ids = torch.randint(512, (1280,), generator=torch.Generator().manual_seed(3)).tolist()
+
+    def comparison(total_s: float) -> Comparison:
+        budget = Budget(total_s, trims=True, clock=lambda: now[0])
+        setup: Any = Setup(loaded=loaded(), windows=None, num_iters=2, num_iters_warmup=0, budget=budget)  # type: ignore[arg-type]
+        part = AccuracyPart(kv_cache_dtypes=names, input_lens=(256,), output_len=4)
+        return Comparison(setup, part, Text(token_ids, "0" * 64), 256)
+
+    plain = Method.logits
+
+    def slow(own: Method, token_ids: Sequence[int], *more: Any, **named: Any) -> torch.Tensor:
+        now[0] += 0.01 * len(token_ids)
+        return plain(own, token_ids, *more, **named)
+
+    monkeypatch.setattr(Method, "logits", slow)
+    for total_s, trimmed in (
+        (16.0, ["256 of 1,024 tokens of text read"]),
+        (
+            4.025,
+            [
+                "layers compared on 48 of 256 tokens",
+                "greedy text of 1 of 4 prompts",
+                "windows of 84 tokens in place of 256",
+                "84 of 1,024 tokens of text read",
+            ],
+        ),
+    ):
+        now[0] = 0.0
+        cases = comparison(total_s).measure().cases
+        assert now[0] <= total_s
+        assert [case.accuracy.trimmed for case in cases if isinstance(case, AccuracyCase)] == [trimmed, trimmed]
+        assert budget_notes(cases) == [
+            f"accuracy, within the time budget: {'; '.join(trimmed)} (--num-iters N reads N windows)"
+        ]
+
+
 def test_a_line_says_from_where_a_format_pays() -> None:
     """vLLM's fit of Llama-3.1-8B on an H100: fp8 pays from 7.0k tokens (slopes 4.37e-5 and 2.37e-5 ms a token,
     intercepts 6.44 and 6.58 ms)."""
@@ -106,9 +148,13 @@ def test_a_line_says_from_where_a_format_pays() -> None:
     assert pays(line(6.58, 2.37e-5), bf16, 131072) == (7000, "pays from 7k tokens")
     assert pays(line(6.58, 2.37e-5), bf16, 4096)[1] == "would pay from 7k tokens, beyond the 4k of the model"
     assert pays(line(6.40, 2.37e-5), bf16, 131072) == (0, "pays at any context")
-    assert pays(line(6.40, 8.74e-5), bf16, 131072) == (None, "never pays here: to read a token takes 2.0 times as long")
-    assert pays(line(9.0, 4.37e-5), bf16, 131072)[1] == "never pays here: a step takes longer, and a token no less"
-    assert pays(bf16, bf16, 131072)[1].startswith("nothing can be said")
+    never = "never pays here: {0}to read a token takes {1} times as long"
+    assert pays(line(6.40, 8.74e-5), bf16, 131072) == (None, never.format("", "2.00 (2.00 to 2.00)"))
+    assert pays(line(9.0, 4.37e-5), bf16, 131072)[1] == never.format("a step takes longer, and ", "1.00 (1.00 to 1.00)")
+    noisy = Line([6.44] * 4, [3e-5, 6e-5, 4e-5, 5e-5])
+    assert (
+        pays(noisy, bf16, 131072)[1] == "nothing can be said: to read a token takes 1.03 (0.44 to 1.62) times as long"
+    )
     exact = fitted([100, 200, 400], [[1.1, 2.1], [1.2, 2.2], [1.4, 2.4]])
     assert exact.intercepts == pytest.approx([1.0, 2.0])
     assert exact.slopes == pytest.approx([1e-3, 1e-3])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.workloads.scenarios.base import Shape
 from kvtool.workloads.scenarios.scenarios import plan_of
@@ -47,6 +48,15 @@ def test_lengths_shrink_together_and_times_by_their_own_factor() -> None:
     whole = plan_of(str(SLICE), shape(num_prompts=3, input_len=100_000))
     first = [line.split('"input_length": ')[1].split(",")[0] for line in SLICE.read_text().splitlines()[:3]]
     assert [turn.prompt_tokens for turn in whole.turns] == [int(length) for length in first]
+
+
+def test_a_request_is_as_important_as_the_trace_says_on_the_clock_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    line = '{"timestamp": 0, "input_length": 32, "hash_ids": [1], "priority": 80, "priority_duration_ms": 3000}\n'
+    path.write_text(line + line.replace(', "priority": 80, "priority_duration_ms": 3000', ""))
+    plan = plan_of(str(path), shape(num_prompts=2), time_scale=2.0)
+    assert [turn.retention for turn in plan.turns] == [Retention(80, 1.5), None]
+    assert {turn.retention for turn in plan.of_priorities([Retention(5)]).turns} == {Retention(5)}
 
 
 def test_what_a_trace_cannot_be_asked_is_refused(tmp_path: Path) -> None:

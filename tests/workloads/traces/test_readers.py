@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.workloads.traces import TraceRequest, open_trace
+from kvtool.workloads.traces.write import write_trace
 
 SLICE = Path(__file__).parents[2] / "data" / "traces" / "mooncake_conversation_200.jsonl"
 
@@ -64,6 +66,19 @@ def test_mooncake() -> None:
     assert len(requests) == 200
     assert requests[0] == TraceRequest(1, 0.0, 6758, 500, 512, list(range(14)))
     assert all(len(request.block_ids) == -(-request.input_tokens // 512) for request in requests)
+
+
+def test_priorities_are_read_and_written_as_they_were(tmp_path: Path) -> None:
+    plain = '{"timestamp": 0, "input_length": 4, "hash_ids": [1]}\n'
+    named = plain.replace("}", ', "priority": 80}')
+    ending = plain.replace("}", ', "priority": 0, "priority_duration_ms": 1500}')
+    requests = read(tmp_path, plain + named + ending)
+    assert [request.retention for request in requests] == [None, Retention(80), Retention(0, 1.5)]
+    write_trace(tmp_path / "again.jsonl", requests)
+    assert [request.retention for request in open_trace(tmp_path / "again.jsonl")] == [r.retention for r in requests]
+    for wrong, said in (("101", "priority 101 must be"), ("null", "priority_duration_ms without a priority")):
+        with pytest.raises(KvtoolError, match=f"line 2: {said}"):
+            read(tmp_path, plain + plain.replace("}", f', "priority": {wrong}, "priority_duration_ms": 9}}'))
 
 
 def test_bailian_times_are_seconds_and_a_chat_goes_on_from_its_parent(tmp_path: Path) -> None:
