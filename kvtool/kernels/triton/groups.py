@@ -199,7 +199,7 @@ def _softmax(softmax: Softmax) -> dict[str, object]:
 
 
 def _tile(head_dim: int, rows: int, query_bytes: int, target: Target) -> Tile:
-    """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is unpacked
+    """Half the keys of a 16-bit cache's tile, a quarter beside many rows that sit in registers too: what is unpacked
     takes registers beside what it is unpacked from."""
     whole = rules.attention_tile(head_dim, min(rows, 64), query_bytes, 2, target)
     part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
