@@ -1,15 +1,19 @@
 # Needs Python >= 3.11 and make, nothing else: the first target that runs makes .venv and installs kvtool into it.
-# `make gpu` alone installs nothing: it uses the PYTHON it is given as it is, since GPU machines are often offline.
+# `make gpu` and its like install nothing: they use the PYTHON they are given as it is, since GPU machines are often offline.
 
 PYTHON ?= python3
 GPU_OUT ?= gpu-report
+GPU_SECONDS ?= 540
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 # Hundreds of tests start kvtool: each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench test fuzz lint aot ray gpu readme release
+GPU_DRY_RUN := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--dry-run)
+GPU_FLAGS = --out "$(GPU_OUT)" --seconds $(GPU_SECONDS) $(GPU_DRY_RUN)
+
+.PHONY: bench test fuzz lint aot ray gpu gpu-tune gpu-peers readme release
 
 bench:
 	@echo "Measures for about two minutes on two cores, in 1.6 GB of memory, and writes 0.6 MB into kvtool-report."
@@ -37,8 +41,15 @@ ray: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]' || echo "Ray cannot be installed here: its test is skipped."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/replay/test_replay.py -k ray
 
+# The plus sign runs it under `make --dry-run` too, which prints the plan with its seconds.
 gpu:
-	$(PYTHON) tools/gpu.py --out "$(GPU_OUT)"
+	+@$(PYTHON) -m tools.gpu run $(GPU_FLAGS)
+
+gpu-tune:
+	+@$(PYTHON) -m tools.gpu tune $(GPU_FLAGS)
+
+gpu-peers:
+	+@$(PYTHON) -m tools.gpu peers $(GPU_FLAGS)
 
 readme: $(INSTALLED)
 	$(BIN)/python tools/readme.py

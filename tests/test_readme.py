@@ -28,6 +28,7 @@ VERBS = {
     "kernels",
     "compare",
     "generate",
+    "gpu",
     "ranks",
     "replay",
     "tiers",

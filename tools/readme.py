@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,20 +214,27 @@ def excerpt(text: str, titles: tuple[str, ...]) -> str:
 
 
 def cards(reports: Path) -> str:
-    """The targets of every card that has a folder, and its pictures; NO_CARD where none has."""
-    folders = sorted(path.parent for path in reports.glob("*/targets.md"))
+    """What came of every card that has a folder; NO_CARD where none has."""
+    folders = sorted(path.parent for path in reports.glob("*/targets.json"))
     return "\n".join(card(folder) for folder in folders) or NO_CARD
 
 
 def card(folder: Path) -> str:
-    """One card: what `make gpu` said of it, and its charts."""
+    """One card in a few lines: its name and limits, how many aims it reached, its charts, and where the rest is."""
     where = f"examples/reports/{folder.name}"
-    pictures = sorted(folder.rglob("*.png"))
-    shown = [
-        f"![{path.parent.name} on {folder.name}]({where}/{path.relative_to(folder).as_posix()})" for path in pictures
-    ]
-    text = (folder / "targets.md").read_text()
-    return "\n".join([text, *(f"{picture}\n" for picture in shown), f"The documents are in [{where}]({where}).\n"])
+    found = json.loads((folder / "targets.json").read_bytes())
+    verdicts = Counter(row["verdict"] for row in found["targets"])
+    counts = ", ".join(f"{verdicts[name]} {name}" for name in ("ambitious", "met", "missed", "not measured"))
+    behind = f"a peer was ahead at {len(found['behind'])} points" if found["peers"] else "no peer ran"
+    pictures = [f"![{path.stem} on {folder.name}]({where}/{path.name})" for path in sorted(folder.glob("*.png"))]
+    return "\n".join(
+        [
+            (folder / "targets.md").read_text().partition("\n")[0],
+            f"Of {len(found['targets'])} aims: {counts}; {behind}: [{folder.name}/targets.md]({where}/targets.md).",
+            "",
+            *(f"{picture}\n" for picture in pictures),
+        ]
+    )
 
 
 def machine() -> str:

@@ -1,35 +1,45 @@
 """What kvtool aims at on a GPU, beside what the documents of a folder say: `python -m tools.targets gpu-report`.
 
-A figure must reach the first number, and better the second. One that no document holds is said to be unmeasured; a
-point at which another library was faster is named.
+A figure must reach the first number, and better the second. Shares of what the card was measured to do hold on any
+card; times and TFLOP/s only on those that they were set for, and no row of theirs is shown on another. A figure that no
+document holds is said to be unmeasured; a point at which another library was faster is named.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kvtool.files import write_atomic
+from kvtool.kernels.triton.tiles.tuned import CARDS, file_name
 
 Document = dict[str, Any]
 Case = dict[str, Any]
 RATIOS = {"ratio": "time", "ttft_ratio": "TTFT", "tpot_ratio": "TPOT"}  # of a peer
+SCHEMAS = ("kvtool.kernels/1", "kvtool.bench/1")
+H200 = ("H200",)
+HOPPER = ("H100", "H200", "H800")  # of equal FLOP/s
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`measure` takes the cases of all documents; None where none of them has the figure."""
+    """`measure` takes the cases of all documents; None where none of them has the figure. `cards`: parts of the names
+    of those that it was set for; none of them for a share, which holds on all."""
 
     name: str
     unit: str
     must: float
     ambitious: float
     measure: Callable[[list[Case]], float | None]
-    h100_only: bool = False
+    cards: tuple[str, ...] = ()
+
+    def is_for(self, card: str) -> bool:
+        """Whether a figure of this card is held to it."""
+        return not self.cards or any(name in card for name in self.cards)
 
     @property
     def lower_is_better(self) -> bool:
@@ -101,6 +111,33 @@ def _prefill_tflops(model: str, input_len: int) -> Callable[[list[Case]], float 
     return measure
 
 
+def _prefill_share(model: str, input_len: int) -> Callable[[list[Case]], float | None]:
+    def measure(cases: list[Case]) -> float | None:
+        found = latency(cases, model=model, input_len=input_len, batch_size=1)
+        tflops, can = _prefill_tflops(model, input_len)(cases), found["roofline"]["tflops_measured"] if found else None
+        return 100 * tflops / can if tflops and can else None
+
+    return measure
+
+
+def _flops_share(name: str, **inputs: object) -> Callable[[list[Case]], float | None]:
+    def measure(cases: list[Case]) -> float | None:
+        found = kernel(cases, name, **inputs)
+        mfu = found["roofline"]["mfu"] if found else None
+        return None if mfu is None else 100 * mfu
+
+    return measure
+
+
+def _tpot_share(model: str, input_len: int, batch_size: int) -> Callable[[list[Case]], float | None]:
+    def measure(cases: list[Case]) -> float | None:
+        found = latency(cases, model=model, input_len=input_len, batch_size=batch_size)
+        mbu = found["roofline"]["mbu"] if found else None
+        return None if mbu is None else 100 * mbu
+
+    return measure
+
+
 def _fp8_speedup(**inputs: object) -> Callable[[list[Case]], float | None]:
     def measure(cases: list[Case]) -> float | None:
         times = [_microseconds("paged_decode", **inputs, kv_cache_dtype=dtype)(cases) for dtype in ("bf16", "fp8")]
@@ -116,41 +153,45 @@ def _decode(batch_size: int, context: int) -> dict[str, object]:
 
 K = 1024
 PREFILL: dict[str, object] = {"model": "llama-3.1-8b", "kv_cache_dtype": "bf16"}
+READ, FLOPS = "% of read", "% of matmul"
+# Times of an H200 that reads 4.3 TB/s, and TFLOP/s of a Hopper that multiplies with 800. The shares beside them are the
+# same aims: what must be read, over 4.3 TB/s, over the time; and the TFLOP/s over 800.
 TARGETS = (
-    Target("decode 32 x 4k", "% of read", 90, 96, _share("paged_decode", **_decode(32, 4 * K))),
-    Target("decode 8 x 16k", "% of read", 90, 96, _share("paged_decode", **_decode(8, 16 * K))),
-    Target("decode 1 x 128k", "% of read", 90, 96, _share("paged_decode", **_decode(1, 128 * K))),
-    Target("decode 1 x 32k", "% of read", 80, 90, _share("paged_decode", **_decode(1, 32 * K))),
-    Target("decode 1 x 1k", "us", 12, 8, _microseconds("paged_decode", **_decode(1, K)), h100_only=True),
-    Target("decode 1 x 4k", "us", 12, 8, _microseconds("paged_decode", **_decode(1, 4 * K)), h100_only=True),
+    Target("decode 32 x 4k", READ, 90, 96, _share("paged_decode", **_decode(32, 4 * K))),
+    Target("decode 32 x 4k", "us", 139, 130, _microseconds("paged_decode", **_decode(32, 4 * K)), H200),
+    Target("decode 8 x 16k", READ, 90, 96, _share("paged_decode", **_decode(8, 16 * K))),
+    Target("decode 1 x 128k", READ, 90, 96, _share("paged_decode", **_decode(1, 128 * K))),
+    Target("decode 1 x 32k", READ, 80, 90, _share("paged_decode", **_decode(1, 32 * K))),
+    Target("decode 1 x 32k", "us", 39, 35, _microseconds("paged_decode", **_decode(1, 32 * K)), H200),
+    Target("decode 1 x 1k", "us", 12, 7, _microseconds("paged_decode", **_decode(1, K)), H200),
     Target(
         "fp8 cache, 32 x 4k", "x of bf16", 1.7, 1.85, _fp8_speedup(model="llama-3.1-8b", batch_size=32, context=4 * K)
     ),
-    Target("prefill of 8k", "TFLOP/s", 430, 520, _tflops("paged_prefill", **PREFILL, query_len=8 * K), h100_only=True),
-    Target(
-        "prefill of 16k", "TFLOP/s", 430, 520, _tflops("paged_prefill", **PREFILL, query_len=16 * K), h100_only=True
-    ),
-    Target("MLA decode, 16 heads", "% of read", 80, 90, _share("mla_decode", model="deepseek-v2-lite", batch_size=32)),
-    Target(
-        "MLA decode, 128 heads",
-        "TFLOP/s",
-        350,
-        450,
-        _tflops("mla_decode", model="deepseek-v3", batch_size=32),
-        h100_only=True,
-    ),
-    Target("Llama-3.1-8B, 1 at 1k", "ms TPOT", 5.8, 5.4, _tpot_ms("llama-3.1-8b", K, 1), h100_only=True),
-    Target("Llama-3.1-8B, 64 at 4k", "ms TPOT", 19.0, 17.8, _tpot_ms("llama-3.1-8b", 4 * K, 64), h100_only=True),
-    Target("Llama-3.2-1B, 1 at 1k", "ms TPOT", 1.15, 1.0, _tpot_ms("llama-3.2-1b", K, 1), h100_only=True),
-    Target("Qwen3-0.6B, 1 at 1k", "ms TPOT", 0.75, 0.60, _tpot_ms("qwen3-0.6b", K, 1), h100_only=True),
-    Target("DeepSeek-V2-Lite, 1 at 1k", "ms TPOT", 3.0, 2.3, _tpot_ms("deepseek-v2-lite", K, 1), h100_only=True),
-    Target("Llama-3.1-8B, prefill of 8k", "TFLOP/s", 540, 640, _prefill_tflops("llama-3.1-8b", 8 * K), h100_only=True),
+    Target("prefill of 8k", FLOPS, 54, 75, _flops_share("paged_prefill", **PREFILL, query_len=8 * K)),
+    Target("prefill of 8k", "TFLOP/s", 430, 600, _tflops("paged_prefill", **PREFILL, query_len=8 * K), HOPPER),
+    Target("prefill of 16k", FLOPS, 54, 75, _flops_share("paged_prefill", **PREFILL, query_len=16 * K)),
+    Target("prefill of 16k", "TFLOP/s", 430, 600, _tflops("paged_prefill", **PREFILL, query_len=16 * K), HOPPER),
+    Target("MLA decode, 16 heads", READ, 80, 90, _share("mla_decode", model="deepseek-v2-lite", batch_size=32)),
+    Target("MLA decode, 128 heads", FLOPS, 56, 69, _flops_share("mla_decode", model="deepseek-v3", batch_size=32)),
+    Target("MLA decode, 128 heads", "TFLOP/s", 450, 550, _tflops("mla_decode", model="deepseek-v3"), HOPPER),
+    Target("Llama-3.1-8B, 1 at 1k", READ, 87, 93, _tpot_share("llama-3.1-8b", K, 1)),
+    Target("Llama-3.1-8B, 1 at 1k", "ms TPOT", 4.05, 3.77, _tpot_ms("llama-3.1-8b", K, 1), H200),
+    Target("Llama-3.1-8B, 64 at 4k", READ, 86, 93, _tpot_share("llama-3.1-8b", 4 * K, 64)),
+    Target("Llama-3.1-8B, 64 at 4k", "ms TPOT", 13.3, 12.4, _tpot_ms("llama-3.1-8b", 4 * K, 64), H200),
+    Target("Llama-3.2-1B, 1 at 1k", READ, 68, 83, _tpot_share("llama-3.2-1b", K, 1)),
+    Target("Llama-3.2-1B, 1 at 1k", "ms TPOT", 0.85, 0.70, _tpot_ms("llama-3.2-1b", K, 1), H200),
+    Target("Qwen3-0.6B, 1 at 1k", READ, 51, 61, _tpot_share("qwen3-0.6b", K, 1)),
+    Target("Qwen3-0.6B, 1 at 1k", "ms TPOT", 0.60, 0.50, _tpot_ms("qwen3-0.6b", K, 1), H200),
+    Target("DeepSeek-V2-Lite, 1 at 1k", READ, 51, 67, _tpot_share("deepseek-v2-lite", K, 1)),
+    Target("DeepSeek-V2-Lite, 1 at 1k", "ms TPOT", 2.1, 1.6, _tpot_ms("deepseek-v2-lite", K, 1), H200),
+    Target("Llama-3.1-8B, prefill of 8k", FLOPS, 68, 80, _prefill_share("llama-3.1-8b", 8 * K)),
+    Target("Llama-3.1-8B, prefill of 8k", "TFLOP/s", 540, 640, _prefill_tflops("llama-3.1-8b", 8 * K), HOPPER),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A target beside what was measured. `verdict`: ambitious | met | missed | not measured | other card."""
+    """A target beside what was measured. `verdict`: ambitious | met | missed | not measured."""
 
     target: str
     unit: str
@@ -172,53 +213,82 @@ class Behind:
 
 def write_targets(folder: Path) -> str:
     """targets.json and targets.md in `folder`, of all its documents; the text of the second."""
-    documents = read_documents(folder)
+    found = judged(read_documents(sorted(folder.rglob("*.json"))))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in found.items():
+        write_atomic(folder / name, data)
+    return found["targets.md"].decode()
+
+
+def judged(documents: Sequence[Document]) -> dict[str, bytes]:
+    """targets.json and targets.md of these documents; of two with one figure the first counts."""
     cases = [case for document in documents for case in document["cases"]]
     environment = next((document["environment"] for document in documents), {})
     found = {
         "environment": environment,
+        "limits": limits(cases),
         "targets": [asdict(row) for row in rows(cases, environment)],
         "peers": sorted({peer["name"] for case in cases for peer in case.get("peers", ()) if _ratios(peer)}),
         "behind": [asdict(point) for point in behind(cases)],
+        "is_tuned": is_tuned(str(environment.get("gpu"))),
     }
-    text = as_markdown(found)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "targets.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_atomic(folder / "targets.md", text.encode())
-    return text
+    return {
+        "targets.json": (json.dumps(found, indent=1) + "\n").encode(),
+        "targets.md": as_markdown(found).encode(),
+    }
 
 
-def read_documents(folder: Path) -> list[Document]:
-    """Every kernels.json and bench.json below the folder, in the order of their paths."""
-    paths = sorted(path for name in ("kernels.json", "bench.json") for path in folder.rglob(name))
-    return [json.loads(path.read_text()) for path in paths]
+def read_documents(paths: Iterable[Path]) -> list[Document]:
+    """Those of these files that are documents of kernels or of a benchmark, in their order."""
+    return [found for path in paths if (found := _document(path)) is not None]
+
+
+def _document(path: Path) -> Document | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("schema") in SCHEMAS else None
+
+
+def limits(cases: Iterable[Case]) -> dict[str, float]:
+    """The most that any of the cases was measured beside: GB/s read, and TFLOP/s of a matrix product."""
+    names = ("read_gbps_measured", "tflops_measured")
+    found = {name: [case["roofline"][name] for case in cases if case["roofline"].get(name)] for name in names}
+    return {name: max(values) for name, values in found.items() if values}
+
+
+def is_tuned(card: str) -> bool:
+    """Whether kvtool has tiles that were timed on this card, on shapes that are among those of the targets."""
+    return (CARDS / file_name(card)).is_file()
 
 
 def rows(cases: list[Case], environment: dict[str, Any]) -> list[Row]:
-    """One for each target."""
-    is_h100 = "H100" in str(environment.get("gpu"))
+    """One for each target that a figure of the card is held to."""
     found = []
     for target in TARGETS:
-        measured = target.measure(cases)
-        if measured is None:
-            verdict = "not measured"
-        elif target.h100_only and not is_h100:
-            verdict = "other card"
-        else:
-            verdict = target.verdict(measured)
-        found.append(Row(target.name, target.unit, target.must, target.ambitious, measured, verdict))
+        if target.is_for(str(environment.get("gpu"))):
+            measured = target.measure(cases)
+            verdict = "not measured" if measured is None else target.verdict(measured)
+            found.append(Row(target.name, target.unit, target.must, target.ambitious, measured, verdict))
     return found
 
 
 def behind(cases: Iterable[Case]) -> list[Behind]:
-    """Every point of the grid at which a peer that ran was faster."""
+    """Every point of the grid at which a peer that ran was faster, beyond what its samples leave open."""
     return [
         Behind(point=f"{case['inputs'].get('model')} {case['name']}", peer=peer["name"], metric=metric, ratio=ratio)
         for case in cases
         for peer in case.get("peers", ())
         for metric, ratio in _ratios(peer).items()
-        if ratio < 1
+        if _at_most(peer, metric) < 1
     ]
+
+
+def _at_most(peer: dict[str, Any], metric: str) -> float:
+    """The upper end of a ratio's interval; the ratio itself where there is none."""
+    high = peer.get(f"{metric}_ci_high")
+    return float(peer[metric] if high is None else high)
 
 
 def _ratios(peer: dict[str, Any]) -> dict[str, float]:
@@ -231,7 +301,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     environment = found["environment"]
     lines = [
         f"{environment.get('gpu') or 'No GPU'}, driver {environment.get('gpu_driver')}, torch "
-        f"{environment.get('torch')}, triton {environment.get('triton')}, {str(environment.get('date_utc'))[:10]}.",
+        f"{environment.get('torch')}, triton {environment.get('triton')}, {str(environment.get('date_utc'))[:10]}."
+        f"{_limits_line(found['limits'])}",
         "",
         "| target | unit | must | ambitious | measured | |",
         "|---|---|---|---|---|---|",
@@ -240,10 +311,18 @@ def as_markdown(found: dict[str, Any]) -> str:
         measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
         cells = (row["target"], row["unit"], f"{row['must']:g}", f"{row['ambitious']:g}", measured, row["verdict"])
         lines.append(f"| {' | '.join(cells)} |")
-    if any(row["verdict"] == "other card" for row in found["targets"]):
-        lines += ["", "Other card: the aim is an H100's."]
+    if found["is_tuned"]:
+        lines += ["", "Tiles of the attention kernels were tuned on this card, on shapes of these targets."]
     lines += ["", *_peer_lines(found["peers"], found["behind"])]
     return "\n".join(lines) + "\n"
+
+
+def _limits_line(found: dict[str, float]) -> str:
+    """What the shares are of, where it was measured."""
+    if len(found) < 2:
+        return ""
+    read, matmul = found["read_gbps_measured"], found["tflops_measured"]
+    return f" Measured in the same run: {read:,.0f} GB/s read, {matmul:,.0f} TFLOP/s of a matrix product."
 
 
 def _peer_lines(peers: list[str], points: list[dict[str, Any]]) -> list[str]:
@@ -253,7 +332,7 @@ def _peer_lines(peers: list[str], points: list[dict[str, Any]]) -> list[str]:
     if not points:
         return [f"{ran} None was ahead at any point."]
     return [
-        f"{ran} One was ahead at:",
+        f"{ran} One was ahead, by its whole interval, at:",
         "",
         *(f"- {p['point']}: {p['peer']}, {p['ratio']:.2f} of our {RATIOS[p['metric']]}" for p in points),
     ]

@@ -25,8 +25,12 @@ ROUNDS = 7
 STEPS: dict[str, tuple[int, ...]] = {
     "num_stages": (2, 3, 4, 5),
     "block_n": (16, 32, 64, 128),
+    "by_descriptor": (True, False),
     "num_warps": (4, 8),
+    "block_m": (16, 32, 64, 128),
+    "programs": (1, 2, 3, 4),
 }
+OF_DECODE = ("programs",)  # what no other operation looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def tune(
     bench = Bench(Measurement(work, load_kernels("triton"), pool, num_calls, random), timer, capture)
     shape, rule = asked(bench.measurement)
     best, rule_ms, best_ms = rule, None, None
-    for setting in STEPS:
+    for setting in settings_of(shape):
         for tile in neighbours(best, setting):
             if not go_on():
                 break
@@ -75,6 +79,11 @@ def tune(
     if best_ms is None or rule_ms is None:
         return None
     return TunedTile(shape=shape, tile=best, work=work.name, ms=best_ms, rule_ms=rule_ms)
+
+
+def settings_of(shape: Shape) -> list[str]:
+    """What can be varied."""
+    return [name for name in STEPS if shape.operation == "decode" or name not in OF_DECODE]
 
 
 def neighbours(tile: Tile, setting: str) -> Iterator[Tile]:

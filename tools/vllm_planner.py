@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from dataclasses import replace
 from inspect import signature
 from types import SimpleNamespace as Space
 from typing import Any
 from unittest.mock import patch
 
 import torch
+
+os.environ.setdefault("VLLM_KV_CACHE_LAYOUT", "NHD")  # the default, for which releases before 0.30 ask a config
 import vllm
 from vllm.config.speculative import SpeculativeConfig
 from vllm.config.vllm import VllmConfig
@@ -44,6 +48,8 @@ def customize(backend: Any, spec: Any) -> Any:
     """The spec as its kernels want it; before 0.32 the kernels say it all, and before them the spec does."""
     if hasattr(worker, "customize_attention_spec"):
         return worker.customize_attention_spec(backend, spec)
+    if hasattr(backend, "indexes_kv_by_block_stride") and hasattr(spec, "indexes_kv_by_block_stride"):
+        spec = replace(spec, indexes_kv_by_block_stride=backend.indexes_kv_by_block_stride())
     return backend.customize_spec(spec) if hasattr(backend, "customize_spec") else spec
 
 
@@ -106,7 +112,7 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
         ),
         parallel_config=Space(
             tensor_parallel_size=tp, pipeline_parallel_size=flags["pp"],
-            decode_context_parallel_size=flags.get("dcp", 1),
+            decode_context_parallel_size=flags.get("dcp", 1), prefill_context_parallel_size=1,
         ),
         scheduler_config=Space(
             async_scheduling=flags["async_scheduling"], max_num_batched_tokens=flags["max_num_batched_tokens"],
@@ -116,6 +122,11 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
         diffusion_config=None, use_v2_model_runner=True, kv_transfer_config=None,
         attention_config=Space(hisparse_config=None), device_config=Space(device_type="cuda"),
     )  # fmt: skip
+
+
+def call(function: Any, *arguments: Any) -> Any:
+    """With as many arguments as this release takes: those of drafted tokens and of the state's dtype came last."""
+    return function(*arguments[: len(signature(function).parameters)])
 
 
 def state_of(layer: dict[str, Any], config: Settings) -> tuple[Any, Any, Any]:
@@ -139,8 +150,8 @@ def state_of(layer: dict[str, Any], config: Settings) -> tuple[Any, Any, Any]:
         shapes = Shapes.kda_state_shape(
             tp, layer["heads"], layer["head_dim"], conv_kernel_size=layer["conv_kernel"], num_spec=drafted
         )
-        return MambaBase, shapes, Dtypes.kda_state_dtype(dtype, "auto", ssm)
-    shapes = Shapes.short_conv_state_shape(tp, layer["dim"], layer["conv_kernel"], drafted)
+        return MambaBase, shapes, call(Dtypes.kda_state_dtype, dtype, "auto", ssm)
+    shapes = call(Shapes.short_conv_state_shape, tp, layer["dim"], layer["conv_kernel"], drafted)
     return MambaBase, shapes, Dtypes.short_conv_state_dtype(dtype, "auto")
 
 
@@ -160,7 +171,10 @@ def specs_of(layer: dict[str, Any], config: Settings) -> list[Any]:
     common = {"kv_cache_dtype": name, "sliding_window": layer.get("window") if kind == "sliding" else None}
     if kind == "mla":
         size = layer["kv_lora_rank"] + layer["qk_rope_head_dim"]
-        own = Space(**common, head_size=size, indexer=layer.get("indexer"), non_causal_multi_token_decode=False)
+        own = Space(
+            **common, head_size=size, indexer=layer.get("indexer"), non_causal_multi_token_decode=False,
+            attn_backend=backend, _uses_flat_kv_cache=lambda: False,
+        )  # fmt: skip
         found = [customize(backend, MLAAttention.get_kv_cache_spec(own, config))]
         if "indexer" in layer:
             index = Space(cache_config=config.cache_config, head_dim=132, dtype=torch.uint8)
@@ -199,6 +213,26 @@ def block_size(config: Settings, layers: list[dict[str, Any]]) -> None:
     cache.mamba_block_size = cache.block_size if aligned else config.model_config.max_model_len
 
 
+def capacity(config: Settings, scheduler: Any) -> tuple[int, float]:
+    """(tokens, concurrency) as logged; before 0.23 no function returns them, and they are read off the log."""
+    if hasattr(utils, "get_kv_cache_capacity"):
+        return utils.get_kv_cache_capacity(config, scheduler)  # type: ignore[no-any-return]
+    lines: list[tuple[Any, ...]] = []
+    with patch.object(utils, "logger", Space(info_once=lambda *it, **_: lines.append(it), info=lambda *it: None)):
+        utils._report_kv_cache_config(config, scheduler)
+    tokens = next(int(it[1].replace(",", "")) for it in lines if "cache size" in it[0])
+    return tokens, utils.get_max_concurrency_for_kv_cache_config(config, scheduler)
+
+
+def bytes_per_block(config: Settings, found: Any) -> int:
+    """Of a stage; before 0.22 no function says it, but its tensors do."""
+    if not hasattr(utils, "_pool_bytes_per_block"):
+        return int(sum(tensor.size for tensor in found.kv_cache_tensors)) // found.num_blocks
+    arguments = len(signature(utils._pool_bytes_per_block).parameters)
+    size: int = utils._pool_bytes_per_block(*(config, found.kv_cache_groups)[-arguments:])
+    return size
+
+
 def plan(case: dict[str, Any]) -> dict[str, Any]:
     """What vLLM would log and allocate, or the beginning of its refusal."""
     layers = [layer for layer in case["layers"] for _ in range(layer.get("count", 1))]
@@ -213,7 +247,7 @@ def plan(case: dict[str, Any]) -> dict[str, Any]:
             stages.append({f"{i}.{j}": spec for i, x in here for j, spec in enumerate(specs_of(x, config))})
         configs = utils.get_kv_cache_configs(config, stages, [case["flags"]["pool_bytes"]] * pp)
         scheduler = utils.generate_scheduler_kv_cache_config(configs)
-        tokens, concurrency = utils.get_kv_cache_capacity(config, scheduler)
+        tokens, concurrency = capacity(config, scheduler)
     except (ValueError, NotImplementedError, AssertionError) as refused:
         return {"refusal": str(refused)[:160]}
     groups = []
@@ -224,11 +258,8 @@ def plan(case: dict[str, Any]) -> dict[str, Any]:
         blocks = max(math.ceil(spec.max_memory_usage_bytes(config) / spec.page_size_bytes) for spec in specs)
         groups.append([type(specs[0]).__name__, len(names), specs[0].block_size, max(pages), blocks])
     replicas = {"kv_tp_replicas": configs[0].kv_tp_replicas} if hasattr(configs[0], "kv_tp_replicas") else {}
-    arguments = len(signature(utils._pool_bytes_per_block).parameters)
     return {
         "groups": groups, "num_blocks": scheduler.num_blocks, "tokens": tokens, "max_concurrency": concurrency,
         "max_model_len": config.model_config.max_model_len, **replicas,
-        "bytes_per_block": [
-            utils._pool_bytes_per_block(*(config, found.kv_cache_groups)[-arguments:]) for found in configs
-        ],
+        "bytes_per_block": [bytes_per_block(config, found) for found in configs],
     }  # fmt: skip

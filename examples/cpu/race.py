@@ -1,4 +1,4 @@
-"""Decode on this CPU in turns with llama.cpp and vLLM: time a token, and kvtool's over theirs. Builds nothing itself.
+"""Prefill and decode on this CPU in turns with llama.cpp and vLLM: times, and kvtool's over theirs. It builds nothing.
 
 python examples/cpu/race.py smollm2/hf                                                  # kvtool alone
 python examples/cpu/race.py smollm2/hf --gguf SmolLM2-135M-BF16.gguf                    # llama-batched-bench in PATH
@@ -32,41 +32,52 @@ class Shape:
     output: int
 
 
-Contestant = Callable[[Shape], float]
-"""Milliseconds a token of a shape, in a process of its own."""
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds of all prompts of a batch, and of a step that gives each sequence a token."""
+
+    prefill_ms: float
+    token_ms: float
 
 
-def own(weights: str, threads: int) -> Contestant:
-    def run(shape: Shape) -> float:
+Contestant = Callable[[Shape], Times]
+"""The times of a shape, in a process of its own."""
+
+
+def own(weights: str, threads: int, iterations: int) -> Contestant:
+    def run(shape: Shape) -> Times:
         flags = {"input-len": shape.prompt, "output-len": shape.output, "batch-size": shape.batch, "threads": threads}
+        flags |= {"num-iters": iterations, "num-iters-warmup": 1}
         command = [sys.executable, "-m", "kvtool", "bench", weights, "--dtype", "bf16", "--parts", "latency", "--json"]
         document = json.loads(output_of([*command, *(f"--{name}={value}" for name, value in flags.items())]))
-        return float(document["cases"][0]["metrics"]["tpot_ms"]["p50"])
+        metrics = document["cases"][0]["metrics"]
+        prefill_s = shape.batch * shape.prompt / float(metrics["prefill_tokens_per_s"])
+        return Times(1e3 * prefill_s, float(metrics["tpot_ms"]["p50"]))
 
     return run
 
 
 def llama_cpp(gguf: str, threads: int) -> Contestant:
-    """`llama-batched-bench`; the time of its decode over its steps."""
+    """`llama-batched-bench`: its time of all prompts, and that of its decode over its steps."""
     program = required("llama-batched-bench", "build llama.cpp, and put its folder of programs in PATH")
 
-    def run(shape: Shape) -> float:
+    def run(shape: Shape) -> Times:
         tokens = shape.batch * (shape.prompt + shape.output)
         flags = ["-m", gguf, "-npp", shape.prompt, "-ntg", shape.output, "-npl", shape.batch, "-c", tokens]
         told = output_of([program, *map(str, [*flags, "-t", threads, "-tb", threads]), "--output-format", "jsonl"])
-        return decode_ms(told)
+        return times_of(told)
 
     return run
 
 
-def decode_ms(lines: str) -> float:
-    """Milliseconds a step of the last line of `llama-batched-bench --output-format jsonl` that is one."""
+def times_of(lines: str) -> Times:
+    """The last line of `llama-batched-bench --output-format jsonl` that is one."""
     last: dict[str, Any] = [json.loads(line) for line in lines.splitlines() if line.startswith("{")][-1]
-    return 1e3 * float(last["t_tg"]) / int(last["tg"])
+    return Times(1e3 * float(last["t_pp"]), 1e3 * float(last["t_tg"]) / int(last["tg"]))
 
 
 def vllm(venv: str, folder: str, threads: int) -> Contestant:
-    """`vllm bench latency` with the output and with one token: what lies between, over the tokens between."""
+    """`vllm bench latency` with one token, and with the output: what lies between, over the tokens between."""
     program = required(str(Path(venv) / "bin" / "vllm"), "install vLLM for CPUs into that environment")
 
     def latency_s(shape: Shape, output: int) -> float:
@@ -79,8 +90,9 @@ def vllm(venv: str, folder: str, threads: int) -> Contestant:
             output_of([*threaded, *command, *(f"--{name}={value}" for name, value in flags.items())])
             return float(json.loads(written.read_text())["avg_latency"])
 
-    def run(shape: Shape) -> float:
-        return 1e3 * (latency_s(shape, shape.output) - latency_s(shape, 1)) / (shape.output - 1)
+    def run(shape: Shape) -> Times:
+        first_s, all_s = latency_s(shape, 1), latency_s(shape, shape.output)
+        return Times(1e3 * first_s, 1e3 * (all_s - first_s) / (shape.output - 1))
 
     return run
 
@@ -102,15 +114,23 @@ def output_of(command: list[str]) -> str:
 
 
 def race(contestants: dict[str, Contestant], shape: Shape, rounds: int) -> Iterator[str]:
-    """A line a contestant: its median, and the median over rounds of kvtool's time over its own in the same round."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    """A line a contestant: its medians, and the medians over rounds of kvtool's times over those of the same round."""
+    found: dict[str, list[Times]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
             found[name].append(run(shape))
     for name, times in found.items():
-        ratio = statistics.median(mine / other for mine, other in zip(found[OWN], times, strict=True))
-        beside = "" if name == OWN else f"   {OWN} takes {ratio:.2f} of it"
-        yield f"{shape.batch:>3} x {shape.prompt:<6} {name:<28} {statistics.median(times):8.2f} ms a token{beside}"
+        yield f"{shape.batch:>3} x {shape.prompt:<6} {name:<28} {row(found[OWN], times)}"
+
+
+def row(own_times: list[Times], times: list[Times]) -> str:
+    """Median times, and the median of kvtool's over those of the same round."""
+    cells = []
+    for part in ("prefill_ms", "token_ms"):
+        mine, theirs = ([float(getattr(one, part)) for one in side] for side in (own_times, times))
+        ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+        cells.append(f"{statistics.median(theirs):10.2f}" + (" " * 6 if times is own_times else f" {ratio:4.2f}x"))
+    return " ".join(cells)
 
 
 def main() -> None:
@@ -123,11 +143,13 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-iters", type=int, default=3, help="of kvtool in a round, after one that is thrown away")
     asked = parser.parse_args()
-    contestants = {OWN: own(asked.weights, asked.threads)}
+    contestants = {OWN: own(asked.weights, asked.threads, asked.num_iters)}
     contestants |= {f"llama.cpp {Path(file).stem}": llama_cpp(file, asked.threads) for file in asked.gguf}
     if asked.vllm:
         contestants["vLLM"] = vllm(asked.vllm, asked.weights, asked.threads)
+    print(f"{'batch x prompt':<41} {'prompts ms':>10}       {'token ms':>10}       ({OWN}'s over each)")
     for batch in map(int, asked.batch_size.split(",")):
         for prompt in map(int, asked.input_len.split(",")):
             for line in race(contestants, Shape(batch, prompt, asked.output_len), asked.rounds):

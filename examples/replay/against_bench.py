@@ -1,63 +1,79 @@
 """A replay beside the run that it stands for: hits must be equal, and the median first token near.
 
-python examples/replay/against_bench.py            16 questions behind 3 prefixes, in a minute or two
+python examples/replay/against_bench.py            16 questions behind 3 prefixes, in turns with single steps, 80 s
 python examples/replay/against_bench.py FOLDER     the same; trace and documents stay in FOLDER
 
-The engine serves a made trace and, in the same run, single steps; the replay gets these steps as its profile, and
-never sees how long the trace took.
+The replay gets single steps as its profile, and never sees how long the trace took. A machine's speed drifts, so steps
+and the trace take turns, and turns that others disturb are measured again. The replay of a turn gets the steps before
+and after it. The ratio is of the medians of turns, replayed over served, its interval of resampled turns.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-MODEL, BLOCK_SIZE, REQUESTS = "smollm2-135m", "16", "16"
-MAKE = ["--num-sessions", REQUESTS, "--block-size", BLOCK_SIZE, "--prefixes", "3", "--prefix-len", "192",
-        "--input-len", "24", "--output-len", "6", "--request-rate", "2.5"]  # fmt: skip
-STEPS = ["--input-len", "8,32,320", "--batch-size", "1,2", "--output-len", "6"]
-CLOSE = 0.15
+import msgspec
 
+from kvtool.results import ReplayDocument, ReplayTiers, encode
+from kvtool.stats import paired_ratio_of_medians
+from kvtool.workloads.making.make import make_trace
+from kvtool.workloads.making.options import Making
+from kvtool.workloads.traces.write import write_trace
 
-def kvtool(*arguments: str) -> Any:
-    """The document of a command."""
-    told = subprocess.run([sys.executable, "-m", "kvtool", *arguments, "--json"], stdout=subprocess.PIPE, check=True)
-    return json.loads(told.stdout)
-
-
-def measured(folder: Path) -> tuple[int, float]:
-    """What the engine did: tokens that hit, and the median first token in milliseconds."""
-    trace, steps = str(folder / "trace.jsonl"), folder / "bench.json"
-    kvtool("trace", "make", "shared-prefix", trace, *MAKE)
-    run = kvtool("bench", MODEL, "--parts", "latency,workload", "--workload", trace, "--num-prompts", REQUESTS,
-                 "--block-size", BLOCK_SIZE, "--num-iters", "1", *STEPS)  # fmt: skip
-    steps.write_text(json.dumps(run))
-    (case,) = [case for case in run["cases"] if case["part"] == "workload"]
-    assert case["inputs"]["num_prompts"] == int(REQUESTS), case["workload"]["scale"]
-    return case["workload"]["hit_tokens"], case["metrics"]["ttft_ms"]["p50"]
+MODEL, CLOSE = "smollm2-135m", 0.15
+QUESTIONS = Making(
+    kind="shared-prefix", num_sessions=16, block_size=16, prefixes=3, prefix_len=192, input_len=24, output_len=6,
+    request_rate=2.5,
+)  # fmt: skip
 
 
-def replayed(folder: Path) -> tuple[int, dict[str, Any]]:
-    """What the replay says that it did: tokens that hit, and the clock's figures."""
-    document = kvtool("replay", str(folder / "trace.jsonl"), MODEL, "--tiers", "none", "--profile",
-                      str(folder / "bench.json"))  # fmt: skip
-    (clock,) = document["tiers"]
-    return clock["hit_tokens"], clock
+def replayed(trace: Path, profile: Path) -> ReplayTiers:
+    """What the replay says of the clock."""
+    command = [sys.executable, "-m", "kvtool", "replay", str(trace), MODEL, "--tiers", "none", "--profile"]
+    done = subprocess.run([*command, str(profile), "--json"], stdout=subprocess.PIPE, check=True)
+    (clock,) = msgspec.json.decode(done.stdout, type=ReplayDocument).tiers
+    return clock
 
 
 def compare(folder: Path) -> bool:
-    hits, ttft_ms = measured(folder)
-    own_hits, clock = replayed(folder)
-    own_ms, (low, high) = clock["ttft_ms"]["p50"], clock["ttft_p50_range_ms"]
-    print(f"hits     engine {hits:,} tokens, replay {own_hits:,}")
+    """Whether the replay agrees with what the engine does here."""
+    from served import Bench
+
+    trace = folder / "trace.jsonl"
+    write_trace(trace, make_trace(QUESTIONS))
+    bench = Bench(MODEL, trace, QUESTIONS)
+    turns = bench.turns()
+    clocks = []
+    for number, turn in enumerate(turns):
+        profile = folder / f"steps-{number}.json"
+        profile.write_bytes(encode(bench.document(turn.steps)))
+        clocks.append(replayed(trace, profile))
+    print(f"others kept {max(turn.other_cores for turn in turns):.2f} cores busy at most")
+    return agrees([turn.hit_tokens for turn in turns], [turn.ttft_s for turn in turns], clocks)
+
+
+def agrees(hits: Sequence[int], ttft_s: Sequence[Sequence[float]], clocks: Sequence[ReplayTiers]) -> bool:
+    """Whether hits are equal in every turn, and the ratio of medians is close to 1."""
+    served_ms = [1e3 * median(turn) for turn in ttft_s]
+    replayed_ms = [clock.ttft_ms.p50 for clock in clocks]
+    for found, ms, clock in zip(hits, served_ms, clocks, strict=True):
+        print(
+            f"hits engine {found:,}, replay {clock.hit_tokens:,}; TTFT p50 engine {ms:.1f} ms, replay "
+            f"{clock.ttft_ms.p50:.1f}"
+        )
+    hits_equal = all(found == clock.hit_tokens for found, clock in zip(hits, clocks, strict=True))
+    ratio = paired_ratio_of_medians(served_ms, replayed_ms)
     print(
-        f"TTFT p50 engine {ttft_ms:.1f} ms, replay {own_ms:.1f} ({low:.1f} to {high:.1f}): {own_ms / ttft_ms - 1:+.1%}"
+        f"over {len(clocks)} turns: hits {'equal' if hits_equal else 'differ'}; TTFT p50 "
+        f"engine {median(served_ms):.1f} "
+        f"ms, replay {median(replayed_ms):.1f}: {ratio.value - 1:+.1%} ({ratio.low - 1:+.1%} to {ratio.high - 1:+.1%})"
     )
-    return hits == own_hits and abs(own_ms / ttft_ms - 1) <= CLOSE
+    return hits_equal and abs(ratio.value - 1) <= CLOSE
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 Needs a vLLM server that runs with VLLM_SERVER_DEV_MODE=1 (its cache is emptied before every turn) and serves its model
 under a name that kvtool knows (--served-model-name smollm2-135m), the folder of that model with its tokenizer, and an
 environment that has both vLLM and kvtool: `python race.py http://127.0.0.1:8000 FOLDER OUT`. Each call adds a folder of
-five turns to OUT, run-1, run-2 and so on, with bench.json (ours) and vllm_bench_serve.json (theirs, as that tool writes
-it), and prints the ratios of medians over all turns of OUT; `python race.py OUT` prints them again.
+turns to OUT, run-1, run-2 and so on, with bench.json (ours) and vllm_bench_serve.json (theirs, as that tool writes it),
+and prints the ratios over all turns of OUT; `python race.py OUT` prints them again.
+
+A server on two cores changes its speed for seconds at a time, by a half and more. So a turn is two prompts, about a
+second a tool; the medians of both tools make a ratio, and the median of the turns' ratios counts. Give the server a
+core, and both tools another: `taskset -c 0 vllm serve ...` with OMP_NUM_THREADS=1, `taskset -c 1 python race.py ...`.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from kvtool.bench.definitions import DEFINITIONS
@@ -34,9 +40,9 @@ from kvtool.engine.endpoint.wire import Asking, Chat, chat_words
 from kvtool.engine.text import FileTokenizer
 from kvtool.machine.environment import describe_client
 from kvtool.results import BenchDocument, Sample, encode, read_document
-from kvtool.stats import Estimate, ratio_of_medians
+from kvtool.stats import Estimate, paired_median_difference
 
-TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 5, 8, 256, 8
+TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 15, 2, 256, 8
 OURS, THEIRS = "bench.json", "vllm_bench_serve.json"
 
 
@@ -123,14 +129,16 @@ def turns_of(run: Path) -> tuple[list[list[Sample]], list[list[Sample]]]:
 
 
 def ratios(folder: Path) -> dict[str, Estimate]:
-    """Median of ours over median of theirs, with the 95 % bootstrap interval over turns."""
+    """Ours over theirs: the median over turns of the ratio of medians, with the 95 % bootstrap interval over turns."""
     runs = [turns_of(run) for run in runs_of(folder)]
     ours, theirs = ([turn for run in runs for turn in run[side]] for side in (0, 1))
-    found = {
-        "TTFT": ratio_of_medians(*([[s.ttft_s for s in turn] for turn in side] for side in (theirs, ours))),
-        "TPOT": ratio_of_medians(*([[s.tpot_s or 0.0 for s in turn] for turn in side] for side in (theirs, ours))),
-    }
-    return {name: estimate for name, estimate in found.items() if estimate is not None}
+    return {"TTFT": _ratio(ours, theirs, lambda s: s.ttft_s), "TPOT": _ratio(ours, theirs, lambda s: s.tpot_s or 0.0)}
+
+
+def _ratio(ours: list[list[Sample]], theirs: list[list[Sample]], seconds: Callable[[Sample], float]) -> Estimate:
+    logs = [[math.log(median(map(seconds, turn))) for turn in side] for side in (theirs, ours)]
+    found = paired_median_difference(*logs)
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))
 
 
 def lines(folder: Path) -> Iterator[str]:

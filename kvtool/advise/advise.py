@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kvtool.advise.questions import cache, disaggregate, dtype, layout, offload, pages, prefix
-from kvtool.advise.replica import COLLECTIVE_S
 from kvtool.advise.serving import Serving
 from kvtool.advise.situation import MATERIAL, THROUGHPUT, Situation
 from kvtool.results import AdviseDocument, AdviseTraffic
 from kvtool.results.advise import Input
 from kvtool.sizing.dtypes import AUTO
+from kvtool.sizing.speed.exchange import COLLECTIVE_S
 
 
 def advise(situation: Situation) -> AdviseDocument:

@@ -18,10 +18,10 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.speed.decode import decode_floor
+from kvtool.sizing.speed.exchange import COLLECTIVE_S
 from kvtool.sizing.speed.roofline import memory_s
 from kvtool.units import MAX_LENGTH_TOKENS
 
-COLLECTIVE_S = 10e-6  # that an all-reduce takes beside its bytes: stated, not measured
 ACTIVATION_BYTES = 2  # of an element that ranks send: bf16
 
 
@@ -53,7 +53,13 @@ class Replica:
     def step_s(self, context: int, batch: int) -> float:
         """Seconds of a decode step of `batch` sequences of `context` tokens."""
         floor = decode_floor(
-            self.model, self.plan.cache, self.plan.weights, self.parallel, self.gpu, context=context, batch_size=batch
+            self.plan.work,
+            self.plan.cache,
+            self.plan.weights,
+            self.parallel,
+            self.gpu,
+            context=context,
+            batch_size=batch,
         )
         if floor.ideal_tpot_ms is None:
             raise KvtoolError(f"what a step of {self.model.id} reads is not known: nothing can be advised")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 
 from kvtool.bench.accounting import with_roofline
-from kvtool.bench.cases.base import Measured, Setup
+from kvtool.bench.cases.base import Measured, Part, Repeats, Setup, Standalone, Stepped
 from kvtool.bench.cases.below import private_tiers
-from kvtool.bench.cases.disaggregate import DisaggregatePart, bench_disaggregated
-from kvtool.bench.cases.layouts import bench_layouts
-from kvtool.bench.cases.ranks import RanksPart
 from kvtool.bench.cases.scenario import scales
 from kvtool.bench.counted import counted
 from kvtool.bench.definitions import DEFINITIONS
@@ -37,28 +34,27 @@ def bench(
     *,
     progress: Progress,
     tell: Callable[[str], None] = lambda line: None,
+    ceiling: Ceiling | None = None,
 ) -> Outcome[BenchDocument]:
-    """Everything asked for; `tell` is told how long it may take. Ctrl-C keeps the cases that were done. Raises
-    KvtoolError or DeviceError."""
+    """Everything asked for; `tell` is told how long it may take. The device's `ceiling` is measured before and after
+    where it is None. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError."""
     if not any(part.computes for part in options.parts):
         return counted(model, config, options, progress)
     if config.tiers is not None and not any(part.uses_tiers for part in options.parts):
         raise KvtoolError("--tiers are measured where prefixes are: add prefix to --parts, or name a --workload")
-    if any(part.starts_ranks for part in options.parts):
-        return _on_ranks(model, config, options, progress)
+    if any(isinstance(part, Standalone) for part in options.parts):
+        return _alone(options.parts).measure(model, config, Repeats(options.num_iters, options.seed), progress)
     with private_tiers(config.tiers) as tiers:
-        return _bench(model, replace(config, tiers=None), options, tiers, progress=progress, tell=tell)
+        config = replace(config, tiers=None)
+        return _bench(model, config, options, tiers, progress=progress, tell=tell, ceiling=ceiling)
 
 
-def _on_ranks(model: Model, config: EngineConfig, options: BenchOptions, progress: Progress) -> Outcome[BenchDocument]:
-    """The one part that loads models of its own. Raises KvtoolError where others are asked for beside it."""
-    (part, *others) = options.parts
-    if others:
+def _alone(parts: Sequence[Part]) -> Standalone:
+    """The one part, which measures itself. Raises KvtoolError where others are asked for beside it."""
+    (part, *others) = parts
+    if others or not isinstance(part, Standalone):
         raise KvtoolError("ranks are measured by themselves: leave other --parts to a run of their own")
-    if isinstance(part, DisaggregatePart):
-        return bench_disaggregated(model, config, part, options.num_iters, options.seed, progress)
-    assert isinstance(part, RanksPart)
-    return bench_layouts(model, config, part, options.num_iters, options.seed, progress)
+    return part
 
 
 def _bench(
@@ -69,6 +65,7 @@ def _bench(
     *,
     progress: Progress,
     tell: Callable[[str], None],
+    ceiling: Ceiling | None,
 ) -> Outcome[BenchDocument]:
     progress(f"loading {model.id}", 0.0)
     options = options.fitted(model, config.block_size, tiers=tiers is not None)
@@ -76,7 +73,7 @@ def _bench(
     loaded = LoadedModel(model, config, max_positions=options.longest_tokens + 1, num_pages=pages)
     loaded.require_room(pages)
     tell(how_long(options))
-    session = Session(str(loaded.device), loaded.torch_dtype, progress)
+    session = Session(str(loaded.device), loaded.torch_dtype, progress, ceiling)
     measured = _measured(loaded, options, session, progress, tiers)
     return _outcome(loaded, measured, session.end())
 
@@ -112,7 +109,7 @@ def _measured(
             tiers=tiers,
             budget=(budget := Budget(options.budget_s, trims=options.trims)),
         )
-        steps = [step for part in options.parts for step in part.steps(setup)]
+        steps = [step for part in options.parts if isinstance(part, Stepped) for step in part.steps(setup)]
         budget.num_cases = len(steps)
         return session.run(steps, total=len(steps))
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 ALL = "all"
-KERNEL_PEERS = ("sdpa", "naive", "gathered", "flex", "flashinfer", "flash-attn", "vllm-triton", "sglang-triton")
+KERNEL_PEERS = (
+    *("sdpa", "cudnn", "naive", "gathered", "flex"),
+    *("flashinfer", "flashinfer-xqa", "flash-attn", "vllm-triton", "sglang-triton"),
+)
 
 
 class PeerError(Exception):

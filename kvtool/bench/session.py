@@ -67,14 +67,17 @@ class Outcome(Generic[D]):
 
 
 class Session:
-    """One measurement on one device, from its limits before to its limits after."""
+    """One measurement on one device, from its limits before to its limits after; `ceiling` where somebody who measures
+    one thing after another has measured them."""
 
-    def __init__(self, device: str, dtype: torch.dtype, progress: Progress) -> None:
+    def __init__(self, device: str, dtype: torch.dtype, progress: Progress, ceiling: Ceiling | None = None) -> None:
         self._device, self._dtype, self._progress = device, dtype, progress
+        self._is_told = ceiling is not None
         self._interrupted = False
-        progress("measuring the device", 0.0)
+        if ceiling is None:
+            progress("measuring the device", 0.0)
         self._load = LoadMeter()
-        self.ceiling = self._measure_ceiling()
+        self.ceiling = ceiling or self._measure_ceiling()
 
     def run(self, steps: Iterable[Step[T]], *, total: int) -> list[T]:
         """What the steps, `total` of them, measured; those before Ctrl-C. Raises KeyboardInterrupt where none was done.
@@ -99,9 +102,9 @@ class Session:
         return done
 
     def end(self) -> Conditions:
-        """Measure the device again, unless Ctrl-C asked for an end."""
+        """Measure the device again, unless Ctrl-C asked for an end or its limits were told."""
         ceiling = self.ceiling
-        if not self._interrupted:
+        if not self._interrupted and not self._is_told:
             self._progress("measuring the device again", 1.0)
             # The device may have been busier with others before or after: its limit is the better of the two.
             ceiling = ceiling.best_of(self._measure_ceiling())

@@ -29,6 +29,7 @@ _ENCODERS = {
     *("gte", "hubert", "modernbert", "mpnet", "nomic_bert", "roberta", "siglip", "siglip2", "vit", "wav2vec2"),
     *("xlm-roberta", "xlm-roberta-xl"),
 }
+MODELOPT_NAME = "hf_quant_config.json"
 _MAX_CONFIG_BYTES = 16 << 20
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -38,13 +39,13 @@ def read_config(path: Path, *, id: str | None = None, family: str | None = None)
     `model_from_config`. Raises KvtoolError.
     """
     config = read_json(path)
-    beside = path.with_name("hf_quant_config.json")
+    beside = path.with_name(MODELOPT_NAME)
     if path.name == "config.json" and "quantization_config" not in config and beside.is_file():
-        config["quantization_config"] = _modelopt_export(read_json(beside))
+        config["quantization_config"] = modelopt_export(read_json(beside))
     return model_from_config(config, id=id or _name_of(path), source=str(path), family=family)
 
 
-def _modelopt_export(content: dict[str, object]) -> dict[str, object]:
+def modelopt_export(content: dict[str, object]) -> dict[str, object]:
     """ModelOpt's own file in the form of a config's quantization_config."""
     settings = content.get("quantization")
     return {"quant_method": "modelopt", **(settings if isinstance(settings, dict) else {})}
@@ -99,7 +100,7 @@ def model_from_config(config: Mapping[str, object], *, id: str, source: str, fam
     layers = reader.layers(fields, shape)
     moe = reader.experts(fields, shape)
     about = (len(layers), moe)
-    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about)
+    quantisation = read_quantisation(fields, *about) or read_quantisation(outer, *about, text=fields)
     model = Model(
         id=id,
         source=source,
@@ -209,7 +210,7 @@ def _unknown_type(fields: Fields, model_type: str | None) -> KvtoolError:
         return fields.error(f"model_type {model_type!r} is an encoder without a decoder: it keeps no KV cache")
     return fields.error(
         f"model_type {model_type[:60]!r} is not known{did_you_mean(model_type[:60], (*FAMILIES, *WRAPPERS))}"
-        " (--as FAMILY of size, compare and verify reads it as one that it is like, as --as llama)"
+        " (--as FAMILY of every command but advise and tiers reads it as one that it is like, as --as llama)"
     )
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 
-from kvtool.catalog.hf_config import model_from_config, parse_json, read_config
+from kvtool.catalog.hf_config import MODELOPT_NAME, model_from_config, modelopt_export, parse_json, read_config
 from kvtool.catalog.index_file import INDEX_NAME, indexed_bytes
 from kvtool.catalog.model import Model
+from kvtool.catalog.names import take_apart
 from kvtool.errors import KvtoolError
 
 
@@ -43,6 +44,8 @@ def hub_model(name: str, *, family: str | None = None) -> Model:
     if HF_HUB_OFFLINE:
         raise _offline(name)
     config = parse_json(_download(name, huggingface_hub.hf_hub_url(name, "config.json")), source)
+    if "quantization_config" not in config and take_apart(name).stored:
+        config |= _told_beside(name, huggingface_hub.hf_hub_url(name, MODELOPT_NAME))
     model = model_from_config(config, id=name, source=source, family=family)
     params, weights_bytes = _count(name)
     if params is None or model.quantisation is not None:  # packed weights and scales are no parameters
@@ -50,6 +53,14 @@ def hub_model(name: str, *, family: str | None = None) -> Model:
     return replace(
         model, params_total=params, params_source="safetensors headers on the Hub", weights_bytes=weights_bytes
     )
+
+
+def _told_beside(name: str, url: str) -> dict[str, object]:
+    """What ModelOpt's own file says of the weights, where there is one: older exports leave it out of the config."""
+    try:
+        return {"quantization_config": modelopt_export(parse_json(_download(name, url), url))}
+    except KvtoolError:
+        return {}
 
 
 def _check_name(name: str) -> None:

@@ -218,17 +218,19 @@ class LayerBits:
 class Quantisation:
     """How a checkpoint's weights are stored, from its quantization_config: `method` is HF's quant_method.
 
-    `bits_per_weight` counts scales too; None where `layers` says it of each, or where nothing does. Routed experts may
-    have bits of their own, and whole parts (mixers, dense, experts, and beyond: towers and draft layers) may stay at
-    the model's dtype.
+    `bits_per_weight` counts scales too; None where `layers` says it of each, or where nothing does. Mixers and routed
+    experts may have bits of their own, and whole parts (mixers, dense, experts, and beyond: towers and draft layers)
+    may stay at the model's dtype.
     """
 
     method: str
     bits_per_weight: float | None
+    mixer_bits: float | None = None
     expert_bits: float | None = None
     whole: frozenset[str] = frozenset()
     layers: tuple[LayerBits, ...] = ()  # one a layer, where layers are not stored alike
-    outer_bits: float | None = None  # of embedding and output head; None: they stay at the model's dtype
+    embedding_bits: float | None = None  # None: it stays at the model's dtype
+    head_bits: float | None = None  # of an output head that is not the embedding; None: as above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

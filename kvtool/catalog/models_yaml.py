@@ -44,6 +44,7 @@ from kvtool.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
 _ENTRY = re.compile(r"^- id: ", re.MULTILINE)
+_CHECKPOINT = re.compile(r"^  - \{id: ([^,]+),", re.MULTILINE)
 _BLOCKS = {
     **CACHES,
     "indexer": Indexer,
@@ -66,6 +67,14 @@ class _DecoderFacts(_Strict, frozen=True, kw_only=True):
     rope_scaling: RopeScaling | None = None
     rope_interleaved: bool | None = None
     router: Router | None = None
+
+
+class Checkpoint(_Strict, frozen=True, kw_only=True):
+    """A repository that stores the same layers in another way."""
+
+    id: str
+    quantisation: Quantisation
+    source: str
 
 
 class Entry(_Strict, frozen=True, kw_only=True):
@@ -104,13 +113,18 @@ class Entry(_Strict, frozen=True, kw_only=True):
     decoder: _DecoderFacts = _DecoderFacts()
     quantisation: Quantisation | None = None
     quantisation_source: str | None = None
+    checkpoints: list[Checkpoint] = []
     params_total: int | None = None
     params_source: str | None = None
     notes: str | None = None
 
+    def ids(self) -> list[str]:
+        """Its id, its aliases and its checkpoints, as the file has them."""
+        return [self.id, *self.aliases, *(checkpoint.id for checkpoint in self.checkpoints)]
+
     def names(self) -> Iterator[str]:
-        """Every name it answers to, lower-cased: id, aliases, and the last part of each."""
-        for name in (self.id, *self.aliases):
+        """Every name it answers to, lower-cased: id, aliases, checkpoints, and the last part of each."""
+        for name in self.ids():
             yield name.lower()
             yield name.rsplit("/", 1)[-1].lower()
 
@@ -140,6 +154,13 @@ class Entry(_Strict, frozen=True, kw_only=True):
             confidence=self.confidence,
             notes=self.notes,
         )
+
+    def named(self, name: str) -> Model:
+        """The model, or its checkpoint of that name (or last part of one), in lower case."""
+        for one in self.checkpoints:
+            if name in (one.id.lower(), one.id.rsplit("/", 1)[-1].lower()):
+                return replace(self.model(), id=one.id, quantisation=one.quantisation, source=one.source)
+        return self.model()
 
     def _layers(self) -> list[Layer]:
         layers: list[Layer] = []
@@ -227,9 +248,10 @@ class Catalogue:
         return [item.entry for item in self._items]
 
     def find(self, name: str) -> Model | None:
-        """The model of that id, alias or last part, in any case."""
-        item = self._by_name.get(name.strip().lower())
-        return item.entry.model() if item else None
+        """The model of that id, alias, checkpoint or last part of one, in any case."""
+        wanted = name.strip().lower()
+        item = self._by_name.get(wanted)
+        return item.entry.named(wanted) if item else None
 
     def find_variant(self, name: str) -> Model | None:
         """The model that `name` is an Ollama tag, a variant or a quantised repository of; None where none or several
@@ -279,9 +301,7 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
         raise KvtoolError(f"{path} is not a catalogue of models: {error}") from error
     if file.schema != _SCHEMA:
         raise KvtoolError(f"{path} has schema {file.schema!r}: this kvtool reads {_SCHEMA}")
-    return Catalogue(
-        [Item((entry.id, *entry.aliases), functools.partial(_same, entry)) for entry in file.models], str(path)
-    )
+    return Catalogue([Item(entry.ids(), functools.partial(_same, entry)) for entry in file.models], str(path))
 
 
 def _same(entry: Entry) -> Entry:
@@ -289,11 +309,13 @@ def _same(entry: Entry) -> Entry:
 
 
 def _own_items(text: str) -> Iterator[Item]:
-    """The entries of kvtool's own file, which begin with `- id: NAME` and have `aliases: [A, B]` in one line."""
+    """The entries of kvtool's own file, which begin with `- id: NAME` and have `aliases: [A, B]` in one line; one of
+    their checkpoints is a line that begins with `- {id: NAME,`.
+    """
     for block in _ENTRY.split(text)[1:]:
         name, *lines = block.split("\n", 2)
         aliases = lines[0].removeprefix("  aliases: [").removesuffix("]").split(", ") if _has_aliases(lines) else []
-        yield Item((name, *aliases), functools.partial(_decode_entry, f"- id: {block}"))
+        yield Item((name, *aliases, *_CHECKPOINT.findall(block)), functools.partial(_decode_entry, f"- id: {block}"))
 
 
 def _has_aliases(lines: list[str]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import Model, Quantisation
+from kvtool.catalog.quantised.parts import BEYOND
 
 _TOKEN = re.compile(r"[a-z]+|\d+(?:\.\d+)*")
 _TRAINING = re.compile(r"\d{4}|coder|math")
@@ -112,11 +113,20 @@ def as_variant(base: Model, name: str, variant: Variant) -> Model:
         return replace(
             base, id=name, quantisation=None, assumed=(said, f"assumed: {name} has weights as its name says")
         )
-    word = known[0] if known else _WEIGHTS[_OLLAMA_DEFAULT]
+    word = next((word for word in known if word.bits is not None), next(iter(known), _WEIGHTS[_OLLAMA_DEFAULT]))
     assert word is not None
-    stored = Quantisation(method=word.method, bits_per_weight=word.bits, outer_bits=word.outer_bits)
+    # A GGUF file holds no towers; elsewhere they and draft layers stay as they were.
+    whole = frozenset() if word.outer_bits is not None else frozenset({BEYOND})
+    stored = Quantisation(
+        method=word.method,
+        bits_per_weight=word.bits,
+        whole=whole,
+        embedding_bits=word.outer_bits,
+        head_bits=word.outer_bits,
+    )
     how = (
         f"{word.bits:.4g} bits a weight of the layers, scales included, as {word.method} usually has"
+        + ("; a mix that keeps attention in more bits takes more" if word.method == "nvfp4" else "")
         if word.bits is not None
         else f"not known: {word.method} comes in many sizes; give the file, or the type, as q4_k_m"
     )

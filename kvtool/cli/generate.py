@@ -145,7 +145,7 @@ def _print_rest(document: GenerateDocument, *, streamed: bool, show_cache: bool)
     for line in cache_lines(document) if show_cache else ():
         typer.echo(line)
     for assumption in document.assumptions:
-        typer.echo(f"assumed: {assumption}", err=True)
+        typer.echo(f"assumed: {assumption.removeprefix('assumed: ')}", err=True)
 
 
 def _handed_over(told: Handover) -> str:

@@ -50,7 +50,7 @@ def compare_releases(
     caveats = [caveat for _, version in releases if (caveat := history.caveat(version)) is not None]
     return ReleasesDocument(
         model=model.id,
-        context=sized[0].inputs.context,
+        context=sized[0].engine.max_model_len or sized[0].inputs.context,
         rows=rows,
         changes=changes,
         assumptions=[*model.assumed, *caveats],

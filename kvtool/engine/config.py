@@ -11,13 +11,14 @@ from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
 from kvtool.errors import KvtoolError
+from kvtool.machine.device import resolve_device
 from kvtool.sizing.dtypes import canonical_dtype
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("fp32", "bf16", "fp16")
-DEFAULT_BLOCK_SIZE = 16
+DEFAULT_BLOCK_SIZE, CUDA_BLOCK_SIZE = 16, 64
 MAX_SEED = 2**32 - 1  # of a longer one, torch's CPU generator would see the last 32 bits
 
 
@@ -65,6 +66,14 @@ class EngineConfig:
             raise KvtoolError(f"the {self.index} index finds whole pages alone: for partial hits take index radix")
         if self.backend not in ("auto", "triton", "torch"):
             raise KvtoolError(f"backend {self.backend!r} is not one of auto, triton, torch")
+
+
+def default_block_size(device: str) -> int:
+    """Tokens a page where nobody says how many: on CUDA as many keys as a tile has, which TMA then copies as one box of
+    one page; fewer elsewhere, where nothing is gained and less is left over. Raises as `resolve_device` does."""
+    if device == "cpu":
+        return DEFAULT_BLOCK_SIZE
+    return CUDA_BLOCK_SIZE if resolve_device(device).type == "cuda" else DEFAULT_BLOCK_SIZE
 
 
 def resolve_backend(name: str, device: torch.device) -> str:

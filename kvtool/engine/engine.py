@@ -21,7 +21,7 @@ from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.decoder.recorded import RecordedSteps
 from kvtool.engine.decoder.transformer import runnable_decoder
-from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs
+from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs, captured_bytes
 from kvtool.engine.graphs.decode_step import decode_rows
 from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.loaded import LoadedModel
@@ -32,6 +32,7 @@ from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.errors import KvtoolError
+from kvtool.kernels.choosing import choosing
 from kvtool.machine.device import device_errors
 from kvtool.sizing.speed.traffic import even_context_tokens
 from kvtool.units import ceil_div
@@ -52,7 +53,9 @@ class Engine:
         """`config` may differ from the one the model was loaded with in limits, prefix caching and graphs. `capture`
         takes decode steps to the device whole; None leaves that to CUDA graphs, where they can be had."""
         config = config or loaded.config
-        loaded.require_room(num_pages)
+        capture = capture or (CudaCapture() if config.graphs and loaded.capturable else None)
+        captured = 0 if capture is None else captured_bytes(loaded, config.max_num_seqs)
+        loaded.require_room(num_pages, beside_bytes=captured, beside="captured steps")
         self.loaded = loaded
         self.clock = clock
         self.cache = self._cache(num_pages, config)
@@ -73,7 +76,6 @@ class Engine:
         self.generator = torch.Generator(loaded.device).manual_seed(config.seed)
         self.keep_logits = False
         self.compiling = CompileTime(loaded.backend)
-        capture = capture or (CudaCapture() if config.graphs and loaded.capturable else None)
         self.pipeline = None if capture is None else self._pipeline(capture, config)
         self._ids = count()
 
@@ -132,9 +134,9 @@ class Engine:
 
     def prepare(self, batch_sizes: Iterable[int], draw: Draw = Draw.GREEDY) -> None:
         """Capture the decode steps of so many sequences now, so that no request waits for it; without graphs those of
-        the most alone, as others are soon taken down when they come."""
+        the most alone, as others are soon taken down when they come. Here alone kernels time their ways."""
         sizes = sorted(batch_sizes, reverse=True)  # memory that served the largest serves all others
-        with self.compiling.measured():
+        with self.compiling.measured(), choosing():
             if self.pipeline is None:
                 self.forward.prepare(max(sizes, default=0), ceil_div(self.loaded.max_positions, self.pool.block_size))
                 return
@@ -254,7 +256,7 @@ class Engine:
         logits = self.forward(batch, wait=wait)
         if self.keep_logits:
             self._keep(work, logits.clone())
-        return sample(logits, params, self.generator).tolist() if params else []
+        return sample(logits, params, self.generator, self.loaded.kernels.nucleus).tolist() if params else []
 
     def _keep(self, work: list[Work], logits: Tensor) -> None:
         sequences = [item.sequence for item in work if item.completes]

@@ -14,9 +14,9 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.handover.generate import generate_apart
 from kvtool.engine.handover.options import Disaggregation
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.ranks.lead import RankedModel, ranked_config
+from kvtool.engine.ranks.lead import ranked_config
 from kvtool.engine.ranks.open import loaded_on
-from kvtool.engine.ranks.replicas import Replicas
+from kvtool.engine.ranks.replicas import Replicas, engine_on
 from kvtool.engine.ranks.use import rank_uses
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
@@ -76,7 +76,7 @@ def _generated(
 ) -> GenerateDocument:
     most = 1 if in_turns else config.max_num_seqs
     settings = replace(config, prefill_first=True, max_num_seqs=most)
-    engine = _engine(loaded, pages, settings)
+    engine = engine_on(loaded, num_pages=pages, config=settings)
     engine.prepare([1 if in_turns else len(prompts)], draw_of([params]))
     sequences = [engine.add(prompt, params) for prompt in prompts]
     index_of = {sequence.id: index for index, sequence in enumerate(sequences)}
@@ -111,12 +111,6 @@ def _generated(
         tiers=[TierUse(**asdict(counters)) for counters in engine.tiers()],
         ranks=rank_uses(loaded, engine.pool) if layout.ranks > 1 else [],
     )
-
-
-def _engine(loaded: LoadedModel, pages: int, config: EngineConfig) -> Engine | Replicas:
-    if isinstance(loaded, RankedModel) and loaded.seat.layout.dp > 1:
-        return Replicas(loaded, num_pages=pages, config=config)
-    return Engine(loaded, num_pages=pages, config=config)
 
 
 def _cached(engine: Engine | Replicas, sequences: Seq[Sequence]) -> list[CachedPages]:

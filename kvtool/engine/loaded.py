@@ -172,9 +172,9 @@ class LoadedModel:
             )
         return needed
 
-    def require_room(self, num_pages: int, *, beside_bytes: int = 0) -> None:
+    def require_room(self, num_pages: int, *, beside_bytes: int = 0, beside: str = "the weights") -> None:
         """Raises KvtoolError for a pool without pages, DeviceError when the device has no memory for that many and
-        `beside_bytes` that are still to come.
+        `beside_bytes` that are still to come, of what `beside` says.
         """
         if num_pages < 1:
             raise KvtoolError(f"a pool of {num_pages} pages holds nothing: at least 1 is needed")
@@ -182,7 +182,7 @@ class LoadedModel:
         if needed > available:
             raise DeviceError(
                 f"a pool of {num_pages:,} pages needs {format_bytes(needed)}, but {self.device} has "
-                f"{format_bytes(max(0, available))} free{' beside the weights' if beside_bytes else ''}: "
+                f"{format_bytes(max(0, available))} free{f' beside {beside}' if beside_bytes else ''}: "
                 "ask for fewer or shorter requests"
             )
 
@@ -198,6 +198,8 @@ class LoadedModel:
                 rotary = decoder.position_offset is None
                 unread = "RoPE theta and norm epsilon are the defaults" if rotary else "norm epsilon is the default"
                 found.append(f"{unread} of the {decoder.family} family: no effect on time")
+        elif self.model.quantisation is not None:
+            found.append(f"activations stay in {self.dtype}, also where the checkpoint would round them to fewer bits")
         if self.kept.window is not None:
             found.append(
                 "no prefix is cached: a streaming cache lets go of pages, and turns its sinks for each sequence"

@@ -6,12 +6,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from kvtool.kernels.blocks import Blocks, Saving
+
+if TYPE_CHECKING:
+    from kvtool.kernels.fused import FusedKernels
 
 Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
@@ -244,11 +247,18 @@ class StepKernels(Protocol):
         """
 
     def split_qkv(
-        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
     ) -> Tensor:
         """The heads [Q | K | V] of qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]; K and V go to the pages, as `store` does.
 
-        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and turned by `rotation`, [T,1,D] each.
+        Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and their first E columns are turned by
+        `rotation`, [T,1,E] each, if by any.
+        """
+
+    def nucleus(self, probabilities: Tensor, top_ps: Tensor) -> Tensor:
+        """probabilities fp32 [n, vocab], those outside the smallest set that reaches top_ps fp32 [n] set to 0.
+
+        The likeliest stays. Of equal ones at the set's end as many stay as are needed, or all of them.
         """
 
     def place(self, positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -302,6 +312,10 @@ class Kernels(StepKernels, Protocol):
         None where these kernels know no such way, or where `step` did more than to call them. The tensors that `step`
         was made of must outlive it.
         """
+
+    @property
+    def fused(self) -> FusedKernels | None:
+        """Products with what stands around them, where these kernels have such."""
 
     @property
     def tile_tokens(self) -> int:

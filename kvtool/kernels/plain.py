@@ -14,6 +14,7 @@ from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import GatedWeight, Weight
 
 if TYPE_CHECKING:
+    from kvtool.kernels.fused import Choice
     from kvtool.kernels.interface import ExpertWeights, Gate, Replay, Rotation
 
 CLAMPED = "clamped_swiglu"
@@ -65,6 +66,39 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if width < x.shape[-1]:
         return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), dim=-1)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
+
+
+def nucleus(probabilities: Tensor, top_ps: Tensor) -> Tensor:
+    """Keep the smallest set of tokens whose probabilities [n, vocab] reach `top_ps` [n]; the likeliest stays."""
+    ordered, tokens = probabilities.sort(dim=-1, descending=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= top_ps[:, None]
+    outside &= top_ps[:, None] < 1.0  # a rounded sum may reach 1 before the last token
+    return torch.zeros_like(probabilities).scatter_(-1, tokens, ordered.masked_fill(outside, 0.0))
+
+
+def route(x: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """x [T, n] -> the experts of each token [T, k] and their shares [T, k], as `Choice` says."""
+    wide = x if x.dtype == choice.weight.dtype else x.float()
+    logits = functional.linear(wide, choice.weight, choice.logit_bias)
+    scores = logits.sigmoid() if choice.is_sigmoid else logits.softmax(dim=-1)
+    preferred = scores if choice.bias is None else scores + choice.bias
+    if choice.groups > 1:
+        preferred = _inside_best_groups(preferred, choice)
+    chosen = preferred.topk(choice.top_k, dim=-1).indices
+    shares = scores.gather(-1, chosen)
+    if choice.normalised:
+        shares = shares / (shares.sum(dim=-1, keepdim=True) + 1e-20)
+    return chosen, shares * choice.scale
+
+
+def _inside_best_groups(scores: Tensor, choice: Choice) -> Tensor:
+    """Experts outside each token's `groups_kept` best groups cannot be chosen (DeepSeek)."""
+    grouped = scores.unflatten(-1, (choice.groups, -1))
+    best = grouped.topk(2, dim=-1).values.sum(-1) if choice.top_two else grouped.amax(-1)
+    kept = torch.zeros_like(best, dtype=torch.bool)
+    kept.scatter_(-1, best.topk(choice.groups_kept, dim=-1).indices, True)
+    masked: Tensor = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf"))
+    return masked.flatten(-2)
 
 
 Expert = Callable[[Tensor], Tensor]

@@ -69,8 +69,8 @@ CLUSTER_ASSUMPTIONS = (
     "storage keeps prompts and answers in whole blocks, of all sessions, and evicts nothing; it is as fast as its NICs",
     "a turn begins after the answer to the one before it, and the time between their arrivals in the trace",
     "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes; memory has room for all",
-    "a decode keeps the step time of the batch that it joins; collectives take the time of their bytes over the links "
-    "of a node's GPUs, at the card's figure, and none where that is not known",
+    "a decode keeps the step time of the batch that it joins; collectives take alpha= (10 us, stated), and the time of "
+    "their bytes over the links of a node's GPUs, at the card's figure; none where that is not known",
     "with local= a prefill node keeps the last prompt of each session that it computed, the longest unused going first",
     "a prefill node takes requests while it has less than 5 s of tokens, one with less than 3 s to read first",
 )
@@ -80,8 +80,9 @@ def tier_assumptions(options: TierOptions) -> list[str]:
     """What a replay on a clock rests on."""
     served = [
         f"a step computes up to {MAX_STEP_TOKENS:,} tokens of prompts, and one of each request that decodes, of "
-        f"{MAX_SEQUENCES} at most; what decodes has memory of its own",
-        "a request finds what those before it in the trace stored, as far as it is computed when its own step begins",
+        f"{MAX_SEQUENCES} at most; {_memory(options.pool_tokens)}",
+        "a request finds what those before it in the trace stored, as far as it is computed when its own step begins; "
+        "what another request is loading it waits for, and it comes once for both",
     ]
     if not options.tiers:
         return served
@@ -104,6 +105,15 @@ def tier_assumptions(options: TierOptions) -> list[str]:
     if options.loading == "layerwise":
         lines.append("a layer is computed once its own part is loaded; all layers are alike")
     return lines
+
+
+def _memory(pool_tokens: int | None) -> str:
+    if pool_tokens is None:
+        return "what runs has memory enough of its own (--pool-tokens)"
+    return (
+        f"what runs has memory for {pool_tokens:,} tokens, shared prefixes counted once: a request that has no room "
+        "waits, and the one that decodes since the shortest time gives way and is computed again"
+    )
 
 
 def _room_line(room: BlockBytes) -> str:

@@ -53,17 +53,21 @@ def lead(where: str, value: float, low: float | None, high: float | None) -> str
     return f"{where} ({ratio(value)}{chance})"
 
 
-def peer_lines(cases: Sequence[R], *, timed: Callable[[R], bool], leads: Callable[[R, str], list[str]]) -> list[str]:
-    """Points where a peer is ahead, by name, or that none is; then what there is to know of each peer.
+def peer_lines(
+    cases: Sequence[R], *, timed: Callable[[R, str | None], bool], leads: Callable[[R, str], list[str]]
+) -> list[str]:
+    """Points where a peer is ahead, by name, or that none of those that ran is; then what there is to know of each.
 
-    `timed` says whether any peer of a case has a time, `leads` names the points of a case where a peer is ahead.
+    `timed` says whether a peer of a case has a time, or any of them where no name is given; `leads` names the points of
+    a case where a peer is ahead.
     """
     names = peer_names(cases)
     points = {name: [point for case in cases for point in leads(case, name)] for name in names}
     lines = [f"{name} is ahead at {'; '.join(where)}." for name, where in points.items() if where]
-    count = sum(map(timed, cases))
+    count = sum(timed(case, None) for case in cases)
     if count and not lines:
-        lines.append(f"No peer is ahead of ours at any point ({count} compared).")
+        ran = [name for name in names if any(timed(case, name) for case in cases)]
+        lines.append(f"{', '.join(ran)}: not ahead of ours at any point ({count} compared).")
     return lines + [line for name in names for line in _told(cases, name)]
 
 

@@ -47,6 +47,7 @@ class RankRun(Struct, frozen=True, kw_only=True):
     tp: int
     cp: int
     dcp: int
+    dp: int = 1
     ring: str
     prefill: RankPhase
     decode: RankPhase | None

@@ -133,6 +133,7 @@ class ReplayTiers(Struct, frozen=True, kw_only=True):
     is the median where every step takes what the fastest and the slowest tenth of those measured took, None at a card's
     figures. `hit_tokens` were there in time, of all requests, counted as engines do; `cut_tokens` had no room on their
     way, `missed_tokens` came too late, and `late_tokens` were still being computed for another request.
+    `preemptions` counts how often one gave way to others' next tokens, `recomputed_tokens` what it computed again.
     `useful_read_ratio` is the part of the bytes read that a prompt used. From `full_tier_bytes` on a tier below this
     capacity gives nothing more.
     """
@@ -161,6 +162,8 @@ class ReplayTiers(Struct, frozen=True, kw_only=True):
     late_tokens: int
     useful_read_ratio: float | None
     full_tier_bytes: int
+    preemptions: int = 0
+    recomputed_tokens: int = 0
 
 
 class ReplayLink(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,12 @@ from kvtool.units import format_bytes
 FITS, FITS_WITHIN_MARGIN, NO = "fits", "fits, within the margin", "no"
 FIRST_NODE = "FIRST_NODE"  # in a command: the address of the node that the others connect to
 ENGINE_NAMES = {"vllm": "vLLM", "sglang": "SGLang"}  # that serve, as their makers write them
-PLANNED_NAMES = ENGINE_NAMES | {"llama.cpp": "llama.cpp", "ollama": "Ollama"}
+PLANNED_NAMES = ENGINE_NAMES | {
+    "tensorrt-llm": "TensorRT-LLM",
+    "lmdeploy": "LMDeploy",
+    "llama.cpp": "llama.cpp",
+    "ollama": "Ollama",
+}
 
 
 class SizeModel(Struct, frozen=True, kw_only=True):

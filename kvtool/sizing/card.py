@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.sizing.engines import vllm
+from kvtool.sizing.engines import free_share, vllm
 from kvtool.sizing.engines.llama_cpp import LlamaCppCard
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.fit import BatchLimits, Budget, batch_limits, budget
@@ -35,14 +35,22 @@ def card_memory(
         max_model_len=options.max_context(model),
         huge_cards=rules.huge_cards,
     )
+    shared = options.engine if options.engine is not None and options.engine.name in free_share.NAMES else None
+    if shared is not None:  # one sequence: the sampler is no part of what these profile
+        limits = BatchLimits(tokens=options.max_num_batched_tokens or limits.tokens, sequences=1)
     longest = options.max_context(model) or limits.tokens
     taken = vllm.estimates(replace(weights, model=model), options.gpu, start, limits, max_model_len=longest)
     weights_bytes = weights.bytes_per_gpu(options.parallel)
+    loaded = None if weights_bytes is None else weights_bytes + taken.beside_weights.bytes
+    share = options.gpu_memory_utilization or rules.gpu_memory_utilization
+    if shared is not None:
+        free = options.gpu.free_bytes
+        taken, share = free_share.estimates(taken, shared, free_bytes=free, weights_bytes=loaded or 0), 1.0
     memory = budget(
         options.gpu,
         taken,
-        weights_bytes=None if weights_bytes is None else weights_bytes + taken.beside_weights.bytes,
-        utilization=options.gpu_memory_utilization or rules.gpu_memory_utilization,
+        weights_bytes=loaded,
+        utilization=share,
         calibration=options.calibration,
         pool_bytes=options.engine.kv_cache_memory_bytes if options.engine else None,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model
 from kvtool.errors import KvtoolError
 from kvtool.sizing.params import count_params, layer_params
+from kvtool.sizing.weights import Weights
 
 MTP, EAGLE, EAGLE3, DFLASH, MEDUSA, DRAFT_MODEL = "mtp", "eagle", "eagle3", "dflash", "medusa", "draft_model"
 METHODS = (MTP, EAGLE, EAGLE3, DFLASH, MEDUSA, DRAFT_MODEL)
@@ -104,6 +105,30 @@ def with_draft(target: Model, draft: Draft) -> Model:
     """The target with the draft's layers in place of its own."""
     modules = len(draft.layers) if draft.method == MTP else 1
     return replace(target, draft_layers=draft.layers, draft_modules=modules)
+
+
+def loaded_weights(weights: Weights, draft: Draft | None) -> Weights:
+    """What vLLM and SGLang load: a checkpoint's own draft layers (MTP) only where they draft, and any other draft
+    beside the checkpoint.
+    """
+    stored = _stored_draft_bytes(weights)
+    if draft is not None and draft.method == MTP:
+        return replace(weights, draft_bytes=0 if stored else draft.weights_bytes or 0)
+    beside = 0 if draft is None else draft.weights_bytes or 0
+    if weights.stored_bytes is None or not stored:
+        return replace(weights, draft_bytes=beside)
+    source = f"{weights.source}, without its draft layers"
+    return replace(weights, stored_bytes=weights.stored_bytes - stored, draft_bytes=beside, source=source)
+
+
+def _stored_draft_bytes(weights: Weights) -> int:
+    """Of the model's own draft layers, where a checkpoint has room for them beside what is counted; else 0."""
+    model, beyond = weights.model, weights.beyond_bytes
+    in_16_bits = _weights_bytes(model, model.draft_layers, inputs=2) if model.draft_layers else None
+    if in_16_bits is None or beyond is None:
+        return 0
+    own = round(in_16_bits * weights.format.beyond_bits / 16)
+    return own if own <= beyond else 0
 
 
 def _draft(method: str, request: DraftRequest, layers: tuple[Layer, ...], weights: int | None, text: str) -> Draft:

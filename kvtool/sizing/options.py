@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.headers import CheckpointHeader
@@ -91,10 +92,10 @@ class SizeOptions:
             return None
         return draft_of(model, self.draft or DraftRequest(tokens=self.num_speculative_tokens))
 
-    def started_with(self, **flags: float | None) -> SizeOptions:
+    def started_with(self, **flags: Any) -> SizeOptions:
         """The options with flags that a size and its engine's start have in common."""
-        engine = None if self.engine is None else replace(self.engine, **flags)  # type: ignore[arg-type]
-        return replace(self, engine=engine, **flags)  # type: ignore[arg-type]
+        engine = None if self.engine is None else replace(self.engine, **flags)
+        return replace(self, engine=engine, **flags)
 
     @property
     def dtype(self) -> str:

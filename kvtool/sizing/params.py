@@ -66,7 +66,9 @@ class _Family:
 
     mlp_matrices: int = 3
     qkv_bias: bool = False
-    all_bias: bool = False  # every projection and norm has a bias
+    all_bias: bool = False  # every projection has a bias, and every norm
+    norm_bias: bool = True  # False: norms have none even so
+    sinks: bool = False  # a learned logit for each head of attention
     norms: int = 2
     qk_norm: str = "none"  # none | head: one vector of head_dim each | full: over all heads
     key_is_value: bool = False  # full layers have no projection for V (Gemma 4)
@@ -74,6 +76,11 @@ class _Family:
     extra_positions: int | None = None  # rows of a learned position table beyond max_position_embeddings
     embedding_norm: bool = False
     mixer_or_mlp: bool = False  # a layer has either attention (or recurrence) or an MLP
+
+    @property
+    def norm_vectors(self) -> int:
+        """Of hidden size, that a norm has: a weight, and a bias where it has one."""
+        return 2 if self.all_bias and self.norm_bias else 1
 
 
 _LLAMA = _Family()
@@ -115,7 +122,7 @@ FAMILIES: dict[str, _Family] = {
     "gemma3_text": _Family(norms=4, qk_norm="head"),
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _Family(norms=4, qk_norm="head", key_is_value=True)),
     **dict.fromkeys(("cohere", "cohere2"), _Family(norms=1)),
-    "gpt_oss": _Family(all_bias=True),
+    "gpt_oss": _Family(all_bias=True, norm_bias=False, sinks=True),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), _Family(mlp_matrices=2, all_bias=True, extra_positions=0)),
     "opt": _Family(mlp_matrices=2, all_bias=True, extra_positions=2),
     "bloom": _Family(mlp_matrices=2, all_bias=True, embedding_norm=True),
@@ -126,7 +133,7 @@ FAMILIES: dict[str, _Family] = {
     "nemotron_h": _Family(mlp_matrices=2, norms=1, mixer_or_mlp=True),
 }
 
-_SWIGLU_EXPERTS = ("deepseek_v4",)  # attention not counted; the config's silu and swiglu_limit tell the experts
+_GATED_EXPERTS = ("deepseek_v4", "gemma4_text", "gemma4_unified_text")  # the rest is not counted; three matrices each
 
 
 def count_params(model: Model) -> ParamCount | None:
@@ -156,7 +163,7 @@ def count_params(model: Model) -> ParamCount | None:
 
 def experts_stored(model: Model) -> int | None:
     """Routed experts of all layers, draft layers included, of families of which only those are known; else None."""
-    if model.architecture not in _SWIGLU_EXPERTS or model.moe is None:
+    if model.architecture not in _GATED_EXPERTS or model.moe is None:
         return None
     layers = sum(_is_sparse(model, index) for index in range(model.num_layers + len(model.draft_layers)))
     return layers * _expert_params(model, _LLAMA)
@@ -184,7 +191,7 @@ def _is_sparse(model: Model, index: int) -> bool:
 
 def _outside_layers(model: Model, family: _Family) -> int:
     """The final norm, learned positions, and a norm after the embedding."""
-    norm = model.hidden_size * (2 if family.all_bias else 1)
+    norm = model.hidden_size * family.norm_vectors
     positions = 0
     if family.extra_positions is not None:
         positions = ((model.max_position_embeddings or 0) + family.extra_positions) * model.hidden_size
@@ -192,7 +199,7 @@ def _outside_layers(model: Model, family: _Family) -> int:
 
 
 def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> LayerParams:
-    norms = family.norms * model.hidden_size * (2 if family.all_bias else 1)
+    norms = family.norms * model.hidden_size * family.norm_vectors
     mlp = _mlp_params(model, family, sparse) if _has_mlp(family, layer) else 0
     return LayerParams(
         mixer=_mixer_params(model, family, layer),
@@ -235,6 +242,8 @@ def _heads_params(model: Model, family: _Family, cache: FullAttention) -> int:
         params += q_width + kv_width
     if family.all_bias:
         params += hidden
+    if family.sinks:
+        params += heads
     if family.qk_norm == "head":
         params += 2 * cache.k_head_dim
     if family.qk_norm == "full":

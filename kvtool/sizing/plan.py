@@ -20,7 +20,7 @@ from kvtool.results import (
     SizeWeights,
 )
 from kvtool.sizing.card import card_memory
-from kvtool.sizing.drafts import Draft, with_draft
+from kvtool.sizing.drafts import Draft, loaded_weights, with_draft
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import llama_cpp
 from kvtool.sizing.engines.options import EngineOptions
@@ -34,6 +34,7 @@ from kvtool.sizing.questions.sharing import sharing
 from kvtool.sizing.questions.tiers import Places, tiers
 from kvtool.sizing.specs import CacheSpec, CompressorSpec, HeadsSpec, RowSpec, SlidingRowSpec, StateSpec, WindowSpec
 from kvtool.sizing.speed.decode import decode_floor
+from kvtool.sizing.speed.traffic import DecodeWork, decode_work
 from kvtool.sizing.usage import GpuCache, SpecCounts, allocated_bytes, count_specs, gpu_cache, growth_bytes
 from kvtool.sizing.weights import Weights, weigh
 
@@ -53,6 +54,7 @@ class SizePlan:
     cache: GpuCache
     held: GpuCache | llama_cpp.LlamaCppCard
     weights: Weights
+    work: DecodeWork
     limits: BatchLimits | None
     memory: Budget | None
     engine: EngineRun | None
@@ -73,7 +75,7 @@ class SizePlan:
                 source=self.weights.source,
             ),
             decode=decode_floor(
-                self.model,
+                self.work,
                 self.cache,
                 self.weights,
                 options.parallel,
@@ -92,11 +94,21 @@ class SizePlan:
                 max_context=options.max_context(self.model),
                 limit_name="max_model_len" if options.max_model_len else "max_position_embeddings",
             ),
-            engine=self.engine.at(context) if self.engine else SizeEngine(),
+            engine=self._engine(context, batch_size),
             sharing=sharing(self.specs, context=context, batch_size=batch_size, options=options),
             tiers=None if options.places is None else self._tiers(context, batch_size),
             lengths=self.lengths,
         )
+
+    def _engine(self, context: int, batch_size: int) -> SizeEngine:
+        """The start that was asked for; of llama.cpp one whose -c holds the row, where none was told."""
+        if self.engine is None:
+            return SizeEngine()
+        asked = self.options.engine
+        if asked is None or asked.name not in llama_cpp.NAMES or asked.max_model_len is not None:
+            return self.engine.at(context)
+        own = llama_cpp.start_for(self.engine.options, tokens=context, batch_size=batch_size)
+        return run_engine(self.model, own, self.memory).at(context)
 
     def _tiers(self, context: int, batch_size: int) -> list[SizeTier]:
         options = self.options
@@ -159,9 +171,10 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     cache_format = parse_cache_format(kv_cache_dtype, model.dtype).paged(options.block_size)
     draft = options.draft_of(model)
     weights = weigh(model, options.weight_dtype, checkpoint=options.checkpoint)
+    if options.engine is not None and options.engine.name in ("vllm", "sglang"):
+        weights = loaded_weights(weights, draft)
     if draft is not None:
         model = with_draft(model, draft)
-        weights = replace(weights, draft_bytes=draft.weights_bytes or 0)
     state = replace(state_format(model, options.state_dtype), speculative_tokens=options.num_speculative_tokens)
     parallel = options.parallel
     cache = gpu_cache(model, cache_format, parallel=parallel, block_size=options.block_size, state=state)
@@ -180,6 +193,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         cache=cache,
         held=cache if card is None else card,
         weights=weights,
+        work=decode_work(model),
         limits=limits,
         memory=memory,
         engine=None if start is None else run_engine(model, start, memory),

@@ -22,14 +22,15 @@ _FILE_DTYPES = {"f32": "fp32", "f16": "fp16", "f8_e4m3": "fp8", "f8_e5m2": "fp8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """Bits of a parameter: of dense layers and what else there is, of embedding and output head (`outer_bits`, which
-    quantised checkpoints keep at the model's dtype), of attention and recurrence, of routed experts, and of what is
-    stored beyond the counted parameters (towers, draft layers). `layers` says it of each where they are not alike.
+    """Bits of a parameter: of dense layers and what else there is, of the embedding and of an output head of its own
+    (which most quantised checkpoints keep at the model's dtype), of attention and recurrence, of routed experts, and of
+    what is stored beyond the counted parameters (towers, draft layers). `layers` says it of each where they differ.
     """
 
     name: str
     bits: float
-    outer_bits: float
+    embedding_bits: float
+    head_bits: float
     mixer_bits: float
     expert_bits: float
     beyond_bits: float
@@ -38,7 +39,16 @@ class WeightFormat:
     @property
     def uniform(self) -> bool:
         """Whether all layers are stored alike, embedding and head too."""
-        return self.bits == self.mixer_bits == self.expert_bits == self.outer_bits and not self.layers
+        inner = self.bits == self.mixer_bits == self.expert_bits and not self.layers
+        return inner and self.bits == self.embedding_bits == self.head_bits
+
+    def outer(self, params: ParamCount) -> float:
+        """Bits of embedding and output head."""
+        return params.embedding * self.embedding_bits + params.head * self.head_bits
+
+    def read_head(self, params: ParamCount) -> float:
+        """Bits of the output head, which is the embedding where they are tied."""
+        return params.embedding * self.embedding_bits if params.tied else params.head * self.head_bits
 
     def bits_of(self, layer: LayerParams, index: int) -> tuple[float, float, float]:
         """Bits that layer `index` takes for its mixer, for the rest of it, and for its experts."""
@@ -65,8 +75,9 @@ def weight_format(model: Model, dtype: str = AUTO) -> WeightFormat:
     return WeightFormat(
         name=stored.method,
         bits=own if DENSE in stored.whole else bits,
-        outer_bits=own if stored.outer_bits is None else stored.outer_bits,
-        mixer_bits=own if MIXERS in stored.whole else bits,
+        embedding_bits=stored.embedding_bits or own,
+        head_bits=stored.head_bits or own,
+        mixer_bits=own if MIXERS in stored.whole else stored.mixer_bits or bits,
         expert_bits=own if EXPERTS in stored.whole else stored.expert_bits or bits,
         beyond_bits=own if BEYOND in stored.whole else bits,
         layers=_filled(stored.layers, own),
@@ -86,7 +97,13 @@ def _filled(layers: tuple[LayerBits, ...], own: float) -> tuple[LayerBits, ...]:
 
 def _alike(name: str, bits: float, outer_bits: float) -> WeightFormat:
     return WeightFormat(
-        name=name, bits=bits, outer_bits=outer_bits, mixer_bits=bits, expert_bits=bits, beyond_bits=outer_bits
+        name=name,
+        bits=bits,
+        embedding_bits=outer_bits,
+        head_bits=outer_bits,
+        mixer_bits=bits,
+        expert_bits=bits,
+        beyond_bits=outer_bits,
     )
 
 
@@ -105,6 +122,13 @@ class Weights:
     source: str
     draft_bytes: int = 0  # of a draft model beside it, which is on the last stage
 
+    @property
+    def beyond_bytes(self) -> int | None:
+        """Stored beyond the counted parameters: towers, draft layers. None where either is not known."""
+        if self.stored_bytes is None or self.params is None:
+            return None
+        return round(self.stored_bytes - _counted_bits(self.params, self.format) / 8)
+
     def bytes_per_gpu(self, parallel: Parallel) -> int | None:
         """The part of a GPU of the fullest stage: attention over the ranks of a sequence, routed experts over
         max(tp, ep), all else over tp. What is stored beyond the counted parameters is taken as spread over all stages.
@@ -121,9 +145,8 @@ class Weights:
         """What one rank of each pipeline stage reads for a step of `batch_size` sequences, all stages together."""
         if self.params is None:
             return self._read_without_split(parallel)
-        head = self.params.embedding if self.params.tied else self.params.head
         mixers, rest, experts = _layer_bits(self.params, self.format)
-        read = mixers / parallel.attention_tp + (rest + head * self.format.outer_bits) / parallel.tp
+        read = mixers / parallel.attention_tp + (rest + self.format.read_head(self.params)) / parallel.tp
         if self.model.moe is not None:
             # Expert parallelism wider than tp brings the tokens of several replicas to the same experts.
             sequences = parallel.sequences_of_ranks(batch_size) * max(1, parallel.ep // parallel.tp)
@@ -148,12 +171,13 @@ def _stage_bits(weights: Weights, params: ParamCount, parallel: Parallel) -> Ite
             mixer / parallel.attention_tp + rest / parallel.tp + experts / parallel.expert_shards
             for mixer, rest, experts in taken
         )
-        outer = params.embedding / parallel.attention_tp if number == 0 else 0.0
+        if number == 0:
+            held += params.embedding * stored.embedding_bits / parallel.attention_tp
         if number == len(stages) - 1:
             held += _outside(params) * stored.bits / parallel.tp
             # A tied head is the embedding itself, of which a last stage of its own needs another copy.
-            outer += (params.embedding if params.tied and number else params.head) / parallel.tp
-        yield held + outer * stored.outer_bits
+            held += (stored.read_head(params) if number or not params.tied else 0.0) / parallel.tp
+        yield held
 
 
 def _outside(params: ParamCount) -> int:
@@ -170,7 +194,7 @@ def _layer_bits(params: ParamCount, stored: WeightFormat) -> tuple[float, float,
 
 def _counted_bits(params: ParamCount, stored: WeightFormat) -> float:
     """Bits of all parameters that are counted, each part in its own."""
-    return sum(_layer_bits(params, stored)) + (params.embedding + params.head) * stored.outer_bits
+    return sum(_layer_bits(params, stored)) + stored.outer(params)
 
 
 def weigh(model: Model, dtype: str = AUTO, *, checkpoint: CheckpointHeader | None = None) -> Weights:
@@ -231,8 +255,10 @@ def _weigh_experts_apart(model: Model, stored: WeightFormat, total: int) -> Weig
     if experts is None or model.vocab_size is None or stored.bits != stored.mixer_bits:
         source = f"unknown: {stored.name} stores parts in several ways, and how large they are is not known"
         return Weights(model=model, params=None, format=stored, stored_bytes=None, source=source)
-    outer = (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size
-    bits = experts * stored.expert_bits + outer * stored.outer_bits + (total - experts - outer) * stored.bits
+    embedding = model.vocab_size * model.hidden_size
+    head = 0 if model.tie_word_embeddings else embedding
+    outer = embedding * stored.embedding_bits + head * stored.head_bits
+    bits = experts * stored.expert_bits + outer + (total - experts - embedding - head) * stored.bits
     apart = "" if alike else f", experts in {stored.expert_bits:g} bits"
     return Weights(
         model=model,

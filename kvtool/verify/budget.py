@@ -10,6 +10,7 @@ import msgspec
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.headers import CheckpointHeader
 from kvtool.results import VerifyRow
+from kvtool.sizing.drafts import loaded_weights
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines import vllm
 from kvtool.sizing.engines.options import EngineOptions
@@ -43,7 +44,9 @@ class Estimate:
 def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Estimate:
     """The budget of the start on its card. Raises KvtoolError for weights of a dtype that there is none of."""
     options = started.options
-    weights = weigh(started.model, started.weight_dtype, checkpoint=checkpoint)
+    weights = weigh(started.target, started.weight_dtype, checkpoint=checkpoint)
+    if facts.engine in ("vllm", "sglang"):
+        weights = loaded_weights(weights, started.draft)
     untold = checkpoint is None and _bits_untold(facts, started)
     gpu = card(facts, options.gpu)
     weights_bytes = None if untold else _loaded_bytes(weights, gpu, options)

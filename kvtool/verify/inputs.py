@@ -14,7 +14,7 @@ from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
-from kvtool.sizing.drafts import MTP, draft_of, request_of, with_draft
+from kvtool.sizing.drafts import MTP, Draft, draft_of, request_of, with_draft
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
@@ -65,12 +65,15 @@ _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """One start of an engine. `inputs` are the flags in force by kvtool's names; `unplanned` are those that the plan
-    does not follow, each with why it matters; `weight_dtype` is what the engine itself quantised the weights to, and
-    `kernels` a card with the kernels that the log tells of, where none is named.
+    """One start of an engine: of `model`, which is `target` with the layers of its `draft`. `inputs` are the flags in
+    force by kvtool's names; `unplanned` are those that the plan does not follow, each with why it matters;
+    `weight_dtype` is what the engine itself quantised the weights to, and `kernels` a card with the kernels that the
+    log tells of, where none is named.
     """
 
     model: Model
+    target: Model
+    draft: Draft | None
     name: str
     options: EngineOptions
     inputs: Mapping[str, str | int | float | bool | None]
@@ -93,19 +96,21 @@ def started(
     found, name = _model(facts, model, models_path, family)
     if facts.flags.get("enable_expert_parallel") == "True" and found.moe is not None:
         inputs.setdefault("ep", str(_count("tp", inputs.get("tp", "1")) * _count("dp", inputs.get("dp", "1"))))
-    found, drafted = _with_draft(found, facts, inputs, models_path)
+    draft = _draft(found, facts, inputs, models_path)
     options = _options(facts, inputs, gpu)
     if not facts.refused("layout"):
         check_layout(found, options.parallel)
     unplanned = tuple(
         why
         for flag, why in _UNPLANNED.get(facts.engine, {}).items()
-        if facts.flags.get(flag, "") not in _NOTHING and not (drafted and flag == "speculative_config")
+        if facts.flags.get(flag, "") not in _NOTHING and (draft is None or flag != "speculative_config")
     )
     quantised = canonical_dtype(facts.flags.get("quantization", "").strip("'\""))
     weight_dtype = "fp8" if quantised == "fp8" and found.quantisation is None else AUTO
     return Started(
-        model=found,
+        model=found if draft is None else with_draft(found, draft),
+        target=found,
+        draft=draft,
         name=name,
         options=options,
         inputs={flag: _in_force(options, flag) for flag in inputs},
@@ -115,22 +120,20 @@ def started(
     )
 
 
-def _with_draft(
-    model: Model, facts: LogFacts, inputs: Mapping[str, str], models_path: Path | None
-) -> tuple[Model, bool]:
-    """The model with the layers that the log's speculative_config adds, and whether they are known."""
+def _draft(model: Model, facts: LogFacts, inputs: Mapping[str, str], models_path: Path | None) -> Draft | None:
+    """What the log's speculative_config drafts with; None where it has none, or what it keeps is not known."""
     text, tokens = facts.flags.get("speculative_config", ""), inputs.get("num_speculative_tokens")
     if tokens is None or facts.engine != "vllm":
-        return model, False
+        return None
     fields = {name: found[1] for name, pattern in _DRAFT_FIELDS.items() if (found := pattern.search(text))}
     try:
         request = request_of({**fields, "num_speculative_tokens": _count("num_speculative_tokens", tokens)})
         if request.name is not None and request.method != MTP:
             known = load_catalogue(models_path).find(request.name)
             request = dataclasses.replace(request, model=known)
-        return with_draft(model, draft_of(model, request)), True
+        return draft_of(model, request)
     except KvtoolError:
-        return model, False
+        return None
 
 
 def _in_force(options: EngineOptions, flag: str) -> str | int | float | bool | None:

@@ -123,9 +123,43 @@ def flash_attn_3() -> ModuleType:
     ):
         assert k is v is rotary_cos is rotary_sin is cache_batch_idx is cache_leftpad is None
         assert causal
+        rank = 0 if qv is None else qv.shape[-1]
+        assert scheduler_metadata == (len(q), *q.shape[1:], rank or v_cache.shape[-1], k_cache.shape[1], window_size)
         return _with_kvcache(q, qv, k_cache, v_cache, cache_seqlens, page_table, softmax_scale, window_size[0])
 
-    return module("flash_attn_interface", flash_attn_with_kvcache=flash_attn_with_kvcache, __version__="3.0.0")
+    def get_scheduler_metadata(
+        batch_size,
+        max_seqlen_q,
+        max_seqlen_k,
+        num_heads_q,
+        num_heads_kv,
+        headdim,
+        cache_seqlens,
+        qkv_dtype=torch.bfloat16,
+        headdim_v=None,
+        cu_seqlens_q=None,
+        cu_seqlens_k_new=None,
+        cache_leftpad=None,
+        page_size=None,
+        max_seqlen_k_new=0,
+        causal=False,
+        window_size=(-1, -1),
+        attention_chunk=0,
+        has_softcap=False,
+        num_splits=0,
+        pack_gqa=None,
+        sm_margin=0,
+    ):
+        """What it was made for, which the call must be."""
+        assert causal
+        assert max_seqlen_k >= int(cache_seqlens.max())
+        return batch_size, max_seqlen_q, num_heads_q, headdim, headdim_v, page_size, window_size
+
+    functions = {
+        "flash_attn_with_kvcache": flash_attn_with_kvcache,
+        "get_scheduler_metadata": get_scheduler_metadata,
+    }
+    return module("flash_attn_interface", **functions, __version__="3.0.0")
 
 
 # --- FlashInfer ------------------------------------------------------------------------------------------------------
@@ -302,7 +336,36 @@ def flashinfer() -> dict[str, ModuleType]:
         __path__=[],
         __version__="0.7.2",
     )
-    return {"flashinfer": top, "flashinfer.mla": mla}
+    decode = module("flashinfer.decode", xqa_batch_decode_with_kv_cache=_xqa)
+    return {"flashinfer": top, "flashinfer.mla": mla, "flashinfer.decode": decode}
+
+
+def _xqa(
+    query,
+    kv_cache,
+    workspace_buffer,
+    block_tables,
+    seq_lens,
+    max_seq_len,
+    bmm1_scale=1.0,
+    bmm2_scale=1.0,
+    window_left=-1,
+    out=None,
+    sinks=None,
+    kv_layout="NHD",
+    enable_pdl=None,
+    q_len_per_req=1,
+    o_scale=1.0,
+    mask=None,
+):
+    assert (kv_layout, bmm2_scale, q_len_per_req) == ("NHD", 1.0, 1)
+    assert not workspace_buffer.any()
+    assert max_seq_len >= int(seq_lens.max())
+    rows = []
+    for i, tokens in enumerate(seq_lens.tolist()):
+        k, v = (gathered(cache.float(), block_tables[i], tokens) for cache in kv_cache)
+        rows.append(attend(query[i : i + 1], k, v, bmm1_scale, window_of(window_left)))
+    return torch.cat(rows)
 
 
 # --- vLLM ------------------------------------------------------------------------------------------------------------

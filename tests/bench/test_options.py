@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from kvtool.bench.bench import how_long
 from kvtool.bench.cases.latency import Latency
 from kvtool.bench.cases.no_cache import NoCache
 from kvtool.bench.cases.prefix import PrefixHits
+from kvtool.bench.kernels.options import kernels_options
 from kvtool.bench.options import PARTS, bench_options
+from kvtool.cli.flags.run import Run
+from kvtool.engine import config
 from kvtool.errors import KvtoolError
 
 
@@ -66,3 +70,15 @@ def test_defaults_of_every_part_make_sense(gpu: bool) -> None:
 def test_how_long_it_takes_is_said_beforehand(asked: dict[str, int], told: str) -> None:
     """Three parts of 20 s, and twice 2 s for the device's limits."""
     assert how_long(bench_options("cpu", **asked)) == told
+
+
+@pytest.mark.parametrize(("kind", "pages_of"), [("cuda", 64), ("cpu", 16)])
+def test_pages_are_a_tile_of_keys_long_on_cuda_where_nobody_says_how_long(
+    monkeypatch: pytest.MonkeyPatch, kind: str, pages_of: int
+) -> None:
+    monkeypatch.setattr(config, "resolve_device", lambda name: torch.device(kind))
+    monkeypatch.setattr("kvtool.bench.kernels.options.resolve_device", lambda name: torch.device(kind))
+    assert Run().config(None).block_size == pages_of
+    assert Run(block_size=32).config(None).block_size == 32
+    assert kernels_options("auto").block_sizes == (pages_of,)
+    assert kernels_options("auto", block_sizes=(16, 32)).block_sizes == (16, 32)

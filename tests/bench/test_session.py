@@ -48,6 +48,13 @@ def test_the_limit_is_the_better_of_before_and_after(told: Told) -> None:
     ]
 
 
+def test_limits_that_were_measured_before_are_not_measured_again(told: Told) -> None:
+    measuring = Session("cpu", torch.float32, lambda doing, done: told.append((doing, done)), FAST)
+    assert measuring.run([Step("a", lambda: 1)], total=1) == [1]
+    assert measuring.end().ceiling is FAST
+    assert told == [("1 of 1: a", 0.0)]
+
+
 def test_ctrl_c_keeps_what_was_done_and_says_so(told: Told) -> None:
     measuring = begun(told)
     steps = [Step("a", lambda: 1), Step("b", interrupted), Step("c", lambda: 3)]

@@ -28,7 +28,8 @@ def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         state["asked"].append(url)
         if isinstance(state["config"], Exception):
             raise state["config"]
-        yield SimpleNamespace(status_code=state["status"], iter_bytes=lambda: iter([state["config"]]))
+        told = state.get("by_name", {}).get(url.rsplit("/", 1)[-1], state["config"])
+        yield SimpleNamespace(status_code=state["status"], iter_bytes=lambda: iter([told]))
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -43,6 +44,17 @@ def test_config_and_parameter_count(answers: dict[str, Any]) -> None:
     assert (model.params_total, model.params_source) == (1000, "safetensors headers on the Hub")
     assert len(answers["asked"]) == 1
     assert answers["asked"][0].endswith("/owner/name/resolve/main/config.json")
+
+
+def test_modelopt_s_own_file_is_asked_for_where_a_name_tells_of_it(answers: dict[str, Any]) -> None:
+    """nvidia/Llama-3.1-70B-Instruct-FP8 has its quantisation in hf_quant_config.json alone."""
+    config, export = json.dumps(LLAMA).encode(), b'{"quantization": {"quant_algo": "FP8"}}'
+    answers["by_name"] = {"config.json": config, "hf_quant_config.json": export}
+    found = hub.hub_model("owner/name-FP8").quantisation
+    assert found is not None
+    assert (found.method, found.bits_per_weight) == ("modelopt", 8)
+    answers["by_name"]["hf_quant_config.json"] = b"<html>"
+    assert hub.hub_model("owner/name-FP8").quantisation is None
 
 
 def test_without_safetensors_there_is_no_count(answers: dict[str, Any]) -> None:

@@ -290,3 +290,13 @@ def test_a_tag_is_refused(tmp_path: Path, tag: str) -> None:
     (tmp_path / "a.yaml").write_text(f"schema: {tag} x\nmodels: []\n")
     with pytest.raises(KvtoolError, match=r"a\.yaml, line 1: tag .* is not read"):
         load_catalogue(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen--Qwen3-30B-A3B-FP8", "nvidia--Gemma-4-31B-IT-NVFP4", "nvidia--Qwen3.5-122B-A10B-NVFP4"]
+)
+def test_a_checkpoint_stores_its_weights_as_its_own_config_says(name: str) -> None:
+    read = read_config(DATA / "hf_configs" / f"{name}.json")
+    known = CATALOGUE.get(name.split("--")[1])
+    assert (known.id, known.quantisation) == (name.replace("--", "/"), read.quantisation)
+    assert (known.layers, known.assumed) == (read.layers, ())

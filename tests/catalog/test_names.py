@@ -10,6 +10,7 @@ from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.names import take_apart
 from kvtool.catalog.resolve import resolve_model
 from kvtool.errors import KvtoolError
+from kvtool.sizing.weights import weigh
 
 CATALOGUE = load_catalogue()
 
@@ -71,7 +72,7 @@ def test_names_of_public_threads_are_in_the_catalogue(name: str) -> None:
         ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen/Qwen2.5-7B", "gptq", 4 + 20 / 128),
         ("RedHatAI/Llama-3.3-70B-Instruct-fp8-dynamic", "meta-llama/Llama-3.3-70B-Instruct", "fp8", 8),
         ("redhatai/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "meta-llama/Llama-3.1-8B", "compressed-tensors", 8),
-        ("nvidia/Qwen3.6-27B-NVFP4", "Qwen/Qwen3.6-27B", "nvfp4", 4.5),
+        ("unsloth/Qwen3.6-27B-NVFP4", "Qwen/Qwen3.6-27B", "nvfp4", 4.5),
         ("Qwen/Qwen3-VL-8B-Thinking-FP8", "Qwen/Qwen3-VL-8B-Instruct", "fp8", 8),
         ("mlx-community/Qwen3-8B-4bit", "Qwen/Qwen3-8B", "4bit", 4.5),
         ("cyankiwi/Qwen3.5-35B-A3B-AWQ-4bit", "Qwen/Qwen3.5-35B-A3B", "awq", 4 + 20 / 128),
@@ -124,3 +125,14 @@ def test_every_name_of_the_catalogue_finds_its_own_entry_as_a_variant_or_none() 
 def test_a_name_is_taken_apart() -> None:
     parts = take_apart("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8")
     assert (parts.core, parts.stored, parts.ollama) == (("llama", "3.1", "8", "b"), ("w8a8",), False)
+
+
+def test_towers_and_draft_layers_of_a_variant_stay_whole() -> None:
+    """Qwen2.5-VL-7B-Instruct-AWQ is 6.93 GB on the Hub: its language model in 4 bits, its tower in bf16."""
+    model = CATALOGUE.find_variant("Qwen/Qwen2.5-VL-7B-Instruct-AWQ")
+    assert model is not None
+    assert weigh(model).stored_bytes == pytest.approx(6.93e9, rel=0.01)
+    gguf = CATALOGUE.find_variant("bartowski/Qwen2.5-7B-Instruct-GGUF:Q4_K_M")
+    assert gguf is not None
+    assert gguf.quantisation is not None
+    assert (gguf.quantisation.bits_per_weight, gguf.quantisation.whole) == (4.89, frozenset())

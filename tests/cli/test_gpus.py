@@ -33,7 +33,9 @@ def test_search_and_json() -> None:
 
 
 def test_one_card_shows_its_facts_too() -> None:
-    assert "142 SM" in stdout("l40s")
+    text = stdout("l40s", width=100)
+    assert text.splitlines()[0] == "L40S-48GB: 44.42 GiB, 864 GB/s, 362.05 bf16 TFLOP/s."
+    assert "142 SM" in text
 
 
 def test_nothing_found_is_refused_in_one_line() -> None:

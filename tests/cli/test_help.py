@@ -57,9 +57,10 @@ def test_every_option_is_shown_whole(name: str) -> None:
 def test_the_common_options_come_first_and_the_engines_own_last() -> None:
     lines = shown("size").splitlines()
     titles = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
-    engines = [f"With --engine {names}" for names in ("vllm or sglang", "vllm", "sglang", "llama.cpp or ollama")]
+    shared = ("vllm, sglang, tensorrt-llm or lmdeploy", "vllm or sglang")
+    own = ("vllm", "sglang", "tensorrt-llm or lmdeploy", "llama.cpp or ollama")
     assert titles[:2] == ["Arguments", "Options"]
-    assert titles[-4:] == engines
+    assert titles[-6:] == [f"With --engine {names}" for names in (*shared, *own)]
     common = lines[lines.index("Options:") : lines.index(f"{titles[2]}:")]
     assert {"--context", "--gpu", "--tp", "--engine", "--json"} <= {line.split()[0] for line in common if line}
 

@@ -56,6 +56,20 @@ def test_the_context_is_c_as_of_llama_server(
     assert told["num_blocks"] == 16384
 
 
+def test_every_row_is_a_start_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """gemma-2-2b with four slots: 8,192 cells for 8k, 131,072 for 128k, and the sentence is about the one it names."""
+    args = ("size", "gemma-2-2b", "--engine", "llama.cpp", "--context", "8k,128k")
+    rows = json.loads(run(capsys, monkeypatch, *args, "--json").out)["rows"]
+    assert [row["engine"]["num_blocks"] for row in rows] == [8192, 131_072]
+    assert [row["engine"]["blocks_per_request"] for row in rows] == [8192, 131_072]
+    out = " ".join(run(capsys, monkeypatch, *args).out.split())
+    assert "started for 128k x 1: 131,072 cells" in out
+    assert "A request of 128k tokens takes 131,072 cells." in out
+    told = " ".join(run(capsys, monkeypatch, *args[:-1], "4k,8k", "--max-model-len", "32k").out.split())
+    assert "bf16 cache: 32,768 cells" in told
+    assert "A request of 4k tokens takes 4,096 cells." in told
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

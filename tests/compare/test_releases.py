@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kvtool.catalog.models_yaml import load_catalogue
@@ -60,3 +62,10 @@ def test_releases_in_a_table_and_changes_in_words() -> None:
 def test_releases_of_two_engines_do_not_compare() -> None:
     with pytest.raises(KvtoolError, match="releases of one engine compare, not of sglang and vllm"):
         compare_releases(GEMMA, OPTIONS, [("vllm", None), ("sglang", None)])
+
+
+def test_requests_are_as_long_as_the_engine_takes_them() -> None:
+    """Blocks a request are those of the longest, whatever contexts a size without an engine would have shown."""
+    options = replace(OPTIONS, contexts=(4096,))
+    document = compare_releases(GEMMA, options, [("vllm", "0.25"), ("vllm", "0.26")])
+    assert document.context == 32768

@@ -14,18 +14,18 @@ cpu = load_kernels("torch")
 class AskNothing:
     """`Kernels`, as far as decoding goes. Products are torch's, experts take turns and ask which were chosen."""
 
-    tile_tokens = cpu.tile_tokens
+    fused, tile_tokens = cpu.fused, cpu.tile_tokens
     linear, gated, experts = staticmethod(cpu.linear), staticmethod(cpu.gated), staticmethod(cpu.experts)
     rms_norm, add_rms_norm = staticmethod(cpu.rms_norm), staticmethod(cpu.add_rms_norm)
-    rotate, place = staticmethod(cpu.rotate), staticmethod(cpu.place)
+    rotate, place, nucleus = staticmethod(cpu.rotate), staticmethod(cpu.place), staticmethod(cpu.nucleus)
 
     @classmethod
     def split_qkv(
-        cls, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+        cls, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
     ) -> Tensor:
         kv_heads = pages.k.shape[2]
         qk = qkv[:, :-kv_heads] if norms is None else cpu.rms_norm(qkv[:, :-kv_heads], norms, eps)
-        turned = cpu.rotate(qk, rotation)
+        turned = qk if rotation is None else cpu.rotate(qk, rotation)
         cls.store(turned[:, -kv_heads:], qkv[:, -kv_heads:], pages, slots)
         return turned[:, :-kv_heads]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -132,6 +133,69 @@ def test_a_quantised_tensor_is_refused_by_its_dtype(folder: Path) -> None:
     with pytest.raises(KvtoolError, match=r"'model.norm.weight' is stored as torch.int8: the engine runs") as error:
         load(folder)
     assert_one_line(error)
+
+
+def packed(codes: Tensor) -> Tensor:
+    """int8 [out, in] as `pack-quantized` keeps it: bytes around 128, the first lowest in its word."""
+    return (codes.int() + 128).to(torch.uint8).view(torch.int32)
+
+
+def store_int8(folder: Path, whole: Path, *, words: bool) -> None:
+    """A llama's products as compressed-tensors stores them in int8; `whole` gets the folder that they stand for."""
+    shutil.copytree(folder, whole)
+    stored, meant = (load_file(folder / "model.safetensors") for _ in range(2))
+    for name in [name for name in stored if "_proj.weight" in name]:
+        weight = stored.pop(name)
+        scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        codes = (weight / scale).round().to(torch.int8)
+        meant[name] = codes.float() * scale
+        stored[f"{name}_scale"] = scale
+        stored |= {f"{name}_packed": packed(codes), f"{name}_shape": torch.tensor(codes.shape)} if words else {}
+        stored |= {} if words else {name: codes}
+    save_file(stored, folder / "model.safetensors")
+    save_file(meant, whole / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}}
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_int8_of_compressed_tensors_is_what_its_codes_and_scales_stand_for(
+    folder: Path, tmp_path: Path, words: bool
+) -> None:
+    whole = tmp_path / "whole"
+    store_int8(folder, whole, words=words)
+    quantised, plain = (generate(engine_of(load(path)), [prompt(20)], max_tokens=4)[0] for path in (folder, whole))
+    assert torch.equal(torch.stack(quantised.logits), torch.stack(plain.logits))
+
+    loaded = load(folder, dtype="bf16")
+    kernels, layer = native(), loaded.transformer.layers[0]
+    pays = kernels is not None and kernels.quantised_pays
+    assert isinstance(layer.attention.qkv.packed, QuantisedLinear) == pays
+    assert isinstance(layer.mlp.inner.packed, QuantisedGatedLinear) == pays
+    assert "activations stay in bf16, also where the checkpoint would round them to fewer bits" in loaded.assumptions()
+    narrow = generate(engine_of(loaded), [prompt(20)], max_tokens=1)[0].logits[0].float()
+    assert float((narrow - plain.logits[0]).square().mean().sqrt() / plain.logits[0].std()) < 0.04
+
+
+def test_other_weights_of_compressed_tensors_are_refused_by_what_they_are(folder: Path, tmp_path: Path) -> None:
+    store_int8(folder, tmp_path / "whole", words=True)
+    name = "model.layers.1.mlp.down_proj.weight"
+    shape = load_file(tmp_path / "whole" / "model.safetensors")[name].shape
+    for ending, tensor, words in (
+        ("zero_point", torch.ones(shape[0], 1, dtype=torch.int8), "has zero points"),
+        ("scale", torch.ones(shape[0], 3), rf"has {3 * shape[0]} scales for {shape[0]} rows"),
+        ("packed", torch.ones(shape[0], shape[1] // 8, dtype=torch.int32), "is packed in other than 8 bits"),
+    ):
+        damaged = Path(shutil.copytree(folder, tmp_path / ending))
+        tensors = load_file(damaged / "model.safetensors")
+        save_file(tensors | {f"{name}_{ending}": tensor}, damaged / "model.safetensors")
+        with pytest.raises(
+            KvtoolError, match=rf"'{name}' {words}: the engine runs int8 of compressed-tensors"
+        ) as error:
+            load(damaged)
+        assert_one_line(error)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 5, 8, 200, 20_000])

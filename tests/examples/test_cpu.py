@@ -1,4 +1,4 @@
-"""The race on a CPU: what it reads of others' output, how it pairs turns, and what it says is missing."""
+"""The examples on a CPU: what the race reads of others' output, how turns are paired, what is missing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from types import ModuleType
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "cpu" / "race.py"
+FOLDER = Path(__file__).parents[2] / "examples" / "cpu"
 
 
-@pytest.fixture(scope="module")
-def race() -> ModuleType:
-    spec = spec_from_file_location("race_on_a_cpu", PATH)
+def loaded(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"{name}_on_a_cpu", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -23,19 +22,28 @@ def race() -> ModuleType:
     return module
 
 
-def test_a_step_of_llama_batched_bench(race: ModuleType) -> None:
-    # Two lines of llama.cpp's examples/batched-bench README, cut to the fields that are read.
-    lines = 'loading\n{"pp": 128, "tg": 128, "pl": 1, "t_tg": 3.1}\n{"pp": 128, "tg": 128, "pl": 2, "t_tg": 5.038}\n'
-    assert race.decode_ms(lines) == pytest.approx(5.038 / 128 * 1e3)
+@pytest.fixture(scope="module")
+def race() -> ModuleType:
+    return loaded("race")
+
+
+def test_times_of_llama_batched_bench(race: ModuleType) -> None:
+    # Two lines of llama.cpp's tools/batched-bench/README.md, cut to the fields that are read.
+    lines = """loading
+{"pp": 128, "tg": 128, "pl": 1, "t_pp": 0.233810, "t_tg": 3.503684}
+{"pp": 128, "tg": 128, "pl": 2, "t_pp": 0.422602, "t_tg": 11.106112}
+"""
+    assert race.times_of(lines) == race.Times(pytest.approx(422.602), pytest.approx(11106.112 / 128))
 
 
 def test_ratios_are_of_times_in_the_same_round(race: ModuleType) -> None:
     """A machine that is twice as slow in one round changes no ratio."""
-    times = {"kvtool": iter([10.0, 20.0, 10.0]), "llama.cpp": iter([20.0, 40.0, 20.0])}
+    steps = {"kvtool": [10.0, 20.0, 10.0], "llama.cpp": [20.0, 40.0, 20.0]}
+    times = {name: iter([race.Times(300.0, step) for step in of_rounds]) for name, of_rounds in steps.items()}
     contestants = {name: lambda shape, left=left: next(left) for name, left in times.items()}
     own, other = race.race(contestants, race.Shape(1, 512, 32), 3)
-    assert own.split()[-4:] == ["10.00", "ms", "a", "token"]
-    assert other.endswith("kvtool takes 0.50 of it")
+    assert own.split()[-2:] == ["300.00", "10.00"]
+    assert other.split()[-4:] == ["300.00", "1.00x", "20.00", "0.50x"]
 
 
 def test_a_peer_that_is_not_here_is_named(race: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +52,9 @@ def test_a_peer_that_is_not_here_is_named(race: ModuleType, monkeypatch: pytest.
         race.llama_cpp("model.gguf", 2)
     with pytest.raises(SystemExit, match=r"nowhere/bin/vllm is not here: install vLLM"):
         race.vllm("nowhere", "folder", 2)
+
+
+def test_the_share_of_a_stream_is_of_the_same_round() -> None:
+    reading = loaded("reading")
+    told = reading.line("decode", 10**9, [0.1, 0.2, 0.1], [0.05, 0.1, 0.05])
+    assert told.split() == ["decode", "10.0", "20.0", "0.50"]

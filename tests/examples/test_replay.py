@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -27,17 +26,13 @@ def script(name: str) -> ModuleType:
     ("hits", "ttft_ms", "agrees"), [(640, 100.0, True), (640, 116.0, False), (656, 100.0, False), (640, 86.0, True)]
 )
 def test_a_run_and_its_replay_agree_in_hits_and_nearly_in_time(
-    hits: int, ttft_ms: float, agrees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hits: int, ttft_ms: float, agrees: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    against_bench = script("against_bench")
-    clock = {"hit_tokens": hits, "ttft_ms": {"p50": ttft_ms}, "ttft_p50_range_ms": [90.0, 110.0]}
-    case = {
-        "part": "workload", "inputs": {"num_prompts": 16}, "workload": {"hit_tokens": 640, "scale": ""},
-        "metrics": {"ttft_ms": {"p50": 100.0}},
-    }  # fmt: skip
-    documents: dict[str, Any] = {"trace": {}, "bench": {"cases": [case]}, "replay": {"tiers": [clock]}}
-    monkeypatch.setattr(against_bench, "kvtool", lambda command, *rest: documents[command])
-    assert against_bench.compare(tmp_path) is agrees
+    """Two turns of three requests each, whose medians are 100 ms."""
+    clock = SimpleNamespace(hit_tokens=hits, ttft_ms=SimpleNamespace(p50=ttft_ms))
+    turns = [[0.09, 0.1, 0.3], [0.08, 0.1, 0.2]]
+    assert script("against_bench").agrees([640, 640], turns, [clock] * 2) is agrees
+    assert f"engine 100.0 ms, replay {ttft_ms:.1f}: {ttft_ms - 100:+.1f}%" in capsys.readouterr().out
 
 
 def test_speed_says_what_it_timed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ The shapes of tests/kernels run compiled on CUDA too, wherever there is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.kernels.reference import attention as reference
 from kvtool.kernels.triton.checks import FP8_DTYPES
 from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each, skip_unless_held
+from tools.gpu.pieces import race
+from tools.gpu.pieces.kernels import pointers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,3 +111,21 @@ def test_equal_calls_give_equal_bits() -> None:
     pool = lay_out(decode_case((9000, 64)))
     first, second = (load_kernels("triton").decode(*pool.call) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("lens", [(9000, 64), (300, 17) * 40], ids=["split", "whole"])
+@pytest.mark.parametrize("cache_dtype", [BF16, FP8[0]], ids=str)
+def test_boxes_of_tma_hold_what_pointers_load(lens: tuple[int, ...], cache_dtype: torch.dtype) -> None:
+    """Descriptors that a program builds may go wrong on a card alone; other tests see one of the two ways."""
+    pool = lay_out(decode_case(lens, cache_dtype=cache_dtype))
+    kernels = load_kernels("triton")
+    by_boxes = kernels.decode(*pool.call)
+    with pointers():
+        by_pointers = kernels.decode(*pool.call)
+    assert largest_error(by_boxes, by_pointers.double()) < TOLERANCE[BF16]
+
+
+@pytest.mark.parametrize("case", [race.decode_of_llama, race.mla, race.experts], ids=lambda case: case.__name__)
+def test_graphs_replayed_with_other_inputs_give_the_same_bits(case: Callable[[], dict | None]) -> None:
+    """Ten thousand times each. Raises for other bits, for NaN, and for counters that are not zero."""
+    assert case() is not None

@@ -65,36 +65,37 @@ def test_gate(backend: Backend, dtype: torch.dtype, tokens: int, size: int, acti
     gate, up = both.chunk(2, dim=1)
     if backend.device == "cpu" and not backend.interpreted:
         pytest.skip("a CPU's gates are part of its products")
-    from kvtool.kernels.triton import step
+    from kvtool.kernels.triton.rows import gate as gate_by_triton
 
     kind = Gate(activation)
     expected = step_reference.gate(gate.double(), up.double(), kind)
-    error = (step.gate(gate, up, kind).double() - expected).abs() / (1 + expected.abs())
+    error = (gate_by_triton(gate, up, kind).double() - expected).abs() / (1 + expected.abs())
     assert tokens == 0 or float(error.max()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "qk norm"])
 @pytest.mark.parametrize(
-    ("dtype", "cache_dtype", "vector_scales", "head_dim"),
+    ("dtype", "cache_dtype", "vector_scales", "head_dim", "rotary"),
     [
-        (F32, F32, False, 24),
-        (BF16, BF16, False, 64),
-        (F16, torch.int8, True, 80),
-        (BF16, torch.float8_e5m2, False, 16),
-        (F32, torch.int8, False, 64),
+        (F32, F32, False, 24, 24),
+        (BF16, BF16, False, 64, 48),
+        (F16, torch.int8, True, 80, 80),
+        (BF16, torch.float8_e5m2, False, 16, 0),
+        (F32, torch.int8, False, 64, 64),
     ],
     ids=str,
 )
 def test_qkv_becomes_query_and_cache(
-    backend: Backend, step, normed, dtype, cache_dtype, vector_scales, head_dim
+    backend: Backend, step, normed, dtype, cache_dtype, vector_scales, head_dim, rotary
 ) -> None:
-    """Rows are slices of a wider product, one token has no slot, and what no token owns keeps its bits."""
+    """Rows are slices of a wider product, one token has no slot, and what no token owns keeps its bits. Heads are
+    turned whole, in part, or not at all."""
     heads, kv_heads, tokens = 6, 2, 5
     where = {"dtype": dtype, "device": backend.device}
     qkv = values(tokens, (heads + 2 * kv_heads + 1) * head_dim, **where)[:, : (heads + 2 * kv_heads) * head_dim]
     qkv = qkv.unflatten(1, (-1, head_dim))
     norms = 1 + 0.3 * values(heads + kv_heads, head_dim, seed=1, **where) if normed else None
-    angles = 3 * values(tokens, 1, head_dim // 2, dtype=F32, device=backend.device, seed=2)
+    angles = 3 * values(tokens, 1, rotary // 2, dtype=F32, device=backend.device, seed=2)
     rotation = (torch.cat([angles.cos()] * 2, -1).to(dtype), torch.cat([-angles.sin(), angles.sin()], -1).to(dtype))
     slots = torch.tensor([33, 0, -1, 15, 16], device=backend.device)
     results = []
@@ -104,9 +105,8 @@ def test_qkv_becomes_query_and_cache(
         if cache_dtype.is_floating_point:
             scales = [0.5, 2.0]
         up = (lambda x: x if x is None else x.double()) if wide else (lambda x: x)
-        q = kernels.split_qkv(
-            up(qkv), up(norms), EPS, (up(rotation[0]), up(rotation[1])), Pages(k_cache, v_cache, *scales), slots
-        )
+        turn = (up(rotation[0]), up(rotation[1])) if rotary else None
+        q = kernels.split_qkv(up(qkv), up(norms), EPS, turn, Pages(k_cache, v_cache, *scales), slots)
         stored = [
             cache.double() * (scale.unsqueeze(-1) if vector_scales else scale)
             for cache, scale in zip((k_cache, v_cache), scales, strict=True)
@@ -178,15 +178,17 @@ def test_latents_are_stored_and_queries_turned(
 
 def test_what_does_not_fit_is_refused() -> None:
     from kvtool.kernels.triton import step
+    from kvtool.kernels.triton.rows import gate
 
     with pytest.raises(ValueError, match=r"rows \[2, 4\] and \[2, 8\]"):
-        step.gate(torch.zeros(2, 8), torch.zeros(2, 4), Gate("silu"))
+        gate(torch.zeros(2, 8), torch.zeros(2, 4), Gate("silu"))
     with pytest.raises(ValueError, match="a norm is not 8 weights"):
         step.add_rms_norm(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(16)[::2], eps=EPS)
     qkv, pages = torch.zeros(1, 6, 8), Pages(torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 2, 8))
     turn, slots = torch.zeros(1, 1, 8), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"rotation \[1, 1, 4\]"):
-        step.split_qkv(qkv, None, EPS, (turn[..., :4], turn[..., :4]), pages, slots)
+    wide = torch.zeros(1, 1, 12)
+    with pytest.raises(ValueError, match=r"rotation \[1, 1, 12\]"):
+        step.split_qkv(qkv, None, EPS, (wide, wide), pages, slots)
     with pytest.raises(ValueError, match="norms are not contiguous"):
         step.split_qkv(qkv, torch.zeros(6, 8), EPS, (turn, turn), pages, slots)
     q, latents = torch.zeros(1, 2, 8), torch.zeros(1, 16, 20)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from kvtool.bench.cases.ranks import RanksCell, RanksPart
+from kvtool.bench.cases.rank_cell import RanksCell
 from kvtool.catalog.model import Model
 from kvtool.engine.engine import Engine
 from kvtool.engine.ranks.lead import RankedModel
@@ -27,6 +27,7 @@ from kvtool.results import BenchDocument, RanksCase
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
+from kvtool.sizing.speed.exchange import Link
 from tests.ranks.conftest import CONFIG, NUM_PAGES, alone, prompts, run
 from tests.ranks.models import MODELS
 
@@ -46,6 +47,7 @@ LAYOUTS = (
     ("gqa", RankLayout(cp=2, ring="pass-kv")),
     ("gqa", RankLayout(cp=3, ring="pass-q")),
     ("gqa", RankLayout(cp=4)),
+    ("gqa", RankLayout(cp=2, ring="measured")),
     ("gqa", RankLayout(tp=2, cp=2)),
     ("mla", RankLayout(tp=2)),
     ("mla", RankLayout(tp=4, dcp=2)),
@@ -120,7 +122,8 @@ def sent_bytes(model: Model, layout: RankLayout, loaded: RankedModel) -> tuple[i
     for facts in held:
         assert facts.pool_bytes == NUM_PAGES * sum(spec.page_bytes(CONFIG.block_size) for spec in specs)
     steps = [[Asked(start=0, stop=most, is_sampled=False)], [Asked(start=most, stop=len(prompt))]]
-    formula = sum(step_traffic(model, layout, step, FP32).total_bytes for step in steps)
+    link = loaded.seat.tokens.link  # of the run before, where the ring is chosen by it
+    formula = sum(step_traffic(model, layout, step, FP32, link).total_bytes for step in steps)
     assert sum(facts.payload_bytes for facts in held) == pytest.approx(formula, rel=1e-12)
     sent = sum((after.socket_bytes or 0) - start for after, start in zip(held, before, strict=True))
     return sent, formula + loaded.told_bytes - told
@@ -136,13 +139,12 @@ def weights_bytes(model: Model, layout: RankLayout, rank: int) -> int:
 
 def test_a_case_tells_time_and_bytes_apart(ranked: Ranked) -> None:
     """Two prompts of 100 tokens, prefilled in one step, on two ranks in both ways round, and a document of them."""
-    part = RanksPart(layouts=(), input_lens=(100,), batch_sizes=(2,), output_len=4)
     cases: list[RanksCase] = []
     tokens: list[list[list[int]]] = []
     for ring in ("pass-kv", "pass-q"):
         layout = RankLayout(cp=2, ring=ring)
         with ranked("gqa", layout) as loaded:
-            cell = {"loaded": loaded, "layout": layout, "part": part, "input_len": 100, "batch_size": 2}
+            cell = {"loaded": loaded, "layout": layout, "output_len": 4, "input_len": 100, "batch_size": 2}
             more = {
                 "num_iters": 2,
                 "seed": 0,
@@ -173,6 +175,21 @@ def test_a_case_tells_time_and_bytes_apart(ranked: Ranked) -> None:
     assert chart(bench_panels(document)).axes
 
 
+def test_a_case_of_replicas_sends_what_the_formula_says(ranked: Ranked) -> None:
+    """Two prompts of 100 tokens, one on each of two replicas of MLA; a decode step of each is one token."""
+    layout, model = RankLayout(tp=2, dp=2), MODELS["mla"]
+    with ranked("mla", layout) as loaded:
+        shape = {"input_len": 100, "output_len": 4, "batch_size": 2, "block_size": CONFIG.block_size}
+        cell = RanksCell(loaded=loaded, layout=layout, num_iters=1, seed=0, expected=None, **shape)
+        case, _ = cell.measure()
+    prefill, decode = case.ranks.prefill, case.ranks.decode
+    assert decode is not None
+    assert prefill.sent_bytes == prefill.formula_bytes == replica_traffic(model, [100, 100], [1, 1], FP32).total_bytes
+    assert decode.sent_bytes == decode.formula_bytes == replica_traffic(model, [1, 1], [1, 1], FP32).total_bytes
+    assert case.memory.kv_predicted_bytes == case.memory.kv_allocated_bytes
+    assert (case.ranks.dp, case.inputs["dp"], prefill.goes_round) == (2, 2, None)
+
+
 def test_what_goes_round_is_what_is_fewer_bytes() -> None:
     """Llama 3 405B (128 heads, 8 KV heads) passes keys for a prompt without a hit, queries for a decode: Meta's
     threshold is 12.5 % of new tokens for queries alone (arXiv 2411.01783), less with the answers that come back."""
@@ -180,6 +197,19 @@ def test_what_goes_round_is_what_is_fewer_bytes() -> None:
     shape = ring_of(MODELS["gqa"], MODELS["gqa"].layers[0], layout, FP32)
     assert chosen_pass(shape, layout, [Asked(start=0, stop=4096)]) == "pass-kv"
     assert chosen_pass(shape, layout, [Asked(start=4095, stop=4096)]) == "pass-q"
+
+
+@pytest.mark.parametrize(
+    ("alpha_s", "context", "goes_round"), [(0.0, 64, "pass-q"), (1e-3, 64, "pass-kv"), (1e-3, 1 << 16, "pass-q")]
+)
+def test_what_goes_round_is_what_a_measured_link_sends_sooner(alpha_s: float, context: int, goes_round: str) -> None:
+    """A decode over 1 GB/s: 16 keys of 256 B from each of 4 ranks are 3 steps, a query and its answers 4 of fewer
+    bytes; 16,384 keys are 4 MiB, thrice.
+    """
+    layout = RankLayout(cp=4, ring="measured")
+    shape = ring_of(MODELS["gqa"], MODELS["gqa"].layers[0], layout, FP32)
+    link = Link(bytes_per_s=1e9, alpha_s=alpha_s)
+    assert chosen_pass(shape, layout, [Asked(start=context - 1, stop=context)], link) == goes_round
 
 
 def test_a_rank_that_is_killed_is_named(ranked: Ranked, crew: Crew) -> None:

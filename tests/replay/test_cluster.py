@@ -160,17 +160,18 @@ def test_what_a_layout_costs() -> None:
     """Llama 3.1 8B: 32 layers of 4,096, 8 KV heads, 131,072 bytes a token; H100: 450 GB/s links, 3,350 GB/s memory."""
     tensor, decode = node()
     sent = 2 * 32 * (2 * 7 / 8) * 1000 * 4096 * 2  # two all-reduces a layer, of bf16 activations
-    assert tensor.collective_s(1000) == pytest.approx(sent / 450e9)
+    assert tensor.collective_s(1000) == pytest.approx(2 * 32 * 10e-6 + sent / 450e9)  # alpha-beta, 10 us each
+    assert decode.collective_s(0) == pytest.approx(2 * 32 * 10e-6)
     assert decode.rank_bytes == 131_072 / 8
     replicas, attention = node(dp=8)
     assert replicas.lanes == 8
-    assert replicas.collective_s(1000) == pytest.approx(sent / 2 / 450e9)  # none behind attention
+    assert replicas.collective_s(1000) == pytest.approx(32 * 10e-6 + sent / 2 / 450e9)  # none behind attention
     assert attention.rank_bytes == 131_072  # whole, of an eighth of the requests
     assert attention.step_s(8, 8000) > decode.step_s(8, 8000)  # as each replica reads all weights of the attention
     ring, _ = node(cp=4)
-    assert ring.ring_s(8192, 0) == 0.0  # hidden behind the attention of its steps
+    assert ring.ring_s(32_768, 0) == 0.0  # hidden behind the attention of its steps
     exposed = ring.ring_s(16, 131_072)  # few queries are sent in place of much K and V
-    assert 0 < exposed < 32 * 3 * pass_kv_bytes(16, 131_072, 131_072 / 32 / 2, 4) / 450e9
+    assert 32 * 10e-6 < exposed < 32 * 3 * (10e-6 + pass_kv_bytes(16, 131_072, 131_072 / 32 / 2, 4) / 450e9)
     assert ring.prefill_s(8192, 0) < tensor.prefill_s(8192, 0)  # a rank reduces a quarter of the tokens
     with pytest.raises(KvtoolError, match="does not divide the 8 GPUs"):
         Layout(cp=3)
@@ -210,7 +211,12 @@ def test_the_best_split_is_the_best_of_all(agents: Path) -> None:
     assert [split.agents_per_s for split in found.splits] == alone
     assert (found.prefill, found.agents_per_s) == (3, max(alone))  # Basic reads on the prefill side alone
     assert parse_clusters("total=16,gpus=8")[0].decode == 1
-    for text, said in (("total=20", "is not two nodes"), ("total=48,prefill=2", "leave prefill out")):
+    wrong = (
+        ("total=20", "is not two nodes"),
+        ("total=48,prefill=2", "leave prefill out"),
+        ("alpha=-1,total=16", "alpha"),
+    )
+    for text, said in wrong:
         with pytest.raises(KvtoolError, match=said):
             parse_clusters(text)
 

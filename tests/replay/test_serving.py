@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -80,6 +81,64 @@ def test_a_prefix_that_is_being_computed_is_not_there_yet() -> None:
         run([first, second], Links((), 1, 16, 1), TierOptions(tiers=()), NO_OVERHEAD)
         assert second.late_blocks == late_blocks
         assert second.first_s == pytest.approx(2.0 + NO_OVERHEAD.floor.compute_s(0, 16 * late_blocks))
+
+
+def test_two_that_need_the_same_load_share_it() -> None:
+    """B hits what A is loading: it waits for that, 4 blocks of 1 GB at 1 GB/s, and both are computed behind it."""
+    stores = Stores([4, 100], exclusive=False, write_after=0)
+    for path in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        stores.request(path)
+    loads, shares = stores.request([1, 2, 3, 4]), stores.request([1, 2, 3, 4])
+    assert (loads.places, loads.brought_by) == ((1, 1, 1, 1), ())
+    assert (shares.places, shares.brought_by) == ((0, 0, 0, 0), ((0, 2),))
+    links = Links((Tier(name="dram", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)
+    for plan, first_s, second_s in (
+        (Plan("load", (4,), 0.0, 1.0), 6.0, 6.0),
+        (Plan("recompute", (0,), 0.0, 1.0), 1.0, 2.0),  # there once it is computed
+    ):
+        first = Timed(0.0, partial(given, plan), input_tokens=65)
+        second = Timed(0.5, lambda room: Plan("none", (0,), 0.0, 1.0), input_tokens=65, in_gpu=4, shares=((0, first),))
+        played = run([first, second], links, TierOptions(tiers=links.tiers, loading="bulk"), NO_OVERHEAD)
+        assert played.read == [plan.blocks[0] * 10**9]
+        assert second.late_blocks == 0
+        assert (first.first_s, second.first_s) == pytest.approx((first_s, second_s))
+
+
+def given(plan: Plan, room: int) -> Plan:
+    """That plan, whatever the room."""
+    return plan
+
+
+def test_what_decodes_gives_way_where_memory_ends() -> None:
+    """Two prompts of 48 tokens with answers of 40, in 8 blocks of 16. Their 65th tokens do not fit: the younger one
+    waits until the other has ended, and is computed again. Prompts take 1 s each, decode steps 0.12 s, 0.11 alone.
+    """
+    times = replace(NO_OVERHEAD, decode_s=0.1, sequence_s=0.01)
+    again_s = times.floor.compute_s(0, 64)
+    for pool_tokens, ends_s, preemptions in (
+        (128, (2 + 15 * 0.12 + 24 * 0.11, 2 + 15 * 0.12 + 24 * 0.11 + again_s + 23 * 0.11), 1),
+        (64, (1 + 39 * 0.11, 2 * (1 + 39 * 0.11)), 0),  # the second waits for the first to end
+        (1000, (2 + 39 * 0.12, 2 + 39 * 0.12), 0),
+    ):
+        requests = [
+            Timed(0.0, lambda room: Plan("none", (), 0.0, 1.0), input_tokens=48, output_tokens=40) for _ in range(2)
+        ]
+        run(requests, Links((), 1, 16, 1), TierOptions(tiers=(), pool_tokens=pool_tokens), times)
+        assert [one.ended_s for one in requests] == pytest.approx(ends_s), pool_tokens
+        assert [one.preemptions for one in requests] == [0, preemptions]
+        assert requests[1].recomputed_tokens == 64 * preemptions
+
+
+def test_prompts_that_begin_alike_share_memory() -> None:
+    """Of 3 blocks each two are the same: with a block for each answer six hold both."""
+    for shared, together in ((True, True), (False, False)):
+        nodes = ([1, 2, 3], [1, 2, 4] if shared else [5, 6, 7])
+        first, second = (
+            Timed(0.0, lambda room: Plan("none", (), 0.0, 1.0), input_tokens=48, output_tokens=2, nodes=path)
+            for path in nodes
+        )
+        run([first, second], Links((), 1, 16, 1), TierOptions(tiers=(), pool_tokens=96), NO_OVERHEAD)
+        assert (first.first_s == second.first_s) == together
 
 
 SLOW_DISK = Links((Tier(name="disk", capacity_bytes=1, read_gbps=1.0, write_gbps=1.0),), 10**9, 16, LAYERS)

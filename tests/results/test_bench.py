@@ -10,6 +10,7 @@ import pytest
 
 from kvtool.errors import KvtoolError
 from kvtool.results import (
+    AccuracyCase,
     BenchDocument,
     DisaggregateCase,
     EndpointCase,
@@ -37,6 +38,7 @@ def test_documents_of_the_repository_are_read_and_written_with_the_same_keys_and
     document = read_document(path, BenchDocument)
     kinds = {"latency": LatencyCase, "prefix": PrefixCase, "no-cache": NoCacheCase}
     own = {"workload": WorkloadCase, "endpoint": EndpointCase, "ranks": RanksCase, "disaggregate": DisaggregateCase}
+    own |= {"accuracy": AccuracyCase}
     kinds |= own
     assert all(type(case) is kinds[case.part] for case in document.cases)
     before, after = json.loads(path.read_bytes()), json.loads(encode(document))

@@ -11,7 +11,7 @@ from kvtool.catalog.model import Layer, Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow
-from kvtool.sizing.drafts import DraftRequest, draft_of, parse_speculative_config, with_draft
+from kvtool.sizing.drafts import DraftRequest, draft_of, loaded_weights, parse_speculative_config, with_draft
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang import plan as sglang_plan
 from kvtool.sizing.engines.vllm.ledger import DRAFTS, ledger
@@ -19,6 +19,7 @@ from kvtool.sizing.engines.vllm.plan import VllmPlan, plan
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
+from kvtool.sizing.weights import weigh
 from kvtool.units import GIB
 from tests.sizing.example import LLAMA_8B
 
@@ -130,6 +131,18 @@ def test_what_a_draft_weighs() -> None:
     medusa = draft_of(LLAMA_8B, DraftRequest(tokens=3, method="medusa"))
     assert (medusa.layers, medusa.weights_bytes) == ((), 2 * 3 * (4096 * 4096 + 4096 * 128_256))
     assert draft_of(LLAMA_8B, DraftRequest(tokens=4, method="ngram")).weights_bytes == 0
+
+
+def test_own_draft_layers_are_loaded_where_they_draft() -> None:
+    """GLM-5's published count leaves 9,953,939,712 beside the main model, which are the draft layer's."""
+    whole = weigh(CATALOGUE.get("glm-5"))
+    assert whole.stored_bytes is not None
+    alone = loaded_weights(whole, None)
+    assert whole.stored_bytes - (alone.stored_bytes or 0) == pytest.approx(2 * 9_953_939_712, rel=2e-4)
+    mtp = draft_of(whole.model, DraftRequest(tokens=1))
+    assert loaded_weights(whole, mtp) == whole
+    eagle = draft_of(LLAMA_8B, DraftRequest(tokens=3, method="eagle"))
+    assert loaded_weights(weigh(LLAMA_8B), eagle).draft_bytes == eagle.weights_bytes
 
 
 def test_a_draft_model_brings_its_layers_and_an_unknown_one_is_refused() -> None:

@@ -32,6 +32,7 @@ PUBLISHED = {
     "ibm-granite/granite-3.3-8b-instruct": 8_170_864_640,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
     "deepseek-ai/DeepSeek-V2-Lite": 15_706_484_224,
+    "openai/gpt-oss-20b": 20_914_757_184,
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": 8_888_227_328,
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31_577_937_344,
 }

@@ -69,11 +69,11 @@ def test_quantised_weights_are_what_vllm_loaded(start: dict[str, str]) -> None:
 def test_layers_that_are_stored_in_different_ways_count_each_for_itself() -> None:
     """Half of the layers' attention in fp8, all MLPs in 4.5 bits, the rest in bf16."""
     layers = [LayerBits(mixer=8 if index < 16 else None, dense=4.5, experts=0) for index in range(32)]
-    stored = Quantisation(method="modelopt", bits_per_weight=None, layers=tuple(layers), outer_bits=4.5)
+    stored = Quantisation(method="modelopt", bits_per_weight=None, layers=tuple(layers), head_bits=4.5)
     weights = weigh(replace(LLAMA_8B, quantisation=stored))
     mixer = 2 * 4096 * 4096 + 2 * 4096 * 1024
     rest = 3 * 4096 * 14336 + 2 * 4096
-    expected = 16 * mixer * (1 + 2) + 32 * rest * 4.5 / 8 + OUTER * 4.5 / 8 + 2 * 4096
+    expected = 16 * mixer * (1 + 2) + 32 * rest * 4.5 / 8 + OUTER / 2 * (2 + 4.5 / 8) + 2 * 4096
     assert weights.stored_bytes == pytest.approx(expected, abs=1)
     assert weights.bytes_per_gpu(Parallel(tp=2)) == pytest.approx(expected / 2, abs=1)
 

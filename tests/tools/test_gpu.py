@@ -1,155 +1,340 @@
-"""`make gpu` measures what kvtool knows, and says in one line what keeps it from measuring."""
+"""`make gpu` loses nothing: whatever a piece meets on a card, the next one runs and the archive has what was found.
+
+The card is a fake (`fake_card.py`); processes, signals, logs and files are real.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
+import errno
+import json
 import os
+import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import typer.main
 
-from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.cli.app import app
-from kvtool.units import parse_length
-from tools import gpu, targets
+from tools.gpu import __main__ as command
+from tools.gpu import plan
+from tools.gpu.archive import ARCHIVE, unpacked
+from tools.gpu.cases import text_is_cuda_error
+from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, STARTED, Event, Journal
+from tools.gpu.plan import BUDGET_S, CLOSING_S, PLANS, RUN, Piece, schedule
+from tools.gpu.process import ROOT
+from tools.gpu.run import Outcome, Run
+from tools.gpu.store import BALLAST, Store
 
-
-@pytest.mark.parametrize("piece", gpu.SUITE, ids=lambda piece: piece.name)
-def test_a_measurement_of_the_suite_is_a_command_of_kvtool(piece: gpu.Piece) -> None:
-    name, *rest = piece.arguments.split()
-    context = typer.main.get_group(app).commands[name].make_context(name, rest)
-    model = context.params["model"]
-    assert model is None or load_catalogue().find(model) is not None
+FAKE = Path(__file__).with_name("fake_card.py")
 
 
-def test_the_tests_come_first_and_every_run_writes_its_own_folder(tmp_path: Path) -> None:
-    found = gpu.runs(tmp_path)
-    assert [run.name for run in found][:3] == ["tests", "env", "tune"]
-    assert [run.command[-1] for run in found[3:]] == [str(tmp_path / piece.name) for piece in gpu.SUITE]
-    assert len({run.name for run in found}) == len(found)
+@dataclass(frozen=True)
+class Fake(Piece):
+    def command(self) -> list[str]:
+        return [sys.executable, str(FAKE), "--piece", self.name]
 
 
-def test_every_target_is_a_point_of_the_suite() -> None:
-    """A target that no command measures would stay unmeasured on every card."""
-    cases = [case for piece in gpu.SUITE for case in cases_of(piece)]
-    assert {row.target for row in targets.rows(cases, {"gpu": "H100"}) if row.measured is None} == set()
+def fake(name: str, words: str) -> Fake:
+    return Fake(name, "a fake", 20, "", tuple(words.split()))
 
 
-def cases_of(piece: gpu.Piece) -> list[dict[str, object]]:
-    """What a document of the piece would hold: its grid, every figure 1."""
-    name, *rest = piece.arguments.split()
-    given = typer.main.get_group(app).commands[name].make_context(name, rest).params
-    if given["model"] is None:
-        return []
-    entry = load_catalogue().find(given["model"])
-    assert entry is not None
-    batches = [int(text) for text in given["batch_size"].split(",")]
-    inputs = [{"model": entry.id, "batch_size": batch} for batch in batches]
-    if name == "bench":
-        lengths = [parse_length(text, "input length") for text in given["input_len"].split(",")]
-        return [latency_case(one | {"input_len": length}) for one in inputs for length in lengths]
-    decode = "mla_decode" if "deepseek" in given["model"] else "paged_decode"
-    found = []
-    for text, dtype in itertools.product(given["context"].split(","), given["kv_cache_dtype"].split(",")):
-        context, new = parse_length(text, "context"), parse_length(given["chunk_len"] or "2k", "chunk length")
-        shape = {"context": context, "kv_cache_dtype": "bf16" if dtype == "auto" else dtype}
-        found += [kernel_case(decode, one | shape) for one in inputs]
-        found.append(kernel_case("paged_prefill", inputs[0] | shape | {"query_len": min(new, context)}))
-    return found
+@dataclass(frozen=True)
+class Deaf:
+    """Reading `ready` waits until the process has written that it hangs; `alive` has a writer while anybody that it
+    left lives."""
+
+    ready: Path
+    alive: int
+
+    def all_are_gone(self) -> bool:
+        """Waits for it."""
+        os.set_blocking(self.alive, True)
+        return os.read(self.alive, 1) == b""
 
 
-def kernel_case(kernel: str, inputs: dict[str, object]) -> dict[str, object]:
-    metrics = {"time_ms": {"p50": 1.0}, "tflops": 1.0}
-    return {"name": kernel, "kernel": kernel, "inputs": inputs, "metrics": metrics, "roofline": {"mbu": 1.0}}
+@pytest.fixture
+def deaf(tmp_path: Path) -> Iterator[Deaf]:
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("ready", "alive"):
+        os.mkfifo(work / name)
+    made = Deaf(work / "ready", os.open(work / "alive", os.O_RDONLY | os.O_NONBLOCK))
+    yield made
+    os.close(made.alive)
 
 
-def latency_case(inputs: dict[str, object]) -> dict[str, object]:
-    metrics = {"tpot_ms": {"p50": 1.0}, "ttft_ms": {"p50": 1.0}}
-    return {"name": "latency", "part": "latency", "inputs": inputs, "metrics": metrics, "bytes": {"prefill_flops": 1}}
+def new(tmp_path: Path, *pieces: Piece, **settings: object) -> Run:
+    spare = tmp_path / "spare"
+    stores = Store(tmp_path / "work", spare), Store(tmp_path / "out", spare)
+    return Run(pieces, *stores, **{"budget_s": 1000.0, "say": lambda line: None} | settings)
 
 
-def test_a_dry_run_says_what_would_run(tmp_path: Path) -> None:
-    command = [sys.executable, str(gpu.ROOT / "tools" / "gpu.py"), "--dry-run", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == len(gpu.runs(tmp_path))
-    assert not (tmp_path / "out").exists()
+def run(tmp_path: Path, *pieces: Piece, **settings: object) -> Run:
+    made = new(tmp_path, *pieces, **settings)
+    made.all()
+    return made
 
 
-def test_without_a_device_it_says_so_in_one_line_and_fails(tmp_path: Path) -> None:
-    command = [sys.executable, str(gpu.ROOT / "tools" / "gpu.py"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith("make gpu: no CUDA device: torch ")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def carried_out(made: Run) -> int:
+    """As the command does it, which hears a polite kill."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return command.carried_out(made)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def test_what_the_interpreter_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module", "nor_this_one"))
-    assert "cannot import no_such_module, nor_this_one:" in str(gpu.what_is_missing())
+def opened(tmp_path: Path) -> dict[str, bytes]:
+    return unpacked(tmp_path / "out" / ARCHIVE)
 
 
-def run(script: str, limit_s: float = 60) -> gpu.Run:
-    return gpu.Run("one", [sys.executable, "-c", script], limit_s)
+def ends(found: dict[str, bytes], piece: str) -> dict[str, dict]:
+    """By case, from the archive alone; what only the spare disk had room for counts too."""
+    lines = b"\n".join(found.get(f"{place}{piece}/events.jsonl", b"") for place in ("", "spare/")).split(b"\n")
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue  # torn
+    return {event["case"]: event for event in events if event["state"] != STARTED}
 
 
-def test_a_run_that_outlasts_its_time_is_interrupted_and_keeps_what_it_has(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    kept, ready = tmp_path / "kept", fifo(tmp_path)
-    script = f"""
-import pathlib, signal
-try:
-    pathlib.Path({str(ready)!r}).write_text("ready")
-    signal.pause()
-except KeyboardInterrupt:
-    pathlib.Path({str(kept)!r}).touch()
-"""
-    assert not gpu.succeeds(run(script, limit_s=2), deadline=math.inf, wait=out_of_time_once(ready))
-    assert kept.exists()
-    assert "one outlasted its 2 s" in capfd.readouterr().out
+TWENTY = (
+    fake("first", "well wrong well cuda well killed well assert well memory"),
+    fake("second", "well crashes well triton well hangs well leaves well exits well after well"),
+    fake("breaks", "breaks"),
+    fake("full", "well well wrong well"),
+    fake("full-for-good", "well cuda well wrong well"),
+    fake("third", "killed cuda wrong well aborts lacks well hangs well"),
+    fake("deaf", "well deaf well"),
+    fake("last", "well"),
+)
+EXPECTED = {
+    **dict.fromkeys(("wrong", "assert", "cuda", "triton", "after", "memory", "exits"), FAILED),
+    **dict.fromkeys(("killed", "crashes", "aborts", "leaves", "hangs", "deaf"), LOST),
+    "well": DONE,
+    "lacks": SKIPPED,
+}
 
 
-def test_one_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "GRACE_S", 0.0)
-    ready = fifo(tmp_path)
-    script = f"""
-import pathlib, signal
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-pathlib.Path({str(ready)!r}).write_text("ready")
-while True:
-    signal.pause()
-"""
-    assert not gpu.succeeds(run(script), deadline=math.inf, wait=out_of_time_once(ready))
-
-
-def fifo(folder: Path) -> Path:
-    """Reading it waits until somebody has written: an event between two processes, however slow they are."""
-    path = folder / "ready"
-    os.mkfifo(path)
-    return path
-
-
-def out_of_time_once(ready: Path) -> gpu.Wait:
-    """Time that is over as soon as the process says that it is where it can be interrupted."""
+def deaf_once(deaf: Deaf) -> Callable[[subprocess.Popen[bytes], float], int]:
+    """Time that is over for the deaf process as soon as it says that it hangs, and again when it was asked to end."""
 
     def wait(process: subprocess.Popen[bytes], limit_s: float) -> int:
-        assert ready.read_text() == "ready"
-        raise subprocess.TimeoutExpired(process.args, limit_s)
+        if "deaf" not in process.args or process.poll() is not None:
+            return process.wait()
+        if limit_s > 10:
+            assert deaf.ready.read_text() == "ready"
+            raise subprocess.TimeoutExpired(process.args, limit_s)
+        if limit_s == 4.0:
+            raise subprocess.TimeoutExpired(process.args, limit_s)
+        return process.wait()
 
     return wait
 
 
-def test_past_the_deadline_nothing_starts(capfd: pytest.CaptureFixture[str]) -> None:
-    assert not gpu.succeeds(run(""), deadline=time.monotonic())
-    assert "no time left for this" in capfd.readouterr().out
+def test_twenty_failures_lose_nothing(tmp_path: Path, deaf: Deaf, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each case has its end in the archive, with what it met; each that went well has its figure; the last one ran."""
+    made = new(tmp_path, *TWENTY, wait=deaf_once(deaf))
+    assert carried_out(made) == 1
+    assert "not whole: first, second, breaks, full, full-for-good, third, deaf;" in capsys.readouterr().err
+    found = opened(tmp_path)
+    met = 0
+    for piece in TWENTY:
+        told = ends(found, piece.name)
+        for number, word in enumerate(piece.words):
+            if word == "breaks" or (piece.name, number) == ("deaf", 2):
+                continue  # no case of a piece that cannot be imported; none behind one that took all the time
+            case = f"{number} {word}"
+            assert told[case]["state"] == EXPECTED[word], case
+            assert word in ("well", "lacks") or told[case]["error"], case
+            if word == "well":
+                name = f"{piece.name}/{number}-well.json"
+                assert json.loads(found.get(name) or found[f"spare/{name}"]) == {"figure": 1}
+        met += sum(EXPECTED.get(word) not in (DONE, SKIPPED) for word in piece.words)
+    assert met >= 20
+    assert "Traceback" in ends(found, "first")["1 wrong"]["traceback"]
+    assert "SIGKILL" in ends(found, "first")["5 killed"]["error"]
+    assert "Timeout" in ends(found, "second")["5 hangs"]["error"]
+    assert b"cannot open shared object file" in found["breaks/log-1.txt"]
+    by_name = {outcome.piece: outcome for outcome in made.outcomes}
+    assert [by_name[name].is_good for name in ("breaks", "deaf", "last")] == [False, False, True]
+    assert by_name["first"].processes == 3
+    assert "cannot open shared object file" in by_name["breaks"].ended
+    assert by_name["deaf"].ended.startswith("ran out of time")
+    assert deaf.all_are_gone()
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {ARCHIVE, "run.md", "targets.md", "targets.json"}
+    assert b"5 killed lost: died by SIGKILL" in found["run.md"]
 
 
-@pytest.mark.parametrize(("code", "ends_well"), [(0, True), (3, False)])
-def test_a_run_is_as_good_as_its_exit_code(code: int, ends_well: bool) -> None:
-    assert gpu.succeeds(run(f"import sys; import kvtool; sys.exit({code})"), time.monotonic() + 60) is ends_well
+def test_the_archive_is_whole_after_every_piece(tmp_path: Path) -> None:
+    """A run that is killed in the next piece has left it."""
+    seen: list[list[str]] = []
+
+    def say(line: str) -> None:
+        seen.append(sorted(opened(tmp_path)) if (tmp_path / "out" / ARCHIVE).exists() else [])
+
+    run(tmp_path, fake("one", "well"), fake("two", "wrong"), say=say)
+    assert {"one/0-well.json", "one/events.jsonl", "one/log-1.txt", "run.md"} <= set(seen[0])
+    assert not any(name.startswith("two") for name in seen[0])
+    assert "two/events.jsonl" in seen[1]
+
+
+def test_a_disk_without_room_for_the_archive_has_it_elsewhere(tmp_path: Path) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        if str(tmp_path / "out") in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.write(descriptor, data)
+
+    told: list[str] = []
+    work, out = Store(tmp_path / "work", tmp_path / "spare"), Store(tmp_path / "out", tmp_path / "spare", full)
+    Run([fake("one", "well")], work, out, 1000.0, say=told.append).all()
+    assert any(line.endswith(f"the archive is {tmp_path / 'spare' / ARCHIVE}") for line in told)
+    assert "one/0-well.json" in unpacked(tmp_path / "spare" / ARCHIVE)
+
+
+def test_ctrl_c_keeps_what_was_found(tmp_path: Path, deaf: Deaf, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(process: subprocess.Popen[bytes], limit_s: float) -> int:
+        assert deaf.ready.read_text() == "ready"
+        raise KeyboardInterrupt
+
+    made = new(tmp_path, fake("one", "well deaf"), fake("two", "well"), wait=interrupted)
+    assert carried_out(made) == 130
+    found = opened(tmp_path)
+    assert (ends(found, "one")["0 well"]["state"], ends(found, "one")["1 deaf"]["state"]) == (DONE, LOST)
+    assert "two/events.jsonl" not in found
+    assert deaf.all_are_gone()
+    assert "interrupted; what was found is in" in capsys.readouterr().err
+
+
+def test_without_a_card_it_says_so_in_one_line_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = new(tmp_path, fake("smoke", "card well"), fake("two", "well"))
+    assert carried_out(made) == 3
+    assert [outcome.piece for outcome in made.outcomes] == ["smoke"]
+    assert capsys.readouterr().err == "make gpu: no CUDA device: torch sees none\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_this_side_cannot_do_costs_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document that cannot be read, and a process that cannot be started."""
+    (tmp_path / "work" / "old").mkdir(parents=True)
+    (tmp_path / "work" / "old" / "kernels.json").write_text("{")
+
+    @dataclass(frozen=True)
+    class Unstartable(Fake):
+        def command(self) -> list[str]:
+            return [str(tmp_path / "no such program")]
+
+    made = run(tmp_path, Unstartable("one", "", 20, ""), fake("two", "well"))
+    assert [outcome.is_good for outcome in made.outcomes] == [False, True]
+    assert "FileNotFoundError" in made.outcomes[0].ended
+    assert "two/0-well.json" in opened(tmp_path)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_fits_its_budget_and_runs_modules_that_are_there(name: str) -> None:
+    slots = list(schedule(PLANS[name], BUDGET_S))
+    assert slots[-1].end_s + CLOSING_S <= BUDGET_S
+    assert len({slot.piece.name for slot in slots}) == len(slots)
+    for slot in slots:
+        assert (Path(plan.__file__).parent / "pieces" / f"{slot.piece.module}.py").is_file()
+
+
+def test_a_small_budget_leaves_the_last_pieces_out_and_a_large_one_gives_all_more() -> None:
+    small, large = (list(schedule(RUN, budget_s)) for budget_s in (150, 1070))
+    assert [slot.end_s for slot in small[:3]] == [20, 125, 140]
+    assert {slot.end_s for slot in small[3:]} == {140}
+    assert [slot.end_s for slot in large[:2]] == [40, 250]
+
+
+def test_time_that_is_over_starts_nothing(tmp_path: Path) -> None:
+    made = run(tmp_path, fake("one", "well"), fake("two", "well"), budget_s=CLOSING_S)
+    assert [outcome.ended for outcome in made.outcomes] == ["no time was left"] * 2
+    assert [outcome.processes for outcome in made.outcomes] == [0, 0]
+
+
+def test_the_kernels_own_tests_are_in_the_run_and_tests_keep_no_verdicts() -> None:
+    tests = [piece for piece in RUN if piece.module == "tests"]
+    words = [word for piece in tests for word in piece.words]
+    assert "tests/kernels" in words
+    assert set(words) >= {f"tests/gpu/{path.name}" for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    assert not any(piece.keeps for piece in tests)
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--dry-run", "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert [line.split()[4] for line in told.splitlines()[:-1]] == [piece.name for piece in RUN]
+    assert told.endswith("540 s in all\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_run_is_gone_but_for_what_it_compiled_and_nothing_beside_it(tmp_path: Path) -> None:
+    for name in ("mine", "mine/caches", "kept"):
+        (tmp_path / name).mkdir()
+    work, out = command.stores(tmp_path / "out", tmp_path / "kept")
+    for name in ("caches/triton/a.cubin", "smoke/events.jsonl", "run.md"):
+        (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (work.folder / name).write_text("old")
+    again, _ = command.stores(tmp_path / "out", tmp_path / "kept")
+    assert again.folder == work.folder != tmp_path / "kept"
+    assert [path.name for path in work.folder.rglob("*") if path.is_file()] == ["a.cubin"]
+    assert (out.folder, (tmp_path / "mine" / "caches").is_dir()) == (tmp_path / "out", True)
+
+
+def test_what_the_interpreter_lacks_is_named() -> None:
+    assert plan.remark() is None
+    lack = plan.missing_modules(("json", "no_such_module", "nor_this_one"))
+    assert "cannot import no_such_module, nor_this_one:" in str(lack)
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("RuntimeError: CUDA error: device-side assert triggered", True),
+        ("RuntimeError: Triton Error [CUDA]: an illegal memory access was encountered", True),
+        ("RuntimeError: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", True),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB", False),
+        ("OutOfResources: out of resource: shared memory, Required: 262144", False),
+        ("AssertionError: 3.0 < 2.0", False),
+    ],
+)
+def test_a_process_is_lost_by_errors_of_cuda_and_not_of_memory(text: str, is_lost: bool) -> None:
+    assert text_is_cuda_error(text) is is_lost
+
+
+def test_a_torn_line_costs_that_line_alone(tmp_path: Path) -> None:
+    journal = Journal(Store(tmp_path, tmp_path), "piece")
+    journal.tell(Event("one", DONE))
+    with (tmp_path / "piece" / "events.jsonl").open("ab") as file:
+        file.write(b'\n{"case": "two", "sta')
+    journal.tell(Event("three", STARTED))
+    assert list(journal.ended()) == ["one"]
+    assert journal.give_up("died") == ["three"]
+    assert journal.ended()["three"].error == "died"
+
+
+def test_the_room_that_was_kept_is_given_up_once(tmp_path: Path) -> None:
+    store = Store(tmp_path, tmp_path / "spare")
+    store.begin()
+    assert (tmp_path / BALLAST).stat().st_size > 0
+    store.write("a", b"1")
+    assert (tmp_path / BALLAST).exists()
+    assert store.files() == {"a": tmp_path / "a"}
+
+
+def test_an_outcome_is_good_where_all_was_done_and_nothing_went_wrong() -> None:
+    assert Outcome("one", 1.0, "done", 1).is_good
+    assert not Outcome("one", 1.0, "ran out of time", 1).is_good
+    assert not Outcome("one", 1.0, "done", 1, wrong=[("case", FAILED, "no")]).is_good

@@ -77,5 +77,5 @@ def test_a_model_nobody_knows_is_read_as_another(tmp_path: Path) -> None:
     found = started(facts, model=asked, gpu=None, given={}, models_path=None, family="llama").model
     assert (found.architecture, found.num_layers) == ("llama", 2)
     assert "because --as says so" in found.assumed[0]
-    with pytest.raises(KvtoolError, match="--as FAMILY of size, compare and verify"):
+    with pytest.raises(KvtoolError, match="--as FAMILY of every command but advise"):
         started(facts, model=asked, gpu=None, given={}, models_path=None)

@@ -18,7 +18,7 @@ from kvtool.bench.accuracy.speed import PLANNED_TURNS, in_dtype_of_cache, timed
 from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
 from kvtool.bench.accuracy.words import accuracy_of, words_of
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Measured, Setup, Stepped, require_positive
 from kvtool.bench.session import Step
 from kvtool.catalog.model import Model
 from kvtool.engine.kept import reads_in_part
@@ -46,7 +46,7 @@ PARTS = 5  # of a comparison's time: for layers, greedy text and steps one each,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyPart(Part):
+class AccuracyPart(Stepped):
     """The formats, the text (None: the one that comes with kvtool), the windows it is read in, and the contexts that a
     decode step is timed at (none: nothing is timed); `skip_layers` makes a second case of each format, in which those
     layers keep the run's own."""

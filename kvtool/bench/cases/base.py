@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import mean
 from typing import ClassVar
 
@@ -12,15 +13,16 @@ from msgspec.structs import replace
 
 from kvtool.bench.engines.race import Entrant
 from kvtool.bench.harness import Value, case_inputs
-from kvtool.bench.session import Step
+from kvtool.bench.session import Outcome, Progress, Step
 from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
+from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
 from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
-from kvtool.results import AnyCase, Load, Sample
+from kvtool.results import AnyCase, BenchDocument, Load, Sample
 from kvtool.units import ceil_div
 
 PART_S = 20.0
@@ -116,19 +118,26 @@ class Measured:
     limits: list[Ceiling]
 
 
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """How often each case is measured, and the seed of its prompts."""
+
+    num_iters: int
+    seed: int
+
+
 @dataclass(frozen=True)
 class Part(ABC):
     """The options of one part; its fields bear the names of the flags that set them. Lengths are tokens.
 
-    One that does not `computes` only counts: it needs neither weights nor the device's limits. Whole runs of one that
-    is not `timed` have nothing to join. `uses_tiers` says that its steps measure the tiers of the setup, `starts_ranks`
-    that it loads models of its own on ranks, and runs by itself.
+    It is `Stepped` or `Standalone`. One that does not `computes` only counts: it needs neither weights nor the device's
+    limits. Whole runs of one that is not `timed` have nothing to join. `uses_tiers` says that its steps measure the
+    tiers of the setup.
     """
 
     computes: ClassVar[bool] = True
     timed: ClassVar[bool] = True
     uses_tiers: ClassVar[bool] = False
-    starts_ranks: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -158,9 +167,48 @@ class Part(ABC):
         """Pages of its largest case."""
         return self.most_sequences * ceil_div(self.longest_tokens, block_size)
 
+
+class Stepped(Part):
+    """A part that is measured on the model of the run, beside others."""
+
     @abstractmethod
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
         """Nothing runs before a step's `measure`."""
+
+
+class Standalone(Part):
+    """A part that measures itself, on models that it loads: it has a run of its own."""
+
+    @abstractmethod
+    def measure(self, model: Model, config: EngineConfig, asked: Repeats, progress: Progress) -> Outcome[BenchDocument]:
+        """All of its cases. Raises KvtoolError or DeviceError."""
+
+
+@dataclass(frozen=True)
+class Batches(Part):
+    """One that has every input length with every batch size."""
+
+    input_lens: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    output_len: int
+
+    def __post_init__(self) -> None:
+        require_positive("input length", *self.input_lens)
+        require_positive("batch size", *self.batch_sizes)
+        require_positive("output length", self.output_len)
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.input_lens) + self.output_len
+
+    @property
+    def most_sequences(self) -> int:
+        return max(self.batch_sizes)
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Input length and batch size of each case."""
+        return list(product(self.input_lens, self.batch_sizes))
 
 
 def require_positive(what: str, *values: int | None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
 
-from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, require_positive
+from kvtool.bench.cases.base import Repeats, Standalone, require_arrivals, require_positive
 from kvtool.bench.cases.goodput import goodput_ratio
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.metrics import metrics_of
@@ -44,7 +43,7 @@ NO_BYTES = StepBytes(weights_read=0, kv_read=0, kv_written=0, other=0, prefill_f
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DisaggregatePart(Part):
+class DisaggregatePart(Standalone):
     """`num_prompts` requests of the first input length, which begin with `prefix_len` tokens that are the same; at
     random times at `request_rate`, else all at once. As many engines that do both serve them too."""
 
@@ -56,8 +55,6 @@ class DisaggregatePart(Part):
     request_rate: float | None = None
     burstiness: float = 1.0
     goodput_ms: dict[str, float] | None = None
-
-    starts_ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("input length", *self.input_lens)
@@ -80,8 +77,8 @@ class DisaggregatePart(Part):
     def most_sequences(self) -> int:
         return self.num_prompts
 
-    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
-        raise NotImplementedError("engines load the model for themselves: see bench_disaggregated")
+    def measure(self, model: Model, config: EngineConfig, asked: Repeats, progress: Progress) -> Outcome[BenchDocument]:
+        return _measured(model, config, self, asked, progress)
 
     def asks(self, input_len: int, vocab_size: int, seed: int) -> list[Ask]:
         """Prompts that no other seed has."""
@@ -210,27 +207,27 @@ class Ways:
         }
 
 
-def bench_disaggregated(
-    model: Model, config: EngineConfig, part: DisaggregatePart, num_iters: int, seed: int, progress: Progress
+def _measured(
+    model: Model, config: EngineConfig, part: DisaggregatePart, asked: Repeats, progress: Progress
 ) -> Outcome[BenchDocument]:
-    """First as many engines that do both, then those that are apart. Raises KvtoolError or DeviceError."""
-    device, asked = resolve_device(config.device), part.disaggregation
+    """First as many engines that do both, then those that are apart."""
+    device, apart = resolve_device(config.device), part.disaggregation
     dtype = resolve_dtype(config.dtype, model, device)
     session = Session(str(device), TORCH_DTYPES[dtype], progress)
     ways = Ways(
         model=truncated(model, config.num_layers),
         config=config,
         part=part,
-        num_iters=num_iters,
-        seed=seed,
+        num_iters=asked.num_iters,
+        seed=asked.seed,
         dtype=dtype,
         tokens={},
     )
-    ranks = asked.prefill * asked.prefill_tp + asked.decode * asked.decode_tp
+    ranks = apart.prefill * apart.prefill_tp + apart.decode * apart.decode_tp
     steps = [
         Step(f"{name}: {input_len} tokens", partial(ways.measure, way, input_len))
         for input_len in part.input_lens
-        for name, way in ((f"{ranks} engines", ranks), (str(asked), asked))
+        for name, way in ((f"{ranks} engines", ranks), (str(apart), apart))
     ]
     cases = session.run(steps, total=len(steps))
     conditions = session.end()

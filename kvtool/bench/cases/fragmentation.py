@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Measured, Setup, Stepped, require_positive
 from kvtool.bench.fragmentation.allocators import Allocator, Contiguous, Grown, Paged
 from kvtool.bench.fragmentation.arrivals import Request, chat_requests
 from kvtool.bench.fragmentation.holes import PLACEMENTS, Placement
@@ -21,7 +21,7 @@ RESERVES = ("max", "pow2", "exact")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FragmentationPart(Part):
+class FragmentationPart(Stepped):
     """How many requests, of at most `max_model_len` tokens, and the pool they share; prompts of a group begin with
     `prefix_len` tokens that are the same. `reserve_len`: what `contiguous` reserves instead of the maximum."""
 

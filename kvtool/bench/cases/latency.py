@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 
 from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, require_positive
+from kvtool.bench.cases.base import Batches, Measured, Setup, Stepped, require_arrivals, require_positive
 from kvtool.bench.checks import logits_check
 from kvtool.bench.engines.race import compared
 from kvtool.bench.harness import Value, at_once, cold_start_of, engine_memory, pages_for, run_requests, sample_of
@@ -26,21 +25,16 @@ from kvtool.workloads import Request, fixed, random_arrivals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Latency(Part):
+class Latency(Batches, Stepped):
     """Every input length with every batch size. With `concurrency` or `request_rate` requests queue."""
 
-    input_lens: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    output_len: int
     concurrency: int | None = None
     request_rate: float | None = None
     burstiness: float = 1.0
     num_prompts: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive("input length", *self.input_lens)
-        require_positive("batch size", *self.batch_sizes)
-        require_positive("output length", self.output_len)
+        Batches.__post_init__(self)
         require_positive("count", self.concurrency, self.num_prompts)
         require_arrivals(self.request_rate, self.burstiness)
 
@@ -55,16 +49,8 @@ class Latency(Part):
         """Whether requests wait for their turn: then prefill and decode mix in one step, as in a server."""
         return self.concurrency is not None or self.request_rate is not None
 
-    @property
-    def longest_tokens(self) -> int:
-        return max(self.input_lens) + self.output_len
-
-    @property
-    def most_sequences(self) -> int:
-        return max(self.batch_sizes)
-
     def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
-        for input_len, batch_size in product(self.input_lens, self.batch_sizes):
+        for input_len, batch_size in self.cells:
             cell = Cell(setup, self, input_len, batch_size)
             yield Step(f"latency: {input_len} tokens x {batch_size}", cell.measure)
 

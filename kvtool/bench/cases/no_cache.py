@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.cases.arms import ARMS, Generated, generate
-from kvtool.bench.cases.base import Iterations, Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Iterations, Measured, Setup, Stepped, require_positive
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.session import Step
@@ -20,7 +20,7 @@ MAX_PREALLOCATED_TOKENS = 8192  # of a model that allows more: the point is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoCache(Part):
+class NoCache(Stepped):
     """The lengths that the ways of keeping K and V are compared at."""
 
     input_lens: tuple[int, ...]

@@ -10,7 +10,7 @@ from statistics import median
 from typing import ClassVar
 
 from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
+from kvtool.bench.cases.base import Measured, Setup, Stepped, require_positive
 from kvtool.bench.cases.below import each_tier, run_from_below, tier_hits
 from kvtool.bench.checks import compare_runs
 from kvtool.bench.harness import cold_start_of, engine_memory, pages_for, run_requests, sample_of
@@ -32,7 +32,7 @@ NUM_REQUESTS = 2  # an iteration, one after the other: TTFT is then prefill alon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixHits(Part):
+class PrefixHits(Stepped):
     """Hit rates as shares of the longest prompt; or of prompts that are as long as the rate makes `prefix_len`."""
 
     input_lens: tuple[int, ...]

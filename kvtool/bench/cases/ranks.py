@@ -1,293 +1,117 @@
-"""The ranks part: the same batches on every layout of ranks; computing, waiting and what was hidden, apart."""
+"""The ranks part: the same batches on every layout, each of which loads its part of the model, one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from statistics import median
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
-from kvtool.bench.accounting import step_bytes
-from kvtool.bench.cases.base import Measured, Part, Setup, require_positive
-from kvtool.bench.harness import Value, case_inputs, pages_for, sample_of
-from kvtool.bench.metrics import metrics_of
-from kvtool.bench.session import Step
-from kvtool.engine.engine import Engine
-from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.ranks.lead import RankedModel
-from kvtool.engine.ranks.use import rank_uses
-from kvtool.engine.sequence import SamplingParams
-from kvtool.engine.sequence import Sequence as Running
+from kvtool.bench.cases.base import Batches, Repeats, Standalone
+from kvtool.bench.cases.rank_cell import RanksCell
+from kvtool.bench.definitions import DEFINITIONS
+from kvtool.bench.session import Outcome, Progress, Session, Step
+from kvtool.catalog.model import Model
+from kvtool.engine.config import EngineConfig, resolve_dtype
+from kvtool.engine.loaded import TORCH_DTYPES
+from kvtool.engine.ranks.lead import ranked_config
+from kvtool.engine.ranks.open import loaded_on
+from kvtool.engine.ranks.worker import work
+from kvtool.errors import KvtoolError
+from kvtool.machine.device import resolve_device
+from kvtool.machine.ranks.crew import Crew, torchrun_ranks
 from kvtool.machine.ranks.layout import RankLayout
-from kvtool.machine.ranks.traffic import Asked, chosen_pass, ring_of, step_traffic
-from kvtool.results import Check, Memory, RankPhase, RankRun, RanksCase, Roofline, Sample
-from kvtool.sizing.dtypes import FLOAT_BYTES
-from kvtool.workloads import Request, fixed
+from kvtool.results import BenchDocument, RanksCase
+from kvtool.units import ceil_div
 
-NO_ROOFLINE = "ranks share the machine: their time is theirs together, next to no limit of one process"
+Tokens = dict[tuple[int, int], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RanksPart(Part):
+class RanksPart(Batches, Standalone):
     """Every layout with every input length and batch size."""
 
-    layouts: tuple[RankLayout, ...] = (RankLayout(),)
     input_lens: tuple[int, ...] = (256,)
     batch_sizes: tuple[int, ...] = (1,)
     output_len: int = 16
-
-    starts_ranks: ClassVar[bool] = True
+    layouts: tuple[RankLayout, ...] = (RankLayout(),)
 
     def __post_init__(self) -> None:
-        require_positive("input length", *self.input_lens)
-        require_positive("batch size", *self.batch_sizes)
-        require_positive("output length", self.output_len)
+        Batches.__post_init__(self)
+        for dp in {layout.dp for layout in self.layouts}:
+            if uneven := [size for size in self.batch_sizes if size % dp]:
+                raise KvtoolError(f"--batch-size {uneven[0]} is no multiple of --dp {dp}: replicas take as many each")
 
     @classmethod
     def default(cls, *, gpu: bool) -> RanksPart:
         return cls(input_lens=(4096,), batch_sizes=(8,), output_len=32) if gpu else cls()
 
-    @property
-    def longest_tokens(self) -> int:
-        return max(self.input_lens) + self.output_len
-
-    @property
-    def most_sequences(self) -> int:
-        return max(self.batch_sizes)
-
-    def steps(self, setup: Setup) -> Iterator[Step[Measured]]:
-        raise NotImplementedError("each layout loads the model for itself: see bench.cases.layouts")
-
-    def cells(self) -> list[tuple[int, int]]:
-        """Input length and batch size of each case of a layout."""
-        return list(product(self.input_lens, self.batch_sizes))
+    def measure(self, model: Model, config: EngineConfig, asked: Repeats, progress: Progress) -> Outcome[BenchDocument]:
+        return _measured(model, config, self, asked, progress)
 
 
-@dataclass(frozen=True, slots=True)
-class Meters:
-    """Of one iteration: seconds of prefill and of all decode steps, and what of them the first rank waited."""
-
-    prefill_s: float
-    prefill_exposed_s: float
-    decode_s: float
-    decode_exposed_s: float
-    sequences: list[Running]
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """Of one phase over all ranks, and seconds that the first rank takes for the same exchanges alone."""
-
-    payload_bytes: float = 0.0
-    socket_bytes: int | None = None
-    alone_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RanksCell:
-    """One batch on one layout. `expected` are the tokens of the first layout, None on that one itself."""
-
-    loaded: LoadedModel
-    layout: RankLayout
-    part: RanksPart
-    input_len: int
-    batch_size: int
-    num_iters: int
-    seed: int
-    block_size: int
-    expected: list[list[int]] | None
-
-    def measure(self) -> tuple[RanksCase, list[list[int]]]:
-        """The case, and the tokens of its last iteration."""
-        batches = [self._requests(draw) for draw in range(self.num_iters + 1)]
-        engine = Engine(
-            self.loaded,
-            num_pages=pages_for(batches[0], self.loaded.config.block_size),
-            config=replace(self.loaded.config, prefill_first=True, prefix_caching=False),
-        )
-        sent = self._sent(engine, batches[0])
-        engine.cache.reset_counters()
-        meters = [self._iteration(engine, batch) for batch in batches[1:]]
-        samples = [
-            sample_of(sequence, arm="baseline", iteration=number)
-            for number, meter in enumerate(meters)
-            for sequence in meter.sequences
-        ]
-        tokens = [sequence.output_ids for sequence in meters[-1].sequences]
-        return self._case(engine, batches[0], samples, meters, sent, tokens), tokens
-
-    def _requests(self, draw: int) -> list[Request]:
-        return fixed(
-            batch_size=self.batch_size,
-            input_len=self.input_len,
-            output_len=self.part.output_len,
-            vocab_size=self.loaded.vocab_size,
-            seed=self.seed + draw,
-        )
-
-    def _iteration(self, engine: Engine, requests: Sequence[Request]) -> Meters:
-        sequences = add_all(engine, requests)
-        start_s, waited = engine.clock(), self._exposed_s()
-        prefill(engine, sequences)
-        middle_s, waited_then = engine.clock(), self._exposed_s()
-        for _ in engine.run_until_idle():
-            pass
-        return Meters(
-            middle_s - start_s,
-            waited_then - waited,
-            engine.clock() - middle_s,
-            self._exposed_s() - waited_then,
-            sequences,
-        )
-
-    def _exposed_s(self) -> float:
-        return self.loaded.seat.meter.exposed_s if isinstance(self.loaded, RankedModel) else 0.0
-
-    def _sent(self, engine: Engine, requests: Sequence[Request]) -> tuple[Sent, Sent]:
-        """Of prefill and decode, in an iteration that warms up: what is sent is counted, then sent again alone."""
-        sequences = add_all(engine, requests)
-        first = self._counted(lambda: prefill(engine, sequences))
-        return first, self._counted(lambda: [None for _ in engine.run_until_idle()])
-
-    def _counted(self, run: object) -> Sent:
-        assert callable(run)
-        if not isinstance(self.loaded, RankedModel):
-            run()
-            return Sent()
-        before = [rank.socket_bytes for rank in self.loaded.facts()]
-        self.loaded.begin_anew(records=True)
-        run()
-        facts = self.loaded.facts()
-        after = [rank.socket_bytes for rank in facts]
-        known = None not in before and None not in after
-        sockets = sum(b or 0 for b in after) - sum(a or 0 for a in before) if known else None
-        alone_s = self.loaded.replay_s()[0]
-        self.loaded.begin_anew()
-        return Sent(sum(rank.payload_bytes for rank in facts), sockets, alone_s)
-
-    def _case(
-        self,
-        engine: Engine,
-        requests: Sequence[Request],
-        samples: list[Sample],
-        meters: Sequence[Meters],
-        sent: tuple[Sent, Sent],
-        tokens: list[list[int]],
-    ) -> RanksCase:
-        uses = rank_uses(self.loaded, engine.pool)
-        page_bytes = self.loaded.page_bytes
-        allocated = engine.cache.counters().peak_pages * engine.pool.page_bytes
-        return RanksCase(
-            name=f"ranks/{str(self.layout).replace(' ', '')}/{self.input_len}x{self.batch_size}",
-            inputs=self._inputs(),
-            samples=samples,
-            metrics=metrics_of(samples),
-            bytes=step_bytes(self.loaded, requests),
-            roofline=Roofline(reason=NO_ROOFLINE),
-            memory=Memory(
-                kv_predicted_bytes=pages_for(requests, self.loaded.config.block_size) * page_bytes,
-                kv_allocated_bytes=allocated,
-                kv_pool_bytes=engine.pool.bytes,
-                kv_waste_bytes=0,
-                peak_bytes=None,
-            ),
-            check=self._check(tokens),
-            ranks=RankRun(
-                tp=self.layout.tp,
-                cp=self.layout.cp,
-                dcp=self.layout.dcp,
-                ring=self.layout.ring,
-                prefill=self._prefill_phase(meters, sent[0]),
-                decode=self._decode_phase(meters, sent[1]),
-                ranks=uses,
-            ),
-        )
-
-    def _check(self, tokens: list[list[int]]) -> Check:
-        if self.expected is None:
-            return Check(text="the first layout: nothing to compare its tokens with")
-        equal = tokens == self.expected
-        if self.loaded.dtype != "fp32":
-            same = "the same tokens as" if equal else "other tokens than"
-            return Check(text=f"{same} the first layout; in {self.loaded.dtype} sums in another order may differ")
-        return Check(outputs_equal=equal, text="tokens against the first layout's")
-
-    def _prefill_phase(self, meters: Sequence[Meters], sent: Sent) -> RankPhase:
-        walls, waits = [m.prefill_s for m in meters], [m.prefill_exposed_s for m in meters]
-        return self._phase(walls, waits, sent, self._prefill_steps())
-
-    def _decode_phase(self, meters: Sequence[Meters], sent: Sent) -> RankPhase | None:
-        """Of one step: those of an iteration together, divided by their number."""
-        count = self.part.output_len - 1
-        if not count:
-            return None
-        walls, waits = [m.decode_s / count for m in meters], [m.decode_exposed_s / count for m in meters]
-        sockets = None if sent.socket_bytes is None else sent.socket_bytes // count
-        one = Sent(sent.payload_bytes / count, sockets, sent.alone_s / count)
-        first = self.input_len
-        steps = [[Asked(start=first + i, stop=first + i + 1)] * self.batch_size for i in range(count)]
-        return self._phase(walls, waits, one, steps, divide=count)
-
-    def _phase(
-        self, walls: list[float], waits: list[float], sent: Sent, steps: list[list[Asked]], divide: int = 1
-    ) -> RankPhase:
-        model, layout = self.loaded.model, self.layout
-        element = FLOAT_BYTES[self.loaded.dtype]
-        formula = 0.0 if layout.ranks == 1 else sum(step_traffic(model, layout, s, element).total_bytes for s in steps)
-        wall_ms, exposed_ms = median(walls) * 1e3, median(waits) * 1e3
-        shape = ring_of(model, model.layers[0], layout, element)
-        return RankPhase(
-            wall_ms=wall_ms,
-            compute_ms=wall_ms - exposed_ms,
-            exposed_ms=exposed_ms,
-            alone_ms=sent.alone_s * 1e3,
-            hidden_ms=max(0.0, sent.alone_s * 1e3 - exposed_ms),
-            formula_bytes=round(formula / divide),
-            sent_bytes=round(sent.payload_bytes),
-            socket_bytes=sent.socket_bytes,
-            goes_round=None if layout.token_shards == 1 else chosen_pass(shape, layout, steps[0]),
-        )
-
-    def _prefill_steps(self) -> list[list[Asked]]:
-        """The steps that the scheduler makes of the batch: prompts in a row, cut at the most tokens of a step."""
-        steps: list[list[Asked]] = []
-        most, room = self.loaded.config.max_num_batched_tokens, 0
-        for _ in range(self.batch_size):
-            start = 0
-            while start < self.input_len:
-                if not room:
-                    steps.append([])
-                    room = most
-                stop = min(self.input_len, start + room)
-                steps[-1].append(Asked(start=start, stop=stop, is_sampled=stop == self.input_len))
-                room -= stop - start
-                start = stop
-        return steps
-
-    def _inputs(self) -> dict[str, Value]:
-        return {
-            **case_inputs(self.loaded),
-            "block_size": self.block_size,
-            "tp": self.layout.tp,
-            "cp": self.layout.cp,
-            "dcp": self.layout.dcp,
-            "ring": self.layout.ring if self.layout.token_shards > 1 else None,
-            "input_len": self.input_len,
-            "output_len": self.part.output_len,
-            "batch_size": self.batch_size,
-            "num_iters": self.num_iters,
-            "num_iters_warmup": 1,
-            "seed": self.seed,
-        }
+def _measured(
+    model: Model, config: EngineConfig, part: RanksPart, asked: Repeats, progress: Progress
+) -> Outcome[BenchDocument]:
+    """The cases of every layout, in turn."""
+    device = resolve_device(config.device)
+    most = max(layout.ranks for layout in part.layouts)
+    crew = Crew(most, work) if most > 1 and torchrun_ranks() is None else None
+    try:
+        session = Session(str(device), TORCH_DTYPES[resolve_dtype(config.dtype, model, device)], progress)
+        notes: list[str] = []
+        steps = _steps(model, config, part, asked, crew, notes)
+        cases = session.run(steps, total=len(part.layouts) * len(part.cells))
+        conditions = session.end()
+    finally:
+        if crew is not None:
+            crew.close()
+    document = BenchDocument(
+        environment=conditions.environment,
+        definitions=DEFINITIONS,
+        assumptions=[*dict.fromkeys(notes), *_how_ranks_run(part, device.type), *conditions.warnings(cases)],
+        cases=list(cases),
+    )
+    unequal = [case.name for case in cases if case.check.outputs_equal is False]
+    return Outcome(document=document, interrupted=conditions.interrupted, errors=[], unequal=unequal)
 
 
-def add_all(engine: Engine, requests: Sequence[Request]) -> list[Running]:
-    """All requests at once."""
-    return [engine.add(list(r.prompt_ids), SamplingParams(max_tokens=r.output_len)) for r in requests]
+def _how_ranks_run(part: RanksPart, device_type: str) -> list[str]:
+    most = max(layout.ranks for layout in part.layouts)
+    if device_type != "cpu" or most == 1:
+        return []
+    return ["ranks share the cores of one machine, and send each other over its loopback: more of them are no faster"]
 
 
-def prefill(engine: Engine, sequences: Sequence[Running]) -> None:
-    """Until each has its first token."""
-    while any(not sequence.num_output for sequence in sequences):
-        engine.step()
+def _steps(
+    model: Model,
+    config: EngineConfig,
+    part: RanksPart,
+    asked: Repeats,
+    crew: Crew | None,
+    notes: list[str],
+) -> Iterator[Step[RanksCase]]:
+    first: Tokens = {}
+    for layout in part.layouts:
+        own = ranked_config(config, layout)
+        pages = part.most_sequences * ceil_div(part.longest_tokens, own.block_size)
+        with loaded_on(layout, model, own, max_positions=part.longest_tokens + 1, num_pages=pages, crew=crew) as loaded:
+            notes += loaded.assumptions()
+            for cell in part.cells:
+                measured = RanksCell(
+                    loaded=loaded,
+                    layout=layout,
+                    input_len=cell[0],
+                    batch_size=cell[1],
+                    output_len=part.output_len,
+                    num_iters=asked.num_iters,
+                    seed=asked.seed,
+                    block_size=config.block_size,
+                    expected=first.get(cell),
+                )
+                yield Step(f"{layout}: {cell[0]} tokens x {cell[1]}", partial(_measure, measured, cell, first))
+
+
+def _measure(cell: RanksCell, key: tuple[int, int], first: Tokens) -> RanksCase:
+    case, tokens = cell.measure()
+    first.setdefault(key, tokens)
+    return case

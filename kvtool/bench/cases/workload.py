@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 from typing import ClassVar
 
-from kvtool.bench.cases.base import Measured, Part, Setup, require_arrivals, require_positive
+from kvtool.bench.cases.base import Measured, Setup, Stepped, require_arrivals, require_positive
 from kvtool.bench.cases.scenario import Race
 from kvtool.bench.session import Step
 from kvtool.cache.eviction.eviction import eviction_policy
@@ -30,7 +30,7 @@ POOL_SHARE = 2  # the longest request takes at most one such part of a pool that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload(Part):
+class Workload(Stepped):
     """Scenarios, each at every hit rate and under every policy; a trace is named by its path.
 
     Lengths that are not given follow from the device, the model's positions and the pool (`pool_tokens`, which else

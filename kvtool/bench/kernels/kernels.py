@@ -54,12 +54,15 @@ class Setup:
     flush: Call | None
 
 
-def measure_kernels(model: Model, options: KernelsOptions, *, progress: Progress) -> Outcome[KernelsDocument]:
-    """Everything asked for. Ctrl-C keeps the cases that were done. Raises KvtoolError or DeviceError."""
+def measure_kernels(
+    model: Model, options: KernelsOptions, *, progress: Progress, ceiling: Ceiling | None = None
+) -> Outcome[KernelsDocument]:
+    """Everything asked for, beside the device's `ceiling`, measured before and after where it is None. Ctrl-C keeps the
+    cases that were done. Raises KvtoolError or DeviceError."""
     setup = _setup(model, options)
     works = plan(model, options, setup.formats, setup.dtype)
     fitting = _fitting(works, setup)
-    session = Session(str(setup.device), TORCH_DTYPES[setup.dtype], progress)
+    session = Session(str(setup.device), TORCH_DTYPES[setup.dtype], progress, ceiling)
     measured = session.run(_steps(fitting, setup), total=len(fitting))
     conditions = session.end()
     cases = [with_roofline(case, conditions.ceiling) for case in measured]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvtool.bench.peers import peer_names
-from kvtool.engine.config import DTYPES
+from kvtool.engine.config import DEFAULT_BLOCK_SIZE, DTYPES, default_block_size
 from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 
+PARTS = ("decode", "prefill", "store")
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.1-8b"
 CPU_GRID: dict[str, Any] = {"contexts": (512, 4096), "batch_sizes": (1, 8), "chunk_len": 512, "num_iters": 5}
 GPU_GRID: dict[str, Any] = {
@@ -24,8 +25,9 @@ GPU_GRID: dict[str, Any] = {
 class KernelsOptions:
     """The grid: every context with every batch size, cache dtype and page size. Lengths are tokens.
 
-    `chunk_len` is the tokens of a prefill chunk, the last of its context. `drop_oversized` leaves out what does not
-    fit the memory, where nobody asked for it by name. `peers` are names of `kvtool.bench.peers`.
+    `parts` are the kinds of calls. `chunk_len` is the tokens of a prefill chunk, the last of its context.
+    `drop_oversized` leaves out what does not fit the memory, where nobody asked for it by name. `peers` are names of
+    `kvtool.bench.peers`.
     """
 
     contexts: tuple[int, ...]
@@ -34,12 +36,13 @@ class KernelsOptions:
     num_iters: int
     num_iters_warmup: int = 1
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
-    block_sizes: tuple[int, ...] = (16,)
+    block_sizes: tuple[int, ...] = (DEFAULT_BLOCK_SIZE,)
     dtype: str = "auto"
     device: str = "auto"
     backend: str = "auto"
     seed: int = 0
     drop_oversized: bool = False
+    parts: tuple[str, ...] = PARTS
     peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ def default_model(device: str) -> str:
 
 def kernels_options(device: str, **given: Any) -> KernelsOptions:
     """The options given, and the device's defaults for those that are None."""
+    given["block_sizes"] = given.get("block_sizes") or (default_block_size(device),)
     chosen = {name: value for name, value in given.items() if value is not None}
     asked = {"contexts", "batch_sizes"} & chosen.keys()
     grid = GPU_GRID if _on_gpu(device) else CPU_GRID

@@ -140,6 +140,7 @@ def plan(model: Model, options: KernelsOptions, formats: Iterable[CacheFormat], 
         for cache_format, block_size in product(formats, options.block_sizes)
         for layer, spec in _attention_layers(model, cache_format)
         for work in _works(model, layer, spec, options, block_size, dtype)
+        if work.part in options.parts
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 
 from kvtool.catalog.fields import Fields
@@ -14,6 +15,7 @@ from kvtool.catalog.quantised.parts import (
     excluded_modules,
     layers_by_exclusion,
     layers_by_name,
+    shape_of,
     towers_left_whole,
 )
 
@@ -21,6 +23,7 @@ _SCALE_BITS = 16  # group-wise integer formats keep fp16 scales
 _NVFP4_BITS = 4 + 8 / 16  # an fp8 scale for 16 weights; the second level is one fp32 a tensor
 _MXFP4_BITS, _MXFP8_BITS = 4 + 8 / 32, 8 + 8 / 32  # a power-of-two scale byte for 32 weights
 _NF4_BLOCK = 64
+_HEADS = ("lm_head", "language_model.lm_head")
 _ALGORITHMS = {
     **dict.fromkeys(("NVFP4", "NVFP4_AWQ", "NVFP4_SVD", "W4A16_NVFP4", "W4A8_NVFP4_FP8"), _NVFP4_BITS),
     **dict.fromkeys(("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "W8A8_SQ_PER_CHANNEL", "W8A16"), 8.0),
@@ -32,9 +35,11 @@ _ALGORITHMS = {
 _TORCHAO = {"int8": 8.0, "float8": 8.0, "fp8": 8.0, "mxfp8": _MXFP8_BITS, "nvfp4": _NVFP4_BITS, "mxfp4": _MXFP4_BITS}
 
 
-def read_quantisation(config: Fields, num_layers: int = 0, moe: Moe | None = None) -> Quantisation | None:
+def read_quantisation(
+    config: Fields, num_layers: int = 0, moe: Moe | None = None, text: Fields | None = None
+) -> Quantisation | None:
     """Method and bits of a quantised weight, its scales included, and what of `num_layers` layers is left out; None
-    where the weights are not quantised.
+    where the weights are not quantised. `text` is the part of `config` that is about the text model, else all of it.
     """
     fields = config.nested("quantization_config")
     if fields is None or not fields.values:
@@ -47,32 +52,50 @@ def read_quantisation(config: Fields, num_layers: int = 0, moe: Moe | None = Non
     name = method.lower()
     if name == "mxfp4":  # gpt-oss: routed experts alone
         return Quantisation(method=name, bits_per_weight=_MXFP4_BITS, whole=frozenset({MIXERS, DENSE}))
+    experts = _experts_apart(fields)
+    if experts is not None:
+        return Quantisation(method=name, bits_per_weight=_fp8(fields), expert_bits=experts)
     reader = _READERS.get(name)
     if reader is None:
         raise fields.error(f"quant_method {method!r} is not known (known: mxfp4, {', '.join(_READERS)})")
-    patterns = excluded_modules(fields)
-    modules = _listed(fields)
+    patterns, modules = excluded_modules(fields), _listed(fields)
+    shape = shape_of(text or config, num_layers, moe)
+    bits = None if modules else reader(fields)
     if modules:
-        layers = layers_by_name(modules, num_layers, moe)
-        bits, outer = (
-            None,
-            next((modules[head] for head in ("lm_head", "language_model.lm_head") if head in modules), None),
-        )
+        layers = layers_by_name(modules, shape)
+        head = next((modules[name] for name in _HEADS if name in modules), None)
     else:
-        bits = reader(fields)
-        layers = () if bits is None else layers_by_exclusion(patterns, bits, num_layers, moe)
-        outer = bits if fields.flag("lm_head", default=False) else None
-    whole = alike(layers, towers=towers_left_whole(patterns))
-    found = {value for layer in layers for value in (layer.mixer, layer.dense, layer.experts) if value}
-    if bits is None and whole is not None and len(found) == 1:
-        bits = found.pop()
+        layers = () if bits is None else layers_by_exclusion(patterns, bits, shape)
+        head = bits if fields.flag("lm_head", default=False) else None
+    towers = towers_left_whole(patterns, num_layers) or (
+        bool(modules) and not towers_left_whole([*modules], num_layers)
+    )
+    stored = _stored_alike(name, bits, layers, towers=towers)
+    own = _MXFP4_BITS if config.text("expert_dtype") == "fp4" else stored.expert_bits  # DeepSeek-V4
+    return replace(stored, expert_bits=own, head_bits=head)
+
+
+def _experts_apart(fields: Fields) -> float | None:
+    """Bits of routed experts that were quantised anew in a checkpoint of fp8 (DeepSeek-V4's in NVFP4); else None."""
+    algorithm = (fields.text("moe_quant_algo") or "").upper()
+    return _ALGORITHMS.get(algorithm) if fields.text("quant_method") == "fp8" else None
+
+
+def _stored_alike(method: str, bits: float | None, layers: tuple[LayerBits, ...], *, towers: bool) -> Quantisation:
+    """Bits of each part where all layers have the same of it; else those of every layer that the config tells of."""
+    whole = alike(layers, towers=towers)
+    if whole is None:
+        return Quantisation(method=method, bits_per_weight=None, layers=_told(layers))
+    mixer = next((layer.mixer for layer in layers if layer.mixer), None)
+    dense = next((layer.dense for layer in layers if layer.dense), None)
+    experts = next((layer.experts for layer in layers if layer.experts), None)
+    most = bits or dense or experts or mixer
     return Quantisation(
-        method=name,
-        bits_per_weight=None if whole is None else bits,
-        expert_bits=_MXFP4_BITS if config.text("expert_dtype") == "fp4" else None,  # DeepSeek-V4
-        whole=whole if whole is not None else frozenset(),
-        layers=() if whole is not None and bits is not None else _told(layers),
-        outer_bits=outer,
+        method=method,
+        bits_per_weight=most,
+        mixer_bits=None if mixer == most else mixer,
+        expert_bits=None if experts == most else experts,
+        whole=whole,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from kvtool.catalog.fields import Fields
@@ -12,6 +13,7 @@ from kvtool.catalog.model import LayerBits, Moe
 MIXERS, DENSE, EXPERTS, BEYOND = "mixers", "dense", "experts", "beyond"
 _LISTS = ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers", "llm_int8_skip_modules")
 _MAX_PATTERN = 300
+_LAYER = re.compile(r"layers\.(\d{1,6})(?!\d)")
 _PREFIXES = (  # of the text model's layers: not mtp, not visual
     *("", "model.", "language_model.", "model.language_model.", "language_model.model.", "backbone."),
     *("model.model.", "transformer.", "decoder."),
@@ -31,6 +33,9 @@ _EXPERT_OUTPUTS = (
     *("mlp.experts.0.down_proj", "mlp.experts", "block_sparse_moe.experts.0.w2", "mixer.experts.0.down_proj"),
     *("mixer.experts", "feed_forward.experts", "moe.experts.0.w2", "block_sparse_moe.experts"),
 )
+_EXPERTS_BESIDE_MLP = ("experts.0.down_proj", "moe.experts.0.down_proj")
+_BESIDE_MLP = ("gemma4_text", "gemma4_unified_text")  # a sparse layer of theirs has a dense MLP too
+_UNQUANTISED_BITS = 16
 BitsOf = Callable[[Sequence[str]], "float | None"]
 
 
@@ -42,38 +47,72 @@ def excluded_modules(fields: Fields) -> list[str]:
     return patterns
 
 
-def parts_left_whole(patterns: Sequence[str], num_layers: int, moe: Moe | None) -> frozenset[str] | None:
-    """Of mixers (attention, recurrence), dense MLPs with shared experts, and routed experts, those that no layer
-    quantises; None where some layers do and others do not.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What of a text model decides how its modules are called: `mixer` has the elements of each matrix of a latent
+    attention, which a config may store in different ways; nothing for other kinds.
     """
-    return alike(layers_by_exclusion(patterns, 1.0, num_layers, moe), towers=False)
+
+    num_layers: int
+    moe: Moe | None
+    mixer: Mapping[str, int]
+    experts_beside_mlp: bool = False
 
 
-def towers_left_whole(patterns: Sequence[str]) -> bool:
+def shape_of(config: Fields, num_layers: int, moe: Moe | None) -> Shape:
+    """From the config of the text model."""
+    beside = config.text("model_type") in _BESIDE_MLP
+    return Shape(num_layers=num_layers, moe=moe, mixer=_latent_matrices(config), experts_beside_mlp=beside)
+
+
+def _latent_matrices(config: Fields) -> dict[str, int]:
+    """Elements of the projections of MLA by their names; none where a size is not given."""
+    names = ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    sizes = [config.optional_integer(name, low=0) for name in names]
+    if any(size is None for size in sizes):
+        return {}
+    hidden, heads, latent, rope, nope, v = (size or 0 for size in sizes)
+    rank = config.optional_integer("q_lora_rank", low=0)
+    query = {"q_a_proj": hidden * rank, "q_b_proj": rank * heads * (nope + rope)} if rank else {}
+    return (query or {"q_proj": hidden * heads * (nope + rope)}) | {
+        "kv_a_proj_with_mqa": hidden * (latent + rope),
+        "kv_b_proj": latent * heads * (nope + v),
+        "o_proj": heads * v * hidden,
+    }
+
+
+def towers_left_whole(patterns: Sequence[str], num_layers: int) -> bool:
     """Whether the config leaves out vision towers or draft layers, which are not among the text model's layers."""
-    return any(_TOWERS.search(pattern) for pattern in patterns)
+    return any(_TOWERS.search(pattern) or _is_draft(pattern, num_layers) for pattern in patterns)
 
 
-def layers_by_exclusion(
-    patterns: Sequence[str], bits: float, num_layers: int, moe: Moe | None
-) -> tuple[LayerBits, ...]:
+def _is_draft(pattern: str, num_layers: int) -> bool:
+    """Whether a pattern is about a whole layer behind the last."""
+    found = _LAYER.search(pattern)
+    if found is None or len(pattern) > _MAX_PATTERN or not 0 < num_layers <= int(found[1]):
+        return False
+    match = _matcher(pattern)
+    return any(match(f"layers.{found[1]}.{name}") for name in (*_DENSE_OUTPUTS, *_EXPERT_OUTPUTS))
+
+
+def layers_by_exclusion(patterns: Sequence[str], bits: float, shape: Shape) -> tuple[LayerBits, ...]:
     """`bits` for every part of every layer that no pattern leaves out."""
     matchers = [_matcher(pattern) for pattern in patterns if len(pattern) <= _MAX_PATTERN and _names_layers(pattern)]
 
     def bits_of(names: Sequence[str]) -> float | None:
         return None if any(match(name) for name in names for match in matchers) else bits
 
-    return _layers(bits_of, num_layers, moe)
+    return _layers(bits_of, shape)
 
 
-def layers_by_name(modules: Mapping[str, float], num_layers: int, moe: Moe | None) -> tuple[LayerBits, ...]:
+def layers_by_name(modules: Mapping[str, float], shape: Shape) -> tuple[LayerBits, ...]:
     """What a config that lists each quantised module says of every part of every layer: the first that it names."""
     own = {_own_name(name): bits for name, bits in modules.items()}
 
     def bits_of(names: Sequence[str]) -> float | None:
         return next((own[name] for name in names if name in own), None)
 
-    return _layers(bits_of, num_layers, moe)
+    return _layers(bits_of, shape)
 
 
 def alike(layers: Sequence[LayerBits], *, towers: bool) -> frozenset[str] | None:
@@ -91,20 +130,32 @@ def alike(layers: Sequence[LayerBits], *, towers: bool) -> frozenset[str] | None
     return frozenset(whole)
 
 
-def _layers(bits_of: BitsOf, num_layers: int, moe: Moe | None) -> tuple[LayerBits, ...]:
-    return tuple(_layer(bits_of, index, moe) for index in range(num_layers))
+def _layers(bits_of: BitsOf, shape: Shape) -> tuple[LayerBits, ...]:
+    return tuple(_layer(bits_of, index, shape) for index in range(shape.num_layers))
 
 
-def _layer(bits_of: BitsOf, index: int, moe: Moe | None) -> LayerBits:
+def _layer(bits_of: BitsOf, index: int, shape: Shape) -> LayerBits:
     """Bits of one layer's parts: None for the model's dtype, 0 for a part that it has not."""
 
     def part(names: Sequence[str]) -> float | None:
         return bits_of([f"layers.{index}.{name}" for name in names])
 
-    if moe is None or not moe.is_sparse(index):
-        return LayerBits(mixer=part(_MIXER_OUTPUTS), dense=part(_DENSE_OUTPUTS), experts=0)
-    dense = part(_SHARED_OUTPUTS) if moe.shared_intermediate_size else 0
-    return LayerBits(mixer=part(_MIXER_OUTPUTS), dense=dense, experts=part(_EXPERT_OUTPUTS))
+    mixer = _averaged(part, shape.mixer)
+    if shape.moe is None or not shape.moe.is_sparse(index):
+        return LayerBits(mixer=mixer, dense=part(_DENSE_OUTPUTS), experts=0)
+    if shape.experts_beside_mlp:
+        return LayerBits(mixer=mixer, dense=part(_DENSE_OUTPUTS), experts=part(_EXPERTS_BESIDE_MLP))
+    dense = part(_SHARED_OUTPUTS) if shape.moe.shared_intermediate_size else 0
+    return LayerBits(mixer=mixer, dense=dense, experts=part(_EXPERT_OUTPUTS))
+
+
+def _averaged(part: BitsOf, matrices: Mapping[str, int]) -> float | None:
+    """Bits of a mixer: of all of it as its output has, or the mean by size of matrices that are stored differently."""
+    found = {name: part([f"self_attn.{name}"]) for name in matrices}
+    if len(set(found.values())) < 2:
+        return part(_MIXER_OUTPUTS)
+    bits = sum(size * (found[name] or _UNQUANTISED_BITS) for name, size in matrices.items())
+    return bits / sum(matrices.values())
 
 
 def _names_layers(pattern: str) -> bool:

@@ -27,7 +27,8 @@ ENGINE = Parameter(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What would this engine allocate? vllm, sglang, llama.cpp, ollama, or a release as vllm==0.23.",
+            help="What would this engine allocate? vllm (or a release, vllm==0.23), sglang, tensorrt-llm, lmdeploy, "
+            "llama.cpp, ollama.",
         ),
     ],
 )
@@ -54,7 +55,8 @@ class EngineFlags(Group):
     @classmethod
     def parameters(cls) -> list[Parameter]:
         """--engine, then an option for each row: those of both engines, of vLLM, of SGLang."""
-        panels = [("vllm", "sglang"), ("vllm",), ("sglang",), ("llama.cpp", "ollama")]
+        pools = ("vllm", "sglang", "tensorrt-llm", "lmdeploy")
+        panels = [pools, pools[:2], pools[:1], pools[1:2], pools[2:], ("llama.cpp", "ollama")]
         return [ENGINE, *(_parameter(flag) for flag in sorted(cls.flags, key=lambda flag: panels.index(flag.engines)))]
 
     @classmethod
@@ -106,7 +108,7 @@ def _parameter(flag: Flag) -> Parameter:
         metavar="SIZE" if flag.kind == "size" else None,
         help=flag.help,
         show_default=flag.kind != "switch",
-        rich_help_panel=f"With --engine {' or '.join(flag.engines)}",
+        rich_help_panel=f"With --engine {' or '.join(filter(None, (', '.join(flag.engines[:-1]), flag.engines[-1])))}",
     )
     return Parameter(
         _name(flag), Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[TYPES[flag.kind], option]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.cli.flags.run import Device
-from kvtool.cli.values import count_list, optional_counts, optional_length, optional_lengths
+from kvtool.cli.values import optional_counts, optional_length, optional_lengths
 from kvtool.units import split_list
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class KernelsGrid(Device):
     kv_cache_dtype: Annotated[
         str, typer.Option(metavar="LIST", help="auto (as --dtype), fp32, bf16, fp16, fp8 or fp8_e5m2.")
     ] = "auto"
-    block_size: Annotated[str, typer.Option(metavar="LIST", help="Tokens a page, as 16,64.")] = "16"
+    block_size: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Tokens a page, as 16,64 (default: 16, on CUDA 64).")
+    ] = None
     dtype: Annotated[str, typer.Option(help="Of queries and outputs: auto, fp32, bf16 or fp16.")] = "auto"
     num_iters: Annotated[int | None, typer.Option(help="Measured passes a case.")] = None
     num_iters_warmup: Annotated[int | None, typer.Option(help="Passes before, thrown away.")] = None
@@ -37,8 +39,8 @@ class KernelsGrid(Device):
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Time these beside ours, on the same pages: all, or of sdpa, naive, gathered, flex, flashinfer, "
-            "flash-attn, vllm-triton, sglang-triton.",
+            help="Time these beside ours, on the same pages: all, or of sdpa, cudnn, naive, gathered, flex, "
+            "flashinfer, flashinfer-xqa, flash-attn, vllm-triton, sglang-triton.",
         ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of random values and of the order of pages.")] = 0
@@ -54,7 +56,7 @@ class KernelsGrid(Device):
             batch_sizes=optional_counts(self.batch_size, "batch size"),
             chunk_len=optional_length(self.chunk_len, "chunk length"),
             kv_cache_dtypes=tuple(split_list(self.kv_cache_dtype)),
-            block_sizes=count_list(self.block_size, "block size"),
+            block_sizes=optional_counts(self.block_size, "block size"),
             dtype=self.dtype,
             backend=self.backend,
             num_iters=self.num_iters,

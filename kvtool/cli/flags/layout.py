@@ -96,7 +96,10 @@ class Ranks(Group):
         int, _rank(help="Replicas of the attention, as many as --tp: each keeps its own requests (for MLA).")
     ] = 1
     ring: Annotated[
-        str, _rank(help="What goes round where tokens are shared: pass-kv, pass-q, or auto (fewer bytes).")
+        str,
+        _rank(
+            help="What goes round where tokens are shared: pass-kv, pass-q, auto (fewer bytes) or measured (sooner)."
+        ),
     ] = "auto"
     replicated_head: Annotated[
         bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
@@ -129,8 +132,11 @@ class RankLists(Group):
     dcp: Annotated[
         str, _rank(metavar="LIST", help="Ranks, out of the tp ranks, that share the tokens of a KV head.")
     ] = "1"
+    dp: Annotated[
+        str, _rank(metavar="LIST", help="Replicas of the attention, as many as --tp: each keeps its own requests.")
+    ] = "1"
     ring: Annotated[
-        str, _rank(metavar="LIST", help="What goes round where tokens are shared: auto, pass-kv, pass-q.")
+        str, _rank(metavar="LIST", help="What goes round where tokens are shared: auto, measured, pass-kv, pass-q.")
     ] = "auto"
     replicated_head: Annotated[
         bool, _rank("--replicated-head", help="Every rank has all of the vocabulary, instead of a share.")
@@ -147,7 +153,7 @@ class RankLists(Group):
     @property
     def given(self) -> bool:
         """Whether several ranks are asked for."""
-        return {self.tp, self.cp, self.dcp} != {"1"}
+        return {self.tp, self.cp, self.dcp, self.dp} != {"1"}
 
     def grid(self, grid: BenchGrid) -> BenchGrid:
         """With the part that measures these in place of the usual ones. Raises KvtoolError for several."""
@@ -167,19 +173,22 @@ class RankLists(Group):
         return _disaggregation(self.disaggregate)
 
     def layouts(self) -> tuple[RankLayout, ...] | None:
-        """Every tp with every cp, dcp and ring that goes together; None where nothing was asked for. Raises KvtoolError
-        where no two go together."""
+        """Every tp with every cp, dcp, dp and ring that goes together; None where nothing was asked for. Raises
+        KvtoolError where no two go together."""
         if not self.given:
             return None
         from kvtool.machine.ranks.layout import RankLayout
 
-        degrees = product(count_list(self.tp, "tp"), count_list(self.cp, "cp"), count_list(self.dcp, "dcp"))
+        names = ("tp", "cp", "dcp", "dp")
         found = [
-            RankLayout(tp=tp, cp=cp, dcp=dcp, ring=ring, replicated_head=self.replicated_head)
-            for tp, cp, dcp in degrees
-            if tp % dcp == 0
+            RankLayout(tp=tp, cp=cp, dcp=dcp, dp=dp, ring=ring, replicated_head=self.replicated_head)
+            for tp, cp, dcp, dp in product(*(count_list(getattr(self, name), name) for name in names))
+            if tp % dcp == 0 and (dp == 1 or (tp, cp, dcp) == (dp, 1, 1))
             for ring in (split_list(self.ring) if cp * dcp > 1 else ["auto"])
         ]
         if not found:
-            raise KvtoolError(f"--dcp {self.dcp} divides no --tp {self.tp}: it shares out tokens inside the tp group")
+            raise KvtoolError(
+                f"--tp {self.tp} goes with no --dcp {self.dcp} and --dp {self.dp}: dcp divides tp; dp is as many, "
+                "without cp and dcp"
+            )
         return tuple(found)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TIERS, CLUSTER = "Tiers below the GPU", "A cluster"
 OF_TIERS = (
     "write_policy", "loading", "load_or_compute", "prefetch", "look_ahead", "staging", "watermark", "concurrency",
+    "pool_tokens",
 )  # fmt: skip
 _node = partial(typer.Option, rich_help_panel=CLUSTER)
 _below = partial(typer.Option, rich_help_panel=TIERS)
@@ -159,6 +160,9 @@ class Below(Group):
     concurrency: Annotated[
         int | None, _below(metavar="N", help="At most N requests at a time, each as soon as it may.")
     ] = None
+    pool_tokens: Annotated[
+        int | None, _below(metavar="N", help="Memory for N tokens of requests that run: others wait, or give way.")
+    ] = None
     profile: Annotated[
         str | None, _below(metavar="FILES", help="Measured speeds: documents of kvtool bench and kvtool tiers.")
     ] = None
@@ -185,6 +189,7 @@ class Below(Group):
             staging_bytes=None if self.staging is None else parse_size(self.staging, "--staging"),
             watermark=(1.0, 1.0) if self.watermark is None else parse_watermark(self.watermark),
             concurrency=self.concurrency,
+            pool_tokens=self.pool_tokens,
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RUN = "How it is run"
 _option = partial(typer.Option, rich_help_panel=RUN)
+BlockSizeOption = Annotated[int | None, _option(help="Tokens a page (default: 16, on CUDA 64).")]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Run(Device):
         ),
     ] = "auto"
     dtype: Annotated[str, _option(help="Of weights and activations: auto, fp32, bf16 or fp16.")] = "auto"
-    block_size: Annotated[int, _option(help="Tokens a page.")] = 16
+    block_size: BlockSizeOption = None
     num_layers: Annotated[
         int | None, _option(help="Run only the first N layers of a model too large for the device.")
     ] = None
@@ -102,7 +103,7 @@ class Run(Device):
 
     def config(self, model: str | None, **more: Any) -> EngineConfig:
         """The config of a run of MODEL; `more` are other fields. Raises KvtoolError for what no run can be."""
-        from kvtool.engine.config import EngineConfig
+        from kvtool.engine.config import EngineConfig, default_block_size
 
         return EngineConfig(
             weights=self.weights_of(model),
@@ -110,7 +111,7 @@ class Run(Device):
             kv_cache_dtype=self.kv_cache_dtype,
             device=self.device,
             backend=self.backend,
-            block_size=self.block_size,
+            block_size=default_block_size(self.device) if self.block_size is None else self.block_size,
             num_layers=self.num_layers,
             threads=self.threads,
             seed=self.seed,

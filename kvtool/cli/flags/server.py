@@ -97,6 +97,7 @@ class ServerFlags(Running):
         one."""
         from kvtool.bench.cases.goodput import parse_goodput
         from kvtool.bench.engines.server.options import ServerOptions
+        from kvtool.engine.config import DEFAULT_BLOCK_SIZE
         from kvtool.machine.nvml import resolve_gpu
 
         self._refuse_others(typed, grid.peers)
@@ -116,7 +117,7 @@ class ServerFlags(Running):
             goodput_ms={} if traffic.goodput is None else parse_goodput(traffic.goodput),
             seed=run.seed,
             salt=0 if self.reset_cache else int.from_bytes(os.urandom(4), "big"),
-            block_size=run.block_size,
+            block_size=DEFAULT_BLOCK_SIZE if run.block_size is None else run.block_size,
             chat=self.chat,
             reset_cache=self.reset_cache,
             gpu=resolve_gpu(self.gpu) if self.gpu else None,

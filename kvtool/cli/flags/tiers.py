@@ -73,12 +73,13 @@ class TiersGrid(Group):
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[str, typer.Option(help="Of weights and activations: auto, fp32, bf16 or fp16.")] = "auto"
     kv_cache_dtype: Annotated[str, typer.Option(help="auto (as --dtype), fp32, bf16, fp16, fp8 or fp8_e5m2.")] = "auto"
-    block_size: Annotated[int, typer.Option(help="Tokens a page.")] = 16
+    block_size: Annotated[int | None, typer.Option(help="Tokens a page (default: 16, on CUDA 64).")] = None
     seed: Annotated[int, typer.Option(min=0, help="Of the places that are read and written.")] = 0
 
     def options(self) -> TiersOptions:
         """The options. Raises KvtoolError."""
         from kvtool.bench.tiers.options import CHUNKS, TiersOptions
+        from kvtool.engine.config import default_block_size
 
         chunks = CHUNKS if self.chunk_size is None else tuple(parse_size(item) for item in split_list(self.chunk_size))
         return TiersOptions(
@@ -86,7 +87,7 @@ class TiersGrid(Group):
             device=self.device,
             dtype=self.dtype,
             kv_cache_dtype=self.kv_cache_dtype,
-            block_size=self.block_size,
+            block_size=default_block_size(self.device) if self.block_size is None else self.block_size,
             chunks=chunks,
             depths=count_list(self.queue_depth, "queue depth"),
             file_bytes=parse_size(self.file_size, "file size"),

@@ -38,10 +38,23 @@ def gpus(
 
 
 def show(rows: list[Gpu], console: Console) -> None:
-    """A line a card; of a single one its other facts too."""
+    """How many there are or what the one has; a line a card; of a single one its other facts too."""
+    console.print(told(rows), style="bold", highlight=False, markup=False)
     console.print(overview(rows))
     if len(rows) == 1:
         console.print(details(rows[0]))
+
+
+def told(rows: list[Gpu]) -> str:
+    """The answer in a line: what a single card has, else how many there are and from how much memory to how much."""
+    from kvtool.units import format_bytes
+
+    least, *_, most = sorted([rows[0], *rows], key=lambda gpu: gpu.memory_bytes)
+    if len(rows) == 1:
+        rates = {"GB/s": most.memory_bandwidth_gbps, "bf16 TFLOP/s": most.bf16_tflops}
+        known = [f"{_number(value)} {unit}" for unit, value in rates.items() if value is not None]
+        return f"{most.name}: " + ", ".join([format_bytes(most.memory_bytes), *known]) + "."
+    return f"{len(rows)} cards, {format_bytes(least.memory_bytes)} to {format_bytes(most.memory_bytes)}."
 
 
 def search(query: str | None) -> list[Gpu]:
@@ -80,7 +93,7 @@ def overview(rows: list[Gpu]) -> Table:
         for gpu in rows
     ]
     return Table(
-        title=f"{len(rows)} card{'s' if len(rows) > 1 else ''}",
+        title="Cards",
         columns=("gpu", "memory", "GB/s", "bf16 TFLOP/s", "fp8 TFLOP/s", "link GB/s"),
         rows=cells,
         labels=1,

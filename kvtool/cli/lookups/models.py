@@ -45,10 +45,20 @@ def models(
 
 
 def show(rows: Rows, console: Console) -> None:
-    """A line a model; of a single one its other facts too."""
+    """How many there are or what the one costs; a line a model; of a single one its other facts too."""
+    console.print(told(rows), style="bold", highlight=False, markup=False)
     console.print(overview(rows))
     if len(rows) == 1:
         console.print(details(*rows[0]))
+
+
+def told(rows: Rows) -> str:
+    """The answer in a line: what a token of a single model costs, else how many there are, cheapest to dearest."""
+    costs = sorted((bytes_per_token(model), entry.id) for entry, model in rows)
+    (least, _), (most, dearest) = costs[0], costs[-1]
+    if len(rows) == 1:
+        return f"{dearest}: {most:,} bytes of KV cache a token in bf16, {_size(rows[0][1].params_total)} parameters."
+    return f"{len(rows)} models, {least:,} to {most:,} bytes of KV cache a token in bf16."
 
 
 def load(path: Path | None) -> Catalogue:
@@ -117,7 +127,7 @@ def overview(rows: Rows) -> Table:
         for entry, model in rows
     ]
     return Table(
-        title=f"{len(rows)} model{'s' if len(rows) > 1 else ''}",
+        title="Models",
         columns=("model", "attention", "layers", "heads", "params", "KV bytes/token"),
         rows=cells,
         labels=2,

@@ -12,11 +12,12 @@ from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import stacked
+from kvtool.kernels.fused import Input
 from kvtool.kernels.interface import Kernels, Pages, Softmax, Weight
 
 
 class GroupedQueryAttention:
-    """x [T, hidden] -> attention of it. Writes the K and V of the step's tokens first."""
+    """x [T, hidden] -> attention of it, + plus. Writes the K and V of the step's tokens first."""
 
     def __init__(
         self,
@@ -31,7 +32,6 @@ class GroupedQueryAttention:
         rotates: bool = True,
     ) -> None:
         self.num_heads, self.kv_heads, self.head_dim = num_heads, shape.kv_heads, shape.k_head_dim
-        # `is_by_head`: each head is normalised for itself, if at all, and turned whole, as one kernel does it.
         self.rotates, self.is_local = rotates, isinstance(shape, SlidingAttention)
         self.softmax = Softmax(
             scale=decoder.attention_scale or self.head_dim**-0.5,
@@ -61,7 +61,6 @@ class GroupedQueryAttention:
             )
         elif decoder.qk_norm:
             self.qk_norm = RmsNorm(self._stacked_norms(weights, prefix), decoder.norm_eps)
-        self.is_by_head = rotates and decoder.rotary_fraction == 1.0 and self.q_norm is None
 
     def _stacked_norms(self, weights: WeightSource, prefix: str) -> Tensor:
         """[HQ + HKV, D]: one weight row per head, so that Q and K are normalised in one pass."""
@@ -69,33 +68,25 @@ class GroupedQueryAttention:
         k_norm = weights.tensor(f"{prefix}.k_norm.weight", self.head_dim)
         return torch.cat((q_norm.expand(self.num_heads, -1), k_norm.expand(self.kv_heads, -1)))
 
-    def __call__(self, x: Tensor, step: StepContext, pages: Pages) -> Tensor:
-        qkv = step.kernels.linear(x, self.qkv).view(len(x), -1, self.head_dim)
+    def __call__(self, x: Input, step: StepContext, pages: Pages, plus: Tensor | None = None) -> Tensor:
+        qkv = step.linear(x, self.qkv).view(-1, self.num_heads + 2 * self.kv_heads, self.head_dim)
         q = self._split(qkv, step, pages)
-        return step.kernels.linear(self._attend(q, step, pages).flatten(1), self.out)
+        return step.linear(self._attend(q, step, pages).flatten(1), self.out, plus)
 
     def _split(self, qkv: Tensor, step: StepContext, pages: Pages) -> Tensor:
         """Q and K normalised and turned; K and V written to the pages; Q [T, HQ, D] returned."""
         kernels, slots = step.kernels, step.batch.slots
-        rotation = step.local_rotation if self.is_local else step.rotation
-        if self.is_by_head:
+        turn = step.local_rotation if self.is_local else step.rotation
+        rotation = turn if self.rotates else None
+        if self.q_norm is None or self.k_norm is None:
             norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
             return kernels.split_qkv(qkv, norms, eps, rotation, pages, slots)
-        qk, v = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
-        qk = self._normalised(qk, kernels)
-        if self.rotates:
-            qk = kernels.rotate(qk, rotation)
+        # Norms over all heads of Q, and over those of K.
+        q, k, v = qkv.flatten(1).split((self.q_norm.size, self.k_norm.size, self.k_norm.size), dim=-1)
+        qk = torch.cat((self.q_norm(q, kernels), self.k_norm(k, kernels)), dim=-1).unflatten(1, (-1, self.head_dim))
+        qk, v = qk if rotation is None else kernels.rotate(qk, rotation), v.unflatten(1, (-1, self.head_dim))
         kernels.store(qk[:, self.num_heads :], v, pages, slots)
         return qk[:, : self.num_heads]
-
-    def _normalised(self, qk: Tensor, kernels: Kernels) -> Tensor:
-        """qk [T, HQ + HKV, D], by head or over all heads of Q and of K."""
-        if self.qk_norm is not None:
-            return self.qk_norm(qk, kernels)
-        if self.q_norm is None or self.k_norm is None:
-            return qk
-        q, k = qk.flatten(1).split((self.q_norm.size, self.k_norm.size), dim=-1)
-        return torch.cat((self.q_norm(q, kernels), self.k_norm(k, kernels)), dim=-1).view(qk.shape)
 
     def _attend(self, q: Tensor, step: StepContext, pages: Pages) -> Tensor:
         batch, kernels = step.batch, step.kernels

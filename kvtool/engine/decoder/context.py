@@ -10,14 +10,16 @@ from torch import Tensor
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.gathered import Gathered
 from kvtool.engine.decoder.part import Communicator
-from kvtool.kernels.interface import Kernels
+from kvtool.kernels.fused import FusedKernels, Input, Normed
+from kvtool.kernels.interface import GatedWeight, Kernels, Weight
 
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """`rotation` is the cos and sin of the step's positions, computed once for all layers; `local_rotation` is that of
     sliding layers where they have a base of their own. `gathered` is there for the prefill rows of MLA. `others` are
-    asked where the weights are a part of the model's; `mlp_batch` has the tokens that the MLP computes."""
+    asked where the weights are a part of the model's; `mlp_batch` has the tokens that the MLP computes. `fused` is
+    there where products do the norm before them and the sum behind them too."""
 
     batch: StepBatch
     kernels: Kernels
@@ -26,6 +28,22 @@ class StepContext:
     others: Communicator
     mlp_batch: StepBatch
     gathered: Gathered | None = None
+    fused: FusedKernels | None = None
+
+    def linear(self, x: Input, weight: Weight, plus: Tensor | None = None) -> Tensor:
+        """x W^T + bias, + plus."""
+        if self.fused is not None:
+            return self.fused.linear(x, weight, plus)
+        assert not isinstance(x, Normed), "only fused products normalise"
+        product = self.kernels.linear(x, weight)
+        return product if plus is None else product + plus
+
+    def gated(self, x: Input, weight: GatedWeight) -> Tensor:
+        """The gate of both products of x."""
+        if self.fused is not None:
+            return self.fused.gated(x, weight)
+        assert not isinstance(x, Normed), "only fused products normalise"
+        return self.kernels.gated(x, weight)
 
 
 def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:

@@ -17,17 +17,20 @@ from kvtool.catalog.model import LatentAttention
 from kvtool.engine.decoder.context import StepContext, join
 from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
+from kvtool.engine.decoder.residual import normed
 from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
+from kvtool.kernels.fused import Input
 from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says
 
 
-class LatentQueryProjection:
-    """x [T, hidden] -> q [T, heads, nope + rope], through a low-rank query where the model has one."""
+class LatentProjection:
+    """x [T, hidden] -> q [T, heads, nope + rope], through a low-rank query where the model has one, and the latents
+    with their rotary keys [T, R + rope]. Both begin with one product."""
 
     def __init__(
         self,
@@ -40,29 +43,38 @@ class LatentQueryProjection:
         kernels: Kernels,
         prefix: str,
     ) -> None:
-        self.num_heads = num_heads
-        rank = shape.q_lora_rank
-        self.rank = rank
-        if rank is None:
-            last = weights.tensor(f"{prefix}.q_proj.weight", num_heads * head_dim, hidden_size)
-        else:
-            name, has_bias = f"{prefix}.q_a_proj", decoder.qkv_bias
-            self.down = load_linear(kernels, weights, name, rank, hidden_size, bias=has_bias)
+        rank, turned = shape.q_lora_rank, shape.qk_rope_head_dim if decoder.rope_interleaved else 0
+        self.num_heads, self.head_dim = num_heads, head_dim
+        width = num_heads * head_dim
+        first = ("q_proj", width, False) if rank is None else ("q_a_proj", rank, decoder.qkv_bias)
+        last = ("kv_a_proj_with_mqa", shape.kv_lora_rank + shape.qk_rope_head_dim, decoder.qkv_bias)
+        parts = []
+        for name, rows, has_bias in (first, last):
+            tensors = [weights.tensor(f"{prefix}.{name}.weight", rows, hidden_size)]
+            tensors += [weights.tensor(f"{prefix}.{name}.bias", rows)] if has_bias else []
+            heads = num_heads if name == "q_proj" else 1
+            parts.append(tensors if name == "q_a_proj" else [_halves_last(t, heads, turned) for t in tensors])
+        (of_query, *query_bias), (of_latent, *latent_bias) = parts
+        self.widths = len(of_query), len(of_latent)
+        bias = None
+        if latent_bias:
+            bias = torch.cat((*(query_bias or [latent_bias[0].new_zeros(len(of_query))]), *latent_bias))
+        self.inner = kernels.prepare(Weight(torch.cat((of_query, of_latent)), bias))
+        self.norm = self.up = None
+        if rank is not None:
             self.norm = RmsNorm(weights.tensor(f"{prefix}.q_a_layernorm.weight", rank), _LATENT_NORM_EPS)
-            last = weights.tensor(f"{prefix}.q_b_proj.weight", num_heads * head_dim, rank)
-        per_head = last.unflatten(0, (num_heads, head_dim))
-        if decoder.rope_interleaved:
-            per_head = _halves_last(per_head, shape.qk_rope_head_dim)
-        self.up = kernels.prepare(Weight(per_head.flatten(0, 1)))
+            up = weights.tensor(f"{prefix}.q_b_proj.weight", width, rank)
+            self.up = kernels.prepare(Weight(_halves_last(up, num_heads, turned)))
 
-    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
-        if self.rank is not None:
-            x = self.norm(kernels.linear(x, self.down), kernels)
-        return kernels.linear(x, self.up).view(len(x), self.num_heads, -1)
+    def __call__(self, x: Input, step: StepContext) -> tuple[Tensor, Tensor]:
+        query, latent = step.linear(x, self.inner).split(self.widths, dim=1)
+        if self.norm is not None and self.up is not None:
+            query = step.linear(normed(query, self.norm, step), self.up)
+        return query.view(-1, self.num_heads, self.head_dim), latent
 
 
 class MultiHeadLatentAttention:
-    """x [T, hidden] -> attention of it. Writes [latent, rotated key] of the tokens first."""
+    """x [T, hidden] -> attention of it, + plus. Writes [latent, rotated key] of the tokens first."""
 
     def __init__(
         self,
@@ -80,10 +92,9 @@ class MultiHeadLatentAttention:
         self.nope, self.rope, self.rank = shape.qk_nope_head_dim, shape.qk_rope_head_dim, shape.kv_lora_rank
         self.num_heads, self.v_head_dim = num_heads, shape.v_head_dim
         self.softmax = Softmax(_softmax_scale(decoder, self.nope + self.rope))
-        self.query = LatentQueryProjection(
+        self.inner = LatentProjection(
             shape, num_heads, self.nope + self.rope, hidden_size, decoder, weights, kernels, prefix
         )
-        self.latent = self._latent_projection(hidden_size, decoder, weights, kernels, f"{prefix}.kv_a_proj_with_mqa")
         norm = weights.tensor(f"{prefix}.kv_a_layernorm.weight", self.rank)
         self.latent_norm = RmsNorm(norm, _LATENT_NORM_EPS)
         up = weights.tensor(f"{prefix}.kv_b_proj.weight", num_heads * (self.nope + self.v_head_dim), self.rank)
@@ -94,29 +105,21 @@ class MultiHeadLatentAttention:
         width, output_bias = num_heads * self.v_head_dim, decoder.output_bias
         self.out = load_linear(kernels, weights, f"{prefix}.o_proj", hidden_size, width, bias=output_bias)
 
-    def _latent_projection(
-        self, hidden_size: int, decoder: Decoder, weights: WeightSource, kernels: Kernels, name: str
-    ) -> Weight:
-        width = self.rank + self.rope
-        weight = weights.tensor(f"{name}.weight", width, hidden_size)
-        bias = weights.tensor(f"{name}.bias", width) if decoder.qkv_bias else None
-        if decoder.rope_interleaved:
-            weight = _halves_last(weight[None], self.rope)[0]
-            bias = None if bias is None else _halves_last(bias[None], self.rope)[0]
-        return kernels.prepare(Weight(weight, bias))
-
-    def __call__(self, x: Tensor, step: StepContext, pages: Pages) -> Tensor:
+    def __call__(self, x: Input, step: StepContext, pages: Pages, plus: Tensor | None = None) -> Tensor:
         absorbed, q = self._queries(x, step, pages)
         decode, prefill = step.batch.decode, step.batch.prefill
         decoded = self._decode(absorbed, decode, pages, step.kernels) if decode else None
         prefilled = self._prefill(q, prefill, step, pages) if prefill else None
-        return step.kernels.linear(join(decoded, prefilled).flatten(1), self.out)
+        return step.linear(join(decoded, prefilled).flatten(1), self.out, plus)
 
-    def _queries(self, x: Tensor, step: StepContext, pages: Pages) -> tuple[Tensor, Tensor]:
+    def _queries(self, x: Input, step: StepContext, pages: Pages) -> tuple[Tensor, Tensor]:
         """Absorbed queries [D, H, R + rope] of the D decode rows and q [T - D, H, nope + rope] of the others; the
         latents of all rows go to the pages."""
         norm, num_decodes = self.latent_norm, step.batch.num_decodes
-        q, latent = self.query(x, step.kernels), step.kernels.linear(x, self.latent)
+        q, latent = self.inner(x, step)
+        if step.fused is not None and num_decodes == len(q):
+            given = step.rotation, pages, step.batch.slots, self.w_uk
+            return step.fused.absorbed(q, latent, norm.weight, norm.eps, *given), q[:0]
         absorbed = step.kernels.split_latent(
             q, latent, norm.weight, norm.eps, step.rotation, pages, step.batch.slots, num_decodes
         )
@@ -167,10 +170,14 @@ def _softmax_scale(decoder: Decoder, head_dim: int) -> float:
     return float(head_dim**-0.5 * mscale**2)
 
 
-def _halves_last(rows: Tensor, rope_dim: int) -> Tensor:
-    """Reorder the last `rope_dim` output rows of [n, out, ...] from pairs to halves, which is how `rotate` turns them.
+def _halves_last(rows: Tensor, heads: int, rope_dim: int) -> Tensor:
+    """Reorder the last `rope_dim` rows of each head of [heads x n, ...] from pairs to halves, which is how `rotate`
+    turns them; 0: as they are.
 
     The same reordering on Q and K leaves every dot product as it is.
     """
-    plain, turned = rows[:, :-rope_dim], rows[:, -rope_dim:]
-    return torch.cat((plain, turned[:, 0::2], turned[:, 1::2]), dim=1)
+    if not rope_dim:
+        return rows
+    by_head = rows.unflatten(0, (heads, -1))
+    plain, turned = by_head[:, :-rope_dim], by_head[:, -rope_dim:]
+    return torch.cat((plain, turned[:, 0::2], turned[:, 1::2]), dim=1).flatten(0, 1)

@@ -10,32 +10,33 @@ from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.linear import gate_of, load_linear
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import stacked
+from kvtool.kernels.fused import Input
 from kvtool.kernels.interface import GatedWeight, Kernels, Weight
 from kvtool.kernels.plain import activation
 
 
 class GatedMlp:
-    """down(activation(gate x) * up x)."""
+    """down(activation(gate x) * up x), + plus."""
 
     capturable = True
 
     def __init__(self, inner: GatedWeight, down: Weight) -> None:
         self.inner, self.down = inner, down
 
-    def __call__(self, x: Tensor, step: StepContext) -> Tensor:
-        return step.kernels.linear(step.kernels.gated(x, self.inner), self.down)
+    def __call__(self, x: Input, step: StepContext, plus: Tensor | None = None) -> Tensor:
+        return step.linear(step.gated(x, self.inner), self.down, plus)
 
 
 class Mlp:
-    """down(activation(up x)). Raises KvtoolError for an unknown activation."""
+    """down(activation(up x)), + plus. Raises KvtoolError for an unknown activation."""
 
     capturable = True
 
     def __init__(self, up: Weight, down: Weight, name: str) -> None:
         self.up, self.down, self.activated = up, down, activation(name)
 
-    def __call__(self, x: Tensor, step: StepContext) -> Tensor:
-        return step.kernels.linear(self.activated(step.kernels.linear(x, self.up)), self.down)
+    def __call__(self, x: Input, step: StepContext, plus: Tensor | None = None) -> Tensor:
+        return step.linear(self.activated(step.linear(x, self.up)), self.down, plus)
 
 
 def load_mlp(

@@ -21,10 +21,11 @@ from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
 from kvtool.engine.decoder.part import Alone, Communicator
-from kvtool.engine.decoder.residual import Residual
+from kvtool.engine.decoder.residual import Residual, joined, plus_of
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
+from kvtool.kernels.fused import FusedKernels, Normed
 from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
@@ -53,11 +54,14 @@ class DecoderLayer:
         self.mlp = _mlp(model, decoder, index, weights, kernels, f"{prefix}.mlp")
 
     def __call__(self, stream: Residual, step: StepContext, pages: Pages) -> Residual:
-        normed, x = stream.normed(self.attention_in, step.kernels)
         others = step.others
-        stream = Residual(x, others.attended(self.attention(normed, step, pages)), self.attention_out)
-        normed, x = stream.normed(self.mlp_in, step.kernels)
-        return Residual(x, others.reduced(self.mlp(others.gathered(normed), step)), self.mlp_out)
+        normed, x = stream.normed(self.attention_in, step)
+        plus = plus_of(x, self.attention_out, step)
+        attended = others.attended(self.attention(normed, step, pages, plus))
+        normed, x = joined(x, attended, self.attention_out, plus).normed(self.mlp_in, step)
+        plus = plus_of(x, self.mlp_out, step)
+        given = normed if isinstance(normed, Normed) else others.gathered(normed)
+        return joined(x, others.reduced(self.mlp(given, step, plus)), self.mlp_out, plus)
 
 
 class Transformer:
@@ -124,14 +128,15 @@ class Transformer:
         rotation = self.rope.at(batch.positions)
         local = rotation if self.local_rope is self.rope else self.local_rope.at(batch.positions)
         copied, tokens = self._gathered(batch, layers[0], kernels), self.others.tokens(batch)
-        step = StepContext(batch, kernels, rotation, local, self.others, tokens, copied)
+        fused = self._fused(batch, kernels)
+        step = StepContext(batch, kernels, rotation, local, self.others, tokens, copied, fused)
         return self.embedding(batch, self.others), step
 
     def finish(
         self, x: Tensor, step: StepContext, layers: list[Pages], *, wait: Callable[[int], None] | None = None
     ) -> Tensor:
         """The logits, out of what `start` gave."""
-        stream, rows, kernels = Residual(x), step.batch.sample_rows, step.kernels
+        stream, rows = Residual(x), step.batch.sample_rows
         for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
             if wait is not None:
                 wait(index)
@@ -140,8 +145,14 @@ class Transformer:
                 self.after_layer(index)
         if rows is not None:
             stream = stream.rows(rows)
-        logits = kernels.linear(stream.normed(self.norm, kernels)[0], self.head)
+        logits = step.linear(stream.normed(self.norm, step)[0], self.head)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
+
+    def _fused(self, batch: StepBatch, kernels: Kernels) -> FusedKernels | None:
+        """Of few rows, where nobody else has a part of what is added."""
+        fused = kernels.fused
+        few = fused is not None and len(batch.token_ids) <= fused.most_rows
+        return fused if few and isinstance(self.others, Alone) else None
 
     def _gathered(self, batch: StepBatch, pages: Pages, kernels: Kernels) -> Gathered | None:
         """The prefill rows of MLA, which are decompressed side by side, in blocks of a tile of the kernel."""

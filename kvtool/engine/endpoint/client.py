@@ -114,7 +114,7 @@ class Client:
             exchange = self._sent(method, path, body, deadline_s)
             if exchange.response.status not in REDIRECTS:
                 return exchange
-            exchange.connection.close()
+            exchange.close()
             path = self._redirected(method, path, exchange.response)
         raise EndpointError("redirect", f"{self.address.origin} redirects in a circle")
 
@@ -140,7 +140,8 @@ class Client:
         return HTTPConnection(host, port, timeout=CONNECT_S)
 
     def _headers(self, body: bytes | None) -> dict[str, str]:
-        headers = {"User-Agent": f"kvtool/{__version__}", "Accept": "*/*"}
+        host = self.address.origin.partition("://")[2]
+        headers = {"Host": host, "User-Agent": f"kvtool/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self._key is not None:
@@ -164,8 +165,7 @@ class Client:
     def _done_with(self, exchange: Exchange) -> None:
         """Its connection waits for the next request, where it can."""
         if not exchange.reusable:
-            exchange.response.close()
-            exchange.connection.close()
+            exchange.close()
             return
         with self._lock:
             self._idle.append(exchange.connection)

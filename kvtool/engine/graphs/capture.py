@@ -16,7 +16,7 @@ from kvtool.engine.sampler import Draw
 from kvtool.machine.device import device_errors
 from kvtool.units import round_up
 
-WARM_UPS = 2  # the first compiles, and times what is chosen by timing; the second shows that nothing is left to do
+WARM_UPS = 2  # the first compiles and, where it is prepared, times what is chosen by timing; the second finds all done
 SMALL_BUCKETS = (1, 2, 4)
 BUCKET_STEP = 8
 
@@ -54,6 +54,11 @@ class CudaCapture:
                 step()
         torch.cuda.current_stream().wait_stream(self._stream)
         generator.set_state(state)
+
+
+def captured_bytes(loaded: LoadedModel, num_rows: int) -> int:
+    """Memory that captured steps of up to so many rows hold at least, which all of them share: that of their logits."""
+    return num_rows * loaded.vocab_size * loaded.torch_dtype.itemsize
 
 
 def bucket_of(num_rows: int, most: int) -> int:

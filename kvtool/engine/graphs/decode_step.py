@@ -86,4 +86,5 @@ def decode_step(
     found = loaded.transformer(batch, pool.layers, loaded.kernels)
     if logits is not None:
         logits.copy_(found)
-    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator))
+    cut = loaded.kernels.nucleus
+    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator, cut))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.units import split_list
@@ -45,7 +46,7 @@ class Disaggregation:
 
 def parse_disaggregation(text: str) -> Disaggregation:
     """`prefill=1,decode=1`, and any of prefill-tp, decode-tp, transfer, by, listen. Raises KvtoolError."""
-    given: dict[str, str | int] = {}
+    given: dict[str, Any] = {}
     for item in split_list(text):
         name, _, value = item.partition("=")
         if name in _COUNTS:
@@ -63,4 +64,4 @@ def parse_disaggregation(text: str) -> Disaggregation:
             raise KvtoolError(f"--disaggregate {item!r} is none of {', '.join(known)}{did_you_mean(name, known)}")
     if not {"prefill", "decode"} <= given.keys():
         raise KvtoolError(f"--disaggregate {text!r}: say how many engines of each, as prefill=1,decode=1")
-    return Disaggregation(**given)  # type: ignore[arg-type]
+    return Disaggregation(**given)

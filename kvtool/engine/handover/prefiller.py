@@ -67,12 +67,10 @@ class Prefiller:
         """Those with a first token go."""
         for sequence in sequences:
             leaving = self.leaving.pop(sequence.id)
-            came = {"tokens": sequence.output_ids, "times_s": list(sequence.token_times_s)}
+            came: dict[str, Any] = {"tokens": sequence.output_ids, "times_s": list(sequence.token_times_s)}
             cached = sequence.cached_tokens or 0
             if sequence.is_finished:
-                self.pipe.send(
-                    Came(request=leaving.ask.request, **came, is_finished=True, cached_tokens=cached)  # type: ignore[arg-type]
-                )
+                self.pipe.send(Came(request=leaving.ask.request, **came, is_finished=True, cached_tokens=cached))
                 continue
             self.pipe.send(self._hand_over(leaving, came, cached))
             self.engine.scheduler.finish(sequence)

@@ -83,12 +83,13 @@ class ContextKernels:
         return out
 
     def sends_keys(self, q: Tensor, pages: Pages, rows: ContextRows) -> bool:
-        """Whether keys go round: as asked for, else where they are fewer bytes."""
-        if self._ring != "auto":
+        """Whether keys go round: as asked for, else where they are fewer bytes, or sooner over the measured link."""
+        if self._ring in ("pass-kv", "pass-q"):
             return self._ring == "pass-kv"
+        link = self._group.measured_link(q.device) if self._ring == "measured" else None
         return rows.once(
             "sends_keys",
-            lambda: passes_kv(ring_shape(q, pages), rows.key_tokens(self._group.size), rows.query_tokens()),
+            lambda: passes_kv(ring_shape(q, pages), rows.key_tokens(self._group.size), rows.query_tokens(), link),
         )
 
     def _own_keys(self, pages: Pages, rows: ContextRows, dtype: torch.dtype) -> Keys:

@@ -12,10 +12,18 @@ from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.batch import build_batch
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.engine import Engine
+from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.ranks.lead import RankedModel
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.sequence import SamplingParams, Sequence
+
+
+def engine_on(loaded: LoadedModel, *, num_pages: int, config: EngineConfig) -> Engine | Replicas:
+    """What runs requests on the layout that the model is loaded on, with `num_pages` of each replica."""
+    if isinstance(loaded, RankedModel) and loaded.seat.layout.dp > 1:
+        return Replicas(loaded, num_pages=num_pages, config=config)
+    return Engine(loaded, num_pages=num_pages, config=config)
 
 
 class Replicas:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kvtool.catalog.model import Model
+from kvtool.engine.weights import int8
 from kvtool.engine.weights.mxfp4 import dequantised
 from kvtool.engine.weights.names import CheckpointNames, Stored
 from kvtool.engine.weights.source import finite
@@ -54,9 +55,19 @@ class SafetensorsWeights:
         return finite(stored.name, found.to(device=self._device, dtype=self._dtype, copy=True).contiguous())
 
     def blocks(self, name: str) -> Blocks | None:
-        return None
+        if self._device.type != "cpu" or self._dtype != torch.bfloat16:
+            return None
+        stored = self._names.find(name)
+        found = None if stored.expert is not None else self._int8(stored.name)
+        return None if found is None else found.map(stored.part)
+
+    def _int8(self, name: str) -> Blocks | None:
+        return int8.int8_blocks(name, self._open, lambda stored: self._handle(stored).get_tensor(stored))
 
     def _whole(self, name: str) -> Tensor:
+        blocks = self._int8(name)
+        if blocks is not None:
+            return int8.dequantised(blocks)
         return self._checked(name, self._handle(name).get_tensor(name))
 
     def _expert(self, stored: Stored) -> Tensor:
@@ -83,6 +94,7 @@ class SafetensorsWeights:
     def _checked(self, name: str, found: Tensor) -> Tensor:
         if found.dtype not in _FLOATS:
             raise KvtoolError(
-                f"tensor {name!r} is stored as {found.dtype}: the engine runs fp32, bf16 and fp16 checkpoints"
+                f"tensor {name!r} is stored as {found.dtype}: the engine runs checkpoints in fp32, bf16 and fp16, and "
+                "int8 of compressed-tensors"
             )
         return found

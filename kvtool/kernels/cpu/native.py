@@ -26,8 +26,7 @@ SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 TOKENS_AT_ONCE = 128  # as in pages.h
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2}
-WOVEN_FROM_ROWS = 5  # as in products.c
-TILES_FROM_ROWS = 5
+MOST_AS_THEY_CAME = {True: 8, False: 4}  # rows, with AMX and without: as in products.c
 MANY = 32768  # elements from which a second thread pays
 ROWS_OF_A_TILE = 16
 
@@ -91,12 +90,13 @@ class Native:
     def _woven(self, x: Tensor) -> Tensor | None:
         """Room for the rows in the order in which a product of several reads them."""
         rows, width = x.shape
-        return self._empty(ceil_div(rows, ROWS_OF_A_TILE) * ROWS_OF_A_TILE, width) if rows >= WOVEN_FROM_ROWS else None
+        if rows <= MOST_AS_THEY_CAME[self.has_tiles]:
+            return None
+        return self._empty(ceil_div(rows, ROWS_OF_A_TILE) * ROWS_OF_A_TILE, width)
 
     def _inputs(self, x: Tensor, woven: Tensor | None) -> tuple[int | None, ...]:
         """The fields of `Inputs`."""
-        tiles = self.has_tiles and len(x) >= TILES_FROM_ROWS
-        return x.data_ptr(), x.stride(0), _address(woven), *x.shape, tiles
+        return x.data_ptr(), x.stride(0), _address(woven), *x.shape, self.has_tiles
 
     def quantised_linear(self, x: Tensor, weight: Codes, bias: Tensor | None) -> Tensor:
         """`linear` for a weight out of `packed_codes`."""

@@ -136,7 +136,7 @@ class QuantisedLinear:
 
     def __init__(self, kernels: Native, stored: Blocks, bias: Tensor | None) -> None:
         self.kernels, self.codes, self.bias = kernels, packed_codes(stored), bias
-        self.nbytes = self.codes.blocks.nbytes
+        self.nbytes = self.codes.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.quantised_linear(x, self.codes, self.bias)
@@ -151,7 +151,7 @@ class QuantisedGatedLinear:
         self.kernels, self.biases, self.activation = kernels, biases, activation
         half = len(stored.codes) // 2
         self.gate, self.up = packed_codes(stored.map(lambda x: x[:half])), packed_codes(stored.map(lambda x: x[half:]))
-        self.nbytes = self.gate.blocks.nbytes + self.up.blocks.nbytes
+        self.nbytes = self.gate.nbytes + self.up.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.quantised_gated_linear(x, self.gate, self.up, self.biases, self.activation)

@@ -53,10 +53,13 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return plain.rotate(x, rotation)
 
 
-def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor) -> Tensor:
+def split_qkv(
+    qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
+) -> Tensor:
     kv_heads = pages.k.shape[2]
     qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
-    qk = rotate(qk if norms is None else rms_norm(qk, norms, eps), rotation)
+    qk = qk if norms is None else rms_norm(qk, norms, eps)
+    qk = qk if rotation is None else rotate(qk, rotation)
     store(qk[:, -kv_heads:], v, pages, slots)
     return qk[:, :-kv_heads]
 

@@ -38,12 +38,13 @@ class GatedLinear(ctypes.Structure):
 
 
 class QuantisedLinear(ctypes.Structure):
-    _fields_ = _fields(f"{_ROWS} *w bits has_least *bias *y out")
+    _fields_ = _fields(f"{_ROWS} *w bits numbers *row_scales *bias *y out")
 
 
 class QuantisedGatedLinear(ctypes.Structure):
     _fields_ = _fields(
-        f"{_ROWS} *gate gate_bits gate_has_least *up up_bits up_has_least *gate_bias *up_bias *y out activation"
+        f"{_ROWS} *gate gate_bits gate_numbers *gate_row_scales *up up_bits up_numbers *up_row_scales "
+        "*gate_bias *up_bias *y out activation"
     )
 
 

@@ -76,13 +76,14 @@ class PackedKernels:
             self.base.store(k, v, pages, slots)
 
     def split_qkv(
-        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
     ) -> Tensor:
         if not isinstance(pages, PackedPages):
             return self.base.split_qkv(qkv, norms, eps, rotation, pages, slots)
         kv_heads = pages.k.shape[2]
         qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
-        qk = self.base.rotate(qk if norms is None else self.base.rms_norm(qk, norms, eps), rotation)
+        qk = qk if norms is None else self.base.rms_norm(qk, norms, eps)
+        qk = qk if rotation is None else self.base.rotate(qk, rotation)
         self.write(pages, qk[:, -kv_heads:], v, slots)
         return qk[:, :-kv_heads]
 

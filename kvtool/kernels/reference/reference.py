@@ -1,6 +1,7 @@
 """The obvious torch twin of every kernel, as `interface.Kernels` promises them."""
 
-from kvtool.kernels.plain import record
+from kvtool.kernels.plain import nucleus, record
+from kvtool.kernels.reference import fused
 from kvtool.kernels.reference.attention import decode, gather, prefill, store
 from kvtool.kernels.reference.step import (
     add_rms_norm,
@@ -20,9 +21,11 @@ __all__ = [
     "add_rms_norm",
     "decode",
     "experts",
+    "fused",
     "gated",
     "gather",
     "linear",
+    "nucleus",
     "place",
     "prefill",
     "prepare",

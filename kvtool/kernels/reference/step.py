@@ -58,13 +58,15 @@ def add_rms_norm(
     return added if weight is None else (_rms_norm(_wide(added), eps) * weight).to(x.dtype), added
 
 
-def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor) -> Tensor:
+def split_qkv(
+    qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
+) -> Tensor:
     kv_heads = pages.k.shape[2]
     qk, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
     wide = _wide(qk)
     if norms is not None:
         wide = _rms_norm(wide, eps) * norms
-    turned = plain.rotate(wide, rotation)
+    turned = wide if rotation is None else plain.rotate(wide, rotation)
     store(turned[:, -kv_heads:], v, pages, slots)
     return turned[:, :-kv_heads].to(qkv.dtype)
 

@@ -34,7 +34,7 @@ class SparseKernels:
             pages.note(slots)
 
     def split_qkv(
-        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor
+        self, qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
     ) -> Tensor:
         q = self.base.split_qkv(qkv, norms, eps, rotation, pages, slots)
         if isinstance(pages, QuestPages):

@@ -40,6 +40,7 @@ def softmax_arguments(softmax: Softmax, keys: Keys) -> dict[str, object]:
         "cap": softmax.softcap * math.log2(math.e),
         "window": span(softmax),
         "CAPPED": softmax.softcap > 0,
+        "WINDOWED": softmax.window > 0,
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels.triton import gpu
+from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.arguments import Keys, softmax_arguments, span
 from kvtool.kernels.triton.jit.decode import decode_kernel, merge_kernel
 from kvtool.kernels.triton.jit.prefill import prefill_kernel
@@ -33,6 +33,7 @@ def decode(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
     max_context = rows.block_tables.shape[1] * page
     resident = tile.resident_programs(keys.bytes_per_key, target)
     splits = rules.num_splits(num_seqs * programs, max_context, resident)
+    merged_rows = padded(min(tile.block_m, group * query_len))
     partial = lse = arrivals = None
     if splits > 1:
         partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
@@ -55,12 +56,15 @@ def decode(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
         q_head_stride=q.stride(1),
         table_stride=rows.block_tables.stride(0),
         SPLIT=splits > 1,
+        HALF=q.dtype == torch.bfloat16 and keys.k.dtype in checks.FP8_DTYPES,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), tile.num_warps),
+        MERGED_ROWS=merged_rows,
+        BLOCK_SPLITS=rules.merged_at_once(merged_rows * padded(v_dim), tile.num_warps),
         MIN_TILES=tile.min_tiles,
         **keys.arguments(tile, target),
         **softmax_arguments(softmax, keys),
+        **gpu.launched(q.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
@@ -89,6 +93,7 @@ def merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: in
         BLOCK_SPLITS=rules.merged_at_once(padded(v_dim), num_warps=4),
         BLOCK_N=tile.block_n,
         MIN_TILES=tile.min_tiles,
+        **gpu.launched(out.device),
         num_warps=4,
     )
 
@@ -120,6 +125,7 @@ def prefill(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
         BLOCK_N=tile.block_n,
         **keys.arguments(tile, target),
         **softmax_arguments(softmax, keys),
+        **gpu.launched(q.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=rules.MAX_REGISTERS,

@@ -10,6 +10,7 @@ from torch import Tensor
 from kvtool.errors import DeviceError
 
 if TYPE_CHECKING:
+    from kvtool.kernels.fused import Choice
     from kvtool.kernels.interface import ExpertWeights, Pages, Rotation, Rows, Scale, Softmax
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -85,24 +86,27 @@ def scales(k_scale: Scale, v_scale: Scale, pool: Tensor) -> None:
         require(scale.stride() == tensors[0].stride(), "k_scale and v_scale must be laid out alike")
 
 
-def split_qkv(qkv: Tensor, norms: Tensor | None, rotation: Rotation, pages: Pages, slots: Tensor) -> None:
-    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,D] twice, k and v [P,B,HKV,D]."""
+def split_qkv(qkv: Tensor, norms: Tensor | None, rotation: Rotation | None, pages: Pages, slots: Tensor) -> None:
+    """qkv [T,HQ+2*HKV,D] of rows side by side, norms [HQ+HKV,D], rotation [T,1,E] twice, k and v [P,B,HKV,D]."""
     k_cache, v_cache = pages.k, pages.v
     require(v_cache is not None, "latents have no K and V to split")
     assert v_cache is not None
     kv_heads, head_dim = k_cache.shape[2], qkv.shape[2]
     require(qkv.stride(1) == head_dim and qkv.stride(2) == 1, "the heads of a token of qkv must lie side by side")
     require(qkv.shape[1] > 2 * kv_heads, f"qkv {shape(qkv)} has no query beside {kv_heads} KV heads")
-    require(head_dim % 2 == 0, f"a head of {head_dim} has no two halves to turn")
     require(k_cache.dtype == v_cache.dtype, f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}")
     store(qkv[:, -kv_heads:], k_cache, slots)
     store(qkv[:, -kv_heads:], v_cache, slots)
     turned = (qkv.shape[1] - kv_heads, head_dim)
     require(norms is None or (norms.shape == turned and norms.is_contiguous()), f"norms are not contiguous {turned}")
     scales(pages.k_scale, pages.v_scale, k_cache)
-    for table in rotation:
-        require(table.shape == (len(qkv), 1, head_dim), f"rotation {shape(table)} does not fit qkv {shape(qkv)}")
-        require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
+    tables: tuple[Tensor, ...] = rotation or ()
+    for table in tables:
+        width = table.shape[-1]
+        fits = table.shape == (len(qkv), 1, width) and 0 < width <= head_dim
+        require(fits, f"rotation {shape(table)} does not fit qkv {shape(qkv)}")
+        require(width % 2 == 0, f"a head of {width} has no two halves to turn")
+        require(table.stride() == tables[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
 
 
 def split_latent(
@@ -130,6 +134,16 @@ def split_latent(
         require(table.stride() == rotation[0].stride() and table.stride(2) == 1, "cos and sin must be laid out alike")
 
 
+def absorbing(q: Tensor, w_uk: Tensor | None, latent_dim: int, num_absorbed: int) -> None:
+    """w_uk [H,N,R], of rows side by side, for q [T,H,N+E] of tokens that all decode."""
+    if w_uk is None:
+        return
+    fits = w_uk.ndim == 3 and w_uk.shape[0] == q.shape[1] and w_uk.shape[2] == latent_dim
+    require(fits and w_uk.shape[1] < q.shape[2], f"matrices {shape(w_uk)} do not absorb q {shape(q)}")
+    require(w_uk.stride()[1:] == (latent_dim, 1), "the matrices that absorb a query must have contiguous rows")
+    require(num_absorbed == len(q), f"{num_absorbed} of {len(q)} tokens absorb their queries")
+
+
 def rows(*tensors: Tensor) -> None:
     """[T,n], all alike, of rows that are contiguous."""
     for tensor in tensors:
@@ -145,16 +159,40 @@ def norms(size: int, *weights: Tensor | None) -> None:
         require(fits, f"a norm is not {size} weights side by side")
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> None:
-    """x [T,K], weight [N,K], bias [N] and plus [T,N], of one dtype and with contiguous rows."""
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    norm: Tensor | None = None,
+    *,
+    is_gated: bool = False,
+) -> None:
+    """x [T,K], weight [N,K], bias [N] and plus [T,N], [T,N/2] if gated, of one dtype and with contiguous rows; norm [K]
+    of any."""
     require(x.ndim == 2 and weight.ndim == 2, f"x {shape(x)} and weight {shape(weight)} are not matrices")
     require(x.shape[1] == weight.shape[1], f"x {shape(x)} does not fit weight {shape(weight)}")
     require(bias is None or bias.shape == weight.shape[:1], "the bias does not fit the weight")
-    require(plus is None or plus.shape == (len(x), len(weight)), "what is added does not fit the product")
+    require(not is_gated or len(weight) % 2 == 0, f"weight {shape(weight)} has no two halves")
+    columns = len(weight) // 2 if is_gated else len(weight)
+    require(plus is None or plus.shape == (len(x), columns), "what is added does not fit the product")
+    norms(x.shape[1], norm)
     for tensor in (x, weight, bias, plus):
         if tensor is not None:
             require(tensor.dtype == x.dtype, f"a product of {x.dtype} and {tensor.dtype}")
             require(tensor.stride(-1) == 1, "the last dimension of what is multiplied must be contiguous")
+
+
+def choice(x: Tensor, choice: Choice) -> None:
+    """x [T,H] of contiguous rows, fp32 weight [E,H] and biases [E]."""
+    num_experts, hidden = choice.weight.shape
+    require(x.ndim == 2 and x.shape[1] == hidden, f"x {shape(x)} does not fit a router {shape(choice.weight)}")
+    require(x.stride(1) == 1, "the last dimension of the rows must be contiguous")
+    require(0 < choice.top_k <= num_experts, f"{choice.top_k} of {num_experts} experts")
+    require(num_experts % choice.groups == 0, f"{num_experts} experts in {choice.groups} groups")
+    for tensor in (choice.weight, choice.logit_bias, choice.bias):
+        fits = tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous())
+        require(fits, "what a router has is fp32 and contiguous")
 
 
 def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None) -> None:
@@ -215,6 +253,15 @@ def cache(pool: Tensor, name: str, ndim: int) -> None:
     if pool.is_cuda and pool.dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
         card = torch.cuda.get_device_name(pool.device)
         raise DeviceError(f"{card} has no fp8 (compute capability 8.9 and newer do): keep the KV cache in bf16 or fp16")
+
+
+def nucleus(probabilities: Tensor, top_ps: Tensor) -> None:
+    """probabilities [n, vocab] and top_ps [n], fp32."""
+    fits = probabilities.ndim == 2 and top_ps.shape == probabilities.shape[:1]
+    require(fits, f"top_ps {shape(top_ps)} do not fit probabilities {shape(probabilities)}")
+    for tensor in (probabilities, top_ps):
+        require(tensor.dtype == torch.float32, f"probabilities are fp32, not {tensor.dtype}")
+        require(tensor.stride(-1) == 1, "the last dimension of probabilities must be contiguous")
 
 
 def indices(tensor: Tensor, name: str, dtype: torch.dtype, ndim: int) -> None:

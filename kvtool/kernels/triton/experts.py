@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from kvtool.kernels.fused import Normed
 from kvtool.kernels.interface import ExpertWeights
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.experts import add_chosen_kernel, assign_kernel, experts_kernel
@@ -27,12 +28,21 @@ KERNEL_GATES = {
 }
 
 
-def experts_at_once(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None) -> Tensor:
-    """x [T,H], chosen and shares [T,k] -> [T,H]: for each token the sum of its experts times their shares, + plus.
+def experts_at_once(
+    x: Tensor,
+    weights: ExpertWeights,
+    chosen: Tensor,
+    shares: Tensor,
+    plus: Tensor | None,
+    norm: Normed | None = None,
+) -> Tensor:
+    """x [T,H], chosen and shares [T,k] -> [T,H]: for each token the sum of its experts times their shares, + plus. A
+    norm of x is done in the first product.
 
     Four launches: pairs of token and expert sorted by expert; gate, up and activation; down, times the share; the sum.
     """
     checks.experts(x, weights, chosen, shares, plus)
+    checks.norms(x.shape[1], None if norm is None else norm.weight)
     if len(x) == 0:
         return x.new_empty(0, x.shape[1])
     num_experts, hidden, width = weights.down.shape
@@ -42,9 +52,10 @@ def experts_at_once(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: T
     inner = x.new_empty(num_pairs, width)
     gate = weights.gate
     gate_up = {"alpha": float(gate.alpha), "limit": float(gate.limit), "ACTIVATION": KERNEL_GATES[gate.activation]}
+    gate_up |= {"norm_ptr": None if norm is None else norm.weight, "eps": 0.0 if norm is None else norm.eps}
     _product(x, weights.gate_up, weights.gate_up_bias, shares, order, blocks, inner, block_m, True, gate_up)
     each = x.new_empty(num_pairs, hidden)
-    down = {"alpha": 0.0, "limit": 0.0, "ACTIVATION": ""}
+    down = {"alpha": 0.0, "limit": 0.0, "ACTIVATION": "", "norm_ptr": None, "eps": 0.0}
     _product(inner, weights.down, weights.down_bias, shares, order, blocks, each, block_m, False, down)
     return _added(each, plus, chosen.shape[1])
 
@@ -65,6 +76,7 @@ def _placed(chosen: Tensor, num_experts: int, block_m: int) -> tuple[Tensor, Ten
         BLOCK_E=max(16, padded(num_experts)),
         BLOCK_P=max(16, min(padded(num_pairs), PAIRS_AT_ONCE)),
         BLOCK_M=block_m,
+        **gpu.launched(chosen.device),
         num_warps=4,
     )
     return order, blocks
@@ -105,6 +117,7 @@ def _product(
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         **gate,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=rules.MAX_REGISTERS,
@@ -124,6 +137,7 @@ def _added(each: Tensor, plus: Tensor | None, top_k: int) -> Tensor:
         0 if plus is None else plus.stride(0),
         SIZE=hidden,
         BLOCK=block,
+        **gpu.launched(each.device),
         num_warps=4,
     )
     return out

@@ -16,6 +16,7 @@ from kvtool.kernels.triton.tiles.rules import Target, Tiles
 from kvtool.kernels.triton.tiles.tuned import tiles_of
 
 MAX_ARRIVALS = 1024  # more than the sequences x KV heads that are ever split: they and their splits are all resident
+EARLY_CAPABILITY = 90  # of cards that launch programs ahead of time
 GRAPHS = -1  # in the place of a stream
 
 
@@ -51,6 +52,13 @@ def _target(device: torch.device) -> Target:
         properties["max_shared_mem"],
         tiles_of(torch.cuda.get_device_name(device), triton.__version__),
     )
+
+
+def launched(device: torch.device) -> dict[str, object]:
+    """How the kernels of a step are launched: before the launch in front of them is over, where the card can."""
+    if device.type == "cpu" or target(device).capability < EARLY_CAPABILITY:
+        return {"PDL": False}
+    return {"PDL": True, "launch_pdl": True}
 
 
 def arrivals(device: torch.device, count: int) -> Tensor | None:

@@ -94,6 +94,7 @@ def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> No
         PAGE=cache.shape[1],
         BLOCK_U=block_u,
         BLOCK_G=block_g,
+        **gpu.launched(rows.device),
         num_warps=4,
     )
 
@@ -119,6 +120,7 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
         PAGE=page,
         BLOCK_R=ROWS,
         BLOCK=padded(codec.elements // 2),
+        **gpu.launched(cache.device),
         num_warps=4,
     )
     return out
@@ -165,6 +167,7 @@ def decode_groups(q: Tensor, pages: PackedPages, rows: Rows, softmax: Softmax) -
         MIN_TILES=tile.min_tiles,
         **_keys(pages),
         **_softmax(softmax),
+        **gpu.launched(q.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=rules.MAX_REGISTERS,
@@ -199,8 +202,8 @@ def _softmax(softmax: Softmax) -> dict[str, object]:
 
 
 def _tile(head_dim: int, rows: int, query_bytes: int, target: Target) -> Tile:
-    """Half the keys of a 16-bit cache's tile, a quarter beside many rows that sit in registers too: what is unpacked
-    takes registers beside what it is unpacked from."""
+    """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is
+    unpacked takes registers beside what it is unpacked from."""
     whole = rules.attention_tile(head_dim, min(rows, 64), query_bytes, 2, target)
     part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
     return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.plain import record, rms_norm, rotate
-from kvtool.kernels.triton import attention, checks
+from kvtool.kernels.triton import attention, checks, fused
 from kvtool.kernels.triton.arguments import keys_of
 from kvtool.kernels.triton.groups import packed
+from kvtool.kernels.triton.sample import nucleus
 from kvtool.kernels.triton.step import (
     add_rms_norm,
     experts,
@@ -31,9 +32,11 @@ __all__ = [
     "add_rms_norm",
     "decode",
     "experts",
+    "fused",
     "gated",
     "gather",
     "linear",
+    "nucleus",
     "packed",
     "place",
     "prefill",

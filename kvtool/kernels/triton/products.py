@@ -8,8 +8,10 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -17,8 +19,11 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from triton.runtime.errors import OutOfResources
 
+from kvtool.kernels.choosing import may_time
 from kvtool.kernels.triton import checks, gpu
+from kvtool.kernels.triton.experts import KERNEL_GATES
 from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
+from kvtool.kernels.triton.rows import gate_halves, rms_norm
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.cold_time import cold_time_ms
 from kvtool.kernels.triton.tiles.products import (
@@ -32,62 +37,118 @@ from kvtool.kernels.triton.tiles.products import (
 from kvtool.kernels.triton.tiles.verdict import Verdicts
 from kvtool.system.compiled import cache_folder
 
+if TYPE_CHECKING:
+    from kvtool.kernels.interface import Gate
+
 CUBLAS = "cublas"
 _SOURCES = ("jit/product.py", "tiles/products.py")  # what a verdict is about: other code, other verdicts
 
-Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Around:
+    """What stands around a product: RMSNorm of x by `norm` [K] before it; behind it the `gate` of its halves, of a
+    weight [2N,K] that is the gate's over the other."""
+
+    norm: Tensor | None = None
+    eps: float = 0.0
+    gate: Gate | None = None
+
+    def __str__(self) -> str:
+        """What of it a verdict depends on."""
+        return (" norm" if self.norm is not None else "") + (f" {self.gate.activation}" if self.gate else "")
+
+    def in_kernel(self, dtype: torch.dtype, num_rows: int) -> bool:
+        """Whether a kernel of ours does it beside the product. What is to be divided by its root mean square may pass
+        fp16's range before, where it is rounded for tensor cores."""
+        fits = self.norm is None or dtype != torch.float16 or num_rows <= GEMV_ROWS
+        return fits and (self.gate is None or self.gate.activation in KERNEL_GATES)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], the fastest way."""
+NOTHING = Around()
+
+Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Around], Tensor]
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None, around: Around = NOTHING
+) -> Tensor:
+    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], gated [T,N/2], the fastest way known.
+
+    Ways are timed while somebody prepares alone, as `kvtool.kernels.choosing` says.
+    """
     if len(x) == 0 or len(x) > MAX_ROWS or not x.is_cuda:
-        return by_cublas(x, weight, bias, plus)
-    ways = candidates(len(x), weight)
-    calls = {name: partial(way, x, weight, bias, plus) for name, way in ways.items()}
-    may_time = not torch.cuda.is_current_stream_capturing()
+        return by_cublas(x, weight, bias, plus, around)
+    ways = candidates(len(x), weight, around)
+    calls = {name: partial(way, x, weight, bias, plus, around) for name, way in ways.items()}
+    timed = may_time() and not torch.cuda.is_current_stream_capturing()
     try:
-        fastest = verdicts(x.device).fastest(question(x, weight, bias, plus), calls, may_time=may_time)
+        fastest = verdicts(x.device).fastest(question(x, weight, bias, plus, around), calls, may_time=timed)
     except torch.OutOfMemoryError:  # no room to time anything now, which says nothing of the next time
         fastest = CUBLAS
     return calls[fastest]()
 
 
-def candidates(num_rows: int, weight: Tensor) -> dict[str, Product]:
+def candidates(num_rows: int, weight: Tensor, around: Around = NOTHING) -> dict[str, Product]:
     """The ways to multiply so many rows, cuBLAS first."""
     size = weight.element_size()
     found: dict[str, Product] = {CUBLAS: by_cublas}
+    if not around.in_kernel(weight.dtype, num_rows):
+        return found
     if num_rows <= GEMV_ROWS:
         found |= {name: partial(gemv, tile=tile) for name, tile in gemv_tiles(size).items()}
+        if around.norm is not None and weight.dtype == torch.float16:
+            return found
     tiles = product_tiles(size, gpu.target(weight.device))
     return found | {name: partial(split_product, tile=tile) for name, tile in tiles.items()}
 
 
-def question(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> str:
-    """What a verdict depends on besides the card: rows up to a power of two, N, K, dtype, and what is added."""
+def question(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, around: Around = NOTHING) -> str:
+    """What a verdict depends on besides the card: rows up to a power of two, N, K, dtype, and what stands around."""
     rows, (columns, depth) = rules.padded(len(x)), weight.shape
     added = "".join(f" +{name}" for name, there in (("bias", bias), ("plus", plus)) if there is not None)
-    return f"{rows}x{columns}x{depth} {str(x.dtype).removeprefix('torch.')}{added}"
+    return f"{rows}x{columns}x{depth} {str(x.dtype).removeprefix('torch.')}{added}{around}"
 
 
-def by_cublas(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+def by_cublas(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, around: Around = NOTHING) -> Tensor:
+    """A launch for each part."""
+    x = x if around.norm is None else rms_norm(x, around.norm, around.eps)
     product = torch_linear(x, weight, bias)
+    if around.gate is not None:
+        product = gate_halves(product, around.gate)
     return product if plus is None else product.add_(plus)
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *, tile: ProductTile) -> Tensor:
+def gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    around: Around = NOTHING,
+    *,
+    tile: ProductTile,
+) -> Tensor:
     """Of up to GEMV_ROWS rows."""
     rows = rules.padded(len(x))
     checks.require(rows <= GEMV_ROWS, f"{len(x)} rows are too many for a GEMV of {GEMV_ROWS}")
     constants = {"ROWS": rows, "STAGES": tile.num_stages}
-    return _in_splits(gemv_kernel, constants, x, weight, bias, plus, tile, rows, held_rows=tile.block_n)
+    return _in_splits(gemv_kernel, constants, x, weight, bias, plus, around, tile, rows, held_rows=tile.block_n)
 
 
-def split_product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, *, tile: ProductTile) -> Tensor:
+def split_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    around: Around = NOTHING,
+    *,
+    tile: ProductTile,
+) -> Tensor:
     """Of up to MAX_ROWS rows, by `tl.dot`."""
     checks.require(len(x) <= MAX_ROWS, f"{len(x)} rows are too many for a product of {MAX_ROWS}")
     rows = max(16, rules.padded(len(x)))
     constants = {"BLOCK_M": rows, "num_stages": tile.num_stages}
-    return _in_splits(product_kernel, constants, x, weight, bias, plus, tile, rows, held_rows=tile.block_n + rows)
+    held_rows = tile.block_n + rows
+    return _in_splits(product_kernel, constants, x, weight, bias, plus, around, tile, rows, held_rows)
 
 
 def _in_splits(
@@ -97,29 +158,36 @@ def _in_splits(
     weight: Tensor,
     bias: Tensor | None,
     plus: Tensor | None,
+    around: Around,
     tile: ProductTile,
     block_m: int,
     held_rows: int,
 ) -> Tensor:
     """Grid: (blocks of columns, splits of the depth). `held_rows` of a program's tiles are in shared memory."""
-    checks.product(x, weight, bias, plus)
-    (num_rows, depth), num_columns = x.shape, len(weight)
-    out = x.new_empty(num_rows, num_columns)
+    checks.product(x, weight, bias, plus, around.norm, is_gated=around.gate is not None)
+    (num_rows, depth), num_columns, gate = x.shape, len(weight), around.gate
+    out = x.new_empty(num_rows, num_columns // 2 if gate else num_columns)
     blocks = math.ceil(num_columns / tile.block_n)
     splits = tile.splits(num_columns, depth, held_rows * weight.element_size(), gpu.target(x.device))
     partial = arrivals = None
     if splits > 1:
-        partial = x.new_empty(splits, num_rows, num_columns, dtype=torch.float32)
+        # The sums, and behind them of each block of columns those of squares.
+        partial = x.new_empty(splits * num_rows * (num_columns + blocks), dtype=torch.float32)
         arrivals = gpu.arrivals(x.device, blocks)
-    added = {"bias_ptr": bias, "plus_ptr": plus, "plus_stride": 0 if plus is None else plus.stride(0)}
-    shape = {"num_rows": num_rows, "num_columns": num_columns, "num_splits": splits}
+    added: dict[str, object] = {
+        "bias_ptr": bias,
+        "plus_ptr": plus,
+        "plus_stride": 0 if plus is None else plus.stride(0),
+    }
+    added |= {"norm_ptr": around.norm, "eps": around.eps, "ACTIVATION": KERNEL_GATES[gate.activation] if gate else ""}
+    added |= {"alpha": float(gate.alpha) if gate else 0.0, "limit": float(gate.limit) if gate else 0.0}
+    shape = {"num_rows": num_rows, "num_columns": num_columns, "depth": depth, "num_splits": splits}
     kernel[(blocks, splits)](
         x_ptr=x,
         weight_ptr=weight,
         out_ptr=out,
         partial_ptr=partial,
         arrivals_ptr=arrivals,
-        depth=depth,
         x_stride=x.stride(0),
         weight_stride=weight.stride(0),
         MASKED=depth % tile.block_k != 0,
@@ -129,6 +197,7 @@ def _in_splits(
         **added,
         **shape,
         **constants,
+        **gpu.launched(x.device),
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )

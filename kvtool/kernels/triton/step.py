@@ -10,17 +10,28 @@ from torch import Tensor
 
 from kvtool.kernels import plain
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton import checks, products
+from kvtool.kernels.triton import checks, gpu, products
 from kvtool.kernels.triton.experts import KERNEL_GATES, experts_at_once
-from kvtool.kernels.triton.jit.gate import gate_kernel
-from kvtool.kernels.triton.jit.step import add_rms_norm_kernel, latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.jit.step import latent_kernel, place_kernel, qkv_kernel
+from kvtool.kernels.triton.products import Around
+from kvtool.kernels.triton.rows import add_rms_norm
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
+    from kvtool.kernels.interface import AnyWeight, ExpertWeights, GatedWeight, Pages, Rotation, Weight
 
-_DENSE_GATES = KERNEL_GATES.keys() - {plain.CLAMPED}  # of two tensors; experts clamp in their product
+__all__ = [
+    "add_rms_norm",
+    "experts",
+    "gated",
+    "linear",
+    "place",
+    "prepare",
+    "split_latent",
+    "split_qkv",
+    "weight_copies",
+]
 
 
 def prepare(weight: AnyWeight) -> AnyWeight:
@@ -40,8 +51,7 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
 def gated(x: Tensor, weight: GatedWeight) -> Tensor:
     """One product, of a weight so large that it is read nearer to the memory's speed, and the gate of its halves."""
-    of_gate, up = products.linear(x, weight.weight, weight.bias).chunk(2, dim=1)
-    return (gate if weight.gate.activation in _DENSE_GATES else plain.gated)(of_gate, up, weight.gate)
+    return products.linear(x, weight.weight, weight.bias, around=Around(gate=weight.gate))
 
 
 def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -56,36 +66,9 @@ def experts(x: Tensor, weights: ExpertWeights, chosen: Tensor, shares: Tensor, p
     return plain.experts_in_turn(x, expert, chosen, shares, plus)
 
 
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, x_weight: Tensor | None = None, *, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x and residual [T,n], weights [n] -> (norm of their sum, their sum). One program a row."""
-    checks.rows(x, residual)
-    num_tokens, size = x.shape
-    checks.norms(size, weight, x_weight)
-    added = x.new_empty(num_tokens, size)
-    normed = added if weight is None else torch.empty_like(added)
-    if num_tokens == 0:
-        return normed, added
-    block = padded(size)
-    add_rms_norm_kernel[(num_tokens,)](
-        x,
-        residual,
-        weight,
-        x_weight,
-        normed,
-        added,
-        eps,
-        x.stride(0),
-        residual.stride(0),
-        SIZE=size,
-        BLOCK=block,
-        num_warps=8 if block > 2048 else 4,
-    )
-    return normed, added
-
-
-def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation, pages: Pages, slots: Tensor) -> Tensor:
+def split_qkv(
+    qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation | None, pages: Pages, slots: Tensor
+) -> Tensor:
     """qkv [T,HQ+2*HKV,D] -> q [T,HQ,D]. Grid: (T, heads of Q, K and V)."""
     checks.split_qkv(qkv, norms, rotation, pages, slots)
     k_cache, v_cache, k_scale, v_scale = pages.k, pages.v, pages.k_scale, pages.v_scale
@@ -95,7 +78,7 @@ def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation,
     q = qkv.new_empty(num_tokens, all_heads - 2 * kv_heads, head_dim)
     if num_tokens == 0:
         return q
-    cos, sin = rotation
+    cos, sin = rotation or (None, None)
     k_scales = k_scale if isinstance(k_scale, Tensor) else None
     v_scales = v_scale if isinstance(v_scale, Tensor) else None
     page, slot, head = (0, 0, 0) if k_scales is None else k_scales.stride()
@@ -114,7 +97,7 @@ def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation,
         k_scale=1.0 if isinstance(k_scale, Tensor) else k_scale,
         v_scale=1.0 if isinstance(v_scale, Tensor) else v_scale,
         qkv_stride=qkv.stride(0),
-        rotation_stride=cos.stride(0),
+        rotation_stride=0 if cos is None else cos.stride(0),
         k_page_stride=k_cache.stride(0),
         k_slot_stride=k_cache.stride(1),
         k_head_stride=k_cache.stride(2),
@@ -127,9 +110,11 @@ def split_qkv(qkv: Tensor, norms: Tensor | None, eps: float, rotation: Rotation,
         HEADS=q.shape[1],
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
+        ROTARY=0 if cos is None else cos.shape[2],
         PAGE=k_cache.shape[1],
         MAX=largest(k_cache.dtype),
         BLOCK_D=padded(head_dim),
+        **gpu.launched(qkv.device),
         num_warps=1,
     )
     return q
@@ -152,6 +137,7 @@ def place(positions: Tensor, block_tables: Tensor, block_size: int) -> tuple[Ten
         block_tables.stride(0),
         PAGE=block_size,
         BLOCK=rules.PLACE_ROWS,
+        **gpu.launched(positions.device),
         num_warps=1,
     )
     return at, slots, seq_lens
@@ -167,24 +153,44 @@ def split_latent(
     slots: Tensor,
     num_absorbed: int,
 ) -> Tensor:
-    """latent [T,R+E] to the cache, q [T,H,N+E] turned -> [num_absorbed,H,R+E]. Grid: (T, blocks of heads, then 1)."""
+    """latent [T,R+E] to the cache, q [T,H,N+E] turned -> [num_absorbed,H,R+E]."""
+    return latents_stored(q, latent, norm, eps, rotation, pages, slots, num_absorbed, None)
+
+
+def latents_stored(
+    q: Tensor,
+    latent: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: Rotation,
+    pages: Pages,
+    slots: Tensor,
+    num_absorbed: int,
+    w_uk: Tensor | None,
+) -> Tensor:
+    """`split_latent`; with w_uk [H,N,R] the first R columns of what is returned are set too, and all tokens decode.
+
+    Grid: (T, 1, then blocks of heads, then those of what each head absorbs).
+    """
     checks.split_latent(q, latent, norm, rotation, pages, slots, num_absorbed)
+    checks.absorbing(q, w_uk, pages.latent_dim, num_absorbed)
     cache, scale = pages.k, pages.k_scale
-    (num_tokens, num_heads, head_dim), width = q.shape, latent.shape[1]
+    (num_tokens, num_heads, head_dim), width, rope_dim = q.shape, latent.shape[1], rotation[0].shape[2]
+    rank = width - rope_dim
     absorbed = q.new_empty(num_absorbed, num_heads, width)
     if num_tokens == 0:
         return absorbed
-    cos, sin = rotation
-    rope_dim = cos.shape[2]
     block_h = min(padded(num_heads), rules.ROTARY_HEADS)
     scale_page, scale_slot, scale_part = scale.stride() if isinstance(scale, Tensor) else (0, 0, 0)
-    latent_kernel[(num_tokens, math.ceil(num_heads / block_h) + 1)](
+    absorbing = 0 if w_uk is None else num_heads * math.ceil(rank / rules.ABSORBED_COLUMNS)
+    latent_kernel[(num_tokens, 1 + math.ceil(num_heads / block_h) + absorbing)](
         q_ptr=q,
         latent_ptr=latent,
         norm_ptr=norm,
-        cos_ptr=cos,
-        sin_ptr=sin,
+        cos_ptr=rotation[0],
+        sin_ptr=rotation[1],
         slots_ptr=slots,
+        absorb_ptr=w_uk,
         absorbed_ptr=absorbed,
         cache_ptr=cache,
         scales_ptr=scale if isinstance(scale, Tensor) else None,
@@ -194,36 +200,31 @@ def split_latent(
         q_token_stride=q.stride(0),
         q_head_stride=q.stride(1),
         latent_stride=latent.stride(0),
-        rotation_stride=cos.stride(0),
+        rotation_stride=rotation[0].stride(0),
         page_stride=cache.stride(0),
         slot_stride=cache.stride(1),
+        absorb_stride=0 if w_uk is None else w_uk.stride(0),
         scale_page_stride=scale_page,
         scale_slot_stride=scale_slot,
         scale_part_stride=scale_part,
-        HEADS=num_heads,
-        NOPE=head_dim - rope_dim,
-        LATENT=width - rope_dim,
-        ROPE=rope_dim,
-        PAGE=cache.shape[1],
-        MAX=largest(cache.dtype),
+        **_latent_constants(num_heads, head_dim - rope_dim, rank, rope_dim, cache),
         BLOCK_H=block_h,
-        BLOCK_R=padded(width - rope_dim),
-        BLOCK_HALF=padded(rope_dim // 2),
+        **gpu.launched(q.device),
         num_warps=4,
     )
     return absorbed
 
 
-def gate(of_gate: Tensor, up: Tensor, kind: Gate) -> Tensor:
-    """Both [T,n] -> activation(of_gate) * up. Grid: (T, blocks of a row)."""
-    checks.rows(of_gate, up)
-    num_tokens, size = of_gate.shape
-    out = torch.empty_like(of_gate, memory_format=torch.contiguous_format)
-    if out.numel() == 0:
-        return out
-    block = min(padded(size), rules.STORE_BLOCK)
-    constants = {"SIZE": size, "BLOCK": block, "ACTIVATION": KERNEL_GATES[kind.activation]}
-    gate_kernel[(num_tokens, math.ceil(size / block))](
-        of_gate, up, out, of_gate.stride(0), up.stride(0), **constants, num_warps=4
-    )
-    return out
+def _latent_constants(num_heads: int, nope: int, rank: int, rope_dim: int, cache: Tensor) -> dict[str, int | float]:
+    return {
+        "HEADS": num_heads,
+        "NOPE": nope,
+        "LATENT": rank,
+        "ROPE": rope_dim,
+        "PAGE": cache.shape[1],
+        "MAX": largest(cache.dtype),
+        "BLOCK_R": padded(rank),
+        "BLOCK_HALF": padded(rope_dim // 2),
+        "BLOCK_NOPE": padded(nope),
+        "BLOCK_COLUMNS": rules.ABSORBED_COLUMNS,
+    }

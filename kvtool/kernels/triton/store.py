@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton import checks
+from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.store import gather_kernel, store_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
@@ -46,6 +46,7 @@ def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None
         MAX=largest(cache.dtype),
         BLOCK_H=block_h,
         BLOCK_D=block_d,
+        **gpu.launched(cache.device),
         num_warps=4,
     )
 
@@ -77,6 +78,7 @@ def gather_rows(pages: Pages, chosen: Tensor, dtype: torch.dtype) -> Tensor:
         PAGE=page,
         BLOCK_S=block_s,
         BLOCK_D=block_d,
+        **gpu.launched(cache.device),
         num_warps=4,
     )
     return out

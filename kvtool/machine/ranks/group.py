@@ -6,13 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kvtool.sizing.speed.exchange import EXCHANGE_BYTES, all_reduce_bytes
+from kvtool.sizing.speed.exchange import EXCHANGE_BYTES, Link, all_reduce_bytes
+
+FEW_BYTES, MANY_BYTES = 1 << 8, 1 << 20  # between which the time of a step grows with its bytes
+LINK_STEPS = 9
 
 
 @dataclass(slots=True)
@@ -54,6 +58,7 @@ class Group:
         """`handle` is torch's process group of these members; None for one that is alone."""
         self.members, self.index, self.meter = members, members.index(rank), meter
         self._handle = handle
+        self.link: Link | None = None
 
     @property
     def size(self) -> int:
@@ -93,10 +98,32 @@ class Group:
         after, before = (self.index + 1) % self.size, (self.index - 1) % self.size
         return self._start({after: x}, {before: into})
 
+    def measured_link(self, device: torch.device) -> Link:
+        """Of a step round, once: all members measure it together, and have the same numbers. It is no payload."""
+        if self.link is None:
+            few_s, many_s = (self._step_s(size, device) for size in (FEW_BYTES, MANY_BYTES))
+            few, many = self._sum(torch.tensor([few_s, many_s], device=device)).tolist()
+            rate = (MANY_BYTES - FEW_BYTES) / max(1e-9, (many - few) / self.size)
+            self.link = Link(bytes_per_s=rate, alpha_s=few / self.size)
+        return self.link
+
+    def _step_s(self, size: int, device: torch.device) -> float:
+        """The median of several steps in which everybody sends so many bytes on."""
+        x = torch.zeros(size, dtype=torch.uint8, device=device)
+        taken_s = []
+        for _ in range(LINK_STEPS):
+            start_s = self.meter.clock()
+            self._shift(x, torch.empty_like(x))()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken_s.append(self.meter.clock() - start_s)
+        return median(taken_s)
+
     def swap(self, out: dict[int, Tensor], into: dict[int, Tensor]) -> Callable[[], None]:
         """Send to members, receive from members, by their places, meanwhile; the result waits for all of it."""
         count = sum(x.numel() * x.element_size() for x in out.values())
-        self.meter.sends(count, lambda: self._exchange(out, {at: torch.empty_like(x) for at, x in into.items()}))
+        sent, coming = dict(out), dict(into)  # callers go on to use theirs
+        self.meter.sends(count, lambda: self._exchange(sent, {at: torch.empty_like(x) for at, x in coming.items()}))
         return self._waited(self._start(out, into))
 
     def _waited(self, wait: Callable[[], None]) -> Callable[[], None]:

@@ -8,15 +8,16 @@ from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingA
 from kvtool.errors import KvtoolError
 from kvtool.sizing.parallel import Parallel, check_layout
 
-PASSES = ("auto", "pass-kv", "pass-q")
+PASSES = ("auto", "measured", "pass-kv", "pass-q")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLayout:
     """tp x cp ranks: `tp` share heads, `cp` the tokens of a step, and `dcp` of the tp ranks that would keep the same KV
     head share its tokens. Rank = tp * (its place in cp) + its place in tp. `ring` says what goes round where tokens are
-    shared: keys and values, queries, or whichever is fewer bytes. With a `replicated_head` every rank has all of the
-    vocabulary. `dp` replicas of the attention, one a rank, leave heads whole and keep requests of their own.
+    shared: keys and values, queries, whichever is fewer bytes, or sooner sent over the link as measured. With a
+    `replicated_head` every rank has all of the vocabulary. `dp` replicas of the attention, one a rank, leave heads
+    whole and keep requests of their own.
     """
 
     tp: int = 1

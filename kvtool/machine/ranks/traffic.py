@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model
 from kvtool.machine.ranks.layout import RankLayout, even_part, kv_head_range, tokens_of_shard
 from kvtool.sizing.speed.exchange import (
+    Link,
     RingShape,
     all_reduce_bytes,
     pass_kv_bytes,
@@ -38,15 +39,17 @@ class Traffic:
         return self.reduce_bytes + self.ring_bytes + self.logits_bytes
 
 
-def step_traffic(model: Model, layout: RankLayout, asked: Sequence[Asked], element_bytes: int) -> Traffic:
-    """Of a step of the whole `model`, whose activations and cache have elements of so many bytes. Attention in replicas
-    has steps of its own: `replica_traffic`."""
+def step_traffic(
+    model: Model, layout: RankLayout, asked: Sequence[Asked], element_bytes: int, link: Link | None = None
+) -> Traffic:
+    """Of a step of the whole `model`, whose activations and cache have elements of so many bytes; `link` as it was
+    measured. Attention in replicas has steps of its own: `replica_traffic`."""
     return Traffic(
         reduce_bytes=sum(
             _reduce_bytes(model, layout, len(_own(asked, layout, c)) or 1, element_bytes) for c in range(layout.cp)
         ),
         ring_bytes=sum(
-            layout.tp // layout.dcp * _ring_bytes(ring_of(model, layer, layout, element_bytes), layout, asked)
+            layout.tp // layout.dcp * _ring_bytes(ring_of(model, layer, layout, element_bytes), layout, asked, link)
             for layer in model.layers
         ),
         logits_bytes=float(_logits_bytes(model, layout, asked, element_bytes)),
@@ -90,17 +93,19 @@ def ring_tokens(layout: RankLayout, asked: Sequence[Asked]) -> tuple[list[int], 
     return keys, [own[shard % layout.cp] for shard in range(shards)]
 
 
-def chosen_pass(shape: RingShape, layout: RankLayout, asked: Sequence[Asked]) -> str:
-    """What goes round: as asked for, else what is fewer bytes."""
-    if layout.ring != "auto":
+def chosen_pass(shape: RingShape, layout: RankLayout, asked: Sequence[Asked], link: Link | None = None) -> str:
+    """What goes round: as asked for, else what is fewer bytes, or sent sooner over the link that was measured."""
+    if layout.ring in ("pass-kv", "pass-q"):
         return layout.ring
-    return "pass-kv" if passes_kv(shape, *ring_tokens(layout, asked)) else "pass-q"
+    assert layout.ring == "auto" or link is not None, "the ring is chosen by a link that nobody measured"
+    known = link if layout.ring == "measured" else None
+    return "pass-kv" if passes_kv(shape, *ring_tokens(layout, asked), known) else "pass-q"
 
 
-def _ring_bytes(shape: RingShape, layout: RankLayout, asked: Sequence[Asked]) -> float:
+def _ring_bytes(shape: RingShape, layout: RankLayout, asked: Sequence[Asked], link: Link | None) -> float:
     keys, queries = ring_tokens(layout, asked)
     members = range(layout.token_shards)
-    if chosen_pass(shape, layout, asked) == "pass-kv":
+    if chosen_pass(shape, layout, asked, link) == "pass-kv":
         return float(sum(pass_kv_bytes(shape, keys, member) for member in members))
     return float(sum(pass_q_bytes(shape, queries, member) for member in members))
 

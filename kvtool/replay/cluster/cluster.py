@@ -132,9 +132,10 @@ def node_speeds(
 ) -> Speeds:
     """Of nodes with their own cards, else `gpu`. Raises KvtoolError for what is not known."""
     token_bytes = block_bytes(model, block_size=1, kv_cache_dtype=kv_cache_dtype).page_bytes
+    alpha_s = float(cluster.alpha_us) / 1e6
     return Speeds(
-        prefill_node(model, _card(cluster.prefill_card, gpu), cluster.layout, token_bytes, tflops),
-        decode_node(model, _card(cluster.decode_card, gpu), cluster.layout, kv_cache_dtype),
+        prefill_node(model, _card(cluster.prefill_card, gpu), cluster.layout, token_bytes, tflops, alpha_s),
+        decode_node(model, _card(cluster.decode_card, gpu), cluster.layout, kv_cache_dtype, alpha_s),
         token_bytes,
         model.num_layers,
     )

@@ -1,6 +1,6 @@
 """How the GPUs of a node share a model, and what that costs: bytes of collectives, copies that are read, ring steps.
 
-A collective takes the time of its bytes over a GPU's link; that it begins takes no time.
+A collective takes `alpha_s`, and the time of its bytes over a GPU's link (the alpha-beta model).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.speed.exchange import COLLECTIVE_S, Link
 from kvtool.sizing.speed.traffic import attention_flops
 from kvtool.sizing.usage import gpu_cache
 from kvtool.sizing.weights import Weights, weigh
 
 ACTIVATION_BYTES = 2  # of an element, in bf16
-REDUCED_A_LAYER = 2  # all-reduces: behind attention, and behind the MLP or the experts
+SHARED_A_LAYER = 2  # collectives of a dcp group: queries are gathered, outputs scattered
 FAR, NEAR = 131_072, 65_536  # contexts between which windows have ended to grow
 
 
@@ -83,7 +84,7 @@ class PrefillNode:
     layout: Layout
     floor: PrefillFloor
     token_bytes: float
-    link_bytes_per_s: float | None
+    link: Link | None
 
     @property
     def lanes(self) -> int:
@@ -100,24 +101,26 @@ class PrefillNode:
 
     def collective_s(self, new: int) -> float:
         """All-reduces of activations: behind attention over tp ranks, behind the rest over those of all replicas."""
-        if self.link_bytes_per_s is None:
+        if self.link is None:
             return 0.0
         layout = self.layout
         num_bytes = new / layout.cp * self.model.hidden_size * ACTIVATION_BYTES
-        sent = all_reduce_bytes(num_bytes, layout.tp) + all_reduce_bytes(num_bytes, layout.tp * layout.dp)
-        return self.model.num_layers * sent / self.link_bytes_per_s
+        groups = [ranks for ranks in (layout.tp, layout.tp * layout.dp) if ranks > 1]
+        sent = sum(all_reduce_bytes(num_bytes, ranks) for ranks in groups)
+        return self.model.num_layers * self.link.takes_s(sent, len(groups))
 
     def ring_s(self, new: int, cached: int) -> float:
         """What the better of the two rings does not hide behind the attention of its steps."""
-        if self.layout.cp == 1 or self.link_bytes_per_s is None:
+        if self.layout.cp == 1 or self.link is None:
             return 0.0
         ranks, layers = self.layout.cp, self.model.num_layers
         attention = attention_flops(self.model, new_tokens=new, cached_tokens=cached)
         step_s = attention / self.floor.flops_per_s * self.lanes / layers / ranks
         query_bytes = self.model.hidden_size * ACTIVATION_BYTES / self.layout.tp
-        with_kv = pass_kv_bytes(new, cached, self.token_bytes / layers / self.layout.tp, ranks) / self.link_bytes_per_s
-        with_q = pass_q_bytes(new, query_bytes, ranks) / self.link_bytes_per_s
-        back_s = with_q * (ranks - 1) / ranks  # the partial outputs, all to all
+        query_step = pass_q_bytes(new, query_bytes, ranks)
+        with_kv = self.link.takes_s(pass_kv_bytes(new, cached, self.token_bytes / layers / self.layout.tp, ranks))
+        with_q = self.link.takes_s(query_step)
+        back_s = self.link.takes_s(query_step * (ranks - 1) / ranks)  # the partial outputs, all to all
         steps = ranks - 1
         return layers * min(steps * max(0.0, with_kv - step_s), steps * max(0.0, with_q - step_s) + back_s)
 
@@ -125,7 +128,7 @@ class PrefillNode:
 @dataclass(frozen=True, slots=True)
 class DecodeNode:
     """A step reads the weights of a rank, `rank_bytes` of its cache for each token that its replica holds, and sends
-    what the collectives take..
+    what the collectives take.
     """
 
     model: Model
@@ -133,7 +136,7 @@ class DecodeNode:
     weights: Weights
     rank_bytes: float
     bytes_per_s: float
-    link_bytes_per_s: float | None
+    link: Link | None
 
     def step_s(self, requests: int, tokens: int) -> float:
         """Of so many requests with so many tokens of context together."""
@@ -145,24 +148,30 @@ class DecodeNode:
 
     def collective_s(self, requests: int) -> float:
         """All-reduces as in a prefill, and what the ranks of a dcp group gather (queries) and scatter (outputs)."""
-        if self.link_bytes_per_s is None:
+        if self.link is None:
             return 0.0
         layout, own = self.layout, requests / self.layout.dp
         num_bytes = own * self.model.hidden_size * ACTIVATION_BYTES
-        sent = all_reduce_bytes(num_bytes, layout.tp * layout.cp) + all_reduce_bytes(num_bytes, layout.gpus)
+        groups = [ranks for ranks in (layout.tp * layout.cp, layout.gpus) if ranks > 1]
+        sent, times = sum(all_reduce_bytes(num_bytes, ranks) for ranks in groups), len(groups)
         if layout.dcp > 1:
             shard = num_bytes / (layout.tp * layout.cp)
-            sent += REDUCED_A_LAYER * (layout.dcp - 1) * shard
-        return self.model.num_layers * sent / self.link_bytes_per_s
+            sent += SHARED_A_LAYER * (layout.dcp - 1) * shard
+            times += SHARED_A_LAYER
+        return self.model.num_layers * self.link.takes_s(sent, times)
 
 
-def prefill_node(model: Model, gpu: Gpu, layout: Layout, token_bytes: float, tflops: float | None) -> PrefillNode:
+def prefill_node(
+    model: Model, gpu: Gpu, layout: Layout, token_bytes: float, tflops: float | None, alpha_s: float = COLLECTIVE_S
+) -> PrefillNode:
     """Raises KvtoolError for a card without figures."""
     floor = prefill_floor(model, gpu, layout.gpus, tflops)
-    return PrefillNode(model, layout, floor, token_bytes, _link(gpu))
+    return PrefillNode(model, layout, floor, token_bytes, _link(gpu, alpha_s))
 
 
-def decode_node(model: Model, gpu: Gpu, layout: Layout, kv_cache_dtype: str) -> DecodeNode:
+def decode_node(
+    model: Model, gpu: Gpu, layout: Layout, kv_cache_dtype: str, alpha_s: float = COLLECTIVE_S
+) -> DecodeNode:
     """Raises KvtoolError for a card without figures, and where the model cannot be laid out so."""
     if gpu.memory_bandwidth_gbps is None:
         raise KvtoolError(f"{gpu.name} has no known bandwidth: no decode steps follow from it")
@@ -175,8 +184,8 @@ def decode_node(model: Model, gpu: Gpu, layout: Layout, kv_cache_dtype: str) -> 
     )
     far, near = (cache.read_bytes_per_step(tokens=tokens, batch_size=1) for tokens in (FAR, NEAR))
     rank_bytes = (far - near) / (FAR - NEAR)
-    return DecodeNode(model, layout, weigh(model), rank_bytes, gpu.memory_bandwidth_gbps * 1e9, _link(gpu))
+    return DecodeNode(model, layout, weigh(model), rank_bytes, gpu.memory_bandwidth_gbps * 1e9, _link(gpu, alpha_s))
 
 
-def _link(gpu: Gpu) -> float | None:
-    return None if gpu.link_gbps is None else gpu.link_gbps * 1e9
+def _link(gpu: Gpu, alpha_s: float) -> Link | None:
+    return None if gpu.link_gbps is None else Link(gpu.link_gbps * 1e9, alpha_s)

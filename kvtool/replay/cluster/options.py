@@ -9,11 +9,12 @@ from typing import Any
 from kvtool.catalog.gpus import Gpu, find_gpu
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.cluster.layout import Layout
+from kvtool.sizing.speed.exchange import COLLECTIVE_S
 from kvtool.units import parse_size
 
 EXAMPLE = (
     "write prefill=2xh100,decode=4xh200 (or total=48 GPUs), and gpus=8,nic=50,storage=50,dram=500 where nodes differ "
-    "from these, cp=2,dp=2,dcp=2 for a layout, local=64GiB for caches in nodes"
+    "from these, cp=2,dp=2,dcp=2 for a layout, alpha=10 (us a collective), local=64GiB for caches in nodes"
 )
 MODES = ("basic", "dualpath", "oracle")
 
@@ -24,7 +25,7 @@ class Cluster:
     memory of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
     Of the GPUs' NICs the model's own traffic takes the part `reserved` first, but leaves a hundredth, as virtual lanes
     do. Nodes of each kind have their card, None for the one that is named elsewhere. `local_bytes` of a prefill node's
-    host memory keep the last prompts of sessions.
+    host memory keep the last prompts of sessions. A collective of a node's GPUs takes `alpha_us` beside its bytes.
     """
 
     prefill: int
@@ -38,6 +39,7 @@ class Cluster:
     nic_gbps: Fraction = Fraction(50)
     storage_gbps: Fraction = Fraction(50)
     dram_gbps: Fraction = Fraction(500)
+    alpha_us: Fraction = Fraction(round(COLLECTIVE_S * 1e6))
 
     def __post_init__(self) -> None:
         for name in ("prefill", "decode", "gpus"):
@@ -45,6 +47,8 @@ class Cluster:
                 raise KvtoolError(f"--cluster {name}={getattr(self, name)} must be from 1 to 4096")
         if not 0 <= self.reserved <= 1:
             raise KvtoolError(f"--cluster reserved={float(self.reserved):g} is a part of the NICs, from 0 to 1")
+        if not 0 <= self.alpha_us < 10**6:
+            raise KvtoolError(f"--cluster alpha={float(self.alpha_us):g} is no microseconds of a collective")
         for name in ("nic", "storage", "dram"):
             if not 0 < getattr(self, f"{name}_gbps") < 10**6:
                 raise KvtoolError(f"--cluster {name}={float(getattr(self, f'{name}_gbps')):g} must be above 0 GB/s")
@@ -52,7 +56,13 @@ class Cluster:
 
 NODES = ("prefill", "decode")
 COUNTS = ("gpus", "cp", "dp", "dcp", "total")
-SPEEDS = {"nic": "nic_gbps", "storage": "storage_gbps", "dram": "dram_gbps", "reserved": "reserved"}
+SPEEDS = {
+    "nic": "nic_gbps",
+    "storage": "storage_gbps",
+    "dram": "dram_gbps",
+    "reserved": "reserved",
+    "alpha": "alpha_us",
+}
 
 
 def parse_clusters(text: str) -> list[Cluster]:
@@ -87,14 +97,14 @@ def parse_cluster(text: str) -> Cluster:
 
 def _with_nodes(like: Cluster, found: dict[str, str]) -> Cluster:
     """`prefill=2` or `prefill=2xh100`."""
-    nodes: dict[str, int | Gpu | None] = {}
+    nodes: dict[str, Any] = {}
     for name in NODES:
         if name not in found:
             raise KvtoolError(f"--cluster has no {name} nodes: {EXAMPLE}")
         count, _, card = found[name].partition("x")
         nodes[name] = _count(name, count)
         nodes[f"{name}_card"] = find_gpu(card) if card else None
-    return replace(like, **nodes)  # type: ignore[arg-type]
+    return replace(like, **nodes)
 
 
 def _splits(like: Cluster, total: int, found: dict[str, str]) -> list[Cluster]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from kvtool.replay.clock.clock import Call, Clock, Server
 from kvtool.replay.clock.network import Path
@@ -93,9 +94,13 @@ class Simulation:
     def play(self, sessions: Sequence[Session]) -> Played:
         """All sessions, each turn after the answer to the one before."""
         for session in sessions:
-            self._clock.at(session.start_s, lambda session=session: self._next(session, 0, self._clock.now_s))  # type: ignore[misc]
+            self._clock.at(session.start_s, partial(self._start, session))
         self._clock.run()
         return self._played
+
+    def _start(self, session: Session) -> None:
+        """Its first turn arrives."""
+        self._next(session, 0, self._clock.now_s)
 
     def _next(self, session: Session, number: int, began_s: float) -> None:
         """A turn arrives; when it ends, the next one comes after its pause."""

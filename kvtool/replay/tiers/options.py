@@ -104,7 +104,8 @@ class TierOptions:
     a link. `write` says when a block moves down, `watermark` how full a tier below the GPU gets.
 
     The first `look_ahead` requests in line load (None: all), as long as their blocks fit into `staging_bytes` together
-    (None: no limit). At most `concurrency` requests are in at a time (None: each comes when the trace says).
+    (None: no limit). At most `concurrency` requests are in at a time (None: each comes when the trace says), and those
+    that run have memory for `pool_tokens` together (None: enough).
     """
 
     tiers: tuple[Tier, ...]
@@ -118,11 +119,14 @@ class TierOptions:
     staging_bytes: int | None = None
     watermark: tuple[float, float] = (1.0, 1.0)
     concurrency: int | None = None
+    pool_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, count in (("look-ahead", self.look_ahead), ("concurrency", self.concurrency)):
             if count is not None and count < 1:
                 raise KvtoolError(f"--{name} {count} must be 1 request or more")
+        if self.pool_tokens is not None and self.pool_tokens < 1:
+            raise KvtoolError(f"--pool-tokens {self.pool_tokens} must be 1 or more")
         if self.prefetch.kind != "wait" and self.loading != "bulk":
             raise KvtoolError(f"--prefetch {self.prefetch} takes blocks whole as they come: it needs --loading bulk")
         if self.exclusive and self.write.kind != "back":

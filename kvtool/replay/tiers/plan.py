@@ -33,7 +33,8 @@ class Links:
 class Plan:
     """`blocks` loaded of each tier, up to token `loaded_end`. Of computing `new_tokens`, `before_s` needs no load, and
     `after_s` comes behind it; layer by layer, each layer needs its part of the load alone. `cut_blocks` hit, but had no
-    room to come through. `decision`: none | load | recompute | both.
+    room to come through. The first block that is loaded is the prompt's `first_block`. `decision`: none | load |
+    recompute | both.
     """
 
     decision: str
@@ -43,6 +44,7 @@ class Plan:
     new_tokens: int = 1
     loaded_end: int = 0
     cut_blocks: int = 0
+    first_block: int = 0
 
     @property
     def compute_s(self) -> float:
@@ -106,7 +108,13 @@ class _Planner:
         first_new = end if count else known
         new_tokens = self.input_tokens - first_new + (start - known if count else 0)
         return Plan(
-            decision, blocks, before_s, self.floor.last_s(self.input_tokens, first_new), new_tokens, loaded_end=end
+            decision,
+            blocks,
+            before_s,
+            self.floor.last_s(self.input_tokens, first_new),
+            new_tokens,
+            loaded_end=end,
+            first_block=self.in_gpu + len(self.below) - count,
         )
 
     def meeting(self) -> int:

@@ -1,16 +1,19 @@
 """A GPU that serves as engines do: each step computes prompts, as many as its tokens allow, and a token of each request
-that decodes. Requests come in one by one as they can begin; their blocks have room.
+that decodes. Requests come in one by one as they can begin. Where its memory is limited, one without room waits, and so
+do those behind it; the one that decodes since the shortest time gives way to the others' next tokens.
 
 Loads that come layer by layer let a step begin early, and end no sooner than a layer's time after the last of them.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtool.replay.clock.clock import Clock
 from kvtool.replay.clock.steps import StepTimes
+from kvtool.replay.tiers.room import Room
 from kvtool.replay.tiers.timed import Timed
 
 MAX_STEP_TOKENS, MAX_SEQUENCES = 8192, 256  # as vLLM's max_num_batched_tokens and max_num_seqs, and kvtool's engine
@@ -42,15 +45,25 @@ class _Step:
 
 
 class Gpu:
-    """`take` gives the next request that can begin, None where there is none. `prefilled` and `ended` are told."""
+    """`take` gives the next request that can begin, None where there is none. `prefilled` and `ended` are told. All
+    have memory enough where no `room` is given.
+    """
 
     def __init__(
-        self, clock: Clock, times: StepTimes, *, take: Callable[[], Timed | None], prefilled: Told, ended: Told
+        self,
+        clock: Clock,
+        times: StepTimes,
+        *,
+        take: Callable[[], Timed | None],
+        prefilled: Told,
+        ended: Told,
+        room: Room | None = None,
     ) -> None:
-        self._clock, self._times = clock, times
+        self._clock, self._times, self._room = clock, times, room
         self._take, self._prefilled, self._ended = take, prefilled, ended
         self._prefilling: list[Timed] = []
         self._decoding: list[Timed] = []
+        self._preempted: deque[Timed] = deque()
         self._context = 0  # tokens of those that decode
         self._step: _Step | None = None
         self._idle_since_s = 0.0
@@ -66,6 +79,10 @@ class Gpu:
                 step.count, step.end_s = done, step.began_s + done * step.each_s
                 self._clock.at(step.end_s, lambda: self._over(step))
 
+    def fits(self, request: Timed) -> bool:
+        """Whether it may begin beside those that run and those that gave way."""
+        return self._room is None or (not self._preempted and self._room.fits(request))
+
     def loaded(self, request: Timed) -> None:
         """The last of its load is there: if it is being computed, what needs it is left to do."""
         step = self._step
@@ -75,11 +92,12 @@ class Gpu:
             self._clock.at(max(step.end_s, step.late_s), lambda: self._over(step))
 
     def _begin(self) -> None:
-        parts = self._prompts()
+        gave_way = self._make_room()
+        parts = self._prompts(new=not gave_way)
         if not parts and not self._decoding:
             return
         decoding = len(self._decoding)
-        count = 1 if parts else min(MOST_STEPS, min(one.output_left for one in self._decoding))
+        count = 1 if parts else self._steps_at_once()
         each_s = self._times.step_s(
             sum(one.share_s(tokens) for one, tokens in parts), decoding, self._context + decoding * (count - 1) / 2
         )
@@ -90,19 +108,54 @@ class Gpu:
                 one.stall_s += max(0.0, now_s - max(one.arrival_s, self._idle_since_s))
         self._clock.at(step.end_s, lambda: self._over(step))
 
-    def _prompts(self) -> list[tuple[Timed, int]]:
-        """Those that are half done, then as many others as there are tokens and seats."""
+    def _make_room(self) -> bool:
+        """For a token of each request that decodes, and whether one gave way for it."""
+        room, gave_way = self._room, False
+        if room is None:
+            return False
+        while len(self._decoding) > 1 and not room.has(self._decoding, 1):
+            youngest = self._decoding.pop()
+            self._context -= youngest.tokens
+            room.leave(youngest)
+            youngest.give_way(self._times.floor.compute_s(0, youngest.tokens))
+            self._preempted.appendleft(youngest)
+            gave_way = True
+        room.grow(self._decoding, 1)
+        return gave_way
+
+    def _steps_at_once(self) -> int:
+        """Of decodes alone, until the first of them ends or memory does."""
+        count = min(MOST_STEPS, min(one.output_left for one in self._decoding))
+        while self._room is not None and count > 1 and not self._room.has(self._decoding, count):
+            count //= 2
+        return count
+
+    def _next(self) -> Timed | None:
+        """One that gave way before any that is new; it runs."""
+        room = self._room
+        if room is None:
+            return self._take()
+        if self._preempted:
+            new = self._preempted.popleft() if room.fits(self._preempted[0]) else None
+        else:
+            new = self._take()
+        if new is not None:
+            room.enter(new)
+        return new
+
+    def _prompts(self, *, new: bool) -> list[tuple[Timed, int]]:
+        """Those that are half done, then as many others as there are tokens and seats, if any may come."""
         budget = MAX_STEP_TOKENS - len(self._decoding)
         parts: list[tuple[Timed, int]] = []
         for one in self._prefilling:
             parts.append((one, min(one.tokens_left, budget)))
             budget -= parts[-1][1]
-        while budget > 0 and len(self._prefilling) + len(self._decoding) < MAX_SEQUENCES:
-            new = self._take()
-            if new is None:
+        while new and budget > 0 and len(self._prefilling) + len(self._decoding) < MAX_SEQUENCES:
+            comes = self._next()
+            if comes is None:
                 break
-            self._prefilling.append(new)
-            parts.append((new, min(new.tokens_left, budget)))
+            self._prefilling.append(comes)
+            parts.append((comes, min(comes.tokens_left, budget)))
             budget -= parts[-1][1]
         return parts
 
@@ -117,11 +170,11 @@ class Gpu:
             step.last_loaded.stall_s += self._clock.now_s - step.end_s
         self._step, self._idle_since_s = None, self._clock.now_s
         done = self._decoded(step.count)
-        fresh = self._computed(step.parts)
-        for one in fresh:
-            self._prefilled(one)
-        for one in [*done, *(one for one in fresh if not one.output_left)]:
+        whole = self._computed(step.parts)
+        for one in [*done, *(one for one in whole if not one.output_left)]:
             one.ended_s = self._clock.now_s
+            if self._room is not None:
+                self._room.leave(one)
             self._ended(one)
         if self._step is None:
             self._begin()
@@ -134,18 +187,22 @@ class Gpu:
         done = [one for one in self._decoding if not one.output_left]
         if done:
             self._decoding = [one for one in self._decoding if one.output_left]
-            self._context -= sum(one.input_tokens + one.output_tokens for one in done)
+            self._context -= sum(one.tokens for one in done)
         return done
 
     def _computed(self, parts: list[tuple[Timed, int]]) -> list[Timed]:
-        """Those that have their first token; they go on to decode."""
+        """Those that have their first token, or, computed again, their next; they go on to decode."""
         for one, tokens in parts:
             one.tokens_left -= tokens
-        fresh = [one for one, _ in parts if not one.tokens_left]
+        whole = [one for one, _ in parts if not one.tokens_left]
         self._prefilling = [one for one in self._prefilling if one.tokens_left]
-        for one in fresh:
-            one.first_s, one.output_left = self._clock.now_s, one.output_tokens - 1
+        for one in whole:
+            if one.has_first:
+                one.output_left -= 1
+            else:
+                one.has_first, one.first_s, one.output_left = True, self._clock.now_s, one.output_tokens - 1
+                self._prefilled(one)
             if one.output_left:
                 self._decoding.append(one)
-                self._context += one.input_tokens + 1
-        return fresh
+                self._context += one.tokens
+        return whole

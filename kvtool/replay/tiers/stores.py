@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 class Moved:
     """Blocks of one request. `places` says of its hits, in the order of the prompt, which tier holds each (0: the GPU).
     `written` counts what is written to each tier below. `stored_by` has, for runs of hits, the place where a run begins
-    and the number of the request that last stored it.
+    and the number of the request that last stored it; `brought_by` that of the one that last had it loaded, for runs in
+    the GPU that one did.
     """
 
     places: tuple[int, ...]
     written: tuple[int, ...]
     stored_by: tuple[tuple[int, int], ...] = ()
+    brought_by: tuple[tuple[int, int], ...] = ()
 
 
 class Stores:
@@ -36,6 +39,7 @@ class Stores:
         self._exclusive, self._write_after = exclusive, write_after
         self._hits: dict[int, int] = {}
         self._stored_by: dict[int, int] = {}
+        self._brought_by: dict[int, int] = {}
         self._number = 0
 
     def request(self, path: list[int]) -> Moved:
@@ -50,17 +54,13 @@ class Stores:
                 shelf.touch(hit)
         leaving = self._shelves[0].bring(path)
         written = self._back(leaving) if self._write_after is None else self._through(path, len(places))
-        return Moved(tuple(places), tuple(written), tuple(self._runs(hit, path[len(places) :])))
-
-    def _runs(self, hit: list[int], missing: list[int]) -> Iterator[tuple[int, int]]:
-        """Where the request that stored a block is not that of the block before; this one stores what is missing."""
-        before = None
-        for place, node in enumerate(hit):
-            if self._stored_by[node] != before:
-                before = self._stored_by[node]
-                yield place, before
-        self._stored_by.update(dict.fromkeys(missing, self._number))
+        stored_by = tuple(_runs(map(self._stored_by.get, hit)))
+        in_gpu = itertools.takewhile(lambda at: not places[at], range(len(hit)))
+        brought_by = tuple(_runs(self._brought_by.get(hit[at]) for at in in_gpu))
+        self._stored_by.update(dict.fromkeys(path[len(hit) :], self._number))
+        self._brought_by.update((node, self._number) for node, place in zip(hit, places, strict=True) if place)
         self._number += 1
+        return Moved(tuple(places), tuple(written), stored_by, brought_by)
 
     def _find(self, path: list[int]) -> list[int]:
         places = []
@@ -93,6 +93,15 @@ class Stores:
             shelf.bring(ready)
             written.append(sum(node in shelf.held for node in fresh))
         return written
+
+
+def _runs(numbers: Iterable[int | None]) -> Iterator[tuple[int, int]]:
+    """Where a number begins that is not the one before it; None is no number."""
+    before = None
+    for place, number in enumerate(numbers):
+        if number is not None and number != before:
+            yield place, number
+        before = number
 
 
 class _Shelf:

@@ -74,6 +74,8 @@ class TierReplay:
             missed_tokens=self.links.block_size * sum(one.missed_blocks for one in timed.requests),
             late_tokens=self.links.block_size * sum(one.late_blocks for one in timed.requests),
             useful_read_ratio=1 - timed.unused_bytes / read if read else None,
+            preemptions=sum(one.preemptions for one in timed.requests),
+            recomputed_tokens=sum(one.recomputed_tokens for one in timed.requests),
             full_tier_bytes=self._full_blocks(capacity_blocks) * self.links.block_bytes,
         )
 
@@ -96,8 +98,9 @@ class TierReplay:
     def _run(self, moved: Sequence[Moved], times: StepTimes | None = None) -> Run:
         times = times or self.times
         requests: list[Timed] = []
-        for index, one in enumerate(moved):
-            requests.append(self._timed(index, one, times.floor, requests))
+        for index, (one, nodes) in enumerate(zip(moved, requests_of(self.accesses), strict=True)):
+            timed = self._timed(index, one, times.floor, requests)
+            requests.append(timed if self.options.pool_tokens is None else replace(timed, nodes=nodes.tolist()))
         return run(requests, self.links, self.options, times)
 
     def _timed(self, index: int, moved: Moved, floor: PrefillFloor, before: Sequence[Timed]) -> Timed:
@@ -114,6 +117,7 @@ class TierReplay:
             output_tokens=max(1, int(self.accesses.output_tokens[index])),
             in_gpu=in_gpu,
             needs=tuple((place, before[other]) for place, other in moved.stored_by),
+            shares=tuple((place, before[other]) for place, other in moved.brought_by),
         )
 
     def _counted(self, played: Run) -> list[Timed]:
@@ -183,12 +187,15 @@ def sweep_tiers(lower: TierReplay, capacities: Sequence[int], workers: Workers) 
 def _without(moved: Moved) -> Moved:
     """The request where nothing lies below the GPU."""
     in_gpu = next((at for at, place in enumerate(moved.places) if place), len(moved.places))
-    return replace(moved, places=moved.places[:in_gpu], written=tuple(0 for _ in moved.written))
+    computed_by = (*moved.stored_by, *moved.brought_by)  # what was loaded there is computed here
+    none = tuple(0 for _ in moved.written)
+    return replace(moved, places=moved.places[:in_gpu], written=none, stored_by=computed_by, brought_by=())
 
 
 def _all_in_gpu(moved: Moved) -> Moved:
     """The request where loads take no time."""
-    return replace(moved, places=tuple(0 for _ in moved.places), written=tuple(0 for _ in moved.written))
+    none = tuple(0 for _ in moved.written)
+    return replace(moved, places=tuple(0 for _ in moved.places), written=none, brought_by=())
 
 
 def _times(seconds: Iterable[float]) -> ReplayTtft:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvtool.replay.clock.network import Flow
@@ -15,7 +15,8 @@ NOTHING = Plan("none", (), 0.0, 0.0)
 class Timed:
     """A request arrives, and `plan_with` says what it does where so many blocks may come through. Once computed it
     writes `written` blocks to each tier, and it gives `output_tokens`, one at least. `needs`: its blocks in the GPU
-    from a place on are those of another request.
+    from a place on are those that another request computed; `shares`: those that another had loaded. `nodes` are the
+    blocks of its prompt, where memory is counted.
 
     `compute_s` is its computing in all, of `new_tokens`, of which `tokens_left` are left. `loads` are on their way, by
     tier. `can_begin` once the first layer is there, or all, as its plan says. The GPU stood still for it for `stall_s`.
@@ -28,6 +29,8 @@ class Timed:
     output_tokens: int = 1
     in_gpu: int = 0
     needs: tuple[tuple[int, Timed], ...] = ()
+    shares: tuple[tuple[int, Timed], ...] = ()
+    nodes: Sequence[int] = ()
     plan: Plan = NOTHING
     started: bool = False
     loads: dict[int, Flow] = field(default_factory=dict)
@@ -44,6 +47,9 @@ class Timed:
     first_s: float = 0.0
     ended_s: float = 0.0
     stall_s: float = 0.0
+    has_first: bool = False
+    preemptions: int = 0
+    recomputed_tokens: int = 0
 
     def start(self, room: int, layers: int) -> None:
         """It goes by a plan from here on."""
@@ -63,9 +69,33 @@ class Timed:
 
     @property
     def held_blocks(self) -> int:
-        """Of those in the GPU, the ones that are computed."""
-        waits = next((place for place, other in self.needs if not other.is_computed), self.in_gpu)
-        return min(waits, self.in_gpu)
+        """Of those in the GPU, the ones that are computed, or loaded for another request."""
+        computed = (place for place, other in self.needs if not other.is_computed)
+        loaded = (place for place, other in self.shares if not (other.is_computed or other.has_loaded(place)))
+        return min((self.in_gpu, *computed, *loaded))
+
+    def has_loaded(self, block: int) -> bool:
+        """Whether its load brought that block of its prompt."""
+        return self.loaded and self.has_loads and block >= self.plan.first_block
+
+    @property
+    def shares_what_comes(self) -> bool:
+        """Whether a block is on its way for another request: it comes once for both."""
+        return any(
+            other.has_loads and not other.loaded and not other.is_computed and place >= other.plan.first_block
+            for place, other in self.shares
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Of its prompt, and of its answer so far."""
+        return self.input_tokens + (self.output_tokens - self.output_left if self.has_first else 0)
+
+    def give_way(self, compute_s: float) -> None:
+        """All its tokens are to be computed again."""
+        self.preemptions += 1
+        self.recomputed_tokens += self.tokens
+        self.compute_s, self.new_tokens, self.tokens_left = compute_s, self.tokens, self.tokens
 
     def compute(self, tokens: int, compute_s: float) -> None:
         """So many tokens more."""

@@ -17,6 +17,7 @@ from kvtool.replay.clock.network import Path
 from kvtool.replay.clock.steps import StepTimes
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.plan import Links
+from kvtool.replay.tiers.room import Room
 from kvtool.replay.tiers.serving import Gpu
 from kvtool.replay.tiers.timed import Timed
 
@@ -52,7 +53,8 @@ class _Play:
             tier.bytes_per_s(links.block_bytes, write=write) for tier in links.tiers for write in (False, True)
         ]
         self._clock = Clock(self._bytes_per_s)
-        self._gpu = Gpu(self._clock, times, take=self._take, prefilled=self._prefilled, ended=self._ended)
+        room = None if options.pool_tokens is None else Room(options.pool_tokens // links.block_size, links.block_size)
+        self._gpu = Gpu(self._clock, times, take=self._take, prefilled=self._prefilled, ended=self._ended, room=room)
         self._held_back: deque[Timed] = deque()
         self._in_flight = 0
         self._line: dict[int, Timed] = {}  # in the order of their arrival
@@ -149,9 +151,13 @@ class _Play:
         self._gpu.poke()
 
     def _take(self) -> Timed | None:
-        """The first in line that can begin."""
+        """The first in line that can begin. One without room holds up those behind it."""
         for request in self._line.values():
-            if request.started and self._can_begin(request):
+            if not request.started:
+                continue
+            if not self._gpu.fits(request):
+                return None
+            if not request.shares_what_comes and self._can_begin(request):
                 del self._line[id(request)]
                 self._look_ahead()
                 self._compute_late(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 WORST_LAYERS = 3
 SPARSE = ("streaming", "quest")
 SMALLEST_KL = 1e-7  # on a logarithmic axis
+SMALLEST_ERROR = 1e-3  # of attention there: below a bf16's own rounding
+CROWDED_WIDTH, CROWDED_HEIGHT = 0.25, 0.08  # of the points' range: what the name of a format takes of a panel
 
 
 def accuracy_cases(document: BenchDocument) -> list[AccuracyCase]:
@@ -209,27 +212,46 @@ def _figures(case: AccuracyCase) -> str:
 
 def draw_cost(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
     """KL of each format over its bytes a token, its name beside the point; whiskers are two standard errors."""
-    for case in cases:
+    points = [(c.accuracy.kv_bytes_per_token / 1024, max(c.accuracy.kl_mean, SMALLEST_KL)) for c in cases]
+    for index, (case, (kib, kl)) in enumerate(zip(cases, points, strict=True)):
         found = case.accuracy
         colour = RED if found.verdict == "collapses" else COLOURS[1] if found.verdict == "loses" else COLOURS[0]
-        kl, kib = max(found.kl_mean, SMALLEST_KL), found.kv_bytes_per_token / 1024
         reach = min(2 * (found.kl_mean_se or 0.0), 0.9 * kl)
         axes.errorbar([kib], [kl], yerr=[[reach], [reach]], color=colour, marker="o", markersize=5, capsize=2)
-        axes.annotate(literal(label(case)), (kib, kl), (6, 3), textcoords="offset points", fontsize=LABEL_POINTS - 1)
-    axes.set_yscale("log")
+        axes.annotate(
+            literal(label(case)),
+            (kib, kl),
+            (-6, 3) if is_crowded(points, index) else (6, 3),
+            textcoords="offset points",
+            ha="right" if is_crowded(points, index) else "left",
+            fontsize=LABEL_POINTS - 1,
+        )
+    log_axis(axes)
     axes.set_xlabel("KiB a token")
     axes.set_ylabel("KL, nats a token")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.28, y=0.15)
+
+
+def is_crowded(points: Sequence[tuple[float, float]], index: int) -> bool:
+    """Whether a name at the right of this point would run into another point or its name; of two at one place the
+    first is."""
+    width = CROWDED_WIDTH * (max(x for x, _ in points) - min(x for x, _ in points))
+    height = CROWDED_HEIGHT * math.log(max(y for _, y in points) / min(y for _, y in points))
+    x, y = points[index]
+    return any(
+        abs(math.log(other_y / y)) <= height and (0 < other_x - x <= width or (other_x == x and place > index))
+        for place, (other_x, other_y) in enumerate(points)
+    )
 
 
 def draw_layers(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
     """Error of attention by layer, a line a format."""
     shown = [case for case in cases if case.accuracy.attention_error]
     for index, case in enumerate(shown):
-        errors = [100 * max(error, SMALLEST_KL) for error in case.accuracy.attention_error]
+        errors = [100 * max(error, SMALLEST_ERROR) for error in case.accuracy.attention_error]
         style = "-" if index < len(COLOURS) else "--"
         axes.plot(range(len(errors)), errors, style, color=COLOURS[index % len(COLOURS)], label=literal(label(case)))
-    axes.set_yscale("log")
+    log_axis(axes)
     axes.set_xlabel("layer")
     axes.set_ylabel("attention off, %")
     legend_below(axes)

@@ -59,8 +59,8 @@ def _theirs(peer: BenchPeer) -> tuple[str, ...]:
     return (peer.name, p50(peer.ttft_ms), ratio(peer.ttft_ratio), p50(peer.tpot_ms), ratio(peer.tpot_ratio), same)
 
 
-def _timed(case: Case) -> bool:
-    return any(peer.turns for peer in case.peers)
+def _timed(case: Case, name: str | None) -> bool:
+    return any(peer.turns for peer in case.peers if name in (None, peer.name))
 
 
 def _leads(case: Case, name: str) -> list[str]:

@@ -30,7 +30,7 @@ def ranks_tables(document: BenchDocument) -> list[Table]:
 def layout(case: RanksCase) -> str:
     """`tp 4 x dcp 2`, and what went round where it was said."""
     run = case.ranks
-    degrees = [f"{name} {count}" for name, count in (("tp", run.tp), ("cp", run.cp), ("dcp", run.dcp)) if count > 1]
+    degrees = [f"{name} {count}" for name in ("tp", "cp", "dcp", "dp") if (count := getattr(run, name)) > 1]
     return " x ".join(degrees or ["tp 1"]) + (f", {run.ring}" if run.ring != "auto" else "")
 
 
@@ -135,7 +135,7 @@ def _ways_round(cases: Sequence[RanksCase]) -> list[str]:
 
 
 def _same_but_ring(a: RanksCase, b: RanksCase) -> bool:
-    return all(a.inputs.get(key) == b.inputs.get(key) for key in ("tp", "cp", "dcp", "input_len", "batch_size"))
+    return all(a.inputs.get(key) == b.inputs.get(key) for key in ("tp", "cp", "dcp", "dp", "input_len", "batch_size"))
 
 
 def draw_prefill(figure: Figure, axes: Axes, cases: Sequence[RanksCase]) -> None:

@@ -10,7 +10,7 @@ from kvtool.report.files import write_result
 from kvtool.report.inputs import shared_inputs
 from kvtool.report.kernels.charts import kernels_figure
 from kvtool.report.kernels.peers import library_lines
-from kvtool.report.kernels.tables import VARIANTS, kernel_tables
+from kvtool.report.kernels.tables import VARIANTS, kernel_tables, verdict
 from kvtool.report.peers import peer_columns, with_peers
 from kvtool.report.rows import case_rows
 from kvtool.results import KernelCase, KernelPeer, KernelsDocument
@@ -24,9 +24,12 @@ SHARED_INPUTS = (*VARIANTS, "backend", "device", "threads", "num_iters")
 
 
 def print_kernels(document: KernelsDocument, console: Console) -> None:
-    """What ran, a table for each kind of kernel, and what was assumed."""
+    """What was reached, what ran, a table for each kind of kernel, and what was assumed."""
     from rich.text import Text
 
+    if document.cases:
+        told = verdict(document)
+        console.print(Text(told[0].upper() + told[1:], style="bold"))
     console.print(Text(shared_inputs(document.cases, SHARED_INPUTS), style="dim"))
     for table in kernel_tables(document):
         console.print()

@@ -27,9 +27,9 @@ def library_lines(cases: Sequence[KernelCase]) -> list[str]:
     return peer_lines(cases, timed=is_timed, leads=lambda case, name: _leads(case, name, timed))
 
 
-def is_timed(case: KernelCase) -> bool:
-    """Whether any peer of the case has a time."""
-    return any(peer.ratio is not None for peer in case.peers)
+def is_timed(case: KernelCase, name: str | None = None) -> bool:
+    """Whether the peer of that name, or any, has a time beside the case."""
+    return any(peer.ratio is not None for peer in case.peers if name in (None, peer.name))
 
 
 def _leads(case: KernelCase, name: str, among: Sequence[KernelCase]) -> list[str]:

@@ -24,8 +24,27 @@ HEADINGS = {
     "flash-attn": "flash\nattn",
     "vllm-triton": "vllm\ntriton",
     "sglang-triton": "sglang\ntriton",
+    "flashinfer-xqa": "flashinfer\nxqa",
 }
 SHOW_MS_FROM = 10.0  # a table with a longer time than this is in milliseconds
+
+
+def verdict(document: KernelsDocument) -> str:
+    """What decode and prefill reach of what the device can do, in a sentence; why not, where that is not known."""
+    reached = [
+        _reached("decode", [case.roofline.mbu for case in cases_of(document, "decode")], "what this device reads"),
+        _reached("prefill", [case.roofline.mfu for case in cases_of(document, "prefill")], "a matrix product"),
+    ]
+    known = [text for text in reached if text]
+    return f"{'; '.join(known)}." if known else f"{len(document.cases)} cases timed, next to no measured limit."
+
+
+def _reached(kernel: str, ratios: Sequence[float | None], limit: str) -> str:
+    known = sorted(ratio for ratio in ratios if ratio is not None)
+    if not known:
+        return ""
+    least, most = percent(known[0]), percent(known[-1])
+    return f"{kernel} reaches {most if least == most else f'{least} to {most}'} of {limit}"
 
 
 def kernel_tables(document: KernelsDocument) -> list[Table]:

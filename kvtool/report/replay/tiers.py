@@ -32,6 +32,11 @@ def tier_sentences(document: ReplayDocument) -> Iterator[str]:
                 f"With {format_bytes(one.capacity_bytes)} the median first token comes after "
                 f"{format_ms(one.ttft_ms.p50)} ms, from {low} to {high} at the ends of what was measured."
             )
+        if one.preemptions:
+            yield (
+                f"With {format_bytes(one.capacity_bytes)} memory ended {one.preemptions:,} times: "
+                f"{one.recomputed_tokens:,} tokens of requests that gave way were computed again."
+            )
         if not one.tiers:
             continue
         made = ", ".join(f"{count:,} {name}" for name, count in one.decisions.items() if name != "none")

@@ -30,11 +30,13 @@ def print_engine(rows: list[SizeRow], console: Console, *, told: str = "") -> No
     from rich.text import Text
 
     for dtype, same in groupby(rows, key=lambda row: row.inputs.kv_cache_dtype):
-        engine = next(same).engine
+        row, several = _largest_start([*same])
+        engine = row.engine
         if engine.name is None:
             continue
         name = f"{engine_name(engine)} {engine.version}{_extrapolated(engine)}"
-        console.print(Text.assemble((name, "bold"), f", {dtype} cache: {_blocks(engine)}"))
+        started = f", started for {format_length(row.inputs.context)} x {row.inputs.batch_size}" if several else ""
+        console.print(Text.assemble((name, "bold"), f", {dtype} cache{started}: {_blocks(engine)}"))
         if engine.log_line:
             console.print(engine.log_line, highlight=False, soft_wrap=True)
         if engine.refusal and engine.refusal.removesuffix(".") not in told:
@@ -42,6 +44,14 @@ def print_engine(rows: list[SizeRow], console: Console, *, told: str = "") -> No
         if engine.groups:
             console.print(_groups_of(engine))
             console.print(_request(engine), style="dim", highlight=False)
+
+
+def _largest_start(rows: list[SizeRow]) -> tuple[SizeRow, bool]:
+    """The row whose start has the most cells, and whether rows have starts of their own (llama.cpp's, without -c)."""
+    starts = {row.engine.num_blocks for row in rows}
+    if len(starts) < 2 or _unit(rows[0].engine) != "cells":
+        return rows[0], False
+    return max(rows, key=lambda row: row.engine.num_blocks or 0), True
 
 
 def _extrapolated(engine: SizeEngine) -> str:
@@ -109,8 +119,9 @@ def _request(engine: SizeEngine) -> str:
     )
     if engine.blocks_per_request is None:
         return two
-    length = format_length(engine.max_model_len or 0)
-    return f"A request of {length} tokens takes {engine.blocks_per_request:,} {_unit(engine)}. {two}"
+    # A cell holds one token of a row's context, where vLLM's blocks are those of the longest request.
+    tokens = engine.blocks_per_request if _unit(engine) == "cells" else engine.max_model_len or 0
+    return f"A request of {format_length(tokens)} tokens takes {engine.blocks_per_request:,} {_unit(engine)}. {two}"
 
 
 def _group_cells(group: dict[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from kvtool.report.size.answers import print_answers, print_solutions
 from kvtool.report.size.budget import budget_figure, print_budget, verdict, would_fit
 from kvtool.report.size.charts import size_figure
 from kvtool.report.size.planned import print_engine
-from kvtool.report.size.tables import layer_sentence, layer_table, row_table
+from kvtool.report.size.tables import layer_sentence, layer_table, need, row_table
 from kvtool.results import SizeDocument, SizeRow
 from kvtool.results.size import FIRST_NODE
 from kvtool.units import format_bytes
@@ -42,8 +42,8 @@ def print_size(
     told = verdict(document.rows, ways, passing)
     if document.solutions is not None:
         print_solutions(document.solutions, document.rejected or [], console)
-    elif told:
-        console.print(told, style="bold", highlight=False, markup=False)
+    elif document.rows:
+        console.print(told or need(document.rows), style="bold", highlight=False, markup=False)
     for _, rows in groupby(document.rows, key=lambda row: row.model.id):
         if document.solutions and not explain:
             _print_best(list(rows), console)

@@ -7,6 +7,32 @@ from kvtool.results import SizeFit, SizeLayers, SizeRow
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 
+def need(rows: list[SizeRow]) -> str:
+    """The answer where no card is asked about: what the cache takes of a GPU, from the least row to the largest; or
+    what an engine's pool holds.
+    """
+    pooled = next((row.engine for row in rows if row.engine.max_concurrency and row.engine.pool_bytes), None)
+    if pooled is not None and pooled.gpu_kv_cache_tokens and pooled.name not in ("llama.cpp", "ollama"):
+        longest = format_length(pooled.max_model_len or 0)
+        return (
+            f"{format_bytes(pooled.pool_bytes or 0)} hold {pooled.gpu_kv_cache_tokens:,} tokens, "
+            f"{pooled.max_concurrency:,.2f} requests of {longest} at once."
+        )
+    each = " a GPU" if rows[0].inputs.num_gpus > 1 else ""
+    least, *_, most = sorted([rows[0], *rows], key=lambda row: row.kv.bytes_per_gpu)
+    if least.kv.bytes_per_gpu == most.kv.bytes_per_gpu:
+        return f"{format_bytes(most.kv.bytes_per_gpu)} of KV cache{each} for {_asked(most)}."
+    return (
+        f"From {format_bytes(least.kv.bytes_per_gpu)} of KV cache{each} for {_asked(least)} to "
+        f"{format_bytes(most.kv.bytes_per_gpu)} for {_asked(most)}."
+    )
+
+
+def _asked(row: SizeRow) -> str:
+    inputs = row.inputs
+    return f"{format_length(inputs.context)} x {inputs.batch_size:,} in {inputs.kv_cache_dtype}"
+
+
 def layer_table(rows: list[SizeRow]) -> Table:
     """What the layers of one model keep, under each cache dtype of its rows."""
     shown = [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kvtool.sizing.engines.options import EngineOptions
 
-ENGINE_ORDER = ("vllm", "sglang", "llama.cpp", "ollama")
+ENGINE_ORDER = ("vllm", "sglang", "tensorrt-llm", "lmdeploy", "llama.cpp", "ollama")
 Kind = Literal["count", "size", "fraction", "switch", "name", "dtype"]
 
 
@@ -58,7 +58,7 @@ class Flag:
     def spelling(self, engine: str) -> str | None:
         """How `engine` spells it."""
         own = {"vllm": self.vllm, "sglang": self.sglang, "llama.cpp": self.llama_cpp, "ollama": self.llama_cpp}
-        return own[engine]
+        return own.get(engine)
 
     def log_names(self, engine: str) -> tuple[str, ...]:
         """Its names in a log of `engine`; one that begins with disable_ or enforce_ is the opposite of the field."""
@@ -110,8 +110,14 @@ FLAGS = (
         "kv_cache_memory_bytes",
         "size",
         "--kv-cache-memory-bytes",
-        planned=("sglang",),
+        planned=("sglang", "tensorrt-llm", "lmdeploy"),
         help="What a GPU has for the cache, as 40GiB.",
+    ),
+    Flag(
+        "free_memory_fraction",
+        "fraction",
+        planned=("tensorrt-llm", "lmdeploy"),
+        help="Part of what is free after the weights: free_gpu_memory_fraction, cache_max_entry_count.",
     ),
     Flag(
         "num_gpu_blocks_override",

@@ -20,14 +20,14 @@ from kvtool.errors import KvtoolError
 class EngineOptions:
     """Flags of one start of an engine on one layout; None where the engine itself chooses. Each has a row in flags.py.
 
-    `name` is vllm, sglang, llama.cpp or ollama, `version` the one asked for (None: the one modelled), `rules` those to
+    `name` is one of sizing.engines.run.ENGINES, `version` the one asked for (None: the one modelled), `rules` those to
     plan by in place of that release's own. `auto_fit` is --max-model-len -1: the longest sequence that fits.
     `kv_cache_memory_bytes` is what one GPU has for the cache, where it is given and not estimated. `gpu` decides what
     depends on the card: block sizes and default batched tokens. `limit_mm_per_prompt` is JSON, how many items of each
     modality a prompt may bring; `dtype` is that of weights and activations. From `mem_fraction_static` on they are
     SGLang's own; it calls `block_size` --page-size, `max_model_len` --context-length, `mamba_ssm_cache_dtype`
     --mamba-ssm-dtype, and no prefix caching --disable-radix-cache. From `slots` on they are llama.cpp's, whose -c is
-    `max_model_len`; `windows` is off with --swa-full.
+    `max_model_len`; `windows` is off with --swa-full. `free_memory_fraction` is TensorRT-LLM's and LMDeploy's.
     """
 
     name: str
@@ -68,6 +68,7 @@ class EngineOptions:
     flash_attn: str = AUTO
     n_gpu_layers: int | None = None
     tensor_split: str = AUTO
+    free_memory_fraction: float | None = None
 
     @property
     def profiles_images(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from kvtool.catalog.model import Model
 from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.results import SizeEngine
-from kvtool.sizing.engines import llama_cpp, sglang, vllm
+from kvtool.sizing.engines import free_share, llama_cpp, sglang, vllm
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import History
 from kvtool.sizing.fit import Budget
@@ -94,9 +94,25 @@ def _run_llama_cpp(model: Model, options: EngineOptions, memory: Budget | None) 
     )
 
 
+def _run_free_share(model: Model, options: EngineOptions, memory: Budget | None) -> EngineRun:
+    """TensorRT-LLM or LMDeploy."""
+    plan = free_share.plan(
+        model, options, pool_bytes=_pool_bytes(model, options, memory.kv_pool_bytes if memory else None)
+    )
+    return EngineRun(
+        options=options,
+        at=lambda context: free_share.size_engine(plan, context=context),
+        holds=lambda context, prefix: free_share.capacity(plan, context, shared_prefix=prefix),
+        max_requests=options.max_num_seqs or plan.num_blocks,
+        refusal=plan.refusal,
+        assumptions=(*free_share.assumptions(plan), *_about_pool(options, memory)),
+    )
+
+
 ENGINES: Mapping[str, Callable[[Model, EngineOptions, Budget | None], EngineRun]] = {
     "vllm": _run_vllm,
     "sglang": _run_sglang,
+    **dict.fromkeys(free_share.NAMES, _run_free_share),
     "llama.cpp": _run_llama_cpp,
     "ollama": _run_llama_cpp,
 }

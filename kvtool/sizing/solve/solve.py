@@ -167,7 +167,7 @@ def _try(model: Model, options: SizeOptions, question: Question, setting: Settin
     to fill.
     """
     if options.engine is not None and options.engine.name not in ENGINE_NAMES:
-        raise KvtoolError(f"--users plans {' and '.join(ENGINE_NAMES)}: {options.engine.name} allocates what -c says")
+        raise KvtoolError(f"--users plans {' and '.join(ENGINE_NAMES)}, not {options.engine.name}")
     base = replace(setting.options(options), lengths=None, contexts=(), batch_sizes=(1,))
     plan = replace(make_plan(model, replace(base, engine=None), setting.kv_cache_dtype), options=base)
     answers: dict[str, Answer] = {}

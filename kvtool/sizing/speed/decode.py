@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from kvtool.catalog.gpus import Gpu
-from kvtool.catalog.model import Model
 from kvtool.results import SizeDecode
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.speed.roofline import bound, compute_s, memory_s
-from kvtool.sizing.speed.traffic import decode_flops
+from kvtool.sizing.speed.traffic import DecodeWork
 from kvtool.sizing.usage import GpuCache
 from kvtool.sizing.weights import Weights
 from kvtool.units import ceil_div
 
 
 def decode_floor(
-    model: Model,
+    work: DecodeWork,
     cache: GpuCache,
     weights: Weights,
     parallel: Parallel,
@@ -28,7 +27,7 @@ def decode_floor(
     """
     kv_read = cache.read_bytes_per_step(tokens=context, batch_size=batch_size)
     weights_read = weights.read_bytes_per_step(batch_size, parallel)
-    flops = decode_flops(model, [context])
+    flops = work.flops([context])
     flops_per_rank = None if flops is None else ceil_div(flops * parallel.sequences_of_ranks(batch_size), parallel.tp)
     memory_ms, compute_ms = _times_ms(gpu, kv_read, weights_read, flops_per_rank)
     return SizeDecode(

@@ -8,8 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COLLECTIVE_S = 10e-6
+"""That a collective among the GPUs of a node takes beside its bytes: stated, not measured."""
 EXCHANGE_BYTES = 2**16
 """Up to this size a sum is made by everybody telling everybody, in one hop; beyond, by a ring, which sends less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between ranks: `alpha_s` of an exchange, or of a step of a ring, beside its bytes."""
+
+    bytes_per_s: float
+    alpha_s: float
+
+    def takes_s(self, num_bytes: float, times: int = 1) -> float:
+        """Of so many bytes that a rank sends in so many exchanges."""
+        return times * self.alpha_s + num_bytes / self.bytes_per_s
 
 
 def all_reduce_bytes(size_bytes: int, ranks: int) -> float:
@@ -63,11 +77,16 @@ def pass_q_bytes(shape: RingShape, query_tokens: list[int], member: int) -> int:
     return on + visiting * shape.answer_token_bytes
 
 
-def passes_kv(shape: RingShape, kv_tokens: list[int], query_tokens: list[int]) -> bool:
-    """Whether keys and values are fewer bytes to send than queries and their answers, over all ranks of the group."""
-    members = range(len(kv_tokens))
-    kv = sum(pass_kv_bytes(shape, kv_tokens, member) for member in members)
-    return kv <= sum(pass_q_bytes(shape, query_tokens, member) for member in members)
+def passes_kv(shape: RingShape, kv_tokens: list[int], query_tokens: list[int], link: Link | None = None) -> bool:
+    """Whether keys and values are fewer bytes to send than queries and their answers, over all ranks of the group; over
+    a `link` that is known, whether the rank that sends the most has them sent sooner: answers are one exchange more.
+    """
+    members, steps = range(len(kv_tokens)), len(kv_tokens) - 1
+    kv = [pass_kv_bytes(shape, kv_tokens, member) for member in members]
+    queries = [pass_q_bytes(shape, query_tokens, member) for member in members]
+    if link is None:
+        return sum(kv) <= sum(queries)
+    return link.takes_s(max(kv), steps) <= link.takes_s(max(queries), steps + 1)
 
 
 def pass_kv_hit_rate(num_heads: int, kv_heads: int) -> float:

@@ -27,6 +27,8 @@ from kvtool.sizing.params import count_params
 from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 from kvtool.sizing.specs import CacheSpec
 
+AlikeLayers = tuple[tuple[tuple[Layer, int | None], int], ...]
+
 FLOPS_PER_STATE_ELEMENT = 4  # a token adds an outer product to the state (2) and reads it out (2)
 
 
@@ -52,14 +54,31 @@ def experts_touched(moe: Moe, tokens: int) -> float:
 
 def decode_flops(model: Model, context_lens: Sequence[int]) -> int | None:
     """FLOPs of one decode step of sequences of these lengths; None where the parameters cannot be counted."""
-    lengths = Counter(context_lens)
-    weights = _weight_flops(model, tokens=len(context_lens), heads=len(context_lens))
-    if weights is None:
-        return None
-    return weights + sum(
-        sequences * attention_flops(model, new_tokens=1, cached_tokens=tokens - 1)
-        for tokens, sequences in lengths.items()
-    )
+    return decode_work(model).flops(context_lens)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """A model's decode step, ready to be asked for many lengths: FLOPs a token besides attention, None where the
+    parameters cannot be counted, and how many layers are alike in cache and top k.
+    """
+
+    model: Model
+    per_token: int | None
+    layers: AlikeLayers
+
+    def flops(self, context_lens: Sequence[int]) -> int | None:
+        """FLOPs of a step of sequences of these lengths."""
+        if self.per_token is None:
+            return None
+        return self.per_token * len(context_lens) + sum(
+            sequences * _attention_flops(self.model, self.layers, 1, tokens - 1)
+            for tokens, sequences in Counter(context_lens).items()
+        )
+
+
+def decode_work(model: Model) -> DecodeWork:
+    return DecodeWork(model, _weight_flops(model, tokens=1, heads=1), _alike(model))
 
 
 def prefill_flops(model: Model, new_tokens: int, cached_tokens: int = 0) -> int | None:
@@ -80,14 +99,11 @@ class PrefillWork:
     model: Model
     once: int
     per_token: int
-    layers: tuple[tuple[tuple[Layer, int | None], int], ...]
+    layers: AlikeLayers
 
     def flops(self, new_tokens: int, cached_tokens: int = 0) -> int:
         """FLOPs of `new_tokens` behind `cached_tokens`."""
-        attention = sum(
-            count * _layer_flops(self.model, layer, top_k, new_tokens, cached_tokens)
-            for (layer, top_k), count in self.layers
-        )
+        attention = _attention_flops(self.model, self.layers, new_tokens, cached_tokens)
         return self.once + self.per_token * new_tokens + attention
 
 
@@ -97,7 +113,7 @@ def prefill_work(model: Model) -> PrefillWork | None:
     whole = _weight_flops(model, tokens=1, heads=1)
     if once is None or whole is None:
         return None
-    return PrefillWork(model, once, whole - once, tuple(_alike(model).items()))
+    return PrefillWork(model, once, whole - once, _alike(model))
 
 
 def even_context_tokens(model: Model) -> float:
@@ -124,15 +140,16 @@ def _weight_flops(model: Model, *, tokens: int, heads: int) -> int | None:
 
 def attention_flops(model: Model, *, new_tokens: int, cached_tokens: int) -> int:
     """FLOPs of scores, weighted sums, index scores and state updates of one sequence, over all layers."""
-    return sum(
-        count * _layer_flops(model, layer, top_k, new_tokens, cached_tokens)
-        for (layer, top_k), count in _alike(model).items()
-    )
+    return _attention_flops(model, _alike(model), new_tokens, cached_tokens)
 
 
-def _alike(model: Model) -> Counter[tuple[Layer, int | None]]:
+def _attention_flops(model: Model, layers: AlikeLayers, new: int, cached: int) -> int:
+    return sum(count * _layer_flops(model, layer, top_k, new, cached) for (layer, top_k), count in layers)
+
+
+def _alike(model: Model) -> AlikeLayers:
     """How many layers there are of each cache and top k."""
-    return Counter(zip(model.layers, top_k_by_layer(model), strict=True))
+    return tuple(Counter(zip(model.layers, top_k_by_layer(model), strict=True)).items())
 
 
 def _layer_flops(model: Model, layer: Layer, top_k: int | None, new: int, cached: int) -> int:

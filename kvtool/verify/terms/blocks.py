@@ -9,9 +9,7 @@ from kvtool.catalog.model import FullAttention, LatentAttention
 from kvtool.errors import KvtoolError
 from kvtool.results import VerifyRow
 from kvtool.sizing.dtypes import AUTO
-from kvtool.sizing.formats import parse_cache_format
-from kvtool.sizing.layers import state_format
-from kvtool.sizing.usage import gpu_cache, growth_bytes
+from kvtool.sizing.engines.free_share import bytes_per_token
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started
 from kvtool.verify.rows import BYTES, TOKENS, exact, exact_row
@@ -56,21 +54,8 @@ def _alternatives(facts: LogFacts, started: Started) -> Iterator[tuple[str, Star
             yield " and ".join(said), replace(started, options=other)
 
 
-def bytes_per_token(started: Started) -> int:
-    """Of all layers on the rank that holds most. Raises KvtoolError."""
-    model, options = started.model, started.options
-    cache = gpu_cache(
-        model,
-        parse_cache_format(options.kv_cache_dtype, model.dtype),
-        parallel=options.parallel,
-        block_size=1,
-        state=state_format(model),
-    )
-    return max(growth_bytes(stage, indexer=False) for stage in cache.stages)
-
-
 def _rows(facts: LogFacts, started: Started) -> Iterator[VerifyRow]:
-    each = bytes_per_token(started)
+    each = bytes_per_token(started.model, started.options)
     dtype = started.options.kv_cache_dtype
     text = f"{each:,} B a token" + ("" if dtype == AUTO else f" in {dtype}")
     blocks, tokens, pool = facts.smallest("num_blocks"), facts.smallest("tokens"), facts.smallest("kv_pool")

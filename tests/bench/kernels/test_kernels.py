@@ -136,6 +136,8 @@ def test_a_pass_streams_through_what_is_asked_but_prefill_computes() -> None:
 
 def test_each_shape_of_layer_once_and_others_named() -> None:
     gemma = resolve_model("gemma-3-1b")
+    planned = plan(gemma, options(parts=("prefill",)), [CACHE_FORMATS["bf16"]], "bf16")
+    assert {work.part for work in planned} == {"prefill"}
     kinds = [work.spec.kind for work in plan(gemma, options(), [CACHE_FORMATS["bf16"]], "bf16")]
     assert set(kinds) == {"sliding", "full"}
     assert left_out(gemma, CACHE_FORMATS["bf16"]) == []

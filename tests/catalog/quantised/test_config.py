@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kvtool.catalog.fields import Fields
-from kvtool.catalog.model import LayerBits
+from kvtool.catalog.model import LayerBits, Quantisation
 from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.errors import KvtoolError
 
@@ -104,4 +104,23 @@ def test_modules_that_are_listed_say_it_of_each_layer() -> None:
     found = read_quantisation(Fields({"quantization_config": config}, where="config.json"), 2)
     assert found is not None
     assert found.layers == (LayerBits(mixer=8, dense=4.5, experts=0), LayerBits(mixer=8, dense=None, experts=0))
-    assert (found.bits_per_weight, found.outer_bits) == (None, 4.5)
+    assert (found.bits_per_weight, found.head_bits, found.embedding_bits) == (None, 4.5, None)
+    layers["model.layers.1.mlp.down_proj"] = {"quant_algo": "W4A16_NVFP4"}
+    alike = read_quantisation(Fields({"quantization_config": config}, where="config.json"), 2)
+    assert alike == Quantisation(
+        method="modelopt", bits_per_weight=4.5, mixer_bits=8, whole=frozenset({"beyond"}), head_bits=4.5
+    )
+
+
+def test_experts_that_were_quantised_anew_keep_the_rest_as_it_was() -> None:
+    """nvidia/DeepSeek-V4-Flash-NVFP4: a checkpoint of fp8 blocks whose routed experts are in NVFP4."""
+    config = {
+        "quant_method": "fp8",
+        "quant_algo": "MIXED_PRECISION",
+        "moe_quant_algo": "NVFP4",
+        "weight_block_size": [128, 128],
+        "ignore": ["*.attn.*", "*.ffn.shared_experts.*", "head", "mtp.*"],
+        "quantized_layers": {f"layers.{layer}.ffn.experts": {"quant_algo": "NVFP4"} for layer in range(2)},
+    }
+    found = read_quantisation(Fields({"quantization_config": config}, where="config.json"), 2)
+    assert found == Quantisation(method="fp8", bits_per_weight=8 + 32 / 128**2, expert_bits=4.5)

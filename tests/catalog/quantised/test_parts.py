@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from kvtool.catalog.hf_config import model_from_config
-from kvtool.catalog.model import Moe
-from kvtool.catalog.quantised.parts import parts_left_whole
+from kvtool.catalog.model import LayerBits, Moe
+from kvtool.catalog.quantised.parts import Shape, alike, layers_by_exclusion, towers_left_whole
 from kvtool.sizing.weights import weigh
 from tests.catalog.data import LLAMA, config
 
@@ -28,7 +28,26 @@ MOE = Moe(num_experts=8, experts_per_token=2, intermediate_size=64, shared_inter
     ],
 )
 def test_parts_that_no_layer_quantises(patterns: list[str], whole: set[str] | None) -> None:
-    assert parts_left_whole(patterns, 3, MOE) == whole
+    layers = layers_by_exclusion(patterns, 1.0, Shape(num_layers=3, moe=MOE, mixer={}))
+    assert alike(layers, towers=False) == whole
+
+
+def test_matrices_of_a_latent_attention_count_by_their_size() -> None:
+    """nvidia/DeepSeek-V3.1-NVFP4 quantises the output of its attention alone, and no layer behind the last."""
+    sizes = {"q_a_proj": 30, "kv_b_proj": 10, "o_proj": 60}
+    patterns = [f"model.layers.{layer}.self_attn.{name}" for layer in range(2) for name in ("q_a_proj", "kv_b_proj")]
+    layers = layers_by_exclusion(patterns, 4.5, Shape(num_layers=2, moe=None, mixer=sizes))
+    assert layers[0].mixer == pytest.approx(0.4 * 16 + 0.6 * 4.5)
+    assert towers_left_whole(["model.layers.2*"], 2)
+    assert not towers_left_whole(["model.layers.1*", "model.layers.2.eh_proj"], 2)
+
+
+def test_experts_beside_a_dense_mlp_have_names_of_their_own() -> None:
+    """nvidia/Gemma-4-26B-A4B-NVFP4 leaves out `mlp*`, which is the dense MLP there, not the experts."""
+    sparse = replace(MOE, first_dense_layers=0)
+    shape = Shape(num_layers=1, moe=sparse, mixer={}, experts_beside_mlp=True)
+    (layer,) = layers_by_exclusion(["model.layers.0.mlp*", "model.layers.0.self_attn*"], 4.5, shape)
+    assert layer == LayerBits(mixer=None, dense=None, experts=4.5)
 
 
 def test_gpt_oss_is_as_large_as_published() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from http.client import HTTPException
+
 import pytest
 
 from kvtool.engine.endpoint.address import parse_address, read_key
 from kvtool.engine.endpoint.answer import read_answer
+from kvtool.engine.endpoint.chunks import Chunks
 from kvtool.engine.endpoint.client import Client, Stream
 from kvtool.engine.endpoint.prometheus import counted, parse_page
 from kvtool.engine.endpoint.server import discover
@@ -141,3 +144,22 @@ def test_hits_of_a_hybrid_land_on_larger_blocks() -> None:
         client = Client(parse_address(fake.url))
         assert discover(client).block_tokens == 784
         client.close()
+
+
+def test_chunks_are_cut_anywhere() -> None:
+    """Every cut in two, and byte by byte, gives the body; a line behind it is another answer's."""
+    raw = b'5\r\ndata:\r\n10;name="x"\r\n{"a":"\r\n0\r\n\r\n"}\n\r\nA \r\n0123456789\r\n0\r\nExpires: 0\r\n\r\n'
+    body = b'data:{"a":"\r\n0\r\n\r\n"}\n0123456789'
+    for cut in range(len(raw)):
+        chunks = Chunks()
+        assert chunks.take(raw[:cut]) + chunks.take(raw[cut:]) == body, cut
+        assert chunks.ended
+    chunks = Chunks()
+    assert b"".join(chunks.take(raw[at : at + 1]) for at in range(len(raw))) == body
+    assert chunks.ended
+
+
+@pytest.mark.parametrize("raw", [b"x\r\n", b"\r\n", b"-1\r\n", b"1_0\r\n", b"1\r\nab\r\n", b"1" * 5000])
+def test_what_is_no_chunk(raw: bytes) -> None:
+    with pytest.raises(HTTPException):
+        Chunks().take(raw)

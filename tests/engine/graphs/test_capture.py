@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 
@@ -16,6 +17,8 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.graphs.capture import Step, bucket_of
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
+from kvtool.errors import DeviceError
+from kvtool.kernels.choosing import may_time
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import as_it_is, engine_of, generate, load, prompt
 
@@ -33,6 +36,18 @@ def test_a_bucket_holds_its_rows_and_wastes_few(num_rows: int, most: int) -> Non
     assert bucket - num_rows < min(8, num_rows)
     assert bucket in (1, 2, 4, most) or bucket % 8 == 0
     assert bucket_of(bucket, most) == bucket
+
+
+def test_the_logits_of_captured_steps_need_room_beside_the_pool(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 5 rows of 131 tokens in fp32."""
+    pool_bytes = 8 * loaded.page_bytes
+    for free, fits in ((pool_bytes + 5 * 131 * 4, True), (pool_bytes + 5 * 131 * 4 - 1, False)):
+        monkeypatch.setattr("kvtool.engine.loaded.available_bytes", lambda device, free=free: free)
+        refused = nullcontext() if fits else pytest.raises(DeviceError, match="free beside captured steps")
+        with refused:
+            engine_of(loaded, num_pages=8, capture=Recorder(), max_num_seqs=5)
 
 
 class Recorder:
@@ -83,6 +98,20 @@ def test_what_is_prepared_is_not_captured_by_a_request(loaded: LoadedModel) -> N
     assert engine.compiling.seconds is None, "torch compiles nothing"
     generate(engine, [prompt(length) for length in range(1, 14)], 4)
     assert capture.captured == 6
+
+
+def test_kernels_time_their_ways_while_steps_are_prepared_and_never_in_a_request(loaded: LoadedModel) -> None:
+    """A bucket that nobody prepared is captured inside a request: with what is known by then."""
+    timed: list[bool] = []
+
+    def capture(step: Step, generator: torch.Generator) -> Step:
+        timed.append(may_time())
+        return step
+
+    engine = Engine(loaded, num_pages=64, capture=capture)
+    engine.prepare([2])
+    generate(engine, [prompt(3)], 3)
+    assert timed == [True, False]
 
 
 def test_preparing_leaves_sequences_as_they_are(loaded: LoadedModel) -> None:

@@ -14,7 +14,7 @@ from kvtool.kernels.cpu.native import Native, native
 from kvtool.kernels.cpu.quantised import fits, packed_codes
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the compiled kernels need gcc")
-KINDS = {"Q8_0": (8, False), "Q4_0": (4, False), "Q4_1": (4, True)}
+KINDS = {"Q8_0": (8, False), "Q4_0": (4, False), "Q4_1": (4, True), "int8 rows": (8, False)}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 HALF_ULP = 1.02 * 2.0**-8
 DIGITS_EPS = 2.0**-14  # half a step of the digits over the largest of 32
@@ -40,12 +40,14 @@ def stored(kind: str, rows: int, columns: int, seed: int = 1) -> Blocks:
     codes = torch.randint(2**bits, (rows, columns), dtype=torch.uint8, generator=generator)
     scale, least = (torch.randn(rows, columns // 32, generator=generator).half() * size for size in (0.01, 0.1))
     scale[0, 0] = 3e-6  # less than fp16 has at full width
+    if kind == "int8 rows":
+        scale = scale[:, :1].float() * 1.001  # no number of fp16
     return Blocks(codes, bits, scale, least if has_least else None)
 
 
 def weight_of(blocks: Blocks) -> Tensor:
     """What the codes stand for, in fp64."""
-    scale = blocks.scale.double().repeat_interleave(32, dim=1)
+    scale = blocks.scale.double().repeat_interleave(blocks.codes.shape[1] // blocks.scale.shape[1], dim=1)
     if blocks.least is None:
         return scale * (blocks.codes.double() - 2 ** (blocks.bits - 1))
     return scale * blocks.codes.double() + blocks.least.double().repeat_interleave(32, dim=1)
@@ -104,5 +106,6 @@ def test_weights_that_are_stored_alike_stand_over_each_other() -> None:
     assert torch.equal(weight_of(both), torch.cat((weight_of(first), weight_of(second))))
     assert stacked([first, stored("Q4_0", 32, 64)]) is None
     assert stacked([first, None]) is None
+    assert stacked([stored("int8 rows", 32, 32), stored("Q8_0", 32, 32)]) is None
     assert fits(both)
     assert not fits(stored("Q4_1", 40, 64))

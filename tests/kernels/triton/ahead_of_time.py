@@ -23,14 +23,18 @@ from kvtool.kernels.triton import (
     experts,
     gpu,
     groups,
+    pairs,
     products,
+    route,
+    rows,
+    sample,
     step,
     store,
 )
 from kvtool.kernels.triton.tiles.rules import Target
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 POINTERS = {
     "torch.float32": "*fp32",
     "torch.bfloat16": "*bf16",
@@ -98,7 +102,7 @@ def record(call: Callable[[], object], target: Target) -> list[Launch]:
     recorders: list[Recorder] = []
     with ExitStack() as patches:
         patches.enter_context(patch.object(gpu, "target", lambda device: target))
-        for module in (attention, experts, groups, products, step, store):
+        for module in (attention, experts, groups, pairs, products, route, rows, sample, step, store):
             mine = {name: Recorder(kernel) for name, kernel in vars(module).items() if name.endswith("_kernel")}
             patches.enter_context(patch.multiple(module, **mine))
             recorders += mine.values()
@@ -116,6 +120,7 @@ class Compiled:
     wgmma: int
     tma: int  # instructions that copy a box of memory
     buffers: int  # tiles of K and V kept in shared memory at once: the least over all loops; 0 without pipelining
+    waits: bool  # for the launch in front of it, before it reads or writes any memory but to prefetch it
 
 
 def compile_launch(one: Launch, capability: int) -> Compiled:
@@ -132,7 +137,13 @@ def compile_launch(one: Launch, capability: int) -> Compiled:
         wgmma=binary.asm["ptx"].count("wgmma.mma_async"),
         tma=binary.asm["ptx"].count("cp.async.bulk.tensor"),
         buffers=min(depths, default=0),
+        waits=_waits_first(binary.asm["ptx"]),
     )
+
+
+def _waits_first(ptx: str) -> bool:
+    touched = re.search(r"\b(ld|st|red|atom)\.(global|volatile|relaxed)|\bcp\.async", ptx)
+    return 0 <= ptx.find("griddepcontrol.wait") < (touched.start() if touched else len(ptx))
 
 
 def _type(value: object) -> str:

@@ -148,6 +148,11 @@ def test_products_of_tall_tiles_multiply_with_wgmma_on_hopper(built: Built) -> N
     assert all((row["wgmma"] > 0) == (built.capability == 90) for row in rows)
 
 
+def test_every_kernel_starts_early_and_waits_first_on_hopper(built: Built) -> None:
+    """Where a card knows no such launch, none is compiled. The loads of a pipeline are not hoisted above the wait."""
+    assert {row["name"] for row in built.rows if row["waits"] != (built.capability >= 90)} == set()
+
+
 def test_tma_copies_what_is_read_by_descriptor(built: Built) -> None:
     rows = built.of("decode_kernel") + built.of("prefill_kernel")
     assert any(row["by_descriptor"] for row in rows) == (built.capability >= 90)

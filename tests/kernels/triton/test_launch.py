@@ -9,6 +9,9 @@ import torch
 
 from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.triton.tiles.rules import Target
+from tests.kernels.triton.ahead_of_time import Launch, record
+from tools.gpu.pieces.kernels import pointers
 
 
 def decode(softmax: Softmax | None = None, **changes: object) -> None:
@@ -75,3 +78,34 @@ def test_a_store_of_other_heads_is_refused() -> None:
 def test_a_latent_as_wide_as_its_row_is_refused() -> None:
     with pytest.raises(ValueError, match="latent_dim 80 of a row of 80"):
         decode(q=torch.zeros(2, 4, 80), k=torch.zeros(5, 16, 80), v=None, latent_dim=80)
+
+
+def launches(operation: str, num_pages: int = 48) -> list[Launch]:
+    """Of one call on a Hopper, with pages that TMA can copy."""
+
+    def call() -> None:
+        cache = torch.empty(num_pages, 64, 2, 128, dtype=torch.bfloat16, device="meta")
+        q = torch.empty(1, 8, 128, dtype=torch.bfloat16, device="meta")
+        table, lens = (torch.empty(*shape, dtype=torch.int32, device="meta") for shape in ((1, 64), (1,)))
+        starts = torch.empty(2, dtype=torch.int32, device="meta")
+        rows = Rows(table, lens) if operation == "decode" else Rows(table, lens, starts, 1)
+        getattr(load_kernels("triton"), operation)(q, Pages(cache, cache), rows, Softmax(1.0))
+
+    return record(call, Target(capability=90, multiprocessors=132, shared_bytes=227 * 1024))
+
+
+@pytest.mark.parametrize("operation", ["decode", "prefill"])
+def test_a_pool_of_another_size_compiles_nothing_new(operation: str) -> None:
+    """MLA's prefill gathers as many pages as its prompts have: a variant for some sizes would stall those requests."""
+    keys = [[launch.key() for launch in launches(operation, num_pages)] for num_pages in (1, 48, 49)]
+    assert keys[0] == keys[1] == keys[2]
+
+
+@pytest.mark.parametrize("operation", ["decode", "prefill"])
+def test_boxes_are_described_on_the_device_and_pointers_can_take_their_place(operation: str) -> None:
+    """Descriptors that the host makes gave NaN on some cards (triton#9719): no launch takes one."""
+    found = launches(operation)
+    assert any(launch.arguments.get("TMA") for launch in found)
+    assert not any("Descriptor" in type(value).__name__ for launch in found for value in launch.arguments.values())
+    with pointers():
+        assert not any(launch.arguments.get("TMA") for launch in launches(operation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvtool.kernels.choosing import choosing, may_time
 from kvtool.kernels.reference import step as step_reference
 from tests.kernels.conftest import Backend
 from tests.kernels.test_step import values
@@ -92,3 +93,10 @@ def test_what_does_not_fit_is_refused() -> None:
             way(*wrong)
     with pytest.raises(ValueError, match="5 rows are too many for a GEMV"):
         products.candidates(2, weight)["gemv-wide"](torch.zeros(5, 64), weight, None, None)
+
+
+def test_ways_are_timed_while_somebody_prepares_and_never_in_a_request() -> None:
+    assert not may_time()
+    with choosing():
+        assert may_time()
+    assert not may_time()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,18 @@ def test_without_wgmma_or_with_bytes_to_convert_latents_have_few_rows() -> None:
 @pytest.mark.parametrize(("heads", "resident"), [(16, 264), (128, 132)])
 def test_programs_of_latents_fill_the_device(heads: int, resident: int) -> None:
     assert decode_tile(512, heads, 2, 2, H100).resident_programs(1152, H100) == resident
+
+
+def test_a_tile_that_was_timed_says_how_it_loads_and_how_many_run_at_once() -> None:
+    tile = attention_tile(128, 4, 2, 2, H100)
+    assert tile.uses_tma(128, 64, 2, H100)
+    assert not replace(tile, by_descriptor=False).uses_tma(128, 64, 2, H100)
+    tall = replace(tile, block_m=128, max_registers=168, by_descriptor=True)
+    assert tall.uses_tma(256, 64, 2, H100)
+    assert not tall.uses_tma(256, 16, 2, H100)  # a box is within a page, whatever a tile says
+    assert not tall.uses_tma(256, 64, 2, L40S)
+    assert replace(tile, programs=2).resident_programs(512, H100) == 264
+    assert replace(tile, programs=17).fault == "has programs 17, which is not within 0 and 16"
 
 
 def test_rows_of_mla_are_too_many_for_one_program_to_merge() -> None:

@@ -98,6 +98,8 @@ def test_a_later_run_keeps_the_shapes_it_had_no_time_for(tmp_path: Path) -> None
 def test_a_tile_of_the_rules_has_no_fault() -> None:
     assert TILE.fault is None
     assert set(asdict(TILE)) >= set(tuning.STEPS)
+    assert "programs" in tuning.settings_of(SHAPE)
+    assert "programs" not in tuning.settings_of(replace(SHAPE, operation="prefill"))
 
 
 def test_the_grid_is_of_kernels_that_have_tiles() -> None:

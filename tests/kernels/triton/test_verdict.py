@@ -59,7 +59,15 @@ def test_what_another_process_has_written_meanwhile_is_kept(tmp_path: Path) -> N
     slow.fastest("first", timer.ways, may_time=True)
     quick.fastest("second", timer.ways, may_time=True)
     slow.fastest("third", timer.ways, may_time=True)
-    assert set(json.loads(file.read_text())["verdicts"]) == {"first", "second", "third"}
+    written = json.loads(file.read_text())
+    assert set(written["verdicts"]) == set(written["times_ms"]) == {"first", "second", "third"}
+
+
+def test_the_times_of_all_ways_stand_beside_a_verdict(tmp_path: Path) -> None:
+    """A way that a card has no room for has none."""
+    file = tmp_path / "verdicts.json"
+    fastest(Timer(cublas=2.0, a=1.0, b=float("inf")), file, "q")
+    assert json.loads(file.read_text())["times_ms"] == {"q": {"cublas": 2.0, "a": 1.0, "b": None}}
 
 
 def test_nothing_is_timed_inside_a_capture_and_nothing_remembered_of_it(tmp_path: Path) -> None:

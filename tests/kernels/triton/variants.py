@@ -18,10 +18,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights, Gate, Pages, Rows, Softmax
+from kvtool.kernels.fused import Choice, Normed, Shared
+from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rows, Softmax, Weight
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.pages import PackedPages
-from kvtool.kernels.triton import groups, launch, products, step
+from kvtool.kernels.triton import fused, groups, launch, products, step
+from kvtool.kernels.triton.rows import gate
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
 from tests.kernels.triton.budgets import SHARED_BYTES
@@ -52,6 +54,7 @@ class Variant:
     v_dim: int = 0  # 0: as head_dim; the latent dimension for MLA
     queries: int = 1  # of a sequence in decode
     softcap: float = 0.0
+    window: int = 0
     sinks: bool = False
     vector_scales: bool = False
     qk_norm: bool = False
@@ -76,19 +79,25 @@ class Variant:
         weight = _meta(self.head_dim, dtype=torch.float32 if self.qk_norm else torch.bfloat16)
         step.add_rms_norm(x, x, weight, weight if self.qk_norm else None, eps=1e-5)
 
+    def _nucleus(self) -> None:
+        launch.nucleus(_meta(self.rows, self.columns, dtype=torch.float32), _meta(self.rows, dtype=torch.float32))
+
     def _gate(self) -> None:
         x = _meta(self.rows, self.head_dim, dtype=DTYPES[self.dtype])
-        step.gate(x, x, Gate(self.activation))
+        gate(x, x, Gate(self.activation))
 
     def _product(self) -> None:
-        """Each way but cuBLAS."""
+        """Each way but cuBLAS. With `qk_norm` a norm goes before it, and a gate behind it."""
         dtype = DTYPES[self.dtype]
         x, weight = _meta(self.rows, self.head_dim, dtype=dtype), _meta(self.columns, self.head_dim, dtype=dtype)
         bias = _meta(self.columns, dtype=dtype) if self.added else None
         plus = _meta(self.rows, self.columns, dtype=dtype) if self.added else None
-        for name, way in products.candidates(self.rows, weight).items():
+        around = products.NOTHING
+        if self.qk_norm:
+            around = products.Around(_meta(self.head_dim, dtype=dtype), 1e-5, None if plus else Gate("silu"))
+        for name, way in products.candidates(self.rows, weight, around).items():
             if name != products.CUBLAS:
-                way(x, weight, bias, plus)
+                way(x, weight, bias, plus, around)
 
     def _experts(self) -> None:
         """Two experts a row; `columns` are an expert's inner elements."""
@@ -101,8 +110,14 @@ class Variant:
             gate=Gate(self.activation),
         )
         x, chosen = _meta(self.rows, hidden, dtype=dtype), _meta(self.rows, 2, dtype=torch.int64)
-        plus = x if self.added else None
-        step.experts(x, weights, chosen, _meta(self.rows, 2, dtype=torch.float32), plus)
+        shares = _meta(self.rows, 2, dtype=torch.float32)
+        step.experts(x, weights, chosen, shares, x if self.added else None)
+        if self.qk_norm:
+            of_all = GatedWeight(_meta(4 * inner, hidden, dtype=dtype), None, weights.gate)
+            shared = Shared(of_all, Weight(_meta(hidden, 2 * inner, dtype=dtype)))
+            x = Normed(x, _meta(hidden, dtype=dtype), 1e-5)
+            fused.experts(x, weights, chosen, shares, x.x, None if self.added else shared)
+            fused.route(x, Choice(weight=_meta(count, hidden, dtype=torch.float32), top_k=2))
 
     def _place(self) -> None:
         step.place(_meta(self.rows, dtype=torch.int64), _meta(self.rows, 64, dtype=torch.int32), self.page)
@@ -123,6 +138,8 @@ class Variant:
         turn, norm = (_meta(*shape, dtype=DTYPES[self.dtype]) for shape in ((tokens, 1, rope), (self.v_dim,)))
         slots = _meta(tokens, dtype=torch.int64)
         step.split_latent(q, latent, norm, 1e-6, (turn, turn), self._latents(), slots, tokens)
+        w_uk = _meta(self.rows, 256, self.v_dim, dtype=DTYPES[self.dtype])[:, :128]
+        fused.absorbed(q, latent, norm, 1e-6, (turn, turn), self._latents(), slots, w_uk)
 
     def _gather(self) -> Tensor:
         return launch.gather(self._latents(), _meta(64, dtype=torch.int32), DTYPES[self.dtype])
@@ -162,7 +179,8 @@ class Variant:
         return PackedPages(k=k, v=v, key=key, value=key)
 
     def _softmax(self, heads: int) -> Softmax:
-        return Softmax(0.1, softcap=self.softcap, sinks=_meta(heads, dtype=torch.bfloat16) if self.sinks else None)
+        sinks = _meta(heads, dtype=torch.bfloat16) if self.sinks else None
+        return Softmax(0.1, window=self.window, softcap=self.softcap, sinks=sinks)
 
     def _scale(self, heads: int) -> float | Tensor:
         return _meta(64, self.page, heads, dtype=torch.float32) if self.vector_scales else 1.0
@@ -214,7 +232,8 @@ def _features() -> Iterator[Variant]:
     """Once in decode and once in prefill, at the head dimension of most models."""
     for operation, rows in (("decode", 16), ("prefill", LONG)):
         yield Variant(operation, 128, rows, softcap=30.0)
-        yield Variant(operation, 64, rows, sinks=True)  # gpt-oss
+        yield Variant(operation, 64, rows, sinks=True, window=128)  # gpt-oss
+        yield Variant(operation, 128, rows, window=4096)
         for cache_dtype in ("e4m3", "int8"):
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
@@ -240,6 +259,7 @@ def _features() -> Iterator[Variant]:
     yield Variant("mha_prefill", 128, 16, dtype="fp16")
     for activation in ("silu", "gelu", "gelu_pytorch_tanh"):
         yield Variant("gate", 14336, 16, activation=activation)
+    yield Variant("nucleus", 0, 64, columns=128256)
     yield from _products()
 
 
@@ -247,15 +267,21 @@ def _products() -> Iterator[Variant]:
     """Few rows of a wide weight and of a narrow one, which is split; experts of few rows and many, gpt-oss's too."""
     for rows in (1, 2, 4, 16, 32, 64):
         yield Variant("product", 4096, rows, columns=4096, added=True)
+        yield Variant("product", 4096, rows, columns=28672, qk_norm=True)
+    for rows in (1, 4, 16):
+        yield Variant("product", 1024, rows, columns=1024, qk_norm=True, added=True)
+        yield Variant("product", 1024, rows, columns=2048, qk_norm=True, dtype="fp32")
     yield Variant("product", 2048, 1, columns=128256)
     yield Variant("product", 2880, 1, columns=4096, dtype="fp16")
     yield Variant("product", 2880, 64, columns=4096, dtype="fp16")
     for rows in (1, 16, 64):
         yield Variant("product", 1024, rows, columns=1024, dtype="fp32", added=True)
     for rows in (1, 64, 2048, 16384):
-        yield Variant("experts", 2048, rows, columns=1408, experts=64)
+        yield Variant("experts", 2048, rows, columns=1408, experts=64, qk_norm=rows <= 64)
     for rows in (1, 512, 16384):
-        yield Variant("experts", 2880, rows, columns=2880, experts=32, activation="clamped_swiglu", added=True)
+        yield Variant(
+            "experts", 2880, rows, columns=2880, experts=32, activation="clamped_swiglu", added=True, qk_norm=rows == 1
+        )
     yield Variant("experts", 4096, 2, columns=14336, experts=8)
     yield Variant("experts", 2048, 64, columns=768, experts=256, dtype="fp32", added=True)
     yield Variant("experts", 2048, 16384, columns=768, experts=128, dtype="fp16", activation="gelu")

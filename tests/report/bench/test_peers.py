@@ -86,7 +86,7 @@ def test_a_peer_that_is_ahead_is_named_with_its_points_and_with_chance() -> None
 def test_nobody_ahead_is_said_and_every_note_once() -> None:
     cases = raced(peer("transformers", 1.5, 2.5, note="grown"), ABSENT)
     assert engine_lines(cases) == [
-        f"No peer is ahead of ours at any point ({len(cases)} compared).",
+        f"transformers: not ahead of ours at any point ({len(cases)} compared).",
         "transformers 1.2: grown.",
         "vllm: not importable: No module named 'vllm'.",
     ]

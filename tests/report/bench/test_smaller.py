@@ -8,6 +8,7 @@ import pytest
 
 from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.compare.documents import NamedDocument, compare_documents
+from kvtool.report.bench.accuracy import is_crowded
 from kvtool.report.bench.bench import bench_html, bench_rows, print_bench
 from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings
@@ -158,3 +159,8 @@ def test_two_texts_are_compared_by_their_errors_and_two_pools_by_their_counts(do
     assert verdicts["near"] == "within the error of these texts"
     same = compare_documents(NamedDocument("a", document), [NamedDocument("b", document)]).rows
     assert {row.verdict for row in same if row.metric in ("largest_batch", "used_ratio", "steps")} == {"same"}
+
+
+def test_names_of_points_that_lie_close_stand_on_both_sides() -> None:
+    points = [(3.5, 0.12), (6.4, 0.10), (11.0, 0.0066), (11.0, 0.0065), (24.0, 0.0007)]
+    assert [is_crowded(points, index) for index in range(len(points))] == [True, False, True, False, False]

@@ -43,6 +43,19 @@ def test_rows_without_a_card_say_what_a_step_reads() -> None:
     assert table.rows == [("128k", "1", "2.02 GiB", "2.02 GiB", "2.02 GiB")]
 
 
+def test_the_answer_is_line_1_without_a_card_too() -> None:
+    """Llama-3.1-8B: 131,072 B x 8,192 and x 131,072 tokens, halved over two GPUs; a pool says what it holds."""
+
+    def first(**more: Any) -> str:
+        options = SizeOptions(**{"contexts": (8192, 131072), **more})
+        return printed(size(LLAMA_8B, options=options), 120).splitlines()[0]
+
+    assert first() == "From 1 GiB of KV cache for 8k x 1 in bf16 to 16 GiB for 128k x 1 in bf16."
+    assert first(contexts=(8192,), parallel=Parallel(tp=2)) == "512 MiB of KV cache a GPU for 8k x 1 in bf16."
+    vllm = EngineOptions(name="vllm", kv_cache_memory_bytes=16 << 30, max_model_len=8192)
+    assert first(engine=vllm) == "16 GiB hold 131,072 tokens, 16.00 requests of 8k at once."
+
+
 def test_several_gpus_show_one_of_them() -> None:
     table = row_table(size(LLAMA_8B, options=SizeOptions(contexts=(8192,), parallel=Parallel(tp=2))).rows)
     assert table.columns[3] == "a GPU"

@@ -12,6 +12,7 @@ from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.speed.decode import decode_floor
+from kvtool.sizing.speed.traffic import decode_work
 from kvtool.sizing.usage import gpu_cache
 from kvtool.sizing.weights import weigh
 from tests.sizing.example import CARD, LLAMA_8B
@@ -20,7 +21,7 @@ from tests.sizing.example import CARD, LLAMA_8B
 def floor(model: Model = LLAMA_8B, gpu: Gpu | None = CARD, batch_size: int = 1, **degrees: int) -> SizeDecode:
     parallel = Parallel(**degrees)
     cache = gpu_cache(model, CACHE_FORMATS["bf16"], parallel=parallel, block_size=16, state=state_format(model))
-    return decode_floor(model, cache, weigh(model), parallel, gpu, context=8192, batch_size=batch_size)
+    return decode_floor(decode_work(model), cache, weigh(model), parallel, gpu, context=8192, batch_size=batch_size)
 
 
 def test_one_sequence_waits_for_memory() -> None:
@@ -36,7 +37,7 @@ def test_many_sequences_of_few_tokens_wait_for_arithmetic() -> None:
     cache = gpu_cache(
         one_token, CACHE_FORMATS["fp8"], parallel=Parallel(), block_size=16, state=state_format(one_token)
     )
-    decode = decode_floor(one_token, cache, weigh(one_token), Parallel(), CARD, context=1, batch_size=4096)
+    decode = decode_floor(decode_work(one_token), cache, weigh(one_token), Parallel(), CARD, context=1, batch_size=4096)
     assert decode.bound == "compute"
     assert decode.flops_per_step is not None
     assert decode.ideal_tpot_ms == pytest.approx(decode.flops_per_step / 1000e12 * 1e3)

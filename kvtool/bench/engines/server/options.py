@@ -8,6 +8,7 @@ from itertools import product
 from random import Random
 
 from kvtool.catalog.gpus import Gpu
+from kvtool.engine.config import DEFAULT_BLOCK_SIZE
 from kvtool.engine.endpoint.server import Server
 from kvtool.errors import KvtoolError
 from kvtool.workloads.prompts import distinct_tokens, random_tokens
@@ -40,7 +41,7 @@ class ServerOptions:
     num_iters_warmup: int = 1
     seed: int = 0
     salt: int = 0
-    block_size: int = 16
+    block_size: int = DEFAULT_BLOCK_SIZE
     chat: bool = False
     reset_cache: bool = False
     gpu: Gpu | None = None

@@ -42,11 +42,37 @@ def why_not(work: KernelWork, device: torch.device) -> str | None:
 def prepare(work: KernelWork, layer: Pages, scenes: Sequence[Queries]) -> Prepared:
     newer = _is_newer(layer.k.device)
     library = imported(*V3) if newer else imported(*V2)
+    planned = newer and hasattr(library, "get_scheduler_metadata")
+    plan = {"scheduler_metadata": _scheduled(library, work, scenes[0])} if planned else {}
     return Prepared(
-        calls=[partial(_attend(library), **_arguments(work, layer, scene, newer=newer)) for scene in scenes],
+        calls=[partial(_attend(library), **_arguments(work, layer, scene, newer=newer), **plan) for scene in scenes],
         output=_rows,
-        note="FlashAttention 3" if newer else "FlashAttention 2",
+        note=("FlashAttention 3" if newer else "FlashAttention 2") + (", scheduled before" if planned else ""),
     )
+
+
+def _scheduled(library: ModuleType, work: KernelWork, scene: Queries) -> Any:
+    """What version 3 makes of the lengths, as engines have it made once for all layers: all scenes have the same."""
+    is_latent = isinstance(work.spec, LatentSpec)
+    rank = work.spec.kv_lora_rank if isinstance(work.spec, LatentSpec) else 0
+    return library.get_scheduler_metadata(
+        batch_size=work.batch_size,
+        max_seqlen_q=work.query_len,
+        max_seqlen_k=work.num_pages * work.block_size,
+        num_heads_q=work.model.num_heads,
+        num_heads_kv=1 if is_latent else work.spec.kv_heads,
+        headdim=work.spec.k_head_dim - rank,
+        headdim_v=rank if is_latent else work.spec.v_head_dim,
+        cache_seqlens=scene.seq_lens,
+        qkv_dtype=scene.q.dtype,
+        page_size=work.block_size,
+        causal=True,
+        window_size=_window(work),
+    )
+
+
+def _window(work: KernelWork) -> tuple[int, int]:
+    return (work.spec.window - 1, 0) if isinstance(work.spec, SlidingSpec) else (-1, -1)
 
 
 def _is_newer(device: torch.device) -> bool:
@@ -74,13 +100,12 @@ def _attend(library: ModuleType) -> Any:
 def _arguments(work: KernelWork, layer: Pages, scene: Queries, *, newer: bool) -> dict[str, Any]:
     """q [S,Q,HQ,D], caches [P,B,HKV,D]. Latents are values, and `qv` their queries; the keys are the rotary columns."""
     q = scene.q.unflatten(0, (work.batch_size, work.query_len))
-    window = (work.spec.window - 1, 0) if isinstance(work.spec, SlidingSpec) else (-1, -1)
     shared = {
         "cache_seqlens": scene.seq_lens,
         "page_table" if newer else "block_table": scene.block_tables,
         "softmax_scale": work.spec.k_head_dim**-0.5,
         "causal": True,
-        "window_size": window,
+        "window_size": _window(work),
     }
     if isinstance(work.spec, LatentSpec):
         rank = work.spec.kv_lora_rank

@@ -1,7 +1,7 @@
 // A cache of 8 bits: stored out of bf16 rows, and attended to as it lies in memory. Codes of 8 bits are bf16 numbers, so
 // they are widened a few tokens at a time, without error, and scales go to the scores of K and to the weights of V.
 
-#include "partial.h"
+#include "attend.h"
 
 #define LARGEST_DIM 512
 
@@ -149,111 +149,74 @@ INLINE int64_t first_seen(const Decode8 *d, int64_t s) {
 
 INLINE Partials parts_of(const Decode8 *d) { return (Partials){d->scratch, d->tasks, d->heads, d->v.dim}; }
 
-// Where the rows of some tokens lie, and which slots of the pool they are.
-typedef struct {
-    Tokens rows;
-    int64_t slots[TOKENS_AT_ONCE];
-} Places;
-
-INLINE void find_places(Places *p, const Decode8 *d, const int32_t *table, int64_t first, int64_t count) {
-    p->rows.count = count;
-    for (int64_t t = 0; t < count; t++) {
-        const int64_t page = table[(first + t) / d->block], slot = (first + t) % d->block;
-        p->rows.k[t] = page * d->k.page + slot * d->k.slot;
-        p->rows.v[t] = page * d->v.page + slot * d->v.slot;
-        p->slots[t] = (page * d->block + slot) * d->kv_heads;
-    }
+// The rows of 16 tokens of one KV head, which lie `at`, side by side as bf16.
+INLINE void gather(const Cache8 *c, const int64_t *at, int64_t kv, bf16 *to, const int kind) {
+    for (int t = 0; t < LANES; t++) widen(c->data + kv * c->head + at[t], to + t * c->dim, c->dim, kind);
 }
 
-// Up to 16 tokens of one KV head, from `start` of those whose rows lie `at`: side by side as bf16, and their scales. A
-// token that stands in for none has the scale of the first.
-INLINE vec gathered(const Cache8 *c, const Places *p, const int64_t *at, int64_t start, int n, int64_t kv, bf16 *to,
-                    const int kind) {
-    float scales[LANES];
-    const uint8_t *data = c->data + kv * c->head;
-    for (int t = 0; t < n; t++) {
-        if (start + LANES + t < p->rows.count) __builtin_prefetch(data + at[start + LANES + t]);
-        widen(data + at[start + t], to + t * c->dim, c->dim, kind);
-    }
+// The scales of 16 tokens, one a lane.
+INLINE vec scales_of(const Cache8 *c, const int64_t *slots, int64_t kv_heads, int64_t kv) {
     if (!c->scales) return splat(c->scale);
-    for (int t = 0; t < LANES; t++) scales[t] = c->scales[p->slots[start + (t < n ? t : 0)] + kv];
+    float scales[LANES];
+    for (int t = 0; t < LANES; t++) scales[t] = c->scales[slots[t] * kv_heads + kv];
     vec found;
     memcpy(&found, scales, sizeof found);
     return found;
 }
 
-// `heads` (a constant) query heads over n tokens of their KV head. The scale is one in base 2.
-INLINE void attend(const int heads, const bf16 *q, int64_t q_head, vec k_scales, const bf16 *k, int64_t k_dim,
-                   vec v_scales, const bf16 *v, int64_t v_dim, int n, Partial to) {
-    const int64_t v_pairs = v_dim / STEP;
-    vec dots[HEADS_AT_ONCE][LANES], weights[HEADS_AT_ONCE];
-    float kept[HEADS_AT_ONCE];
-    for (int t = 0; t < LANES; t++) {
-        const bf16 *key = k + (t < n ? t : 0) * k_dim;
-        UNROLL for (int h = 0; h < heads; h++) dots[h][t] = (vec){0};
-        for (int64_t d = 0; d < k_dim; d += STEP) {
-            words elements = read_words(key + d);
-            UNROLL for (int h = 0; h < heads; h++)
-                dots[h][t] = add_products(dots[h][t], elements, read_words(q + h * q_head + d));
-        }
-    }
-    UNROLL for (int h = 0; h < heads; h++) {
-        vec scores = sums(dots[h]) * k_scales, lowest = {0};
-        float most = fmaxf(to.maxima[h], maximum(scores)); // a token that stands in for none repeats the first
-        kept[h] = exp2f(to.maxima[h] - most);
-        weights[h] = exp2_of(larger(lowest - 126.0f, scores - most));
-        for (int t = n; t < LANES; t++) weights[h][t] = 0.0f;
-        to.maxima[h] = most;
-        to.sums[h] = to.sums[h] * kept[h] + sum(weights[h]);
-        weights[h] = weights[h] * v_scales;
-    }
-    for (int64_t d = 0; d < v_pairs; d++) {
-        pair acc[HEADS_AT_ONCE];
-        UNROLL for (int h = 0; h < heads; h++) acc[h] = scaled(to.values[h * v_pairs + d], kept[h]);
-        for (int t = 0; t < n; t++) {
-            pair elements = load(v + t * v_dim + d * STEP);
-            UNROLL for (int h = 0; h < heads; h++) acc[h] = add(acc[h], scaled(elements, weights[h][t]));
-        }
-        UNROLL for (int h = 0; h < heads; h++) to.values[h * v_pairs + d] = acc[h];
-    }
+INLINE void ask_for_codes(const Cache8 *c, const int64_t *at, int64_t kv) {
+    ask_for_rows(c->data + kv * c->head, at, 1, c->dim);
 }
 
-// All query heads of a group, a few at a time.
-INLINE void attend_group(int64_t group, const bf16 *q, int64_t q_head, vec k_scales, const bf16 *k, int64_t k_dim,
-                         vec v_scales, const bf16 *v, int64_t v_dim, int n, Partial to) {
-    for (int64_t heads; group > 0; group -= heads) {
-        heads = group < HEADS_AT_ONCE ? group : HEADS_AT_ONCE;
-        switch (heads) {
-        case 1: attend(1, q, q_head, k_scales, k, k_dim, v_scales, v, v_dim, n, to); break;
-        case 2: attend(2, q, q_head, k_scales, k, k_dim, v_scales, v, v_dim, n, to); break;
-        case 3: attend(3, q, q_head, k_scales, k, k_dim, v_scales, v, v_dim, n, to); break;
-        default: attend(4, q, q_head, k_scales, k, k_dim, v_scales, v, v_dim, n, to);
+// Where 16 rows lie that were gathered.
+INLINE void find_gathered(int64_t *at, int64_t dim) {
+    for (int t = 0; t < LANES; t++) at[t] = t * dim;
+}
+
+INLINE void score_all(const Decode8 *d, const bf16 *q, const Tokens *tokens, Weights *to, const int kind) {
+    const int64_t blocks = blocks_of(tokens->count), group = d->heads / d->kv_heads;
+    int64_t at[LANES];
+    bf16 keys[LANES * LARGEST_DIM];
+    find_gathered(at, d->k.dim);
+    for (int64_t b = 0, start = 0; b < blocks; b++, start += LANES)
+        for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group) {
+            if (b + 1 < blocks) ask_for_codes(&d->k, tokens->k + start + LANES, kv);
+            else ask_for_codes(&d->v, tokens->v, kv);
+            gather(&d->k, tokens->k + start, kv, keys, kind);
+            const vec scale = scales_of(&d->k, tokens->slots + start, d->kv_heads, kv) * (d->scale * (float)M_LOG2E);
+            score_group(group, q + h * d->q_head, d->q_head, keys, at, d->k.dim, scale, b, to + h);
         }
-        q += heads * q_head;
-        to = from_head(to, heads, v_dim);
-    }
+}
+
+// The scales of values go to the weights.
+INLINE void add_all(const Decode8 *d, const Tokens *tokens, Weights *weights, Partial to, const int kind) {
+    const int64_t blocks = blocks_of(tokens->count), group = d->heads / d->kv_heads;
+    int64_t at[LANES];
+    bf16 values[LANES * LARGEST_DIM];
+    find_gathered(at, d->v.dim);
+    for (int64_t b = 0, start = 0; b < blocks; b++, start += LANES)
+        for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group) {
+            if (b + 1 < blocks) ask_for_codes(&d->v, tokens->v + start + LANES, kv);
+            else ask_for_codes(&d->k, tokens->next, kv);
+            gather(&d->v, tokens->v + start, kv, values, kind);
+            const vec scale = scales_of(&d->v, tokens->slots + start, d->kv_heads, kv);
+            for (int64_t i = 0; i < group; i++) weights[h + i][b] *= scale;
+            add_group(group, values, at, d->v.dim, weights + h, b, from_head(to, h, d->v.dim).values);
+        }
 }
 
 // All heads over the tokens of one task.
 INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kind) {
-    const int64_t first = first_seen(d, s) + task * TOKENS_AT_ONCE;
-    const int64_t left = d->lengths[s] - first, count = left < TOKENS_AT_ONCE ? left : TOKENS_AT_ONCE;
+    const int64_t first = first_seen(d, s) + task * TOKENS_AT_ONCE, left = d->lengths[s] - first;
     if (left <= 0) return;
-    Places places;
-    find_places(&places, d, d->tables + s * d->table_stride, first, count);
-    const Partial all = begun(parts_of(d), s, task);
-    const int64_t group = d->heads / d->kv_heads;
-    bf16 keys[LANES * LARGEST_DIM], values[LANES * LARGEST_DIM];
-    const float scale = d->scale * (float)M_LOG2E;
-    for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group)
-        for (int64_t start = 0; start < count; start += LANES) {
-            const int n = count - start < LANES ? count - start : LANES;
-            vec k_scales = gathered(&d->k, &places, places.rows.k, start, n, kv, keys, kind) * scale;
-            vec v_scales = gathered(&d->v, &places, places.rows.v, start, n, kv, values, kind);
-            attend_group(group, d->q + s * d->q_seq + h * d->q_head, d->q_head, k_scales, keys, d->k.dim, v_scales,
-                         values, d->v.dim, n,
-                         from_head(all, h, d->v.dim));
-        }
+    const Cache k = {.page = d->k.page, .slot = d->k.slot}, v = {.page = d->v.page, .slot = d->v.slot};
+    Tokens tokens;
+    find_tokens(&tokens, &k, &v, d->tables + s * d->table_stride, d->block, first, left);
+    Weights weights[d->heads];
+    const Partial part = begun(parts_of(d), s, task);
+    score_all(d, d->q + s * d->q_seq, &tokens, weights, kind);
+    for (int64_t h = 0; h < d->heads; h++) weigh(weights[h], tokens.count, part.maxima + h, part.sums + h);
+    add_all(d, &tokens, weights, part, kind);
 }
 
 static void task_int8(const Decode8 *d, int64_t s, int64_t task) { decode_task(d, s, task, INT8); }
@@ -265,7 +228,7 @@ void decode_eight(const Decode8 *d) {
     void (*run)(const Decode8 *, int64_t, int64_t) = d->kind == INT8 ? task_int8 : d->kind == E4M3 ? task_e4m3 : task_e5m2;
 #pragma omp parallel
     {
-#pragma omp for schedule(dynamic) collapse(2)
+#pragma omp for schedule(guided) collapse(2)
         for (int64_t s = 0; s < d->seqs; s++)
             for (int64_t task = 0; task < d->tasks; task++) run(d, s, task);
 #pragma omp for schedule(static) collapse(2)

@@ -3,8 +3,6 @@
 #pragma once
 #include "pages.h"
 
-#define HEADS_AT_ONCE 4
-
 // maxima and sums [heads], weighted values [heads, dim].
 typedef struct {
     float *maxima, *sums;
@@ -23,10 +21,9 @@ INLINE Partial partial_of(Partials all, int64_t s, int64_t task) {
     return (Partial){maxima, maxima + all.heads, (pair *)values};
 }
 
-// Over no token yet.
+// Without a value yet; its maxima and sums are anything.
 INLINE Partial begun(Partials all, int64_t s, int64_t task) {
     Partial partial = partial_of(all, s, task);
-    for (int64_t h = 0; h < all.heads; h++) partial.maxima[h] = -INFINITY, partial.sums[h] = 0.0f;
     memset(partial.values, 0, all.heads * all.dim * sizeof(float));
     return partial;
 }

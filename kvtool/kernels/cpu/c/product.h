@@ -7,9 +7,9 @@
 
 #define BYTES_AHEAD 8192
 
-// Asks for `count` elements of a stream long before they are read.
+// Asks the L2 for `count` elements of a stream long before they are read: the L1 has room for fewer requests.
 INLINE void ask_for(const bf16 *stream, int64_t count) {
-    for (int64_t i = 0; i < count; i += STEP) __builtin_prefetch(stream + BYTES_AHEAD / sizeof(bf16) + i);
+    for (int64_t i = 0; i < count; i += STEP) __builtin_prefetch(stream + BYTES_AHEAD / sizeof(bf16) + i, 0, 2);
 }
 
 // Rows of inputs: word i (two bf16) of row m is at data + m * row + i * word.

@@ -58,8 +58,8 @@ INLINE int at_once(const Inputs *inputs, int64_t row) {
     return left < most ? left : most;
 }
 
-// More than four rows a power of two apart would fight for the few places that such addresses share in the L1 cache.
-INLINE int are_woven(const Inputs *inputs) { return inputs->tiles || inputs->rows > 4; }
+// More rows a power of two apart would fight for the few places that such addresses share in the L1 cache.
+INLINE int are_woven(const Inputs *inputs) { return inputs->rows > (inputs->tiles ? 8 : 4); }
 
 // [rows / 16][in / 32][16][32] for AMX; rows that are missing are zeros.
 INLINE void weave_tiles(const Inputs *inputs, int64_t i) {
@@ -95,16 +95,19 @@ static void weave(const Inputs *inputs) {
 INLINE void products(const Inputs *inputs, int64_t row, int rows, const bf16 *w, pair *out) {
     const int64_t in = inputs->in;
     const bf16 *woven = inputs->woven + row * in;
-    if (inputs->tiles) tile_product(rows, woven, w, in, out);
-    else if (are_woven(inputs)) few_products(rows, (Rows){woven, 2, 2 * rows}, w, in, out);
-    else few_products(rows, (Rows){inputs->x + row * inputs->stride, inputs->stride, 2}, w, in, out);
+    const bf16 *x = inputs->x + row * inputs->stride;
+    if (inputs->tiles) {
+        const TileRows as_woven = {woven, STEP, TILE_ROWS}, as_they_came = {x, inputs->stride, 1};
+        tile_product(rows, are_woven(inputs) ? as_woven : as_they_came, w, in, out);
+    } else if (are_woven(inputs)) few_products(rows, (Rows){woven, 2, 2 * rows}, w, in, out);
+    else few_products(rows, (Rows){x, inputs->stride, 2}, w, in, out);
 }
 
 // y = x W^T + bias.
 void linear(const void *arguments) {
     const Linear *l = arguments;
     weave(&l->inputs);
-    if (l->inputs.tiles) begin_tiles();
+    if (l->inputs.tiles) begin_tiles(l->inputs.rows);
 #pragma omp for schedule(static) nowait
     for (int64_t o = 0; o < l->out; o += STEP) {
         pair found[ROWS_IN_TILES], b = load_or_zero(l->bias ? l->bias + o : 0);
@@ -122,7 +125,7 @@ void gated_linear(const void *arguments) {
     const GatedLinear *l = arguments;
     const int64_t in = l->inputs.in;
     weave(&l->inputs);
-    if (l->inputs.tiles) begin_tiles();
+    if (l->inputs.tiles) begin_tiles(l->inputs.rows);
 #pragma omp for schedule(static) nowait
     for (int64_t o = 0; o < l->out; o += STEP) {
         pair g[ROWS_IN_TILES], u[ROWS_IN_TILES];

@@ -1,12 +1,16 @@
 // Products with weights of 8 or 4 bits as they are stored: 32 inputs of an output share a scale, or a scale and a least
-// value. Integers multiply integers: 32 inputs of x become 15-bit numbers with a power of two in common, exact but for
+// value, or all of its inputs share a scale. Integers multiply integers: 32 inputs of x become 15-bit numbers with a power of two in common, exact but for
 // elements below a 64th of the largest, and those two digits of 8 bits. Nothing is rounded before the sum of 32.
 
 #include "activation.h"
 #include "product.h"
 
 #define WEIGHTS 32 // of an output, with one scale
+#ifdef __AVX512VNNI__
 #define ROWS_OF_DIGITS 4
+#else
+#define ROWS_OF_DIGITS 1 // bf16 is faster: what nobody runs is built in little time
+#endif
 
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
@@ -25,12 +29,14 @@ typedef struct {
 } Inputs;
 
 // [out / 32][in / 32] blocks of 32 outputs: unsigned codes of four inputs a word, [8][2][16] words of even outputs and
-// of odd ones, or [4][2][16] words whose low four bits come before the high ones; then [16] fp16 scales, and
-// [16] least values if there are any, of an even output and the odd one behind it. weight = scale * (code - half of
-// their number), or scale * code + least.
+// of odd ones, or [4][2][16] words whose low four bits come before the high ones; then as many `numbers` of each output,
+// in fp16, an even output and the odd one behind it in a word: a scale, or a scale and a least value. Without numbers
+// the scale is its row's, fp32 [out / 32][2][16]. weight = scale * (code - half of their number), or scale * code +
+// least.
 typedef struct {
     const uint8_t *blocks;
-    int64_t bits, has_least;
+    int64_t bits, numbers;
+    const float *row_scales;
 } Codes;
 
 typedef struct {
@@ -125,12 +131,13 @@ static void find_all_digits(const Inputs *inputs) {
             find_digits(inputs->x + row * inputs->stride + b * WEIGHTS, inputs->digits + row * blocks + b);
 }
 
-INLINE int64_t block_bytes(int64_t bits, int64_t has_least) { return (2 * bits + 1 + has_least) * sizeof(words); }
+INLINE int64_t block_bytes(int64_t bits, int64_t numbers) { return (2 * bits + numbers) * sizeof(words); }
 
-// 32 outputs of `rows` rows; `rows`, `bits` and `has_least` are constants.
-INLINE void codes_product(const int rows, const int bits, const int has_least, const Digits *x, int64_t blocks,
+// 32 outputs of `rows` rows; `rows`, `bits` and `numbers` are constants.
+INLINE void codes_product(const int rows, const int bits, const int numbers, const Digits *x, int64_t blocks,
                           const uint8_t *w, pair *out) {
-    const int64_t bytes = block_bytes(bits, has_least);
+    const int64_t bytes = block_bytes(bits, numbers);
+    const int has_least = numbers == 2;
     UNROLL for (int m = 0; m < rows; m++) out[m] = (pair){0};
     for (int64_t b = 0; b < blocks; b++, w += bytes) {
         ints high[ROWS_OF_DIGITS][2], low[ROWS_OF_DIGITS][2];
@@ -147,14 +154,15 @@ INLINE void codes_product(const int rows, const int bits, const int has_least, c
                     low[m][odd] = add_byte_products(low[m][odd], codes, repeated(digits->low + 4 * i));
                 }
             }
-        const pair scales = from_halves(w + 2 * bits * sizeof(words));
+        const pair scales = numbers ? from_halves(w + 2 * bits * sizeof(words)) : (pair){0};
         const pair least = has_least ? from_halves(w + (2 * bits + 1) * sizeof(words)) : (pair){0};
         UNROLL for (int m = 0; m < rows; m++) {
             const Digits *digits = x + m * blocks + b;
             const int32_t offset = has_least ? 0 : digits->sum * (1 << (bits - 1));
-            const pair sums = {to_floats((high[m][0] << 8) + low[m][0] - offset),
+            pair sums = {to_floats((high[m][0] << 8) + low[m][0] - offset),
                                to_floats((high[m][1] << 8) + low[m][1] - offset)};
-            out[m] = add(out[m], scaled(times(sums, scales), digits->scale));
+            if (numbers) sums = times(sums, scales);
+            out[m] = add(out[m], scaled(sums, digits->scale));
             if (has_least) out[m] = add(out[m], scaled(least, digits->scale * digits->sum));
         }
     }
@@ -162,21 +170,32 @@ INLINE void codes_product(const int rows, const int bits, const int has_least, c
 
 #define OF_ROWS(rows)                                                                                                  \
     case rows:                                                                                                         \
-        if (codes->bits == 8) return codes_product(rows, 8, 0, x, blocks, w, out);                                     \
-        if (codes->has_least) return codes_product(rows, 4, 1, x, blocks, w, out);                                     \
-        return codes_product(rows, 4, 0, x, blocks, w, out)
+        if (!codes->numbers) return codes_product(rows, 8, 0, x, blocks, w, out);                                      \
+        if (codes->bits == 8) return codes_product(rows, 8, 1, x, blocks, w, out);                                     \
+        if (codes->numbers == 2) return codes_product(rows, 4, 2, x, blocks, w, out);                                  \
+        return codes_product(rows, 4, 1, x, blocks, w, out)
 
-// 32 outputs, from `o` on, of up to four rows from `row` on.
-static void products(const Inputs *inputs, int64_t row, int rows, const Codes *codes, int64_t o, pair *out) {
+// 32 outputs, from `o` on, of up to four rows from `row` on, but for scales of rows of weights.
+static void unscaled_products(const Inputs *inputs, int64_t row, int rows, const Codes *codes, int64_t o, pair *out) {
     const int64_t blocks = inputs->in / WEIGHTS;
-    const uint8_t *w = codes->blocks + o / STEP * blocks * block_bytes(codes->bits, codes->has_least);
+    const uint8_t *w = codes->blocks + o / STEP * blocks * block_bytes(codes->bits, codes->numbers);
     const Digits *x = inputs->digits + row * blocks;
     switch (rows) {
         OF_ROWS(1);
+#if ROWS_OF_DIGITS == 4
         OF_ROWS(2);
         OF_ROWS(3);
         OF_ROWS(4);
+#endif
     }
+}
+
+static void products(const Inputs *inputs, int64_t row, int rows, const Codes *codes, int64_t o, pair *out) {
+    unscaled_products(inputs, row, rows, codes, o, out);
+    if (codes->numbers) return;
+    pair scales;
+    memcpy(&scales, codes->row_scales + o, sizeof scales);
+    for (int m = 0; m < rows; m++) out[m] = times(out[m], scales);
 }
 
 INLINE int at_once(const Inputs *inputs, int64_t row) {

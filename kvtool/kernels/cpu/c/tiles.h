@@ -7,6 +7,12 @@
 #define TILE_ROWS 16
 #define ROWS_IN_TILES (2 * TILE_ROWS)
 
+// Rows of inputs: 32 of row m from input i on are at data + m * row + i * input.
+typedef struct {
+    const bf16 *data;
+    int64_t row, input;
+} TileRows;
+
 #ifdef __AMX_BF16__
 // Registers by number: gcc pastes these into its assembly.
 #define EVEN_0 0
@@ -18,14 +24,15 @@
 #define EVEN_WEIGHTS 6
 #define ODD_WEIGHTS 7
 
-// Each thread says what its tiles are before it multiplies.
-INLINE void begin_tiles(void) {
+// Each thread says what its tiles are before it multiplies `rows` rows in all: few make small tiles.
+INLINE void begin_tiles(int64_t rows) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
     } __attribute__((packed, aligned(64))) shape = {.palette = 1};
-    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = TILE_ROWS;
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = rows < TILE_ROWS ? rows : TILE_ROWS;
+    shape.rows[EVEN_WEIGHTS] = shape.rows[ODD_WEIGHTS] = TILE_ROWS;
     _tile_loadconfig(&shape);
 }
 
@@ -38,9 +45,9 @@ INLINE void take_out(const float even[TILE_ROWS][LANES], const float odd[TILE_RO
     }
 }
 
-// 32 outputs of `rows` rows woven as [in / 32][16][32], the second 16 behind all of the first; rows that are missing
-// are there, and may hold anything finite.
-INLINE void tile_product(int rows, const bf16 *x, const bf16 *w, int64_t in, pair *out) {
+// 32 outputs of `rows` rows. Of more than 16, which are woven, the second 16 lie behind all of the first, and those that
+// are missing are there and may hold anything finite.
+INLINE void tile_product(int rows, TileRows x, const bf16 *w, int64_t in, pair *out) {
     float even[TILE_ROWS][LANES] __attribute__((aligned(64))), odd[TILE_ROWS][LANES] __attribute__((aligned(64)));
     _tile_zero(EVEN_0);
     _tile_zero(ODD_0);
@@ -50,11 +57,11 @@ INLINE void tile_product(int rows, const bf16 *x, const bf16 *w, int64_t in, pai
         ask_for(w + i * STEP, STEP * STEP);
         _tile_loadd(EVEN_WEIGHTS, w + i * STEP, 4 * STEP);
         _tile_loadd(ODD_WEIGHTS, w + i * STEP + STEP, 4 * STEP);
-        _tile_loadd(ROWS_0, x + i * TILE_ROWS, 2 * STEP);
+        _tile_loadd(ROWS_0, x.data + i * x.input, x.row * sizeof(bf16));
         _tile_dpbf16ps(EVEN_0, ROWS_0, EVEN_WEIGHTS);
         _tile_dpbf16ps(ODD_0, ROWS_0, ODD_WEIGHTS);
         if (rows <= TILE_ROWS) continue;
-        _tile_loadd(ROWS_1, x + in * TILE_ROWS + i * TILE_ROWS, 2 * STEP);
+        _tile_loadd(ROWS_1, x.data + in * TILE_ROWS + i * x.input, x.row * sizeof(bf16));
         _tile_dpbf16ps(EVEN_1, ROWS_1, EVEN_WEIGHTS);
         _tile_dpbf16ps(ODD_1, ROWS_1, ODD_WEIGHTS);
     }
@@ -67,7 +74,7 @@ INLINE void tile_product(int rows, const bf16 *x, const bf16 *w, int64_t in, pai
     take_out(even, odd, rows - TILE_ROWS, out + TILE_ROWS);
 }
 #else
-INLINE void begin_tiles(void) {}
+INLINE void begin_tiles(int64_t rows) {}
 INLINE void end_tiles(void) {}
-INLINE void tile_product(int rows, const bf16 *x, const bf16 *w, int64_t in, pair *out) {}
+INLINE void tile_product(int rows, TileRows x, const bf16 *w, int64_t in, pair *out) {}
 #endif

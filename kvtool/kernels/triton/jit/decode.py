@@ -8,11 +8,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import wait_for_launches
 from kvtool.kernels.triton.jit.paged import FLOOR, attend, first_softmax, load_rows, normalise, split_tiles, used_splits
 
 
 # What changes from step to step must not compile a new variant.
-@triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride"])
+@triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride", "num_pages"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr,
     partial_ptr, lse_ptr, arrivals_ptr,
@@ -20,10 +21,10 @@ def decode_kernel(
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
-    SPLIT: tl.constexpr, CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
-    ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SPLITS: tl.constexpr, MIN_TILES: tl.constexpr,
-    PAGE: tl.constexpr,
+    SPLIT: tl.constexpr, HALF: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MERGED_ROWS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr, MIN_TILES: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: up to BLOCK_M rows of one KV head, over one split of one sequence. A row is one (token, query head
     of the group) pair of the sequence's last query_len tokens.
@@ -31,6 +32,7 @@ def decode_kernel(
     out is [T, HQ, V_DIM]. With SPLIT the programs of a block of rows meet at partial [S, HKV x row blocks, splits,
     BLOCK_M, V_DIM] and lse (base 2), and arrivals [S, HKV x row blocks] counts them; it is zero before and after.
     """
+    wait_for_launches(PDL)
     seq = tl.program_id(0).to(tl.int64)
     row_blocks = tl.cdiv(group * query_len, BLOCK_M)
     kv_head = tl.program_id(1) // row_blocks
@@ -51,6 +53,10 @@ def decode_kernel(
     q_rope = q
     if rope_ptr is not None:
         q_rope = load_rows(q_ptrs + HEAD_DIM, is_row, ROPE_DIM, BLOCK_ROPE, True)
+
+    if HALF:
+        q, q_rope, largest = in_fp16(q, q_rope)
+        qk_scale = qk_scale * largest[:, None]
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     # A sink enters once, in the first split, which every sequence has.
@@ -73,7 +79,8 @@ def decode_kernel(
     if TMA:
         full = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(length - window, 0), BLOCK_N), begin), end)
         tail = tl.minimum(tl.maximum((length - query_len + 1) // BLOCK_N, full), end)
-    for part in tl.static_range(PARTS):
+    FIRST: tl.constexpr = 1 if TMA and not WINDOWED else 0  # nothing is hidden before a window that there is not
+    for part in tl.static_range(FIRST, PARTS):
         acc, row_max, row_sum = attend(
             acc, row_max, row_sum, q, q_rope, length - query_len + token,
             k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, table_ptr,
@@ -107,22 +114,34 @@ def decode_kernel(
             tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
             if tl.atomic_add(arrivals_ptr, 1) == splits - 1:
                 first_row = (tl.program_id(1) % row_blocks) * BLOCK_M
-                for one in range(first_row, tl.minimum(first_row + BLOCK_M, group * query_len)):
-                    merged = out_row + one // group * num_heads + one % group
-                    merge_row(
-                        partial_ptr, lse_ptr, out_ptr, unit + one - first_row, merged, splits, V_DIM, BLOCK_DV, BLOCK_M,
-                        BLOCK_SPLITS,
-                    )
+                one = first_row + tl.arange(0, MERGED_ROWS)
+                merge_rows(
+                    partial_ptr, lse_ptr, out_ptr, unit, out_row + one // group * num_heads + one % group,
+                    tl.minimum(group * query_len - first_row, BLOCK_M), splits, V_DIM, BLOCK_DV, BLOCK_M, MERGED_ROWS,
+                    BLOCK_SPLITS,
+                )
                 tl.store(arrivals_ptr, 0)
+
+
+@triton.jit
+def in_fp16(q, q_rope):
+    """Queries [M, *] over the largest value of their row, which is returned, so that fp16 has the range for them: what
+    a card converts fp8 to in one step."""
+    wide = q.to(tl.float32)
+    wide_rope = q_rope.to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(wide), 1), tl.max(tl.abs(wide_rope), 1))
+    largest = tl.where(largest == 0.0, 1.0, largest)
+    return (wide / largest[:, None]).to(tl.float16), (wide_rope / largest[:, None]).to(tl.float16), largest
 
 
 @triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits"])
 def merge_kernel(
     partial_ptr, lse_ptr, lens_ptr, out_ptr, window, group, query_len, num_heads, num_splits,
     V_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-    BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr,
+    BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program merges one row: the splits of one query head of one token."""
+    wait_for_launches(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     seq = token // query_len
@@ -131,33 +150,38 @@ def merge_kernel(
     row_blocks = tl.cdiv(group * query_len, BLOCK_M)
     unit = (seq * (num_heads // group) + head // group) * row_blocks + row // BLOCK_M
     part = unit * num_splits * BLOCK_M + row % BLOCK_M
-    merged = token * num_heads + head
-    merge_row(partial_ptr, lse_ptr, out_ptr, part, merged, splits, V_DIM, BLOCK_DV, BLOCK_M, BLOCK_SPLITS)
+    merged = token * num_heads + head + tl.arange(0, 1)
+    merge_rows(partial_ptr, lse_ptr, out_ptr, part, merged, 1, splits, V_DIM, BLOCK_DV, BLOCK_M, 1, BLOCK_SPLITS)
 
 
 @triton.jit
-def merge_row(
-    partial_ptr, lse_ptr, out_ptr, first_part, row, used, V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+def merge_rows(
+    partial_ptr, lse_ptr, out_ptr, first_part, out_row, num_rows, used, V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
 ):
-    """out [row, V_DIM] = mean of the `used` splits of partial, BLOCK_M parts apart, by weights exp2(lse)."""
+    """out [out_row, V_DIM] of num_rows rows, up to ROWS: means of the `used` splits of partial, BLOCK_M parts apart, by
+    weights exp2(lse). All rows at once: what is waited for is the memory, once for BLOCK_SPLITS splits of them."""
+    row = tl.arange(0, ROWS)
     dim = tl.arange(0, BLOCK_DV)
-    acc = tl.zeros([BLOCK_DV], tl.float32)
-    row_max = FLOOR
-    row_sum = 0.0
+    is_row = row < num_rows
+    acc = tl.zeros([ROWS, BLOCK_DV], tl.float32)
+    row_max = tl.full([ROWS], FLOOR, tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
     for first in range(0, used, BLOCK_SPLITS):
         split = first + tl.arange(0, BLOCK_SPLITS)
-        part = first_part + split * BLOCK_M
+        part = first_part + split[:, None] * BLOCK_M + row[None, :]
+        there = (split < used)[:, None] & is_row[None, :]
         # Past the first-level cache, which may hold what was here before.
-        lse = tl.load(lse_ptr + part, mask=split < used, other=float("-inf"), cache_modifier=".cg")
-        loaded = (split < used)[:, None] & (dim < V_DIM)[None, :]
-        ptrs = partial_ptr + part[:, None] * V_DIM + dim[None, :]
+        lse = tl.load(lse_ptr + part, mask=there, other=float("-inf"), cache_modifier=".cg")
+        ptrs = partial_ptr + part[:, :, None] * V_DIM + dim[None, None, :]
+        loaded = there[:, :, None] & (dim < V_DIM)[None, None, :]
         partial = tl.load(ptrs, mask=loaded, other=0.0, cache_modifier=".cg")
         new_max = tl.maximum(row_max, tl.max(lse, 0))
-        weight = tl.exp2(lse - new_max)
+        weight = tl.exp2(lse - new_max[None, :])
         decay = tl.exp2(row_max - new_max)
-        acc = acc * decay + tl.sum(weight[:, None] * partial, 0)
+        acc = acc * decay[:, None] + tl.sum(weight[:, :, None] * partial, 0)
         row_sum = row_sum * decay + tl.sum(weight, 0)
         row_max = new_max
-    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)
-    tl.store(out_ptr + row * V_DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < V_DIM)
+    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    out_ptrs = out_ptr + out_row[:, None] * V_DIM + dim[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & (dim < V_DIM)[None, :])

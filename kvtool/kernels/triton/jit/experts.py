@@ -9,8 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import wait_for_launches
 from kvtool.kernels.triton.jit.gate import gated
 from kvtool.kernels.triton.jit.paged import dot
+from kvtool.kernels.triton.jit.product import load_row
 
 NO_BLOCK = tl.constexpr(-1)
 GROUP = tl.constexpr(8)  # blocks of rows that go by the same weights while these are in the second-level cache
@@ -19,10 +21,11 @@ GROUP = tl.constexpr(8)  # blocks of rows that go by the same weights while thes
 @triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def assign_kernel(
     chosen_ptr, order_ptr, blocks_ptr, num_pairs, num_blocks,
-    EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr,
+    EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program an expert. From chosen [P]: order [P], the pairs sorted by expert, an expert's in their order, and
     blocks [num_blocks, 4] int32: expert, first row and last (exclusive) in that order; NO_BLOCK past the last block."""
+    wait_for_launches(PDL)
     mine = tl.program_id(0)
     expert = tl.arange(0, BLOCK_E)
     counts = tl.zeros([BLOCK_E], tl.int32)
@@ -55,16 +58,18 @@ def assign_kernel(
 
 @triton.jit(do_not_specialize=["num_blocks", "top_k"])
 def experts_kernel(
-    x_ptr, weight_ptr, bias_ptr, shares_ptr, order_ptr, blocks_ptr, out_ptr,
-    num_blocks, top_k, num_columns, depth, x_stride, alpha, limit,
+    x_ptr, weight_ptr, bias_ptr, norm_ptr, shares_ptr, order_ptr, blocks_ptr, out_ptr,
+    num_blocks, top_k, num_columns, depth, x_stride, eps, alpha, limit,
     GATED: tl.constexpr, ACTIVATION: tl.constexpr, MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: BLOCK_N columns of one block of rows.
 
     GATED: x [T, H] and weight [E, 2N, H], gate over up -> out [P, N], rows in sorted order. Else x [P, K] in sorted
-    order and weight [E, N, K] -> out [P, N], row by pair, times the pair's share.
+    order and weight [E, N, K] -> out [P, N], row by pair, times the pair's share. A norm of x is done beside the
+    product.
     """
+    wait_for_launches(PDL)
     column_blocks = tl.cdiv(num_columns, BLOCK_N)
     group = tl.program_id(0) // (GROUP * column_blocks)
     within = tl.program_id(0) % (GROUP * column_blocks)
@@ -93,6 +98,7 @@ def experts_kernel(
 
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     up = acc
+    square = tl.zeros([BLOCK_M], tl.float32)
     for start in tl.range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         inside = (k < depth)[None, :]
@@ -100,10 +106,18 @@ def experts_kernel(
         if GATED:
             up_weight = load_tile(weight_ptrs + to_up + k[None, :], inside, MASKED)
         x = load_tile(x_ptrs + k[None, :], inside, MASKED)
+        if norm_ptr is not None:
+            wide = x.to(tl.float32)
+            square += tl.sum(wide * wide, 1)
+            x = (wide * load_row(norm_ptr, k, depth, MASKED)).to(weight.dtype)
         acc += dot(weight, tl.trans(x))
         if GATED:
             up += dot(up_weight, tl.trans(x))
 
+    if norm_ptr is not None:
+        scale = tl.rsqrt(square / depth + eps)[None, :]
+        acc *= scale
+        up *= scale
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + bias_row).to(tl.float32)[:, None]
         if GATED:
@@ -126,9 +140,10 @@ def load_tile(ptrs, inside, MASKED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["top_k"])
 def add_chosen_kernel(
-    y_ptr, plus_ptr, out_ptr, top_k, plus_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    y_ptr, plus_ptr, out_ptr, top_k, plus_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):
     """out [T, n] = the sum over k of y [T, k, n], in their order, + plus [T, n]: BLOCK columns of a token a program."""
+    wait_for_launches(PDL)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < SIZE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import wait_for_launches
 from kvtool.kernels.triton.jit.paged import LOG2E, tanh
 
 _ROOT_HALF = tl.constexpr(0.7071067811865476)
@@ -37,9 +38,10 @@ def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
 @triton.jit
 def gate_kernel(
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):
     """out [T, n] = activation(gate) * up, BLOCK columns of a row a program."""
+    wait_for_launches(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < SIZE

@@ -5,11 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import wait_for_launches
 from kvtool.kernels.triton.jit.paged import attend, first_softmax, load_rows, normalise
 
 
 # What changes from step to step must not compile a new variant.
-@triton.jit(do_not_specialize=["window", "group", "num_heads", "num_seqs", "table_stride"])
+@triton.jit(do_not_specialize=["window", "group", "num_heads", "num_seqs", "table_stride", "num_pages"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, starts_ptr,
     out_ptr,
@@ -17,14 +18,15 @@ def prefill_kernel(
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
-    CAPPED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_ROPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: BLOCK_M rows of one KV head of one sequence, a row being one (token, query head of the group) pair.
 
     So K and V are read once for a whole group, and a short chunk still fills its rows. out is [T, HQ, V_DIM].
     """
+    wait_for_launches(PDL)
     num_kv_heads = num_heads // group
     unit = tl.program_id(0) % (num_kv_heads * num_seqs)
     kv_head = unit % num_kv_heads
@@ -69,7 +71,7 @@ def prefill_kernel(
     table_ptr += seq * table_stride
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     row_max, row_sum = first_softmax(sinks_ptr, head, is_row, BLOCK_M)
-    for part in tl.static_range(3):
+    for part in tl.static_range(0 if WINDOWED else 1, 3):
         begin = first if part == 0 else full if part == 1 else tail
         end = full if part == 0 else tail if part == 1 else last
         acc, row_max, row_sum = attend(

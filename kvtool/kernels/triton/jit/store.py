@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from kvtool.kernels.quantise import SMALLEST_LARGEST
+from kvtool.kernels.triton.jit.early import wait_for_launches
 
 _SMALLEST = tl.constexpr(SMALLEST_LARGEST)
 _LARGEST_FP32 = tl.constexpr(3.4028234663852886e38)
@@ -18,9 +19,10 @@ def store_kernel(
     x_token_stride, x_head_stride, page_stride, slot_stride, head_stride,
     scale_page_stride, scale_slot_stride, scale_head_stride,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, MAX: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program writes BLOCK_H heads of one token; with scales_ptr each vector gets the scale that suits it."""
+    wait_for_launches(PDL)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
     if slot < 0:
@@ -44,9 +46,11 @@ def gather_kernel(
     cache_ptr, scales_ptr, pages_ptr, out_ptr, scale,
     page_stride, slot_stride, scale_page_stride, scale_slot_stride, scale_part_stride,
     LATENT: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program copies BLOCK_S slots of one page to out [n, PAGE, WIDTH], times their scale: that of the first LATENT
     columns and that of the rest, where each row has its two."""
+    wait_for_launches(PDL)
     index = tl.program_id(0).to(tl.int64)
     page = tl.load(pages_ptr + index).to(tl.int64)
     slot = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)

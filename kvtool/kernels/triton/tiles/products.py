@@ -49,6 +49,17 @@ def gemv_tiles(element_bytes: int) -> dict[str, ProductTile]:
     }
 
 
+def pair_tile(element_bytes: int) -> ProductTile:
+    """For the pairs of a few tokens with their experts, a row each."""
+    width = 16 // element_bytes * 32
+    return ProductTile(block_n=8, block_k=2 * width, num_warps=4, num_stages=3)
+
+
+def route_tile() -> ProductTile:
+    """Of the few rows of a router's weight, fp32: so narrow that they spread over many multiprocessors."""
+    return ProductTile(block_n=4, block_k=512, num_warps=4, num_stages=3)
+
+
 def product_tiles(element_bytes: int, target: Target) -> dict[str, ProductTile]:
     """For up to MAX_ROWS rows; fp32 has no tensor cores, and small tiles."""
     if element_bytes == 4:

@@ -12,11 +12,13 @@ from typing import Protocol
 MAX_SPLITS = 64
 MIN_SPLIT_TOKENS = 128  # a shorter split costs more to merge than it saves
 MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many splits as are merged at once
-MERGED_BYTES = 2**18  # that one program reads in about the time of a launch, 2 us
+MERGED_BYTES = 160 * 1024  # that one program reads in about the time of a launch, 2 us at 80 GB/s
 TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
+SAMPLED_BLOCK = 4096  # probabilities that a program looks at at once
 STORE_BLOCK = 1024  # elements of one store program
 PLACE_ROWS = 32  # decode rows that one program places: a warp
 ROTARY_HEADS = 16  # whose rotary part one program turns
+ABSORBED_COLUMNS = 64  # of a head's absorbed query, that one program computes
 GATHER_BLOCK = 4096  # elements of one gather program: enough loads in flight to be bound by memory
 MAX_REGISTERS = 255  # a thread's limit, said aloud: left to itself ptxas spills a little to fit in more programs
 REGISTERS = 65536  # of a multiprocessor
@@ -42,13 +44,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tile:
-    """block_m query rows against block_n keys at a time."""
+    """block_m query rows against block_n keys at a time.
+
+    `by_descriptor` says whether TMA loads the keys, where it can, and `programs` how many decode programs of a
+    multiprocessor the splits of sequences are made for; None and 0 leave that to the rules.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
     max_registers: int = MAX_REGISTERS
+    by_descriptor: bool | None = None
+    programs: int = 0
 
     @property
     def fault(self) -> str | None:
@@ -58,7 +66,7 @@ class Tile:
                 return f"has {name} {getattr(self, name)}, which is no power of two from 16 on"
         if self.num_warps not in (1, 2, 4, 8, 16):
             return f"has {self.num_warps} warps, which is not 1, 2, 4, 8 or 16"
-        limits = {"num_stages": (1, 8), "max_registers": (32, MAX_REGISTERS)}
+        limits = {"num_stages": (1, 8), "max_registers": (32, MAX_REGISTERS), "programs": (0, 16)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 return f"has {name} {getattr(self, name)}, which is not within {least} and {most}"
@@ -86,16 +94,22 @@ class Tile:
     ) -> bool:
         """Whether a tile is one box of a page, on a card that copies boxes, with registers left for it.
 
-        fp32 has no tensor cores to keep fed. Tall tiles of wide heads, or of scales to load beside the vectors, spill
-        where loads are not masked as they come; so do those that are to leave registers to another program.
+        Where the tile does not say: fp32 has no tensor cores to keep fed; tall tiles of wide heads, or of scales to
+        load beside the vectors, spill where loads are not masked as they come; so do those that are to leave registers
+        to another program.
         """
+        can = target.capability >= 90 and page % self.block_n == 0
+        if self.by_descriptor is not None:
+            return can and self.by_descriptor
         tallest = 16 if head_dim > 128 else 64 if vector_scales else 128
         suits = cache_bytes < 4 and self.block_n >= 32 and self.block_m <= tallest
-        suits = suits and self.max_registers == MAX_REGISTERS
-        return suits and target.capability >= 90 and page % self.block_n == 0
+        return can and suits and self.max_registers == MAX_REGISTERS
 
     def resident_programs(self, bytes_per_key: int, target: Target) -> int:
-        """How many decode programs a device runs at once, by the shared memory of their tiles and by registers."""
+        """How many decode programs a device is to run at once: as many as the tile says, else as the shared memory of
+        their tiles and registers have room for."""
+        if self.programs:
+            return target.multiprocessors * self.programs
         tiles = max(1, self.num_stages - 1) * self.block_n + self.block_m
         registers = DECODE_REGISTERS if self.is_small else self.max_registers
         by_registers = REGISTERS // (32 * self.num_warps * registers)
@@ -190,9 +204,9 @@ def merges_alone(rows: int, splits: int, v_dim: int) -> bool:
     return rows * splits * v_dim * 4 <= MERGED_BYTES
 
 
-def merged_at_once(block_dv: int, num_warps: int) -> int:
-    """Splits whose partial outputs of block_dv fp32 values a program holds in MERGE_REGISTERS."""
-    return max(1, min(MAX_SPLITS, MERGE_REGISTERS * 32 * num_warps // block_dv))
+def merged_at_once(values: int, num_warps: int) -> int:
+    """Splits whose partial outputs of so many fp32 values a program holds in MERGE_REGISTERS."""
+    return max(1, min(MAX_SPLITS, MERGE_REGISTERS * 32 * num_warps // values))
 
 
 def padded(dim: int) -> int:

@@ -1,7 +1,7 @@
 """llama.cpp's caches, and Ollama's, which starts it: the cells allocated for a context, whatever the memory."""
 
 from kvtool.sizing.engines.llama_cpp.document import assumptions, size_engine
-from kvtool.sizing.engines.llama_cpp.memory import LlamaCppCard, fullest_card
+from kvtool.sizing.engines.llama_cpp.memory import LlamaCppCard, fullest_card, start_for
 from kvtool.sizing.engines.llama_cpp.plan import NAMES, VERSION, LlamaCppPlan, capacity, plan, plan_of
 from kvtool.sizing.engines.llama_cpp.start import LlamaCppFlags, llama_cpp_start, ollama_start
 
@@ -19,4 +19,5 @@ __all__ = [
     "plan",
     "plan_of",
     "size_engine",
+    "start_for",
 ]

@@ -25,6 +25,13 @@ FIT_TARGET_BYTES = 1024 * MIB  # --fit-target, by default
 COMPUTE_ERROR, UNCOUNTED_COMPUTE_ERROR = 0.05, 1.0
 
 
+def start_for(options: EngineOptions, *, tokens: int, batch_size: int) -> EngineOptions:
+    """The start whose -c holds a batch of sequences of `tokens` tokens, in a slot each where there are several."""
+    slots = options.slots or (batch_size if batch_size > 1 else None)
+    cells = tokens if options.name == "ollama" else tokens * batch_size
+    return replace(options, slots=slots, max_model_len=cells)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppCard:
     """The fullest of the GPUs that a start's layers are dealt out to, number `gpu`."""
@@ -46,9 +53,7 @@ class LlamaCppCard:
         """Its caches where every sequence of a batch has `tokens` tokens: a larger -c, in which a prefix is not shared.
         Where the start is refused there are none.
         """
-        slots = self.options.slots or (batch_size if batch_size > 1 else None)
-        cells = tokens if self.options.name == "ollama" else tokens * batch_size
-        start = replace(self.options, slots=slots, max_model_len=cells)
+        start = start_for(self.options, tokens=tokens, batch_size=batch_size)
         return plan_of(self.plan.model, start).bytes_on(self.gpu)
 
     def estimates(self) -> Estimates:
@@ -102,7 +107,8 @@ def weights_on(weights: Weights, plan: LlamaCppPlan, gpu: int) -> int | None:
         return math.ceil(weights.stored_bytes * (len(here) + has_head) / (count + 1))
     layers = sum(sum(stored.bits_of(params.by_layer[index], index)) for index in here)
     every = sum(sum(stored.bits_of(layer, index)) for index, layer in enumerate(params.by_layer))
-    outer = (params.embedding + params.head) * stored.outer_bits
-    beyond = 8 * weights.stored_bytes - every - outer  # norms, towers and the like, spread over the layers
-    head = (params.embedding if params.tied else params.head) * stored.outer_bits
-    return math.ceil((layers + beyond * len(here) / count + (head if has_head else 0)) / 8)
+    beyond = (
+        8 * weights.stored_bytes - every - stored.outer(params)
+    )  # norms, towers and the like, spread over the layers
+    head = stored.read_head(params) if has_head else 0
+    return math.ceil((layers + beyond * len(here) / count + head) / 8)

@@ -104,7 +104,7 @@ def limit(cells: StageCells, tokens: PoolTokens, most: int, flags: Sharing) -> P
     """The pools when a rank may hold no more than `most` tokens: --max-total-tokens, or the poorest pipeline stage."""
     if most >= tokens.max_total_num_tokens:
         return tokens
-    most = most // flags.page_size * flags.page_size
+    asked, most = most, most // flags.page_size * flags.page_size
     if most <= 0:
         raise RefusedError(f"--max-total-tokens is less than a page of {flags.page_size} tokens")
     if tokens.swa is None:
@@ -112,7 +112,7 @@ def limit(cells: StageCells, tokens: PoolTokens, most: int, flags: Sharing) -> P
     if not cells.full.layers:
         return replace(tokens, full=0, swa=most)
     if _is_capped(cells, flags):
-        return replace(tokens, full=most, swa=min(tokens.swa, most))
+        return replace(tokens, full=most, swa=min(tokens.swa, asked))  # in whole pages the full pool alone
     return replace(tokens, full=most, swa=_checked(_swa_share(most, flags), cells, flags))
 
 

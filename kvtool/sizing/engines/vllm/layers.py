@@ -43,6 +43,7 @@ _KINDS: dict[type[CacheSpec], str] = {
 _ROW_WINDOW_BLOCK = 64
 _COMPRESSOR_BLOCKS = {4: 4, 128: 8}
 _COMPRESSED_PAGE_ALIGNMENT = 576
+_SMALLEST_BLOCK = 16  # of the kernels that attend to windows: FlashAttention, FlashInfer, Triton
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,7 @@ def layer_caches(inputs: Inputs, *, block_size: int, state_page_bytes: int | Non
         state_blocks=_state_blocks(inputs),
         state_page_bytes=state_page_bytes,
         aligned_pages=has_compressed(inputs.model),
+        window_block_size=_SMALLEST_BLOCK if inputs.rules.small_window_blocks else block_size,
     )
     return [
         [
@@ -133,6 +135,7 @@ class _Builder:
     state_blocks: int
     state_page_bytes: int | None
     aligned_pages: bool
+    window_block_size: int
 
     def cache(self, spec: CacheSpec, layer: int, position: int) -> LayerCache:
         if isinstance(spec, StateSpec):
@@ -162,6 +165,8 @@ class _Builder:
                 return _ROW_WINDOW_BLOCK
             case CompressorSpec():
                 return _COMPRESSOR_BLOCKS[spec.ratio]
+            case SlidingSpec():
+                return self.window_block_size
             case _:
                 return self.block_size
 

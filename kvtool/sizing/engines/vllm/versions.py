@@ -67,6 +67,7 @@ class VllmRules:
     moe_workspace_kept: bool = False
     graphs_profiled: bool = False
     consumed_measured: bool = False
+    small_window_blocks: bool = False
 
 
 def _change(since: str, rule: str, value: object, what: str, source: str) -> Change:
@@ -76,6 +77,7 @@ def _change(since: str, rule: str, value: object, what: str, source: str) -> Cha
 _GROUPS = "v1/core/kv_cache_utils.py"
 _RUNNER = "config/vllm.py: use_v2_model_runner"
 _SPECS = "v1/kv_cache_interface.py"
+_WINDOW_BLOCKS = "model_executor/layers/attention/attention.py: _largest_kernel_block_within"
 CHANGES = (
     _change(
         "0.11",
@@ -191,6 +193,13 @@ CHANGES = (
         _RUNNER,
     ),
     _change(
+        "0.25",
+        "small_window_blocks",
+        True,
+        "sliding layers begin with their kernel's smallest block, 16 tokens, whatever --block-size",
+        _WINDOW_BLOCKS,
+    ),
+    _change(
         "0.26",
         "in_flight_batches",
         True,
@@ -262,6 +271,13 @@ CHANGES = (
     ),
     _change(
         "0.30",
+        "small_window_blocks",
+        False,
+        "sliding layers take --block-size again, where their kernel runs such blocks",
+        _WINDOW_BLOCKS,
+    ),
+    _change(
+        "0.30",
         "delta_net_grid",
         True,
         "blocks of gated delta nets that FlashInfer computes are multiples of 64 tokens",
@@ -274,7 +290,7 @@ HISTORY = History(
     modelled=MODELLED,
     rules=VllmRules(),
     changes=CHANGES,
-    exact=("0.33",),
+    exact=("0.32", "0.33"),
     checked=(
         *("0.10", "0.12", "0.14", "0.16", "0.17", "0.19", "0.20", "0.21"),
         *("0.23", "0.24", "0.25", "0.26", "0.28", "0.31"),

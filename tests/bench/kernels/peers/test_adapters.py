@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 from kvtool.bench.kernels.calls import Measurement, filled_pool
 from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.bench.kernels.peers import (
+    cudnn,
     flash_attn,
     flashinfer,
+    flashinfer_xqa,
     flex,
     gathered,
     naive,
@@ -111,6 +114,21 @@ def test_sdpa_takes_as_many_copies_as_there_is_room_for(monkeypatch: pytest.Monk
         sdpa.prepare(work, made.layer, made.scenes)
 
 
+def test_cudnn_computes_whole_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, which has no cuDNN to choose: the copies, the heads and the mask are those that it would be given."""
+    monkeypatch.setattr(cudnn, "sdpa_kernel", lambda backend: nullcontext())
+    whole = replace(work_of("prefill"), context=CHUNK)
+    assert_all_scenes_equal_the_reference("cudnn", whole)
+    assert cudnn.why_not(whole, GPU) is None
+    assert cudnn.why_not(whole, CPU) == "needs a GPU"
+    for other in (work_of("prefill"), work_of("decode"), replace(work_of("prefill", SLIDING), context=CHUNK)):
+        assert "whole prompts" in (cudnn.why_not(other, GPU) or "")
+    assert "bf16 and fp8" in (cudnn.why_not(work_of("prefill", cache_dtype="fp8"), GPU) or "")
+    monkeypatch.setattr(cudnn, "available_bytes", lambda device: whole.kv_bytes)
+    with pytest.raises(PeerError, match="no room for a contiguous copy"):
+        cudnn.prepare(whole, measurement(whole).layer, [])
+
+
 @pytest.mark.parametrize("name", ["naive", "gathered"])
 @pytest.mark.parametrize(("part", "cache"), [(p, c) for p in ("decode", "prefill") for c in (FULL, SLIDING)])
 def test_ways_without_tiles_and_without_pages(name: str, part: str, cache: object) -> None:
@@ -203,6 +221,21 @@ def test_flashinfer_reads_an_fp8_cache_and_makes_few_plans(monkeypatch: pytest.M
     work = work_of("decode")
     made = measurement(work, num_calls=20)
     assert len(flashinfer.prepare(work, made.layer, made.scenes).calls) == flashinfer.MAX_PLANS
+
+
+@pytest.mark.parametrize("cache", [FULL, SLIDING])
+def test_flashinfer_xqa(cache: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, *fakes.flashinfer().values())
+    for cache_dtype in ("bf16", "fp8"):
+        work = work_of("decode", cache, cache_dtype=cache_dtype)
+        assert flashinfer_xqa.why_not(work, GPU) is None
+        assert_all_scenes_equal_the_reference("flashinfer-xqa", work)
+    assert "no chunks" in (flashinfer_xqa.why_not(work_of("prefill", cache), GPU) or "")
+    assert "not of 24" in (flashinfer_xqa.why_not(work_of("decode", cache, page=24), GPU) or "")
+    assert "no fp8_e5m2 cache" in (flashinfer_xqa.why_not(work_of("decode", cache_dtype="fp8_e5m2"), GPU) or "")
+    monkeypatch.delattr(sys.modules["flashinfer.decode"], "xqa_batch_decode_with_kv_cache")
+    with pytest.raises(PeerError, match="has no xqa_batch_decode"):
+        flashinfer_xqa.prepare(work_of("decode"), measurement(work_of("decode")).layer, [])
 
 
 @pytest.mark.parametrize(("part", "cache"), CASES)

@@ -17,7 +17,9 @@ from kvtool.sizing.engines.sglang.memory import (
     mem_fraction_static,
 )
 from kvtool.sizing.fit import budget
+from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
+from kvtool.sizing.size import size
 from kvtool.units import GIB, MIB
 
 H100 = msgspec.structs.replace(find_gpu("h100"), memory_bytes=81559 * MIB)  # what nvidia-smi says of it
@@ -63,9 +65,23 @@ def test_the_flag_wins_and_the_pool_is_what_weights_leave() -> None:
     """kv_cache_configurator.py, _profile_available_bytes: free after load less (1 - fraction) of free before it."""
     options = replace(OPTIONS, mem_fraction_static=0.75)
     llama = resolve_model("llama-3.1-8b")
-    size = Estimate(bytes=GIB, margin_bytes=0, text="by hand")
-    taken = Estimates(activation=size, runtime=size, graphs=size)
+    each = Estimate(bytes=GIB, margin_bytes=0, text="by hand")
+    taken = Estimates(activation=each, runtime=each, graphs=each)
     memory = budget(H100, taken, weights_bytes=16 * GIB, utilization=0.92)
     pool = estimate_pool_bytes(llama, options, memory)
     assert pool == pytest.approx((H100.memory_bytes - START_BYTES) * 0.75 - 16 * GIB, abs=1)
     assert estimate_pool_bytes(llama, options, replace(memory, weights_bytes=None)) is None
+
+
+def test_the_pool_of_a_public_start() -> None:
+    """Qwen3.5-9B on two RTX 4090s, --mem-fraction-static 0.8: K and V 5.00, states 4.48 GiB a GPU (April 2026). Its
+    22.93 GiB before loading are what START_BYTES is of; the weights are kvtool's own, without the draft layer.
+    """
+    card = find_gpu("rtx-4090")
+    start = EngineOptions(name="sglang", gpu=card, mem_fraction_static=0.8)
+    options = SizeOptions(contexts=(1024,), engine=start, gpu=card, parallel=Parallel(tp=2))
+    row = size(resolve_model("qwen3.5-9b"), options=options).rows[0]
+    assert row.engine.pool_bytes is not None
+    assert row.engine.pool_bytes / GIB == pytest.approx(5.00 + 4.48, abs=0.1)
+    assert row.fit.margin_bytes is not None
+    assert 0.1 * GIB < row.fit.margin_bytes <= 0.04 * card.memory_bytes

@@ -1,0 +1,1 @@
+"""`make gpu`: tests and measurements on a card that is there for ten minutes, of which nothing may be lost."""
