@@ -94,7 +94,7 @@ def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> No
         PAGE=cache.shape[1],
         BLOCK_U=block_u,
         BLOCK_G=block_g,
-        **gpu.launched(cache.device),
+        **gpu.launched(rows.device),
         num_warps=4,
     )
 
