@@ -21,7 +21,8 @@ _CAPACITY_SHARE, _CAPACITY_MARGIN = 0.9875, 0.015
 # What Metal recommends to use of an Apple chip's memory: 2/3 to 32 GiB (21,845 MiB), 3/4 above (73,728 MiB of 96 GiB).
 _SMALL_METAL_GIB, _SMALL_METAL_SHARE, _METAL_SHARE = 32, 2 / 3, 3 / 4
 GIVEN_MEMORY = "given by --gpu-memory"
-_MAKERS = ("nvidia", "geforce", "rtx", "rx", "tesla", "amd", "instinct", "radeon", "apple", "intel", "huawei")
+_LINES = ("rtx", "rx")  # of products, which people leave out
+_MAKERS = ("nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "apple", "intel", "huawei")
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,7 +191,8 @@ def _of_memory(gpu: Gpu | None, memory_bytes: int) -> Gpu:
 def _key(name: str) -> str:
     """What two spellings of a card have in common: no case, no separators, no maker and no line of its products."""
     words = name.strip().lower().replace("-", " ").replace("_", " ").split()
-    return "".join(word for word in words if word not in _MAKERS)
+    joined = "".join(word for word in words if word not in _MAKERS)
+    return next((joined.removeprefix(line) for line in _LINES if joined.startswith(line) and joined != line), joined)
 
 
 def _short_names(name: str) -> set[str]:
