@@ -216,7 +216,8 @@ def block_size(config: Settings, layers: list[dict[str, Any]]) -> None:
 def capacity(config: Settings, scheduler: Any) -> tuple[int, float]:
     """(tokens, concurrency) as logged; before 0.23 no function returns them, and they are read off the log."""
     if hasattr(utils, "get_kv_cache_capacity"):
-        return utils.get_kv_cache_capacity(config, scheduler)  # type: ignore[no-any-return]
+        found: tuple[int, float] = utils.get_kv_cache_capacity(config, scheduler)
+        return found
     lines: list[tuple[Any, ...]] = []
     with patch.object(utils, "logger", Space(info_once=lambda *it, **_: lines.append(it), info=lambda *it: None)):
         utils._report_kv_cache_config(config, scheduler)

@@ -116,7 +116,7 @@ def as_variant(base: Model, name: str, variant: Variant) -> Model:
     word = next((word for word in known if word.bits is not None), next(iter(known), _WEIGHTS[_OLLAMA_DEFAULT]))
     assert word is not None
     # A GGUF file holds no towers; elsewhere they and draft layers stay as they were.
-    whole = frozenset() if word.outer_bits is not None else frozenset({BEYOND})
+    whole: frozenset[str] = frozenset() if word.outer_bits is not None else frozenset({BEYOND})
     stored = Quantisation(
         method=word.method,
         bits_per_weight=word.bits,

@@ -40,3 +40,12 @@ def test_they_are_of_every_sort() -> None:
     assert sum(case["flags"]["pp"] > 1 for case in cases) >= 100
     for kind in ("full", "sliding", "chunked", "mla", "mamba1", "mamba2", "gated_delta_net", "kda", "short_conv"):
         assert sum(kind in _kinds(case) for case in cases) >= 15, kind
+
+
+def test_older_releases_plan_by_rules_of_their_own() -> None:
+    """What 0.28, 0.30 and 0.31 themselves made of four drawn models: windows in blocks of 16, a length fitted to all
+    blocks, no checkpoint of a Mamba-2 state. None of it holds in 0.32.
+    """
+    cases = [json.loads(line) for line in (DATA / "vllm_releases.jsonl").read_text().splitlines()]
+    assert [differences(case) for case in cases] == [[]] * 4
+    assert all(differences(case | {"version": "0.32"}) for case in cases)
