@@ -117,7 +117,6 @@ class Run:
         more = {
             "TRITON_CACHE_DIR": str(caches / "triton"),
             "XDG_CACHE_HOME": str(caches / (KEPT if piece.keeps else piece.name)),
-            "KVTOOL_GPU_SECONDS": f"{limit_s:.0f}",
         }
         places = ["--folder", str(self.store.folder), "--spare", str(self.store.spare), *piece.words]
         with suppress(OSError):
