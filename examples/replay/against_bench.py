@@ -1,6 +1,6 @@
 """A replay beside the run that it stands for: hits must be equal, and the median first token near.
 
-python examples/replay/against_bench.py            16 questions behind 3 prefixes, in turns with single steps, 80 s
+python examples/replay/against_bench.py            16 questions behind 3 prefixes, in turns with single steps, a minute
 python examples/replay/against_bench.py FOLDER     the same; trace and documents stay in FOLDER
 
 The replay gets single steps as its profile, and never sees how long the trace took. A machine's speed drifts, so steps
@@ -53,7 +53,6 @@ def compare(folder: Path) -> bool:
         profile = folder / f"steps-{number}.json"
         profile.write_bytes(encode(bench.document(turn.steps)))
         clocks.append(replayed(trace, profile))
-    print(f"others kept {max(turn.other_cores for turn in turns):.2f} cores busy at most")
     return agrees([turn.hit_tokens for turn in turns], [turn.ttft_s for turn in turns], clocks)
 
 

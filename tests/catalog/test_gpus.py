@@ -101,6 +101,8 @@ def test_unified_memory_keeps_a_part_for_the_system() -> None:
         ("RTX 4080", "RTX-4080-16GB"),
         ("4090 48GB", "RTX-4090-48GB"),
         ("H200", "H200-SXM-141GB"),
+        ("5060 ti 16gb", "RTX-5060-Ti-16GB"),
+        ("a100-80", "A100-SXM-80GB"),
         ("AMD Radeon RX 7900 XTX", "RX-7900-XTX-24GB"),
         ("M3 Ultra 512GB", "Apple-M3-Ultra-512GB"),
         ("Ascend 910B", "Ascend-910B-64GB"),
