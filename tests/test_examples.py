@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kvtool.cache import EVICTION
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TESTED = {"how_many_users.py", "policies.py", "shared_prompt.py", "transformers_generate.py"}
+TESTED = {"how_many_users.py", "policies.py", "pools.py", "shared_prompt.py", "transformers_generate.py"}
 NEEDS_THE_NETWORK = {"smollm2_weights.py"}
 
 
@@ -46,6 +49,16 @@ def test_policies_are_set_side_by_side() -> None:
     assert [row[1] for row in rows if row[0] == "radix"] == list(EVICTION)
     assert all(len(row) == 6 and float(row[2]) > 0 for row in rows)
     assert all(30 < float(row[5]) < 300 for row in rows)
+
+
+def test_a_pool_takes_what_is_predicted_and_the_process_grows_by_as_much(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "pools.py"), run_name="__main__")
+    _, *lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in lines}
+    assert rows["bf16"][0] == 90.0  # 30 layers x K and V x 3 heads x 64 x 2 bytes x 4,096 tokens, in MiB
+    for predicted, held, grown, share in rows.values():
+        assert predicted == held == pytest.approx(grown, rel=0.05)
+        assert share == pytest.approx(predicted / 90.0, abs=0.05)
 
 
 def test_shared_prompt_shares_the_two_whole_pages() -> None:

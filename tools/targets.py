@@ -222,7 +222,9 @@ def write_targets(folder: Path) -> str:
 
 def judged(documents: Sequence[Document]) -> dict[str, bytes]:
     """targets.json and targets.md of these documents; of two with one figure the first counts."""
-    cases = [case for document in documents for case in document["cases"]]
+    measured = [case for document in documents for case in document["cases"]]
+    wrong = [case for case in measured if case.get("check", {}).get("outputs_equal") is False]
+    cases = [case for case in measured if case not in wrong]
     environment = next((document["environment"] for document in documents), {})
     found = {
         "environment": environment,
@@ -231,6 +233,7 @@ def judged(documents: Sequence[Document]) -> dict[str, bytes]:
         "peers": sorted({peer["name"] for case in cases for peer in case.get("peers", ()) if _ratios(peer)}),
         "behind": [asdict(point) for point in behind(cases)],
         "is_tuned": is_tuned(str(environment.get("gpu"))),
+        "wrong": [f"{case['inputs'].get('model')} {case['name']}" for case in wrong],
     }
     return {
         "targets.json": (json.dumps(found, indent=1) + "\n").encode(),
@@ -313,6 +316,8 @@ def as_markdown(found: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if found["is_tuned"]:
         lines += ["", "Tiles of the attention kernels were tuned on this card, on shapes of these targets."]
+    if found["wrong"]:
+        lines += ["", f"Not judged, since another output than the reference's came out: {'; '.join(found['wrong'])}."]
     lines += ["", *_peer_lines(found["peers"], found["behind"])]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ _CAPACITY_SHARE, _CAPACITY_MARGIN = 0.9875, 0.015
 # What Metal recommends to use of an Apple chip's memory: 2/3 to 32 GiB (21,845 MiB), 3/4 above (73,728 MiB of 96 GiB).
 _SMALL_METAL_GIB, _SMALL_METAL_SHARE, _METAL_SHARE = 32, 2 / 3, 3 / 4
 GIVEN_MEMORY = "given by --gpu-memory"
-_MAKERS = ("nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "apple", "intel", "huawei")
+_MAKERS = ("nvidia", "geforce", "rtx", "rx", "tesla", "amd", "instinct", "radeon", "apple", "intel", "huawei")
+_WITH_MAKER = re.compile(rf"^(?:{'|'.join(_MAKERS)})+(?=[a-z]?\d)")
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,14 +142,20 @@ def find_gpu(name: str) -> Gpu:
     lists it as its alias.
     """
     gpus, wanted = load_gpus(), _key(name)
-    exact = [gpu for gpu in gpus if wanted in {_key(known) for known in (gpu.name, *gpu.aliases, *gpu.driver_names)}]
-    found = exact or [gpu for gpu in gpus if wanted in _short_names(gpu.name)]
+    found = _named(gpus, wanted) or _named(gpus, f"{wanted}gb") or _named(gpus, f"{wanted}b")
+    found = found or [gpu for gpu in gpus if wanted in _short_names(gpu.name)]
+    found = found or [gpu for gpu in gpus if name.strip().lower() in gpu.name.lower().split("-")]
     if len(found) == 1:
         return found[0]
     if found:
         raise KvtoolError(f"gpu {name!r} fits several cards: write one of {', '.join(gpu.name for gpu in found)}")
     known = [known for gpu in gpus for known in (gpu.name, *gpu.aliases)]
     raise KvtoolError(f"unknown gpu {name!r}{did_you_mean(name, known) or ' (kvtool gpus lists them)'}")
+
+
+def _named(gpus: Sequence[Gpu], wanted: str) -> list[Gpu]:
+    """Those that have a name, an alias or a driver's name with that key."""
+    return [gpu for gpu in gpus if wanted in {_key(known) for known in (gpu.name, *gpu.aliases, *gpu.driver_names)}]
 
 
 def with_memory(gpu: Gpu | None, *, memory_bytes: int | None = None, free_bytes: int | None = None) -> Gpu | None:
@@ -183,9 +191,10 @@ def _of_memory(gpu: Gpu | None, memory_bytes: int) -> Gpu:
 
 
 def _key(name: str) -> str:
-    """What two spellings of a card have in common: no case, no separators, no maker."""
+    """What two spellings of a card have in common: no case, no separators, no maker and no line of its products, which
+    may be written together with the number: `rtx4090`."""
     words = name.strip().lower().replace("-", " ").replace("_", " ").split()
-    return "".join(word for word in words if word not in _MAKERS)
+    return "".join(_WITH_MAKER.sub("", word) for word in words if word not in _MAKERS)
 
 
 def _short_names(name: str) -> set[str]:

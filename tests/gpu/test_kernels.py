@@ -17,7 +17,7 @@ from kvtool.kernels.reference import attention as reference
 from kvtool.kernels.triton.checks import FP8_DTYPES
 from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each, skip_unless_held
 from tools.gpu.pieces import race
-from tools.gpu.pieces.kernels import pointers
+from tools.gpu.pieces.variants import pointers
 
 pytestmark = [
     pytest.mark.gpu,

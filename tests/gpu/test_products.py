@@ -97,6 +97,32 @@ def test_a_graph_is_captured_without_timing_and_follows_its_inputs(
     assert not list(fresh.glob("products-*.json"))
 
 
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_launches_that_start_early_give_the_bits_of_launches_in_turn(rows: int) -> None:
+    """A chain of which each reads what the one before it wrote, a thousand times; splits meet in the same counters."""
+    from kvtool.kernels.triton import gpu, products
+
+    x, weight = drawn(rows, 1024), drawn(1024, 1024, seed=1) / 32
+    around = products.Around(drawn(1024, seed=2), 1e-5)
+    for name, way in products.candidates(rows, weight, around).items():
+
+        def chain(way=way) -> Tensor:
+            found = x
+            for _ in range(32):
+                found = way(found, weight, None, x, around)
+            return found
+
+        with gpu.in_turn():
+            expected = chain()
+        chain()  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = chain()
+        for _ in range(1000):
+            graph.replay()
+        assert torch.equal(out, expected), name
+
+
 @pytest.mark.parametrize("rows", [1, 64, 4096])
 def test_a_graph_of_experts_follows_the_choice(rows: int) -> None:
     """Captured for one choice, replayed for others: spread evenly, and all on one expert."""

@@ -23,7 +23,7 @@ from tools.gpu.archive import ARCHIVE, unpacked
 from tools.gpu.cases import text_is_cuda_error
 from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, STARTED, Event, Journal
 from tools.gpu.plan import BUDGET_S, CLOSING_S, PLANS, RUN, Piece, schedule
-from tools.gpu.process import ROOT
+from tools.gpu.process import ROOT, log_file
 from tools.gpu.run import Outcome, Run
 from tools.gpu.store import BALLAST, Store
 
@@ -250,9 +250,9 @@ def test_every_plan_fits_its_budget_and_runs_modules_that_are_there(name: str) -
 
 def test_a_small_budget_leaves_the_last_pieces_out_and_a_large_one_gives_all_more() -> None:
     small, large = (list(schedule(RUN, budget_s)) for budget_s in (150, 1070))
-    assert [slot.end_s for slot in small[:3]] == [20, 125, 140]
+    assert [slot.end_s for slot in small[:3]] == [20, 115, 140]
     assert {slot.end_s for slot in small[3:]} == {140}
-    assert [slot.end_s for slot in large[:2]] == [40, 250]
+    assert [slot.end_s for slot in large[:2]] == [40, 230]
 
 
 def test_time_that_is_over_starts_nothing(tmp_path: Path) -> None:
@@ -323,6 +323,15 @@ def test_a_torn_line_costs_that_line_alone(tmp_path: Path) -> None:
     assert list(journal.ended()) == ["one"]
     assert journal.give_up("died") == ["three"]
     assert journal.ended()["three"].error == "died"
+
+
+def test_a_log_without_room_is_elsewhere_or_nowhere(tmp_path: Path) -> None:
+    """A file stands where a folder would have to."""
+    (tmp_path / "piece").write_text("in the way")
+    assert Store(tmp_path, tmp_path / "spare").room("piece/log") == tmp_path / "spare" / "piece" / "log"
+    nowhere = Store(tmp_path, tmp_path).room("piece/log")
+    with log_file(nowhere) as log:
+        log.write(b"lost")
 
 
 def test_the_room_that_was_kept_is_given_up_once(tmp_path: Path) -> None:

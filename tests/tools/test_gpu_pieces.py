@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 
 from tools import readme
 from tools.gpu.archive import ARCHIVE, unpacked
-from tools.gpu.cases import LacksError, file_name
-from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Journal
-from tools.gpu.pieces import compiled, profile
+from tools.gpu.cases import Case, LacksError, file_name
+from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, Event, Journal
+from tools.gpu.pieces import compiled, profile, variants
 from tools.gpu.pieces.watch import error_line
 from tools.gpu.plan import PLANS, Piece
 from tools.gpu.publish import publish, publish_tiles, slug
@@ -133,6 +134,27 @@ def test_what_was_compiled_is_a_row_a_kernel_the_worst_first(tmp_path: Path, mon
     assert [row["name"] for row in result["kernels"]] == ["prefill_kernel", "decode_kernel"]
     assert result["kernels"][0] | {"tma": 0} == result["kernels"][0]
     assert (result["kernels"][0]["wgmma"], result["kernels"][0]["shared"]) == (2, 1024)
+
+
+def test_another_way_stands_beside_the_usual_one_or_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the usual one went wrong, its document is the one that is judged, and says so."""
+    entered: list[str] = []
+    monkeypatch.setattr(variants, "WAYS", {"in order": lambda: nullcontext(entered.append("in order"))})
+    journal = Journal(Store(tmp_path, tmp_path / "spare"), "steps")
+    well, wrong = Case("well", lambda: {"assumptions": ["a"]}), Case("wrong", lambda: {"assumptions": ["a"]})
+    journal.tell(Event("well", DONE))
+    journal.tell(Event("wrong", FAILED))
+    assert variants.beside("in order", well, journal).run() == {
+        "variant": "in order",
+        "document": {"assumptions": ["a"]},
+    }
+    with pytest.raises(LacksError, match="well went well"):
+        variants.instead("in order", well, journal).run()
+    said = ["launched in order, since the usual way went wrong on this card", "a"]
+    assert variants.instead("in order", wrong, journal).run() == {"assumptions": said}
+    assert entered == ["in order"] * 2
 
 
 def test_a_tool_that_is_not_here_is_said_to_be_lacking_and_one_that_fails_to_fail(

@@ -127,6 +127,13 @@ def test_a_peer_that_was_ahead_is_named(tmp_path: Path) -> None:
     assert "Measured in the same run: 4,300 GB/s read, 800 TFLOP/s of a matrix product." in text
 
 
+def test_a_case_of_another_output_than_the_references_is_named_and_not_judged(tmp_path: Path) -> None:
+    wrong = kernel_case(batch_size=32, context=4096, mbu=0.99) | {"check": {"outputs_equal": False}}
+    text = written(tmp_path, [wrong])
+    assert "| decode 32 x 4k | % of read | 90 | 96 | - | not measured |" in text
+    assert "came out: meta-llama/Llama-3.1-8B paged_decode/4096x32." in text
+
+
 def written(folder: Path, cases: list[dict]) -> str:
     (folder / "kernels").mkdir()
     document = {"schema": "kvtool.kernels/1", "environment": H200, "cases": cases}

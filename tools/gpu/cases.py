@@ -10,7 +10,6 @@ import argparse
 import ctypes
 import faulthandler
 import json
-import os
 import signal
 import time
 import traceback
@@ -132,5 +131,4 @@ def serve(cases: Callable[[argparse.Namespace], Sequence[Case]], arguments: Sequ
     parser.add_argument("words", nargs="*")
     given = parser.parse_args(arguments)
     journal = Journal(Store(given.folder, given.spare), given.piece)
-    os.environ["KVTOOL_GPU_PIECE"] = given.piece
     return run_cases(cases(given), journal)

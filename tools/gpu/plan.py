@@ -38,15 +38,8 @@ class Piece:
 
 RUN = (
     Piece("smoke", "versions, and every kernel once against its reference", 20, "smoke"),
-    Piece(
-        "tests-kernels",
-        "what only a card shows of kernels, then tests/kernels on it",
-        105,
-        "tests",
-        KERNEL_TESTS,
-        False,
-    ),
-    Piece("race", "graphs replayed 10,000 times with random lengths: equal bits, counters at 0", 15, "race"),
+    Piece("tests-kernels", "what only a card shows of kernels, then tests/kernels", 95, "tests", KERNEL_TESTS, False),
+    Piece("race", "graphs replayed 10,000 times, steps early and in order: equal bits", 30, "race"),
     Piece("kernels", "the device's limits once, all targets of kernels, by pointers and by TMA", 80, "kernels"),
     Piece("steps", "decode steps of whole models, and the timeline of a replayed graph of each", 105, "steps"),
     Piece("prefill", "8k tokens through the 8B model", 25, "steps", ("prefill",)),
@@ -55,7 +48,7 @@ RUN = (
     Piece("tests-engine", "engines, graphs and tiers of tests/gpu", 40, "tests", ENGINE_TESTS, False),
     Piece("tests-timed", "commands that measure, with nobody beside them", 30, "tests", TIMED_TESTS, False),
     Piece("ncu", "counters of four kernels, where ncu is", 35, "profile", ("ncu",)),
-    Piece("sanitizer", "memory accesses of three kernels, where compute-sanitizer is", 25, "profile", ("sanitizer",)),
+    Piece("sanitizer", "memory accesses of three kernels, where compute-sanitizer is", 20, "profile", ("sanitizer",)),
 )
 TUNE = (Piece("tune", "tiles of eight shapes, the most served first", 520, "tune"),)
 PEERS = (

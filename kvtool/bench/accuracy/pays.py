@@ -38,9 +38,11 @@ class Bounds:
 
 
 def bounds(values: Sequence[float]) -> Bounds:
-    """The error of a median is taken for 1.25 times that of a mean, as of a normal distribution; two turns at least."""
+    """The error of a median is 1.25 times that of a mean, and a spread 1.48 times the median distance from the middle,
+    as of a normal distribution: a turn that others disturbed widens nothing. Two turns at least."""
     middle = float(np.median(values))
-    se = 1.2533 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    spread = 1.4826 * float(np.median(np.abs(np.asarray(values) - middle)))
+    se = 1.2533 * spread / len(values) ** 0.5
     reach = t_bound(CONFIDENCE, len(values) - 1) * se
     return Bounds(middle, se, middle - reach, middle + reach)
 

@@ -22,8 +22,8 @@ from kvtool.sizing.specs import HeadsSpec
 
 STORED_TOKENS = 256  # at once
 STORE_TURNS = 5
-TURNS, MOST_TURNS = 4, 12  # where nothing is trimmed, and where time is what bounds them
-LEAST_TURNS = 2  # that tell an error
+TURNS = 4  # where nothing is trimmed
+LEAST_TURNS, PLANNED_TURNS, MOST_TURNS = 2, 12, 24  # that tell an error, that tell a small one, and while time is left
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from kvtool.bench.accuracy.greedy import agreements, continuations, continued
 from kvtool.bench.accuracy.layers import LayerErrors, layer_errors, watch
 from kvtool.bench.accuracy.methods import Method, calibrated, held_bytes, method, reference_method
 from kvtool.bench.accuracy.pays import speed_of
-from kvtool.bench.accuracy.speed import MOST_TURNS, in_dtype_of_cache, timed
+from kvtool.bench.accuracy.speed import PLANNED_TURNS, in_dtype_of_cache, timed
 from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
 from kvtool.bench.accuracy.words import accuracy_of, words_of
@@ -192,7 +192,7 @@ class Comparison:
         methods = [each.of(loaded) for each in self.methods]
         other, *own = timed([reference_method(loaded), *methods], contexts, budget)
         if budget.trims:
-            self._leave_out("steps timed in {0} of {1} turns", len(other.itl_ms[0]), MOST_TURNS)
+            self._leave_out("steps timed in {0} of {1} turns", len(other.itl_ms[0]), PLANNED_TURNS)
         longest = loaded.model.max_position_embeddings or max(contexts)
         return [speed_of(each, other, contexts, dtype=reference, longest=longest) for each in own]
 

@@ -78,15 +78,12 @@ class GroupedQueryAttention:
         kernels, slots = step.kernels, step.batch.slots
         turn = step.local_rotation if self.is_local else step.rotation
         rotation = turn if self.rotates else None
-        if self.q_norm is None or self.k_norm is None:
-            norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
-            return kernels.split_qkv(qkv, norms, eps, rotation, pages, slots)
-        # Norms over all heads of Q, and over those of K.
-        q, k, v = qkv.flatten(1).split((self.q_norm.size, self.k_norm.size, self.k_norm.size), dim=-1)
-        qk = torch.cat((self.q_norm(q, kernels), self.k_norm(k, kernels)), dim=-1).unflatten(1, (-1, self.head_dim))
-        qk, v = qk if rotation is None else kernels.rotate(qk, rotation), v.unflatten(1, (-1, self.head_dim))
-        kernels.store(qk[:, self.num_heads :], v, pages, slots)
-        return qk[:, : self.num_heads]
+        norms, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
+        if self.q_norm is not None and self.k_norm is not None:  # over all heads of Q, and over those of K
+            q, k, v = qkv.flatten(1).split((self.q_norm.size, self.k_norm.size, self.k_norm.size), dim=-1)
+            normed = torch.cat((self.q_norm(q, kernels), self.k_norm(k, kernels), v), dim=-1)
+            qkv = normed.unflatten(1, (-1, self.head_dim))
+        return kernels.split_qkv(qkv, norms, eps, rotation, pages, slots)
 
     def _attend(self, q: Tensor, step: StepContext, pages: Pages) -> Tensor:
         batch, kernels = step.batch, step.kernels

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import TypeVar
 
 from kvtool.cache.tiers.shelf import Key, Shelf
 from kvtool.engine.offload.folder import PageFolder
@@ -14,6 +15,7 @@ from kvtool.engine.offload.page_file import BadPageError, decode_page, encode_pa
 from kvtool.machine.direct_io import AlignedBuffer
 from kvtool.units import format_bytes
 
+Done = TypeVar("Done")
 WORKERS = 8  # requests in flight: a disk needs several to be at its speed
 
 
@@ -64,8 +66,17 @@ class DiskTier:
         self._shelf.add(key, size)
         self._shelf.pin(key)
         self._writing[key] = done
-        self._threads.submit(self._write, key, page, ready)
+        self._begin(self._write, key, page, ready)
         return True
+
+    def _begin(self, work: Callable[..., Done], *arguments: object) -> Future[Done]:
+        """In a thread; at once where there are none any more, as in an interpreter that ends before the engine does."""
+        try:
+            return self._threads.submit(work, *arguments)
+        except RuntimeError:
+            done: Future[Done] = Future()
+            done.set_result(work(*arguments))
+            return done
 
     def _write(self, key: Key, page: memoryview, ready: Callable[[], None]) -> None:
         buffer = self._buffers.get()
@@ -117,7 +128,7 @@ class DiskTier:
         """Begin to read a page that has landed. The future says what was wrong, None for nothing; give it to
         `finish_read` in any case."""
         self._shelf.pin(key)
-        return self._threads.submit(self._read, key, into)
+        return self._begin(self._read, key, into)
 
     def _read(self, key: Key, into: memoryview) -> str | None:
         buffer = self._buffers.get()

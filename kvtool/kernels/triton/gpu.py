@@ -21,6 +21,7 @@ GRAPHS = -1  # in the place of a stream
 
 
 _on_trial: ContextVar[Tiles | None] = ContextVar("tiles on trial", default=None)
+_in_turn: ContextVar[bool] = ContextVar("launches wait for each other", default=False)
 
 
 @contextmanager
@@ -31,6 +32,16 @@ def trying(tiles: Tiles) -> Iterator[None]:
         yield
     finally:
         _on_trial.reset(token)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """No launch inside starts before the one in front of it is over, whatever the card can."""
+    token = _in_turn.set(True)
+    try:
+        yield
+    finally:
+        _in_turn.reset(token)
 
 
 def target(device: torch.device) -> Target:
@@ -56,7 +67,7 @@ def _target(device: torch.device) -> Target:
 
 def launched(device: torch.device) -> dict[str, object]:
     """How the kernels of a step are launched: before the launch in front of them is over, where the card can."""
-    if device.type == "cpu" or target(device).capability < EARLY_CAPABILITY:
+    if device.type == "cpu" or _in_turn.get() or target(device).capability < EARLY_CAPABILITY:
         return {"PDL": False}
     return {"PDL": True, "launch_pdl": True}
 

@@ -94,6 +94,7 @@ def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> No
         PAGE=cache.shape[1],
         BLOCK_U=block_u,
         BLOCK_G=block_g,
+        **gpu.launched(rows.device),
         num_warps=4,
     )
 
@@ -119,6 +120,7 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
         PAGE=page,
         BLOCK_R=ROWS,
         BLOCK=padded(codec.elements // 2),
+        **gpu.launched(cache.device),
         num_warps=4,
     )
     return out
@@ -165,6 +167,7 @@ def decode_groups(q: Tensor, pages: PackedPages, rows: Rows, softmax: Softmax) -
         MIN_TILES=tile.min_tiles,
         **_keys(pages),
         **_softmax(softmax),
+        **gpu.launched(q.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=rules.MAX_REGISTERS,

@@ -43,7 +43,7 @@ def experts_of_few(
     checks.norms(x.shape[1], None if norm is None else norm.weight)
     (_, hidden, width), (num_tokens, top_k) = weights.down.shape, chosen.shape
     parts = 0 if shared is None else shared.width // width
-    tile, gate = pair_tile(x.element_size()), weights.gate
+    tile, gate = pair_tile(x.element_size(), gpu.target(x.device)), weights.gate
     pairs = {"chosen_ptr": chosen, "shares_ptr": shares, "top_k": top_k, "parts": parts}
     pairs |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "STAGES": tile.num_stages}
     options = {"num_warps": tile.num_warps, "maxnreg": rules.MAX_REGISTERS, **gpu.launched(x.device)}

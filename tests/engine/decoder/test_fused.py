@@ -39,6 +39,10 @@ LAUNCHES = {
     **dict.fromkeys(("deepseek-v2-yarn", "deepseek-v3"), 9),
     # A norm behind a branch needs all of it before any of the sum: one launch for both norms and the sum.
     **dict.fromkeys(("gemma2", "gemma3"), 8),
+    # LayerNorms, and what is not gated, are torch's own.
+    **dict.fromkeys(("gpt2", "opt"), 9),
+    # Q and K are normalised over all of their heads, and put together again.
+    "olmo2": 11,
 }
 
 

@@ -10,6 +10,7 @@ from kvtool.catalog.decoder import Router
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter
+from kvtool.kernels.interface import Rows
 
 
 class Given:
@@ -106,6 +107,22 @@ def test_even_routing_of_one_repeated_token_is_even_too() -> None:
     load = chosen.flatten().bincount(minlength=64) / (4096 * 6 / 64)
     assert float(load.min()) > 0.5
     assert float(load.max()) < 1.5
+
+
+def test_even_routing_of_few_tokens_is_drawn_once_for_all_layers() -> None:
+    """As it is without rows to remember it by: a layer of a decode step launches nothing for it."""
+    moe, (token_ids, positions) = (
+        Moe(num_experts=16, experts_per_token=2, intermediate_size=1),
+        torch.arange(8).view(2, 4),
+    )
+    rows = Rows(torch.zeros(4, 1, dtype=torch.int32), torch.ones(4, dtype=torch.int32))
+    batch = StepBatch(token_ids, positions, positions, decode=rows, prefill=None, sample_rows=None)
+    chosen = [EvenRouter(moe, layer)(torch.ones(4, 1), batch)[0] for layer in (0, 5)]
+    for layer, found in zip((0, 5), chosen, strict=True):
+        alone, _ = EvenRouter(moe, layer)(torch.ones(4, 1), batch_of(token_ids, positions))
+        assert torch.equal(found, alone)
+    assert chosen[0].untyped_storage().data_ptr() == chosen[1].untyped_storage().data_ptr()
+    assert not torch.equal(*chosen)
 
 
 def test_even_routing_depends_on_the_token_and_its_place_alone() -> None:

@@ -31,6 +31,18 @@ def test_what_was_written_is_read_again_in_this_run_and_the_next(tmp_path: Path)
     assert notices.lines == []
 
 
+def test_what_is_written_when_the_interpreter_ends_is_whole_too(tmp_path: Path) -> None:
+    """Its threads are gone before an engine that Ctrl-C left open writes what it kept back."""
+    tier = open_tier(tmp_path, Notices())
+    tier._threads.shutdown()
+    assert save(tier, range(3)) == 3
+    assert read(tier, 2) == page(2)
+    tier.close()
+    again = open_tier(tmp_path, Notices())
+    assert [read(again, number) for number in range(3)] == [page(number) for number in range(3)]
+    again.close()
+
+
 def test_the_folder_is_its_users_alone_and_of_one_process(tmp_path: Path) -> None:
     tier = open_tier(tmp_path, Notices())
     save(tier, range(1))

@@ -135,7 +135,8 @@ def test_two_programs_of_few_mla_heads_are_resident(built: Built) -> None:
 
 
 def test_products_keep_weights_in_flight(built: Built) -> None:
-    rows = built.of("gemv_kernel") + built.of("product_kernel") + built.of("experts_kernel")
+    kinds = ("gemv_kernel", "product_kernel", "experts_kernel", "pair_inner_kernel", "pair_sum_kernel", "route_kernel")
+    rows = [row for kind in kinds for row in built.of(kind)]
     rows = [row for row in rows if row["dtype"] != "fp32"]
     assert {row["name"]: row["buffers"] for row in rows if row["buffers"] < MIN_PRODUCT_BUFFERS} == {}
 

@@ -11,7 +11,7 @@ from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.triton.ahead_of_time import Launch, record
-from tools.gpu.pieces.kernels import pointers
+from tools.gpu.pieces.variants import in_order, pointers
 
 
 def decode(softmax: Softmax | None = None, **changes: object) -> None:
@@ -109,3 +109,9 @@ def test_boxes_are_described_on_the_device_and_pointers_can_take_their_place(ope
     assert not any("Descriptor" in type(value).__name__ for launch in found for value in launch.arguments.values())
     with pointers():
         assert not any(launch.arguments.get("TMA") for launch in launches(operation))
+
+
+def test_launches_that_start_early_can_be_kept_in_order() -> None:
+    assert all(launch.arguments["PDL"] for launch in launches("decode"))
+    with in_order():
+        assert not any(launch.arguments["PDL"] for launch in launches("decode"))

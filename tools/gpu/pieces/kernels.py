@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from unittest.mock import patch
 
 from kvtool.bench.peers import KERNEL_PEERS
 from tools.gpu.cases import Case, Result, serve
+from tools.gpu.journal import Journal
 from tools.gpu.pieces.measuring import Grid, kernel_document, measured_ceiling
+from tools.gpu.pieces.variants import beside, instead
 from tools.gpu.store import Store
 
 K = 1024
@@ -43,28 +43,22 @@ def cases(given: Namespace) -> Sequence[Case]:
     measure = partial(kernel_document, store, num_iters=NUM_ITERS)
     limits = Case(LIMITS, lambda: measured_ceiling(store) and None)
     if not given.words:
-        ours = [Case(grid.name, partial(measure, grid)) for grid in TARGETS]
-        pointers = [Case(f"{grid.name} by pointers", partial(by_pointers, store, grid)) for grid in BY_POINTERS]
-        return [limits, *ours[:5], pointers[0], *ours[5:], *pointers[1:]]
+        return [limits, *of_targets(measure, Journal(store, given.piece))]
     names, grids = (TORCHS, PEERED) if given.words == ["peers"] else (KERNEL_PEERS, ALL_PEERED)
     peers = tuple(name for name in names if name in KERNEL_PEERS)
-    beside = partial(kernel_document, store, num_iters=10, peers=peers)
-    return [limits, *(Case(f"{grid.name} beside others", partial(beside, grid)) for grid in grids)]
+    raced = partial(kernel_document, store, num_iters=10, peers=peers)
+    return [limits, *(Case(f"{grid.name} beside others", partial(raced, grid)) for grid in grids)]
 
 
-def by_pointers(store: Store, grid: Grid) -> Result:
-    """The same without TMA. No target looks at it."""
-    with pointers():
-        return {"variant": "by pointers", "document": kernel_document(store, grid, num_iters=NUM_ITERS)}
-
-
-@contextmanager
-def pointers() -> Iterator[None]:
-    """Launches inside load by pointers, whatever the rules say."""
-    from kvtool.kernels.triton.arguments import Keys
-
-    with patch.object(Keys, "_by_descriptor", lambda self, tile, target: False):
-        yield
+def of_targets(measure: Callable[[Grid], Result], journal: Journal) -> list[Case]:
+    """Ours as it is launched, some by pointers too, and in order what went wrong."""
+    found = []
+    for grid in TARGETS:
+        case = Case(grid.name, partial(measure, grid))
+        found += [case, instead("in order", case, journal)]
+        if grid in BY_POINTERS:
+            found.append(beside("by pointers", case, journal))
+    return found
 
 
 if __name__ == "__main__":

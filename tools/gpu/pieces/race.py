@@ -1,5 +1,7 @@
 """Programs that meet: graphs replayed ten thousand times with other inputs each time. Every replay must give the bits
-that its inputs gave the first time, and leave the counters at zero."""
+that its inputs gave the first time, and leave the counters at zero. Launches that start early must give the bits of
+launches in order.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools.gpu.cases import Case, Result, serve
 from tools.gpu.pieces.measuring import DEVICE, PAGE, UnequalError
+from tools.gpu.pieces.variants import in_order
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 REPLAYS, INPUTS = 10_000, 64
 MAX_CONTEXT = 32 * 1024
 SPLITS = 49  # of 8 programs on 132 multiprocessors
+MODELS = ("qwen3-0.6b", "deepseek-v2-lite")
+LAYERS, STEPS = 4, 100
 
 
 def cases(given: Namespace) -> Sequence[Case]:
@@ -28,6 +33,7 @@ def cases(given: Namespace) -> Sequence[Case]:
         Case("decode of MLA", mla),
         *(Case(f"product of {rows} rows", partial(product, rows)) for rows in (1, 4, 16)),
         Case("experts", experts),
+        *(Case(f"steps of {name}", partial(steps, name)) for name in MODELS),
     ]
 
 
@@ -90,6 +96,47 @@ def experts() -> Result:
         torch.rand(rows, count, device=DEVICE, generator=random).topk(top_k).indices.contiguous() for _ in range(INPUTS)
     ]
     return replayed(partial(step.experts, x, weights, chosen, shares), [(chosen, choice) for choice in choices])
+
+
+def steps(model: str) -> Result:
+    """Decode steps whose launches start before the one in front of them is over, and the same in order: where one of
+    them reads what is not written yet, bits differ."""
+    import torch
+
+    early = generated(model)
+    with in_order():
+        ordered = generated(model)
+    found: dict[str, object] = {
+        "logits": early.numel(),
+        "nans": int(early.isnan().sum()),
+        "wrong": int((early != ordered).sum()),
+        "largest_difference": float((early.float() - ordered.float()).abs().max()),
+    }
+    if not torch.equal(early, ordered):
+        raise UnequalError(str(found), found)
+    return found
+
+
+def generated(model: str) -> Tensor:
+    """The logits of every step of four sequences through a few layers, by one graph."""
+    import torch
+
+    from kvtool.catalog.resolve import resolve_model
+    from kvtool.engine.config import EngineConfig
+    from kvtool.engine.engine import Engine
+    from kvtool.engine.loaded import LoadedModel
+    from kvtool.engine.sequence import SamplingParams
+
+    config = EngineConfig(device=DEVICE, block_size=PAGE, num_layers=LAYERS, prefix_caching=False)
+    loaded = LoadedModel(resolve_model(model), config, max_positions=4 * PAGE, num_pages=16)
+    engine = Engine(loaded, num_pages=16)
+    engine.keep_logits = True
+    engine.prepare([4])
+    params = SamplingParams(max_tokens=STEPS, ignore_eos=True)
+    sequences = [engine.add(list(range(1, 60 + length)), params) for length in range(4)]
+    for _ in engine.run_until_idle():
+        pass
+    return torch.cat([torch.stack(sequence.logits) for sequence in sequences])
 
 
 def replayed(

@@ -11,7 +11,9 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from tools.gpu.cases import Case, NoDeviceError, Result, serve
+from tools.gpu.journal import Journal
 from tools.gpu.pieces.measuring import DEVICE, PAGE, Batch, UnequalError, bench_document, measured_ceiling
+from tools.gpu.pieces.variants import instead
 from tools.gpu.plan import FOR_TESTS, NEEDED, tool, workers
 from tools.gpu.store import Store
 
@@ -50,7 +52,7 @@ def cases(given: Namespace) -> Sequence[Case]:
         Case("limits", partial(limits, store)),
         *(Case(" ".join(map(str, call)), partial(attention, *call)) for call in CALLS),
         *(Case(f"products of {rows} rows", partial(products, rows)) for rows in (1, 16)),
-        *(Case(f"two layers of {name}", partial(two_layers, store, name)) for name in MODELS),
+        *(case for name in MODELS for case in of_model(store, name, Journal(store, given.piece))),
     ]
 
 
@@ -148,6 +150,12 @@ def products(rows: int) -> Result:
     if max(errors.values()) > 0.1:
         raise UnequalError(f"largest differences {errors}", None)
     return {"largest_differences": errors}
+
+
+def of_model(store: Store, name: str, journal: Journal) -> list[Case]:
+    """Two layers of it, and in order where that goes wrong: what starts early is then what to look at."""
+    case = Case(f"two layers of {name}", partial(two_layers, store, name))
+    return [case, instead("in order", case, journal)]
 
 
 def two_layers(store: Store, model: str) -> Result:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from tools.gpu.cases import Case, Result, serve
+from tools.gpu.journal import Journal
 from tools.gpu.pieces.measuring import DEVICE, PAGE, Batch, bench_document
+from tools.gpu.pieces.variants import beside, instead
 from tools.gpu.store import Store
 from tools.gpu.timeline import Launch, as_table
 
@@ -22,6 +24,7 @@ STEPS = (
 )
 PREFILL = Batch("llama-3.1-8b", 8 * K, 1, 4)
 BESIDE_ENGINES = (Batch("llama-3.2-1b", K, 1, 64), Batch("llama-3.2-1b", K, 8, 64))
+IN_ORDER_TOO = STEPS[:1]
 PROFILED_STEPS, WARM_UP_STEPS = 8, 4
 
 
@@ -33,11 +36,17 @@ def cases(given: Namespace) -> Sequence[Case]:
     if given.words == ["peers"]:
         from kvtool.bench.engines.engine import ENGINE_PEERS
 
-        beside = partial(bench_document, store, peers=ENGINE_PEERS)
-        return [Case(f"{batch.name} beside engines", partial(beside, batch), 200.0) for batch in BESIDE_ENGINES]
-    timed = [Case(batch.name, partial(bench_document, store, batch, num_iters=iterations(batch))) for batch in STEPS]
-    lines = [Case(f"timeline of {batch.name}", partial(timeline, batch)) for batch in STEPS]
-    return [case for pair in zip(timed, lines, strict=True) for case in pair]
+        raced = partial(bench_document, store, peers=ENGINE_PEERS)
+        return [Case(f"{batch.name} beside engines", partial(raced, batch), 200.0) for batch in BESIDE_ENGINES]
+    return [case for batch in STEPS for case in of_batch(store, batch, Journal(store, given.piece))]
+
+
+def of_batch(store: Store, batch: Batch, journal: Journal) -> list[Case]:
+    """Its times and its timeline; in order too, where that is compared or is all that goes well."""
+    timed = Case(batch.name, partial(bench_document, store, batch, num_iters=iterations(batch)))
+    line = Case(f"timeline of {batch.name}", partial(timeline, batch))
+    how = beside if batch in IN_ORDER_TOO else instead
+    return [timed, how("in order", timed, journal), line, instead("in order", line, journal)]
 
 
 def iterations(batch: Batch) -> int:

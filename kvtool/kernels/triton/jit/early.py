@@ -30,5 +30,6 @@ def prefetch_rows(row_ptrs, first, depth, BLOCK_K: tl.constexpr, PDL: tl.constex
         EACH: tl.constexpr = LINE * 8 // row_ptrs.dtype.element_ty.primitive_bitwidth
         k = tl.minimum(first + EACH * tl.arange(0, BLOCK_K // EACH), depth - 1)
         addresses = (row_ptrs + k[None, :]).to(tl.int64)
-        prefetch = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
-        tl.inline_asm_elementwise(prefetch, "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+        )

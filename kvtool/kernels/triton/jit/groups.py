@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvtool.kernels.triton.jit.early import wait_for_launches
 from kvtool.kernels.triton.jit.paged import FLOOR, dot, first_softmax, normalise, split_tiles, tanh
 
 _TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds fp32 to the nearest integer
@@ -23,10 +24,11 @@ def store_groups_kernel(
     x_ptr, cache_ptr, scales_ptr, slots_ptr,
     x_token_stride, x_head_stride, page_stride, slot_stride, head_stride,
     UNITS: tl.constexpr, GROUPS: tl.constexpr, GROUP_HALF: tl.constexpr, PAGE: tl.constexpr, BLOCK_U: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    BLOCK_G: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program writes BLOCK_U units of one token, a unit being a group of a head. Strides are bytes of the cache;
     scales_ptr is the same memory in fp16."""
+    wait_for_launches(PDL)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
     if slot < 0:
@@ -86,10 +88,11 @@ def load_groups(
 def unpack_groups_kernel(
     cache_ptr, scales_ptr, pages_ptr, out_ptr, num_pages, page_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, HALF: tl.constexpr, GROUP_HALF: tl.constexpr, PAGE: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):
     """One program: BLOCK_R vectors of one page to out [n, PAGE, HEADS, 2 * HALF]. A page outside the pool, as nobody
     reads it, gives any other's."""
+    wait_for_launches(PDL)
     index = tl.program_id(0).to(tl.int64)
     page = tl.load(pages_ptr + index)
     page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
@@ -115,10 +118,11 @@ def decode_groups_kernel(
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     SPLIT: tl.constexpr, CAPPED: tl.constexpr, HALF_K: tl.constexpr, HALF_V: tl.constexpr, GROUP_K: tl.constexpr,
     GROUP_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MIN_TILES: tl.constexpr, PAGE: tl.constexpr,
+    MIN_TILES: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ):
     """As `decode_kernel`: up to BLOCK_M rows of one KV head over one split of one sequence; splits meet in
     `merge_kernel`. GROUP_K and GROUP_V are the bytes of a group's codes."""
+    wait_for_launches(PDL)
     seq = tl.program_id(0).to(tl.int64)
     row_blocks = tl.cdiv(group * query_len, BLOCK_M)
     kv_head = tl.program_id(1) // row_blocks

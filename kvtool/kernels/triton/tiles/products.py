@@ -12,6 +12,7 @@ GEMV_ROWS = 4
 MAX_SPLITS = 32
 MIN_SPLIT_DEPTH = 256  # a shorter split costs more to merge than it saves
 SPLITS_AT_ONCE = 4  # that the last program reads before it adds
+MANY_MULTIPROCESSORS = 64
 PROGRAM_REGISTERS = 128  # of a thread: what most of these kernels take, as compiled for Hopper
 
 
@@ -49,10 +50,11 @@ def gemv_tiles(element_bytes: int) -> dict[str, ProductTile]:
     }
 
 
-def pair_tile(element_bytes: int) -> ProductTile:
-    """For the pairs of a few tokens with their experts, a row each."""
+def pair_tile(element_bytes: int, target: Target) -> ProductTile:
+    """For the pairs of a few tokens with their experts, a row each: the narrower, the more multiprocessors read."""
     width = 16 // element_bytes * 32
-    return ProductTile(block_n=8, block_k=2 * width, num_warps=4, num_stages=3)
+    block_n = 8 if target.multiprocessors >= MANY_MULTIPROCESSORS else 16
+    return ProductTile(block_n=block_n, block_k=2 * width, num_warps=4, num_stages=3)
 
 
 def route_tile() -> ProductTile:
