@@ -4,7 +4,7 @@ python examples/replay/against_bench.py            16 questions behind 3 prefixe
 python examples/replay/against_bench.py FOLDER     the same; trace and documents stay in FOLDER
 
 The replay gets single steps as its profile, and never sees how long the trace took. A machine's speed drifts, so steps
-and the trace take turns, and turns that others disturb are measured again. The replay of a turn gets the steps before
+and the trace take turns, and turns that others disturb are left out. The replay of a turn gets the steps before
 and after it. The ratio is of the medians of turns, replayed over served, its interval of resampled turns.
 """
 
@@ -48,6 +48,8 @@ def compare(folder: Path) -> bool:
     write_trace(trace, make_trace(QUESTIONS))
     bench = Bench(MODEL, trace, QUESTIONS)
     turns = bench.turns()
+    if len(turns) < 2:
+        sys.exit("others kept this machine busy: a replay can be held to a run on an idle one")
     clocks = []
     for number, turn in enumerate(turns):
         profile = folder / f"steps-{number}.json"

@@ -24,7 +24,7 @@ from kvtool.results import BenchDocument, Check, LatencyCase, Roofline, Sample
 from kvtool.workloads import Request, fixed
 from kvtool.workloads.making.options import Making
 
-TURNS, MOST_TURNS, BUDGET_S = 4, 5, 45.0  # seconds after which no other turn begins, but for the first two
+TURNS, MOST_TURNS, BUDGET_S = 4, 5, 45.0  # seconds after which no other turn begins
 STEPS = ((2, 1, 192), (16, 1, 192), (32, 2, 192), (224, 1, 0), (320, 1, 0))  # new tokens, prompts, tokens that hit
 OUTPUT_LEN, PAUSE_S = 6, 0.2
 Steps = dict[tuple[int, int, int], list[Sample]]
@@ -32,12 +32,11 @@ Steps = dict[tuple[int, int, int], list[Sample]]
 
 @dataclass(frozen=True)
 class Turn:
-    """What the engine did of the trace, the steps beside it, and the cores that others kept busy meanwhile."""
+    """What the engine did of the trace, and the steps before and after it."""
 
     hit_tokens: int
     ttft_s: list[float]
     steps: Steps
-    other_cores: float
 
 
 class Bench:
@@ -58,21 +57,21 @@ class Bench:
         run_requests(self.stepping, [Request(self.prefix, output_len=1)])
 
     def turns(self) -> list[Turn]:
-        """The quietest TURNS of them, in their order."""
+        """TURNS of them that nobody disturbed, or as many as there were in the time."""
         self.serve(MOST_TURNS)  # warms up
-        before, found, start_s = self.steps(), list[Turn](), time.monotonic()
-        while len(found) < 2 or (len(found) < MOST_TURNS and time.monotonic() - start_s < BUDGET_S):
-            if sum(not is_disturbed(turn.other_cores) for turn in found) == TURNS:
-                break
+        found, start_s = list[Turn](), time.monotonic()
+        for number in range(MOST_TURNS):
             load = Disturbance()
-            hit_tokens, ttft_s = self.serve(len(found))
+            before = self.steps()
+            hit_tokens, ttft_s = self.serve(number)
             after = self.steps()
-            beside = {step: [*before[step], *after[step]] for step in STEPS}
-            found.append(Turn(hit_tokens, ttft_s, beside, load.cores() or 0.0))
-            print(f"turn {len(found)}: others kept {found[-1].other_cores:.2f} cores busy", flush=True)
-            before = after
-        quietest = sorted(found, key=lambda turn: turn.other_cores)[:TURNS]
-        return [turn for turn in found if turn in quietest]
+            other_cores = load.cores() or 0.0
+            print(f"turn {number + 1}: others kept {other_cores:.2f} cores busy", flush=True)
+            if not is_disturbed(other_cores):
+                found.append(Turn(hit_tokens, ttft_s, {step: [*before[step], *after[step]] for step in STEPS}))
+            if len(found) == TURNS or time.monotonic() - start_s > BUDGET_S:
+                break
+        return found
 
     def serve(self, seed: int) -> tuple[int, list[float]]:
         """The trace from an empty cache, by prompts of that seed: tokens that hit, and seconds to first tokens."""
