@@ -109,7 +109,8 @@ def output_of(command: list[str]) -> str:
     """Ends with the last line that a failing program says."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{command[0]} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+        sys.exit(f"{command[0]} failed: {said[-1]}")
     return done.stdout
 
 

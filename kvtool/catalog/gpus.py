@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _CAPACITY_SHARE, _CAPACITY_MARGIN = 0.9875, 0.015
 _SMALL_METAL_GIB, _SMALL_METAL_SHARE, _METAL_SHARE = 32, 2 / 3, 3 / 4
 GIVEN_MEMORY = "given by --gpu-memory"
 _MAKERS = ("nvidia", "geforce", "rtx", "rx", "tesla", "amd", "instinct", "radeon", "apple", "intel", "huawei")
+_WITH_MAKER = re.compile(rf"^(?:{'|'.join(_MAKERS)})+(?=[a-z]?\d)")
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,8 +142,9 @@ def find_gpu(name: str) -> Gpu:
     lists it as its alias.
     """
     gpus, wanted = load_gpus(), _key(name)
-    found = _named(gpus, wanted) or _named(gpus, f"{wanted}gb")
+    found = _named(gpus, wanted) or _named(gpus, f"{wanted}gb") or _named(gpus, f"{wanted}b")
     found = found or [gpu for gpu in gpus if wanted in _short_names(gpu.name)]
+    found = found or [gpu for gpu in gpus if name.strip().lower() in gpu.name.lower().split("-")]
     if len(found) == 1:
         return found[0]
     if found:
@@ -188,9 +191,10 @@ def _of_memory(gpu: Gpu | None, memory_bytes: int) -> Gpu:
 
 
 def _key(name: str) -> str:
-    """What two spellings of a card have in common: no case, no separators, no maker and no line of its products."""
+    """What two spellings of a card have in common: no case, no separators, no maker and no line of its products, which
+    may be written together with the number: `rtx4090`."""
     words = name.strip().lower().replace("-", " ").replace("_", " ").split()
-    return "".join(word for word in words if word not in _MAKERS)
+    return "".join(_WITH_MAKER.sub("", word) for word in words if word not in _MAKERS)
 
 
 def _short_names(name: str) -> set[str]:

@@ -16,6 +16,7 @@ from kvtool.catalog.model import (
     Model,
     RecurrentLayer,
     SharedAttention,
+    ShortConvolution,
     SlidingAttention,
 )
 from kvtool.errors import KvtoolError
@@ -50,6 +51,7 @@ class StateFormat:
     conv: str
     recurrent: str
     speculative_tokens: int = 0
+    drafted_convolutions: bool = True  # short ones too
 
 
 def state_format(model: Model, recurrent: str = AUTO) -> StateFormat:
@@ -238,11 +240,14 @@ class _Builder:
             raise KvtoolError(f"tp {self.tp} neither divides the {total} KV heads nor is a multiple of them")
         return max(1, total // self.tp)
 
+    def _keeps_drafted(self, cache: RecurrentLayer) -> bool:
+        return self.state.drafted_convolutions or not isinstance(cache, ShortConvolution)
+
     def _state_spec(self, cache: RecurrentLayer) -> StateSpec:
         drafted = self.state.speculative_tokens
         return StateSpec(
             slots=1 + drafted,
-            conv_elements=conv_elements(cache, self.tp, drafted),
+            conv_elements=conv_elements(cache, self.tp, drafted if self._keeps_drafted(cache) else 0),
             recurrent_elements=recurrent_elements(cache, self.tp),
             conv_element_bytes=FLOAT_BYTES[self.state.conv],
             recurrent_element_bytes=FLOAT_BYTES[self.state.recurrent],

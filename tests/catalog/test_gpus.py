@@ -92,6 +92,8 @@ def test_unified_memory_keeps_a_part_for_the_system() -> None:
         ("a100", "A100-SXM-80GB"),
         ("A100-40GB", "A100-SXM-40GB"),
         ("rtx4090", "RTX-4090-24GB"),
+        ("rtx6000ada", "RTX-6000-Ada-48GB"),
+        ("a100-80g", "A100-SXM-80GB"),
         ("rtx 4090", "RTX-4090-24GB"),
         ("mi300x", "MI300X-192GB"),
         ("tpu-v5e", "TPU-v5e"),

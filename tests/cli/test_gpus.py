@@ -41,7 +41,7 @@ def test_one_card_shows_its_facts_too() -> None:
 def test_nothing_found_is_refused_in_one_line() -> None:
     result = RUN.invoke(app, ["gpus", "h1000"])
     assert isinstance(result.exception, KvtoolError)
-    assert "no gpu matches 'h1000': did you mean h100" in str(result.exception)
+    assert "unknown gpu 'h1000': did you mean h100" in str(result.exception)
 
 
 def test_help_ends_with_examples_that_work() -> None:

@@ -23,7 +23,7 @@ from tools.gpu.archive import ARCHIVE, unpacked
 from tools.gpu.cases import text_is_cuda_error
 from tools.gpu.journal import DONE, FAILED, LOST, SKIPPED, STARTED, Event, Journal
 from tools.gpu.plan import BUDGET_S, CLOSING_S, PLANS, RUN, Piece, schedule
-from tools.gpu.process import ROOT
+from tools.gpu.process import ROOT, log_file
 from tools.gpu.run import Outcome, Run
 from tools.gpu.store import BALLAST, Store
 
@@ -323,6 +323,15 @@ def test_a_torn_line_costs_that_line_alone(tmp_path: Path) -> None:
     assert list(journal.ended()) == ["one"]
     assert journal.give_up("died") == ["three"]
     assert journal.ended()["three"].error == "died"
+
+
+def test_a_log_without_room_is_elsewhere_or_nowhere(tmp_path: Path) -> None:
+    """A file stands where a folder would have to."""
+    (tmp_path / "piece").write_text("in the way")
+    assert Store(tmp_path, tmp_path / "spare").room("piece/log") == tmp_path / "spare" / "piece" / "log"
+    nowhere = Store(tmp_path, tmp_path).room("piece/log")
+    with log_file(nowhere) as log:
+        log.write(b"lost")
 
 
 def test_the_room_that_was_kept_is_given_up_once(tmp_path: Path) -> None:

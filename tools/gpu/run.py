@@ -119,9 +119,8 @@ class Run:
             "XDG_CACHE_HOME": str(caches / (KEPT if piece.keeps else piece.name)),
         }
         places = ["--folder", str(self.store.folder), "--spare", str(self.store.spare), *piece.words]
-        with suppress(OSError):
-            log_path = self.store.room(log)
-        return run_process([*piece.command(), *places], log=log_path, limit_s=limit_s, more=more, wait=self.wait)
+        command = [*piece.command(), *places]
+        return run_process(command, log=self.store.room(log), limit_s=limit_s, more=more, wait=self.wait)
 
     def last_words(self, log: str) -> str:
         """The end of a log."""

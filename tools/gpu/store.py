@@ -56,10 +56,12 @@ class Store:
         return found
 
     def room(self, name: str) -> Path:
-        """Where a file of that name can be opened by somebody else, as a log."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """Where a file of that name can be opened by somebody else, as a log; on a full disk in the spare place."""
+        for place in (self.folder, self.spare):
+            with suppress(OSError):
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                return place / name
+        return self.folder / name
 
     def _kept(self, name: str, data: bytes, how: int) -> None:
         try:

@@ -9,7 +9,6 @@ import typer
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import Tabled
-from kvtool.errors import KvtoolError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,8 +57,9 @@ def told(rows: list[Gpu]) -> str:
 
 
 def search(query: str | None) -> list[Gpu]:
-    """The cards that hold every word of `query`; `local` is the one here. Raises KvtoolError where none does."""
-    from kvtool.catalog.gpus import load_gpus
+    """The cards that hold every word of `query`, or the one of that name; `local` is the one here. Raises KvtoolError
+    where none does."""
+    from kvtool.catalog.gpus import find_gpu, load_gpus
     from kvtool.machine.nvml import local_gpu
 
     if query is not None and query.strip().lower() == "local":
@@ -67,10 +67,7 @@ def search(query: str | None) -> list[Gpu]:
     known = load_gpus()
     words = (query or "").lower().split()
     rows = [gpu for gpu in known if all(word in _text(gpu) for word in words)]
-    if not rows:
-        names = [name for gpu in known for name in (gpu.name, *gpu.aliases)]
-        raise KvtoolError(f"no gpu matches {query!r}{did_you_mean(str(query), names)}")
-    return rows
+    return rows or [find_gpu(str(query))]
 
 
 def _text(gpu: Gpu) -> str:

@@ -41,6 +41,7 @@ class History(Generic[Rules]):
     changes: tuple[Change, ...]
     exact: tuple[str, ...]
     checked: tuple[str, ...]
+    unchecked: str = ""  # what of a checked release was not
 
     def at(self, version: str | None) -> Rules:
         """The rules that hold at `version`; None is the modelled release."""
@@ -72,6 +73,7 @@ class History(Generic[Rules]):
         if standing == CHECKED:
             return (
                 f"{name}: checked: by the rules of that release, which its public starts or its own planner agree with"
+                f"{self.unchecked}"
             )
         release = parse_release(version or self.modelled)
         if release < parse_release(self.first):

@@ -107,7 +107,8 @@ def layer_caches(inputs: Inputs, *, block_size: int, state_page_bytes: int | Non
 
     `state_page_bytes` is what state pages are padded to.
     """
-    by_layer = specs_by_layer(inputs.model, inputs.cache_format, tp=inputs.parallel.tp, state=inputs.state)
+    state = replace(inputs.state, drafted_convolutions=inputs.rules.drafted_convolutions)
+    by_layer = specs_by_layer(inputs.model, inputs.cache_format, tp=inputs.parallel.tp, state=state)
     builder = _Builder(
         block_size=block_size,
         state_block_size=block_size if inputs.aligned_state else inputs.max_model_len,
@@ -185,14 +186,14 @@ def _state_blocks(inputs: Inputs) -> int:
     drafted = inputs.speculative_tokens if inputs.rules.aligned_states else 0
     if not inputs.aligned_state:
         return 1 + drafted
-    return 2 + drafted + (inputs.rules.state_checkpoints and exports_checkpoints(inputs))
+    return 2 + drafted + exports_checkpoints(inputs)
 
 
 def exports_checkpoints(inputs: Inputs) -> bool:
-    """Whether the state layers can write a state out of the middle of a prefill: all Mamba-2 layers, Kimi K3's, and
-    gated delta nets of Qwen where FlashInfer computes them.
+    """Whether the state layers can write a state out of the middle of a prefill, of the kinds that do in this release:
+    all Mamba-2 layers, Kimi K3's, and gated delta nets of Qwen where FlashInfer computes them.
     """
-    kinds = {type(layer.cache) for layer in inputs.model.layers}
+    kinds = {type(layer.cache) for layer in inputs.model.layers} & {*inputs.rules.state_checkpoints}
     if Mamba2 in kinds:
         return True
     if KimiDeltaAttention in kinds:

