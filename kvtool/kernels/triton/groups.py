@@ -122,6 +122,7 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
         BLOCK=padded(codec.elements // 2),
         **gpu.launched(cache.device),
         num_warps=4,
+        maxnreg=rules.MAX_REGISTERS,
     )
     return out
 
