@@ -94,7 +94,7 @@ class Variant:
         plus = _meta(self.rows, self.columns, dtype=dtype) if self.added else None
         around = products.NOTHING
         if self.qk_norm:
-            around = products.Around(_meta(self.head_dim, dtype=dtype), 1e-5, None if plus else Gate("silu"))
+            around = products.Around(_meta(self.head_dim, dtype=dtype), 1e-5, None if self.added else Gate("silu"))
         for name, way in products.candidates(self.rows, weight, around).items():
             if name != products.CUBLAS:
                 way(x, weight, bias, plus, around)
