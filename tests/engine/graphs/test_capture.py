@@ -156,8 +156,8 @@ def test_triton_tells_what_it_compiled() -> None:
     source = ASTSource(
         gate_kernel,
         signature={"gate_ptr": "*bf16", "up_ptr": "*bf16", "out_ptr": "*bf16", "gate_stride": "i32", "up_stride": "i32"}
-        | {"SIZE": "constexpr", "BLOCK": "constexpr", "ACTIVATION": "constexpr"},
-        constexprs={(5,): 64, (6,): 64, (7,): "silu"},
+        | {"SIZE": "constexpr", "BLOCK": "constexpr", "ACTIVATION": "constexpr", "PDL": "constexpr"},
+        constexprs={(5,): 64, (6,): 64, (7,): "silu", (8,): False},
     )
     ours, before = CompileTime("triton"), triton.knobs.compilation.listener
     with ours.measured():
