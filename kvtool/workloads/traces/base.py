@@ -11,6 +11,8 @@ from kvtool.cache.retention import Retention
 from kvtool.errors import KvtoolError
 from kvtool.workloads.traces.source import TraceSource
 
+MAX_TOKENS = 1 << 40  # of a request, so that sums over a trace fit 64 bits
+
 
 class TraceRequest(msgspec.Struct, frozen=True, gc=False):
     """One request of a trace.
@@ -56,10 +58,12 @@ def undecodable(source: TraceSource, line: int, reason: object, unit: str = "lin
 
 
 def checked(source: TraceSource, request: TraceRequest, unit: str = "line") -> TraceRequest:
-    """The request itself. Raises KvtoolError for lengths below 0 and times that are no number."""
+    """The request itself. Raises KvtoolError for lengths below 0 or beyond all sense, and times that are no number."""
     if request.input_tokens < 0 or request.output_tokens < 0:
         tokens = min(request.input_tokens, request.output_tokens)
         raise undecodable(source, request.line, f"a length of {tokens} tokens is negative", unit)
+    if max(request.input_tokens, request.output_tokens) > MAX_TOKENS:
+        raise undecodable(source, request.line, f"a length of more than {MAX_TOKENS:,} tokens is no request's", unit)
     if not abs(request.arrival_s) < float("inf"):
         raise undecodable(source, request.line, f"a time of {request.arrival_s} is not a number of seconds", unit)
     return request

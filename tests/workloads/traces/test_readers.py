@@ -161,6 +161,7 @@ GOOD = '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [0]}
         (GOOD + "{nonsense}\n", "trace.jsonl, line 2: JSON is malformed"),
         (GOOD + "\n" + GOOD.replace("[0]", '["a"]'), "line 3: Expected `int`, got `str`"),
         (GOOD + GOOD.replace("5", "-5"), "line 2: a length of -5 tokens is negative"),
+        (GOOD + GOOD.replace("5", "9" * 18), "line 2: a length of more than 1,099,511,627,776 tokens is no request's"),
         (GOOD + '{"timestamp": 1}\n', "line 2: Object missing required field `input_length`"),
         (BAILIAN + '{"chat_id": 1}\n', "line 3: Object missing required field `timestamp`"),
         (AZURE + "yesterday,1,2\n", "line 4: 'yesterday' is not a time as 2023-11-16 18:15:46.6805900"),
