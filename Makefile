@@ -34,8 +34,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# For all cards with the installed Triton; `make aot CARDS=90 TRITON=3.6.0` for one, with a Triton that is downloaded.
 aot: $(INSTALLED)
-	$(BIN)/python -m pytest -m aot
+	KVTOOL_CARDS=$(CARDS) KVTOOL_TRITON=$(TRITON) $(BIN)/python -m pytest -m aot
 
 ray: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]' || echo "Ray cannot be installed here: its test is skipped."

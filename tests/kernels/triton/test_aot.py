@@ -1,7 +1,8 @@
-"""Every variant compiles for each target and keeps to its budget, with no GPU at hand (`make aot`).
+"""Every variant compiles for each target and keeps to its budget, with no GPU at hand.
 
-On the installed Triton, which the versions are pinned to, and on the oldest that kvtool supports, which GPU machines
-have: what fits in registers differs between them. That one is downloaded once, and kept in the user's cache folder.
+`make aot` takes the installed Triton, which the versions are pinned to; `make aot TRITON=3.6.0` another one, as GPU
+machines have, since what fits in registers differs between them. That one is downloaded once, and kept in the user's
+cache folder. `make aot CARDS=90` compiles for that card alone.
 """
 
 from __future__ import annotations
@@ -29,13 +30,11 @@ from tests.kernels.triton.budgets import (
 
 pytestmark = pytest.mark.aot
 REPOSITORY = Path(__file__).parents[3]
-INSTALLED, OLDEST = triton.__version__, "3.6.0"
-TARGETS = [pytest.param((INSTALLED, capability), id=f"{INSTALLED}-sm_{capability}") for capability in SHARED_BYTES]
-TARGETS += [
-    pytest.param((OLDEST, capability), id=f"{OLDEST}-sm_{capability}", marks=pytest.mark.network)
-    for capability in SHARED_BYTES
-    if capability != 89 and INSTALLED != OLDEST  # 89 is 80 with less shared memory: a matter of tiles, not of versions
-]
+INSTALLED = triton.__version__
+TRITON = os.environ.get("KVTOOL_TRITON") or INSTALLED
+MARKS = () if TRITON == INSTALLED else pytest.mark.network
+CARDS = [int(card) for card in (os.environ.get("KVTOOL_CARDS") or ",".join(map(str, SHARED_BYTES))).split(",")]
+TARGETS = [pytest.param((TRITON, capability), id=f"{TRITON}-sm_{capability}", marks=MARKS) for capability in CARDS]
 
 
 @dataclass(frozen=True)
