@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import cycle
 
 import pytest
 
@@ -135,3 +136,10 @@ def test_beside_others_the_fastest_number_of_threads_runs_and_it_is_said(monkeyp
     assert why.startswith("others keep 1.3 cores busy: 14 of 16 threads")
     assert asked[:6] == [1, 14, 16] * 2, "in turns"
     assert threads_beside(1.0, 2, lambda count: count * 0.1)[0] == 1
+
+
+def test_a_few_turns_that_take_ten_times_as_long_count() -> None:
+    """As measured beside two busy loops: turns of two threads took 10 ms in the median, and now and then 160."""
+    two = cycle([0.010, 0.012, 0.160])
+    chosen, _ = threads_beside(2.0, 2, lambda threads: next(two) if threads == 2 else 0.023)
+    assert chosen == 1
