@@ -96,7 +96,10 @@ def _loaded_bytes(weights: Weights, gpu: Gpu | None, options: EngineOptions) -> 
     if weights_bytes is None or options.name != "vllm":
         return weights_bytes
     capability = None if gpu is None else vllm.capability_of(gpu)
-    return weights_bytes + vllm.beside_weights(weights, options.parallel, capability).bytes
+    beside = vllm.beside_weights(
+        weights, options.parallel, capability, vllm.rules_of(options), eager=not options.cuda_graphs
+    )
+    return weights_bytes + beside.bytes
 
 
 def _bits_untold(facts: LogFacts, started: Started) -> bool:

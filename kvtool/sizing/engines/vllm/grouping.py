@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kvtool.sizing.engines.vllm.inputs import Inputs
 from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.refusal import RefusedError
-from kvtool.sizing.engines.vllm.versions import VllmRules
+from kvtool.sizing.engines.vllm.rules import VllmRules
 from kvtool.sizing.specs import ChunkedSpec, SlidingSpec
 from kvtool.units import ceil_div
 

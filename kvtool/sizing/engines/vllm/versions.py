@@ -10,68 +10,15 @@ in the checkpoints of Mamba-2 alone, and those of 0.22, 0.24, 0.26 and 0.28 for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from kvtool.catalog.model import GatedDeltaNet, KimiDeltaAttention, Mamba2, Model, RecurrentLayer
+from kvtool.catalog.model import GatedDeltaNet, KimiDeltaAttention, Mamba2
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import Change, History
+from kvtool.sizing.engines.vllm.rules import FLASHINFER, SORT, TRITON, SecondRunner, VllmRules
 
 MODELLED = "0.33.0"
-SORT, TRITON, FLASHINFER = "sort", "triton", "flashinfer"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecondRunner:
-    """The models that a release runs with its second model runner: dense and sparse ones by HF's model_type, None for
-    all, and whether quantised checkpoints and hybrids are among them.
-    """
-
-    dense: tuple[str, ...] | None = ()
-    sparse: tuple[str, ...] | None = ()
-    quantised: bool = False
-    hybrids: bool = False
-
-    def runs(self, model: Model) -> bool:
-        """Whether this model is run by it, as far as the model decides."""
-        if model.quantisation is not None and not self.quantised:
-            return False
-        if any(isinstance(layer.cache, RecurrentLayer) for layer in model.layers) and not self.hybrids:
-            return False
-        named = self.dense if model.moe is None else self.sparse
-        return named is None or (model.architecture or "") in named
 
 
 _SPARSE = ("deepseek_v2", "qwen2_moe", "granitemoe")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmRules:
-    """The rules of one release; the values here are those of 0.10. Each field is explained by its Change below."""
-
-    gpu_memory_utilization: float = 0.9
-    group_ratio: float = 1.0
-    unified_pages: bool = False
-    padded_pages: bool = False
-    padded_states: bool = False
-    in_flight_batches: bool = False
-    hybrid_prefix_caching: bool = False
-    aligned_states: bool = False
-    state_checkpoints: tuple[type, ...] = ()
-    delta_net_grid: bool = False
-    tokens_follow_concurrency: bool = False
-    graphs_subtracted: bool = False
-    sampler: str = FLASHINFER
-    second_runner: SecondRunner = SecondRunner()
-    second_runner_images: bool = False
-    second_runner_graphs: bool = False
-    huge_cards: bool = False
-    draft_lookahead: bool = False
-    moe_workspace_kept: bool = False
-    graphs_profiled: bool = False
-    consumed_measured: bool = False
-    small_window_blocks: bool = False
-    null_block_held: bool = False
-    drafted_convolutions: bool = False
 
 
 def _change(since: str, rule: str, value: object, what: str, source: str) -> Change:
@@ -89,6 +36,13 @@ CHANGES = (
         SORT,
         "the sampler's dummy run sorts all logits: FlashInfer's sampler has to be asked for",
         "v1/sample/ops/topk_topp_sampler.py",
+    ),
+    _change(
+        "0.11.2",
+        "latent_workspace",
+        True,
+        "128 MiB for FlashInfer's MLA kernels are taken when a start looks through the kernels, whichever it runs",
+        "v1/attention/backends/mla/flashinfer_mla.py: g_fi_workspace",
     ),
     _change(
         "0.12",
@@ -110,6 +64,13 @@ CHANGES = (
         True,
         "what fused experts work in stays allocated beside the sampler's dummy run",
         "v1/worker/workspace.py",
+    ),
+    _change(
+        "0.14",
+        "flashinfer_rotation",
+        True,
+        "without compilation MLA's YaRN keeps its table of positions in fp32, for FlashInfer's rotation",
+        "model_executor/layers/rotary_embedding/deepseek_scaling_rope.py",
     ),
     _change(
         "0.15",
@@ -195,6 +156,13 @@ CHANGES = (
         SecondRunner(dense=None, sparse=_SPARSE, quantised=True),
         "model runner V2 runs all dense models",
         _RUNNER,
+    ),
+    _change(
+        "0.25",
+        "latent_workspace",
+        False,
+        "FlashInfer's MLA kernels take their 128 MiB where they run",
+        "v1/attention/backends/mla/flashinfer_mla.py: _get_workspace_buffer",
     ),
     _change(
         "0.25",
