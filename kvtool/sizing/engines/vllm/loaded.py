@@ -1,4 +1,4 @@
-"""What vLLM holds beside the weights once a model is loaded: tables of positions, what pads experts for their kernels and
+"""What vLLM holds beside the weights once a model is loaded: tables of positions, what pads experts for their kernels,
 what MLA's work in, and what torch's allocator rounds up. Its log counts it as weights ("Model loading took").
 
 Read in model_executor/layers/rotary_embedding/, layers/fused_moe/oracle/mxfp4.py, v1/attention/backends/mla/ and
