@@ -28,6 +28,8 @@ PATTERNS = (
     template("world_size={world_size:count} rank="),
     template("Asynchronous scheduling is {async_scheduling:flag}"),
     template("Device capability {capability:flag} not supported"),
+    # What is compiled for: its last size is a whole step's.
+    pattern("'compile_ranges_endpoints': [", r"endpoints': \[(?:\d+, )*(?P<max_num_batched_tokens_flag>\d+)\]"),
     pattern("GDN prefill kernel", r"Using (?P<delta_net_kernel_flag>[\w/]+) GDN prefill kernel"),
     # What it measured.
     template("Checkpoint size: {checkpoint:gib} GiB"),
