@@ -130,10 +130,10 @@ def test_a_start_that_the_engine_refuses_is_none_of_those_that_fit() -> None:
     start = EngineOptions(name="vllm", kv_cache_memory_bytes=12 * GIB)
     some = rows(contexts=(8192,), batch_sizes=(1,), kv_cache_dtypes=("bf16", "fp8"), engine=start)
     assert [row.engine.refusal is None for row in some] == [False, True]
-    assert (verdict(some, [[], []]) or "").startswith("1 x H100-80GB, 8k x 1 in fp8: fits")
+    assert (verdict(some, [[], []]) or "").startswith("1 x CARD-80GB, 8k x 1 in fp8: fits")
     both = rows(contexts=(8192, 4096), batch_sizes=(1,), kv_cache_dtypes=("bf16", "fp8"), engine=start)
     first, last = (verdict(both, [[]] * 4) or "").splitlines()
-    assert first.startswith("1 x H100-80GB: both fit; the largest, 8k x 1 in fp8")
+    assert first.startswith("1 x CARD-80GB: both fit; the largest, 8k x 1 in fp8")
     assert last == "Would not start in bf16."
 
 

@@ -73,16 +73,6 @@ TOWERS = (
         source="Qwen/Qwen3-VL-30B-A3B-Instruct: preprocessor_config.json, vision_config",
     ),
     Tower(
-        architectures=("qwen3_5_text", "qwen3_5_moe_text"),
-        pixels=_QWEN_PATCHES * 3 * 2 * 16 * 16,
-        patches=_QWEN_PATCHES,
-        tokens=16384,
-        hidden=1152,
-        intermediate=4304,
-        rows=10,
-        source="Qwen/Qwen3.6-35B-A3B: preprocessor_config.json, vision_config",
-    ),
-    Tower(
         architectures=("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_vl", "qwen2_5_vl"),
         pixels=_QWEN_PATCHES * 3 * 2 * 14 * 14,
         patches=_QWEN_PATCHES,
