@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtool.catalog.model import Model, RecurrentLayer
+from kvtool.catalog.model import KimiDeltaAttention, Model, RecurrentLayer, ShortConvolution
 
 SORT, TRITON, FLASHINFER = "sort", "triton", "flashinfer"
 
@@ -57,6 +57,12 @@ class VllmRules:
     consumed_measured: bool = False
     small_window_blocks: bool = False
     null_block_held: bool = False
-    drafted_convolutions: bool = False
+    undrafted_convolutions: tuple[type, ...] = (ShortConvolution, KimiDeltaAttention)
+    padded_latent_pages: bool = False
+    aligned_latent_blocks: bool = False
+    whole_windows: bool = False
+    promoted_blocks: bool = False
+    promoted_apart: bool = False
+    promoted_scales: bool = False
     latent_workspace: bool = False
     flashinfer_rotation: bool = False

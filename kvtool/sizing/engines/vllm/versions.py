@@ -10,7 +10,7 @@ in the checkpoints of Mamba-2 alone, and those of 0.22, 0.24, 0.26 and 0.28 for 
 
 from __future__ import annotations
 
-from kvtool.catalog.model import GatedDeltaNet, KimiDeltaAttention, Mamba2
+from kvtool.catalog.model import GatedDeltaNet, KimiDeltaAttention, Mamba2, ShortConvolution
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import Change, History
 from kvtool.sizing.engines.vllm.rules import FLASHINFER, SORT, TRITON, SecondRunner, VllmRules
@@ -151,6 +151,20 @@ CHANGES = (
         f"{_GROUPS}: unify_kv_cache_spec_page_size",
     ),
     _change(
+        "0.24",
+        "padded_latent_pages",
+        True,
+        "so are those of MLA without an indexer",
+        "v1/attention/backend.py: indexes_kv_by_block_stride",
+    ),
+    _change(
+        "0.24",
+        "promoted_apart",
+        True,
+        "without the hybrid manager windows and full layers are of one type, but no more of one spec",
+        f"{_GROUPS}: unify_hybrid_kv_cache_specs",
+    ),
+    _change(
         "0.25",
         "second_runner",
         SecondRunner(dense=None, sparse=_SPARSE, quantised=True),
@@ -194,6 +208,34 @@ CHANGES = (
     ),
     _change(
         "0.27",
+        "undrafted_convolutions",
+        (ShortConvolution,),
+        "convolutions of KDA keep the positions of drafted tokens too",
+        "model_executor/layers/mamba/mamba_utils.py: kda_state_shape",
+    ),
+    _change(
+        "0.27",
+        "aligned_latent_blocks",
+        True,
+        "blocks of hybrids with MLA are multiples of 128 tokens",
+        "platforms/interface.py: _align_hybrid_block_size",
+    ),
+    _change(
+        "0.27",
+        "whole_windows",
+        True,
+        "windows whose pages have none in common with MLA's are kept whole instead of refused",
+        f"{_GROUPS}: _try_get_full_allocation_fallback_groups",
+    ),
+    _change(
+        "0.27",
+        "promoted_blocks",
+        True,
+        "windows that are kept whole take the blocks of full layers",
+        f"{_GROUPS}: _promote_local_kv_cache_specs",
+    ),
+    _change(
+        "0.27",
         "consumed_measured",
         True,
         "weights and all else that stays are measured as what the card's free memory lost",
@@ -205,6 +247,20 @@ CHANGES = (
         True,
         "model runner V2 profiles images and video too",
         "v1/worker/gpu/model_runner.py: profile_run",
+    ),
+    _change(
+        "0.28",
+        "promoted_apart",
+        False,
+        "windows that are kept whole are of one spec with full layers again",
+        f"{_GROUPS}: _promote_local_kv_cache_specs",
+    ),
+    _change(
+        "0.28",
+        "promoted_scales",
+        True,
+        "chunks that are kept whole have room for the scales of each token and head",
+        f"{_GROUPS}: _promote_local_kv_cache_specs",
     ),
     _change(
         "0.28",
@@ -250,10 +306,17 @@ CHANGES = (
     ),
     _change(
         "0.29",
-        "drafted_convolutions",
-        True,
+        "undrafted_convolutions",
+        (),
         "short convolutions keep the positions of drafted tokens too",
         "model_executor/layers/mamba/mamba_utils.py: short_conv_state_shape",
+    ),
+    _change(
+        "0.29",
+        "padded_latent_pages",
+        False,
+        "pages of MLA are padded no more: their kernels read whole rows",
+        f"{_GROUPS}: unify_kv_cache_spec_page_size",
     ),
     _change(
         "0.30",
