@@ -52,7 +52,8 @@ class Group:
 def one_group(caches: Sequence[LayerCache], rules: VllmRules) -> Group | None:
     """All layers in a single group, where they always need the same number of blocks."""
     if _mergeable(caches, rules):
-        return Group(layers=tuple(caches))
+        first = caches[0]
+        return Group(layers=tuple(caches if rules.value_widths else [replace(it, spec=first.spec) for it in caches]))
     return Group(layers=tuple(caches), mixed=True) if same_type(caches) else None
 
 
@@ -80,14 +81,13 @@ def _mergeable(caches: Sequence[LayerCache], rules: VllmRules) -> bool:
             raise RefusedError("All attention layers in the same KV cache group must have the same window size.")
         if rules.promoted_apart and (windows or chunks) and len({type(cache.spec) for cache in caches}) > 1:
             return False
-        return not (windows and chunks) and len({_layout(cache) for cache in caches}) == 1
+        return not (windows and chunks) and len({_layout(cache, rules) for cache in caches}) == 1
     return len(set(caches)) == 1
 
 
-def _layout(cache: LayerCache) -> tuple[object, ...]:
-    spec = cache.spec
-    shape = [getattr(spec, name) for name in ("kv_heads", "k_head_dim", "v_head_dim", "cache_format")]
-    return (*shape, cache.block_size, cache.padded_bytes)
+def _layout(cache: LayerCache, rules: VllmRules) -> tuple[object, ...]:
+    names = ("kv_heads", "k_head_dim", *(["v_head_dim"] if rules.value_widths else []), "cache_format")
+    return (*(getattr(cache.spec, name) for name in names), cache.block_size, cache.padded_bytes)
 
 
 def promoted(caches: Sequence[LayerCache], rules: VllmRules) -> list[LayerCache]:

@@ -64,5 +64,6 @@ class VllmRules:
     promoted_blocks: bool = False
     promoted_apart: bool = False
     promoted_scales: bool = False
+    value_widths: bool = False
     latent_workspace: bool = False
     flashinfer_rotation: bool = False
