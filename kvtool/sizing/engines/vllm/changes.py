@@ -18,6 +18,8 @@ def _change(since: str, rule: str, value: object, what: str, source: str) -> Cha
 _GROUPS = "v1/core/kv_cache_utils.py"
 _RUNNER = "config/vllm.py: use_v2_model_runner"
 _SPECS = "v1/kv_cache_interface.py"
+_ATTENTION = "model_executor/layers/attention/attention.py: get_kv_cache_spec"
+_STRIDE = "v1/attention/backend.py: indexes_kv_by_block_stride"
 _WINDOW_BLOCKS = "model_executor/layers/attention/attention.py: _largest_kernel_block_within"
 CHANGES = (
     _change(
@@ -140,13 +142,7 @@ CHANGES = (
         "attention pages that do not divide the largest are padded instead of refused",
         f"{_GROUPS}: unify_kv_cache_spec_page_size",
     ),
-    _change(
-        "0.24",
-        "padded_latent_pages",
-        True,
-        "so are those of MLA without an indexer",
-        "v1/attention/backend.py: indexes_kv_by_block_stride",
-    ),
+    _change("0.24", "padded_latent_pages", True, "so are those of MLA without an indexer", _STRIDE),
     _change(
         "0.24",
         "promoted_apart",
@@ -189,6 +185,7 @@ CHANGES = (
         "hybrids cache prefixes by default",
         "config/model.py: is_prefix_caching_supported",
     ),
+    _change("0.26", "windows_beside_latent", True, "a draft with windows may stand beside MLA", _ATTENTION),
     _change(
         "0.26",
         "padded_states",

@@ -108,6 +108,7 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
         check_batch(inputs.max_num_batched_tokens, inputs.max_num_seqs)
         check_supported(inputs.model, inputs.parallel)
         by_layer = paged_layers(inputs, choose_backend(inputs))
+        _check_latent(by_layer, inputs)
         groups = _groups([cache for layer in by_layer for cache in layer], inputs)
         _check_windows(groups, inputs)
     except RefusedError as refused:
@@ -129,6 +130,12 @@ def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
     if any(cache.kind == SLIDING_MLA for cache in caches):
         return pack_layers(caches)
     return several_groups(caches, inputs.rules)
+
+
+def _check_latent(by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> None:
+    kinds = {cache.kind for layer in by_layer for cache in layer}
+    if not inputs.rules.windows_beside_latent and {MLA, SLIDING} <= kinds:
+        raise RefusedError("MLA is not supported for slidingwindow")
 
 
 def _check_windows(groups: Stage, inputs: Inputs) -> None:

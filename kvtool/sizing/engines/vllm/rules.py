@@ -65,5 +65,6 @@ class VllmRules:
     promoted_apart: bool = False
     promoted_scales: bool = False
     value_widths: bool = False
+    windows_beside_latent: bool = False
     latent_workspace: bool = False
     flashinfer_rotation: bool = False
