@@ -106,8 +106,9 @@ def promoted(caches: Sequence[LayerCache], rules: VllmRules) -> list[LayerCache]
 def _as_full(cache: LayerCache, block_sizes: set[int], rules: VllmRules) -> LayerCache:
     shared = rules.promoted_blocks and len(block_sizes) == 1
     spec = cache.spec
-    if isinstance(spec, ChunkedSpec) and not rules.promoted_scales:
-        spec = replace(spec, cache_format=_WITHOUT_SCALES.get(spec.cache_format.name, spec.cache_format))
+    if isinstance(spec, SlidingSpec | ChunkedSpec) and cache.kind not in rules.promoted_whole:
+        plain = _WITHOUT_SCALES.get(spec.cache_format.name, spec.cache_format)
+        spec = replace(spec, v_head_dim=spec.k_head_dim, cache_format=plain)
     return replace(cache, kind=FULL, spec=spec, block_size=next(iter(block_sizes)) if shared else cache.block_size)
 
 

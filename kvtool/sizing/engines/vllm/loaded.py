@@ -83,14 +83,16 @@ def table_bytes(model: Model, *, fp32_yarn: bool = False) -> int:
     if model.max_position_embeddings is None or learned or model.architecture in _WITHOUT_TABLES:
         return 0
     element = FLOAT_BYTES.get(canonical_dtype(model.dtype or "bf16"), 2)
-    if fp32_yarn and _is_latent(model) and (decoder is None or _is_yarn(decoder)):
+    if fp32_yarn and _is_latent(model) and (decoder is None or _may_be_yarn(decoder)):
         element = _ROTATION_BYTES
     tables = {_table(model, layer.cache) for layer in model.layers} - {(0, False), (0, True)}
     return sum(_positions(model, scaled=scaled) * width * element for width, scaled in tables)
 
 
-def _is_yarn(decoder: Decoder) -> bool:
-    return decoder.rope_scaling is not None and decoder.rope_scaling.kind == "yarn"
+def _may_be_yarn(decoder: Decoder) -> bool:
+    """Whether its config says so, or says nothing: models with MLA are made longer by it."""
+    scaling = decoder.rope_scaling
+    return not decoder.exact if scaling is None else scaling.kind == "yarn"
 
 
 def _table(model: Model, cache: object) -> tuple[int, bool]:

@@ -160,11 +160,12 @@ def _fill(plan: VllmPlan) -> VllmPlan:
     """Blocks of the pool and of a request, and whether one request fits beside the null block."""
     inputs = plan.inputs
     bytes_per_block = tuple(max(group.page_bytes for group in stage) for stage in plan.stages)
-    pools = [plan.pool_bytes] * len(bytes_per_block)
+    given = pools = [plan.pool_bytes] * len(bytes_per_block)
     if inputs.num_blocks is not None:
         pools = [inputs.num_blocks * size for size in bytes_per_block]
     held = 1 if inputs.rules.null_block_held else 0
-    usable = [pool - held * size for pool, size in zip(pools, bytes_per_block, strict=True)]
+    checked = pools if inputs.rules.override_checked else given
+    usable = [pool - held * size for pool, size in zip(checked, bytes_per_block, strict=True)]
     longest = inputs.max_model_len
     plan = replace(plan, bytes_per_block=bytes_per_block, num_blocks=_num_blocks(pools, bytes_per_block))
     if inputs.auto_fit:
