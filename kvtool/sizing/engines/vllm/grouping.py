@@ -15,8 +15,10 @@ from kvtool.units import ceil_div
 
 UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
 _FAMILIES = {MLA: FULL}
-# Of as many bytes an element, without the scales of each token and head.
-_WITHOUT_SCALES = dict.fromkeys(("int8_per_token_head", "fp8_per_token_head"), CACHE_FORMATS["fp8"])
+# What a spec keeps that is not told how it is quantised: a byte an element, without scales, and equal to no other.
+_WITHOUT_SCALES = dict.fromkeys(
+    ("fp8", "fp8_e5m2", "int8_per_token_head", "fp8_per_token_head"), replace(CACHE_FORMATS["fp8"], name="untold")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
