@@ -166,8 +166,12 @@ class Entry(_Strict, frozen=True, kw_only=True):
         layers: list[Layer] = []
         if not isinstance(self.layers, str):
             return written_layers(self.layers, self.num_heads)
+        made: dict[str, Layer] = {}  # one object for all that are alike, but for what depends on those before
         for name in expand_pattern(self.layers):
-            layers.append(self._layer(name, layers))
+            layer = made.get(name) or self._layer(name, layers)
+            layers.append(layer)
+            if not isinstance(layer.cache, SharedAttention):
+                made[name] = layer
         return layers
 
     def _layer(self, name: str, before: list[Layer]) -> Layer:
