@@ -24,7 +24,7 @@ from kvtool.kernels.cpu.native import native
 from kvtool.kernels.cpu.products import QuantisedGatedLinear, QuantisedLinear
 from tests.engine.conftest import SaveTiny
 from tests.engine.gguf_file import write_gguf
-from tests.engine.running import engine_of, generate, largest_difference, load, prompt
+from tests.engine.running import agreement, engine_of, generate, largest_difference, load, prompt
 from tests.engine.tiny import MAX_POSITIONS, save_tiny
 
 CPU = torch.device("cpu")
@@ -283,6 +283,19 @@ def test_a_gguf_file_is_multiplied_as_it_is_stored_in_bf16(tmp_path: Path, quant
         expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
         difference = torch.stack(sequence.logits).float() - expected
         assert float(difference.square().mean().sqrt() / expected.std()) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("name", "quantisation"), zip(GGUF_MODELS, ["Q4_1", "Q8_0", "Q4_0", "Q4_1", "Q8_0", "Q8_0"], strict=True)
+)
+def test_a_quantised_file_gives_the_tokens_of_what_it_holds_in_bf16(
+    tmp_path: Path, name: str, quantisation: str
+) -> None:
+    reference = save_tiny(name, tmp_path)
+    write_gguf(reference.model, tmp_path / "model.gguf", GGUF_MODELS[name], GGMLQuantizationType[quantisation])
+    engine = engine_of(load(tmp_path / "model.gguf", dtype="bf16"))
+    shares = [agreement(reference, one) for one in generate(engine, [prompt(40), prompt(3), prompt(2)], max_tokens=8)]
+    assert sum(shares) / len(shares) >= (0.8 if name in ("mixtral", "qwen3-moe") else 1.0)
 
 
 @pytest.fixture
