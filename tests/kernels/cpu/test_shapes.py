@@ -1,5 +1,5 @@
-"""The compiled attention at any shape that it takes, against fp64: pages of 1 to 256 tokens, windows, caches of 16 and of
-8 bits; every slot that is no token's holds NaN."""
+"""The compiled attention at any shape that it takes, against fp64: pages of 1 to 256 tokens, windows, caches of 16 and
+of 8 bits; every slot that is no token's holds NaN."""
 
 from __future__ import annotations
 
