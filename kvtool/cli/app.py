@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from kvtool import __version__
 from kvtool.cli.endings import CarriedError, ending_of
 from kvtool.cli.help import Command
-from kvtool.cli.printable import use_encodable_output
+from kvtool.system.printable import use_encodable_output
 
 COMMANDS = {
     "size": "size",

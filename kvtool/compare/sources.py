@@ -11,9 +11,9 @@ import msgspec
 
 from kvtool.compare.foreign.aiperf import FILE_NAME as AIPERF_NAME
 from kvtool.compare.foreign.foreign import is_foreign, read_foreign
-from kvtool.errors import KvtoolError
-from kvtool.files import refuse_deep
 from kvtool.results import BenchDocument, read_document
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import refuse_deep
 
 if TYPE_CHECKING:
     from kvtool.compare.documents import NamedDocument
