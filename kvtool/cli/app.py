@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from kvtool import __version__
 from kvtool.cli.endings import CarriedError, ending_of
-from kvtool.cli.help import Command
+from kvtool.cli.help import Command, leave_as_typed
 from kvtool.system.printable import use_encodable_output
 
 COMMANDS = {
@@ -58,6 +58,10 @@ class Program(TyperGroup):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{**given, "commands": Commands(COMMANDS)})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        leave_as_typed(self.get_params(ctx))
+        return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -286,7 +286,7 @@ def test_a_gguf_file_is_multiplied_as_it_is_stored_in_bf16(tmp_path: Path, quant
 
 
 @pytest.mark.parametrize(
-    ("name", "quantisation"), zip(GGUF_MODELS, ["Q4_1", "Q8_0", "Q4_0", "Q4_1", "Q8_0", "Q8_0"], strict=True)
+    ("name", "quantisation"), [*zip(GGUF_MODELS, ["Q4_1", "Q8_0", "Q4_0", "Q4_1", "Q8_0", "Q8_0"], strict=True)]
 )
 def test_a_quantised_file_gives_the_tokens_of_what_it_holds_in_bf16(
     tmp_path: Path, name: str, quantisation: str

@@ -159,7 +159,7 @@ class Native:
         """The place of the largest of each row of logits [T, n], of equals the first: [T] int64."""
         out = self._empty(len(logits), dtype=torch.int64)
         fields = logits.data_ptr(), logits.stride(0), out.data_ptr(), *logits.shape
-        self._call("likeliest", logits.numel() if len(logits) > 1 else 0, *fields)
+        self._call("likeliest", logits.numel() // ROW, *fields)  # an element is read, and little else
         return out
 
     def paged_decode(
