@@ -166,8 +166,13 @@ class Entry(_Strict, frozen=True, kw_only=True):
         layers: list[Layer] = []
         if not isinstance(self.layers, str):
             return written_layers(self.layers, self.num_heads)
+        made: dict[
+            str, Layer
+        ] = {}  # one object for all that are alike, but for those that share an earlier one's cache
         for name in expand_pattern(self.layers):
-            layers.append(self._layer(name, layers))
+            layers.append(made.get(name) or self._layer(name, layers))
+            if not isinstance(layers[-1].cache, SharedAttention):
+                made[name] = layers[-1]
         return layers
 
     def _layer(self, name: str, before: list[Layer]) -> Layer:

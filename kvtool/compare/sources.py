@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kvtool.compare.documents import NamedDocument
 from kvtool.compare.foreign.aiperf import FILE_NAME as AIPERF_NAME
 from kvtool.compare.foreign.foreign import is_foreign, read_foreign
 from kvtool.results import BenchDocument, read_document
 from kvtool.system.errors import KvtoolError
 from kvtool.system.files import refuse_deep
+
+if TYPE_CHECKING:
+    from kvtool.compare.documents import NamedDocument
 
 # Far beyond any measurement, and far from what overflows a product of a few of them.
 _LARGEST = 1e18

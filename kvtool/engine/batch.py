@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -70,13 +71,13 @@ def _rows(work: list[Work], device: torch.device) -> Rows | None:
         return None
     tables = [item.sequence.pages.table.pages for item in work if item.sequence.pages is not None]
     width = max(len(table) for table in tables)
-    query_starts = [0]
-    for item in work:
-        query_starts.append(query_starts[-1] + item.num_tokens)
+    starts = None  # a decode does without
+    if not work[0].is_decode:
+        starts = to_device(device, [0, *accumulate(item.num_tokens for item in work)], torch.int32)
     return Rows(
         block_tables=to_device(device, [table + [0] * (width - len(table)) for table in tables], torch.int32),
         seq_lens=to_device(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
-        query_starts=to_device(device, query_starts, torch.int32),
+        query_starts=starts,
         max_query_len=max(item.num_tokens for item in work),
     )
 

@@ -256,7 +256,7 @@ class Engine:
         logits = self.forward(batch, wait=wait)
         if self.keep_logits:
             self._keep(work, logits.clone())
-        return sample(logits, params, self.generator, self.loaded.kernels.nucleus).tolist() if params else []
+        return sample(logits, params, self.generator, self.loaded.kernels).tolist() if params else []
 
     def _keep(self, work: list[Work], logits: Tensor) -> None:
         sequences = [item.sequence for item in work if item.completes]

@@ -1,4 +1,4 @@
-// What lies between a step's products: gates, norms, rotations, and rows into their slots.
+// What lies between a step's products: gates, norms, rotations, rows into their slots; and the token behind the last.
 
 #include "activation.h"
 
@@ -44,6 +44,13 @@ typedef struct {
     bf16 *cache; // pages of `block` slots
     int64_t page, slot, block, tokens, width;
 } StoreRows;
+
+typedef struct {
+    const bf16 *x;
+    int64_t x_row;
+    int64_t *y; // [rows]
+    int64_t rows, n;
+} Likeliest;
 
 // gate = activation(gate) * up.
 void gate(const void *arguments) {
@@ -107,4 +114,44 @@ void store_rows(const void *arguments) {
         if (s->slots[t] >= 0)
             memcpy(s->cache + s->slots[t] / s->block * s->page + s->slots[t] % s->block * s->slot,
                    s->rows + t * s->row, s->width * sizeof(bf16));
+}
+
+#define STRETCH 2048
+
+INLINE float largest_of(const bf16 *x, int64_t n) {
+    vec most = (vec){0} - INFINITY;
+    for (int64_t i = 0; i < n; i += STEP) {
+        const pair p = load(x + i);
+        most = larger(larger(p.even, p.odd), most);
+    }
+    return maximum(most);
+}
+
+INLINE float to_float(bf16 x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// The place of the largest element, of equals the first: which stretch of the row has it, and then where it is there.
+// A NaN is never the largest beside a number.
+INLINE int64_t first_largest(const bf16 *x, int64_t n) {
+    float most = -INFINITY;
+    int64_t from = 0;
+    for (int64_t i = 0; i < n; i += STRETCH) {
+        const float own = largest_of(x + i, n - i < STRETCH ? n - i : STRETCH);
+        if (own > most) most = own, from = i;
+    }
+    const int64_t to = n - from < STRETCH ? n : from + STRETCH;
+    for (int64_t i = from; i < to; i++)
+        if (to_float(x[i]) == most) return i;
+    return 0;
+}
+
+// y = the place of each row's largest element.
+void likeliest(const void *arguments) {
+    const Likeliest *l = arguments;
+#pragma omp for schedule(static) nowait
+    for (int64_t row = 0; row < l->rows; row++) l->y[row] = first_largest(l->x + row * l->x_row, l->n);
 }
