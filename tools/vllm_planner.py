@@ -119,9 +119,14 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
             disable_hybrid_kv_cache_manager=not flags["hybrid_kv_cache_manager"],
         ),
         sparse=any("indexer" in layer for layer in layers), speculative_config=drafting,
-        diffusion_config=None, use_v2_model_runner=True, kv_transfer_config=None,
+        diffusion_config=None, use_v2_model_runner=_second_runner(layers), kv_transfer_config=None,
         attention_config=Space(hisparse_config=None), device_config=Space(device_type="cuda"),
     )  # fmt: skip
+
+
+def _second_runner(layers: list[dict[str, Any]]) -> bool:
+    """Whether the release runs such a model with its second runner: hybrids since 0.29 (config/vllm.py)."""
+    return not any(layer["kind"] in STATES for layer in layers) or tuple(map(int, VERSION.split("."))) >= (0, 29)
 
 
 def call(function: Any, *arguments: Any) -> Any:

@@ -38,7 +38,7 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
-from kvtool.catalog.names import as_variant, core_of, take_apart
+from kvtool.catalog.names import Bases, as_variant, index_bases, take_apart
 from kvtool.catalog.yaml_file import check_numbers, read_yaml
 from kvtool.system.errors import KvtoolError, did_you_mean
 
@@ -263,20 +263,15 @@ class Catalogue:
         are it.
         """
         variant = take_apart(name)
-        for wanted in (variant, variant.loosened()):
-            found = self._bases.get(wanted.core)
-            if found is not None:
-                return as_variant(found.entry.model(), name.strip(), variant)
-        return None
+        found = self._bases.find(variant)
+        if found is None:
+            return None
+        item, relation = found
+        return as_variant(item.entry.model(), name.strip(), variant, relation)
 
     @functools.cached_property
-    def _bases(self) -> dict[tuple[str, ...], Item | None]:
-        """Items by the core of their names; None where several have it, among which only a full name decides."""
-        bases: dict[tuple[str, ...], Item | None] = {}
-        for item in self._items:
-            for core in core_of(item.names):
-                bases[core] = item if bases.get(core, item) is item else None
-        return bases
+    def _bases(self) -> Bases[Item]:
+        return index_bases((item.names, item) for item in self._items)
 
     def get(self, name: str) -> Model:
         """As `find`, but an unknown name is a KvtoolError with the nearest ones."""

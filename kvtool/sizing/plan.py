@@ -180,6 +180,9 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
     if start is not None and start.name in llama_cpp.NAMES:
         card = llama_cpp.fullest_card(replace(weights, model=model), start)
     limits, memory = card_memory(model, options, weights, card)
+    run = None if start is None else run_engine(model, start, memory)
+    if run is not None and run.block_size is not None:  # sequences are held in the engine's own pages
+        options, cache = replace(options, block_size=run.block_size), replace(cache, block_size=run.block_size)
     return SizePlan(
         model=model,
         draft=draft,
@@ -196,7 +199,7 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         work=decode_work(model),
         limits=limits,
         memory=memory,
-        engine=None if start is None else run_engine(model, start, memory),
+        engine=run,
         lengths=None
         if options.lengths is None or memory is None
         else fitting_requests(

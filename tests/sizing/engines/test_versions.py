@@ -13,7 +13,8 @@ from kvtool.sizing.engines.sglang.versions import HISTORY as SGLANG
 from kvtool.sizing.engines.sglang.versions import rules_at as sglang_rules
 from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.engines.vllm.plan import plan
-from kvtool.sizing.engines.vllm.versions import HISTORY, VllmRules, rules_at
+from kvtool.sizing.engines.vllm.rules import VllmRules
+from kvtool.sizing.engines.vllm.versions import HISTORY, rules_at
 from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from tests.sizing.engines.vllm.recorded import DATA

@@ -120,10 +120,10 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
 def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
     """The groups of all layers of all stages. Raises RefusedError where their pages cannot be made to agree."""
     if not inputs.hybrid_manager:
-        caches = promoted(caches)
+        caches = promoted(caches, inputs.rules)
     if not caches:
         return ()
-    single = one_group(caches)
+    single = one_group(caches, inputs.rules)
     if single is not None:
         return (single,)
     if any(cache.kind == SLIDING_MLA for cache in caches):
