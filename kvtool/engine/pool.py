@@ -81,7 +81,7 @@ def cache_dtype(name: str) -> torch.dtype:
 
 
 def is_packed(cache_format: CacheFormat) -> bool:
-    """Whether its vectors are packed bytes, most of which torch writes and reads on the CPU alone."""
+    """Whether its vectors are packed bytes, which torch writes and reads on a CPU, and Triton on a GPU."""
     plain = STATIC_DTYPES if cache_format.calibrated else CACHE_DTYPES
     return cache_format.rotated or cache_format.base_name not in plain
 
@@ -99,20 +99,6 @@ def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
             f"the engine cannot run a {name!r} cache: use one of {', '.join(CACHE_DTYPES)}; one with {why} runs in "
             "`kvtool bench --parts accuracy` alone"
         )
-    require_packed(cache_format, device)
-
-
-def require_packed(cache_format: CacheFormat, device: torch.device) -> None:
-    """Raises KvtoolError for a packed format that a GPU has no kernels for."""
-    if device.type == "cpu" or all(_is_grouped(one) for one in (cache_format.key, cache_format.value)):
-        return
-    name = cache_format.name
-    raise KvtoolError(f"a {name} cache is packed by torch, on the CPU alone: use --device cpu, or int4 on {device}")
-
-
-def _is_grouped(vector: Vector | None) -> bool:
-    """Whether it is of four bits, with a step and a minimum for each group of a token's own elements."""
-    return vector is not None and not vector.per_channel and (vector.scheme, vector.bits) == ("minimum", 4)
 
 
 def codec(vector: Vector, elements: int, amax: float | None = None) -> Codec:
@@ -193,7 +179,7 @@ def _packed_pages(
     assert cache_format.value is not None
     key = codec(cache_format.key, spec.k_head_dim, amax[0])
     value = codec(cache_format.value, spec.v_head_dim, amax[1])
-    if device.type != "cpu" and (odd := next((one for one in (key, value) if one.has_odd_groups), None)):
+    if device.type != "cpu" and (odd := next((one for one in (key, value) if not one.in_pairs), None)):
         raise KvtoolError(
             f"a {cache_format.name} cache of heads of {odd.elements} has groups that differ, and a GPU no kernels for "
             "them: use --device cpu, or fp8"

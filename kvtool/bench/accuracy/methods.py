@@ -13,7 +13,7 @@ from kvtool.cache.window import SINK_PAGES
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import codec, is_packed, layer_pages, require_packed
+from kvtool.engine.pool import codec, is_packed, layer_pages
 from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
@@ -75,7 +75,7 @@ class Method:
     def _pages(self, index: int, num_pages: int) -> Pages:
         spec = self.specs[index]
         if isinstance(spec, HeadsSpec) and spec.cache_format.residual_tokens:
-            return _kivi(spec)
+            return _kivi(spec, self.loaded.device)
         return layer_pages(spec, num_pages, self.loaded.config.block_size, self.loaded.device, self.amax[index])
 
     def logits(self, token_ids: Sequence[int], layers: list[Pages], kernels: Kernels | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class Method:
 
     def of(self, loaded: LoadedModel) -> Method:
         """The same way to keep the cache of another load of the model, with the same scales."""
-        return replace(method(loaded, self.cache_format.name, self.whole_layers), amax=self.amax)
+        return spared(replace(self, loaded=loaded), self.whole_layers)
 
     def predicted_bytes(self, tokens: int) -> int:
         """What the specs say of such a sequence: in whole pages, but for what is kept without pages."""
@@ -124,8 +124,6 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     cache_format = parse_cache_format(name, loaded.dtype)
     if not cache_format.storable:
         raise KvtoolError(f"a {cache_format.name} cache can be sized, but not run: how it becomes bits is not here")
-    if is_packed(cache_format):
-        require_packed(cache_format, loaded.device)
     outside = [index for index in whole_layers if not 0 <= index < loaded.model.num_layers]
     if outside:
         raise KvtoolError(f"layer {outside[0]} is not one of the {loaded.model.num_layers}, numbered from 0")
@@ -139,6 +137,11 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     if is_packed(cache_format) and not all(isinstance(spec, HeadsSpec) for spec in specs):
         raise KvtoolError(f"a {cache_format.name} cache packs K and V heads: the latents of {loaded.model.id} are none")
     return _method(loaded, kept, whole_layers, specs)
+
+
+def spared(own: Method, whole_layers: tuple[int, ...]) -> Method:
+    """The same with those layers left whole."""
+    return replace(method(own.loaded, own.cache_format.name, whole_layers), amax=own.amax)
 
 
 def calibrated(method: Method, amax: Sequence[Amax]) -> Method:
@@ -157,7 +160,7 @@ def _method(loaded: LoadedModel, kept: Kept, whole_layers: tuple[int, ...], spec
     )
 
 
-def _kivi(spec: HeadsSpec) -> KiviPages:
+def _kivi(spec: HeadsSpec, device: torch.device) -> KiviPages:
     cache_format = spec.cache_format
     assert cache_format.key is not None
     assert cache_format.value is not None
@@ -168,6 +171,7 @@ def _kivi(spec: HeadsSpec) -> KiviPages:
         k_head_dim=spec.k_head_dim,
         residual=cache_format.residual_tokens,
         rotated=cache_format.rotated,
+        device=device,
     )
 
 
