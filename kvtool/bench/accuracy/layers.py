@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -41,6 +42,14 @@ class LayerErrors:
     key: list[float] = field(default_factory=list)
     value: list[float] = field(default_factory=list)
     attention: list[float] = field(default_factory=list)
+
+    def sparing(self, layers: Sequence[int]) -> LayerErrors:
+        """The same where those layers keep the run's own cache."""
+
+        def spared(errors: list[float]) -> list[float]:
+            return [0.0 if layer in layers else error for layer, error in enumerate(errors)]
+
+        return LayerErrors(spared(self.key), spared(self.value), spared(self.attention))
 
 
 class _Watched:
