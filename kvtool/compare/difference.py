@@ -16,8 +16,7 @@ from kvtool.compare.metrics import (
 )
 from kvtool.compare.speeds import equal_speed
 from kvtool.machine.pace import is_disturbed
-from kvtool.results import Case
-from kvtool.stats import (
+from kvtool.machine.stats import (
     CONFIDENCE,
     Estimate,
     Spread,
@@ -29,6 +28,7 @@ from kvtool.stats import (
     t_tail,
     verdict,
 )
+from kvtool.results import Case
 
 MIN_SAMPLES = 8  # behind a side, below which there is no verdict
 NORMAL_BOUND = 1.96  # standard errors from the middle to the end of a bootstrap's 95 % interval

@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from kvtool.results.accuracy import Accuracy
+from kvtool.results.cases.accuracy import Accuracy
+from kvtool.results.cases.endpoint import Endpoint
+from kvtool.results.cases.fragmentation import Fragmentation
+from kvtool.results.cases.ranks import Disaggregated, RankRun
+from kvtool.results.cases.workload import Workload
 from kvtool.results.document import Struct
-from kvtool.results.endpoint import Endpoint
-from kvtool.results.fragmentation import Fragmentation
-from kvtool.results.ranks import Disaggregated, RankRun
 from kvtool.results.summary import Summary
-from kvtool.results.workload import Workload
 
 
 def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:

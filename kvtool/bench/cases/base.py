@@ -18,11 +18,11 @@ from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
-from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import AnyCase, BenchDocument, Load, Sample
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 PART_S = 20.0

@@ -8,7 +8,7 @@ from statistics import median
 from kvtool.report.cells import DASH, percent
 from kvtool.report.tables import Table
 from kvtool.results import AccuracyCase, BenchDocument, CacheSpeed
-from kvtool.results.accuracy import worst_layers
+from kvtool.results.cases.accuracy import worst_layers
 from kvtool.units import format_bytes, format_length, format_ms
 
 SPARSE = ("streaming", "quest")
