@@ -31,14 +31,27 @@ CACHE_DTYPES = {
 }
 STATIC_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # a scale a layer
 
+Amax = tuple[float | None, float | None]
+"""The largest magnitudes of a layer's K and V; None where they were not measured."""
+NO_AMAX: Amax = (None, None)
+
 
 class KvPool:
-    """All pages of all layers. Page p of every layer belongs to the same tokens."""
+    """All pages of all layers. Page p of every layer belongs to the same tokens. `amax` by layer, where scales were
+    calibrated."""
 
-    def __init__(self, specs: tuple[CacheSpec, ...], num_pages: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        specs: tuple[CacheSpec, ...],
+        num_pages: int,
+        block_size: int,
+        device: torch.device,
+        amax: tuple[Amax, ...] | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.block_size = block_size
-        self.layers = [layer_pages(spec, num_pages, block_size, device) for spec in specs]
+        of_layers = zip(specs, amax or (NO_AMAX,) * len(specs), strict=True)
+        self.layers = [layer_pages(spec, num_pages, block_size, device, own) for spec, own in of_layers]
 
     @property
     def bytes(self) -> int:
@@ -86,18 +99,15 @@ def is_packed(cache_format: CacheFormat) -> bool:
     return cache_format.rotated or cache_format.base_name not in plain
 
 
-def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
-    """Raises KvtoolError for a format that an engine of many sequences cannot keep on that device."""
+def require_runnable(cache_format: CacheFormat) -> None:
+    """Raises KvtoolError for a format that an engine of many sequences cannot keep."""
     name = cache_format.name
-    if not is_packed(cache_format) and not cache_format.calibrated:
-        return
-    if not cache_format.storable:
+    if is_packed(cache_format) and not cache_format.storable:
         cache_dtype(name)
-    if cache_format.calibrated or cache_format.residual_tokens:
-        why = "scales that are measured first" if cache_format.calibrated else "its newest tokens apart from the pages"
+    if cache_format.residual_tokens:
         raise KvtoolError(
-            f"the engine cannot run a {name!r} cache: use one of {', '.join(CACHE_DTYPES)}; one with {why} runs in "
-            "`kvtool bench --parts accuracy` alone"
+            f"the engine cannot run a {name!r} cache: use one of {', '.join(CACHE_DTYPES)}; one with its newest tokens "
+            "apart from the pages runs in `kvtool bench --parts accuracy` alone"
         )
 
 
@@ -120,7 +130,7 @@ def layer_pages(
     num_pages: int,
     block_size: int,
     device: torch.device,
-    amax: tuple[float | None, float | None] = (None, None),
+    amax: Amax = NO_AMAX,
 ) -> Pages:
     """The pages of one layer; `amax` of its K and V, where their scales were calibrated. Raises KvtoolError."""
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
@@ -146,7 +156,7 @@ def layer_pages(
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
 
 
-def _static_scales(cache_format: CacheFormat, amax: tuple[float | None, float | None]) -> list[float]:
+def _static_scales(cache_format: CacheFormat, amax: Amax) -> list[float]:
     """Of a layer's K and V; 1 before they are measured."""
     vectors = zip((cache_format.key, cache_format.value), amax, strict=True)
     return [
@@ -172,7 +182,7 @@ def _packed_pages(
     num_pages: int,
     block_size: int,
     device: torch.device,
-    amax: tuple[float | None, float | None],
+    amax: Amax,
 ) -> PackedPages:
     cache_format = spec.cache_format
     assert cache_format.key is not None

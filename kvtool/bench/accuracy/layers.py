@@ -9,7 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kvtool.bench.accuracy.methods import Amax, Method, sequence_rows
+from kvtool.bench.accuracy.methods import Method
+from kvtool.engine.batch import sequence_rows
+from kvtool.engine.pool import Amax
 from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
 from kvtool.kernels.packed.pages import PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads

@@ -10,19 +10,16 @@ from torch import Tensor
 
 from kvtool.cache.block_table import GONE
 from kvtool.cache.window import SINK_PAGES
-from kvtool.engine.batch import StepBatch
+from kvtool.engine.batch import sequence_batch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import codec, is_packed, layer_pages
-from kvtool.kernels.interface import Kernels, Pages, Rows
+from kvtool.engine.pool import NO_AMAX, Amax, codec, is_packed, layer_pages
+from kvtool.kernels.interface import Kernels, Pages
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.specs import CacheSpec, HeadsSpec
 from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
-
-Amax = tuple[float | None, float | None]
-"""The largest magnitudes of a layer's K and V; None where they were not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +80,7 @@ class Method:
         step = self.step_tokens or len(token_ids)
         found = [
             self.loaded.transformer(
-                step_batch(token_ids, start, start + step, self.loaded.config.block_size, self.loaded.device),
+                sequence_batch(token_ids, start, start + step, self.loaded.config.block_size, self.loaded.device),
                 layers,
                 kernels or self.kernels,
             )
@@ -156,7 +153,7 @@ def _method(loaded: LoadedModel, kept: Kept, whole_layers: tuple[int, ...], spec
         whole_layers=whole_layers,
         specs=specs,
         kernels=kept.kernels,
-        amax=((None, None),) * len(specs),
+        amax=(NO_AMAX,) * len(specs),
     )
 
 
@@ -172,28 +169,4 @@ def _kivi(spec: HeadsSpec, device: torch.device) -> KiviPages:
         residual=cache_format.residual_tokens,
         rotated=cache_format.rotated,
         device=device,
-    )
-
-
-def step_batch(token_ids: Sequence[int], start: int, stop: int, block_size: int, device: torch.device) -> StepBatch:
-    """Tokens start .. stop-1 of one sequence, which lies in the first pages in order; every token gives logits."""
-    stop = min(stop, len(token_ids))
-    return StepBatch(
-        token_ids=torch.tensor(token_ids[start:stop], device=device),
-        positions=torch.arange(start, stop, device=device),
-        slots=torch.arange(start, stop, device=device),
-        decode=None,
-        prefill=sequence_rows(start, stop, block_size, device),
-        sample_rows=None,
-        prefill_pages=(list(range(ceil_div(stop, block_size))),),
-    )
-
-
-def sequence_rows(start: int, stop: int, block_size: int, device: torch.device) -> Rows:
-    """The queries of tokens start .. stop-1 of a sequence in the first pages in order."""
-    return Rows(
-        block_tables=torch.arange(ceil_div(stop, block_size), dtype=torch.int32, device=device).unsqueeze(0),
-        seq_lens=torch.tensor([stop], dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, stop - start], dtype=torch.int32, device=device),
-        max_query_len=stop - start,
     )

@@ -70,7 +70,7 @@ class AccuracyPart(Stepped):
         require_positive("output length", self.output_len)
         require_positive("context", *self.contexts)
         if len(set(self.contexts)) == 1:
-            raise KvtoolError(f"context {self.contexts[0]} is one point, and a line needs two: as 256,1k,4k")
+            raise KvtoolError(f"context {self.contexts[0]} is one point, and a line needs two: as 256,2k,8k")
         for name in self.kv_cache_dtypes:
             parse_cache_format(name)
 
