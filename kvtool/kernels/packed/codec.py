@@ -107,6 +107,8 @@ class Codec:
 
     def encode(self, rows: Tensor) -> Tensor:
         """rows [..., elements] -> uint8 [..., stored_bytes]."""
+        if rows.numel() == 0:  # which has no stride to be viewed by
+            return rows.new_empty(*rows.shape[:-1], self.stored_bytes, dtype=torch.uint8)
         parts = rows.float().split(self._sizes, dim=-1)
         return torch.cat([piece for part in parts for piece in self._encoded(part)], dim=-1)
 

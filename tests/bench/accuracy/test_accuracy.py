@@ -115,14 +115,14 @@ def test_a_slow_machine_reads_less_of_the_text_with_every_format(monkeypatch: py
 
     monkeypatch.setattr(Method, "logits", slow)
     for total_s, trimmed in (
-        (16.0, ["256 of 1,024 tokens of text read"]),
+        (25.6, ["256 of 1,024 tokens of text read"]),
         (
-            4.025,
+            6.44,
             [
                 "layers compared on 48 of 256 tokens",
                 "greedy text of 1 of 4 prompts",
-                "windows of 84 tokens in place of 256",
-                "84 of 1,024 tokens of text read",
+                "windows of 82 tokens in place of 256",
+                "82 of 1,024 tokens of text read",
             ],
         ),
     ):
