@@ -152,7 +152,7 @@ class Comparison:
             self._case(each, found[i], greedy[i], errors[i], speeds[i], self._unspared(each, found))
             for i, each in enumerate(self.methods)
         ]
-        return Measured(cases + self._spared(windows, found, errors, budget), [])
+        return Measured([*cases, *self._spared(windows, found, errors, budget)], [])
 
     def _errors(self, token_ids: list[int], budget: Budget) -> list[LayerErrors]:
         """By method, of as many of these tokens as there is time for, by the time that a few of them take."""
