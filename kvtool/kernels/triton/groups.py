@@ -15,8 +15,8 @@ from kvtool.kernels.packed.kivi import KiviPages
 from kvtool.kernels.packed.pages import PackedKernels, PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
 from kvtool.kernels.triton import checks, gpu
-from kvtool.kernels.triton.arguments import span
-from kvtool.kernels.triton.attention import merge
+from kvtool.kernels.triton.arguments import softmax_arguments
+from kvtool.kernels.triton.attention import in_splits
 from kvtool.kernels.triton.jit.groups import decode_groups_kernel, store_groups_kernel, unpack_groups_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
@@ -162,86 +162,61 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class GroupKeys:
+    """Packed pages as `attention.Attended`: once unpacked, an element is as wide as one of the queries."""
+
+    pages: PackedPages
+    query_bytes: int
+
+    @property
+    def num_heads(self) -> int:
+        return self.pages.k.shape[2]
+
+    @property
+    def value_dim(self) -> int:
+        return self.pages.value_dim
+
+    @property
+    def block_size(self) -> int:
+        return self.pages.block_size
+
+    @property
+    def bytes_per_key(self) -> int:
+        return (self.pages.key.elements + self.value_dim) * self.query_bytes
+
+    @property
+    def has_vector_scales(self) -> bool:
+        return False
+
+    def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is
+        unpacked takes registers beside what it is unpacked from."""
+        head_dim = max(self.pages.key.elements, self.value_dim)
+        whole = rules.attention_tile(head_dim, min(rows, 64), self.query_bytes, 2, target)
+        part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
+        return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
+
+    def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
+        """Both caches, as codes and as scales, and what they are made of."""
+        assert self.pages.v is not None
+        found = softmax_arguments(softmax)
+        parts = (("k", self.pages.k, self.pages.key), ("v", self.pages.v, self.pages.value))
+        for name, cache, codec in parts:
+            found |= _memory(f"{name}_ptr", f"{name}_scales_ptr", cache, codec)
+            found |= {f"{name}_{dim}_stride": cache.stride(at) for at, dim in enumerate(("page", "slot", "head"))}
+            found |= {f"{name}_gain": codec.gain, f"{name.upper()}_CODEC": _compiled(codec)}
+            found |= {f"BLOCK_{name.upper()}": max(16, padded(codec.half))}
+        return found
+
+
 def decode_groups(q: Tensor, pages: PackedPages, rows: Rows, softmax: Softmax) -> Tensor:
-    """q [S*Q,HQ,D] -> [S*Q,HQ,DV]. Grid: (S, HKV x blocks of its rows, splits); splits are merged by a launch more."""
+    """q [S*Q,HQ,D] -> [S*Q,HQ,DV]."""
     checks.queries(q, rows.seq_lens)
     checks.sequences(rows.block_tables, rows.seq_lens)
     checks.scores(softmax, num_heads=q.shape[1])
     checks.require(q.stride(2) == 1, "the last dimension of q must be contiguous")
-    assert pages.v is not None
-    num_tokens, num_heads, head_dim = q.shape
-    num_seqs, v_dim, kv_heads = len(rows.seq_lens), pages.value_dim, pages.k.shape[2]
-    out = q.new_empty(num_tokens, num_heads, v_dim)
-    if out.numel() == 0:
-        return out
-    query_len, group, target = num_tokens // num_seqs, num_heads // kv_heads, gpu.target(q.device)
-    tile = _tile(max(head_dim, v_dim), group * query_len, q.element_size(), target)
-    programs = kv_heads * math.ceil(group * query_len / tile.block_m)
-    resident = tile.resident_programs((head_dim + v_dim) * q.element_size(), target)
-    splits = rules.num_splits(num_seqs * programs, rows.block_tables.shape[1] * pages.block_size, resident)
-    partial = lse = None
-    if splits > 1:
-        partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
-        lse = q.new_empty(partial.shape[:-1], dtype=torch.float32)
-    decode_groups_kernel[(num_seqs, programs, splits)](
-        q_ptr=q,
-        table_ptr=rows.block_tables,
-        lens_ptr=rows.seq_lens,
-        out_ptr=out,
-        partial_ptr=partial,
-        lse_ptr=lse,
-        group=group,
-        query_len=query_len,
-        num_heads=num_heads,
-        num_splits=splits,
-        q_token_stride=q.stride(0),
-        q_head_stride=q.stride(1),
-        table_stride=rows.block_tables.stride(0),
-        SPLIT=splits > 1,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        MIN_TILES=tile.min_tiles,
-        **_keys(pages),
-        **_softmax(softmax),
-        **gpu.launched(q.device),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        maxnreg=rules.MAX_REGISTERS,
-    )
-    if partial is not None and lse is not None:
-        merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
-    return out
-
-
-def _keys(pages: PackedPages) -> dict[str, object]:
-    """Both caches, as codes and as scales, and what they are made of."""
-    assert pages.v is not None
-    found: dict[str, object] = {"PAGE": pages.block_size}
-    for name, cache, codec in (("k", pages.k, pages.key), ("v", pages.v, pages.value)):
-        found |= _memory(f"{name}_ptr", f"{name}_scales_ptr", cache, codec)
-        found |= {f"{name}_{dim}_stride": cache.stride(at) for at, dim in enumerate(("page", "slot", "head"))}
-        found |= {f"{name}_gain": codec.gain, f"{name.upper()}_CODEC": _compiled(codec)}
-        found |= {f"BLOCK_{name.upper()}": max(16, padded(codec.half))}
-    return found
-
-
-def _softmax(softmax: Softmax) -> dict[str, object]:
-    """As `softmax_arguments`: scores in base 2."""
-    return {
-        "sinks_ptr": softmax.sinks,
-        "qk_scale": softmax.scale / softmax.softcap if softmax.softcap else softmax.scale * math.log2(math.e),
-        "cap": softmax.softcap * math.log2(math.e),
-        "window": span(softmax),
-        "CAPPED": softmax.softcap > 0,
-    }
-
-
-def _tile(head_dim: int, rows: int, query_bytes: int, target: Target) -> Tile:
-    """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is
-    unpacked takes registers beside what it is unpacked from."""
-    whole = rules.attention_tile(head_dim, min(rows, 64), query_bytes, 2, target)
-    part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
-    return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
+    return in_splits(decode_groups_kernel, q, GroupKeys(pages, q.element_size()), rows, softmax)
 
 
 def _compiled(codec: Codec) -> Codec:

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 
 from kvtool.kernels.quantise import SMALLEST_LARGEST
+from kvtool.kernels.triton.jit.decode import merge_if_last
 from kvtool.kernels.triton.jit.early import wait_for_launches
-from kvtool.kernels.triton.jit.paged import FLOOR, dot, first_softmax, normalise, split_tiles, tanh
+from kvtool.kernels.triton.jit.paged import FLOOR, dot, first_softmax, normalise, split_tiles, tanh, used_splits
 
 _TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it rounds fp32 to the nearest integer
 _SMALLEST = tl.constexpr(SMALLEST_LARGEST)
@@ -249,15 +250,16 @@ def unpack_groups_kernel(
 @triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits", "table_stride"])
 def decode_groups_kernel(
     q_ptr, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr, partial_ptr, lse_ptr,
+    arrivals_ptr,
     qk_scale, k_gain, v_gain, cap, window, group, query_len, num_heads, num_splits,
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     SPLIT: tl.constexpr, CAPPED: tl.constexpr, K_CODEC: tl.constexpr, V_CODEC: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr, PAGE: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MERGED_ROWS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr, MIN_TILES: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ):
-    """As `decode_kernel`: up to BLOCK_M rows of one KV head over one split of one sequence; splits meet in
-    `merge_kernel`. Keys and values are those stored times k_gain and v_gain."""
+    """As `decode_kernel`: up to BLOCK_M rows of one KV head over one split of one sequence, and splits meet as there.
+    Keys and values are those stored times k_gain and v_gain."""
     wait_for_launches(PDL)
     HALF_K: tl.constexpr = K_CODEC.half
     HALF_V: tl.constexpr = V_CODEC.half
@@ -266,7 +268,8 @@ def decode_groups_kernel(
     kv_head = tl.program_id(1) // row_blocks
     split = tl.program_id(2)
     length = tl.load(lens_ptr + seq)
-    begin, end = split_tiles(split, length, window + query_len - 1, num_splits, BLOCK_N, MIN_TILES)
+    span = window + query_len - 1
+    begin, end = split_tiles(split, length, span, num_splits, BLOCK_N, MIN_TILES)
     if SPLIT and begin >= end and split > 0:
         return  # the merge knows which splits are empty and reads nothing of them
 
@@ -324,10 +327,18 @@ def decode_groups_kernel(
         tl.store(out + 1, odd.to(out_ptr.dtype.element_ty), mask=stored)
     else:
         of_block = tl.arange(0, BLOCK_M)
-        part = ((seq * tl.num_programs(1) + tl.program_id(1)) * num_splits + split) * BLOCK_M
+        unit = (seq * tl.num_programs(1) + tl.program_id(1)) * num_splits * BLOCK_M
+        part = unit + split * BLOCK_M
         partial = partial_ptr + (part + of_block)[:, None] * (2 * HALF_V) + 2 * column[None, :]
         tl.store(partial, even, mask=stored)
         tl.store(partial + 1, odd, mask=stored)
         # A row that has seen no key of this split keeps the floor, whose weight beside any score is 0.
         lse = row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))
         tl.store(lse_ptr + part + of_block, lse, mask=is_row)
+        if arrivals_ptr is not None:
+            merge_if_last(
+                partial_ptr, lse_ptr, arrivals_ptr + seq * tl.num_programs(1) + tl.program_id(1), out_ptr,
+                unit, seq * query_len * num_heads + kv_head * group, (tl.program_id(1) % row_blocks) * BLOCK_M,
+                group, query_len, num_heads, used_splits(length, span, num_splits, BLOCK_N, MIN_TILES),
+                2 * HALF_V, 2 * BLOCK_V, BLOCK_M, MERGED_ROWS, BLOCK_SPLITS,
+            )
