@@ -89,6 +89,30 @@ def _used(item: Work) -> list[int]:
     return table.pages[: ceil_div(item.sequence.num_computed + item.num_tokens, table.block_size)]
 
 
+def sequence_batch(token_ids: Sequence[int], start: int, stop: int, block_size: int, device: torch.device) -> StepBatch:
+    """Tokens start .. stop-1 of one sequence, which lies in the first pages in order; every token gives logits."""
+    stop = min(stop, len(token_ids))
+    return StepBatch(
+        token_ids=torch.tensor(token_ids[start:stop], device=device),
+        positions=torch.arange(start, stop, device=device),
+        slots=torch.arange(start, stop, device=device),
+        decode=None,
+        prefill=sequence_rows(start, stop, block_size, device),
+        sample_rows=None,
+        prefill_pages=(list(range(ceil_div(stop, block_size))),),
+    )
+
+
+def sequence_rows(start: int, stop: int, block_size: int, device: torch.device) -> Rows:
+    """The queries of tokens start .. stop-1 of a sequence in the first pages in order."""
+    return Rows(
+        block_tables=torch.arange(ceil_div(stop, block_size), dtype=torch.int32, device=device).unsqueeze(0),
+        seq_lens=torch.tensor([stop], dtype=torch.int32, device=device),
+        query_starts=torch.tensor([0, stop - start], dtype=torch.int32, device=device),
+        max_query_len=stop - start,
+    )
+
+
 def to_device(device: torch.device, values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     """The values as a tensor on `device`, which the host does not wait for: pinned memory is reused once it is read."""
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)

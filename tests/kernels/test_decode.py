@@ -161,9 +161,12 @@ def test_a_large_score_is_capped_not_nan(backend: Backend) -> None:
     assert torch.isfinite(out).all()
 
 
+MERGED: dict[str, object] = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, queries: int) -> None:
-    """As on a GPU, and the counters are zero again, so that a graph can be replayed."""
+    """And the counters are zero again, so that a graph can be replayed."""
     if not backend.interpreted:
         pytest.skip("only Triton's programs arrive, and on CUDA every test of splits has them do so")
     from kvtool.kernels.triton import attention, gpu
@@ -171,10 +174,24 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
     arrivals = torch.zeros(64, dtype=torch.int32)
     monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
     monkeypatch.setattr(attention, "merge", None)
-    shape = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
     for lens in ((300, 0, 129), (3, 300, 200)):
-        check(backend, guesses(lens, queries, **shape))
+        check(backend, guesses(lens, queries, **MERGED))
         assert not arrivals.any()
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_much_to_merge_is_merged_by_a_launch_of_its_own(backend: Backend, monkeypatch, queries: int) -> None:
+    """As the many rows of MLA are."""
+    if backend.device == "cpu" and not backend.interpreted:
+        pytest.skip("only Triton's programs share a sequence")
+    from kvtool.kernels.triton import attention
+    from kvtool.kernels.triton.tiles import rules
+
+    monkeypatch.setattr(rules, "MERGED_BYTES", 0)
+    merge, merged = attention.merge, []
+    monkeypatch.setattr(attention, "merge", lambda *given: merged.append(merge(*given)))
+    check(backend, guesses((300, 0, 129), queries, **MERGED))
+    assert merged == [None]
 
 
 @pytest.mark.parametrize(("page", "descriptors"), [(16, False), (64, True)])

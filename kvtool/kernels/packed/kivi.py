@@ -72,9 +72,15 @@ class KiviPages(PackedPages):
             grown.whole_keys, grown.whole_values = grown.whole_keys[count:].clone(), grown.whole_values[count:].clone()
 
 
-def kivi_pages(key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, residual: int, rotated: bool) -> KiviPages:
+def kivi_pages(
+    key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, residual: int, rotated: bool, device: torch.device
+) -> KiviPages:
     """An empty cache of one sequence; `key` packs as many tokens of a channel as it has elements."""
-    none = torch.zeros(0, 0, kv_heads, 0, dtype=torch.uint8)
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(0, *shape, dtype=dtype, device=device)
+
+    none = empty(0, kv_heads, 0, dtype=torch.uint8)
     return KiviPages(
         k=none,
         v=none,
@@ -84,9 +90,9 @@ def kivi_pages(key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, resi
         group=key.elements,
         residual=residual,
         grown=Grown(
-            keys=torch.zeros(0, kv_heads, k_head_dim, key.stored_bytes, dtype=torch.uint8),
-            values=torch.zeros(0, kv_heads, value.stored_bytes, dtype=torch.uint8),
-            whole_keys=torch.zeros(0, kv_heads, k_head_dim, dtype=torch.bfloat16),
-            whole_values=torch.zeros(0, kv_heads, value.elements, dtype=torch.bfloat16),
+            keys=empty(kv_heads, k_head_dim, key.stored_bytes, dtype=torch.uint8),
+            values=empty(kv_heads, value.stored_bytes, dtype=torch.uint8),
+            whole_keys=empty(kv_heads, k_head_dim, dtype=torch.bfloat16),
+            whole_values=empty(kv_heads, value.elements, dtype=torch.bfloat16),
         ),
     )

@@ -22,7 +22,7 @@ from triton.runtime.errors import OutOfResources
 from kvtool.kernels.choosing import may_time
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.experts import KERNEL_GATES
-from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
+from kvtool.kernels.triton.jit.product import gemv_kernel, product_kernel
 from kvtool.kernels.triton.rows import gate_halves, rms_norm
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.cold_time import cold_time_ms
@@ -131,7 +131,7 @@ def gemv(
     rows = rules.padded(len(x))
     checks.require(rows <= GEMV_ROWS, f"{len(x)} rows are too many for a GEMV of {GEMV_ROWS}")
     constants = {"ROWS": rows, "STAGES": tile.num_stages}
-    return _in_splits(gemv_kernel, constants, x, weight, bias, plus, around, tile, rows, held_rows=tile.block_n)
+    return _in_splits(gemv_kernel, constants, x, weight, bias, plus, around, tile, held_rows=tile.block_n)
 
 
 def split_product(
@@ -147,8 +147,7 @@ def split_product(
     checks.require(len(x) <= MAX_ROWS, f"{len(x)} rows are too many for a product of {MAX_ROWS}")
     rows = max(16, rules.padded(len(x)))
     constants = {"BLOCK_M": rows, "num_stages": tile.num_stages}
-    held_rows = tile.block_n + rows
-    return _in_splits(product_kernel, constants, x, weight, bias, plus, around, tile, rows, held_rows)
+    return _in_splits(product_kernel, constants, x, weight, bias, plus, around, tile, held_rows=tile.block_n + rows)
 
 
 def _in_splits(
@@ -160,7 +159,6 @@ def _in_splits(
     plus: Tensor | None,
     around: Around,
     tile: ProductTile,
-    block_m: int,
     held_rows: int,
 ) -> Tensor:
     """Grid: (blocks of columns, splits of the depth). `held_rows` of a program's tiles are in shared memory."""
@@ -201,11 +199,6 @@ def _in_splits(
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )
-    if partial is not None and arrivals is None:
-        blocks_of = {"BLOCK_M": block_m, "BLOCK_N": tile.block_n, "BLOCK_SPLITS": SPLITS_AT_ONCE}
-        add_splits_kernel[(blocks,)](
-            partial_ptr=partial, out_ptr=out, **added, **shape, **blocks_of, num_warps=tile.num_warps
-        )
     return out
 
 

@@ -176,7 +176,7 @@ def _counters_left() -> int:
 
     counters = gpu.arrivals(torch.device(DEVICE, torch.cuda.current_device()), 1)
     of_graphs = gpu._kept_arrivals(torch.device(DEVICE, torch.cuda.current_device()), gpu.GRAPHS)
-    return int(of_graphs.count_nonzero()) + (0 if counters is None else int(counters.count_nonzero()))
+    return int(of_graphs.count_nonzero()) + int(counters.count_nonzero())
 
 
 def _nans(outputs: Sequence[Tensor]) -> int:

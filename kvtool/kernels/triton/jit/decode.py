@@ -1,6 +1,6 @@
 """Split-KV flash decoding: several programs share a sequence's keys, and the last one to finish merges their softmaxes.
 
-Where programs do not run at once, as in the interpreter, a second kernel merges.
+Where that is more than one program reads in the time of a launch, the programs of a second one merge a row each.
 """
 
 from __future__ import annotations
@@ -109,18 +109,29 @@ def decode_kernel(
         lse = row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))
         tl.store(lse_ptr + part + of_block, lse, mask=is_row)
         if arrivals_ptr is not None:
-            splits = used_splits(length, span, num_splits, BLOCK_N, MIN_TILES)
-            arrivals_ptr += seq * tl.num_programs(1) + tl.program_id(1)
-            tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
-            if tl.atomic_add(arrivals_ptr, 1) == splits - 1:
-                first_row = (tl.program_id(1) % row_blocks) * BLOCK_M
-                one = first_row + tl.arange(0, MERGED_ROWS)
-                merge_rows(
-                    partial_ptr, lse_ptr, out_ptr, unit, out_row + one // group * num_heads + one % group,
-                    tl.minimum(group * query_len - first_row, BLOCK_M), splits, V_DIM, BLOCK_DV, BLOCK_M, MERGED_ROWS,
-                    BLOCK_SPLITS,
-                )
-                tl.store(arrivals_ptr, 0)
+            merge_if_last(
+                partial_ptr, lse_ptr, arrivals_ptr + seq * tl.num_programs(1) + tl.program_id(1), out_ptr,
+                unit, out_row, (tl.program_id(1) % row_blocks) * BLOCK_M, group, query_len, num_heads,
+                used_splits(length, span, num_splits, BLOCK_N, MIN_TILES),
+                V_DIM, BLOCK_DV, BLOCK_M, MERGED_ROWS, BLOCK_SPLITS,
+            )
+
+
+@triton.jit
+def merge_if_last(
+    partial_ptr, lse_ptr, arrivals_ptr, out_ptr, first_part, out_row, first_row, group, query_len, num_heads, used,
+    V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):
+    """The last of a block's `used` programs to come here merges their partial outputs, which begin at first_part. The
+    block begins at first_row of its KV head, whose rows of out begin at out_row. The count is zero again then."""
+    tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
+    if tl.atomic_add(arrivals_ptr, 1) == used - 1:
+        row = first_row + tl.arange(0, ROWS)
+        merge_rows(
+            partial_ptr, lse_ptr, out_ptr, first_part, out_row + row // group * num_heads + row % group,
+            tl.minimum(group * query_len - first_row, BLOCK_M), used, V_DIM, BLOCK_DV, BLOCK_M, ROWS, BLOCK_SPLITS,
+        )
+        tl.store(arrivals_ptr, 0)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """x W^T for few rows of x, which takes as long as W takes to be read: K in splits, so that all of the card reads.
 
-The last program of a block of columns to arrive adds up its splits; where programs do not run at once, as in the
-interpreter, a second kernel does. Splits are added in one order whoever comes last, so equal calls give equal bits.
+The last program of a block of columns to arrive adds up its splits, in one order whoever it is, so that equal calls give
+equal bits.
 
 What stands around a product is done in it. RMSNorm before it: each program multiplies x by the norm's weight as it
 comes, adds up the squares of x beside the products, and divides by the root at the end, where a row is one factor.
@@ -134,24 +134,6 @@ def product_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_splits"])
-def add_splits_kernel(
-    partial_ptr, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth, num_splits, plus_stride,
-    eps, alpha, limit,
-    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-):
-    """One program a block of columns: out = the sum of its splits, and what stands around the product."""
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.arange(0, BLOCK_M)
-    acc, square = added_splits(
-        partial_ptr, norm_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M, BLOCK_SPLITS
-    )
-    write(
-        acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth, plus_stride,
-        eps, alpha, limit, ACTIVATION, BLOCK_N, BLOCK_M,
-    )
-
-
 @triton.jit
 def weight_rows(column, num_columns, ACTIVATION: tl.constexpr):
     """The rows of a weight that columns stand for, those of gate and up in turn; past the last the last again."""
@@ -206,19 +188,17 @@ def finish(
         if norm_ptr is not None:
             squares_ptr = squares_of_block(partial_ptr, num_rows, num_columns, num_splits)
             tl.store(squares_ptr + split_row, square, mask=row < num_rows)
-        if arrivals_ptr is not None:
-            arrivals_ptr += tl.program_id(0)
-            tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
-            if tl.atomic_add(arrivals_ptr, 1) == num_splits - 1:
-                total, square = added_splits(
-                    partial_ptr, norm_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M,
-                    BLOCK_SPLITS,
-                )
-                write(
-                    total, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth,
-                    plus_stride, eps, alpha, limit, ACTIVATION, BLOCK_N, BLOCK_M,
-                )
-                tl.store(arrivals_ptr, 0)
+        arrivals_ptr += tl.program_id(0)
+        tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
+        if tl.atomic_add(arrivals_ptr, 1) == num_splits - 1:
+            total, square = added_splits(
+                partial_ptr, norm_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M, BLOCK_SPLITS
+            )
+            write(
+                total, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth,
+                plus_stride, eps, alpha, limit, ACTIVATION, BLOCK_N, BLOCK_M,
+            )
+            tl.store(arrivals_ptr, 0)
 
 
 @triton.jit
