@@ -23,6 +23,7 @@ from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import file_bytes
 from kvtool.engine.preemption import PREEMPTION
 from tests.engine.conftest import SaveTiny
+from tests.engine.offload import fake_kvikio
 from tests.engine.requests import Request, run
 from tests.engine.running import load, prompt
 
@@ -77,6 +78,7 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     dram_pages=st.none() | st.integers(1, 12),
     disk_pages=st.none() | st.integers(1, 30),
     exclusive=st.booleans(),
+    kvikio=st.booleans(),
     both_ends=st.booleans(),
     index=st.sampled_from(["hashed", *EVICTION]),
     admission=st.sampled_from(ADMISSION),
@@ -92,6 +94,7 @@ def test_tokens_are_the_same(
     dram_pages: int | None,
     disk_pages: int | None,
     exclusive: bool,
+    kvikio: bool,
     both_ends: bool,
     index: str,
     admission: str,
@@ -108,6 +111,7 @@ def test_tokens_are_the_same(
         disk_folder=None if disk_pages is None else next(folders),
         disk_bytes=None if disk_pages is None else disk_pages * file_bytes(page_bytes),
         exclusive=exclusive and policy.kind == "back" and dram_pages is not None,
+        kvikio=kvikio and dram_pages is None and disk_pages is not None,
         write=policy,
     )
     expected = outputs(engine_with(loaded, num_pages, None), requests)
@@ -129,7 +133,9 @@ def test_tokens_are_the_same(
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Iterator[Path]:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Fresh ones, which kvikio can serve too."""
+    fake_kvikio.install(monkeypatch)
     return (tmp_path / str(number) for number in count())
 
 
