@@ -270,8 +270,8 @@ def test_what_a_node_has_is_not_read_again(agents: Path) -> None:
 
 
 def test_requests_wait_for_memory_of_the_nodes_that_decode(agents: Path) -> None:
-    """Two that do not fit together, on a cluster where bytes take no time: the second prompt is computed while the first
-    request decodes, and decodes behind it. What it waited stands between its 101 tokens. Room for all is as no limit.
+    """Two that do not fit together, where bytes take no time: the second prompt is computed while the first request
+    decodes, and decodes behind it. What it waited stands between its 101 tokens. Room for all is as no limit.
     """
     cluster = parse_cluster("prefill=1,decode=1,pool=2k")
     speeds = node_speeds(MODEL, GPU, cluster)
@@ -296,7 +296,8 @@ def test_what_is_asked_of_a_cluster() -> None:
     for text, said in (
         ("prefill=1", "has no decode nodes"), ("prefil=1,decode=1", "did you mean prefill"),
         ("prefill=0,decode=1", "must be from 1"), ("prefill=a,decode=1", "is no number"),
-        ("prefill=1,decode=1,pool=0", "pool '0' must be a whole"), ("prefill=1,decode=1,nic=0", "must be above 0"), ("prefill=1,prefill=2,decode=1", "twice"),
+        ("prefill=1,decode=1,pool=0", "pool '0' must be a whole"),
+        ("prefill=1,decode=1,nic=0", "must be above 0"), ("prefill=1,prefill=2,decode=1", "twice"),
     ):  # fmt: skip
         with pytest.raises(KvtoolError, match=said):
             parse_cluster(text)

@@ -26,8 +26,8 @@ class Cluster:
     memory of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
     Of the GPUs' NICs the model's own traffic takes the part `reserved` first, but leaves a hundredth, as virtual lanes
     do. Nodes of each kind have their card, None for the one that is named elsewhere. `local_bytes` of a prefill node's
-    host memory keep the last prompts of sessions. A collective of a node's GPUs takes `alpha_us` beside its bytes. Those
-    of a decode node hold `pool_tokens` of requests, None for as many as there are.
+    host memory keep the last prompts of sessions. A collective of a node's GPUs takes `alpha_us` beside its bytes. The
+    GPUs of a decode node hold `pool_tokens` of requests, None for as many as there are.
     """
 
     prefill: int

@@ -41,9 +41,10 @@ def steps_words(times: StepTimes) -> str:
     low, high = times.spread
     return (
         f"a step of prompts takes {1e3 * fastest_s:.4g} to {1e3 * slowest_s:.4g} ms, interpolated over "
-        f"{1e3 * first:.3g} to {1e3 * last:.3g} ms of computing (less takes as long), one of decodes {1e3 * times.decode_s:.3g} ms, "
-        f"{1e3 * times.sequence_s:.3g} a request and {1e6 * times.context_s:.3g} a thousand tokens of context, as "
-        f"measured of this model; nine in ten steps took x{low:.2f} to x{high:.2f} of that"
+        f"{1e3 * first:.3g} to {1e3 * last:.3g} ms of computing (less takes as long), one of decodes "
+        f"{1e3 * times.decode_s:.3g} ms, {1e3 * times.sequence_s:.3g} a request and {1e6 * times.context_s:.3g} a "
+        f"thousand tokens of context, as measured of this model; nine in ten steps took x{low:.2f} to x{high:.2f} of "
+        "that"
     )
 
 
