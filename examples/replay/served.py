@@ -92,8 +92,9 @@ class Bench:
         return served.hit_tokens, [sequence.ttft_s for sequence in served.sequences]
 
     def steps(self) -> Steps:
-        """Each of them PASSES times, prompts and then decodes, by prompts that nobody saw before. Each comes to a machine
-        that has been idle, as most requests of the trace do: caches, threads and clock are then slower than in a row.
+        """Each of them PASSES times, prompts and then decodes, by prompts that nobody saw before. Each comes to a
+        machine that has been idle, as most requests of the trace do: caches, threads and clock are then slower than in
+        a row.
         """
         found: Steps = {step: [] for step in STEPS}
         for step in STEPS * PASSES:
