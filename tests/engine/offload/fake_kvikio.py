@@ -1,4 +1,4 @@
-"""kvikio's Python side (26.10: kvikio/cufile.py, defaults.py, cufile_driver.py), for buffers of host memory.
+"""kvikio's Python side (26.10: kvikio/cufile.py, defaults.py, cufile_driver.py); a GPU's bytes go through host memory.
 
 A request is served when its future is asked for. What its C++ throws is a RuntimeError, with the system's words in it.
 """
@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 GPU_PAGE_BYTES = 4096  # at whose multiples GPUDirect Storage reads and writes
 
@@ -29,6 +30,10 @@ class IOFuture:
 
     def done(self) -> bool:
         return False
+
+
+def on_host(buf: Any) -> Any:
+    return buf.cpu().numpy() if hasattr(buf, "__cuda_array_interface__") else buf
 
 
 class Kvikio(ModuleType):
@@ -60,13 +65,20 @@ class Kvikio(ModuleType):
             def pread(
                 self, buf: Any, size: int | None = None, file_offset: int = 0, task_size: int | None = None
             ) -> IOFuture:
-                return IOFuture(lambda: self._moved(os.preadv(self._fd, [self._view(buf, size)], file_offset), size))
+                def serve() -> int:
+                    host = on_host(buf)
+                    count = os.preadv(self._fd, [memoryview(host).cast("B")[:size]], file_offset)
+                    if host is not buf:
+                        buf.copy_(torch.from_numpy(host))
+                    return self._moved(count, size)
+
+                return IOFuture(serve)
 
             def pwrite(
                 self, buf: Any, size: int | None = None, file_offset: int = 0, task_size: int | None = None
             ) -> IOFuture:
                 def serve() -> int:
-                    view = self._view(buf, size)
+                    view = memoryview(on_host(buf)).cast("B")[:size]
                     kvikio.room -= len(view)
                     if kvikio.room < 0:
                         raise OSError(28, os.strerror(28))
@@ -74,10 +86,6 @@ class Kvikio(ModuleType):
 
                 assert file_offset % GPU_PAGE_BYTES == 0
                 return IOFuture(serve)
-
-            def _view(self, buf: Any, size: int | None) -> memoryview:
-                view = memoryview(buf).cast("B")
-                return view if size is None else view[:size]
 
             def _moved(self, count: int, asked: int | None) -> int:
                 if asked is not None and count < asked:
