@@ -78,7 +78,9 @@ def long_prompt(index: str) -> str:
         match_s.append(seconds(lambda prompt=prompt: cache.match(prompt)))
         hit_s.append(seconds(lambda prompt=prompt: serve(cache, prompt)))
     match_ms, hit_ms, cold_ms = (median(times) * 1e3 for times in (match_s, hit_s, cold_s))
-    return f"{index}: found in {match_ms:.1f} ms, served in {hit_ms:.1f}, and in {cold_ms:.1f} where nothing is cached."
+    return (
+        f"  {index}: found in {match_ms:.1f} ms, served in {hit_ms:.1f}, and in {cold_ms:.1f} where nothing is cached."
+    )
 
 
 def main() -> None:
