@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kvtool.cache.admission import ADMISSION
 from kvtool.cache.eviction.eviction import EVICTION
+from kvtool.cache.manager import SequenceCache
 from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -22,6 +23,7 @@ from kvtool.engine.offload import host as host_module
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import file_bytes
 from kvtool.engine.preemption import PREEMPTION
+from kvtool.engine.sequence import Sequence
 from tests.engine.conftest import SaveTiny
 from tests.engine.offload import fake_kvikio
 from tests.engine.requests import Request, run
@@ -176,6 +178,31 @@ def test_half_of_a_prefix_is_computed_while_the_other_half_is_read(
     disk = engine.tiers()[-1]
     assert (disk.recomputed_tokens, disk.hit_tokens, sequence.cached_tokens) == (20, 16, 16)  # 5 and 4 of 9 pages
     engine.offload.stack.check()
+    engine.close()
+
+
+def test_one_that_gave_way_is_read_ahead_before_it_is_seated_again(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request takes the pages of the second, which comes back from the disk, read while it waited."""
+    requests = [Request(prompt(20, seed), tokens) for seed, tokens in ((0, 24), (1, 12))]
+    expected = outputs(engine_with(loaded, 30, None), requests)
+    engine = engine_with(loaded, 12, parse_tiers(f"disk={tmp_path}:1MiB"))
+    offload = engine.offload
+    assert offload is not None
+    back, ahead = offload.back, list[int]()
+
+    def seated(sequence: Sequence, pages: SequenceCache) -> int:
+        if sequence.num_preemptions:
+            ahead.append(len(offload.stack._ahead))
+        return back(sequence, pages)
+
+    monkeypatch.setattr(offload, "back", seated)
+    sequences = run(engine, requests)
+    assert [sequence.output_ids for sequence in sequences] == expected
+    assert [sequence.num_preemptions for sequence in sequences] == [0, 1]
+    assert ahead == [engine.tiers()[0].hit_tokens // BLOCK]
+    assert ahead[0] > 0
     engine.close()
 
 
