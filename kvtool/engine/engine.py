@@ -199,6 +199,8 @@ class Engine:
     def step(self) -> list[Sequence]:
         """Compute one batch. Returns the sequences that got a token."""
         with self.compiling.measured(), device_errors("a step of the engine"):
+            if self.offload is not None and self.scheduler.waiting:
+                self.offload.expect(self.scheduler.waiting[0])
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
             return self._run_now(self.schedule())
