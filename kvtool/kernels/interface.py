@@ -259,7 +259,8 @@ class StepKernels(Protocol):
         """
 
     def likeliest(self, logits: Tensor) -> Tensor:
-        """logits [n, vocab] -> the token [n] int64 with the largest of each row, of equals the first."""
+        """logits [n, vocab] -> the token [n] int64 with the largest of each row; of equals the first, and NaN is larger
+        than all."""
 
     def nucleus(self, probabilities: Tensor, top_ps: Tensor) -> Tensor:
         """probabilities fp32 [n, vocab], those outside the smallest set that reaches top_ps fp32 [n] set to 0.

@@ -118,13 +118,16 @@ void store_rows(const void *arguments) {
 
 #define STRETCH 2048
 
+// NaN where there is one.
 INLINE float largest_of(const bf16 *x, int64_t n) {
     vec most = (vec){0} - INFINITY;
+    words none = {0};
     for (int64_t i = 0; i < n; i += STEP) {
         const pair p = load(x + i);
         most = larger(larger(p.even, p.odd), most);
+        none |= (words)(p.even != p.even) | (words)(p.odd != p.odd);
     }
-    return maximum(most);
+    return maximum((vec)(none & 0x3f800000)) > 0.0f ? NAN : maximum(most);
 }
 
 INLINE float to_float(bf16 x) {
@@ -134,19 +137,18 @@ INLINE float to_float(bf16 x) {
     return value;
 }
 
-// The place of the largest element, of equals the first: which stretch of the row has it, and then where it is there.
-// A NaN is never the largest beside a number.
+// The place of the largest element, of equals the first, and NaN is larger than all: which stretch of the row has it, and
+// then where it is there.
 INLINE int64_t first_largest(const bf16 *x, int64_t n) {
     float most = -INFINITY;
     int64_t from = 0;
-    for (int64_t i = 0; i < n; i += STRETCH) {
+    for (int64_t i = 0; i < n && most == most; i += STRETCH) {
         const float own = largest_of(x + i, n - i < STRETCH ? n - i : STRETCH);
-        if (own > most) most = own, from = i;
+        if (!(own <= most)) most = own, from = i;
     }
-    const int64_t to = n - from < STRETCH ? n : from + STRETCH;
-    for (int64_t i = from; i < to; i++)
-        if (to_float(x[i]) == most) return i;
-    return 0;
+    int64_t at = from;
+    for (float own = to_float(x[at]); most == most ? own != most : own == own; own = to_float(x[at])) at++;
+    return at;
 }
 
 // y = the place of each row's largest element.
