@@ -69,7 +69,7 @@ def test_how_far_a_release_was_checked_is_said() -> None:
 
 def test_what_changed_between_two_releases() -> None:
     assert [change.rule for change in HISTORY.between("0.25", "0.26")] == [
-        *("in_flight_batches", "hybrid_prefix_caching", "padded_states")
+        *("in_flight_batches", "hybrid_prefix_caching", "windows_beside_latent", "padded_states")
     ]
     assert HISTORY.between("0.26", "0.25") == HISTORY.between("0.25", "0.26")
 

@@ -18,6 +18,10 @@ def _change(since: str, rule: str, value: object, what: str, source: str) -> Cha
 _GROUPS = "v1/core/kv_cache_utils.py"
 _RUNNER = "config/vllm.py: use_v2_model_runner"
 _SPECS = "v1/kv_cache_interface.py"
+_ATTENTION = "model_executor/layers/attention/attention.py: get_kv_cache_spec"
+_SLIDING, _CHUNKED = "SlidingWindowSpec", "ChunkedLocalAttentionSpec"
+_PROMOTE = f"{_GROUPS}: _promote_local_kv_cache_specs"
+_STRIDE = "v1/attention/backend.py: indexes_kv_by_block_stride"
 _WINDOW_BLOCKS = "model_executor/layers/attention/attention.py: _largest_kernel_block_within"
 CHANGES = (
     _change(
@@ -100,6 +104,20 @@ CHANGES = (
     _change("0.20", "gpu_memory_utilization", 0.92, "--gpu-memory-utilization is 0.92 by default", "config/cache.py"),
     _change(
         "0.21",
+        "promoted_whole",
+        (_SLIDING,),
+        "windows that are kept whole have room for a V of its own width and for the scales of each token and head",
+        f"{_GROUPS}: unify_hybrid_kv_cache_specs",
+    ),
+    _change(
+        "0.21",
+        "override_checked",
+        True,
+        "a request must fit into --num-gpu-blocks-override, not into the memory that it replaces",
+        f"{_GROUPS}: get_kv_cache_configs",
+    ),
+    _change(
+        "0.21",
         "tokens_follow_concurrency",
         True,
         "the logged size counts a request's blocks of windows as they are: concurrency x length",
@@ -140,13 +158,7 @@ CHANGES = (
         "attention pages that do not divide the largest are padded instead of refused",
         f"{_GROUPS}: unify_kv_cache_spec_page_size",
     ),
-    _change(
-        "0.24",
-        "padded_latent_pages",
-        True,
-        "so are those of MLA without an indexer",
-        "v1/attention/backend.py: indexes_kv_by_block_stride",
-    ),
+    _change("0.24", "padded_latent_pages", True, "so are those of MLA without an indexer", _STRIDE),
     _change(
         "0.24",
         "promoted_apart",
@@ -189,6 +201,7 @@ CHANGES = (
         "hybrids cache prefixes by default",
         "config/model.py: is_prefix_caching_supported",
     ),
+    _change("0.26", "windows_beside_latent", True, "a draft with windows may stand beside MLA", _ATTENTION),
     _change(
         "0.26",
         "padded_states",
@@ -217,13 +230,7 @@ CHANGES = (
         "windows whose pages have none in common with MLA's are kept whole instead of refused",
         f"{_GROUPS}: _try_get_full_allocation_fallback_groups",
     ),
-    _change(
-        "0.27",
-        "promoted_blocks",
-        True,
-        "windows that are kept whole take the blocks of full layers",
-        f"{_GROUPS}: _promote_local_kv_cache_specs",
-    ),
+    _change("0.27", "promoted_blocks", True, "windows that are kept whole take the blocks of full layers", _PROMOTE),
     _change(
         "0.27",
         "consumed_measured",
@@ -243,7 +250,7 @@ CHANGES = (
         "promoted_apart",
         False,
         "windows that are kept whole are of one spec with full layers again",
-        f"{_GROUPS}: _promote_local_kv_cache_specs",
+        _PROMOTE,
     ),
     _change(
         "0.28",
@@ -252,13 +259,7 @@ CHANGES = (
         "full layers whose V alone is of another width are no more taken for the first of them",
         f"{_SPECS}: FullAttentionSpec.merge",
     ),
-    _change(
-        "0.28",
-        "promoted_scales",
-        True,
-        "chunks that are kept whole have room for the scales of each token and head",
-        f"{_GROUPS}: _promote_local_kv_cache_specs",
-    ),
+    _change("0.28", "promoted_whole", (_SLIDING, _CHUNKED), "so have chunks", _PROMOTE),
     _change(
         "0.28",
         "huge_cards",

@@ -15,8 +15,10 @@ from kvtool.units import ceil_div
 
 UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
 _FAMILIES = {MLA: FULL}
-# Of as many bytes an element, without the scales of each token and head.
-_WITHOUT_SCALES = dict.fromkeys(("int8_per_token_head", "fp8_per_token_head"), CACHE_FORMATS["fp8"])
+# What a spec keeps that is not told how it is quantised: a byte an element, without scales, and equal to no other.
+_WITHOUT_SCALES = dict.fromkeys(
+    ("fp8", "fp8_e5m2", "int8_per_token_head", "fp8_per_token_head"), replace(CACHE_FORMATS["fp8"], name="untold")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +108,9 @@ def promoted(caches: Sequence[LayerCache], rules: VllmRules) -> list[LayerCache]
 def _as_full(cache: LayerCache, block_sizes: set[int], rules: VllmRules) -> LayerCache:
     shared = rules.promoted_blocks and len(block_sizes) == 1
     spec = cache.spec
-    if isinstance(spec, ChunkedSpec) and not rules.promoted_scales:
-        spec = replace(spec, cache_format=_WITHOUT_SCALES.get(spec.cache_format.name, spec.cache_format))
+    if isinstance(spec, SlidingSpec | ChunkedSpec) and cache.kind not in rules.promoted_whole:
+        plain = _WITHOUT_SCALES.get(spec.cache_format.name, spec.cache_format)
+        spec = replace(spec, v_head_dim=spec.k_head_dim, cache_format=plain)
     return replace(cache, kind=FULL, spec=spec, block_size=next(iter(block_sizes)) if shared else cache.block_size)
 
 

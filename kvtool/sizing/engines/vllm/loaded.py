@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
 from kvtool.sizing.dtypes import FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.estimates import Estimate
@@ -82,11 +83,16 @@ def table_bytes(model: Model, *, fp32_yarn: bool = False) -> int:
     if model.max_position_embeddings is None or learned or model.architecture in _WITHOUT_TABLES:
         return 0
     element = FLOAT_BYTES.get(canonical_dtype(model.dtype or "bf16"), 2)
-    scaling = None if decoder is None else decoder.rope_scaling
-    if fp32_yarn and _is_latent(model) and scaling is not None and scaling.kind == "yarn":
+    if fp32_yarn and _is_latent(model) and (decoder is None or _may_be_yarn(decoder)):
         element = _ROTATION_BYTES
     tables = {_table(model, layer.cache) for layer in model.layers} - {(0, False), (0, True)}
     return sum(_positions(model, scaled=scaled) * width * element for width, scaled in tables)
+
+
+def _may_be_yarn(decoder: Decoder) -> bool:
+    """Whether its config says so, or says nothing: models with MLA are made longer by it."""
+    scaling = decoder.rope_scaling
+    return not decoder.exact if scaling is None else scaling.kind == "yarn"
 
 
 def _table(model: Model, cache: object) -> tuple[int, bool]:

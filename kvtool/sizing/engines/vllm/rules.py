@@ -63,7 +63,9 @@ class VllmRules:
     whole_windows: bool = False
     promoted_blocks: bool = False
     promoted_apart: bool = False
-    promoted_scales: bool = False
+    promoted_whole: tuple[str, ...] = ()
+    override_checked: bool = False
     value_widths: bool = False
+    windows_beside_latent: bool = False
     latent_workspace: bool = False
     flashinfer_rotation: bool = False
