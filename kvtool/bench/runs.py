@@ -147,7 +147,9 @@ def _joined_case(cases: Sequence[C]) -> C:
 def _all_load(loads: Sequence[Load]) -> Load:
     known = [load.other_cores for load in loads if load.other_cores is not None]
     return Load(
-        other_cores=max(known, default=None), disturbed_iterations=sum(load.disturbed_iterations for load in loads)
+        other_cores=max(known, default=None),
+        disturbed_iterations=sum(load.disturbed_iterations for load in loads),
+        fewer_threads=any(load.fewer_threads for load in loads),
     )
 
 

@@ -206,10 +206,11 @@ class BenchPeer(Struct, frozen=True, kw_only=True):
 
 class Load(Struct, frozen=True, kw_only=True):
     """Of others while the case's iterations ran: cores on average (None: not known), and the iterations that they
-    disturbed, measured again in vain."""
+    disturbed, measured again in vain. With `fewer_threads` they were so busy beforehand that fewer ran than usual."""
 
     other_cores: float | None = None
     disturbed_iterations: int = 0
+    fewer_threads: bool = False
 
 
 class Case(Struct, frozen=True, kw_only=True, tag_field="part"):
