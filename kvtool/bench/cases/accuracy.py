@@ -33,13 +33,9 @@ from kvtool.sizing.speed.traffic import decode_kv_read_bytes, kv_written_bytes
 from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.workloads import Request
 
-CPU_FORMATS = (
+FORMATS = (
     *("fp8", "fp8+calibrated", "fp8_e5m2", "int8", "int8_per_token_head"),
     *("int4", "int4+hadamard", "kivi_int4", "kivi_int2"),
-    *("bf16+streaming:256", "bf16+quest:256"),
-)
-GPU_FORMATS = (
-    *("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "int4", "int4+hadamard"),
     *("bf16+streaming:256", "bf16+quest:256"),
 )
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
@@ -76,15 +72,14 @@ class AccuracyPart(Stepped):
 
     @classmethod
     def default(cls, *, gpu: bool) -> AccuracyPart:
-        if gpu:
-            return cls(kv_cache_dtypes=GPU_FORMATS, input_lens=(512,), contexts=(1024, 8192, 32768))
-        return cls(kv_cache_dtypes=CPU_FORMATS, input_lens=(512,), contexts=(256, 2048, 8192))
+        contexts = (1024, 8192, 32768) if gpu else (256, 2048, 8192)
+        return cls(kv_cache_dtypes=FORMATS, input_lens=(512,), contexts=contexts)
 
     def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> AccuracyPart:
         """Contexts beyond the model's are left out, and all of them where a line through the rest has no two points;
         so are sparse caches that nobody asked for, where the model's attention cannot be sparse."""
         names = self.kv_cache_dtypes
-        if names in (CPU_FORMATS, GPU_FORMATS):
+        if names == FORMATS:
             names = tuple(name for name in names if reads_in_part(model, parse_cache_format(name)))
         longest = model.max_position_embeddings or max(self.contexts, default=0)
         known = tuple(sorted({context for context in self.contexts if context <= longest}))

@@ -198,7 +198,7 @@ class GroupKeys:
         return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
 
     def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
-        """Both caches, as codes and as scales, and what they are made of."""
+        """Both caches, as bytes and in fp16, and how long their vectors and groups are."""
         assert self.pages.v is not None
         found = softmax_arguments(softmax)
         parts = (("k", self.pages.k, self.pages.key), ("v", self.pages.v, self.pages.value))

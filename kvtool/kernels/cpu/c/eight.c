@@ -47,7 +47,33 @@ INLINE vec widened(codes c, const int kind) {
     return (vec)((words)value | (x & 0x80) << 24);
 }
 
+#ifdef __AVX512BW__
+typedef uint16_t shorts __attribute__((vector_size(4 * LANES)));
+
+// A float of 8 bits is the upper part of a bf16 but for its exponent's bias; those few that are subnormal are looked up.
+INLINE void widen_floats(const uint8_t *from, bf16 *to, int64_t dim, const int kind) {
+    const Float8 f = float8(kind);
+    const int one = (f.bias + 1 - f.mantissa) << 7; // as a bf16: the least of them
+    const __m128i few = _mm_setr_epi16(0, one, one + 128, one + 192, one + 256, one + 288, one + 320, one + 352);
+    const __m512i subnormal = _mm512_zextsi128_si512(few);
+    for (int64_t i = 0; i < dim; i += STEP) {
+        shorts c = (shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(from + i)));
+        shorts magnitude = c & 0x7f, value = (magnitude << (7 - f.mantissa)) + (uint16_t)(f.bias << 7);
+        __mmask32 below = _mm512_cmplt_epu16_mask((__m512i)magnitude, _mm512_set1_epi16(1 << f.mantissa));
+        value = (shorts)_mm512_mask_permutexvar_epi16((__m512i)value, below, (__m512i)c, subnormal);
+        value |= (c & 0x80) << 8;
+        memcpy(to + i, &value, sizeof value);
+    }
+}
+#endif
+
 INLINE void widen(const uint8_t *from, bf16 *to, int64_t dim, const int kind) {
+#ifdef __AVX512BW__
+    if (kind != INT8) {
+        widen_floats(from, to, dim, kind);
+        return;
+    }
+#endif
     for (int64_t i = 0; i < dim; i += LANES) {
         codes c;
         memcpy(&c, from + i, sizeof c);

@@ -1,7 +1,7 @@
 """x W^T for few rows of x, which takes as long as W takes to be read: K in splits, so that all of the card reads.
 
-The last program of a block of columns to arrive adds up its splits, in one order whoever it is, so that equal calls
-give equal bits.
+The last program of a block of columns to arrive adds up its splits, in one order whoever it is: equal calls give equal
+bits.
 
 What stands around a product is done in it. RMSNorm before it: each program multiplies x by the norm's weight as it
 comes, adds up the squares of x beside the products, and divides by the root at the end, where a row is one factor.
