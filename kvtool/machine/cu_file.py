@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 class CuFiles:

@@ -17,8 +17,8 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import HEADER_BYTES
 from kvtool.engine.offload.page_io import WORKERS, StripeSums
-from kvtool.errors import KvtoolError
 from kvtool.machine.cu_file import CuFiles
+from kvtool.system.errors import KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.offload.disk_pages import PAGE_BYTES, file_of, open_tier, page, read, save
 from tests.engine.offload.fake_kvikio import Kvikio, install
