@@ -22,8 +22,9 @@ class CuFiles:
             import kvikio
             import kvikio.cufile_driver
             import kvikio.defaults
-        except (ImportError, OSError) as error:  # its libraries may miss those of CUDA
-            raise KvtoolError(f"kvikio cannot be used here ({error}): pip install 'kvtool[kvikio]'") from error
+        except (ImportError, OSError, RuntimeError) as error:  # its libraries may miss those of CUDA
+            said = str(error).partition("\n")[0]
+            raise KvtoolError(f"kvikio cannot be used here ({said}): pip install 'kvtool[kvikio]'") from error
         kvikio.defaults.set("num_threads", num_threads)  # one of its own for all, unless told
         self._kvikio: Any = kvikio
 
