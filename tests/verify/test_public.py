@@ -61,6 +61,41 @@ def test_weights_of_the_quantised_repository_that_the_log_names() -> None:
     assert weights.predicted == pytest.approx(20.57 * GIB, rel=0.002)
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "weights_error", "pool_error"),
+    [
+        # A folder of Kaggle's whose last part is a version; limits of images as a Python repr; 13 graphs, not 102.
+        ("vllm_0_23_gemma_4_31b_kaggle.log", "rtx pro 6000", 0.006, 0.011),
+        # Neither batch size is said but by what is compiled for.
+        ("vllm_0_28_qwen2_5_1_5b_turing.log", None, 0.024, 0.006),
+    ],
+)
+def test_a_pool_is_predicted_by_what_the_log_says(
+    name: str, gpu: str | None, weights_error: float, pool_error: float
+) -> None:
+    """As far off as each term of these starts, which nothing was fitted to, is."""
+    document = held(quoted(name), None, gpu)
+    assert document.verdict == "agrees"
+    for term, error in (("weights", weights_error), ("KV cache pool", pool_error)):
+        found = row(document, term)
+        assert found.predicted == pytest.approx(found.logged, rel=error)
+
+
+def test_somebody_else_s_repository_has_the_weights_of_its_own_checkpoint() -> None:
+    """RedHatAI's NVFP4 keeps more in bf16 than NVIDIA's of the same name: 23.32 GiB with its draft layer."""
+    document = held(quoted("vllm_0_20_qwen3_6_35b_nvfp4.log"), None)
+    assert document.model == "RedHatAI/Qwen3.6-35B-A3B-NVFP4"
+    weights = row(document, "weights")
+    assert weights.logged == round(21.86 * GIB)
+    assert weights.predicted == pytest.approx(weights.logged, rel=0.002)
+    assert {row(document, term).verdict for term in ("block size", "tokens", "max concurrency")} == {"equal"}
+
+
+def test_the_graphs_that_were_profiled_are_those_estimated() -> None:
+    graphs = row(held(quoted("vllm_0_23_gemma_4_31b_kaggle.log"), None, "rtx pro 6000"), "CUDA graphs")
+    assert graphs.predicted == pytest.approx(graphs.logged, rel=0.05)  # 0.13 GiB, rounded
+
+
 def test_ranks_and_worlds_tell_the_layout() -> None:
     assert held(quoted("vllm_0_10_qwen2_7b_tp2.log"), "qwen2-7b").inputs["tp"] == 2
     assert held(quoted("sglang_qwen3_5_9b_tp2.log"), "qwen3.5-9b").inputs["tp"] == 2

@@ -30,8 +30,8 @@ class Change:
 class History(Generic[Rules]):
     """The rules of an engine's `first` release, the changes since, and the `modelled` release that plans default to.
 
-    `exact`: releases of whose own plans a test holds hundreds; `checked`: those whose public starts a test holds, or
-    whose planner agreed on random models.
+    `exact`: releases of whose own plans for random models a test holds many; `checked`: those whose public starts a
+    test holds, or whose planner agreed on random models.
     """
 
     engine: str

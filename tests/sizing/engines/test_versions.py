@@ -59,7 +59,7 @@ def test_which_models_the_second_runner_runs() -> None:
 
 def test_how_far_a_release_was_checked_is_said() -> None:
     assert [HISTORY.standing(version) for version in (None, "0.33.1", "0.19", "0.22", "0.40", "0.6")] == [
-        *("exact", "exact", "checked", "extrapolated", "extrapolated", "extrapolated")
+        *("exact", "exact", "checked", "exact", "extrapolated", "extrapolated")
     ]
     assert HISTORY.caveat(None) is None
     assert "the newest rules known are those of 0.33" in (HISTORY.caveat("0.40") or "")

@@ -1,4 +1,4 @@
-"""Random models through kvtool's planner and through that of vLLM 0.32 itself (tools/random_plans.py)."""
+"""Random models through kvtool's planner and through those of vLLM's releases themselves (tools/random_plans.py)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from kvtool.sizing.engines.vllm.versions import HISTORY
 from tests.sizing.engines.vllm.random_plans import differences
 
 DATA = Path(__file__).parents[3] / "data"
 
 
 @cache
-def _cases() -> list[dict[str, Any]]:
-    with gzip.open(DATA / "vllm_random.jsonl.gz", "rt") as file:
+def _cases(name: str = "vllm_random.jsonl.gz") -> list[dict[str, Any]]:
+    with gzip.open(DATA / name, "rt") as file:
         return [json.loads(line) for line in file]
 
 
@@ -40,6 +41,16 @@ def test_they_are_of_every_sort() -> None:
     assert sum(case["flags"]["pp"] > 1 for case in cases) >= 100
     for kind in ("full", "sliding", "chunked", "mla", "mamba1", "mamba2", "gated_delta_net", "kda", "short_conv"):
         assert sum(kind in _kinds(case) for case in cases) >= 15, kind
+
+
+def test_every_release_that_is_exact_plans_as_it_did_itself() -> None:
+    """30 of the 400 drawn models that each release planned itself, none of which differed."""
+    cases = _cases("vllm_random_releases.jsonl.gz")
+    wrong = {number: found for number, case in enumerate(cases) if (found := differences(case))}
+    assert wrong == {}
+    held = {case["version"] for case in cases}
+    assert held == {*HISTORY.exact} - {"0.32", "0.33"}
+    assert all(sum(case["version"] == version for case in cases) == 30 for version in held)
 
 
 def test_older_releases_plan_by_rules_of_their_own() -> None:
