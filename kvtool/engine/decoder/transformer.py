@@ -136,6 +136,21 @@ class Transformer:
         self, x: Tensor, step: StepContext, layers: list[Pages], *, wait: Callable[[int], None] | None = None
     ) -> Tensor:
         """The logits, out of what `start` gave."""
+        return self._logits(self._through(x, step, layers, wait), step)
+
+    @torch.inference_mode()
+    def likeliest(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
+        """Where the largest logit of each sampled row stands, int64 [sampled rows], the first of equals."""
+        x, step = self.start(batch, layers, kernels)
+        stream = self._through(x, step, layers)
+        if step.fused is None or self.logit_softcap:  # whose rounding makes equals of what was none
+            return self._logits(stream, step).max(dim=-1).indices
+        return step.fused.likeliest(stream.normed(self.norm, step)[0], self.head)
+
+    def _through(
+        self, x: Tensor, step: StepContext, layers: list[Pages], wait: Callable[[int], None] | None = None
+    ) -> Residual:
+        """The stream behind all layers, of the sampled rows."""
         stream, rows = Residual(x), step.batch.sample_rows
         for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
             if wait is not None:
@@ -143,8 +158,9 @@ class Transformer:
             stream = layer(stream, step, pages)
             if self.after_layer is not None:
                 self.after_layer(index)
-        if rows is not None:
-            stream = stream.rows(rows)
+        return stream if rows is None else stream.rows(rows)
+
+    def _logits(self, stream: Residual, step: StepContext) -> Tensor:
         logits = step.linear(stream.normed(self.norm, step)[0], self.head)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 

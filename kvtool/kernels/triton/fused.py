@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,12 @@ def linear(x: Input, weight: Weight, plus: Tensor | None = None) -> Tensor:
 
 def gated(x: Input, weight: GatedWeight) -> Tensor:
     return products.linear(*_read(x, weight, None, weight.gate))
+
+
+def likeliest(x: Input, weight: Weight) -> Tensor:
+    """A launch besides, which looks at the largest of each block of columns."""
+    rows, matrix, bias, _, around = _read(x, weight, None)
+    return products.linear(rows, matrix, bias, around=replace(around, largest=True))
 
 
 def absorbed(

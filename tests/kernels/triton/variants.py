@@ -99,6 +99,15 @@ class Variant:
             if name != products.CUBLAS:
                 way(x, weight, bias, plus, around)
 
+    def _likeliest(self) -> None:
+        """Of each way but cuBLAS, behind a norm."""
+        dtype = DTYPES[self.dtype]
+        x, weight = _meta(self.rows, self.head_dim, dtype=dtype), _meta(self.columns, self.head_dim, dtype=dtype)
+        around = products.Around(_meta(self.head_dim, dtype=dtype), 1e-5, largest=True)
+        for name, way in products.candidates(self.rows, weight, around).items():
+            if name != products.CUBLAS:
+                way(x, weight, None, None, around)
+
     def _experts(self) -> None:
         """Two experts a row; `columns` are an expert's inner elements."""
         dtype, (count, inner, hidden) = DTYPES[self.dtype], (self.experts, self.columns, self.head_dim)
@@ -272,6 +281,8 @@ def _products() -> Iterator[Variant]:
         yield Variant("product", 1024, rows, columns=1024, qk_norm=True, added=True)
         yield Variant("product", 1024, rows, columns=2048, qk_norm=True, dtype="fp32")
     yield Variant("product", 2048, 1, columns=128256)
+    for rows in (1, 64):
+        yield Variant("likeliest", 2048, rows, columns=128256)
     yield Variant("product", 2880, 1, columns=4096, dtype="fp16")
     yield Variant("product", 2880, 64, columns=4096, dtype="fp16")
     for rows in (1, 16, 64):

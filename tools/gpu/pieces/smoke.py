@@ -134,7 +134,7 @@ def products(rows: int) -> Result:
     import torch
 
     from kvtool.kernels.reference import step as reference
-    from kvtool.kernels.triton.products import candidates
+    from kvtool.kernels.triton.products import Around, candidates
 
     random = torch.Generator(DEVICE).manual_seed(0)
 
@@ -147,6 +147,10 @@ def products(rows: int) -> Result:
         name: float((way(x, weight, bias, plus).double() - exact).abs().max())
         for name, way in candidates(rows, weight).items()
     }
+    product = exact - plus.double() - bias.double()
+    for name, way in candidates(rows, weight).items():
+        largest = way(x, weight, None, None, Around(largest=True))
+        errors[f"{name}, largest"] = float((product.max(1).values - product.gather(1, largest[:, None])[:, 0]).max())
     if max(errors.values()) > 0.1:
         raise UnequalError(f"largest differences {errors}", None)
     return {"largest_differences": errors}

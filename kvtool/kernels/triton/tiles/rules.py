@@ -15,6 +15,7 @@ MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many sp
 MERGED_BYTES = 160 * 1024  # that one program reads in about the time of a launch, 2 us at 80 GB/s
 TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
 SAMPLED_BLOCK = 4096  # probabilities that a program looks at at once
+LARGEST_BLOCK = 8192  # and keys of blocks of logits
 STORE_BLOCK = 1024  # elements of one store program
 PLACE_ROWS = 32  # decode rows that one program places: a warp
 ROTARY_HEADS = 16  # whose rotary part one program turns
