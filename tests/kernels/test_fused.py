@@ -96,7 +96,7 @@ def signs(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
 def test_only_where_the_largest_column_stands(
     backend: Backend, fused, dtype, rows: int, columns: int, depth: int, normed: bool
 ) -> None:
-    """By every way the first of equals, as by torch; in one split and in several, with all columns negative, and NaN."""
+    """By every way the first of equals, as by torch; in one split and several, with all columns negative, and NaN."""
     from kvtool.kernels.triton import products
 
     where = {"dtype": dtype, "device": backend.device}
