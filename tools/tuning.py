@@ -29,8 +29,9 @@ STEPS: dict[str, tuple[int, ...]] = {
     "num_warps": (4, 8),
     "block_m": (16, 32, 64, 128),
     "programs": (1, 2, 3, 4),
+    "lists": (False, True),
 }
-OF_DECODE = ("programs",)  # what no other operation looks at
+OF_DECODE = ("programs", "lists")  # what no other operation looks at
 
 
 @dataclass(frozen=True, slots=True)

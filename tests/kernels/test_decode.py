@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -192,6 +193,34 @@ def test_much_to_merge_is_merged_by_a_launch_of_its_own(backend: Backend, monkey
     monkeypatch.setattr(attention, "merge", lambda *given: merged.append(merge(*given)))
     check(backend, guesses((300, 0, 129), queries, **MERGED))
     assert merged == [None]
+
+
+LISTED = {
+    "ragged": decode((300, 1, 0, 40, 700), page=64, heads=2, kv_heads=1, dtype=F16, cache_dtype=F16),
+    "several KV heads": decode((5, 400), heads=6, kv_heads=3, head_dim=24, v_dim=16, sinks=True),
+    "window": decode((5, 400, 100), page=64, window=150, cache_dtype=E4M3, vector_scales=True, heads=2, kv_heads=1),
+    "3 queries": guesses((70, 300, 3), 3, heads=2, kv_heads=1, softcap=2.0),
+    "alone": decode((200,), heads=2, kv_heads=1),
+    "nobody": decode((0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", LISTED.values(), ids=LISTED.keys())
+def test_long_sequences_get_more_of_a_list(backend: Backend, monkeypatch, case: Case) -> None:
+    """Whose programs divide all tokens among themselves, whatever the lengths; the counters are zero again."""
+    if backend.device == "cpu" and not backend.interpreted:
+        pytest.skip("only Triton's programs share a sequence")
+    from kvtool.kernels.triton import gpu
+
+    class Listing:
+        def get(self, shape: object, rule: Any) -> Any:
+            return replace(rule, lists=True)
+
+    arrivals = torch.zeros(64, dtype=torch.int32, device=backend.device)
+    monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
+    with gpu.trying(Listing()):
+        check(backend, case)
+    assert not arrivals.any()
 
 
 @pytest.mark.parametrize(("page", "descriptors"), [(16, False), (64, True)])

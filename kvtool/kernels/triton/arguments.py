@@ -22,7 +22,7 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Scale, Softmax
+    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
 
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
@@ -105,10 +105,17 @@ class Keys:
             page=self.k.shape[1],
         )
 
-    def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
-        """A card converts fp8 to fp16 in one step."""
-        in_half = q.dtype == torch.bfloat16 and self.k.dtype in checks.FP8_DTYPES
-        return {"HALF": in_half, **self.arguments(softmax, tile, target)}
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
+        """HALF: a card converts fp8 to fp16 in one step. BLOCK_SEQS: of those that a list is made of, else 0."""
+        num_seqs = len(rows.seq_lens)
+        return {
+            "HALF": q.dtype == torch.bfloat16 and self.k.dtype in checks.FP8_DTYPES,
+            "num_seqs": num_seqs,
+            "BLOCK_SEQS": padded(num_seqs) if tile.lists else 0,
+            **self.arguments(softmax, tile, target),
+        }
 
     def arguments(self, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
         k, v, rope = self.k, self.v, self.rope

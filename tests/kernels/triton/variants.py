@@ -24,7 +24,7 @@ from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.pages import PackedPages
 from kvtool.kernels.triton import fused, groups, launch, products, step
 from kvtool.kernels.triton.rows import gate
-from kvtool.kernels.triton.tiles.rules import Target
+from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
 from tests.kernels.triton.budgets import SHARED_BYTES
 
@@ -62,11 +62,14 @@ class Variant:
     columns: int = 0  # of a product, whose depth is head_dim
     experts: int = 0
     added: bool = False  # a bias and a residual
+    lists: bool = False  # a decode of as many splits as a sequence has work for
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
 
     def launches(self, target: Target) -> list[Launch]:
+        if self.lists:
+            target = dataclasses.replace(target, tuned=Listing())
         return record(lambda: getattr(self, f"_{self.operation}")(), target)
 
     def _store(self) -> None:
@@ -212,6 +215,13 @@ class Variant:
         return Rows(_meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32), starts, max_query_len)
 
 
+class Listing:
+    """Tiles of the rules that list what there is to do."""
+
+    def get(self, shape: Shape, rule: Tile) -> Tile:
+        return dataclasses.replace(rule, lists=True)
+
+
 def variants(capability: int) -> Iterator[Variant]:
     """Each tile with each way to walk pages, for the dtypes that differ in code; then the rest once each."""
     everything = _all_variants()
@@ -246,6 +256,8 @@ def _features() -> Iterator[Variant]:
         for cache_dtype in ("e4m3", "int8"):
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
+    yield Variant("decode", 128, 16, seqs=64, lists=True)
+    yield Variant("mla_decode", 576, 16, v_dim=512, seqs=64, lists=True)
     for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):
         yield Variant("groups", head_dim, rows)
     for dtype, seqs in (("fp16", 4096), ("fp32", 1)):

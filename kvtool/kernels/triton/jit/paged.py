@@ -203,3 +203,28 @@ def used_splits(length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.c
     """How many splits have tiles; of an empty sequence the first counts."""
     first, end = split_tiles(0, length, span, num_splits, BLOCK_N, MIN_TILES)
     return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_N) - first, tl.maximum(end - first, 1)), 1)
+
+
+@triton.jit
+def listed_share(
+    lens_ptr, item, num_seqs, span, BLOCK_SEQS: tl.constexpr, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr
+):
+    """The item-th share of a batch of up to BLOCK_SEQS sequences, whose tiles are divided in equal shares, one at least
+    of each sequence: its sequence and that one's length, which share of it, its tiles, the sequence's first item, and
+    how many it has. A grid of W items has W - num_seqs of them for the tiles, and the others for what sequences round
+    up; an item behind the last share is one more of a sequence, without tiles.
+    """
+    each = tl.arange(0, BLOCK_SEQS)
+    lens = tl.load(lens_ptr + each, mask=each < num_seqs, other=0)
+    first = tl.maximum(lens - span, 0) // BLOCK_N
+    tiles = tl.cdiv(lens, BLOCK_N) - first
+    per_share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), tl.num_programs(0) - num_seqs), MIN_TILES)
+    shares = tl.where(each < num_seqs, tl.maximum(tl.cdiv(tiles, per_share), 1), 0)
+    seq = tl.minimum(tl.sum((tl.cumsum(shares, 0) <= item).to(tl.int32), 0), num_seqs - 1)
+    first_item = tl.sum(tl.where(each < seq, shares, 0), 0)
+    here = each == seq
+    last = tl.sum(tl.where(here, first + tiles, 0), 0)
+    begin = tl.sum(tl.where(here, first, 0), 0) + (item - first_item) * per_share
+    end = tl.minimum(begin + per_share, last)
+    length = tl.sum(tl.where(here, lens, 0), 0)
+    return seq.to(tl.int64), length, item - first_item, begin, end, first_item, tl.sum(tl.where(here, shares, 0), 0)

@@ -48,7 +48,8 @@ class Tile:
     """block_m query rows against block_n keys at a time.
 
     `by_descriptor` says whether TMA loads the keys, where it can, and `programs` how many decode programs of a
-    multiprocessor the splits of sequences are made for; None and 0 leave that to the rules.
+    multiprocessor the splits of sequences are made for; None and 0 leave that to the rules. A decode that `lists` what
+    there is to do gives long sequences more splits than short ones.
     """
 
     block_m: int
@@ -58,6 +59,7 @@ class Tile:
     max_registers: int = MAX_REGISTERS
     by_descriptor: bool | None = None
     programs: int = 0
+    lists: bool = False
 
     @property
     def fault(self) -> str | None:
@@ -197,6 +199,12 @@ def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -
     """
     by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
+
+
+def num_items(num_seqs: int, programs: int, resident_programs: int) -> int:
+    """Of a list of what there is to do, for `programs` a sequence: one for each sequence, and for the tokens as many as
+    are resident at once, or as there are sequences."""
+    return num_seqs + max(num_seqs, resident_programs // programs)
 
 
 def merges_alone(rows: int, splits: int, v_dim: int) -> bool:
