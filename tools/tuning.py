@@ -30,8 +30,9 @@ STEPS: dict[str, tuple[int, ...]] = {
     "block_m": (16, 32, 64, 128),
     "programs": (1, 2, 3, 4),
     "lists": (False, True),
+    "integers": (False, True),
 }
-OF_DECODE = ("programs", "lists")  # what no other operation looks at
+OF_DECODE = ("programs", "lists", "integers")  # what no other operation looks at
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,14 +62,14 @@ class Variant:
     columns: int = 0  # of a product, whose depth is head_dim
     experts: int = 0
     added: bool = False  # a bias and a residual
-    lists: bool = False  # a decode of as many splits as a sequence has work for
+    tile: tuple[str, ...] = ()  # what its decode's tile does besides: "lists", "integers"
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
 
     def launches(self, target: Target) -> list[Launch]:
-        if self.lists:
-            target = dataclasses.replace(target, tuned=Listing())
+        if self.tile:
+            target = dataclasses.replace(target, tuned=Besides(self.tile))
         return record(lambda: getattr(self, f"_{self.operation}")(), target)
 
     def _store(self) -> None:
@@ -215,11 +215,14 @@ class Variant:
         return Rows(_meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32), starts, max_query_len)
 
 
-class Listing:
-    """Tiles of the rules that list what there is to do."""
+@dataclass(frozen=True)
+class Besides:
+    """Tiles of the rules that do something besides."""
+
+    fields: tuple[str, ...]
 
     def get(self, shape: Shape, rule: Tile) -> Tile:
-        return dataclasses.replace(rule, lists=True)
+        return dataclasses.replace(rule, **dict.fromkeys(self.fields, True))
 
 
 def variants(capability: int) -> Iterator[Variant]:
@@ -256,8 +259,10 @@ def _features() -> Iterator[Variant]:
         for cache_dtype in ("e4m3", "int8"):
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
-    yield Variant("decode", 128, 16, seqs=64, lists=True)
-    yield Variant("mla_decode", 576, 16, v_dim=512, seqs=64, lists=True)
+    yield Variant("decode", 128, 16, seqs=64, tile=("lists",))
+    yield Variant("mla_decode", 576, 16, v_dim=512, seqs=64, tile=("lists",))
+    yield Variant("decode", 128, 16, cache_dtype="int8", vector_scales=True, tile=("integers",))
+    yield Variant("decode", 64, 16, page=16, dtype="fp16", cache_dtype="int8", tile=("integers",))
     for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):
         yield Variant("groups", head_dim, rows)
     for dtype, seqs in (("fp16", 4096), ("fp32", 1)):

@@ -34,7 +34,7 @@ def decode_kernel(
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
-    SPLIT: tl.constexpr, HALF: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr,
+    SPLIT: tl.constexpr, NARROW: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MERGED_ROWS: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr, BLOCK_SEQS: tl.constexpr, MIN_TILES: tl.constexpr, PAGE: tl.constexpr,
@@ -73,9 +73,9 @@ def decode_kernel(
     if rope_ptr is not None:
         q_rope = load_rows(q_ptrs + HEAD_DIM, is_row, ROPE_DIM, BLOCK_ROPE, True)
 
-    if HALF:
-        q, q_rope, largest = in_fp16(q, q_rope)
-        qk_scale = qk_scale * largest[:, None]
+    if NARROW != "":
+        q, q_rope, scale = narrowed(q, q_rope, NARROW)
+        qk_scale = qk_scale * scale[:, None]
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     # A sink enters once, in the first split, which every sequence has.
@@ -120,7 +120,9 @@ def decode_kernel(
         first_row = (tl.program_id(1) % row_blocks) * BLOCK_M
         if BLOCK_SEQS == 0:
             unit = arrivals_at * num_splits * BLOCK_M
-            keep_split(partial_ptr, lse_ptr, unit + split * BLOCK_M, out, row_max, row_sum, is_row, V_DIM, BLOCK_DV, BLOCK_M)
+            keep_split(
+                partial_ptr, lse_ptr, unit + split * BLOCK_M, out, row_max, row_sum, is_row, V_DIM, BLOCK_DV, BLOCK_M
+            )
             if arrivals_ptr is not None:
                 merge_if_last(
                     partial_ptr, lse_ptr, arrivals_ptr + arrivals_at, out_ptr, unit, out_row, first_row,
@@ -131,7 +133,9 @@ def decode_kernel(
             store_rows(out_ptr, out_row, of_seq, out, is_row, V_DIM, BLOCK_DV)
         else:
             unit = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + first_item) * BLOCK_M
-            keep_split(partial_ptr, lse_ptr, unit + split * BLOCK_M, out, row_max, row_sum, is_row, V_DIM, BLOCK_DV, BLOCK_M)
+            keep_split(
+                partial_ptr, lse_ptr, unit + split * BLOCK_M, out, row_max, row_sum, is_row, V_DIM, BLOCK_DV, BLOCK_M
+            )
             merge_if_last(
                 partial_ptr, lse_ptr, arrivals_ptr + arrivals_at, out_ptr, unit, out_row, first_row,
                 group, query_len, num_heads, used, V_DIM, BLOCK_DV, BLOCK_M, MERGED_ROWS, BLOCK_SPLITS,
@@ -178,14 +182,24 @@ def merge_if_last(
 
 
 @triton.jit
-def in_fp16(q, q_rope):
-    """Queries [M, *] over the largest value of their row, which is returned, so that fp16 has the range for them: what
-    a card converts fp8 to in one step."""
+def narrowed(q, q_rope, KIND: tl.constexpr):
+    """Queries [M, *] over the scale of their row, which is returned: "fp16" has the range for them then, and is what a
+    card converts fp8 to in one step; in "int8" they are multiplied with int8 keys as they lie."""
     wide = q.to(tl.float32)
     wide_rope = q_rope.to(tl.float32)
-    largest = tl.maximum(tl.max(tl.abs(wide), 1), tl.max(tl.abs(wide_rope), 1))
-    largest = tl.where(largest == 0.0, 1.0, largest)
-    return (wide / largest[:, None]).to(tl.float16), (wide_rope / largest[:, None]).to(tl.float16), largest
+    scale = tl.maximum(tl.max(tl.abs(wide), 1), tl.max(tl.abs(wide_rope), 1))
+    scale = tl.where(scale == 0.0, 1.0, scale)
+    if KIND == "int8":
+        scale = scale / 127.0
+    wide = wide / scale[:, None]
+    wide_rope = wide_rope / scale[:, None]
+    if KIND == "int8":
+        q = tl.floor(wide + 0.5).to(tl.int8)
+        q_rope = tl.floor(wide_rope + 0.5).to(tl.int8)
+    else:
+        q = wide.to(tl.float16)
+        q_rope = wide_rope.to(tl.float16)
+    return q, q_rope, scale
 
 
 @triton.jit(do_not_specialize=["window", "group", "query_len", "num_heads", "num_splits"])

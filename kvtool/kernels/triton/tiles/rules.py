@@ -49,7 +49,8 @@ class Tile:
 
     `by_descriptor` says whether TMA loads the keys, where it can, and `programs` how many decode programs of a
     multiprocessor the splits of sequences are made for; None and 0 leave that to the rules. A decode that `lists` what
-    there is to do gives long sequences more splits than short ones.
+    there is to do gives long sequences more splits than short ones, and one by `integers` rounds queries and weights to
+    int8, to multiply them with an int8 cache as it lies.
     """
 
     block_m: int
@@ -60,6 +61,7 @@ class Tile:
     by_descriptor: bool | None = None
     programs: int = 0
     lists: bool = False
+    integers: bool = False
 
     @property
     def fault(self) -> str | None:
