@@ -10,6 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from kvtool.engine.batch import to_device
 from kvtool.engine.sequence import SamplingParams
 from kvtool.kernels.plain import nucleus
 
@@ -40,8 +41,8 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], generator: torch.Ge
     """logits [n, vocab], one SamplingParams a row -> token ids [n] int64. Greedy rows take the maximum."""
     draw = draw_of(params)
     drawing = params if draw else ()  # greedy rows have nothing to tell the device
-    temperatures = torch.tensor([row.divisor for row in drawing], device=logits.device)
-    top_ps = torch.tensor([row.top_p for row in drawing], device=logits.device)
+    temperatures = to_device(logits.device, [row.divisor for row in drawing], torch.float32)
+    top_ps = to_device(logits.device, [row.top_p for row in drawing], torch.float32)
     return next_tokens(logits, draw, temperatures, top_ps, generator, cut)
 
 
