@@ -13,7 +13,7 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
-from kvtool.engine.decoder.context import StepContext
+from kvtool.engine.decoder.context import StepContext, tensor_of
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.gathered import Gathered, gathered
 from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
@@ -25,7 +25,7 @@ from kvtool.engine.decoder.residual import Residual, joined, plus_of
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
 from kvtool.errors import KvtoolError
-from kvtool.kernels.fused import FusedKernels, Normed
+from kvtool.kernels.fused import FusedKernels
 from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
@@ -60,7 +60,7 @@ class DecoderLayer:
         attended = others.attended(self.attention(normed, step, pages, plus))
         normed, x = joined(x, attended, self.attention_out, plus).normed(self.mlp_in, step)
         plus = plus_of(x, self.mlp_out, step)
-        given = normed if isinstance(normed, Normed) else others.gathered(normed)
+        given = normed if step.fused is not None else others.gathered(tensor_of(normed))
         return joined(x, others.reduced(self.mlp(given, step, plus)), self.mlp_out, plus)
 
 

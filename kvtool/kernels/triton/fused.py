@@ -88,6 +88,6 @@ def _read(
     x: Input, weight: Weight | GatedWeight, plus: Tensor | None, gate: Gate | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Around]:
     """The arguments of a product."""
-    if isinstance(x, Normed):
-        return x.x, weight.weight, weight.bias, plus, Around(x.weight, x.eps, gate)
-    return x, weight.weight, weight.bias, plus, Around(gate=gate)
+    rows, norm = _rows(x)
+    around = Around(gate=gate) if norm is None else Around(norm.weight, norm.eps, gate)
+    return rows, weight.weight, weight.bias, plus, around
