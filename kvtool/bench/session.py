@@ -97,8 +97,9 @@ class Session:
         gc.collect()
         gc.freeze()  # what torch and others imported, so that the collections below look at what steps leave alone
         try:
-            for index, step in enumerate(steps):
-                self._progress(f"{index + 1} of {total}: {step.name}", index / total)
+            for step in steps:
+                behind = len(done) + len(self._failures)
+                self._progress(f"{behind + 1} of {total}: {step.name}", behind / total)
                 try:
                     done.append(step.measure())
                 except Exception as error:

@@ -20,7 +20,7 @@ def key_of(x, place):
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # -0.0 equals 0.0
     bits = tl.where(x != x, _NAN, bits)
     ordered = bits ^ ((bits >> 31) & _MAX32)
-    return (ordered.to(tl.int64) << 32) | (_MAX32 - place).to(tl.int64)
+    return (ordered.to(tl.int64) << 32) | (place ^ _MAX32).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["num_keys"])
@@ -32,7 +32,7 @@ def largest_kernel(keys_ptr, out_ptr, num_keys, BLOCK: tl.constexpr, PDL: tl.con
     for start in range(0, num_keys, BLOCK):
         at = start + tl.arange(0, BLOCK)
         best = tl.maximum(best, tl.load(keys_ptr + row * num_keys + at, mask=at < num_keys, other=_MIN64))
-    tl.store(out_ptr + row, _MAX32 - (tl.max(best, 0) & _MAX32))
+    tl.store(out_ptr + row, (tl.max(best, 0) & _MAX32) ^ _MAX32)
 
 
 @triton.jit
