@@ -185,8 +185,8 @@ class DecodePipeline:
         """The rows of these sequences get the tokens of a step that no row holds."""
         assert flight.fresh is not None
         at = {item.sequence: row for item, row in zip(flight.work, flight.rows, strict=True)}
-        rows, found = range(len(placed)), [at[sequence] for sequence in placed]
-        to, of = to_device(self.rows.positions.device, [list(rows), found], torch.int64)
+        found = [row for sequence in placed if (row := at[sequence]) is not None]
+        to, of = to_device(self.rows.positions.device, [list(range(len(placed))), found], torch.int64)
         self.rows.token_ids.index_copy_(0, to, flight.fresh[of])
 
     def _occupy(self, row: int, sequence: Sequence, position: int, changes: RowChanges) -> None:

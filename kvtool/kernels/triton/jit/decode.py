@@ -53,7 +53,7 @@ def decode_kernel(
     span = window + query_len - 1
     if BLOCK_SEQS > 0:
         seq, length, split, begin, end, first_item, used = listed_share(
-            lens_ptr, tl.program_id(0), num_seqs, span, BLOCK_SEQS, BLOCK_N, MIN_TILES
+            lens_ptr, tl.program_id(0), num_seqs, span, BLOCK_SEQS, BLOCK_N, MIN_TILES, False
         )
     else:
         seq = tl.program_id(0).to(tl.int64)
@@ -111,6 +111,10 @@ def decode_kernel(
         )
 
     out = normalise(acc, row_sum, v_scale)
+    if BLOCK_SEQS > 0:  # what would be kept through the loop is looked up again: tiles take the registers
+        seq, length, split, begin, end, first_item, used = listed_share(
+            lens_ptr, tl.program_id(0), num_seqs, span, BLOCK_SEQS, BLOCK_N, MIN_TILES, True
+        )
     out_row = seq * query_len * num_heads + kv_head * group
     of_seq = token * num_heads + row % group if v_ptr is not None else row  # of latents there is one KV head
     if not SPLIT:
