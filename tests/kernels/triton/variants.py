@@ -260,7 +260,7 @@ def _features() -> Iterator[Variant]:
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
     yield Variant("decode", 128, 16, seqs=64, tile=("lists",))
-    yield Variant("mla_decode", 576, 16, v_dim=512, seqs=64, tile=("lists",))
+    yield Variant("mla_decode", 576, 32, v_dim=512, seqs=64, tile=("lists",))
     yield Variant("decode", 128, 16, cache_dtype="int8", vector_scales=True, tile=("integers",))
     yield Variant("decode", 64, 16, page=16, dtype="fp16", cache_dtype="int8", tile=("integers",))
     for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):

@@ -24,16 +24,16 @@ from kvtool.kernels.triton.jit.paged import (
 # What changes from step to step must not compile a new variant.
 @triton.jit(
     do_not_specialize=[
-        "window", "group", "query_len", "num_heads", "num_splits", "num_seqs", "table_stride", "num_pages",
+        "window", "group", "query_len", "num_heads", "num_splits", "table_stride", "num_pages", "num_seqs",
     ]
 )  # fmt: skip
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, rope_ptr, k_scale_ptr, v_scale_ptr, rope_scale_ptr, sinks_ptr, table_ptr, lens_ptr, out_ptr,
     partial_ptr, lse_ptr, arrivals_ptr,
-    qk_scale, v_scale, cap, window, group, query_len, num_heads, num_splits, num_seqs,
+    qk_scale, v_scale, cap, window, group, query_len, num_heads, num_splits,
     q_token_stride, q_head_stride, table_stride,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
-    rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages,
+    rope_page_stride, rope_slot_stride, scale_page_stride, scale_slot_stride, scale_head_stride, num_pages, num_seqs,
     SPLIT: tl.constexpr, NARROW: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_ROPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MERGED_ROWS: tl.constexpr,
@@ -53,7 +53,7 @@ def decode_kernel(
     span = window + query_len - 1
     if BLOCK_SEQS > 0:
         seq, length, split, begin, end, first_item, used = listed_share(
-            lens_ptr, tl.program_id(0), num_seqs, span, BLOCK_SEQS, BLOCK_N, MIN_TILES, False
+            lens_ptr, tl.program_id(0), num_seqs, span, BLOCK_SEQS, BLOCK_N, MIN_TILES
         )
     else:
         seq = tl.program_id(0).to(tl.int64)
@@ -111,10 +111,6 @@ def decode_kernel(
         )
 
     out = normalise(acc, row_sum, v_scale)
-    if BLOCK_SEQS > 0:  # what would be kept through the loop is looked up again: tiles take the registers
-        seq, length, split, begin, end, first_item, used = listed_share(
-            lens_ptr, tl.program_id(0), num_seqs, span, BLOCK_SEQS, BLOCK_N, MIN_TILES, True
-        )
     out_row = seq * query_len * num_heads + kv_head * group
     of_seq = token * num_heads + row % group if v_ptr is not None else row  # of latents there is one KV head
     if not SPLIT:

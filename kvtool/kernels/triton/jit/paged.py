@@ -222,17 +222,15 @@ def used_splits(length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.c
 
 @triton.jit
 def listed_share(
-    lens_ptr, item, num_seqs, span, BLOCK_SEQS: tl.constexpr, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr,
-    AGAIN: tl.constexpr,
+    lens_ptr, item, num_seqs, span, BLOCK_SEQS: tl.constexpr, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr
 ):
     """The item-th share of a batch of up to BLOCK_SEQS sequences, whose tiles are divided in equal shares, one at least
     of each sequence: its sequence and that one's length, which share of it, its tiles, the sequence's first item, and
     how many it has. A grid of W items has W - num_seqs of them for the tiles, and the others for what sequences round
-    up; an item behind the last share is one more of a sequence, without tiles. AGAIN looks it up anew, where the
-    compiler would have kept it.
+    up; an item behind the last share is one more of a sequence, without tiles.
     """
     each = tl.arange(0, BLOCK_SEQS)
-    lens = tl.load(lens_ptr + each, mask=each < num_seqs, other=0, volatile=AGAIN)
+    lens = tl.load(lens_ptr + each, mask=each < num_seqs, other=0)
     first = tl.maximum(lens - span, 0) // BLOCK_N
     tiles = tl.cdiv(lens, BLOCK_N) - first
     per_share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), tl.num_programs(0) - num_seqs), MIN_TILES)
