@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 _LENGTH_FACTOR = {"": 1, "k": 1024, "m": 1024**2}

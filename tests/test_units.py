@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB, MAX_SIZE_BYTES, format_bytes, parse_length, parse_size
 
 

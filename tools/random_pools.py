@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(".")
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.sizing.engines.sglang.pools import changed_model, differences, read_changed
 from tools.sglang_pools import CONFIGS, DEFAULT, GIB, Sglang
 

@@ -29,13 +29,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvtool.files import write_atomic
 from kvtool.report.bench.bench import print_bench, tables
 from kvtool.report.kernels.kernels import print_kernels
 from kvtool.report.machine.machine import print_environment
 from kvtool.report.machine.tiers import print_tiers
 from kvtool.report.terminal import Terminal
 from kvtool.results import BenchDocument, EnvDocument, KernelsDocument, TiersDocument, read_document
+from kvtool.system.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtool.files import write_atomic
 from kvtool.kernels.triton.tiles.tuned import CARDS, file_name
+from kvtool.system.files import write_atomic
 
 Document = dict[str, Any]
 Case = dict[str, Any]

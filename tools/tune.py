@@ -22,10 +22,10 @@ import msgspec
 from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
-from kvtool.files import write_atomic
 from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card
 from kvtool.sizing.formats import parse_cache_format
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import write_atomic
 
 K = 1024
 # Model, part, context, batch, cache: what is served most comes first.

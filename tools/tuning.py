@@ -12,12 +12,12 @@ import torch
 from kvtool.bench.kernels.calls import Measurement, filled_pool
 from kvtool.bench.kernels.passes import Pass, make_pass, within
 from kvtool.bench.kernels.work import KernelWork
-from kvtool.errors import KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.kernels.triton.gpu import trying
 from kvtool.kernels.triton.tiles.rules import Shape, Tile
 from kvtool.kernels.triton.tiles.tuned import TunedTile
 from kvtool.machine.timers import CallTimer, Contender, time_in_turns
+from kvtool.system.errors import KvtoolError
 
 MARGIN = 0.02  # by which a tile must beat the one in its place
 PASS_SECONDS = 0.05

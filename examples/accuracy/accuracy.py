@@ -13,7 +13,7 @@ from pathlib import Path
 
 from start import Start, read_starts
 
-from kvtool.files import write_atomic
+from kvtool.system.files import write_atomic
 
 HERE = Path(__file__).parent
 INTRODUCTION = """\

@@ -18,7 +18,7 @@ from runs import measured_on, run_claims
 from sizes import MODELS, capacities, size_claims
 from speed import HERE, report, speed_claims
 
-from kvtool.files import write_atomic
+from kvtool.system.files import write_atomic
 
 INTRODUCTION = """\
 # Claims about the KV cache

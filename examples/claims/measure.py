@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvtool.files import write_atomic
+from kvtool.system.files import write_atomic
 
 HERE = Path(__file__).parent
 ONE = "--num-iters 1 --json"

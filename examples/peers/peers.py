@@ -19,12 +19,12 @@ from typing import Any
 
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
-from kvtool.files import write_atomic
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.plan import plan
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import write_atomic
 from kvtool.units import GIB, format_bytes_short, format_length
 
 HERE = Path(__file__).parent

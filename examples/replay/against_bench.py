@@ -19,8 +19,8 @@ from statistics import median
 
 import msgspec
 
+from kvtool.machine.stats import paired_ratio_of_medians
 from kvtool.results import ReplayDocument, ReplayTiers, encode
-from kvtool.stats import paired_ratio_of_medians
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import Making
 from kvtool.workloads.traces.write import write_trace

@@ -39,8 +39,8 @@ from kvtool.engine.endpoint.server import discover, reset_cache
 from kvtool.engine.endpoint.wire import Asking, Chat, chat_words
 from kvtool.engine.text import FileTokenizer
 from kvtool.machine.environment import describe_client
+from kvtool.machine.stats import Estimate, paired_median_difference
 from kvtool.results import BenchDocument, Sample, encode, read_document
-from kvtool.stats import Estimate, paired_median_difference
 
 TURNS, PROMPTS, INPUT_LEN, OUTPUT_LEN = 15, 2, 256, 8
 OURS, THEIRS = "bench.json", "vllm_bench_serve.json"

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from kvtool.catalog.gpus import Gpu, find_gpu
-from kvtool.errors import KvtoolError
 from kvtool.replay.tiers.profile import BENCH, Measured
 from kvtool.results import BenchDocument, read_document
+from kvtool.system.errors import KvtoolError
 
 
 def measured_card(gpu: Gpu | None, paths: Iterable[Path], measured: Measured) -> Gpu:

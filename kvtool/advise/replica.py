@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import CompressedAttention, FullAttention, LatentAttention, Layer, Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.fit import largest
@@ -20,6 +19,7 @@ from kvtool.sizing.plan import SizePlan, make_plan
 from kvtool.sizing.speed.decode import decode_floor
 from kvtool.sizing.speed.exchange import COLLECTIVE_S
 from kvtool.sizing.speed.roofline import memory_s
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MAX_LENGTH_TOKENS
 
 ACTIVATION_BYTES = 2  # of an element that ranks send: bf16

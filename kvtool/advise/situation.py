@@ -8,9 +8,9 @@ from kvtool.advise.replica import Replica, replica
 from kvtool.advise.traffic import Traffic
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.tiers.options import TierOptions
 from kvtool.sizing.dtypes import AUTO
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 LATENCY, THROUGHPUT, MONEY = GOALS = ("latency", "throughput", "money")
 WIDEST_TP = 8  # cards of a node, inside which tensor parallelism stays

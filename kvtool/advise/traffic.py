@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import read_accesses
 from kvtool.replay.curves import Curve
 from kvtool.replay.loops.fastest import core
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.scenarios.base import Plan, Shape
 from kvtool.workloads.scenarios.scenarios import is_trace, plan_of, require_scenario, title
 from kvtool.workloads.traces import open_trace

@@ -13,7 +13,6 @@ import msgspec
 from kvtool.bench.limits import IN_CACHE, beyond, streams
 from kvtool.bench.metrics import prefill_s
 from kvtool.engine.loaded import LoadedModel
-from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import AccuracyCase, Case, PrefixCase, Roofline, Sample, StepBytes, WorkloadCase
 from kvtool.sizing.dtypes import FLOAT_BYTES
@@ -27,6 +26,7 @@ from kvtool.sizing.speed.traffic import (
     kv_written_bytes,
     prefill_flops,
 )
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads import Request
 
 C = TypeVar("C", bound=Case)

@@ -20,11 +20,11 @@ from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
-from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument
+from kvtool.system.errors import KvtoolError
 
 
 def bench(

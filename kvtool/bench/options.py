@@ -16,8 +16,8 @@ from kvtool.bench.cases.prefix import PrefixHits
 from kvtool.bench.cases.ranks import RanksPart
 from kvtool.bench.cases.workload import Workload
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
+from kvtool.system.errors import KvtoolError
 
 DEFAULT_PARTS = ("latency", "prefix", "no-cache")
 PARTS: dict[str, type[Part]] = {  # in the order they run

@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 if TYPE_CHECKING:
     import torch

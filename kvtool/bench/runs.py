@@ -15,10 +15,10 @@ import msgspec
 
 from kvtool.bench.metrics import metrics_of
 from kvtool.bench.savings import ttfts_in_order, with_times
-from kvtool.errors import KvtoolError
+from kvtool.machine.stats import paired_median_difference
 from kvtool.results import BenchDocument, Case, Load, Prefix, PrefixCase, Roofline, Sample, WorkloadCase
 from kvtool.results.warnings import load_warnings
-from kvtool.stats import paired_median_difference
+from kvtool.system.errors import KvtoolError
 from kvtool.system.interrupts import interruptible
 
 PROGRAM = (sys.executable, "-P", "-c", "from kvtool.__main__ import main; main()")
@@ -147,7 +147,9 @@ def _joined_case(cases: Sequence[C]) -> C:
 def _all_load(loads: Sequence[Load]) -> Load:
     known = [load.other_cores for load in loads if load.other_cores is not None]
     return Load(
-        other_cores=max(known, default=None), disturbed_iterations=sum(load.disturbed_iterations for load in loads)
+        other_cores=max(known, default=None),
+        disturbed_iterations=sum(load.disturbed_iterations for load in loads),
+        fewer_threads=any(load.fewer_threads for load in loads),
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from kvtool.catalog.model import Model
+from kvtool.machine.stats import paired_median_difference
 from kvtool.results import Sample, Saved
 from kvtool.sizing.specs import CacheSpec
 from kvtool.sizing.speed.traffic import kv_written_bytes, prefill_flops
-from kvtool.stats import paired_median_difference
 
 
 def savings(model: Model, specs: Sequence[CacheSpec], samples: Sequence[Sample], hit_tokens: int) -> Saved:

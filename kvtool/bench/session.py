@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from kvtool.errors import DeviceError, KvtoolError, one_line
 from kvtool.machine.environment import describe_environment
 from kvtool.machine.other_load import LoadMeter
 from kvtool.machine.roofline import Ceiling, measure_roofline
 from kvtool.results import Struct
 from kvtool.results.warnings import WithPower, budget_notes, load_warnings, throttle_warnings
+from kvtool.system.errors import DeviceError, KvtoolError, one_line
 
 if TYPE_CHECKING:
     import torch

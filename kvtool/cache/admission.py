@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtool.cache.index.base import NO_PARENT, chain_hashes
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 
 @dataclass(slots=True)

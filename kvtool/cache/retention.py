@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from kvtool.cache.index.node import DEFAULT_PRIORITY
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from kvtool.catalog.gguf.file import read_gguf
 from kvtool.catalog.headers import CheckpointHeader, TensorHeader
 from kvtool.catalog.safetensors_file import safetensors_headers
-from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import read_bytes
 
 
 def holds_weights(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 _MAX_INTEGER = 1 << 40
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.units import GIB, MIB, format_bytes
 
 _SCHEMA = "kvtool.gpus/1"

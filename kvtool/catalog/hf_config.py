@@ -19,8 +19,8 @@ from kvtool.catalog.hf_decoder import read_decoder
 from kvtool.catalog.model import Model
 from kvtool.catalog.quantised.config import read_quantisation
 from kvtool.catalog.unread import refuse_unread, unread
-from kvtool.errors import KvtoolError, did_you_mean
-from kvtool.files import read_bytes, refuse_deep
+from kvtool.system.errors import KvtoolError, did_you_mean
+from kvtool.system.files import read_bytes, refuse_deep
 
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _CLASS_ENDINGS = ("forcausallm", "forconditionalgeneration", "lmheadmodel", "model")

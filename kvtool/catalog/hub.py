@@ -7,10 +7,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 from kvtool.catalog.hf_config import MODELOPT_NAME, model_from_config, modelopt_export, parse_json, read_config
-from kvtool.catalog.index_file import INDEX_NAME, indexed_bytes
 from kvtool.catalog.model import Model
 from kvtool.catalog.names import take_apart
-from kvtool.errors import KvtoolError
+from kvtool.catalog.safetensors_file import INDEX_NAME, indexed_bytes
+from kvtool.system.errors import KvtoolError
 
 
 class UnreadError(KvtoolError):

@@ -27,7 +27,7 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 T = TypeVar("T")
 MAX_LAYERS = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 _TOKEN = re.compile(r"\s*(\d+|[a-z][a-z0-9_+]*|[(),])")
 _MAX_LAYERS = 4096

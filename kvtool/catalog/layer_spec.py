@@ -20,7 +20,7 @@ import msgspec
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import Entry, refuse_unknown_keys
 from kvtool.catalog.yaml_file import check_numbers, read_yaml
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 _MAX_BYTES = 1 << 20
 _FORM = (

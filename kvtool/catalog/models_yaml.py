@@ -40,7 +40,7 @@ from kvtool.catalog.model import (
 )
 from kvtool.catalog.names import as_variant, core_of, take_apart
 from kvtool.catalog.yaml_file import check_numbers, read_yaml
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
 _ENTRY = re.compile(r"^- id: ", re.MULTILINE)

@@ -12,7 +12,7 @@ from kvtool.catalog.checkpoint import lone_gguf
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.catalog.models_yaml import Catalogue, load_catalogue
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")  # owner/name on the Hugging Face Hub
 
@@ -109,7 +109,7 @@ def _folder_model(folder: Path) -> Model:
     bytes where there is an index alone.
     """
     from kvtool.catalog.checkpoint import holds_weights, read_header
-    from kvtool.catalog.index_file import INDEX_NAME, indexed_bytes
+    from kvtool.catalog.safetensors_file import INDEX_NAME, indexed_bytes
 
     model = read_config(folder / "config.json")
     index = folder / INDEX_NAME

@@ -1,4 +1,4 @@
-"""The header of one .safetensors file: its tensors and their bytes, without reading any of them."""
+"""The header of one .safetensors file, its tensors and their bytes without reading any; and the index of several."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kvtool.catalog.headers import TensorHeader
-from kvtool.errors import KvtoolError
-from kvtool.files import reading
+from kvtool.catalog.hf_config import read_json
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import reading
 
+INDEX_NAME = "model.safetensors.index.json"
 _DTYPE_BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -42,3 +44,16 @@ def _header(path: Path, name: str, tensor: Any) -> TensorHeader:
     if dtype not in _DTYPE_BITS:
         raise KvtoolError(f"{path}: tensor {name!r} has dtype {dtype}, whose size kvtool does not know")
     return TensorHeader(name, dtype, shape, math.prod(shape) * _DTYPE_BITS[dtype] // 8, path)
+
+
+def indexed_bytes(index: Path) -> int | None:
+    """`metadata.total_size`, None where the index does not say. Raises KvtoolError for what is no index."""
+    metadata = read_json(index).get("metadata")
+    if not isinstance(metadata, dict) or "total_size" not in metadata:
+        return None
+    total = metadata["total_size"]
+    if isinstance(total, float) and total.is_integer():  # some tools write it so
+        total = int(total)
+    if type(total) is not int or not 0 < total < 1 << 50:
+        raise KvtoolError(f"{index}: total_size {str(total)[:30]!r} is not a number of bytes")
+    return total

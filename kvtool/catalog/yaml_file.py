@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from kvtool.errors import KvtoolError
-from kvtool.files import DEEPEST, read_bytes, too_deep
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import DEEPEST, read_bytes, too_deep
 
 _MAX_INTEGER = 1 << 48
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from kvtool.cli.flags.output import Output, Printed, Tabled
-from kvtool.errors import visible
+from kvtool.system.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import Console

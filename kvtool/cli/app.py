@@ -13,7 +13,7 @@ from kvtool.cli import advise, bench, compare, env, generate, kernels, replay, s
 from kvtool.cli.endings import CarriedError, ending_of
 from kvtool.cli.help import Command
 from kvtool.cli.lookups import gpus, models
-from kvtool.cli.printable import use_encodable_output
+from kvtool.system.printable import use_encodable_output
 
 
 class Program(TyperGroup):

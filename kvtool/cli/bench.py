@@ -20,7 +20,7 @@ from kvtool.cli.flags.tiers import Tiers
 from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line, given
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.bench.engines.server.options import ServerOptions

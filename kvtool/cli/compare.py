@@ -18,7 +18,7 @@ from kvtool.cli.flags.layout import Layouts
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
 from kvtool.cli.flags.shape import AsOption
 from kvtool.cli.values import command_line, given
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from kvtool.errors import DeviceError, KvtoolError, one_line
+from kvtool.system.errors import DeviceError, KvtoolError, one_line
 from kvtool.system.interrupts import EXIT_INTERRUPTED
 
 EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h

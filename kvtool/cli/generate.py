@@ -13,7 +13,7 @@ from kvtool.cli.flags.layout import Ranks
 from kvtool.cli.flags.output import ModelsOption, Printed
 from kvtool.cli.flags.run import Run, Sampling
 from kvtool.cli.flags.tiers import Tiers
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import format_bytes, format_ms, split_list
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from kvtool.cli.flags.defaults import FILE, PROJECT, find_defaults
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 # Options as vLLM, SGLang and llama.cpp spell them, and as kvtool does.
 SPELLINGS = {

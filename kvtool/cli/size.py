@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.cli.answer import answer
-from kvtool.cli.flags.cache import Cache
+from kvtool.cli.flags.cache import Cache, Drafts
 from kvtool.cli.flags.card import MeasuredCard
-from kvtool.cli.flags.drafts import Drafts
 from kvtool.cli.flags.engine import EngineFlags
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.layout import Layout

@@ -15,7 +15,7 @@ from kvtool.cli.flags.output import ModelsOption, Tabled
 from kvtool.cli.flags.replay import TraceArgument, TraceForm
 from kvtool.cli.flags.trace import Made, Tokenized
 from kvtool.cli.help import Command
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.catalog.model import Model

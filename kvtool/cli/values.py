@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import parse_length, parse_size, split_list
 
 

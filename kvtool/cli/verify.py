@@ -16,7 +16,7 @@ from kvtool.cli.flags.output import ExplainOption, ModelsOption, Tabled
 from kvtool.cli.flags.server import Running
 from kvtool.cli.flags.shape import AsOption
 from kvtool.cli.values import given
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.verify.facts import LogFacts
@@ -52,9 +52,9 @@ def verify(
 ) -> None:
     """Hold LOG, or the server at --url, against the prediction, term by term; exit 1 where a term that must be exact is
     off, or it refused."""
-    from kvtool.files import write_atomic
     from kvtool.report.verdicts.verify import print_verify
     from kvtool.results import encode
+    from kvtool.system.files import write_atomic
     from kvtool.verify.calibrate import calibration
     from kvtool.verify.verify import Asked
     from kvtool.verify.verify import verify as verify_facts

@@ -14,10 +14,9 @@ from kvtool.compare.metrics import (
     medians_of_runs,
     num_samples,
 )
-from kvtool.compare.speeds import equal_speed
+from kvtool.compare.speeds import doubt, equal_speed
 from kvtool.machine.pace import is_disturbed
-from kvtool.results import Case
-from kvtool.stats import (
+from kvtool.machine.stats import (
     CONFIDENCE,
     Estimate,
     Spread,
@@ -29,6 +28,7 @@ from kvtool.stats import (
     t_tail,
     verdict,
 )
+from kvtool.results import Case
 
 MIN_SAMPLES = 8  # behind a side, below which there is no verdict
 NORMAL_BOUND = 1.96  # standard errors from the middle to the end of a bootstrap's 95 % interval
@@ -60,7 +60,7 @@ class Difference:
         """Whether the sides differ by more than chance and more than runs of the same side do."""
         if self.interval is None or self.p_value is None or self.noise is None or self.n < MIN_SAMPLES:
             return False
-        if self.unlike:
+        if self.unlike or self.interval.low <= 1 <= self.interval.high:
             return False
         return self.p_value < 1 - CONFIDENCE and abs(math.log(self.interval.value)) > math.log1p(self.noise)
 
@@ -108,15 +108,16 @@ def _of(metric: Metric, pairs: Sequence[tuple[Case, Case]]) -> list[Difference]:
         others = spreads[:place] + spreads[place + 1 :]
         n = min(num_samples(metric, a), num_samples(metric, b))
         spread = moderated(spreads[place], others)
-        one = _difference(n, runs[place], spread, _within_runs(metric, a, b, speed))
+        one = _difference(n, runs[place], spread, _within_runs(metric, a, b, speed), doubt(metric, a, b, speed))
         found.append(replace(one, speed=speed.name if speed else None, unlike=_chose_other_threads(a, b)))
     return found
 
 
 def _chose_other_threads(a: Case, b: Case) -> str | None:
-    """Says so where the sides had unequal threads, and others were busy beside one of them: fewer are taken then."""
+    """Says so where the sides had unequal threads, and others were busy beside one of them, or before it: fewer are
+    taken then."""
     threads = a.inputs.get("threads"), b.inputs.get("threads")
-    busy = any(is_disturbed(case.load.other_cores) for case in (a, b))
+    busy = any(case.load.fewer_threads or is_disturbed(case.load.other_cores) for case in (a, b))
     return f"{threads[0]} and {threads[1]} threads beside busy others" if busy and threads[0] != threads[1] else None
 
 
@@ -127,14 +128,17 @@ def _within_runs(metric: Metric, a: Case, b: Case, speed: Speed | None) -> Estim
     return ratio_of_medians(clusters_a, clusters_b) if clusters_a and clusters_b else None
 
 
-def _difference(n: int, sides: Sequence[list[float]], spread: Spread, within: Estimate | None) -> Difference:
-    """The noise is the larger of that between runs and that within them: runs may agree by chance."""
+def _difference(
+    n: int, sides: Sequence[list[float]], spread: Spread, within: Estimate | None, owed: float
+) -> Difference:
+    """The noise is the larger of that between runs and that within them: runs may agree by chance. The
+    interval is wider by what of the logarithm may be `owed` to the device."""
     runs = min(len(side) for side in sides)
     if runs < 2 or within is None:
         return Difference(n, runs, interval=within)
     between = math.sqrt(spread.variance * sum(1 / len(side) for side in sides))
     error = max(1e-9, between, math.log(within.high / within.low) / (2 * NORMAL_BOUND))
-    reach, value = t_bound(CONFIDENCE, spread.freedom) * error, math.log(within.value)
+    reach, value = owed + t_bound(CONFIDENCE, spread.freedom) * error, math.log(within.value)
     interval = Estimate(*(math.exp(value + step) for step in (0.0, -reach, reach)))
     noise = math.expm1(max(max(side) - min(side) for side in sides))
     return Difference(n, runs, interval, t_tail(value / error, spread.freedom), noise)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from kvtool.compare.difference import MIN_SAMPLES, NORMAL_BOUND, Difference, differences
 from kvtool.compare.metrics import BY_NAME, METRICS, Metric, clusters_of, num_iterations, num_runs
 from kvtool.compare.pairing import Pairing, pair_cases
-from kvtool.errors import KvtoolError
+from kvtool.machine.stats import CONFIDENCE, Estimate, verdict
 from kvtool.results import BenchDocument, Case, CompareDocument, CompareRow
 from kvtool.results.warnings import load_warnings
-from kvtool.stats import CONFIDENCE, Estimate, verdict
+from kvtool.system.errors import KvtoolError
 
 # Facts of a run that differ between any two runs and say nothing about whether they may be compared.
 INCIDENTAL = frozenset({"date_utc", "git_commit", "other_load_cores"})

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.results import MatrixDocument, MatrixRefused, SizeRow
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.layers import has_indexer
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
 
 
 def compare_models(models: Sequence[Model], options: SizeOptions, layouts: Sequence[Parallel]) -> MatrixDocument:

@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.results import ReleaseChange, ReleaseRow, ReleasesDocument, SizeRow
 from kvtool.sizing.engines.run import HISTORIES
 from kvtool.sizing.engines.versions import History
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
 
 TERMS = (
     *("usable_bytes", "weights_bytes", "activation_bytes", "reserve_bytes", "pool_bytes"),

@@ -12,9 +12,9 @@ import msgspec
 from kvtool.compare.documents import NamedDocument
 from kvtool.compare.foreign.aiperf import FILE_NAME as AIPERF_NAME
 from kvtool.compare.foreign.foreign import is_foreign, read_foreign
-from kvtool.errors import KvtoolError
-from kvtool.files import refuse_deep
 from kvtool.results import BenchDocument, read_document
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import refuse_deep
 
 # Far beyond any measurement, and far from what overflows a product of a few of them.
 _LARGEST = 1e18

@@ -12,6 +12,7 @@ from kvtool.compare.metrics import Metric, measured_samples
 from kvtool.results import Case, Sample
 
 SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
+MOST_UNKNOWN = 0.5  # of the slope of the logarithms of times over those of bandwidths
 SURE = 6.6  # twice the gain in log likelihood that chance brings one time in a hundred (chi squared, one parameter)
 
 
@@ -54,6 +55,46 @@ def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
     num_iterations = sum(len(_iterations(metric, case, None)) for case in (a, b))
     sure = left[best] and num_iterations * math.log(before / left[best]) > SURE
     return best if sure else None
+
+
+def doubt(metric: Metric, a: Case, b: Case, speed: EqualSpeed | None) -> float:
+    """What the logarithm of the ratio may owe to the device all the same: how far apart the bandwidths are that the
+    sides met, times what is not known of how the metric follows them.
+
+    Caches, latencies and clocks change along with the bandwidth, and no measured speed tells of them. How closely times
+    follow is known from within the sides alone, to two standard errors of the slope. Where a setting sets the speeds,
+    their difference is what is compared.
+    """
+    if any(a.inputs.get(name) != b.inputs.get(name) for name in SETS_SPEED):
+        return 0.0
+    met = [_bandwidths(metric, case) for case in (a, b)]
+    if not all(met):
+        return 0.0
+    times = [_iterations(metric, case, speed) for case in (a, b)]
+    unknown = min(MOST_UNKNOWN, 2 * slope_error(met, times))
+    return unknown * abs(statistics.median(met[1]) - statistics.median(met[0]))
+
+
+def slope_error(sides_x: Sequence[Sequence[float]], sides_y: Sequence[Sequence[float]]) -> float:
+    """The standard error of the slope of y over x within sides; without end where x does not vary."""
+    x, y = ([value - statistics.fmean(side) for side in sides for value in side] for sides in (sides_x, sides_y))
+    squares, freedom = sum(value**2 for value in x), len(x) - len(sides_x) - 1
+    if squares <= 0 or freedom < 1:
+        return math.inf
+    slope = sum(one * other for one, other in zip(x, y, strict=True)) / squares
+    left = sum((other - slope * one) ** 2 for one, other in zip(x, y, strict=True))
+    return math.sqrt(left / freedom / squares)
+
+
+def _bandwidths(metric: Metric, case: Case) -> list[float]:
+    """Logarithms of what was read at beside each iteration, in the order of `_iterations`; empty if it is not told."""
+    assert metric.of_sample is not None
+    met = {
+        (s.run, s.iteration): math.log(s.device_read_gbps or 1.0)
+        for s in measured_samples(case)
+        if any(value > 0 for value in metric.of_sample(s))
+    }
+    return list(met.values()) if all(s.device_read_gbps for s in measured_samples(case)) else []
 
 
 def _squares(metric: Metric, cases: Sequence[Case], speed: EqualSpeed | None) -> float:

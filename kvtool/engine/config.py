@@ -10,9 +10,9 @@ from kvtool.cache.index.index import check_index
 from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
-from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 from kvtool.sizing.dtypes import canonical_dtype
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     import torch

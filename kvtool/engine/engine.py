@@ -17,11 +17,11 @@ from kvtool.cache.manager import CacheManager
 from kvtool.cache.retention import Retention
 from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.batch import build_batch
-from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.decoder.recorded import RecordedSteps
 from kvtool.engine.decoder.transformer import runnable_decoder
 from kvtool.engine.graphs.capture import Capture, CudaCapture, DecodeGraphs, captured_bytes
+from kvtool.engine.graphs.cold_start import CompileTime
 from kvtool.engine.graphs.decode_step import decode_rows
 from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.loaded import LoadedModel
@@ -31,10 +31,10 @@ from kvtool.engine.preemption import preemption_policy
 from kvtool.engine.sampler import Draw, sample
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.errors import KvtoolError
 from kvtool.kernels.choosing import choosing
 from kvtool.machine.device import device_errors
 from kvtool.sizing.speed.traffic import even_context_tokens
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 

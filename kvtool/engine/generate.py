@@ -21,9 +21,9 @@ from kvtool.engine.ranks.use import rank_uses
 from kvtool.engine.sampler import draw_of
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.engine.text import Tokenizer
-from kvtool.errors import KvtoolError
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.results import CachedPages, GenerateDocument, GeneratedSequence, TierUse, tpot_s
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 OnToken = Callable[[int, int], None]

@@ -12,13 +12,13 @@ from kvtool.catalog.model import Model
 from kvtool.engine.decoder.rope import rope_frequencies
 from kvtool.engine.decoder.transformer import rotary_dim, runnable_decoder
 from kvtool.engine.pool import is_packed, pool_specs
-from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels
 from kvtool.kernels.packed.pages import packed
 from kvtool.kernels.sparse.kernels import sparse
 from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.specs import CacheSpec
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True)

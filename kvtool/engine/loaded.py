@@ -14,7 +14,6 @@ from kvtool.engine.kept import Kept, kept
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.pool import KvPool, pool_specs, require_runnable
 from kvtool.engine.weights.load import weight_source
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Kernels
 from kvtool.machine.device import device_errors, resolve_device
@@ -25,6 +24,7 @@ from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
 from kvtool.sizing.specs import CacheSpec
+from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.units import ceil_div, format_bytes
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

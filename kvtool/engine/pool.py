@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
-from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec, static_scale
 from kvtool.kernels.packed.pages import PackedPages
@@ -16,6 +15,7 @@ from kvtool.kernels.sparse.quest import QuestPages
 from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.formats import CacheFormat, Vector
 from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, QuestSpec, SlidingSpec, StreamingSpec
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.kernels.interface import Scale

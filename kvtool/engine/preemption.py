@@ -7,7 +7,7 @@ from typing import Protocol
 
 from kvtool.cache.manager import SequenceCache
 from kvtool.engine.sequence import Sequence
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 Preemption = Callable[[list[Sequence]], Sequence]  # of the running sequences, in the order of admission, one
 

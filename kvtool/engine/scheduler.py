@@ -12,7 +12,7 @@ from kvtool.cache.manager import CacheManager, SequenceCache
 from kvtool.cache.window import SinkWindow
 from kvtool.engine.preemption import Preemption, Swap, youngest
 from kvtool.engine.sequence import Sequence, Status
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvtool.cache.index.node import DEFAULT_PRIORITY
 from kvtool.cache.manager import SequenceCache
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 class Tokenizer(Protocol):

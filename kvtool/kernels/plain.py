@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import gelu, relu, silu
 
-from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import GatedWeight, Weight
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice

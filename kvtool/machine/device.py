@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kvtool.errors import DeviceError, KvtoolError
+from kvtool.system.errors import DeviceError, KvtoolError
 
 if TYPE_CHECKING:
     import torch

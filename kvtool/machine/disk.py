@@ -12,9 +12,9 @@ from itertools import repeat
 from pathlib import Path
 from random import Random
 
-from kvtool.errors import DeviceError
 from kvtool.machine.direct_io import AlignedBuffer, is_direct, open_direct, read_into, write_from
 from kvtool.machine.filesystem import writable_bytes
+from kvtool.system.errors import DeviceError
 from kvtool.system.interrupts import interruptible
 from kvtool.units import MIB, format_bytes, round_up
 

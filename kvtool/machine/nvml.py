@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from kvtool.catalog.gpus import Gpu, find_gpu, load_gpus
-from kvtool.errors import DeviceError
 from kvtool.machine.timers import is_cuda
 from kvtool.results import Power
+from kvtool.system.errors import DeviceError
 
 # Bits of nvmlDeviceGetCurrentClocksThrottleReasons (nvml.h). Idle and application-set clocks are no throttling.
 THROTTLE_REASONS = {

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from kvtool.errors import DeviceError
 from kvtool.machine.timers import Call, CallTimer, call_timer, is_cuda
+from kvtool.system.errors import DeviceError
 from kvtool.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:

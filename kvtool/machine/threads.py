@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 BUSY_CORES = 0.5  # of others, from which fewer threads may be faster
 MASK = "KVTOOL_CPUS"

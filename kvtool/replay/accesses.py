@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
 from kvtool.replay.loops.core import Core, FloatArray, IntArray, NodeArray, Tree, Walk
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces import Trace, TraceRequest
 
 BLOCKS_AT_ONCE = 1 << 16

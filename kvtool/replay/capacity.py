@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.loops.core import IntArray
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs, state_format
 from kvtool.sizing.specs import ConstantSpec, CrossSpec
+from kvtool.system.errors import KvtoolError
 from kvtool.units import format_bytes, parse_size
 
 NO_LIMIT = "none"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.capacity import Capacity, in_unit
 from kvtool.replay.cluster.cluster import ClusterOptions
 from kvtool.replay.policies import check_policies
@@ -16,6 +15,7 @@ from kvtool.replay.tiers.options import TierOptions
 from kvtool.replay.tiers.profile import NOTHING_MEASURED, Measured
 from kvtool.replay.workers import Workers
 from kvtool.sizing.dtypes import AUTO
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kvtool.cache.eviction.eviction import EVICTION
-from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core, IntArray, NodeArray
 from kvtool.replay.tree import tree_hits
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 _OWN = {
     "lru": "evicts the leaf of the prefix tree that was used least recently",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
 from kvtool.replay.capacity import BlockBytes, block_bytes
 from kvtool.replay.clock.steps import StepTimes, card_steps
@@ -27,6 +26,7 @@ from kvtool.replay.totals import first_counted
 from kvtool.replay.words import CLUSTER_ASSUMPTIONS, assumptions, definition, tier_assumptions, warnings
 from kvtool.results import ReplayCluster, ReplayDocument
 from kvtool.sizing.formats import parse_cache_format
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces import Trace
 
 Progress = Callable[[str, float], None]

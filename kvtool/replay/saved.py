@@ -12,11 +12,11 @@ import numpy as np
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses
 from kvtool.replay.loops.core import FloatArray, IntArray
 from kvtool.sizing.speed.traffic import PrefillWork, prefill_work
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True)

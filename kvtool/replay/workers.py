@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 WORTH_S = 1.0  # joblib takes a good part of it to import and to start
 

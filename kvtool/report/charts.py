@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtool.errors import visible
+from kvtool.system.errors import visible
 from kvtool.units import format_bytes, format_length
 
 if TYPE_CHECKING:

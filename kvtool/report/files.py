@@ -8,9 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtool.errors import KvtoolError
-from kvtool.files import write_all
 from kvtool.results import Struct, encode
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

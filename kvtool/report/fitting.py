@@ -11,8 +11,8 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from kvtool.errors import visible
 from kvtool.report.tables import WIDE, Table, paragraph
+from kvtool.system.errors import visible
 
 if TYPE_CHECKING:
     from rich.text import Text

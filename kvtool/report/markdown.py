@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
-from kvtool.errors import visible
 from kvtool.report.tables import WIDE, Table
 from kvtool.report.terminal import Terminal
+from kvtool.system.errors import visible
 
 TEXT, LIST, CODE = "text", "list", "code"
 

@@ -1,21 +1,22 @@
-"""Where tables are printed."""
+"""Where tables are printed, and the notes under them."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from kvtool.errors import visible
 from kvtool.report.fitting import to_rich
 from kvtool.report.tables import Table
+from kvtool.system.errors import visible
 
 HANG = 2  # columns by which the lines of a sentence behind its first are indented
+_ALWAYS = "assumed: "  # how notes begin that say which model was answered about, for lack of the one that was named
 NARROWEST = 20  # columns; a terminal that claims fewer, or none, does not know its width
 
 
@@ -79,3 +80,20 @@ def _breaks(text: str, width: int) -> list[int]:
             breaks.append(word.start())
             begin, indent = word.start(), HANG
     return breaks
+
+
+def print_notes(notes: Sequence[str], console: Console, *, hinge: object, explain: bool) -> None:
+    """Every note with `explain`; else those that stand always, and one line of what the answer hangs on most, and how
+    to see the notes.
+    """
+    always = [f"- {note}" for note in notes if note.startswith(_ALWAYS)]
+    lines = [f"- {note}" for note in notes] if explain else [*always, short_notes(notes, hinge)]
+    for line in filter(None, lines):
+        console.print(line, style="dim", highlight=False, markup=False)
+
+
+def short_notes(notes: Sequence[str], hinge: object) -> str:
+    """`Hangs most on activations, an estimate: 1 GiB, 3% of the room. 4 notes: --explain or --json.`"""
+    most = [f"Hangs most on {hinge}."] if hinge else []
+    count = [f"{len(notes)} note{'s' if len(notes) > 1 else ''}: --explain or --json."] if notes else []
+    return " ".join(most + count)

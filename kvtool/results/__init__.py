@@ -5,7 +5,6 @@ All keys are always present; bytes and tokens are ints; times carry their unit i
 
 from __future__ import annotations
 
-from kvtool.results.accuracy import Accuracy, CacheSpeed
 from kvtool.results.advise import AdviseDecision, AdviseDocument, AdviseOption, AdviseTraffic
 from kvtool.results.bench import (
     AccuracyCase,
@@ -35,6 +34,11 @@ from kvtool.results.bench import (
     tpot_s,
 )
 from kvtool.results.calibration import Calibration, read_calibration
+from kvtool.results.cases.accuracy import Accuracy, CacheSpeed
+from kvtool.results.cases.endpoint import Endpoint, Failure
+from kvtool.results.cases.fragmentation import Fragmentation
+from kvtool.results.cases.ranks import Disaggregated, Handover, RankPhase, RankRun, RankUse
+from kvtool.results.cases.workload import Saved, TierUse, Workload
 from kvtool.results.compare import (
     CompareDocument,
     CompareRow,
@@ -45,9 +49,7 @@ from kvtool.results.compare import (
     ReleasesDocument,
 )
 from kvtool.results.document import Struct, encode, is_document, read_document
-from kvtool.results.endpoint import Endpoint, Failure
 from kvtool.results.env import EnvDocument
-from kvtool.results.fragmentation import Fragmentation
 from kvtool.results.generate import CachedPages, GenerateDocument, GeneratedSequence
 from kvtool.results.kernels import (
     KernelBytes,
@@ -60,7 +62,6 @@ from kvtool.results.kernels import (
     KernelRoofline,
     KernelsDocument,
 )
-from kvtool.results.ranks import Disaggregated, Handover, RankPhase, RankRun, RankUse
 from kvtool.results.replay import (
     ReplayBreakEven,
     ReplayCluster,
@@ -109,7 +110,6 @@ from kvtool.results.tiers import (
 )
 from kvtool.results.trace import TraceDocument, TraceFinding, TraceSummary
 from kvtool.results.verify import VerifyDocument, VerifyEngine, VerifyRefusal, VerifyRow
-from kvtool.results.workload import Saved, TierUse, Workload
 
 __all__ = [
     "ENGINE_NAMES",

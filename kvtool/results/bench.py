@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from kvtool.results.accuracy import Accuracy
+from kvtool.results.cases.accuracy import Accuracy
+from kvtool.results.cases.endpoint import Endpoint
+from kvtool.results.cases.fragmentation import Fragmentation
+from kvtool.results.cases.ranks import Disaggregated, RankRun
+from kvtool.results.cases.workload import Workload
 from kvtool.results.document import Struct
-from kvtool.results.endpoint import Endpoint
-from kvtool.results.fragmentation import Fragmentation
-from kvtool.results.ranks import Disaggregated, RankRun
 from kvtool.results.summary import Summary
-from kvtool.results.workload import Workload
 
 
 def tpot_s(ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
@@ -206,10 +206,11 @@ class BenchPeer(Struct, frozen=True, kw_only=True):
 
 class Load(Struct, frozen=True, kw_only=True):
     """Of others while the case's iterations ran: cores on average (None: not known), and the iterations that they
-    disturbed, measured again in vain."""
+    disturbed, measured again in vain. With `fewer_threads` they were so busy beforehand that fewer ran than usual."""
 
     other_cores: float | None = None
     disturbed_iterations: int = 0
+    fewer_threads: bool = False
 
 
 class Case(Struct, frozen=True, kw_only=True, tag_field="part"):

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from kvtool.errors import KvtoolError
 from kvtool.results.document import Struct, read_document
+from kvtool.system.errors import KvtoolError
 
 ByteCount = Annotated[int, msgspec.Meta(ge=0)]
 

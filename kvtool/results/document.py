@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes, refuse_deep
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import read_bytes, refuse_deep
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from kvtool.results.cases.ranks import Handover, RankUse
+from kvtool.results.cases.workload import TierUse
 from kvtool.results.document import Struct
-from kvtool.results.ranks import Handover, RankUse
-from kvtool.results.workload import TierUse
 
 
 class GeneratedSequence(Struct, frozen=True, kw_only=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvtool.errors import KvtoolError
 from kvtool.results.document import Struct, read_document
+from kvtool.system.errors import KvtoolError
 
 
 class TierRate(Struct, frozen=True, kw_only=True):

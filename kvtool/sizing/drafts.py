@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.params import count_params, layer_params
 from kvtool.sizing.weights import Weights
+from kvtool.system.errors import KvtoolError
 
 MTP, EAGLE, EAGLE3, DFLASH, MEDUSA, DRAFT_MODEL = "mtp", "eagle", "eagle3", "dflash", "medusa", "draft_model"
 METHODS = (MTP, EAGLE, EAGLE3, DFLASH, MEDUSA, DRAFT_MODEL)

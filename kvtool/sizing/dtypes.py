@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 AUTO = "auto"
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

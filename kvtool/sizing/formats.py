@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvtool.catalog.model import IndexDtype
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div, parse_length, round_up
 
 Scheme = Literal["fp32", "bf16", "fp16", "e4m3", "e5m2", "symmetric", "signed", "minimum"]

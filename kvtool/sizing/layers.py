@@ -19,10 +19,8 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
 from kvtool.sizing.formats import INDEX_KEYS, CacheFormat, parse_cache_format
-from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 from kvtool.sizing.specs import (
     CacheSpec,
     ChunkedSpec,
@@ -38,6 +36,8 @@ from kvtool.sizing.specs import (
     StateSpec,
     sparse_spec,
 )
+from kvtool.sizing.specs.recurrent import conv_elements, recurrent_elements
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

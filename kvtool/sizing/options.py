@@ -8,7 +8,6 @@ from typing import Any
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.headers import CheckpointHeader
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
 from kvtool.sizing.drafts import Draft, DraftRequest, draft_of
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
@@ -16,6 +15,7 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions.lengths import Lengths
 from kvtool.sizing.questions.tiers import Places
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MAX_LENGTH_TOKENS
 
 DEFAULT_CONTEXTS = (4096, 32768)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from kvtool.catalog.model import CompressedAttention, FullAttention, LatentAttention, Model
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""What kvtool asks of the operating system besides files: signals, and a compiler for its C."""
+"""What kvtool asks of the operating system (files, signals, encodings, a compiler for its C), and its own errors."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvtool.errors import KvtoolError
 from kvtool.results import Calibration
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.budget import activation_peak, kv_pool, outside_torch
 from kvtool.verify.facts import Figure, LogFacts
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from kvtool.catalog.gpus import Gpu, find_gpu
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.flags import BY_FIELD
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import DEGREES
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import Figure, LogFacts
 from kvtool.verify.inputs import Started
 from kvtool.verify.terms.vllm import plan_rows, planned

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from kvtool.catalog.gpus import Gpu
-from kvtool.errors import KvtoolError
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines.sglang.plan import VERSION as SGLANG_VERSION
 from kvtool.sizing.engines.vllm.document import inexact
 from kvtool.sizing.engines.vllm.plan import VERSION as VLLM_VERSION
 from kvtool.sizing.engines.vllm.plan import plan as vllm_plan
 from kvtool.sizing.engines.vllm.versions import HISTORY
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.budget import Estimate, kv_pool, pool_row, vllm_rows
 from kvtool.verify.diagnose import agreeing_flags, untold_flags
 from kvtool.verify.facts import Figure, LogFacts, exactly

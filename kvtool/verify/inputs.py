@@ -13,12 +13,12 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.drafts import MTP, Draft, draft_of, request_of, with_draft
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.parallel import DEGREES, Parallel, check_layout
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.kernels import kernels_card
 

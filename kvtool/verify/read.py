@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.lines import windows
 from kvtool.verify.readers import llama_cpp, lmdeploy, metrics, sglang, tensorrt_llm, vllm

@@ -11,7 +11,7 @@ import msgspec
 from kvtool.engine.endpoint.client import Client
 from kvtool.engine.endpoint.faults import EndpointError
 from kvtool.engine.endpoint.server import Server, discover
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import LogFacts, Reading, exactly
 from kvtool.verify.read import read_facts
 

@@ -9,8 +9,8 @@ from statistics import NormalDist
 
 import msgspec
 
-from kvtool.errors import KvtoolError
 from kvtool.sizing.questions.lengths import Lengths
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MAX_LENGTH_TOKENS, parse_length
 
 FORMS = "write a file, MEAN,P95 as 4k,12k, or p50=2k,p95=16k"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True)

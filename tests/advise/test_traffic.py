@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from kvtool.advise.traffic import Traffic, reused_tokens, trace_traffic, traffic_of
-from kvtool.errors import KvtoolError
 from kvtool.replay.capacity import Capacity
 from kvtool.replay.options import ReplayOptions
 from kvtool.replay.replay import replay
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.scenarios.base import Shape
 from kvtool.workloads.scenarios.scenarios import SCENARIOS, plan_of
 from kvtool.workloads.traces import open_trace

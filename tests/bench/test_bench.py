@@ -17,9 +17,9 @@ from kvtool.bench.cases.prefix import PrefixHits
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.options import BenchOptions, bench_options
 from kvtool.cache.tiers.options import parse_tiers
-from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument, Case, encode
+from kvtool.system.errors import KvtoolError
 from tests.bench.tiny_model import TINY, config
 
 FAST = Ceiling(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kvtool.bench.cases.goodput import goodput_ratio, parse_goodput
-from kvtool.errors import KvtoolError
 from kvtool.results import Sample
+from kvtool.system.errors import KvtoolError
 
 
 def sample(ttft_ms: float, tpot_ms: float, output_tokens: int = 3) -> Sample:

@@ -13,7 +13,7 @@ from kvtool.bench.kernels.options import kernels_options
 from kvtool.bench.options import PARTS, bench_options
 from kvtool.cli.flags.run import Run
 from kvtool.engine import config
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 @pytest.mark.parametrize(

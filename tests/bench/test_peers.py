@@ -16,7 +16,7 @@ from kvtool.bench.peers import (
     peer_names,
     why_not_imported,
 )
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 def test_names_come_once_and_in_one_order() -> None:

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from kvtool.bench import runs
 from kvtool.bench.runs import as_many_threads, joined, measure_runs, single_run
 from kvtool.compare.sources import read_bench
-from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, encode
 from kvtool.system import interrupts
+from kvtool.system.errors import KvtoolError
 from tests.compare.example import document
 
 # Prints the next of the files that it is given, as the runs of a benchmark print their documents, and counts them.

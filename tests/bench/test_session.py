@@ -11,7 +11,7 @@ import torch
 
 from kvtool.bench import session
 from kvtool.bench.session import Session, Step
-from kvtool.errors import DeviceError, KvtoolError
+from kvtool.system.errors import DeviceError, KvtoolError
 from tests.bench.test_bench import FAST
 
 Told = list[tuple[str, float]]

@@ -17,10 +17,10 @@ from kvtool.bench.options import bench_options
 from kvtool.cache.retention import Retention, parse_retention
 from kvtool.cache.tiers.options import TierOptions, parse_tiers
 from kvtool.engine.engine import Engine
-from kvtool.errors import KvtoolError
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import WorkloadCase
-from kvtool.results.workload import SHARED
+from kvtool.results.cases.workload import SHARED
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.scenarios.base import Shape
 from kvtool.workloads.scenarios.scenarios import plan_of
 from tests.bench.tiny_model import TINY, loaded

@@ -4,7 +4,7 @@ import pytest
 
 from kvtool.cache import CacheManager
 from kvtool.cache.admission import Offer, SecondHit, admission_policy
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.cache.test_manager import run
 
 PROMPT = list(range(10))

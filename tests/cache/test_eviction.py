@@ -14,7 +14,7 @@ from kvtool.cache.eviction.by_length import CostAware, RemainingLength
 from kvtool.cache.eviction.by_use import Fifo, Lfu, NeverHitFirst, SharedPrefixFirst
 from kvtool.cache.eviction.priority import Priority
 from kvtool.cache.index.node import DEFAULT_PRIORITY
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.cache.policies import DeepestPage, LargestRun
 
 A, B, C, D, E, F, G, END = range(8)  # pages of one token

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from kvtool.catalog.checkpoint import find_checkpoint, holds_weights, read_header
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 def pack(header: object, data: bytes = b"", *, length: int | None = None) -> bytes:

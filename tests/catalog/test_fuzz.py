@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import FullAttention, Model
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import CONFIGS
 
 CONTENTS: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in CONFIGS]

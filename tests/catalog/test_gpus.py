@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kvtool.catalog.gpus import find_gpu, load_gpus, with_memory
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 def test_all_cards_are_there_and_whole() -> None:

@@ -10,7 +10,7 @@ import pytest
 from kvtool.catalog.hf_config import model_from_config, read_config
 from kvtool.catalog.model import FullAttention, Model, SlidingAttention
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import CONFIGS, LLAMA, config
 
 CATALOGUE = load_catalogue()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvtool.catalog import hub
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import LLAMA
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.catalog.layer_pattern import expand_pattern
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 @pytest.mark.parametrize(

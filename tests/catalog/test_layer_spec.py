@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from kvtool.catalog.layer_spec import read_layer_spec
 from kvtool.catalog.model import FullAttention, Indexer, Layer, OtherState, SharedAttention, SlidingAttention
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
 
 SPEC = """
 num_heads: 32

@@ -26,8 +26,8 @@ from kvtool.catalog.model import (
 )
 from kvtool.catalog.models_yaml import Catalogue, load_catalogue
 from kvtool.catalog.quantised.config import read_quantisation
-from kvtool.errors import KvtoolError
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import DATA, facts
 
 FACTS = facts()

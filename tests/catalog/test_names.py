@@ -9,8 +9,8 @@ import pytest
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.names import take_apart
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 
 CATALOGUE = load_catalogue()
 

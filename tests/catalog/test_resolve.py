@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from kvtool.catalog.model import FullAttention
 from kvtool.catalog.resolve import inline_model, resolve_model
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import CONFIGS, LLAMA
 
 

@@ -10,7 +10,7 @@ import typer
 
 from kvtool.cli.answer import answer, ending
 from kvtool.cli.flags.output import Output, Printed
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 DOCUMENT = {"schema": "kvtool.test/1", "rows": []}
 

@@ -8,8 +8,8 @@ import pytest
 
 from kvtool.cli import main
 from kvtool.cli.compare import parse_percent
-from kvtool.errors import KvtoolError
 from kvtool.results import encode
+from kvtool.system.errors import KvtoolError
 from tests.compare.example import document
 
 

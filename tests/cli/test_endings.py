@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvtool.cli.endings import EXIT_FAULT, ending_of
-from kvtool.errors import LONGEST_MESSAGE, DeviceError, KvtoolError, one_line
+from kvtool.system.errors import LONGEST_MESSAGE, DeviceError, KvtoolError, one_line
 from tests.verify.helpers import LOGS
 
 CATALOGUE = Path(__file__).parents[2] / "models.yaml"

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kvtool.cli.app import app
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine import other_load, roofline
 from kvtool.machine.other_load import Usage
+from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.units import MIB
 
 

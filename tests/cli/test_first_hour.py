@@ -11,8 +11,8 @@ from gguf.constants import MODEL_ARCH
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvtool.engine.weights.source import finite
-from kvtool.errors import KvtoolError
 from kvtool.machine.threads import usable_cpus
+from kvtool.system.errors import KvtoolError
 from tests.cli.in_process import run
 from tests.engine.gguf_file import write_gguf
 

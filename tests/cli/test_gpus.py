@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kvtool.cli.app import app
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 RUN = CliRunner()
 

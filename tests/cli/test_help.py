@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from kvtool import __version__
 from kvtool.cli.app import app
 from kvtool.cli.help import AS_OPTION, SPELLINGS
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 COMMANDS = typer.main.get_group(app).commands
 RUNS_A_MODEL = {"bench", "generate", "kernels", "tiers"}

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from kvtool.cli.app import app
 from kvtool.cli.lookups import models
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 RUN = CliRunner()
 

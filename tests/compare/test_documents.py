@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from kvtool.compare.documents import NamedDocument, compare_documents, regressions
-from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, CompareDocument, CompareRow, encode
+from kvtool.system.errors import KvtoolError
 from tests.compare.example import ENVIRONMENT, document
 
 

@@ -17,8 +17,8 @@ import pytest
 from kvtool.compare.documents import NamedDocument, compare_documents
 from kvtool.compare.foreign.foreign import is_foreign, read_foreign
 from kvtool.compare.sources import are_documents, read_bench
-from kvtool.errors import KvtoolError
 from kvtool.results import EndpointCase
+from kvtool.system.errors import KvtoolError
 
 FILES = Path(__file__).parents[1] / "data" / "foreign"
 VLLM, GUIDELLM, AIPERF, LLAMA = (

@@ -4,10 +4,10 @@ import pytest
 
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.compare.models import compare_models
-from kvtool.errors import KvtoolError
 from kvtool.results import MatrixDocument, encode, read_document
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
+from kvtool.system.errors import KvtoolError
 
 LAYOUTS = [Parallel(tp=1), Parallel(tp=8)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvtool.compare.documents import NamedDocument, compare_documents, regressions
 from kvtool.compare.sources import read_bench
-from kvtool.results import BenchDocument, CompareRow
+from kvtool.results import BenchDocument, CompareRow, Load
 from tests.compare.example import document
 
 LENGTHS = (64, 320, 1024, 4096)
@@ -158,12 +158,36 @@ def test_a_speed_that_the_compared_setting_sets_is_left_alone() -> None:
 def test_threads_that_were_chosen_beside_busy_others_are_no_regression() -> None:
     one, two = (document(factor, seed, LENGTHS, iterations=9, threads=t) for factor, seed, t in ((2, 1, 1), (1, 2, 2)))
     assert {"tpot_ms"} <= {row.metric for row in failing(rows(two, one))}, "whoever sets them compares them"
-    busy = [msgspec.structs.replace(c, load=msgspec.structs.replace(c.load, other_cores=0.9)) for c in one.cases]
-    found = rows(two, msgspec.structs.replace(one, cases=busy))
-    assert failing(found) == []
-    assert {row.verdict for row in found if row.metric == "tpot_ms"} == {
-        "cannot tell: 2 and 1 threads beside busy others"
-    }
+    for load in (Load(other_cores=0.9), Load(other_cores=0.06, fewer_threads=True)):
+        busy = [msgspec.structs.replace(case, load=load) for case in one.cases]
+        found = rows(two, msgspec.structs.replace(one, cases=busy))
+        assert failing(found) == []
+        assert {row.verdict for row in found if row.metric == "tpot_ms"} == {
+            "cannot tell: 2 and 1 threads beside busy others"
+        }
+
+
+def at(found: BenchDocument, gbps: float) -> BenchDocument:
+    """The document as if the device had read at that rate beside every iteration."""
+    cases = [
+        msgspec.structs.replace(
+            case, samples=[msgspec.structs.replace(s, device_read_gbps=gbps, device_tflops=1.0) for s in case.samples]
+        )
+        for case in found.cases
+    ]
+    return msgspec.structs.replace(found, cases=cases)
+
+
+@pytest.mark.parametrize(("gbps", "found"), [(30.0, True), (20.0, False)])
+def test_what_a_slower_device_may_have_brought_is_no_regression(gbps: float, found: bool) -> None:
+    """Of times that differ by a fifth: a device that reads two thirds as fast accounts for them, an equal one not."""
+    slower = failing(rows(at(made(1), 30.0), at(made(2, 1.2), gbps)))
+    assert ("tpot_ms" in {row.metric for row in slower}) == found
+
+
+def test_threads_that_were_set_are_compared_whatever_speed_they_read_at() -> None:
+    one, two = (document(factor, 1, LENGTHS, iterations=9, threads=t) for factor, t in ((1.0, 2), (1.2, 1)))
+    assert "tpot_ms" in {row.metric for row in failing(rows(at(one, 30.0), at(two, 20.0)))}
 
 
 def test_three_times_as_slow_is_a_regression_too() -> None:

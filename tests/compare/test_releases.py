@@ -8,11 +8,11 @@ import pytest
 
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.compare.releases import compare_releases
-from kvtool.errors import KvtoolError
 from kvtool.report.compare.releases import change_line, releases_table
 from kvtool.results import ReleasesDocument
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
+from kvtool.system.errors import KvtoolError
 
 GEMMA = load_catalogue().get("gemma-3-27b-it")
 OPTIONS = SizeOptions(

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from kvtool.compare.documents import compare_documents, regressions
 from kvtool.compare.sources import are_documents, read_bench
-from kvtool.errors import KvtoolError
 from kvtool.report.compare.compare import print_compare
 from kvtool.report.terminal import Terminal
 from kvtool.results import CompareDocument, encode
+from kvtool.system.errors import KvtoolError
 from tests.compare.example import document
 
 BENCH = encode(document(input_lens=(128,)))

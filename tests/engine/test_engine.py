@@ -16,8 +16,8 @@ from kvtool.engine.config import EngineConfig, resolve_dtype
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine.device import resolve_device
+from kvtool.system.errors import DeviceError, KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, load, prompt
 from tests.engine.tiny import MAX_POSITIONS, VOCAB_SIZE

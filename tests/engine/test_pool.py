@@ -11,10 +11,10 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.pool import CACHE_DTYPES, KvPool, cache_dtype, layer_pages, require_runnable
 from kvtool.engine.scheduler import Work
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.specs import FullSpec
+from kvtool.system.errors import DeviceError, KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, largest_difference, load, prompt
 

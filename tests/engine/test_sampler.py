@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvtool.engine.sampler import nucleus, sample
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -5.0])
 

@@ -20,7 +20,7 @@ from kvtool.cache.retention import Retention
 from kvtool.engine.preemption import PREEMPTION, Preemption, cheapest, preemption_policy, youngest
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits, Work
 from kvtool.engine.sequence import SamplingParams, Sequence, Status
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 class Done(NamedTuple):

@@ -12,9 +12,9 @@ from kvtool.cache.manager import CacheManager
 from kvtool.cache.window import SinkWindow
 from kvtool.engine.scheduler import Scheduler, SchedulerLimits
 from kvtool.engine.sequence import SamplingParams, Sequence
-from kvtool.errors import KvtoolError
 from kvtool.sizing.formats import Sparse, parse_cache_format
 from kvtool.sizing.specs import StreamingSpec
+from kvtool.system.errors import KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, load, prompt
 

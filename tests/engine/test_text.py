@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from kvtool.engine.text import FileTokenizer, TextStream, find_tokenizer
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 @pytest.fixture

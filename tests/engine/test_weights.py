@@ -19,9 +19,9 @@ from kvtool.engine.weights.gguf import GgufWeights
 from kvtool.engine.weights.load import weight_source
 from kvtool.engine.weights.safetensors import SafetensorsWeights
 from kvtool.engine.weights.source import RandomWeights
-from kvtool.errors import KvtoolError
 from kvtool.kernels.cpu.native import native
 from kvtool.kernels.cpu.products import QuantisedGatedLinear, QuantisedLinear
+from kvtool.system.errors import KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.gguf_file import write_gguf
 from tests.engine.running import engine_of, generate, largest_difference, load, prompt

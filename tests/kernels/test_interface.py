@@ -7,9 +7,9 @@ import inspect
 import pytest
 import torch
 
-from kvtool.errors import KvtoolError
 from kvtool.kernels import BACKENDS, load_kernels
 from kvtool.kernels.interface import GATES, Kernels, Pages, Rows, StepKernels
+from kvtool.system.errors import KvtoolError
 
 OPERATIONS = [
     name

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import DeviceError
 from kvtool.machine import disk
 from kvtool.machine.disk import LEAST_ROUNDS, Requests, Scratch, scratch_file, serve
+from kvtool.system.errors import DeviceError
 from kvtool.units import KIB, MIB
 
 

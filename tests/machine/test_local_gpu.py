@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kvtool.catalog.gpus import find_gpu
-from kvtool.errors import DeviceError
 from kvtool.machine.nvml import local_gpu, resolve_gpu
+from kvtool.system.errors import DeviceError
 
 
 class FakeNvmlError(Exception):

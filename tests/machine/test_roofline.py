@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from kvtool.errors import DeviceError
 from kvtool.machine import roofline
 from kvtool.machine.roofline import (
     Ceiling,
@@ -20,6 +19,7 @@ from kvtool.machine.roofline import (
     read_kernels,
     stream_buffer_bytes,
 )
+from kvtool.system.errors import DeviceError
 from kvtool.units import GIB, KIB, MIB
 
 

@@ -9,9 +9,9 @@ from itertools import cycle
 
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.machine import threads
 from kvtool.machine.threads import MASK, bind_threads, check_threads, threads_beside, usable_cpus
+from kvtool.system.errors import KvtoolError
 
 # Imports what `kvtool bench` imports, and says what it was bound to when torch came.
 CHILD = """

@@ -24,12 +24,12 @@ from kvtool.engine.handover.staging import Heads, export_layer, import_layer, pl
 from kvtool.engine.handover.summary import handover_of
 from kvtool.engine.handover.wire import Part, Receiver, Sender
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels.interface import Pages
 from kvtool.report.bench.disaggregate import disaggregate_tables
 from kvtool.results import BenchDocument
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.specs import FullSpec
+from kvtool.system.errors import DeviceError, KvtoolError
 from tests.ranks.conftest import CONFIG, MAX_POSITIONS, NUM_PAGES, alone, prompts
 from tests.ranks.models import MODELS
 

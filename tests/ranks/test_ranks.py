@@ -17,7 +17,6 @@ from kvtool.engine.ranks.lead import RankedModel
 from kvtool.engine.ranks.replicas import Replicas
 from kvtool.engine.ranks.shards import shard_of
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import DeviceError
 from kvtool.machine.ranks.crew import Crew
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.machine.ranks.traffic import Asked, chosen_pass, replica_traffic, ring_of, step_traffic
@@ -28,6 +27,7 @@ from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.params import count_params
 from kvtool.sizing.speed.exchange import Link
+from kvtool.system.errors import DeviceError
 from tests.ranks.conftest import CONFIG, NUM_PAGES, alone, prompts, run
 from tests.ranks.models import MODELS
 

@@ -12,7 +12,6 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.replay.cluster.cluster import ClusterOptions, agents_at_goal, bound_words, node_speeds, replay_cluster
 from kvtool.replay.cluster.layout import (
     DecodeNode,
@@ -29,6 +28,7 @@ from kvtool.replay.cluster.options import Cluster, parse_cluster, parse_clusters
 from kvtool.replay.cluster.schedule import Node, Router, choose_decode, choose_prefill, reading_side
 from kvtool.replay.cluster.turns import sessions_of
 from kvtool.results import ReplayCluster
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import Making
 from kvtool.workloads.traces import open_trace

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from kvtool.cache.eviction.eviction import EVICTION
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import read_accesses
 from kvtool.replay.loops.core import LEAF_POLICIES, PLAIN_POLICIES, Core
 from kvtool.replay.loops.native import native
 from kvtool.replay.loops.twin import PythonCore
 from kvtool.replay.policies import POLICIES, check_policies, policy_hits
 from kvtool.replay.tree import tree_hits
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces import open_trace
 from tests.replay import naive
 

@@ -11,12 +11,12 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.replay.capacity import Capacity, parse_capacity
 from kvtool.replay.options import ReplayOptions
 from kvtool.replay.replay import replay, replay_all
 from kvtool.replay.workers import Workers
 from kvtool.results import ReplayDocument, encode
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces import Trace, open_trace
 
 SLICE = Path(__file__).parents[1] / "data" / "traces" / "mooncake_conversation_200.jsonl"

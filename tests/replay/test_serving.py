@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.replay.clock.steps import StepTimes
 from kvtool.replay.saved import PrefillFloor, counted_work
 from kvtool.replay.tiers.options import Tier, TierOptions, parse_prefetch
@@ -16,6 +15,7 @@ from kvtool.replay.tiers.plan import Links, Plan
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.timed import Timed
 from kvtool.replay.tiers.timing import Run, run
+from kvtool.system.errors import KvtoolError
 
 MODEL = resolve_model("llama-3.1-8b")
 LAYERS = 32

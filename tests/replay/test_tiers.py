@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from kvtool.cache.tiers.options import WritePolicy, parse_write_policy
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import Accesses, read_accesses
 from kvtool.replay.capacity import block_bytes
 from kvtool.replay.clock.clock import Clock
@@ -28,6 +27,7 @@ from kvtool.replay.tiers.plan import Links
 from kvtool.replay.tiers.stores import Stores
 from kvtool.replay.tiers.tiers import TierReplay
 from kvtool.results import ReplayTiers
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import Making
 from kvtool.workloads.traces import open_trace

@@ -10,7 +10,6 @@ import pytest
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.replay.capacity import parse_capacity
 from kvtool.replay.clock.clock import Clock
 from kvtool.replay.options import ReplayOptions
@@ -21,6 +20,7 @@ from kvtool.replay.tiers.options import TierOptions, parse_tiers
 from kvtool.replay.tiers.profile import Measured, Observed, read_profiles
 from kvtool.sizing.params import count_params
 from kvtool.sizing.speed.traffic import attention_flops
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces import open_trace
 
 GPU = find_gpu("h100")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from kvtool.files import write_atomic
 from kvtool.results import (
     AnyCase,
     BenchDocument,
@@ -26,6 +25,7 @@ from kvtool.results import (
     encode,
     summarise,
 )
+from kvtool.system.files import write_atomic
 from kvtool.units import round_up
 
 PATH = Path(__file__).parents[1] / "data" / "bench_example.json"

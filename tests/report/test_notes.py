@@ -5,8 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.report.notes import print_notes, short_notes
-from kvtool.report.terminal import Terminal
+from kvtool.report.terminal import Terminal, print_notes, short_notes
 
 
 def printed(notes: list[str], *, explain: bool) -> str:

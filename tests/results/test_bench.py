@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.results import (
     AccuracyCase,
     BenchDocument,
@@ -24,6 +23,7 @@ from kvtool.results import (
     read_document,
     tpot_s,
 )
+from kvtool.system.errors import KvtoolError
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = sorted([ROOT / "tests" / "data" / "bench_example.json", *ROOT.glob("examples/reports/*/bench.json")])

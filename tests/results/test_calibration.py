@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.results import Calibration, encode, read_calibration
+from kvtool.system.errors import KvtoolError
 
 
 def test_a_written_calibration_is_read_back(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import Layer, Model
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow
 from kvtool.sizing.drafts import DraftRequest, draft_of, loaded_weights, parse_speculative_config, with_draft
 from kvtool.sizing.engines.options import EngineOptions
@@ -20,6 +19,7 @@ from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from tests.sizing.example import LLAMA_8B
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import parse_float_dtype, parse_weight_dtype
+from kvtool.system.errors import KvtoolError
 
 
 def test_unknown_names_are_refused_with_the_list() -> None:

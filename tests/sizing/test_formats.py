@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from kvtool.catalog.model import FullAttention, GatedDeltaNet, Layer, Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.formats import CACHE_FORMATS, parse_cache_format
 from kvtool.sizing.layers import layer_specs
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
 from kvtool.sizing.specs import FullSpec, LatentSpec
+from kvtool.system.errors import KvtoolError
 from tests.sizing.example import DEEPSEEK_V3, DEEPSEEK_V4, DEEPSEEK_V32, LLAMA_8B, QWEN3_NEXT
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from kvtool.catalog.model import FullAttention, Layer, Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.layers import StateFormat, layer_specs, state_format
 from kvtool.sizing.specs import FullSpec, IndexerSpec, LatentSpec, SharedSpec, StateSpec
+from kvtool.system.errors import KvtoolError
 from tests.sizing.example import DEEPSEEK_V3, DEEPSEEK_V32, LLAMA_8B, NEMOTRON_H, QWEN3_NEXT, SHARING
 
 BF16, FP8 = CACHE_FORMATS["bf16"], CACHE_FORMATS["fp8"]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.parallel import Parallel, check_layout, pipeline_stages
+from kvtool.system.errors import KvtoolError
 from tests.sizing.example import DEEPSEEK_V3, LLAMA_8B
 
 

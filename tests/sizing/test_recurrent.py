@@ -11,8 +11,8 @@ from kvtool.catalog.model import (
     RecurrentLayer,
     ShortConvolution,
 )
-from kvtool.errors import KvtoolError
-from kvtool.sizing.recurrent import conv_elements, recurrent_elements
+from kvtool.sizing.specs.recurrent import conv_elements, recurrent_elements
+from kvtool.system.errors import KvtoolError
 
 GDN = GatedDeltaNet(key_heads=16, value_heads=32, key_head_dim=128, value_head_dim=128, conv_kernel=4)
 MAMBA2 = Mamba2(heads=128, head_dim=80, state_dim=128, groups=8, conv_kernel=4)

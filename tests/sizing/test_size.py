@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow, encode
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import curve, size
+from kvtool.system.errors import KvtoolError
 from tests.sizing.example import (
     ALL_KINDS,
     CARD,

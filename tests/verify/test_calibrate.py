@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from kvtool.verify.calibrate import calibration
 from tests.verify.helpers import from_text, quoted

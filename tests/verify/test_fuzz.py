@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.errors import KvtoolError
 from kvtool.results import encode
+from kvtool.system.errors import KvtoolError
 from tests.verify.helpers import LOGS, from_text, held
 
 WHOLE = sorted(path.name for path in LOGS.iterdir() if path.suffix in (".log", ".txt"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started, started
 from tests.verify.helpers import from_text

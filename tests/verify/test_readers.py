@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from kvtool.verify.facts import gib
 from kvtool.verify.items import read_items

@@ -9,7 +9,7 @@ import pytest
 
 from kvtool.engine.endpoint.address import parse_address
 from kvtool.engine.endpoint.client import Client
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.running import running_facts
 from kvtool.verify.verify import Asked, verify
 from tests.cli.in_process import run

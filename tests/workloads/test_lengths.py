@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.lengths import lognormal, parse_lengths, read_lengths
 
 TRACE = Path(__file__).parents[3] / "shared" / "traces" / "mooncake_conversation.jsonl"

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def publish_tiles(found: Mapping[str, bytes], tiles: Path) -> Path | None:
     """Tiles that were tuned, to where kernels look for them; None of an archive without any."""
-    from kvtool.files import write_atomic
     from kvtool.kernels.triton.tiles.tuned import file_name
+    from kvtool.system.files import write_atomic
 
     for name, data in found.items():
         if name.startswith(TUNED) and name == TUNED + file_name(str(json.loads(data).get("card"))):
@@ -59,7 +59,7 @@ def publish(found: Mapping[str, bytes], reports: Path) -> Path | None:
     documents = {name: one for name, data in sorted(found.items()) if (one := _document(name, data)) is not None}
     if not documents:
         return None
-    from kvtool.files import write_all
+    from kvtool.system.files import write_all
     from tools.targets import judged
 
     folder = reports / slug(str(next(iter(documents.values()))["environment"]["gpu"]))

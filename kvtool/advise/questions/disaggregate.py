@@ -15,9 +15,9 @@ from kvtool.advise.questions.layout import Layout
 from kvtool.advise.replica import Replica
 from kvtool.advise.serving import at_batch
 from kvtool.advise.situation import MATERIAL, MONEY, Situation
-from kvtool.errors import KvtoolError
 from kvtool.results import AdviseDecision
 from kvtool.sizing.fit import largest
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div, format_ms
 
 QUESTION = "Disaggregate?"

@@ -10,8 +10,8 @@ from kvtool.advise.decision import decision
 from kvtool.advise.questions.dtype import tokens_per_s
 from kvtool.advise.serving import Serving, serve
 from kvtool.advise.situation import LATENCY, MONEY, Situation
-from kvtool.errors import KvtoolError
 from kvtool.results import AdviseDecision
+from kvtool.system.errors import KvtoolError
 from kvtool.units import format_ms
 
 QUESTION = "How are the cards used?"

@@ -14,11 +14,11 @@ from kvtool.engine.batch import StepBatch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import codec, is_packed, layer_pages, require_packed
-from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.specs import CacheSpec, HeadsSpec
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 Amax = tuple[float | None, float | None]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtool.bench.accuracy.speed import Timed
+from kvtool.machine.stats import CONFIDENCE, t_bound
 from kvtool.results import CacheSpeed
-from kvtool.stats import CONFIDENCE, t_bound
 from kvtool.units import format_length
 
 

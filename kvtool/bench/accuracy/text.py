@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from kvtool.engine.text import Tokenizer
-from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import read_bytes
 
 ALICE = "alice.txt"  # Lewis Carroll, Alice's Adventures in Wonderland, 1865: chapters 1 to 5, lines joined
 LEAST_TOKENS = 3  # one that is given, and two to predict

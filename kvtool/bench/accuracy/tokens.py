@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtool.stats import CONFIDENCE, t_bound
+from kvtool.machine.stats import CONFIDENCE, t_bound
 
 if TYPE_CHECKING:
     Values = np.ndarray[Any, np.dtype[np.float64]]

@@ -23,11 +23,11 @@ from kvtool.bench.session import Step
 from kvtool.catalog.model import Model
 from kvtool.engine.kept import reads_in_part
 from kvtool.engine.text import find_tokenizer
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine.pace import Budget
 from kvtool.results import AccuracyCase, CacheSpeed, Check, Memory, Metrics, Roofline, StepBytes
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.speed.traffic import decode_kv_read_bytes, kv_written_bytes
+from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.workloads import Request
 
 CPU_FORMATS = (

@@ -18,11 +18,11 @@ from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
-from kvtool.errors import KvtoolError
 from kvtool.machine.interleaved import Windows
 from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import AnyCase, BenchDocument, Load, Sample
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 PART_S = 20.0
@@ -30,19 +30,21 @@ PART_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterations:
-    """What the iterations of a step brought: samples, the device's limit beside each iteration (none on a GPU), and the
-    cores that others kept busy during each."""
+    """What the iterations of a step brought: samples, the device's limit beside each iteration (none on a GPU), the
+    cores that others kept busy during each, and whether fewer threads ran because of them."""
 
     samples: list[Sample]
     limits: list[Ceiling]
     other_cores: list[float | None]
+    fewer_threads: bool = False
 
     @property
     def load(self) -> Load:
         """What a case tells of it."""
         known = [cores for cores in self.other_cores if cores is not None]
         disturbed = sum(map(is_disturbed, self.other_cores))
-        return Load(other_cores=round(mean(known), 2) if known else None, disturbed_iterations=disturbed)
+        other_cores = round(mean(known), 2) if known else None
+        return Load(other_cores=other_cores, disturbed_iterations=disturbed, fewer_threads=self.fewer_threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ class Setup:
             ],
             limits=[limits[i] for i in kept] if limits else [],
             other_cores=[cores[i] for i in kept],
+            fewer_threads=self.loaded.fewer_threads is not None,
         )
 
     def _goes_on(self, cores: Sequence[float | None], *, in_time: bool) -> bool:

@@ -12,7 +12,7 @@ from kvtool.bench.harness import run_requests
 from kvtool.cache.tiers.options import TierOptions, WritePolicy
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import Sequence
-from kvtool.errors import DeviceError, KvtoolError
+from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.workloads import Request
 
 

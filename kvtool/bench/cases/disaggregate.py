@@ -21,7 +21,6 @@ from kvtool.engine.handover.summary import handover_of, sample_of_served
 from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import pool_specs
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 from kvtool.results import (
     BenchDocument,
@@ -35,6 +34,7 @@ from kvtool.results import (
 )
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 from kvtool.workloads import Request, random_arrivals
 

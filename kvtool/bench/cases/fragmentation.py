@@ -14,8 +14,8 @@ from kvtool.bench.fragmentation.holes import PLACEMENTS, Placement
 from kvtool.bench.fragmentation.run import Outcome, run_requests
 from kvtool.bench.harness import Value
 from kvtool.bench.session import Step
-from kvtool.errors import KvtoolError
 from kvtool.results import Check, Fragmentation, FragmentationCase, Memory, Metrics, Roofline, StepBytes
+from kvtool.system.errors import KvtoolError
 
 RESERVES = ("max", "pow2", "exact")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from kvtool.errors import KvtoolError
 from kvtool.results import Sample
+from kvtool.system.errors import KvtoolError
 from kvtool.units import split_list
 
 LIMITED: dict[str, Callable[[Sample], float | None]] = {

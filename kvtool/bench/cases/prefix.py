@@ -21,11 +21,11 @@ from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import Sequence
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.machine.memory import peak_memory
+from kvtool.machine.stats import paired_median_difference
 from kvtool.results import Check, Prefix, PrefixCase, Roofline, Sample
 from kvtool.sizing.speed.traffic import kv_written_bytes
-from kvtool.stats import paired_median_difference
+from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.workloads import Request, SharedPrefix, shared_prefix
 
 NUM_REQUESTS = 2  # an iteration, one after the other: TTFT is then prefill alone

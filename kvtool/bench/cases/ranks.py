@@ -16,11 +16,11 @@ from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.ranks.lead import ranked_config
 from kvtool.engine.ranks.open import loaded_on
 from kvtool.engine.ranks.worker import work
-from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 from kvtool.machine.ranks.crew import Crew, torchrun_ranks
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.results import BenchDocument, RanksCase
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 Tokens = dict[tuple[int, int], list[list[int]]]

@@ -17,7 +17,7 @@ from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.engine import Engine
 from kvtool.engine.sequence import SamplingParams, Sequence
 from kvtool.results import Sample
-from kvtool.results.workload import KEPT, SHARED
+from kvtool.results.cases.workload import KEPT, SHARED
 from kvtool.workloads.scenarios.base import Plan
 
 Point = tuple[float, int]

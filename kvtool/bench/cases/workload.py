@@ -16,7 +16,7 @@ from kvtool.cache.eviction.eviction import eviction_policy
 from kvtool.cache.retention import Retention
 from kvtool.catalog.model import Model
 from kvtool.engine.preemption import preemption_policy
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 from kvtool.workloads.scenarios.base import Plan, Shape
 from kvtool.workloads.scenarios.scenarios import SCENARIOS, plan_of, require_scenario, title

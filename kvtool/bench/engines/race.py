@@ -13,9 +13,9 @@ from kvtool.bench.metrics import summary_ms
 from kvtool.bench.peers import PeerError, one_line
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
-from kvtool.errors import KvtoolError
+from kvtool.machine.stats import Estimate, paired_ratio_of_medians
 from kvtool.results import BenchPeer, PeerTurn
-from kvtool.stats import Estimate, paired_ratio_of_medians
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads import Request
 
 CHECKED_TOKENS = 2  # of an answer: the prompt's own, and the first that a decode step made

@@ -23,7 +23,6 @@ from kvtool.catalog.model import Model
 from kvtool.engine.config import resolve_backend, resolve_dtype
 from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, cache_dtype
-from kvtool.errors import DeviceError
 from kvtool.kernels import load_kernels
 from kvtool.machine.device import device_errors, resolve_device
 from kvtool.machine.memory import available_bytes
@@ -34,6 +33,7 @@ from kvtool.results import KernelCase, KernelColdStart, KernelMemory, KernelMetr
 from kvtool.results.warnings import unsteady_warnings
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.speed.roofline import bound, compute_s, memory_s
+from kvtool.system.errors import DeviceError
 from kvtool.units import format_bytes, format_length
 
 PASS_SECONDS = 0.5  # a pass has fewer calls where it would take longer

@@ -7,8 +7,8 @@ from typing import Any
 
 from kvtool.bench.peers import peer_names
 from kvtool.engine.config import DEFAULT_BLOCK_SIZE, DTYPES, default_block_size
-from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
+from kvtool.system.errors import KvtoolError
 
 PARTS = ("decode", "prefill", "store")
 CPU_MODEL, GPU_MODEL = "smollm2-135m", "llama-3.1-8b"

@@ -13,9 +13,9 @@ from kvtool.bench.kernels.passes import Pass, make_pass, within
 from kvtool.bench.kernels.peers.peer import Peer, Prepared, load_peer
 from kvtool.bench.metrics import summary_ms
 from kvtool.bench.peers import PeerError, one_line
+from kvtool.machine.stats import paired_ratio_of_medians
 from kvtool.machine.timers import Call, CallTimer
 from kvtool.results import KernelPeer
-from kvtool.stats import paired_ratio_of_medians
 
 DIFFERENT = "different: not the output of the reference kernels, so not timed"
 

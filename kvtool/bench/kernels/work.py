@@ -10,13 +10,13 @@ from typing import TypeGuard
 
 from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model
-from kvtool.errors import KvtoolError
 from kvtool.results import KernelBytes
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.formats import CacheFormat
 from kvtool.sizing.layers import layer_specs, specs_by_layer
 from kvtool.sizing.specs import CacheSpec, FullSpec, LatentSpec, SlidingSpec
 from kvtool.sizing.speed.traffic import attention_flops
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 AttentionSpec = FullSpec | SlidingSpec | LatentSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB, KIB, MIB
 
 CHUNKS = (8 * KIB, 64 * KIB, 512 * KIB, 4 * MIB, 64 * MIB)

@@ -7,7 +7,7 @@ from kvtool.cache.eviction.by_length import CostAware, RemainingLength, SizeAwar
 from kvtool.cache.eviction.by_use import Fifo, Lfu, NeverHitFirst, SharedPrefixFirst
 from kvtool.cache.eviction.lru import Lru
 from kvtool.cache.eviction.priority import Priority
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 EVICTION: dict[str, type[EvictionPolicy]] = {
     "lru": Lru,

@@ -9,7 +9,7 @@ from kvtool.cache.eviction.eviction import eviction_policy
 from kvtool.cache.index.base import PrefixIndex
 from kvtool.cache.index.hashed import HashedIndex
 from kvtool.cache.index.radix import RadixTree
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 INDEXES = ("radix", "hashed")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.units import format_bytes, parse_size
 
 EXAMPLE = "write dram=4GiB, disk=FOLDER:20GiB, or both with a comma"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kvtool.catalog.headers import TensorHeader
-from kvtool.errors import KvtoolError
-from kvtool.files import reading
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import reading
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

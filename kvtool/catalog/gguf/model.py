@@ -23,7 +23,7 @@ from kvtool.catalog.model import (
     SharedAttention,
     SlidingAttention,
 )
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 # GGUF's architecture -> Hugging Face's model_type, and every how many layers one is full (0: sliding ones are listed).
 _ARCHITECTURES = {

@@ -1,9 +1,10 @@
-"""What is sized: sequences, and how their cache is stored."""
+"""What is sized: sequences, how their cache is stored, and what drafts tokens ahead of the model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +13,11 @@ from kvtool.cli.flags.card import Card
 from kvtool.cli.flags.engine import EngineFlags
 from kvtool.cli.flags.group import Group
 from kvtool.cli.values import count_list, length_list, optional_length
+from kvtool.system.errors import KvtoolError
 from kvtool.units import parse_length, split_list
 
 if TYPE_CHECKING:
+    from kvtool.sizing.drafts import DraftRequest
     from kvtool.sizing.options import SizeOptions
     from kvtool.sizing.parallel import Parallel
 
@@ -105,3 +108,48 @@ class Cache(Group):
             **shared,
             **more,
         )
+
+
+@dataclass(frozen=True)
+class Drafts(Group):
+    """Speculative decoding, as vLLM's JSON or as a draft and how many tokens."""
+
+    num_speculative_tokens: Annotated[
+        int, _option(help="Tokens drafted a step, by --draft or by the model's own draft layers (MTP).")
+    ] = 0
+    draft: Annotated[
+        str | None, _option(metavar="MODEL", help="What drafts them: an EAGLE or DFlash head, a smaller model.")
+    ] = None
+    speculative_config: Annotated[
+        str | None, _option(metavar="JSON", help='As vLLM\'s: {"method": "eagle3", "num_speculative_tokens": 3}.')
+    ] = None
+
+    def request(self, models: Path | None) -> DraftRequest | None:
+        """What was asked for; None where nothing is drafted. Raises KvtoolError where both ways, or half of one, are
+        given, and for a draft that nobody knows and that is no head of a known kind.
+        """
+        from kvtool.catalog.resolve import resolve_model
+        from kvtool.sizing.drafts import needs_config
+
+        request = self._asked()
+        if request is None or request.name is None or not needs_config(request):
+            return request
+        try:
+            return replace(request, model=resolve_model(request.name, models_path=models))
+        except KvtoolError:
+            if needs_config(request, strictly=True):
+                raise
+            return request
+
+    def _asked(self) -> DraftRequest | None:
+        from kvtool.sizing.drafts import DraftRequest, parse_speculative_config
+
+        if self.speculative_config is not None:
+            if self.draft is not None or self.num_speculative_tokens:
+                raise KvtoolError("--speculative-config says it all: leave out --draft and --num-speculative-tokens")
+            return parse_speculative_config(self.speculative_config)
+        if self.draft is not None and not self.num_speculative_tokens:
+            raise KvtoolError(f"--draft {self.draft} needs --num-speculative-tokens")
+        if not self.num_speculative_tokens:
+            return None
+        return DraftRequest(tokens=self.num_speculative_tokens, name=self.draft)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtool.errors import KvtoolError, did_you_mean
-from kvtool.files import read_bytes
+from kvtool.system.errors import KvtoolError, did_you_mean
+from kvtool.system.files import read_bytes
 
 FILE, PROJECT, TABLE = "kvtool.toml", "pyproject.toml", b"[tool.kvtool"
 

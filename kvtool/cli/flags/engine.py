@@ -14,9 +14,9 @@ from kvtool.cli.flags.card import CARD
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.layout import LAYOUT
 from kvtool.cli.values import optional_size
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.flags import BY_FIELD, FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.system.errors import KvtoolError
 from kvtool.units import parse_length, split_list
 
 ENGINE = Parameter(

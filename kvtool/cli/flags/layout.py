@@ -11,7 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.values import count_list
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import split_list
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.values import given, optional_length, optional_size
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.results import BenchDocument

@@ -11,7 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.layout import LAYOUT
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import parse_size, split_list
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import typer
 
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.shape import AsOption, check_named
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.catalog.model import Model

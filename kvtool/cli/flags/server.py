@@ -16,7 +16,7 @@ from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.run import Run
 from kvtool.cli.flags.workload import WorkloadFlags
 from kvtool.cli.values import length_list, optional_length, share_list
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import split_list
 
 if TYPE_CHECKING:

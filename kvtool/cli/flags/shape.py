@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.cli.flags.group import Group
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.catalog.model import Model

@@ -13,7 +13,7 @@ import typer
 from kvtool.cli.flags.group import Group
 from kvtool.cli.flags.run import Run
 from kvtool.cli.values import count_list, optional_length, optional_lengths
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import split_list
 
 _accuracy = partial(typer.Option, rich_help_panel="Smaller caches (--parts accuracy)")

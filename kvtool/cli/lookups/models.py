@@ -10,7 +10,7 @@ import typer
 from kvtool.cli.answer import answer
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Tabled
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtool.compare.foreign.base import Foreign, count, endpoint_case, number
-from kvtool.errors import KvtoolError
 from kvtool.results import Metrics, Summary
+from kvtool.system.errors import KvtoolError
 
 TOOL = "aiperf"
 FILE_NAME = "profile_export_aiperf.json"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvtool.errors import KvtoolError
 from kvtool.results import (
     AnyCase,
     Check,
@@ -22,6 +21,7 @@ from kvtool.results import (
     summarise,
     tpot_s,
 )
+from kvtool.system.errors import KvtoolError
 
 Value = str | int | float | bool | None
 NOTHING = StepBytes(weights_read=0, kv_read=0, kv_written=0, other=0, prefill_flops=0, decode_flops=0)

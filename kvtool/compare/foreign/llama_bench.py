@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvtool.compare.foreign.base import NO_MEMORY, NOTHING, Foreign, count, number, numbers
-from kvtool.errors import KvtoolError
 from kvtool.results import AnyCase, Check, LatencyCase, Metrics, Roofline, summarise
+from kvtool.system.errors import KvtoolError
 
 TOOL = "llama-bench"
 Test = Mapping[str, Any]

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtool.compare.foreign.base import Foreign, alike, count, endpoint_case, metrics_of, number, numbers
-from kvtool.errors import KvtoolError
 from kvtool.results import Sample
+from kvtool.system.errors import KvtoolError
 
 TOOL = "vllm-bench-serve"
 

@@ -8,8 +8,8 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import Moe
 from kvtool.engine.decoder.linear import gate_of
 from kvtool.engine.weights.source import WeightSource
-from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import ExpertWeights
+from kvtool.system.errors import KvtoolError
 
 
 def load_experts(hidden_size: int, moe: Moe, decoder: Decoder, weights: WeightSource, prefix: str) -> ExpertWeights:

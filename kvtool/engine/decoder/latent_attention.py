@@ -21,9 +21,9 @@ from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.residual import normed
 from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
-from kvtool.errors import KvtoolError
 from kvtool.kernels.fused import Input
 from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
+from kvtool.system.errors import KvtoolError
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
 _LATENT_NORM_EPS = 1e-6  # DeepSeek leaves these two norms at their class default, whatever rms_norm_eps says

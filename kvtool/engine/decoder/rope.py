@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvtool.catalog.decoder import RopeScaling
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 class Rope:

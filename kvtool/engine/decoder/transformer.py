@@ -24,9 +24,9 @@ from kvtool.engine.decoder.part import Alone, Communicator
 from kvtool.engine.decoder.residual import Residual, joined, plus_of
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
-from kvtool.errors import KvtoolError
 from kvtool.kernels.fused import FusedKernels
 from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
+from kvtool.system.errors import KvtoolError
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
 _NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {

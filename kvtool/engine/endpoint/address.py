@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 FORM = "write http://127.0.0.1:8000"
 PORTS = {"http": 80, "https": 443}

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from kvtool.errors import DeviceError, one_line
+from kvtool.system.errors import DeviceError, one_line
 
 LONGEST = 200
 FATAL = frozenset({"unreachable", "status 401", "status 403", "status 404", "redirect"})

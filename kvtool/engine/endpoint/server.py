@@ -12,7 +12,7 @@ import msgspec
 from kvtool.engine.endpoint.client import Client
 from kvtool.engine.endpoint.faults import EndpointError
 from kvtool.engine.endpoint.prometheus import ENGINES, Page, parse_page
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 UNKNOWN = "other"

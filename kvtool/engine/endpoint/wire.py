@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvtool.engine.endpoint.answer import Answer
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 Prompt = list[Any]
 """Token ids, or messages."""

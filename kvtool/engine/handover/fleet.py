@@ -21,9 +21,9 @@ from kvtool.engine.handover.frames import TOKEN_BYTES
 from kvtool.engine.handover.instance import serve
 from kvtool.engine.handover.messages import BOTH, DECODE, PREFILL, Arrived, Ask, Came, Lacks, Role, Served
 from kvtool.engine.handover.options import Disaggregation
-from kvtool.errors import DeviceError, KvtoolError, one_line
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.machine.threads import set_mask, usable_cpus
+from kvtool.system.errors import DeviceError, KvtoolError, one_line
 
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from kvtool.errors import DeviceError
+from kvtool.system.errors import DeviceError
 
 MAGIC, VERSION = b"KVHO", 1
 HEADER = struct.Struct(">4sHHQQQ")

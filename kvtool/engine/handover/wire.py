@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvtool.engine.handover.frames import Frame, Kind, greet, is_known, listen, read_frame, read_into
-from kvtool.errors import DeviceError
+from kvtool.system.errors import DeviceError
 
 Address = tuple[str, int]
 

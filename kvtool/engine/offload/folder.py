@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kvtool.errors import KvtoolError
 from kvtool.machine.direct_io import is_direct, open_direct, read_into, write_from
+from kvtool.system.errors import KvtoolError
 
 NAME = "kvtool-cache"
 _PAGE = re.compile(r"[0-9a-f]{32}\.page")

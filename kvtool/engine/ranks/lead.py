@@ -42,12 +42,12 @@ from kvtool.engine.ranks.worker import (
     owns,
     replayed_s,
 )
-from kvtool.errors import KvtoolError
 from kvtool.kernels.interface import Kernels, Pages
 from kvtool.machine.ranks.control import report, tell
 from kvtool.machine.ranks.crew import Crew, Seat
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.machine.threads import default_threads
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True)

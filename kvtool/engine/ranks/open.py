@@ -13,10 +13,10 @@ from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.ranks.lead import RankedModel
 from kvtool.engine.ranks.sharded import OneRank
 from kvtool.engine.ranks.worker import Job, work
-from kvtool.errors import KvtoolError
 from kvtool.machine.device import resolve_device
 from kvtool.machine.ranks.crew import Crew, join_torchrun, torchrun_ranks
 from kvtool.machine.ranks.layout import RankLayout, check_ranks
+from kvtool.system.errors import KvtoolError
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvtool.engine.weights.gguf_blocks import blocks_of
 from kvtool.engine.weights.source import finite
-from kvtool.errors import KvtoolError
 from kvtool.kernels.blocks import Blocks
+from kvtool.system.errors import KvtoolError
 
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",

@@ -11,8 +11,8 @@ from collections.abc import Callable, Container
 import torch
 from torch import Tensor
 
-from kvtool.errors import KvtoolError
 from kvtool.kernels.blocks import Blocks
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 _MIDDLE = 128

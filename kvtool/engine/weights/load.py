@@ -11,7 +11,7 @@ from kvtool.engine.config import EngineConfig
 from kvtool.engine.weights.gguf import GgufWeights
 from kvtool.engine.weights.safetensors import SafetensorsWeights
 from kvtool.engine.weights.source import RandomWeights, WeightSource
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 def weight_source(model: Model, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> WeightSource:

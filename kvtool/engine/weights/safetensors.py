@@ -14,8 +14,8 @@ from kvtool.engine.weights import int8
 from kvtool.engine.weights.mxfp4 import dequantised
 from kvtool.engine.weights.names import CheckpointNames, Stored
 from kvtool.engine.weights.source import finite
-from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.kernels.blocks import Blocks
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

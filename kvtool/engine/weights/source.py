@@ -8,8 +8,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from kvtool.errors import KvtoolError
 from kvtool.kernels.blocks import Blocks
+from kvtool.system.errors import KvtoolError
 
 
 class WeightSource(Protocol):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.errors import DeviceError
+from kvtool.system.errors import DeviceError
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice

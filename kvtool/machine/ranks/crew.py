@@ -21,10 +21,10 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
-from kvtool.errors import DeviceError, KvtoolError, one_line
 from kvtool.machine.ranks.group import Group, Meter
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.machine.threads import set_mask, usable_cpus
+from kvtool.system.errors import DeviceError, KvtoolError, one_line
 
 LOST_PEER = 75  # exit code of a rank that ended because another one did (EX_TEMPFAIL of sysexits.h)
 _NOTICE_S = 20.0

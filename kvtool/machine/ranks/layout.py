@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
-from kvtool.errors import KvtoolError
 from kvtool.sizing.parallel import Parallel, check_layout
+from kvtool.system.errors import KvtoolError
 
 PASSES = ("auto", "measured", "pass-kv", "pass-q")
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.capacity import block_bytes
 from kvtool.replay.cluster.layout import decode_node, prefill_node
 from kvtool.replay.cluster.links import KINDS, balanced_range, limits, link_loads
@@ -21,6 +20,7 @@ from kvtool.replay.cluster.schedule import ROUTING
 from kvtool.replay.cluster.simulate import Played, Simulation, Speeds
 from kvtool.replay.cluster.turns import Session, sessions_of, started_at
 from kvtool.results import ReplayCluster, ReplayLink, ReplayMode, ReplaySplit, ReplayTtft
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.workloads.traces import Trace
 
 BISECTIONS = 7

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.saved import PrefillFloor, prefill_floor
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import state_format
@@ -18,6 +17,7 @@ from kvtool.sizing.speed.exchange import COLLECTIVE_S, Link
 from kvtool.sizing.speed.traffic import attention_flops
 from kvtool.sizing.usage import gpu_cache
 from kvtool.sizing.weights import Weights, weigh
+from kvtool.system.errors import KvtoolError
 
 ACTIVATION_BYTES = 2  # of an element, in bf16
 SHARED_A_LAYER = 2  # collectives of a dcp group: queries are gathered, outputs scattered

@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import Any
 
 from kvtool.catalog.gpus import Gpu, find_gpu
-from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.replay.cluster.layout import Layout
 from kvtool.sizing.speed.exchange import COLLECTIVE_S
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.units import parse_size
 
 EXAMPLE = (

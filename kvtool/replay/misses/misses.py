@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.replay.loops.fastest import core
 from kvtool.replay.misses.hashed import trace_misses
 from kvtool.replay.misses.logged import CHARACTERS_A_TOKEN, LogMisses, Reading
@@ -13,6 +12,7 @@ from kvtool.replay.misses.losses import Losses
 from kvtool.replay.misses.unit import planned_unit
 from kvtool.replay.saved import PrefillFloor
 from kvtool.results import TraceDocument
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.logs.entries import LogEntry
 from kvtool.workloads.traces import Trace, TraceRequest
 from kvtool.workloads.traces.summary import Sums

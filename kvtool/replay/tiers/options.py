@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from kvtool.cache.tiers.options import WritePolicy, tier_bytes, tier_items
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 TIERS = ("dram", "disk", "remote")  # from the GPU down; bytes of a lower one pass through those above
 SWITCHES = ("exclusive", "half-duplex")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes, refuse_deep
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import read_bytes, refuse_deep
 
 BENCH, TIERS = "kvtool.bench/1", "kvtool.tiers/1"
 LARGEST_BYTES = 1 << 28

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvtool.report.bench.workloads import workload_cases
 from kvtool.report.charts import COLOURS, LABEL_POINTS, literal
 from kvtool.results import BenchDocument, WorkloadCase
-from kvtool.results.workload import KEPT, SHARED
+from kvtool.results.cases.workload import KEPT, SHARED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

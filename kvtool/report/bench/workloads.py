@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 
+from kvtool.machine.stats import Estimate, paired_median_difference
 from kvtool.report.bench.cases import ttfts_ms, uncached_ttft_ms
 from kvtool.report.cells import (
     DASH,
@@ -18,7 +19,6 @@ from kvtool.report.cells import (
 )
 from kvtool.report.tables import Table
 from kvtool.results import BenchDocument, Saved, WorkloadCase
-from kvtool.stats import Estimate, paired_median_difference
 from kvtool.units import format_bytes, format_bytes_short, format_length, format_ms
 
 NOT_SHOWN = "no significant difference"

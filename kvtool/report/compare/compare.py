@@ -10,8 +10,8 @@ import msgspec
 from kvtool.report.compare.benches import compare_figure, compare_html, compare_tables, findings, widest_interval
 from kvtool.report.compare.models import matrix_figure, matrix_html, matrix_tables, smallest_cache
 from kvtool.report.files import png_bytes, write_result
-from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
+from kvtool.report.terminal import print_notes
 from kvtool.results import CompareDocument, MatrixDocument
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtool.report.files import CsvValue, write_result
-from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table
+from kvtool.report.terminal import print_notes
 from kvtool.results import ReleaseChange, ReleasesDocument
 from kvtool.units import format_bytes, format_length
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvtool.files import write_all
 from kvtool.report import html
 from kvtool.report.files import CsvValue, csv_bytes, png_bytes, write_result
 from kvtool.report.replay.chart import replay_figure
@@ -18,6 +17,7 @@ from kvtool.report.replay.sentences import capacity_words, in_short
 from kvtool.report.replay.tiers import clock_rows, tier_rows, tier_tables
 from kvtool.report.tables import Table, to_html
 from kvtool.results import ReplayDocument, ReplayRow
+from kvtool.system.files import write_all
 from kvtool.units import format_bytes_short, format_ms
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtool.files import write_all
 from kvtool.report.files import csv_bytes
 from kvtool.report.replay.replay import flat, print_replay, write_replay
 from kvtool.report.replay.sentences import capacity_words
 from kvtool.report.tables import Table
 from kvtool.results import ReplayDocument, ReplaySweep, encode
+from kvtool.system.files import write_all
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtool.report.files import write_result
-from kvtool.report.notes import print_notes
 from kvtool.report.rows import size_rows
 from kvtool.report.size.answers import print_answers, print_solutions
 from kvtool.report.size.budget import budget_figure, print_budget, verdict, would_fit
 from kvtool.report.size.charts import size_figure
 from kvtool.report.size.planned import print_engine
 from kvtool.report.size.tables import layer_sentence, layer_table, need, row_table
+from kvtool.report.terminal import print_notes
 from kvtool.results import SizeDocument, SizeRow
 from kvtool.results.size import FIRST_NODE
 from kvtool.units import format_bytes

@@ -10,8 +10,8 @@ import msgspec
 from kvtool.report import html
 from kvtool.report.cells import DASH, percent
 from kvtool.report.files import CsvValue, png_bytes, write_result
-from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table, to_html
+from kvtool.report.terminal import print_notes
 from kvtool.report.verdicts.advise_chart import advise_figure
 from kvtool.results import AdviseDecision, AdviseDocument
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH
-from kvtool.report.notes import print_notes
 from kvtool.report.tables import Table
+from kvtool.report.terminal import print_notes
 from kvtool.results import VerifyDocument, VerifyRow
 from kvtool.units import format_bytes
 

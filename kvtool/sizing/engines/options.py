@@ -13,7 +13,7 @@ from kvtool.sizing.parallel import Parallel
 
 if TYPE_CHECKING:
     from kvtool.catalog.gpus import Gpu
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError, did_you_mean
 from kvtool.results import SizeEngine
 from kvtool.sizing.engines import free_share, llama_cpp, sglang, vllm
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import History
 from kvtool.sizing.fit import Budget
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.units import format_bytes
 
 

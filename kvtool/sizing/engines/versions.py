@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 Rules = TypeVar("Rules", bound=Any)
 Release = tuple[int, ...]

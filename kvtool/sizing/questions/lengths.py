@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeLengths
 from kvtool.sizing.fit import MAX_BATCH_SIZE, Budget, largest
 from kvtool.sizing.usage import GpuCache
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div, format_bytes
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvtool.catalog.gpus import Gpu
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeTier
 from kvtool.sizing.fit import MAX_BATCH_SIZE, Budget, largest
 from kvtool.sizing.usage import GpuCache
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MAX_LENGTH_TOKENS
 
 

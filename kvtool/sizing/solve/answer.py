@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from kvtool.errors import KvtoolError
 from kvtool.sizing.card import card_memory
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.run import EngineRun, run_engine
@@ -13,6 +12,7 @@ from kvtool.sizing.fit import MAX_BATCH_SIZE, Budget, largest
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan
 from kvtool.sizing.solve.start import start_of
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kvtool.catalog.model import LatentAttention, Model, SharedAttention
-from kvtool.errors import KvtoolError
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.plan import make_plan
+from kvtool.system.errors import KvtoolError
 
 GPU_COUNTS = (1, 2, 4, 8, 16)
 

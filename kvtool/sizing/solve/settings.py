@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.fit import MAX_BATCH_SIZE, free_share
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.solve.layouts import layouts_of
+from kvtool.system.errors import KvtoolError
 
 OTHER_WEIGHTS = ("fp8", "int4")  # least lossy first
 LARGER_SHARE, FEWER_TOKENS = 0.95, 2048

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.results import ENGINE_NAMES, SizeDocument, SizeRejected, SizeSolution
 from kvtool.results.size import FIRST_NODE
 from kvtool.sizing.options import SizeOptions
@@ -17,6 +16,7 @@ from kvtool.sizing.size import size
 from kvtool.sizing.solve.answer import Answer, answer, as_asked, page_users
 from kvtool.sizing.solve.command import NODE_GPUS, Command, command, nodes_of
 from kvtool.sizing.solve.settings import OTHER_WEIGHTS, Question, Setting, settings, tuned
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 RANKING = (

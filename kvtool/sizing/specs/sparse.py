@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtool.errors import KvtoolError
 from kvtool.sizing.formats import CacheFormat, Sparse
 from kvtool.sizing.specs.heads import FullSpec, HeadsSpec, WindowSpec
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 
 

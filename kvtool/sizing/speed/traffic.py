@@ -24,8 +24,8 @@ from kvtool.catalog.model import (
 )
 from kvtool.sizing.layers import top_k_by_layer
 from kvtool.sizing.params import count_params
-from kvtool.sizing.recurrent import conv_elements, recurrent_elements
 from kvtool.sizing.specs import CacheSpec
+from kvtool.sizing.specs.recurrent import conv_elements, recurrent_elements
 
 AlikeLayers = tuple[tuple[tuple[Layer, int | None], int], ...]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow
 from kvtool.sizing.engines.llama_cpp import NAMES as LLAMA_CPP
 from kvtool.sizing.fit import free_share, largest
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.plan import SizePlan, make_plan
+from kvtool.system.errors import KvtoolError
 from kvtool.units import format_bytes_short
 
 MOST, FEW = 3, 2  # lines, and fewer than which changes of two flags are tried too

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kvtool.catalog.model import FullAttention, LatentAttention
-from kvtool.errors import KvtoolError
 from kvtool.results import VerifyRow
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.free_share import bytes_per_token
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started
 from kvtool.verify.rows import BYTES, TOKENS, exact, exact_row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.logs.entries import LogEntry
 from kvtool.workloads.logs.layout import Layout
 from kvtool.workloads.making.prompt import BlockNames

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from kvtool.errors import KvtoolError
-from kvtool.files import refuse_deep
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import refuse_deep
 from kvtool.workloads.traces.base import undecodable
 from kvtool.workloads.traces.source import TraceSource
 

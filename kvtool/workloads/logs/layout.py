@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from kvtool.errors import KvtoolError, one_line
-from kvtool.files import read_bytes
+from kvtool.system.errors import KvtoolError, one_line
+from kvtool.system.files import read_bytes
 from kvtool.workloads.logs.entries import LogEntry
 
 Layout = Callable[[LogEntry], str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 
 DEFAULTS: dict[str, dict[str, int | float]] = {
     "agents": {"max_len": 65536, "prefix_len": 0, "think_s": 0.0},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.arrivals import arrival_times
 
 

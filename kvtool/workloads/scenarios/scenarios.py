@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.workloads.scenarios.agent import agent
 from kvtool.workloads.scenarios.base import Plan, Shape
 from kvtool.workloads.scenarios.sessions import multi_turn

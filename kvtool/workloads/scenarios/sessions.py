@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.prompts import distinct_tokens, random_tokens
 from kvtool.workloads.scenarios.base import Plan, Shape, Turn, unreachable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.prompts import distinct_tokens, random_tokens
 from kvtool.workloads.scenarios.base import Plan, Shape, Turn, spread, unreachable
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
 from kvtool.workloads.prompts import random_tokens
 from kvtool.workloads.scenarios.base import Plan, Shape, Turn

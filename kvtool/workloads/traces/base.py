@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces.source import TraceSource
 
 MAX_TOKENS = 1 << 40  # of a request, so that sums over a trace fit 64 bits

@@ -12,7 +12,7 @@ from math import inf
 import msgspec
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces.base import TraceFormat, TraceRequest, checked, undecodable
 from kvtool.workloads.traces.source import TraceSource
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvtool.errors import KvtoolError, did_you_mean
+from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.workloads.traces.azure import AZURE
 from kvtool.workloads.traces.bailian import BAILIAN
 from kvtool.workloads.traces.base import TraceFormat, TraceRequest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from kvtool.files import write_atomic
+from kvtool.system.files import write_atomic
 from kvtool.workloads.traces.base import TraceRequest
 
 

@@ -18,12 +18,12 @@ from kvtool.bench.accuracy.text import Text, read_text
 from kvtool.bench.accuracy.tokens import Mean, is_settled, mean_of, moved, verdict
 from kvtool.bench.cases.accuracy import AccuracyPart, Comparison
 from kvtool.bench.cases.base import Setup
-from kvtool.errors import KvtoolError
 from kvtool.machine.pace import Budget
 from kvtool.results import AccuracyCase
 from kvtool.results.warnings import budget_notes
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import layer_specs
+from kvtool.system.errors import KvtoolError
 from tests.bench.tiny_model import TINY, loaded
 
 FORMATS = (

@@ -18,8 +18,8 @@ from kvtool.bench.engines.race import Entrant, compared, entrants, same_tokens
 from kvtool.bench.options import BenchOptions
 from kvtool.bench.peers import PeerError
 from kvtool.catalog.decoder import Decoder
-from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, encode
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads import Request
 from tests.bench.test_bench import FAST, PREFIX, latency_only
 from tests.bench.tiny_model import TINY, config, loaded

@@ -12,8 +12,8 @@ from kvtool.bench.fragmentation.allocators import Contiguous, Grown, Paged
 from kvtool.bench.fragmentation.arrivals import SHAREGPT_OUTPUT, SHAREGPT_PROMPT, Request, chat_requests
 from kvtool.bench.fragmentation.holes import PLACEMENTS, Buddy, FirstFit
 from kvtool.bench.fragmentation.run import run_requests
-from kvtool.errors import KvtoolError
 from kvtool.results import FragmentationCase
+from kvtool.system.errors import KvtoolError
 
 TOKEN_BYTES = 3
 

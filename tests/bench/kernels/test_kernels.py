@@ -19,13 +19,13 @@ from kvtool.bench.kernels.options import KernelsOptions, kernels_options
 from kvtool.bench.kernels.work import MAX_CALLS, KernelWork, left_out, plan
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model, SlidingAttention
 from kvtool.catalog.resolve import inline_model, resolve_model
-from kvtool.errors import DeviceError, KvtoolError
 from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Pages, Rows, Softmax
 from kvtool.machine.roofline import Ceiling
 from kvtool.machine.timers import Contender, Timed, WarmUp
 from kvtool.results import KernelCase, KernelsDocument, encode
 from kvtool.sizing.formats import CACHE_FORMATS
+from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.units import MIB
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from kvtool.bench.tiers.break_even import Prefill, break_even_rows, doubling, fi
 from kvtool.bench.tiers.options import TiersOptions
 from kvtool.bench.tiers.rows import What, tier_row
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.results import TierRow, TierSpeed
 from kvtool.sizing.speed.traffic import prefill_flops
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MIB
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 
 BACK, THIRD_HIT = WritePolicy(kind="back"), WritePolicy(kind="selective", hits=3)

@@ -7,7 +7,7 @@ import pytest
 
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import CrossAttention, FullAttention, Layer, Model
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import config
 
 MLLAMA: dict[str, Any] = {  # Llama-3.2-11B-Vision, as transformers' config classes and the model card give it

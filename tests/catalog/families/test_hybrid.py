@@ -9,7 +9,7 @@ import pytest
 
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import FullAttention, Mamba2, Model, OtherState, SlidingAttention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import config
 
 # Defaults of transformers' classes (5.23): Zamba2-2.7B, RecurrentGemma-2B.

@@ -17,7 +17,7 @@ from kvtool.catalog.model import (
     SharedAttention,
     ShortConvolution,
 )
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import LLAMA, config
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from kvtool.catalog.hf_config import model_from_config, read_config
-from kvtool.catalog.index_file import indexed_bytes
 from kvtool.catalog.model import FullAttention, LatentAttention, Moe
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
+from kvtool.catalog.safetensors_file import indexed_bytes
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import DATA, LLAMA
 
 MISTRAL_7B = {

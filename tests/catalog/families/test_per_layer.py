@@ -8,7 +8,7 @@ import pytest
 
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import FullAttention, Model, SlidingAttention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import LLAMA, config
 
 

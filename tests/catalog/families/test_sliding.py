@@ -8,7 +8,7 @@ import pytest
 
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import ChunkedAttention, FullAttention, SharedAttention, SlidingAttention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.catalog.data import LLAMA
 
 LLAMA4 = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 1}

@@ -28,7 +28,7 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 BASE: dict[str, Any] = {
     "block_count": 2,

@@ -7,7 +7,7 @@ import pytest
 from kvtool.catalog.fields import Fields
 from kvtool.catalog.model import LayerBits, Quantisation
 from kvtool.catalog.quantised.config import read_quantisation
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 

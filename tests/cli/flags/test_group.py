@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from kvtool.cli.flags.engine import EngineFlags, EngineMemory
 from kvtool.cli.flags.group import Group, grouped
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.flags import FLAGS
+from kvtool.system.errors import KvtoolError
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, MoeMlp
 from kvtool.engine.decoder.part import Alone
 from kvtool.engine.weights.source import RandomWeights
-from kvtool.errors import KvtoolError
 from kvtool.kernels import load_kernels
+from kvtool.system.errors import KvtoolError
 
 MOE = Moe(num_experts=5, experts_per_token=2, intermediate_size=24)
 HIDDEN, TOKENS = 32, 7

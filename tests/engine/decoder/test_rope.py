@@ -11,8 +11,8 @@ from kvtool.catalog.decoder import Decoder, RopeScaling
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.engine.decoder.rope import Rope, rope_frequencies
 from kvtool.engine.decoder.transformer import runnable_decoder
-from kvtool.errors import KvtoolError
 from kvtool.kernels.plain import rotate
+from kvtool.system.errors import KvtoolError
 
 # As in the config.json of meta-llama/Llama-3.1-8B, deepseek-ai/DeepSeek-V3, deepseek-ai/DeepSeek-V2, the model card of
 # Qwen/Qwen2.5-7B-Instruct, and openai/gpt-oss-20b.

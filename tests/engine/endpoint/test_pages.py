@@ -13,7 +13,7 @@ from kvtool.engine.endpoint.client import Client, Stream
 from kvtool.engine.endpoint.prometheus import counted, parse_page
 from kvtool.engine.endpoint.server import discover
 from kvtool.engine.endpoint.sse import events
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.engine.endpoint.fake import Fake, serving
 
 

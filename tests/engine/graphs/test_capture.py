@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.engine import engine as engines
-from kvtool.engine.cold_start import CompileTime
 from kvtool.engine.engine import Engine
 from kvtool.engine.graphs.capture import Step, bucket_of
+from kvtool.engine.graphs.cold_start import CompileTime
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams
-from kvtool.errors import DeviceError
 from kvtool.kernels.choosing import may_time
+from kvtool.system.errors import DeviceError
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import as_it_is, engine_of, generate, load, prompt
 

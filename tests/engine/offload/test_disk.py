@@ -13,7 +13,7 @@ import pytest
 from kvtool.engine.offload.folder import PageFolder
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import HEADER_BYTES, file_bytes
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.engine.offload.disk_pages import OTHER_RUN, PAGE_BYTES, ROOMY, file_of, key, open_tier, page, read, save
 
 FILE_BYTES = file_bytes(PAGE_BYTES)

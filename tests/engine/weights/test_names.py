@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from kvtool.engine.weights.mxfp4 import dequantised
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, generate, largest_difference, load, prompt
 

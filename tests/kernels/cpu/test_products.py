@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, relu, silu
 
-from kvtool.errors import KvtoolError
 from kvtool.kernels.cpu import products
 from kvtool.kernels.cpu.native import native
 from kvtool.kernels.interface import Gate, GatedWeight, Weight
+from kvtool.system.errors import KvtoolError
 
 ACTIVATIONS = {
     "silu": silu,

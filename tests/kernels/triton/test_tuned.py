@@ -15,11 +15,11 @@ import torch
 from kvtool.bench.kernels.options import KernelsOptions
 from kvtool.bench.kernels.work import KernelWork, plan
 from kvtool.catalog.resolve import inline_model
-from kvtool.errors import KvtoolError
 from kvtool.kernels.triton import gpu
 from kvtool.kernels.triton.tiles.rules import Shape, Tile, Tiles
 from kvtool.kernels.triton.tiles.tuned import CARDS, Card, TunedTile, file_name, minor, read_card, tiles_of
 from kvtool.sizing.formats import CACHE_FORMATS
+from kvtool.system.errors import KvtoolError
 from tests.kernels.conftest import INTERPRETED
 from tools import tune as tool
 from tools import tuning

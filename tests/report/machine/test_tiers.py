@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.report.machine.tiers import print_tiers, write_tiers
 from kvtool.report.machine.tiers_chart import speed_lines, tiers_figure
 from kvtool.report.machine.tiers_sentences import findings
 from kvtool.report.terminal import Terminal
 from kvtool.results import TiersDocument, read_document, read_profile
+from kvtool.system.errors import KvtoolError
 from kvtool.units import KIB, MIB
 from tests.report.machine.example import DOCUMENT, ROWS, even
 

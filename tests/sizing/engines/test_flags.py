@@ -8,9 +8,9 @@ import pytest
 import typer.main
 
 from kvtool.cli.app import app
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.flags import FLAGS, Flag
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.system.errors import KvtoolError
 from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import started
 

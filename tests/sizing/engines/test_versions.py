@@ -7,7 +7,6 @@ import pytest
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import choose_backend
 from kvtool.sizing.engines.sglang.versions import HISTORY as SGLANG
@@ -15,6 +14,7 @@ from kvtool.sizing.engines.sglang.versions import rules_at as sglang_rules
 from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.engines.vllm.plan import plan
 from kvtool.sizing.engines.vllm.versions import HISTORY, VllmRules, rules_at
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from tests.sizing.engines.vllm.recorded import DATA
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeLengths
 from kvtool.sizing.fit import Budget
 from kvtool.sizing.formats import CACHE_FORMATS
@@ -15,6 +14,7 @@ from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions import lengths as lengths_module
 from kvtool.sizing.questions.lengths import Lengths, fitting_requests
 from kvtool.sizing.usage import gpu_cache
+from kvtool.system.errors import KvtoolError
 from tests.sizing.example import LLAMA_8B
 
 PAGE = 16 * 131_072  # bytes of 16 tokens

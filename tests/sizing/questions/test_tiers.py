@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from kvtool.catalog.gpus import Gpu
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeTier
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.questions.tiers import Places
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB, MIB
 from tests.sizing.example import CARD, DEEPSEEK_V3, LLAMA_8B, LLAMA_8B_POOL_BYTES, NEMOTRON_H
 

@@ -9,13 +9,13 @@ import pytest
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeSolution
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.solve.settings import Question
 from kvtool.sizing.solve.solve import solve
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 
 H100 = find_gpu("h100")

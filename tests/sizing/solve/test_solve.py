@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.results import Calibration, SizeDocument, SizeSolution, encode
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
@@ -15,6 +14,7 @@ from kvtool.sizing.size import size
 from kvtool.sizing.solve.settings import Question
 from kvtool.sizing.solve.solve import solve
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 from tests.sizing.example import (
     ALL_KINDS,
     CARD,

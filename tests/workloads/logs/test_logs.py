@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.logs.blocks import trace_of
 from kvtool.workloads.logs.entries import LogEntry, is_log, read_log
 from kvtool.workloads.logs.layout import plain_layout, template_layout

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import KvtoolError
 from kvtool.replay.accesses import read_accesses
 from kvtool.replay.curves import Curve
 from kvtool.replay.loops.fastest import core
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.making.make import make_trace
 from kvtool.workloads.making.options import DEFAULTS, Making
 from kvtool.workloads.traces import open_trace

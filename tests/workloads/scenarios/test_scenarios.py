@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.scenarios.agent import PUBLISHED, Published, trajectories
 from kvtool.workloads.scenarios.base import Plan, Shape
 from kvtool.workloads.scenarios.scenarios import SCENARIOS, plan_of

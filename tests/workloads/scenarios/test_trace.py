@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.scenarios.base import Shape
 from kvtool.workloads.scenarios.scenarios import plan_of
 from tests.workloads.scenarios.serve import Serving

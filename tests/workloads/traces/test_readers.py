@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from kvtool.cache.retention import Retention
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.traces import TraceRequest, open_trace
 from kvtool.workloads.traces.write import write_trace
 

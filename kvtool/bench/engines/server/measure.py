@@ -21,9 +21,9 @@ from kvtool.engine.endpoint.faults import EndpointError
 from kvtool.engine.endpoint.prometheus import Counted
 from kvtool.engine.endpoint.server import Server, reset_cache
 from kvtool.engine.endpoint.wire import Asking, Wire
-from kvtool.errors import DeviceError
 from kvtool.machine.environment import describe_client
 from kvtool.results import BenchDocument, EndpointCase
+from kvtool.system.errors import DeviceError
 
 PROBE_LEN = 3
 

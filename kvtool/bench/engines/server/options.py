@@ -10,7 +10,7 @@ from random import Random
 from kvtool.catalog.gpus import Gpu
 from kvtool.engine.config import DEFAULT_BLOCK_SIZE
 from kvtool.engine.endpoint.server import Server
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.workloads.prompts import distinct_tokens, random_tokens
 from kvtool.workloads.scenarios.base import Plan, Shape, Turn
 from kvtool.workloads.scenarios.scenarios import plan_of, require_scenario, title

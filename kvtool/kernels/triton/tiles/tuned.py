@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from kvtool.errors import KvtoolError
 from kvtool.kernels.triton.tiles.rules import Shape, Tile
+from kvtool.system.errors import KvtoolError
 
 CARDS = Path(__file__).parent / "cards"
 

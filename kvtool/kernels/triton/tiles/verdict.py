@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from kvtool.errors import KvtoolError
-from kvtool.files import write_atomic
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import write_atomic
 
 MARGIN = 0.02  # by which a way must beat the first one, which is the safest, to be taken
 VERSION = 1

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeEngine
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.layers import state_format
 from kvtool.sizing.usage import gpu_cache, growth_bytes
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MAX_LENGTH_TOKENS, ceil_div
 
 

@@ -21,7 +21,6 @@ from kvtool.catalog.model import (
     SharedAttention,
     SlidingAttention,
 )
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.llama_cpp.start import (
     OWN_ENGINE_WINDOW_TOKENS,
     LlamaCppFlags,
@@ -33,7 +32,8 @@ from kvtool.sizing.engines.llama_cpp.start import (
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
-from kvtool.sizing.recurrent import conv_elements, recurrent_elements
+from kvtool.sizing.specs.recurrent import conv_elements, recurrent_elements
+from kvtool.system.errors import KvtoolError
 
 NAMES = ("llama.cpp", "ollama")  # the engines that allocate so
 VERSION = "of llama-cpp-python 0.3.36"

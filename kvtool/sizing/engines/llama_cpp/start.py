@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.options import EngineOptions
+from kvtool.system.errors import KvtoolError
 from kvtool.units import round_up
 
 AUTO_SLOTS = 4  # llama-server without --parallel: four slots that share one cache (tools/server/server.cpp)

@@ -27,7 +27,7 @@ from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import SM90, SM100, Backend, is_hybrid, is_sparse_mla
 from kvtool.sizing.engines.sglang.refusal import RefusedError
 from kvtool.sizing.engines.sglang.versions import rules_of
-from kvtool.sizing.recurrent import conv_elements, recurrent_elements
+from kvtool.sizing.specs.recurrent import conv_elements, recurrent_elements
 from kvtool.units import ceil_div
 
 # model_type of the text model of those architectures that get a pool of their own for sliding layers

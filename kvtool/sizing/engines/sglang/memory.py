@@ -9,11 +9,11 @@ import math
 
 from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import is_mla
 from kvtool.sizing.engines.sglang.versions import rules_of
 from kvtool.sizing.fit import Budget
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MIB
 
 # Up to this many MiB of memory: (chunked prefill size, largest decode graph with tp below 4, with more).

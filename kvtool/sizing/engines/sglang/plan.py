@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtool.catalog.model import Model, SharedAttention, SlidingAttention
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.backend import ROCM, Backend, choose_backend, is_hybrid, is_mla, is_sparse_mla
 from kvtool.sizing.engines.sglang.cells import StageCells, has_swa_pool, stage_cells, state_dtype
@@ -21,6 +20,7 @@ from kvtool.sizing.engines.sglang.pools import (
 )
 from kvtool.sizing.engines.sglang.refusal import RefusedError
 from kvtool.sizing.engines.sglang.versions import MODELLED, rules_of
+from kvtool.system.errors import KvtoolError
 from kvtool.units import round_up
 
 VERSION = MODELLED

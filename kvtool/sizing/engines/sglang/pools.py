@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.cells import EXTRA_BUFFER_ARCHITECTURES, StageCells
 from kvtool.sizing.engines.sglang.refusal import RefusedError
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB, round_up
 
 SWA_FULL_TOKENS_RATIO = 0.8

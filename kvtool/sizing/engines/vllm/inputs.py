@@ -17,7 +17,6 @@ from kvtool.catalog.model import (
     RecurrentLayer,
     SharedAttention,
 )
-from kvtool.errors import KvtoolError
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.versions import MODELLED, VllmRules, rules_of
@@ -25,6 +24,7 @@ from kvtool.sizing.fit import usual_limits
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, state_format
 from kvtool.sizing.parallel import Parallel
+from kvtool.system.errors import KvtoolError
 
 ASSUMED_GPU = "H100-SXM-80GB"
 # Formats of kvtool's that vLLM has too, by kvtool's names; of the latter the exact layout in a block is not modelled.

@@ -21,8 +21,8 @@ from kvtool.engine.endpoint.client import Client
 from kvtool.engine.endpoint.faults import EndpointError
 from kvtool.engine.endpoint.server import Server, discover
 from kvtool.engine.endpoint.wire import Asking, Chat, Completions, chat_words
-from kvtool.errors import KvtoolError
 from kvtool.results import BenchDocument, EndpointCase, encode
+from kvtool.system.errors import KvtoolError
 from tests.bench.tiny_model import TINY
 from tests.cli.in_process import run
 from tests.engine.endpoint.fake import DONE, Asked, Events, Fake, serving, token, usage

@@ -6,13 +6,13 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeRow
 from kvtool.sizing.engines.free_share import capacity, plan
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from tests.sizing.example import LLAMA_8B
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.llama_cpp import LlamaCppFlags, capacity, llama_cpp_start, ollama_start, plan, size_engine
 from kvtool.sizing.engines.llama_cpp.plan import LlamaCppPlan, device_of
+from kvtool.system.errors import KvtoolError
 from kvtool.units import MIB
 
 GEMMA_2_2B_LOG = (

@@ -10,10 +10,10 @@ from typing import Any
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.hf_config import model_from_config
 from kvtool.catalog.model import Model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang import plan
 from kvtool.sizing.parallel import Parallel
+from kvtool.system.errors import KvtoolError
 
 DATA = Path(__file__).parents[3] / "data"
 CARDS = {"": None, "flashmla_kv": "h200", "trtllm": "b200"}  # that have this backend by default

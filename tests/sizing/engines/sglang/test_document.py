@@ -7,11 +7,11 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.results import SizeEngine
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang import plan, size_engine
 from kvtool.sizing.parallel import Parallel
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from tests.sizing.engines.sglang.example import gemma_4_e4b
 

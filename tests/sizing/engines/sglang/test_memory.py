@@ -7,7 +7,6 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.resolve import resolve_model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.estimates import Estimate, Estimates
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.sglang.memory import (
@@ -20,6 +19,7 @@ from kvtool.sizing.fit import budget
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.size import size
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB, MIB
 
 H100 = msgspec.structs.replace(find_gpu("h100"), memory_bytes=81559 * MIB)  # what nvidia-smi says of it

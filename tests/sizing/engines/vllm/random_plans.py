@@ -8,11 +8,11 @@ from typing import Any
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.model import Model
 from kvtool.catalog.models_yaml import Entry
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm import plan
 from kvtool.sizing.engines.vllm.plan import VllmPlan
 from kvtool.sizing.parallel import Parallel
+from kvtool.system.errors import KvtoolError
 
 CARDS = {"A100": "A100-SXM-80GB", "H100": "H100-SXM-80GB"}
 _LAYOUT = ("tp", "pp", "dcp")

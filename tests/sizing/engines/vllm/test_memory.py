@@ -8,12 +8,12 @@ import pytest
 
 from kvtool.catalog.gpus import find_gpu
 from kvtool.catalog.models_yaml import load_catalogue
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm.memory import captured, estimates, graphs_bytes, stage_estimates
 from kvtool.sizing.fit import BatchLimits
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.weights import weigh
+from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB, MIB
 
 CATALOGUE = load_catalogue()

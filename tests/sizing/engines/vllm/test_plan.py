@@ -21,12 +21,12 @@ from kvtool.catalog.model import (
 )
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.catalog.resolve import inline_model
-from kvtool.errors import KvtoolError
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm import VllmPlan, assumptions, plan, size_engine
 from kvtool.sizing.engines.vllm.document import inexact
 from kvtool.sizing.engines.vllm.plan import request_blocks
 from kvtool.sizing.parallel import Parallel
+from kvtool.system.errors import KvtoolError
 from tests.sizing.engines.vllm.recorded import cases
 
 CATALOGUE = load_catalogue()

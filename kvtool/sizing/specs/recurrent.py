@@ -15,7 +15,7 @@ from kvtool.catalog.model import (
     RecurrentLayer,
     ShortConvolution,
 )
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 
 
 def conv_elements(layer: RecurrentLayer, tp: int = 1, drafted: int = 0) -> int:

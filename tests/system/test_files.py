@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import KvtoolError
-from kvtool.files import read_bytes, write_all, write_atomic
+from kvtool.system.errors import KvtoolError
+from kvtool.system.files import read_bytes, write_all, write_atomic
 
 
 def test_what_cannot_be_read_is_one_line_with_its_name(tmp_path: Path) -> None:

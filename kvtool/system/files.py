@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvtool.errors import KvtoolError
+from kvtool.system.errors import KvtoolError
 from kvtool.system.interrupts import interruptible
 
 DEEPEST = (
