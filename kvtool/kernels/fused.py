@@ -73,6 +73,10 @@ class FusedKernels(Protocol):
     def gated(self, x: Input, weight: GatedWeight) -> Tensor:
         """x [T,K] -> the gate of both products [T,N]."""
 
+    def likeliest(self, x: Input, weight: Weight) -> Tensor:
+        """x [T,K] -> int64 [T]: which column of x W^T + bias, as `linear` would round it, is the largest of each row;
+        of equal ones the first, and NaN is larger than all."""
+
     def absorbed(
         self,
         q: Tensor,

@@ -21,6 +21,10 @@ def gated(x: Input, weight: GatedWeight) -> Tensor:
     return step.gated(read(x), weight)
 
 
+def likeliest(x: Input, weight: Weight) -> Tensor:
+    return linear(x, weight).max(dim=-1).indices
+
+
 def absorbed(
     q: Tensor,
     latent: Tensor,

@@ -197,7 +197,9 @@ class GroupKeys:
         part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
         return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
 
-    def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
         """Both caches, as bytes and in fp16, and how long their vectors and groups are."""
         assert self.pages.v is not None
         found = softmax_arguments(softmax)

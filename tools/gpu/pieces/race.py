@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools.gpu.cases import Case, Result, serve
 from tools.gpu.pieces.measuring import DEVICE, PAGE, UnequalError
-from tools.gpu.pieces.variants import in_order
+from tools.gpu.pieces.variants import in_order, tiles_with
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ def cases(given: Namespace) -> Sequence[Case]:
     """Each kernel whose programs count each other."""
     return [
         Case("decode", decode_of_llama),
+        Case("decode of a list", decode_of_a_list),
         Case("decode of MLA", mla),
         *(Case(f"product of {rows} rows", partial(product, rows)) for rows in (1, 4, 16)),
         Case("experts", experts),
@@ -53,6 +54,12 @@ def decode_of_llama() -> Result:
     splits = _splits_of(call)
     found = replayed(call, [(lens, each) for each in _lengths()])
     return found | {"splits": splits, "at_least": SPLITS}
+
+
+def decode_of_a_list() -> Result:
+    """The same, each sequence among as many programs as it has work for."""
+    with tiles_with("lists"):
+        return decode_of_llama()
 
 
 def mla() -> Result:
