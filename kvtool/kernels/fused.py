@@ -10,7 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights, GatedWeight, Pages, Rotation, Weight
+from kvtool.kernels.interface import Rotation
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.weights import ExpertWeights, GatedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.rows import Rows, Softmax
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each
 

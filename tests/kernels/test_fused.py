@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kvtool.kernels import plain
 from kvtool.kernels.fused import Choice, Normed, Shared
-from kvtool.kernels.interface import Gate, GatedWeight, Pages, Weight
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import fused as reference
+from kvtool.kernels.weights import Gate, GatedWeight, Weight
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE
 from tests.kernels.test_experts import chosen_of, expert_weights, widened

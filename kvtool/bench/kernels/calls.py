@@ -20,8 +20,10 @@ from kvtool.engine.decoder.latent_attention import decompressed_prefill
 from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, pool_specs
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.quantise import stored
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.machine.timers import Call
 from kvtool.results import KernelCheck
 from kvtool.sizing.specs import SlidingSpec

@@ -11,7 +11,8 @@ from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.gathered import Gathered
 from kvtool.engine.decoder.part import Communicator
 from kvtool.kernels.fused import FusedKernels, Input, Normed
-from kvtool.kernels.interface import GatedWeight, Kernels, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.weights import GatedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,10 @@ from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import Blocks, stacked
 from kvtool.kernels.fused import Input
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
+from kvtool.kernels.weights import Weight
 from kvtool.system.errors import KvtoolError
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once

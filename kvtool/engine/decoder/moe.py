@@ -15,7 +15,7 @@ from kvtool.engine.decoder.mlp import GatedMlp, Mlp
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels import plain
 from kvtool.kernels.fused import Choice, FusedKernels, Input, Shared
-from kvtool.kernels.interface import GATES, ExpertWeights
+from kvtool.kernels.weights import GATES, ExpertWeights
 
 _FEW_TOKENS = 64
 

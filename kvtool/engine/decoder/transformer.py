@@ -25,7 +25,9 @@ from kvtool.engine.decoder.residual import Residual, joined, plus_of
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.fused import FusedKernels
-from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.weights import GatedWeight, Weight
 from kvtool.system.errors import KvtoolError
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.

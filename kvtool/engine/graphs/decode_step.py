@@ -14,7 +14,8 @@ from kvtool.engine.batch import StepBatch
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, next_tokens
-from kvtool.kernels.interface import Kernels, Rows
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.rows import Rows
 from kvtool.units import ceil_div
 
 PADDING = -1

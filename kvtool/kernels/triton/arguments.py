@@ -22,7 +22,8 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
 
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 

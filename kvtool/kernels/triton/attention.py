@@ -18,7 +18,7 @@ from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
 if TYPE_CHECKING:
     import triton
 
-    from kvtool.kernels.interface import Rows, Softmax
+    from kvtool.kernels.rows import Rows, Softmax
 
 
 class Attended(Protocol):

@@ -18,7 +18,9 @@ from kvtool.kernels.triton.tiles.products import GEMV_ROWS, MAX_ROWS
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice, Shared
-    from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
+    from kvtool.kernels.interface import Rotation
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.weights import ExpertWeights, Gate, GatedWeight, Weight
 
 most_rows = MAX_ROWS
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.kivi import KiviPages
 from kvtool.kernels.packed.pages import PackedKernels, PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.arguments import softmax_arguments
 from kvtool.kernels.triton.attention import in_splits
@@ -22,7 +22,8 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Kernels, Rows, Softmax
+    from kvtool.kernels.interface import Kernels
+    from kvtool.kernels.rows import Rows, Softmax
 
 ROWS = 32  # vectors that one program unpacks
 AnyPages = TypeVar("AnyPages", bound=Pages)

@@ -39,7 +39,7 @@ from kvtool.kernels.triton.tiles.verdict import Verdicts
 from kvtool.system.compiled import cache_folder
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Gate
+    from kvtool.kernels.weights import Gate
 
 CUBLAS = "cublas"
 _SOURCES = (

@@ -20,7 +20,8 @@ from kvtool.bench.kernels.work import MAX_CALLS, KernelWork, left_out, plan
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model, SlidingAttention
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.machine.roofline import Ceiling
 from kvtool.machine.timers import Contender, Timed, WarmUp
 from kvtool.results import KernelCase, KernelsDocument, encode

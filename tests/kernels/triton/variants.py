@@ -19,12 +19,14 @@ import triton
 from torch import Tensor
 
 from kvtool.kernels.fused import Choice, Normed, Shared
-from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rows, Softmax, Weight
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.triton import fused, groups, launch, products, step
 from kvtool.kernels.triton.rows import gate
 from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile
+from kvtool.kernels.weights import ExpertWeights, Gate, GatedWeight, Weight
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
 from tests.kernels.triton.budgets import SHARED_BYTES
 

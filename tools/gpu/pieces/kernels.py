@@ -73,7 +73,8 @@ def ragged(where: str = DEVICE, lengths: Sequence[int] = RAGGED) -> Result:
     import torch
 
     from kvtool.bench.kernels.passes import make_pass
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
     from kvtool.kernels.triton import launch
     from kvtool.machine.timers import time_in_turns
 

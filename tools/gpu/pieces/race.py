@@ -43,7 +43,8 @@ def decode_of_llama() -> Result:
     import torch
 
     from kvtool.kernels import load_kernels
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
 
     heads, kv_heads, head_dim, num_pages = 32, 8, 128, MAX_CONTEXT // PAGE
     cache = [_drawn(num_pages, PAGE, kv_heads, head_dim) for _ in range(2)]
@@ -67,7 +68,8 @@ def mla() -> Result:
     import torch
 
     from kvtool.kernels import load_kernels
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
 
     num_pages = MAX_CONTEXT // PAGE
     pages = Pages(_drawn(num_pages, PAGE, 576), latent_dim=512)
@@ -91,8 +93,8 @@ def experts() -> Result:
     """Sixteen experts, other ones chosen each time."""
     import torch
 
-    from kvtool.kernels.interface import ExpertWeights, Gate
     from kvtool.kernels.triton import step
+    from kvtool.kernels.weights import ExpertWeights, Gate
 
     count, top_k, rows = 16, 4, 8
     weights = ExpertWeights(gate_up=_drawn(count, 640, 256), down=_drawn(count, 256, 320), gate=Gate("silu"))
