@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.scheduler import Work
-from kvtool.kernels.interface import Rows
+from kvtool.kernels.rows import Rows
 from kvtool.units import ceil_div
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
-from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec, static_scale
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.sparse.quest import QuestPages
 from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.formats import CacheFormat, Vector
@@ -18,7 +18,7 @@ from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, Ques
 from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale
+    from kvtool.kernels.pages import Scale
 
 CACHE_DTYPES = {
     "fp32": torch.float32,

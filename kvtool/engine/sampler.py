@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvtool.engine.batch import to_device
 from kvtool.engine.sequence import SamplingParams
 from kvtool.kernels import plain
 
@@ -50,8 +51,8 @@ def sample(
     draw = draw_of(params)
     if draw is Draw.GREEDY:
         return kernels.likeliest(logits)
-    temperatures = torch.tensor([row.divisor for row in params], device=logits.device)
-    top_ps = torch.tensor([row.top_p for row in params], device=logits.device)
+    temperatures = to_device(logits.device, [row.divisor for row in params], torch.float32)
+    top_ps = to_device(logits.device, [row.top_p for row in params], torch.float32)
     return next_tokens(logits, draw, temperatures, top_ps, generator, kernels)
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import gelu, relu, silu
 
-from kvtool.kernels.interface import GatedWeight, Weight
+from kvtool.kernels.weights import GatedWeight, Weight
 from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice
-    from kvtool.kernels.interface import ExpertWeights, Gate, Replay, Rotation
+    from kvtool.kernels.interface import Replay, Rotation
+    from kvtool.kernels.weights import ExpertWeights, Gate
 
 CLAMPED = "clamped_swiglu"
 

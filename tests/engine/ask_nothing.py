@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rotation, Rows, Softmax
+from kvtool.kernels.interface import Rotation
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 
 cpu = load_kernels("torch")
 

@@ -15,7 +15,7 @@ from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload.copies import LEAST_COPY_BYTES, PageCopies
 from kvtool.engine.offload.page_io import StripeSums
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from tests.engine.offload import fake_kvikio
 from tests.engine.requests import Request, run
 from tests.engine.running import engine_of, prompt

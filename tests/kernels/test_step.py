@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.kernels.interface import Gate, Pages
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import step as step_reference
 from kvtool.kernels.triton.checks import FP8_DTYPES
+from kvtool.kernels.weights import Gate
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, largest_error, skip_unless_held
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from kvtool.bench.accuracy.methods import Method
 from kvtool.engine.batch import sequence_rows
 from kvtool.engine.pool import Amax
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
+from kvtool.kernels.interface import Kernels
 from kvtool.kernels.packed.pages import PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.specs import HeadsSpec
 

@@ -14,8 +14,9 @@ from kvtool.engine.batch import sequence_batch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import NO_AMAX, Amax, codec, is_packed, layer_pages
-from kvtool.kernels.interface import Kernels, Pages
+from kvtool.kernels.interface import Kernels
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.specs import CacheSpec, HeadsSpec
 from kvtool.system.errors import KvtoolError

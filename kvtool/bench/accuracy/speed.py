@@ -15,8 +15,9 @@ import torch
 from kvtool.bench.accuracy.methods import Method, held_bytes
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.loaded import LoadedModel
-from kvtool.kernels.interface import Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 from kvtool.machine.pace import Budget
 from kvtool.sizing.specs import HeadsSpec
 

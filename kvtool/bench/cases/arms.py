@@ -19,7 +19,8 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels.interface import Pages, Rows
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 from kvtool.units import ceil_div
 
 ARMS = ("no_cache", "contiguous", "preallocated", "paged")

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
 from kvtool.engine.decoder.context import StepContext, join
+from kvtool.engine.decoder.gathered import Gathered
 from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.residual import normed
@@ -23,7 +24,10 @@ from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import Blocks, stacked
 from kvtool.kernels.fused import Input
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
+from kvtool.kernels.weights import Weight
 from kvtool.system.errors import KvtoolError
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
@@ -113,7 +117,10 @@ class MultiHeadLatentAttention:
         absorbed, q = self._queries(x, step, pages)
         decode, prefill = step.batch.decode, step.batch.prefill
         decoded = self._decode(absorbed, decode, pages, step.kernels) if decode else None
-        prefilled = self._prefill(q, prefill, step, pages) if prefill else None
+        prefilled = None
+        if prefill:
+            assert step.gathered is not None
+            prefilled = decompressed_prefill(q, self.up, prefill, step.gathered, pages, self.softmax, step.kernels)
         return step.linear(join(decoded, prefilled).flatten(1), self.out, plus)
 
     def _queries(self, x: Input, step: StepContext, pages: Pages) -> tuple[Tensor, Tensor]:
@@ -138,27 +145,30 @@ class MultiHeadLatentAttention:
         torch.bmm(attended.transpose(0, 1), self.w_uv, out=out.transpose(0, 1))
         return out
 
-    def _prefill(self, q: Tensor, rows: Rows, step: StepContext, pages: Pages) -> Tensor:
-        """q [T, H, nope + rope] -> [T, H, v]. The latents of all tokens in use are copied out of their pages, and
-        decompressed for as many heads at a time as fit in _DECOMPRESSED_BYTES, of one head at least."""
-        assert step.gathered is not None
-        copied, size = step.gathered, q.element_size()
-        latents = step.kernels.gather(pages, copied.pages, q.dtype)
-        latents = latents.view(-1, copied.block_size, self.rank + self.rope)
-        rows = replace(rows, block_tables=copied.block_tables)
-        parts = []
-        for heads in _head_blocks(self.num_heads, self.up[0].shape[0] * latents[..., 0].numel() * size):
-            k, v = self._decompressed(latents[..., : self.rank], heads)
-            decompressed = Pages(k, v, k_rope=latents[..., self.rank :])
-            parts.append(step.kernels.prefill(q[:, heads], decompressed, rows, self.softmax))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _decompressed(self, latents: Tensor, heads: slice) -> tuple[Tensor, Tensor]:
-        """latents [n, B, R] -> k [n, B, heads, nope] and v [n, B, heads, v]."""
-        up = self.up[heads]
-        rows = linear(latents.flatten(0, 1), up.flatten(0, 1))
-        k, v = rows.view(*latents.shape[:2], *up.shape[:2]).split((self.nope, self.v_head_dim), dim=-1)
-        return k, v
+def decompressed_prefill(
+    q: Tensor, up: Tensor, rows: Rows, copied: Gathered, pages: Pages, softmax: Softmax, kernels: Kernels
+) -> Tensor:
+    """q [T, H, nope + rope] over pages of latents, which up [H, nope + v, R] decompresses -> [T, H, v].
+
+    The latents of all tokens in use are copied out of their pages, and decompressed for as many heads at a time as fit
+    in _DECOMPRESSED_BYTES, of one head at least.
+    """
+    num_heads, width, rank = up.shape
+    latents = kernels.gather(pages, copied.pages, q.dtype).view(-1, copied.block_size, pages.k.shape[2])
+    nope = q.shape[2] - (latents.shape[2] - rank)
+    rows = replace(rows, block_tables=copied.block_tables)
+    parts = []
+    for heads in _head_blocks(num_heads, width * latents[..., 0].numel() * q.element_size()):
+        k, v = _decompressed(latents[..., :rank], up[heads]).split((nope, width - nope), dim=-1)
+        decompressed = Pages(k, v, k_rope=latents[..., rank:])
+        parts.append(kernels.prefill(q[:, heads], decompressed, rows, softmax))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _decompressed(latents: Tensor, up: Tensor) -> Tensor:
+    """latents [n, B, R] and up [heads, nope + v, R] -> [n, B, heads, nope + v]."""
+    return linear(latents.flatten(0, 1), up.flatten(0, 1)).view(*latents.shape[:2], *up.shape[:2])
 
 
 def _head_blocks(num_heads: int, head_bytes: int) -> list[slice]:

@@ -12,7 +12,9 @@ from torch import Tensor
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.transformer import Transformer
-from kvtool.kernels.interface import Kernels, Pages, Replay, Rotation, Rows
+from kvtool.kernels.interface import Kernels, Replay, Rotation
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 
 MOST_ROWS = 64  # of more the host's work is a small part
 FEWEST_PAGES = 8

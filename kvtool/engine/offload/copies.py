@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.offload.arrival import Arrival
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.units import KIB
 
 WORDS = {8: torch.int64, 4: torch.int32, 1: torch.uint8}

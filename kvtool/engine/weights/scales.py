@@ -9,8 +9,8 @@ import torch
 from kvtool.engine.batch import sequence_batch
 from kvtool.engine.pool import Amax, layer_pages
 from kvtool.engine.text import ALICE, find_tokenizer, shipped_text
-from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.specs import HeadsSpec
 from kvtool.system.errors import KvtoolError

@@ -15,7 +15,8 @@ from kvtool.kernels import plain
 from kvtool.kernels.cpu.attention import store
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.native import native, serves
-from kvtool.kernels.interface import Pages, Replay, Rotation
+from kvtool.kernels.interface import Replay, Rotation
+from kvtool.kernels.pages import Pages
 
 _FEW_ROWS = 64
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages, Rows
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Kernels, Rotation, Softmax
+    from kvtool.kernels.interface import Kernels, Rotation
+    from kvtool.kernels.rows import Softmax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

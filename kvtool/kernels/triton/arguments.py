@@ -22,7 +22,8 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Scale, Softmax
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
 
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
@@ -105,10 +106,25 @@ class Keys:
             page=self.k.shape[1],
         )
 
-    def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
-        """A card converts fp8 to fp16 in one step."""
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
+        """NARROW: a card converts fp8 to fp16 in one step, and int8 need not be converted. BLOCK_SEQS: sequences that a
+        list is made of, else 0."""
+        num_seqs = len(rows.seq_lens)
         in_half = q.dtype == torch.bfloat16 and self.k.dtype in checks.FP8_DTYPES
-        return {"HALF": in_half, **self.arguments(softmax, tile, target)}
+        return {
+            "NARROW": "int8" if tile.integers and self._suits_integers(tile) else "fp16" if in_half else "",
+            "num_seqs": num_seqs,
+            "BLOCK_SEQS": padded(num_seqs) if tile.lists else 0,
+            **self.arguments(softmax, tile, target),
+        }
+
+    def _suits_integers(self, tile: Tile) -> bool:
+        """A matrix instruction of int8 goes through 32 elements at once; that of warp groups takes no values as they
+        lie."""
+        widths = [_dot_dim(tensor.shape[-1]) for tensor in (self.k, self.rope) if tensor is not None]
+        return self.k.dtype == torch.int8 and tile.block_m < 64 and min(*widths, tile.block_n) >= 32
 
     def arguments(self, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
         k, v, rope = self.k, self.v, self.rope

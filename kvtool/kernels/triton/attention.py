@@ -18,7 +18,7 @@ from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
 if TYPE_CHECKING:
     import triton
 
-    from kvtool.kernels.interface import Rows, Softmax
+    from kvtool.kernels.rows import Rows, Softmax
 
 
 class Attended(Protocol):
@@ -47,7 +47,9 @@ class Attended(Protocol):
     def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
         """For so many query rows of a KV head."""
 
-    def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
         """All that the kernel takes of them, and of what becomes of the scores."""
 
 
@@ -58,7 +60,8 @@ def decode(q: Tensor, keys: Keys, rows: Rows, softmax: Softmax) -> Tensor:
 
 def in_splits(kernel: triton.JITFunction, q: Tensor, keys: Attended, rows: Rows, softmax: Softmax) -> Tensor:
     """Grid: (S, HKV x blocks of its rows, splits). The last program of a block to be done merges its splits, or, where
-    that is much to read for one program, a launch more does."""
+    that is much to read for one program, a launch more does. A tile that `lists` what there is to do has a grid of
+    (items, HKV x blocks), whose programs divide the tokens of all sequences evenly."""
     num_tokens, num_heads, _ = q.shape
     num_seqs, v_dim, page = len(rows.seq_lens), keys.value_dim, keys.block_size
     out = q.new_empty(num_tokens, num_heads, v_dim)
@@ -70,13 +73,15 @@ def in_splits(kernel: triton.JITFunction, q: Tensor, keys: Attended, rows: Rows,
     resident = tile.resident_programs(keys.bytes_per_key, target)
     splits = rules.num_splits(num_seqs * programs, rows.block_tables.shape[1] * page, resident)
     merged_rows = min(tile.block_m, group * query_len)
+    items = rules.num_items(num_seqs, programs, resident) if tile.lists else num_seqs * splits
+    is_split = items > num_seqs
     partial = lse = arrivals = None
-    if splits > 1:
-        partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
+    if is_split:
+        partial = q.new_empty(items, programs, tile.block_m, v_dim, dtype=torch.float32)
         lse = q.new_empty(partial.shape[:-1], dtype=torch.float32)
-        if rules.merges_alone(merged_rows, splits, v_dim):
+        if tile.lists or rules.merges_alone(merged_rows, splits, v_dim):
             arrivals = gpu.arrivals(q.device, num_seqs * programs)
-    kernel[(num_seqs, programs, splits)](
+    kernel[(items, programs) if tile.lists else (num_seqs, programs, splits)](
         q_ptr=q,
         table_ptr=rows.block_tables,
         lens_ptr=rows.seq_lens,
@@ -91,26 +96,28 @@ def in_splits(kernel: triton.JITFunction, q: Tensor, keys: Attended, rows: Rows,
         q_token_stride=q.stride(0),
         q_head_stride=q.stride(1),
         table_stride=rows.block_tables.stride(0),
-        SPLIT=splits > 1,
+        SPLIT=is_split,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         MERGED_ROWS=padded(merged_rows),
         BLOCK_SPLITS=rules.merged_at_once(padded(merged_rows) * padded(v_dim), tile.num_warps),
         MIN_TILES=tile.min_tiles,
         PAGE=page,
-        **keys.decode_arguments(q, softmax, tile, target),
+        **keys.decode_arguments(q, rows, softmax, tile, target),
         **gpu.launched(q.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=splits > 1),
+        maxnreg=tile.decode_registers(page, vector_scales=keys.has_vector_scales, split=is_split),
     )
     if partial is not None and lse is not None and arrivals is None:
-        merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
+        merge(partial, lse, rows.seq_lens, out, group, splits, tile, span(softmax))
     return out
 
 
-def merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: int, tile: Tile, window: int) -> None:
-    """partial [S,HKV x row blocks,splits,BLOCK_M,DV] and lse -> out [T,HQ,DV]. Grid: (T, HQ)."""
+def merge(
+    partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: int, splits: int, tile: Tile, window: int
+) -> None:
+    """partial of [S,HKV x row blocks,splits,BLOCK_M,DV] elements and lse -> out [T,HQ,DV]. Grid: (T, HQ)."""
     num_tokens, num_heads, v_dim = out.shape
     merge_kernel[(num_tokens, num_heads)](
         partial,
@@ -121,7 +128,7 @@ def merge(partial: Tensor, lse: Tensor, seq_lens: Tensor, out: Tensor, group: in
         group=group,
         query_len=num_tokens // len(seq_lens),
         num_heads=num_heads,
-        num_splits=partial.shape[2],
+        num_splits=splits,
         V_DIM=v_dim,
         BLOCK_M=tile.block_m,
         BLOCK_DV=padded(v_dim),

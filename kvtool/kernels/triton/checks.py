@@ -11,7 +11,10 @@ from kvtool.system.errors import DeviceError
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice
-    from kvtool.kernels.interface import ExpertWeights, Pages, Rotation, Rows, Scale, Softmax
+    from kvtool.kernels.interface import Rotation
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
+    from kvtool.kernels.weights import ExpertWeights
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.kivi import KiviPages
 from kvtool.kernels.packed.pages import PackedKernels, PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.arguments import softmax_arguments
 from kvtool.kernels.triton.attention import in_splits
@@ -22,7 +22,8 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Kernels, Rows, Softmax
+    from kvtool.kernels.interface import Kernels
+    from kvtool.kernels.rows import Rows, Softmax
 
 ROWS = 32  # vectors that one program unpacks
 AnyPages = TypeVar("AnyPages", bound=Pages)
@@ -197,7 +198,9 @@ class GroupKeys:
         part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
         return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
 
-    def decode_arguments(self, q: Tensor, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
         """Both caches, as bytes and in fp16, and how long their vectors and groups are."""
         assert self.pages.v is not None
         found = softmax_arguments(softmax)

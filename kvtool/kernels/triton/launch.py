@@ -26,7 +26,8 @@ from kvtool.kernels.triton.step import (
 from kvtool.kernels.triton.store import gather_rows, store_rows
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
 
 __all__ = [
     "add_rms_norm",

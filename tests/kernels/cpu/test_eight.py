@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kvtool.kernels.cpu import attention, eight
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import reference
+from kvtool.kernels.rows import Rows, Softmax
 
 KINDS = [torch.int8, torch.float8_e4m3fn, torch.float8_e5m2]
 BLOCK, KV_HEADS, HEADS, DIM = 8, 2, 6, 64

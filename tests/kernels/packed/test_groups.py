@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.pool import codec
-from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.pages import PackedPages, packed
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import attention as reference
 from kvtool.sizing.formats import parse_cache_format
 from tests.kernels.conftest import Backend

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kvtool.engine.pool import codec
-from kvtool.kernels.interface import Pages, Softmax
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
 from kvtool.kernels.packed.pages import lone_rows, packed
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.rows import Softmax
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.specs import FullSpec
 from tests.kernels.conftest import Backend

@@ -19,12 +19,14 @@ import triton
 from torch import Tensor
 
 from kvtool.kernels.fused import Choice, Normed, Shared
-from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rows, Softmax, Weight
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.triton import fused, groups, launch, products, step
 from kvtool.kernels.triton.rows import gate
-from kvtool.kernels.triton.tiles.rules import Target
+from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile
+from kvtool.kernels.weights import ExpertWeights, Gate, GatedWeight, Weight
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
 from tests.kernels.triton.budgets import SHARED_BYTES
 
@@ -72,11 +74,14 @@ class Variant:
     columns: int = 0  # of a product, whose depth is head_dim
     experts: int = 0
     added: bool = False  # a bias and a residual
+    tile: tuple[str, ...] = ()  # what its decode's tile does besides: "lists", "integers"
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
 
     def launches(self, target: Target) -> list[Launch]:
+        if self.tile:
+            target = dataclasses.replace(target, tuned=Besides(self.tile))
         return record(lambda: getattr(self, f"_{self.operation}")(), target)
 
     def _store(self) -> None:
@@ -108,6 +113,15 @@ class Variant:
         for name, way in products.candidates(self.rows, weight, around).items():
             if name != products.CUBLAS:
                 way(x, weight, bias, plus, around)
+
+    def _likeliest(self) -> None:
+        """Of each way but cuBLAS, behind a norm."""
+        dtype = DTYPES[self.dtype]
+        x, weight = _meta(self.rows, self.head_dim, dtype=dtype), _meta(self.columns, self.head_dim, dtype=dtype)
+        around = products.Around(_meta(self.head_dim, dtype=dtype), 1e-5, largest=True)
+        for name, way in products.candidates(self.rows, weight, around).items():
+            if name != products.CUBLAS:
+                way(x, weight, None, None, around)
 
     def _experts(self) -> None:
         """Two experts a row; `columns` are an expert's inner elements."""
@@ -213,6 +227,16 @@ class Variant:
         return Rows(_meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32), starts, max_query_len)
 
 
+@dataclass(frozen=True)
+class Besides:
+    """Tiles of the rules that do something besides."""
+
+    fields: tuple[str, ...]
+
+    def get(self, shape: Shape, rule: Tile) -> Tile:
+        return dataclasses.replace(rule, **dict.fromkeys(self.fields, True))
+
+
 def variants(capability: int) -> Iterator[Variant]:
     """Each tile with each way to walk pages, for the dtypes that differ in code; then the rest once each."""
     everything = _all_variants()
@@ -247,6 +271,10 @@ def _features() -> Iterator[Variant]:
         for cache_dtype in ("e4m3", "int8"):
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
+    yield Variant("decode", 128, 16, seqs=64, tile=("lists",))
+    yield Variant("mla_decode", 576, 32, v_dim=512, seqs=64, tile=("lists",))
+    yield Variant("decode", 128, 16, cache_dtype="int8", vector_scales=True, tile=("integers",))
+    yield Variant("decode", 64, 16, page=16, dtype="fp16", cache_dtype="int8", tile=("integers",))
     for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):
         yield Variant("groups", head_dim, rows, cache_dtype="int4")
     for dtype, seqs in (("fp16", 4096), ("fp32", 1)):
@@ -285,6 +313,8 @@ def _products() -> Iterator[Variant]:
         yield Variant("product", 1024, rows, columns=1024, qk_norm=True, added=True)
         yield Variant("product", 1024, rows, columns=2048, qk_norm=True, dtype="fp32")
     yield Variant("product", 2048, 1, columns=128256)
+    for rows in (1, 64):
+        yield Variant("likeliest", 2048, rows, columns=128256)
     yield Variant("product", 2880, 1, columns=4096, dtype="fp16")
     yield Variant("product", 2880, 64, columns=4096, dtype="fp16")
     for rows in (1, 16, 64):
