@@ -82,6 +82,8 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
     tp, mla = flags["tp"], any(layer["kind"] == "mla" for layer in layers)
     attention = [layer for layer in layers if layer["kind"] not in STATES]
     first = attention[0] if attention else {"kind": None}
+    sparse = any("indexer" in layer for layer in layers)
+    rows = sparse and flags["kv_cache_dtype"] == "fp8"  # MLAAttention makes it so of all caches
     kv_heads = 1 if mla else max(1, first.get("kv_heads", 1) // tp)
     head = first["kv_lora_rank"] + first["qk_rope_head_dim"] if first["kind"] == "mla" else first.get("k_head_dim", 0)
     hybrid = len(attention) not in (0, len(layers))
@@ -100,7 +102,8 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
             get_num_kv_heads=lambda _: kv_heads, get_head_size=lambda: head, hf_config=Space(model_type="random"),
         ),
         cache_config=Space(
-            cache_dtype=flags["kv_cache_dtype"], block_size=flags["block_size"] or 16, mamba_block_size=None,
+            cache_dtype="fp8_ds_mla" if rows else flags["kv_cache_dtype"],
+            block_size=flags["block_size"] or 16, mamba_block_size=None,
             user_specified_block_size=flags["block_size"] is not None, user_specified_mamba_block_size=False,
             mamba_page_size_padded=None,
             mamba_cache_mode="align" if aligned else "none", mamba_cache_dtype="auto", use_replayssm=False,
@@ -118,10 +121,15 @@ def settings(case: dict[str, Any], layers: list[dict[str, Any]]) -> Settings:
             async_scheduling=flags["async_scheduling"], max_num_batched_tokens=flags["max_num_batched_tokens"],
             disable_hybrid_kv_cache_manager=not flags["hybrid_kv_cache_manager"],
         ),
-        sparse=any("indexer" in layer for layer in layers), speculative_config=drafting,
-        diffusion_config=None, use_v2_model_runner=True, kv_transfer_config=None,
+        sparse=sparse, asked_dtype=flags["kv_cache_dtype"], speculative_config=drafting,
+        diffusion_config=None, use_v2_model_runner=_second_runner(layers), kv_transfer_config=None,
         attention_config=Space(hisparse_config=None), device_config=Space(device_type="cuda"),
     )  # fmt: skip
+
+
+def _second_runner(layers: list[dict[str, Any]]) -> bool:
+    """Whether the release runs such a model with its second runner: hybrids since 0.29 (config/vllm.py)."""
+    return not any(layer["kind"] in STATES for layer in layers) or tuple(map(int, VERSION.split("."))) >= (0, 29)
 
 
 def call(function: Any, *arguments: Any) -> Any:
@@ -157,7 +165,7 @@ def state_of(layer: dict[str, Any], config: Settings) -> tuple[Any, Any, Any]:
 
 def specs_of(layer: dict[str, Any], config: Settings) -> list[Any]:
     """What vLLM's layer of that kind says that it keeps."""
-    name, tp, kind = config.cache_config.cache_dtype, config.parallel_config.tensor_parallel_size, layer["kind"]
+    name, tp, kind = config.asked_dtype, config.parallel_config.tensor_parallel_size, layer["kind"]
     if kind in STATES:
         base, shapes, dtypes = state_of(layer, config)
         methods = {"get_state_shape": lambda _: shapes, "get_state_dtype": lambda _: dtypes}

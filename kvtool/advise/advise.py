@@ -52,6 +52,7 @@ def fewest_gpus(situation: Situation, most: int = 8) -> Situation:
 
 def assumptions(situation: Situation, serving: Serving) -> Iterator[str]:
     """What the numbers rest on that was not read or measured."""
+    yield from situation.model.assumed
     yield "times are floors: a prefill's FLOPs or a step's bytes at the rates named, and nothing of an engine's own"
     if not situation.measured:
         gpu = situation.gpu

@@ -38,12 +38,13 @@ from kvtool.catalog.model import (
     ShortConvolution,
     SlidingAttention,
 )
-from kvtool.catalog.names import as_variant, core_of, take_apart
+from kvtool.catalog.names import Bases, as_variant, index_bases, take_apart
 from kvtool.catalog.yaml_file import check_numbers, read_yaml
 from kvtool.system.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
 _ENTRY = re.compile(r"^- id: ", re.MULTILINE)
+_ALIASES = re.compile(r".*\n  aliases: \[(.*)\]$", re.MULTILINE)
 _CHECKPOINT = re.compile(r"^  - \{id: ([^,]+),", re.MULTILINE)
 _BLOCKS = {
     **CACHES,
@@ -166,8 +167,11 @@ class Entry(_Strict, frozen=True, kw_only=True):
         layers: list[Layer] = []
         if not isinstance(self.layers, str):
             return written_layers(self.layers, self.num_heads)
+        made: dict[str, Layer] = {}  # alike layers are one object, but for those that share what an earlier one keeps
         for name in expand_pattern(self.layers):
-            layers.append(self._layer(name, layers))
+            layers.append(made.get(name) or self._layer(name, layers))
+            if not isinstance(layers[-1].cache, SharedAttention):
+                made[name] = layers[-1]
         return layers
 
     def _layer(self, name: str, before: list[Layer]) -> Layer:
@@ -258,20 +262,15 @@ class Catalogue:
         are it.
         """
         variant = take_apart(name)
-        for wanted in (variant, variant.loosened()):
-            found = self._bases.get(wanted.core)
-            if found is not None:
-                return as_variant(found.entry.model(), name.strip(), variant)
-        return None
+        found = self._bases.find(variant)
+        if found is None:
+            return None
+        item, relation = found
+        return as_variant(item.entry.model(), name.strip(), variant, relation)
 
     @functools.cached_property
-    def _bases(self) -> dict[tuple[str, ...], Item | None]:
-        """Items by the core of their names; None where several have it, among which only a full name decides."""
-        bases: dict[tuple[str, ...], Item | None] = {}
-        for item in self._items:
-            for core in core_of(item.names):
-                bases[core] = item if bases.get(core, item) is item else None
-        return bases
+    def _bases(self) -> Bases[Item]:
+        return index_bases((item.names, item) for item in self._items)
 
     def get(self, name: str) -> Model:
         """As `find`, but an unknown name is a KvtoolError with the nearest ones."""
@@ -313,13 +312,9 @@ def _own_items(text: str) -> Iterator[Item]:
     their checkpoints is a line that begins with `- {id: NAME,`.
     """
     for block in _ENTRY.split(text)[1:]:
-        name, *lines = block.split("\n", 2)
-        aliases = lines[0].removeprefix("  aliases: [").removesuffix("]").split(", ") if _has_aliases(lines) else []
+        name, found = block.partition("\n")[0], _ALIASES.match(block)
+        aliases = found[1].split(", ") if found else []
         yield Item((name, *aliases, *_CHECKPOINT.findall(block)), functools.partial(_decode_entry, f"- id: {block}"))
-
-
-def _has_aliases(lines: list[str]) -> bool:
-    return bool(lines) and lines[0].startswith("  aliases: [")
 
 
 def _decode_entry(text: str) -> Entry:

@@ -12,6 +12,7 @@ from kvtool.cli.flags.advise import Advised, AdviseTraffic
 from kvtool.cli.flags.card import NamedCard
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ExplainOption, ModelsOption, Output
+from kvtool.cli.flags.shape import AsOption
 from kvtool.cli.values import command_line
 
 EXAMPLES = (
@@ -28,6 +29,7 @@ def advise(
     requests: AdviseTraffic,
     asked: Advised,
     card: NamedCard,
+    as_family: AsOption = None,
     explain: ExplainOption = False,
     models: ModelsOption = None,
     output: Output,
@@ -37,6 +39,7 @@ def advise(
     from kvtool.catalog.resolve import resolve_model
     from kvtool.report.verdicts.advise import print_advise, write_advise
 
-    document = decide(asked.situation(model, resolve_model(model, models_path=models), requests, card))
+    chosen = resolve_model(model, models_path=models, family=as_family)
+    document = decide(asked.situation(model, chosen, requests, card))
     write = partial(write_advise, command=command_line())
     answer(document, output, show=partial(print_advise, explain=explain), write=write)

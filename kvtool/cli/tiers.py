@@ -10,6 +10,7 @@ import typer
 from kvtool.cli.answer import answer, ending
 from kvtool.cli.flags.group import grouped
 from kvtool.cli.flags.output import ModelsOption, Output
+from kvtool.cli.flags.shape import AsOption, check_named
 from kvtool.cli.flags.tiers import TiersGrid
 from kvtool.cli.progress import progress_bar
 from kvtool.cli.values import command_line
@@ -31,12 +32,14 @@ def tiers(
     ] = None,
     *,
     grid: TiersGrid,
+    as_family: AsOption = None,
     models: ModelsOption = None,
     output: Output,
 ) -> None:
     """Measure the tiers below a block pool: host memory and a disk, and from which prefix length on they pay."""
     from kvtool.machine.threads import bind_threads
 
+    check_named(as_family, model)
     bind_threads(None, grid.device)
 
     from kvtool.bench.options import default_model
@@ -48,7 +51,8 @@ def tiers(
     options = grid.options()
     if output.out is not None:
         check_writable(output.out)
-    chosen = resolve_model(default_model(grid.device) if model is None else model, models_path=models)
+    name = default_model(grid.device) if model is None else model
+    chosen = resolve_model(name, models_path=models, family=as_family)
 
     def write(document: TiersDocument, folder: Path) -> None:
         write_tiers(document, folder, command=command_line())

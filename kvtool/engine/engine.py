@@ -199,6 +199,8 @@ class Engine:
     def step(self) -> list[Sequence]:
         """Compute one batch. Returns the sequences that got a token."""
         with self.compiling.measured(), device_errors("a step of the engine"):
+            if self.offload is not None and self.scheduler.waiting:
+                self.offload.expect(self.scheduler.waiting[0])
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
             return self._run_now(self.schedule())
@@ -267,7 +269,7 @@ class Engine:
         kept = logits.clone() if self.keep_logits else None
         if not params:
             return logits.new_empty(0, dtype=torch.int64), kept
-        return sample(logits, params, self.generator, self.loaded.kernels.nucleus), kept
+        return sample(logits, params, self.generator, self.loaded.kernels), kept
 
     def _keep(self, work: list[Work], logits: Tensor) -> None:
         sequences = [item.sequence for item in work if item.completes]

@@ -126,6 +126,9 @@ class Rows:
         """The rows of a decode of so many queries as those of a prefill: each sequence has its share of them."""
         if self.query_starts is not None:
             return self
+        return self.once(("starts", num_queries), lambda: self._with_equal_shares(num_queries))
+
+    def _with_equal_shares(self, num_queries: int) -> Rows:
         each = num_queries // max(1, len(self.seq_lens))
         starts = each * torch.arange(len(self.seq_lens) + 1, dtype=torch.int32, device=self.seq_lens.device)
         return replace(self, query_starts=starts, max_query_len=each)
@@ -254,6 +257,10 @@ class StepKernels(Protocol):
         Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and their first E columns are turned by
         `rotation`, [T,1,E] each, if by any.
         """
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """logits [n, vocab] -> the token [n] int64 with the largest of each row; of equals the first, and NaN is larger
+        than all."""
 
     def nucleus(self, probabilities: Tensor, top_ps: Tensor) -> Tensor:
         """probabilities fp32 [n, vocab], those outside the smallest set that reaches top_ps fp32 [n] set to 0.

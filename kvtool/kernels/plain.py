@@ -68,6 +68,11 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """The token of each row [n, vocab] that has the largest logit, of equals the first."""
+    return logits.max(dim=-1).indices  # as argmax, which takes three times as long on a CPU
+
+
 def nucleus(probabilities: Tensor, top_ps: Tensor) -> Tensor:
     """Keep the smallest set of tokens whose probabilities [n, vocab] reach `top_ps` [n]; the likeliest stays."""
     ordered, tokens = probabilities.sort(dim=-1, descending=True)

@@ -16,7 +16,6 @@ from kvtool.catalog.model import (
     Model,
     RecurrentLayer,
     SharedAttention,
-    ShortConvolution,
     SlidingAttention,
 )
 from kvtool.sizing.dtypes import AUTO, FLOAT_BYTES, parse_float_dtype
@@ -44,14 +43,14 @@ from kvtool.system.errors import KvtoolError
 class StateFormat:
     """Dtypes of constant state: `conv` is the model's own, `recurrent` what --mamba-ssm-cache-dtype asks for.
 
-    With `speculative_tokens`, convolutions keep as many inputs more, each of them has a state of its own, and the
-    model's draft layers keep a cache too.
+    With `speculative_tokens`, convolutions but those of the `undrafted` kinds keep as many inputs more, each of them
+    has a state of its own, and the model's draft layers keep a cache too.
     """
 
     conv: str
     recurrent: str
     speculative_tokens: int = 0
-    drafted_convolutions: bool = True  # short ones too
+    undrafted: tuple[type, ...] = ()
 
 
 def state_format(model: Model, recurrent: str = AUTO) -> StateFormat:
@@ -89,6 +88,7 @@ def specs_by_layer(
     if model.num_heads % tp:
         raise KvtoolError(f"tp {tp} does not divide the {model.num_heads} query heads of {model.id}")
     layers: list[tuple[CacheSpec, ...]] = []
+    made: dict[tuple[Layer, int | None, int], tuple[CacheSpec, ...]] = {}  # most layers are alike
     formats = format_by_layer(model, cache_format)
     sparse = any(layer.indexer for layer in model.layers)
     state = state or state_format(model)
@@ -98,11 +98,14 @@ def specs_by_layer(
     for layer, top_k_tokens, layer_format in zip(model.layers, top_k_by_layer(model), formats, strict=True):
         if isinstance(layer.cache, SharedAttention):
             source = layer.cache.source_layer
-            kept: tuple[CacheSpec, ...] = (SharedSpec(source=None if source is None else layers[source][0]),)
-        else:
+            shared = SharedSpec(source=None if source is None else layers[source][0])
+            layers.append((shared, *_index_specs(layer)))
+            continue
+        alike = layer, top_k_tokens, id(layer_format)
+        if alike not in made:
             builder = _Builder(cache_format=layer_format, tp=tp, state=state, sparse=sparse, top_k_tokens=top_k_tokens)
-            kept = tuple(builder.specs(layer))
-        layers.append((*kept, *_index_specs(layer)))
+            made[alike] = (*builder.specs(layer), *_index_specs(layer))
+        layers.append(made[alike])
     return layers
 
 
@@ -240,14 +243,12 @@ class _Builder:
             raise KvtoolError(f"tp {self.tp} neither divides the {total} KV heads nor is a multiple of them")
         return max(1, total // self.tp)
 
-    def _keeps_drafted(self, cache: RecurrentLayer) -> bool:
-        return self.state.drafted_convolutions or not isinstance(cache, ShortConvolution)
-
     def _state_spec(self, cache: RecurrentLayer) -> StateSpec:
         drafted = self.state.speculative_tokens
+        kept = 0 if isinstance(cache, self.state.undrafted) else drafted
         return StateSpec(
             slots=1 + drafted,
-            conv_elements=conv_elements(cache, self.tp, drafted if self._keeps_drafted(cache) else 0),
+            conv_elements=conv_elements(cache, self.tp, kept),
             recurrent_elements=recurrent_elements(cache, self.tp),
             conv_element_bytes=FLOAT_BYTES[self.state.conv],
             recurrent_element_bytes=FLOAT_BYTES[self.state.recurrent],

@@ -44,7 +44,7 @@ class Estimate:
 def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Estimate:
     """The budget of the start on its card. Raises KvtoolError for weights of a dtype that there is none of."""
     options = started.options
-    weights = weigh(started.target, started.weight_dtype, checkpoint=checkpoint)
+    weights = _weighed(facts, started, checkpoint)
     if facts.engine in ("vllm", "sglang"):
         weights = loaded_weights(weights, started.draft)
     untold = checkpoint is None and _bits_untold(facts, started)
@@ -74,10 +74,9 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
         tokens=options.max_num_batched_tokens or LARGE_CARD_LIMITS.tokens,
         sequences=options.max_num_seqs or LARGE_CARD_LIMITS.sequences,
     )
-    graphs = vllm.captured(
-        step,
-        drafted=options.num_speculative_tokens,
-        second_runner=facts.engine == "vllm" and rules.second_runner.runs(started.model),
+    second_runner = facts.engine == "vllm" and rules.second_runner.runs(started.model)
+    graphs = _profiled(facts, second_runner=second_runner) or vllm.captured(
+        step, drafted=options.num_speculative_tokens, second_runner=second_runner
     )
     eager = facts.flags.get("enforce_eager") == "True"
     return Estimate(
@@ -90,13 +89,34 @@ def estimate(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | N
     )
 
 
+def _weighed(facts: LogFacts, started: Started, checkpoint: CheckpointHeader | None) -> Weights:
+    """From the headers given, else by the size of the checkpoint that the log tells, else as its config or name has."""
+    told = facts.first("checkpoint")
+    if checkpoint is not None or told is None or started.weight_dtype != AUTO:
+        return weigh(started.target, started.weight_dtype, checkpoint=checkpoint)
+    weights = weigh(replace(started.target, weights_bytes=round(told.value)), started.weight_dtype)
+    return replace(weights, source=f"{format_bytes(round(told.value))}, the size of the checkpoint in the log")
+
+
+def _profiled(facts: LogFacts, *, second_runner: bool) -> vllm.Graphs | None:
+    """The graphs that the log says were profiled; None where it does not."""
+    mixed, decodes = facts.last("mixed_graphs"), facts.last("decode_graphs")
+    if mixed is None and decodes is None:
+        return None
+    count = [0 if figure is None else round(figure.value) for figure in (mixed, decodes)]
+    return vllm.Graphs(mixed=count[0], decodes=count[1], second_runner=second_runner)
+
+
 def _loaded_bytes(weights: Weights, gpu: Gpu | None, options: EngineOptions) -> int | None:
     """Of the fullest rank, with what vLLM counts to them."""
     weights_bytes = weights.bytes_per_gpu(options.parallel)
     if weights_bytes is None or options.name != "vllm":
         return weights_bytes
     capability = None if gpu is None else vllm.capability_of(gpu)
-    return weights_bytes + vllm.beside_weights(weights, options.parallel, capability).bytes
+    beside = vllm.beside_weights(
+        weights, options.parallel, capability, vllm.rules_of(options), eager=not options.cuda_graphs
+    )
+    return weights_bytes + beside.bytes
 
 
 def _bits_untold(facts: LogFacts, started: Started) -> bool:

@@ -60,6 +60,7 @@ _DRAFT_FIELDS = {
 _DRAFTED = re.compile(r"num_spec(?:ulative)?_tokens['\"]?\s*[=:]\s*(\d+)")
 _NOTHING = ("", "None", "False", "0", "auto", "-1", "[]", "{}")
 _RANKS = {degree: re.compile(rf"\b{degree.upper()}(\d{{1,4}})") for degree in ("tp", "pp")}
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_CACHE = re.compile(r"models--([^/]+?)--([^/]+)")
 
 
@@ -207,7 +208,7 @@ def _value(flag: Flag, text: str) -> str | int | float | bool:
         case "dtype":
             return canonical_dtype(text)
         case "name":
-            return text
+            return text.replace("'", '"')  # a repr of counts by name is JSON but for its quotes
 
 
 def _count(name: str, text: str) -> int:
@@ -237,7 +238,10 @@ def _model(
         raise KvtoolError("the log does not say which model was served: name MODEL after it")
     catalogue = load_catalogue(models_path)
     for name in _spellings(facts.model):
-        if (found := catalogue.find(name)) is not None:
+        found = catalogue.find(name)
+        if found is None and name == facts.model and _REPOSITORY.fullmatch(name):
+            found = catalogue.find_variant(name)  # somebody else's, whose weights may not be those of its namesake
+        if found is not None:
             return found, name
     try:
         return resolve_model(facts.model, models_path=models_path), facts.model
@@ -259,9 +263,9 @@ def _as_served(asked: Model, logged: str | None, models_path: Path | None) -> Mo
 
 
 def _spellings(name: str) -> list[str]:
-    """`/models/meta-llama/Llama-3.1-8B/` -> itself, meta-llama/Llama-3.1-8B, Llama-3.1-8B."""
+    """`/models/meta-llama/Llama-3.1-8B/1` -> itself, its last two parts, then each part from the last on."""
     cached = _HUB_CACHE.search(name)
     if cached is not None:
         return [f"{cached[1]}/{cached[2]}", cached[2]]
     parts = [part for part in name.split("/") if part]
-    return [name, "/".join(parts[-2:]), *parts[-1:]]
+    return [name, "/".join(parts[-2:]), *reversed(parts)]

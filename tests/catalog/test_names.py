@@ -84,6 +84,12 @@ def test_names_of_public_threads_are_in_the_catalogue(name: str) -> None:
         ("qwen3:30b", "Qwen/Qwen3-30B-A3B", "q4_k_m", 4.89),
         ("mistral-small3.2:24b", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", "q4_k_m", 4.89),
         ("gpt-oss:20b", "openai/gpt-oss-20b", "mxfp4", 4.25),
+        ("TheBloke/Mistral-7B-Instruct-v0.2-GPTQ", "mistralai/Mistral-7B-v0.2", "gptq", 4 + 20 / 128),
+        ("devstral:24b", "mistralai/Devstral-Small-2507", "q4_k_m", 4.89),
+        ("ISTA-DASLab/gemma-3-27b-it-GPTQ-4b-128g", "google/gemma-3-27b-it", "gptq", 4 + 20 / 128),
+        ("nvidia/DeepSeek-R1-0528-NVFP4-v2", "deepseek-ai/DeepSeek-R1", "nvfp4", 4.5),
+        ("mlx-community/Kimi-K2-Thinking-4bit", "moonshotai/Kimi-K2-Thinking", "4bit", 4.5),
+        ("QuantTrio/MiniMax-M2.1-AWQ", "MiniMaxAI/MiniMax-M2", "awq", 4 + 20 / 128),
     ],
 )
 def test_a_variant_has_the_layers_of_its_base_and_says_so(name: str, base: str, method: str, bits: float) -> None:
@@ -91,7 +97,7 @@ def test_a_variant_has_the_layers_of_its_base_and_says_so(name: str, base: str, 
     assert (model.id, model.layers) == (name, known.layers)
     assert model.quantisation is not None
     assert (model.quantisation.method, model.quantisation.bits_per_weight) == (method, pytest.approx(bits))
-    assert base in model.assumed[0]
+    assert f"layers of {known.id}, whose name it varies" in model.assumed[0]
 
 
 def test_a_gguf_repository_does_not_say_how_large_its_weights_are() -> None:
@@ -107,7 +113,46 @@ def test_a_release_s_date_and_precision_change_no_layer() -> None:
     assert (whole.quantisation, whole.layers) == (None, CATALOGUE.get("gpt-oss-20b").layers)
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-9b", "NousResearch/Hermes-3-Llama-3.1-8B", "nobody/qwen3-15b-awq"])
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("NousResearch/Hermes-3-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("huihui-ai/Huihui-Qwen3.5-27B-abliterated", "Qwen/Qwen3.5-27B"),
+        ("unsloth/Qwen3.6-35B-A3B-NVFP4-Fast", "Qwen/Qwen3.6-35B-A3B"),
+        ("prithivMLmods/Qwen3-8B-CoT-FP8-v2", "Qwen/Qwen3-8B"),
+    ],
+)
+def test_a_fine_tune_that_holds_the_name_of_its_base_has_its_layers(name: str, base: str) -> None:
+    model = resolve_model(name)
+    assert model.layers == CATALOGUE.get(base).layers
+    assert f"layers of {base}, whose name it holds" in model.assumed[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B",
+        "z-lab/Qwen3.6-27B-DFlash",
+        "google/gemma-4-31B-it-qat-q4_0-unquantized-assistant",  # a draft of four layers
+        "ManniX-ITA/Qwen3.6-27B-A3B-Coder",  # experts, of which the dense model has none
+        "lmms-lab/llava-onevision-qwen2-7b-ov",
+        "OpenHermes-2.5-Mistral-7B",  # of which version is not said: v0.1 alone has windows
+        "nobody/Llama-3.1-8B-LoRA",
+    ],
+)
+def test_what_has_a_model_s_name_beside_another_s_is_not_that_model(name: str) -> None:
+    assert CATALOGUE.find_variant(name) is None
+
+
+def test_of_several_releases_the_words_of_a_name_decide() -> None:
+    """Kimi K2 Thinking is stored in INT4, K2 Instruct in fp8: 594 GB on the Hub."""
+    thinking, instruct = CATALOGUE.get("kimi-k2-thinking"), CATALOGUE.get("kimi-k2-instruct")
+    assert weigh(thinking).stored_bytes == pytest.approx(594e9, rel=0.002)
+    for name, base in (("nobody/Kimi-K2-Thinking-GGUF", thinking), ("moonshotai/Kimi-K2-Base", instruct)):
+        assert base.id in resolve_model(name).assumed[0]
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-9b", "nobody/qwen3-15b-awq"])
 def test_other_names_are_refused_with_those_that_are_near(name: str) -> None:
     with pytest.raises(KvtoolError, match="did you mean") as refused:
         resolve_model(name)

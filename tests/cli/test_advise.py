@@ -40,6 +40,16 @@ def parses(command: str) -> bool:
     return True
 
 
+def test_a_shape_nobody_knows_is_advised_on_as_another(kvtool: Kvtool, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.json"
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    odd.write_text(json.dumps({"model_type": "oddball", "vocab_size": 256, "max_position_embeddings": 8192, **shape}))
+    assert "--as FAMILY" in kvtool(str(odd), "--gpu", "h100").err
+    done = kvtool(str(odd), "--gpu", "h100", "--as", "llama", "--json")
+    assert done.code == 0, done.err
+    assert any("because --as says so" in note for note in json.loads(done.out)["assumptions"])
+
+
 @pytest.mark.parametrize("workload", ["agent", "multi-turn", "ranking", "few-shot", "independent", str(TRACE)])
 def test_every_answer_has_its_number_and_a_command_that_parses(kvtool: Kvtool, workload: str) -> None:
     asked = ("--num-gpus", "4", "--goal", "throughput", "--tiers", "dram=64GiB,disk=1TiB@7/4", "--num-prompts", "16")

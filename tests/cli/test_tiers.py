@@ -51,6 +51,18 @@ def test_json_is_one_document_with_every_row(kvtool: Kvtool, tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_shape_nobody_knows_moves_pages_as_another(
+    kvtool: Kvtool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "_rows", lambda *_: ([], [], True))
+    odd = tmp_path / "odd.json"
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    odd.write_text(json.dumps({"model_type": "oddball", "vocab_size": 256, **shape}))
+    done = kvtool(str(odd), *QUICK, "--as", "llama", "--json")
+    assert any("because --as says so" in note for note in json.loads(done.out)["assumptions"])
+    assert "--as llama is how to read MODEL's config" in kvtool("--as", "llama").err
+
+
 def test_memory_is_refused_the_name_of_a_disk(kvtool: Kvtool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtool.bench.tiers.disk.filesystem_of", lambda folder: Filesystem("tmpfs"))
     done = kvtool(*QUICK, "--disk", str(tmp_path))

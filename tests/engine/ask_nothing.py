@@ -18,6 +18,7 @@ class AskNothing:
     linear, gated, experts = staticmethod(cpu.linear), staticmethod(cpu.gated), staticmethod(cpu.experts)
     rms_norm, add_rms_norm = staticmethod(cpu.rms_norm), staticmethod(cpu.add_rms_norm)
     rotate, place, nucleus = staticmethod(cpu.rotate), staticmethod(cpu.place), staticmethod(cpu.nucleus)
+    likeliest = staticmethod(cpu.likeliest)
 
     @classmethod
     def split_qkv(

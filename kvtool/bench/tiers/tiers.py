@@ -60,7 +60,12 @@ def measure_tiers(model: Model, options: TiersOptions, *, progress: Progress) ->
     document = TiersDocument(
         environment=environment,
         definitions=DEFINITIONS,
-        assumptions=[*assumptions, *load_warnings(environment), *(["interrupted: rows are missing"] * interrupted)],
+        assumptions=[
+            *model.assumed,
+            *assumptions,
+            *load_warnings(environment),
+            *(["interrupted: rows are missing"] * interrupted),
+        ],
         inputs={
             "model": model.id,
             "dtype": dtype,

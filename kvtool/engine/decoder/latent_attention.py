@@ -7,6 +7,7 @@ decompresses the latents and attends as MHA, which is fewer FLOPs for many queri
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.residual import normed
 from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels.blocks import Blocks, stacked
 from kvtool.kernels.fused import Input
 from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
 from kvtool.system.errors import KvtoolError
@@ -49,23 +51,25 @@ class LatentProjection:
         width = num_heads * head_dim
         first = ("q_proj", width, False) if rank is None else ("q_a_proj", rank, decoder.qkv_bias)
         last = ("kv_a_proj_with_mqa", shape.kv_lora_rank + shape.qk_rope_head_dim, decoder.qkv_bias)
-        parts = []
+        parts, stored = [], []
         for name, rows, has_bias in (first, last):
             tensors = [weights.tensor(f"{prefix}.{name}.weight", rows, hidden_size)]
             tensors += [weights.tensor(f"{prefix}.{name}.bias", rows)] if has_bias else []
-            heads = num_heads if name == "q_proj" else 1
-            parts.append(tensors if name == "q_a_proj" else [_halves_last(t, heads, turned) for t in tensors])
+            heads, of_head = (num_heads, turned) if name == "q_proj" else (1, 0 if name == "q_a_proj" else turned)
+            parts.append([_halves_last(tensor, heads, of_head) for tensor in tensors])
+            stored.append(_halves_last_of(weights.blocks(f"{prefix}.{name}.weight"), heads, of_head))
         (of_query, *query_bias), (of_latent, *latent_bias) = parts
         self.widths = len(of_query), len(of_latent)
         bias = None
         if latent_bias:
             bias = torch.cat((*(query_bias or [latent_bias[0].new_zeros(len(of_query))]), *latent_bias))
-        self.inner = kernels.prepare(Weight(torch.cat((of_query, of_latent)), bias))
+        self.inner = kernels.prepare(Weight(torch.cat((of_query, of_latent)), bias, stored=stacked(stored)))
         self.norm = self.up = None
         if rank is not None:
             self.norm = RmsNorm(weights.tensor(f"{prefix}.q_a_layernorm.weight", rank), _LATENT_NORM_EPS)
-            up = weights.tensor(f"{prefix}.q_b_proj.weight", width, rank)
-            self.up = kernels.prepare(Weight(_halves_last(up, num_heads, turned)))
+            name = f"{prefix}.q_b_proj.weight"
+            up = _halves_last(weights.tensor(name, width, rank), num_heads, turned)
+            self.up = kernels.prepare(Weight(up, stored=_halves_last_of(weights.blocks(name), num_heads, turned)))
 
     def __call__(self, x: Input, step: StepContext) -> tuple[Tensor, Tensor]:
         query, latent = step.linear(x, self.inner).split(self.widths, dim=1)
@@ -188,3 +192,8 @@ def _halves_last(rows: Tensor, heads: int, rope_dim: int) -> Tensor:
     by_head = rows.unflatten(0, (heads, -1))
     plain, turned = by_head[:, :-rope_dim], by_head[:, -rope_dim:]
     return torch.cat((plain, turned[:, 0::2], turned[:, 1::2]), dim=1).flatten(0, 1)
+
+
+def _halves_last_of(stored: Blocks | None, heads: int, rope_dim: int) -> Blocks | None:
+    """The same reordering of what a weight was made of: whole rows move, whose codes and scales move with them."""
+    return None if stored is None else stored.map(partial(_halves_last, heads=heads, rope_dim=rope_dim))

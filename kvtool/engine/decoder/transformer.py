@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from kvtool.engine.decoder.attention import GroupedQueryAttention
 from kvtool.engine.decoder.context import StepContext, tensor_of
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.gathered import Gathered, gathered
-from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
+from kvtool.engine.decoder.latent_attention import LatentProjection, MultiHeadLatentAttention
 from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
@@ -106,8 +106,7 @@ class Transformer:
     def saved_bytes(self, num_rows: int) -> int:
         """Bytes of weights that a step of so many rows does not read, as they lie here in fewer bits."""
         parts = [part for layer in self.layers for part in (layer.attention, layer.mlp)]
-        weights = [held for part in parts for held in vars(part).values() if isinstance(held, Weight | GatedWeight)]
-        savings = [weight.saving for weight in (*weights, self.head)]
+        savings = [weight.saving for weight in (*(held for part in parts for held in _weights_of(part)), self.head)]
         return sum(saving.bytes for saving in savings if saving is not None and num_rows <= saving.rows)
 
     @torch.inference_mode()
@@ -144,7 +143,7 @@ class Transformer:
         x, step = self.start(batch, layers, kernels)
         stream = self._through(x, step, layers)
         if step.fused is None or self.logit_softcap:  # whose rounding makes equals of what was none
-            return self._logits(stream, step).max(dim=-1).indices
+            return step.kernels.likeliest(self._logits(stream, step))
         return step.fused.likeliest(stream.normed(self.norm, step)[0], self.head)
 
     def _through(
@@ -199,6 +198,15 @@ class Embedding:
         if self.scale is not None:
             x = x * self.scale
         return x if self.offset is None else x + embedding(batch.positions + self.offset, self.positions)
+
+
+def _weights_of(part: object) -> Iterator[Weight | GatedWeight]:
+    """What a part of a layer multiplies by, and what the parts that it is made of do."""
+    for held in vars(part).values():
+        if isinstance(held, Weight | GatedWeight):
+            yield held
+        elif isinstance(held, LatentProjection | GatedMlp | Mlp):
+            yield from _weights_of(held)
 
 
 def runnable_decoder(model: Model) -> Decoder:

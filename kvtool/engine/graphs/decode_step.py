@@ -90,5 +90,4 @@ def decode_step(
     found = loaded.transformer(batch, pool.layers, loaded.kernels)
     if logits is not None:
         logits.copy_(found)
-    cut = loaded.kernels.nucleus
-    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator, cut))
+    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator, loaded.kernels))

@@ -250,7 +250,12 @@ def cache(pool: Tensor, name: str, ndim: int) -> None:
     require(pool.ndim == ndim, f"{name} has {pool.ndim} dimensions, not {ndim}")
     require(pool.dtype in CACHE_DTYPES, f"{name} is {pool.dtype}, not one of {CACHE_DTYPES}")
     require(pool.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
-    if pool.is_cuda and pool.dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
+    fp8(pool.dtype, pool)
+
+
+def fp8(dtype: torch.dtype, pool: Tensor) -> None:
+    """Raises DeviceError where the pool's card does not know the values that it holds."""
+    if pool.is_cuda and dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
         card = torch.cuda.get_device_name(pool.device)
         raise DeviceError(f"{card} has no fp8 (compute capability 8.9 and newer do): keep the KV cache in bf16 or fp16")
 

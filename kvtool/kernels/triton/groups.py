@@ -1,15 +1,17 @@
-"""Pages of four bits an element, a step and a minimum a group, written and attended to where they lie."""
+"""Pages of packed vectors, of any codec that reads in pairs, written and attended to where they lie."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from kvtool.kernels.interface import Pages
+from kvtool.kernels.packed.codec import Codec
+from kvtool.kernels.packed.kivi import KiviPages
 from kvtool.kernels.packed.pages import PackedKernels, PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
 from kvtool.kernels.triton import checks, gpu
@@ -21,18 +23,18 @@ from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
 
 if TYPE_CHECKING:
     from kvtool.kernels.interface import Kernels, Rows, Softmax
-    from kvtool.kernels.packed.codec import Codec
 
 ROWS = 32  # vectors that one program unpacks
+AnyPages = TypeVar("AnyPages", bound=Pages)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupKernels(PackedKernels):
-    """Packed pages by Triton, where their format is one of `suits`; others as torch does it."""
+    """Packed pages by Triton, where their vectors are `in_pairs`; others as torch does it."""
 
     def write(self, pages: PackedPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        if not (suits(pages.key) and suits(pages.value)):
-            pages.write(k, v, slots)
+        if not _is_paged(pages):
+            _by_triton(pages).write(k, v, slots)
             return
         assert pages.v is not None
         for rows, cache, codec in ((k, pages.k, pages.key), (v, pages.v, pages.value)):
@@ -40,16 +42,16 @@ class GroupKernels(PackedKernels):
 
     def decode(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
         """Of pages turned by an orthonormal matrix the queries are turned too, and what comes out is turned back."""
-        if not (isinstance(pages, PackedPages) and suits(pages.key) and suits(pages.value)):
-            return PackedKernels.decode(self, q, pages, rows, softmax)
+        if not _is_paged(pages):
+            return PackedKernels.decode(self, q, _by_triton(pages), rows, softmax)
         if not pages.rotated:
             return decode_groups(q, pages, rows, softmax)
         return rotate_heads(decode_groups(rotate_heads(q).to(q.dtype), pages, rows, softmax)).to(q.dtype)
 
     def prefill(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
         """Over a copy of the sequences' pages of this layer, in the queries' dtype."""
-        if not (isinstance(pages, PackedPages) and suits(pages.key) and suits(pages.value)):
-            return PackedKernels.prefill(self, q, pages, rows, softmax)
+        if not _is_paged(pages):
+            return PackedKernels.prefill(self, q, _by_triton(pages), rows, softmax)
         assert pages.v is not None
         chosen = rows.block_tables.flatten()
         k = unpack_groups(pages.k, chosen, pages.key, q.dtype)
@@ -60,14 +62,47 @@ class GroupKernels(PackedKernels):
         return self.base.prefill(q, Pages(k, v), replace(rows, block_tables=places), softmax)
 
 
+@dataclass(frozen=True, slots=True)
+class TritonCodec(Codec):
+    """The same vectors by the kernels below: of a cache that grows without pages."""
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """rows [N, ..., elements] -> uint8 [N, ..., stored_bytes]."""
+        vectors = rows.flatten(1, -2).contiguous()
+        out = torch.empty(*rows.shape[:-1], self.stored_bytes, dtype=torch.uint8, device=rows.device)
+        slots = torch.arange(len(rows), device=rows.device)
+        store_groups(vectors, out.flatten(1, -2).unsqueeze(1), slots, self)
+        return out
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """uint8 [N, ..., stored_bytes] -> fp32 [N, ..., elements]."""
+        chosen = torch.arange(len(stored), dtype=torch.int32, device=stored.device)
+        found = unpack_groups(stored.flatten(1, -2).unsqueeze(1), chosen, self, torch.float32)
+        return found.view(*stored.shape[:-1], self.elements)
+
+
 def packed(base: Kernels) -> Kernels:
     """The kernels that also take packed pages."""
     return cast("Kernels", GroupKernels(base))
 
 
-def suits(codec: Codec) -> bool:
-    """Whether vectors are of four bits, in groups of one size that each keep a step and a minimum."""
-    return (codec.scheme, codec.bits, codec.scale_bytes) == ("minimum", 4, 4) and not codec.has_odd_groups
+def _is_paged(pages: Pages) -> TypeGuard[PackedPages]:
+    """Whether vectors lie in pages, as the kernels read them."""
+    return isinstance(pages, PackedPages) and not isinstance(pages, KiviPages) and _in_pairs(pages)
+
+
+def _in_pairs(pages: PackedPages) -> bool:
+    return pages.key.in_pairs and pages.value.in_pairs
+
+
+def _by_triton(pages: AnyPages) -> AnyPages:
+    """The same cache with codecs of these kernels, where it has any that they take; other pages are as they are."""
+    if not isinstance(pages, PackedPages) or not _in_pairs(pages):
+        return pages
+    key, value = (
+        TritonCodec(**{each.name: getattr(one, each.name) for each in fields(one)}) for one in (pages.key, pages.value)
+    )
+    return replace(pages, key=key, value=value)
 
 
 def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> None:
@@ -77,20 +112,20 @@ def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> No
     num_tokens, num_heads, _ = rows.shape
     if num_tokens == 0:
         return
-    units, block_g = num_heads * _groups(codec), padded(_half_group(codec))
+    units, block_g = num_heads * codec.groups, padded(codec.half_group)
     block_u = max(1, min(padded(units), rules.STORE_BLOCK // (2 * block_g)))
     store_groups_kernel[(num_tokens, math.ceil(units / block_u))](
         x_ptr=rows,
-        **_memory("cache_ptr", "scales_ptr", cache),
+        **_memory("cache_ptr", "scales_ptr", cache, codec),
         slots_ptr=slots,
+        gain=codec.gain,
         x_token_stride=rows.stride(0),
         x_head_stride=rows.stride(1),
         page_stride=cache.stride(0),
         slot_stride=cache.stride(1),
         head_stride=cache.stride(2),
+        CODEC=_compiled(codec),
         UNITS=units,
-        GROUPS=_groups(codec),
-        GROUP_HALF=_half_group(codec),
         PAGE=cache.shape[1],
         BLOCK_U=block_u,
         BLOCK_G=block_g,
@@ -107,19 +142,19 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
     if out.numel() == 0:
         return out
     unpack_groups_kernel[(len(chosen), math.ceil(page * heads / ROWS))](
-        **_memory("cache_ptr", "scales_ptr", cache),
+        **_memory("cache_ptr", "scales_ptr", cache, codec),
         pages_ptr=chosen,
         out_ptr=out,
+        gain=codec.gain,
         num_pages=num_pages,
         page_stride=cache.stride(0),
         slot_stride=cache.stride(1),
         head_stride=cache.stride(2),
+        CODEC=_compiled(codec),
         HEADS=heads,
-        HALF=codec.elements // 2,
-        GROUP_HALF=_half_group(codec),
         PAGE=page,
         BLOCK_R=ROWS,
-        BLOCK=padded(codec.elements // 2),
+        BLOCK=padded(codec.half),
         **gpu.launched(cache.device),
         num_warps=4,
         maxnreg=rules.MAX_REGISTERS,
@@ -170,11 +205,10 @@ class GroupKeys:
         found = softmax_arguments(softmax)
         parts = (("k", self.pages.k, self.pages.key), ("v", self.pages.v, self.pages.value))
         for name, cache, codec in parts:
-            found |= _memory(f"{name}_ptr", f"{name}_scales_ptr", cache)
+            found |= _memory(f"{name}_ptr", f"{name}_scales_ptr", cache, codec)
             found |= {f"{name}_{dim}_stride": cache.stride(at) for at, dim in enumerate(("page", "slot", "head"))}
-            half = codec.elements // 2
-            lengths = {"HALF": half, "GROUP": _half_group(codec), "BLOCK": max(16, padded(half))}
-            found |= {f"{what}_{name.upper()}": length for what, length in lengths.items()}
+            found |= {f"{name}_gain": codec.gain, f"{name.upper()}_CODEC": _compiled(codec)}
+            found |= {f"BLOCK_{name.upper()}": max(16, padded(codec.half))}
         return found
 
 
@@ -187,16 +221,14 @@ def decode_groups(q: Tensor, pages: PackedPages, rows: Rows, softmax: Softmax) -
     return in_splits(decode_groups_kernel, q, GroupKeys(pages, q.element_size()), rows, softmax)
 
 
-def _groups(codec: Codec) -> int:
-    """Of a vector."""
-    return codec.elements // (2 * _half_group(codec))
+def _compiled(codec: Codec) -> Codec:
+    """What of it a kernel is compiled for: a scale that was measured is not."""
+    return replace(codec, static_scale=1.0)
 
 
-def _half_group(codec: Codec) -> int:
-    """Bytes of a group's codes."""
-    return min(codec.group or codec.elements, codec.elements) // 2
-
-
-def _memory(bytes_name: str, scales_name: str, cache: Tensor) -> dict[str, Tensor]:
-    """The pages as bytes, and the same memory in fp16, which scales are read in."""
-    return {bytes_name: cache, scales_name: cache.view(torch.float16)}
+def _memory(codes_name: str, scales_name: str, cache: Tensor, codec: Codec) -> dict[str, Tensor | None]:
+    """The pages as codes are read, and the same memory as scales are, where there are any."""
+    if codec.is_float:
+        checks.fp8(codec.dtype, cache)
+    scales = None if codec.scale_dtype is None else cache.view(codec.scale_dtype)
+    return {codes_name: cache.view(codec.dtype), scales_name: scales}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels.plain import record, rms_norm, rotate
+from kvtool.kernels.plain import likeliest, record, rms_norm, rotate
 from kvtool.kernels.triton import attention, checks, fused
 from kvtool.kernels.triton.arguments import keys_of
 from kvtool.kernels.triton.groups import packed
@@ -35,6 +35,7 @@ __all__ = [
     "fused",
     "gated",
     "gather",
+    "likeliest",
     "linear",
     "nucleus",
     "packed",

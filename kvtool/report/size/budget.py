@@ -99,27 +99,36 @@ def verdict(
     refused = next((row.engine for row in rows if row.engine.refusal), None)
     if refused is not None and all(row.engine.refusal for row in rows):
         return _with_ways(f"Would not start: {refused.refusal}".removesuffix(".") + ".", next(iter(remedies), ()))
-    judged = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
+    known = [row for row in rows if row.fit.fits is not None and row.fit.kv_pool_bytes is not None]
+    judged = [row for row in known if row.engine.refusal is None]
     if not judged:
         return None
-    inputs = judged[0].inputs
-    where = f"{inputs.num_gpus} x {inputs.gpu}"
-    fitting = [row for row in judged if row.fit.fits]
+    dtypes = list(dict.fromkeys(row.inputs.kv_cache_dtype for row in known if row.engine.refusal))
+    unstarted = [f"Would not start in {' and '.join(dtypes)}."] if dtypes else []
     if len(judged) == 1:
         (ways,) = [some for row, some in zip(rows, remedies, strict=True) if row is judged[0]]
-        return f"{where}, {would_fit(judged[0], ways, _passing_of(judged[0], rows, passing))}"
-    if not fitting:
+        only = would_fit(judged[0], ways, _passing_of(judged[0], rows, passing))
+        return "\n".join([f"{_where(judged[0])}, {only}", *unstarted])
+    largest = max((row for row in judged if row.fit.fits), key=lambda row: row.kv.bytes_per_gpu, default=None)
+    beyond = [] if largest is None else _passes(largest, _passing_of(largest, rows, passing))
+    return "\n".join([f"{_where(judged[0])}: {_of_several(judged, largest)}", *unstarted, *beyond])
+
+
+def _where(row: SizeRow) -> str:
+    return f"{row.inputs.num_gpus} x {row.inputs.gpu}"
+
+
+def _of_several(judged: Sequence[SizeRow], largest: SizeRow | None) -> str:
+    """How many rows fit, and the `largest` of them; where none does, the one that is missing least."""
+    if largest is None:
         least = min(judged, key=lambda row: row.fit.missing_bytes or 0)
-        return f"{where}: none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
-    largest = max(fitting, key=lambda row: row.kv.bytes_per_gpu)
+        return f"none of {len(judged)} fits; the least, {_case(least)}: {decision(least)}."
     room = decision(largest)
     told = _case(largest) + (f", with {room[6:]}." if room.startswith("fits, ") else f": {room}.")
-    if len(fitting) < len(judged):
-        answer = f"{where}: {len(fitting)} of {len(judged)} fit; the largest that does, {told}"
-    else:
-        every = "both" if len(judged) == 2 else f"all {len(judged)}"
-        answer = f"{where}: {every} fit; the largest, {told}"
-    return "\n".join([answer, *_passes(largest, _passing_of(largest, rows, passing))])
+    fitting = sum(bool(row.fit.fits) for row in judged)
+    if fitting < len(judged):
+        return f"{fitting} of {len(judged)} fit; the largest that does, {told}"
+    return f"{'both' if len(judged) == 2 else f'all {len(judged)}'} fit; the largest, {told}"
 
 
 def _case(row: SizeRow) -> str:

@@ -80,8 +80,8 @@ def row_table(rows: list[SizeRow]) -> Table:
     columns = ["context", "batch", "a seq", "a GPU" if inputs.num_gpus > 1 else "in all"]
     columns += ["most\nseqs", "longest", "least\nTPOT ms"] if inputs.gpu else ["read\na step"]
     where = f" on {inputs.num_gpus} x {inputs.gpu}" if inputs.gpu else ""
-    note = f"In pages of {inputs.block_size} tokens. "
-    note += _room(fit)
+    pages = f"pages of {inputs.block_size} tokens" if inputs.block_size > 1 else "cells of one token"
+    note = f"In {pages}. {_room(fit)}"
     title = f"KV cache in {inputs.kv_cache_dtype}{where}"
     return Table(title=title, columns=tuple(columns), rows=[_row_cells(row) for row in rows], note=note)
 

@@ -79,10 +79,12 @@ class EngineOptions:
             limits = json.loads(self.limit_mm_per_prompt)
         except (ValueError, RecursionError):
             limits = None
-        if not isinstance(limits, dict) or not all(isinstance(count, int) for count in limits.values()):
+        # A count may stand among other options: {"video": {"count": 1, "num_frames": 32}}.
+        counts = [it.get("count") if isinstance(it, dict) else it for it in getattr(limits, "values", list)()]
+        if not isinstance(limits, dict) or not all(isinstance(count, int) for count in counts):
             text = self.limit_mm_per_prompt[:40]
             raise KvtoolError(f'--limit-mm-per-prompt {text!r} must be counts, as {{"image": 0, "video": 0}}')
-        return any(limits.values())
+        return any(counts)
 
     def is_of(self, releases: Iterable[str]) -> bool:
         """Whether a release asked for is one of those, or a patch of one."""

@@ -20,13 +20,14 @@ from kvtool.units import format_bytes
 class EngineRun:
     """`at(context)` describes the engine's plan, with the ledger of a request of `context` tokens; `holds(context,
     prefix)` is how many such requests its pools hold at once, that many tokens of theirs shared, of the `max_requests`
-    that it runs. With a `refusal` it holds none.
+    that it runs. With a `refusal` it holds none. `block_size`: tokens of its smallest block, where it got so far.
     """
 
     options: EngineOptions
     at: Callable[[int], SizeEngine]
     holds: Callable[[int, int], float]
     max_requests: int
+    block_size: int | None
     refusal: str | None
     assumptions: tuple[str, ...]
 
@@ -50,6 +51,7 @@ def _run_vllm(model: Model, options: EngineOptions, memory: Budget | None) -> En
         at=lambda context: vllm.size_engine(plan, context=context),
         holds=lambda context, prefix: vllm.capacity(plan, context, shared_prefix=prefix),
         max_requests=plan.inputs.max_num_seqs,
+        block_size=plan.block_size,
         refusal=plan.refusal,
         assumptions=(*doubt, *vllm.assumptions(plan, options), *_about_pool(options, memory)),
     )
@@ -75,6 +77,7 @@ def _run_sglang(model: Model, options: EngineOptions, memory: Budget | None) -> 
         at=lambda context: sglang.size_engine(plan, context=context),
         holds=lambda context, prefix: sglang.capacity(plan, context, shared_prefix=prefix),
         max_requests=plan.allocation.max_running_requests if plan.allocation else 0,
+        block_size=plan.allocation.flags.page_size if plan.allocation else None,
         refusal=plan.refusal,
         assumptions=(*sglang.assumptions(plan, options), *_about_pool(options, memory)),
     )
@@ -89,6 +92,7 @@ def _run_llama_cpp(model: Model, options: EngineOptions, memory: Budget | None) 
         at=lambda context: llama_cpp.size_engine(plan, name=options.name, version=version, context=context),
         holds=lambda context, prefix: llama_cpp.capacity(plan, context),
         max_requests=plan.start.slots,
+        block_size=1 if plan.refusal is None else None,
         refusal=plan.refusal,
         assumptions=tuple(llama_cpp.assumptions(plan)),
     )
@@ -104,6 +108,7 @@ def _run_free_share(model: Model, options: EngineOptions, memory: Budget | None)
         at=lambda context: free_share.size_engine(plan, context=context),
         holds=lambda context, prefix: free_share.capacity(plan, context, shared_prefix=prefix),
         max_requests=options.max_num_seqs or plan.num_blocks,
+        block_size=plan.block_size,
         refusal=plan.refusal,
         assumptions=(*free_share.assumptions(plan), *_about_pool(options, memory)),
     )

@@ -28,8 +28,11 @@ PATTERNS = (
     template("world_size={world_size:count} rank="),
     template("Asynchronous scheduling is {async_scheduling:flag}"),
     template("Device capability {capability:flag} not supported"),
+    # What is compiled for: its last size is a whole step's.
+    pattern("'compile_ranges_endpoints': [", r"endpoints': \[(?:\d+, )*(?P<max_num_batched_tokens_flag>\d+)\]"),
     pattern("GDN prefill kernel", r"Using (?P<delta_net_kernel_flag>[\w/]+) GDN prefill kernel"),
     # What it measured.
+    template("Checkpoint size: {checkpoint:gib} GiB"),
     template("Model loading took {weights:gib}"),
     template("Loading model weights took {weights:gib}"),
     template("Available KV cache memory: {kv_pool:gib} GiB"),
@@ -53,6 +56,10 @@ PATTERNS = (
     template("Free memory on device ...({free_memory:gib}/{total_memory:gib} GiB)"),
     template(
         "Desired GPU memory utilization is ({gpu_memory_utilization:flag}, {requested_memory:gib} GiB)",
+    ),
+    pattern(
+        "Profiling CUDA graph memory",
+        r"memory: (?:PIECEWISE=(?P<mixed_graphs_count>\d+) [^,]*)?(?:, )?(?:FULL=(?P<decode_graphs_count>\d+) )?",
     ),
     template("Estimated CUDA graph memory: {graphs_estimate:gib} GiB total"),
     template("GiB (actual), {graphs_estimate:gib} GiB (estimated)"),

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -37,6 +37,16 @@ DTYPES = {
     "int8": torch.int8,
 }
 FP8 = ("e4m3", "e5m2")
+# What differs in code of packed vectors; "wide" are the 16 bits of K or V beside packed ones.
+PACKED: dict[str, Callable[[int], Codec]] = {
+    "int4": lambda dim: Codec(dim, bits=4, scheme="minimum", scale_bytes=4, group=64),
+    "q8_0": lambda dim: Codec(dim, bits=8, scheme="symmetric", scale_bytes=2, group=32),
+    "q5_1": lambda dim: Codec(dim, bits=5, scheme="minimum", scale_bytes=4, group=32),
+    "q4_0": lambda dim: Codec(dim, bits=4, scheme="signed", scale_bytes=2, group=32),
+    "int4_per_token_head": lambda dim: Codec(dim, bits=4, scheme="symmetric", scale_bytes=4),
+    "kivi_int2": lambda dim: Codec(dim, bits=2, scheme="minimum", scale_bytes=4, group=64),
+    "wide": lambda dim: Codec(dim, bits=16, scheme="bf16"),
+}
 LONG = 2048  # rows of a long prefill
 
 
@@ -178,7 +188,7 @@ class Variant:
         return launch.prefill(self._q(LONG), self._latents(), self._sequences(1), Softmax(0.1))
 
     def _groups(self) -> None:
-        """Of four bits an element: stored, unpacked for a prefill, and decoded."""
+        """Packed vectors: stored, unpacked for a prefill, and decoded."""
         pages = self._packed()
         rows = _meta(16, 1, self.head_dim, dtype=DTYPES[self.dtype])
         groups.store_groups(rows, pages.k, _meta(16, dtype=torch.int64), pages.key)
@@ -186,7 +196,7 @@ class Variant:
         groups.decode_groups(self._q(self.seqs), pages, self._sequences(), self._softmax(self.rows))
 
     def _packed(self) -> PackedPages:
-        key = Codec(elements=self.head_dim, bits=4, scheme="minimum", scale_bytes=4, group=64)
+        key = PACKED[self.cache_dtype](self.head_dim)
         k, v = (_meta(64, self.page, 1, key.stored_bytes, dtype=torch.uint8) for _ in range(2))
         return PackedPages(k=k, v=v, key=key, value=key)
 
@@ -264,9 +274,12 @@ def _features() -> Iterator[Variant]:
     yield Variant("decode", 128, 16, cache_dtype="int8", vector_scales=True, tile=("integers",))
     yield Variant("decode", 64, 16, page=16, dtype="fp16", cache_dtype="int8", tile=("integers",))
     for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):
-        yield Variant("groups", head_dim, rows)
+        yield Variant("groups", head_dim, rows, cache_dtype="int4")
     for dtype, seqs in (("fp16", 4096), ("fp32", 1)):
-        yield Variant("groups", 128, 8, dtype=dtype, seqs=seqs, sinks=True, softcap=30.0)
+        yield Variant("groups", 128, 8, dtype=dtype, cache_dtype="int4", seqs=seqs, sinks=True, softcap=30.0)
+    for cache_dtype in ("q8_0", "q5_1", "q4_0", "int4_per_token_head", "kivi_int2", "wide"):
+        yield Variant("groups", 128, 4, cache_dtype=cache_dtype)
+    yield Variant("groups", 256, 64, cache_dtype="q5_1")
     yield Variant("mla_decode", 576, 16, v_dim=512, cache_dtype="int8", vector_scales=True)
     yield Variant("store", 128, 8, cache_dtype="int8", vector_scales=True)
     yield Variant("qkv", 128, 8)

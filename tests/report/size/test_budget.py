@@ -18,11 +18,13 @@ from kvtool.report.size.budget import (
     decision,
     print_budget,
     segments,
+    verdict,
     would_fit,
 )
 from kvtool.report.terminal import Terminal
 from kvtool.results import Calibration, SizeRow
 from kvtool.results.size import FITS_WITHIN_MARGIN
+from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.options import SizeOptions
 from kvtool.sizing.size import size
 from kvtool.units import GIB
@@ -121,6 +123,18 @@ def test_a_verdict_within_the_margin_says_by_how_much() -> None:
     fit = msgspec.structs.replace(fits.fit, verdict=FITS_WITHIN_MARGIN, missing_bytes=missing, margin_bytes=margin)
     told = decision(msgspec.structs.replace(fits, fit=fit))
     assert told == "fits within the margin: 300 MiB short, +-900 MiB"
+
+
+def test_a_start_that_the_engine_refuses_is_none_of_those_that_fit() -> None:
+    """128k tokens take 16 GiB in bf16 and 8 in fp8, so that a pool of 12 GiB holds them in fp8 alone."""
+    start = EngineOptions(name="vllm", kv_cache_memory_bytes=12 * GIB)
+    some = rows(contexts=(8192,), batch_sizes=(1,), kv_cache_dtypes=("bf16", "fp8"), engine=start)
+    assert [row.engine.refusal is None for row in some] == [False, True]
+    assert (verdict(some, [[], []]) or "").startswith("1 x CARD-80GB, 8k x 1 in fp8: fits")
+    both = rows(contexts=(8192, 4096), batch_sizes=(1,), kv_cache_dtypes=("bf16", "fp8"), engine=start)
+    first, last = (verdict(both, [[]] * 4) or "").splitlines()
+    assert first.startswith("1 x CARD-80GB: both fit; the largest, 8k x 1 in fp8")
+    assert last == "Would not start in bf16."
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])

@@ -9,6 +9,7 @@ import pytest
 
 from kvtool.catalog.models_yaml import load_catalogue
 from kvtool.report.size.planned import group_table, ledger_table, print_engine, print_ledgers
+from kvtool.report.size.tables import row_table
 from kvtool.report.terminal import Terminal
 from kvtool.results import SizeDocument
 from kvtool.sizing.engines.options import EngineOptions
@@ -77,3 +78,19 @@ def test_a_start_that_is_refused_outright_has_no_table() -> None:
     assert "no plan" in text
     assert "would not start: Model architecture MiniMaxForCausalLM" in text
     assert "Groups" not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "pages"),
+    [
+        ("llama-3.1-8b", "tensorrt-llm", "pages of 32 tokens"),
+        ("llama-3.1-8b", "lmdeploy", "pages of 64 tokens"),
+        ("deepseek-v3.2", "vllm", "pages of 64 tokens"),  # what FlashMLA's sparse kernels and the indexer take
+        ("llama-3.1-8b", "llama.cpp", "cells of one token"),
+    ],
+)
+def test_rows_are_in_the_pages_of_the_engine(model: str, engine: str, pages: str) -> None:
+    found = document(model, EngineOptions(name=engine, max_model_len=32768, kv_cache_memory_bytes=40 << 30))
+    assert row_table(found.rows).note.startswith(f"In {pages}.")
+    (row,) = found.rows
+    assert row.inputs.block_size == row.engine.block_size

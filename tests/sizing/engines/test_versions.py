@@ -13,7 +13,8 @@ from kvtool.sizing.engines.sglang.versions import HISTORY as SGLANG
 from kvtool.sizing.engines.sglang.versions import rules_at as sglang_rules
 from kvtool.sizing.engines.versions import parse_release
 from kvtool.sizing.engines.vllm.plan import plan
-from kvtool.sizing.engines.vllm.versions import HISTORY, VllmRules, rules_at
+from kvtool.sizing.engines.vllm.rules import VllmRules
+from kvtool.sizing.engines.vllm.versions import HISTORY, rules_at
 from kvtool.system.errors import KvtoolError
 from kvtool.units import GIB
 from tests.sizing.engines.vllm.recorded import DATA
@@ -68,7 +69,7 @@ def test_how_far_a_release_was_checked_is_said() -> None:
 
 def test_what_changed_between_two_releases() -> None:
     assert [change.rule for change in HISTORY.between("0.25", "0.26")] == [
-        *("in_flight_batches", "hybrid_prefix_caching", "padded_states")
+        *("in_flight_batches", "hybrid_prefix_caching", "windows_beside_latent", "padded_states")
     ]
     assert HISTORY.between("0.26", "0.25") == HISTORY.between("0.25", "0.26")
 

@@ -12,7 +12,7 @@ from kvtool.catalog.gpus import Gpu
 from kvtool.catalog.model import FullAttention, GatedDeltaNet, LatentAttention, Mamba2, Model
 from kvtool.sizing.dtypes import FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.vllm.images import Tower, held_bytes, tower_of, tower_peak_bytes
-from kvtool.sizing.engines.vllm.versions import SORT, TRITON, VllmRules
+from kvtool.sizing.engines.vllm.rules import SORT, TRITON, VllmRules
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.params import mlp_matrices
 from kvtool.units import KIB, MIB, ceil_div

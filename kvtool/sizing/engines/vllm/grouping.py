@@ -8,12 +8,17 @@ from dataclasses import dataclass, replace
 from kvtool.sizing.engines.vllm.inputs import Inputs
 from kvtool.sizing.engines.vllm.layers import CHUNKED, FULL, MLA, SLIDING, SLIDING_MLA, STATE, LayerCache
 from kvtool.sizing.engines.vllm.refusal import RefusedError
-from kvtool.sizing.engines.vllm.versions import VllmRules
-from kvtool.sizing.specs import ChunkedSpec, SlidingSpec
+from kvtool.sizing.engines.vllm.rules import VllmRules
+from kvtool.sizing.formats import CACHE_FORMATS
+from kvtool.sizing.specs import ChunkedSpec, IndexerSpec, SlidingSpec
 from kvtool.units import ceil_div
 
 UNIFORM_TYPE = "UniformTypeKVCacheSpecs"
 _FAMILIES = {MLA: FULL}
+# What a spec keeps that is not told how it is quantised: a byte an element, without scales, and equal to no other.
+_WITHOUT_SCALES = dict.fromkeys(
+    ("fp8", "fp8_e5m2", "int8_per_token_head", "fp8_per_token_head"), replace(CACHE_FORMATS["fp8"], name="untold")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +51,11 @@ class Group:
         return max(cache.blocks(tokens, inputs) for cache in self.layers)
 
 
-def one_group(caches: Sequence[LayerCache]) -> Group | None:
+def one_group(caches: Sequence[LayerCache], rules: VllmRules) -> Group | None:
     """All layers in a single group, where they always need the same number of blocks."""
-    if _mergeable(caches):
-        return Group(layers=tuple(caches))
+    if _mergeable(caches, rules):
+        first = caches[0]
+        return Group(layers=tuple(caches if rules.value_widths else [replace(it, spec=first.spec) for it in caches]))
     return Group(layers=tuple(caches), mixed=True) if same_type(caches) else None
 
 
@@ -68,39 +74,44 @@ def same_type(caches: Sequence[LayerCache]) -> bool:
     return first.kind != STATE or len({(cache.page_bytes, cache.state_blocks) for cache in caches}) == 1
 
 
-def _mergeable(caches: Sequence[LayerCache]) -> bool:
+def _mergeable(caches: Sequence[LayerCache], rules: VllmRules) -> bool:
     """Whether one spec describes all layers. Windows that are kept as full attention are but a note on it."""
     if all(cache.kind == FULL for cache in caches):
         windows = {cache.window for cache in caches if isinstance(cache.spec, SlidingSpec)}
         chunks = {cache.window for cache in caches if isinstance(cache.spec, ChunkedSpec)}
         if max(len(windows), len(chunks)) > 1:
             raise RefusedError("All attention layers in the same KV cache group must have the same window size.")
-        return not (windows and chunks) and len({_layout(cache) for cache in caches}) == 1
+        if rules.promoted_apart and (windows or chunks) and len({type(cache.spec) for cache in caches}) > 1:
+            return False
+        return not (windows and chunks) and len({_layout(cache, rules) for cache in caches}) == 1
     return len(set(caches)) == 1
 
 
-def _layout(cache: LayerCache) -> tuple[object, ...]:
-    spec = cache.spec
-    shape = [getattr(spec, name) for name in ("kv_heads", "k_head_dim", "v_head_dim", "cache_format")]
-    return (*shape, cache.block_size, cache.padded_bytes)
+def _layout(cache: LayerCache, rules: VllmRules) -> tuple[object, ...]:
+    names = ("kv_heads", "k_head_dim", *(["v_head_dim"] if rules.value_widths else []), "cache_format")
+    return (*(getattr(cache.spec, name) for name in names), cache.block_size, cache.padded_bytes)
 
 
-def promoted(caches: Sequence[LayerCache]) -> list[LayerCache]:
+def promoted(caches: Sequence[LayerCache], rules: VllmRules) -> list[LayerCache]:
     """Without the hybrid manager windows and chunks are kept as full attention, if there is full attention beside."""
-    if not caches or _mergeable(caches) or same_type(caches):
+    if not caches or _mergeable(caches, rules) or same_type(caches):
         return list(caches)
     full = {cache.block_size for cache in caches if family(cache) == FULL}
     found = list(caches)
     if full:
-        found = [_as_full(cache, full) if cache.kind in (SLIDING, CHUNKED) else cache for cache in caches]
-    if not _mergeable(found) and not same_type(found):
+        found = [_as_full(cache, full, rules) if cache.kind in (SLIDING, CHUNKED) else cache for cache in caches]
+    if not _mergeable(found, rules) and not same_type(found):
         raise RefusedError("Failed to promote local KV cache specs to one unified type.")
     return found
 
 
-def _as_full(cache: LayerCache, block_sizes: set[int]) -> LayerCache:
-    block_size = next(iter(block_sizes)) if len(block_sizes) == 1 else cache.block_size
-    return replace(cache, kind=FULL, block_size=block_size)
+def _as_full(cache: LayerCache, block_sizes: set[int], rules: VllmRules) -> LayerCache:
+    shared = rules.promoted_blocks and len(block_sizes) == 1
+    spec = cache.spec
+    if isinstance(spec, SlidingSpec | ChunkedSpec) and cache.kind not in rules.promoted_whole:
+        plain = _WITHOUT_SCALES.get(spec.cache_format.name, spec.cache_format)
+        spec = replace(spec, v_head_dim=spec.k_head_dim, cache_format=plain)
+    return replace(cache, kind=FULL, spec=spec, block_size=next(iter(block_sizes)) if shared else cache.block_size)
 
 
 def several_groups(caches: Sequence[LayerCache], rules: VllmRules) -> tuple[Group, ...]:
@@ -111,9 +122,9 @@ def several_groups(caches: Sequence[LayerCache], rules: VllmRules) -> tuple[Grou
         return _split_evenly(_equal_pages(caches, rules), rules.group_ratio)
     except RefusedError:
         kinds = {cache.kind for cache in caches}
-        if not {MLA, SLIDING} <= kinds or CHUNKED in kinds:
+        if not rules.whole_windows or not {MLA, SLIDING} <= kinds or CHUNKED in kinds:
             raise
-        whole = promoted(caches)
+        whole = promoted(caches, rules)
         if not same_type(whole):
             raise
         return (Group(layers=tuple(whole), mixed=True),)
@@ -124,6 +135,8 @@ def _equal_pages(caches: Sequence[LayerCache], rules: VllmRules) -> list[LayerCa
     RefusedError where the release can do neither.
     """
     largest = max(cache.page_bytes for cache in caches)
+    if any(isinstance(cache.spec, IndexerSpec) for cache in caches):  # whose kernels read whole rows
+        rules = replace(rules, padded_latent_pages=False)
     return [_enlarged(cache, largest, rules) for cache in caches]
 
 
@@ -140,7 +153,7 @@ def _enlarged(cache: LayerCache, page_bytes: int, rules: VllmRules) -> LayerCach
         return replace(cache, padded_bytes=page_bytes)
     if multiple:
         return replace(cache, block_size=cache.block_size * (page_bytes // cache.page_bytes))
-    if cache.kind == MLA:
+    if cache.kind == MLA and not rules.padded_latent_pages:
         raise RefusedError(
             f"page size of layer {cache.layer} ({cache.page_bytes} B) is not divisible by the maximum page size "
             f"({page_bytes} B) and cannot be padded. Padding is only supported for non-MLA attention layers."

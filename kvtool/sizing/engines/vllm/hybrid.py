@@ -39,7 +39,7 @@ def _probed(spec: CacheSpec) -> CacheSpec:
 def hybrid_block_size(inputs: Inputs, backend: Backend, states: Sequence[LayerCache], attention: CacheSpec) -> int:
     """Tokens of a block whose attention page holds the largest state (Platform._align_hybrid_block_size)."""
     alignment = max(backend.kernel_block, backend.block_size)
-    if isinstance(attention, LatentSpec):
+    if isinstance(attention, LatentSpec) and inputs.rules.aligned_latent_blocks:
         alignment = max(alignment, _MLA_ALIGNMENT)
     if inputs.aligned_state and inputs.rules.delta_net_grid and _writes_states_on_a_grid(inputs):
         alignment = math.lcm(alignment, _DELTA_NET_ALIGNMENT)

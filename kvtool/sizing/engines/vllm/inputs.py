@@ -19,7 +19,8 @@ from kvtool.catalog.model import (
 )
 from kvtool.sizing.dtypes import AUTO, canonical_dtype
 from kvtool.sizing.engines.options import EngineOptions
-from kvtool.sizing.engines.vllm.versions import MODELLED, VllmRules, rules_of
+from kvtool.sizing.engines.vllm.rules import VllmRules
+from kvtool.sizing.engines.vllm.versions import MODELLED, rules_of
 from kvtool.sizing.fit import usual_limits
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.layers import StateFormat, state_format

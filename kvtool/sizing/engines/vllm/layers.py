@@ -107,7 +107,7 @@ def layer_caches(inputs: Inputs, *, block_size: int, state_page_bytes: int | Non
 
     `state_page_bytes` is what state pages are padded to.
     """
-    state = replace(inputs.state, drafted_convolutions=inputs.rules.drafted_convolutions)
+    state = replace(inputs.state, undrafted=inputs.rules.undrafted_convolutions)
     by_layer = specs_by_layer(inputs.model, inputs.cache_format, tp=inputs.parallel.tp, state=state)
     builder = _Builder(
         block_size=block_size,

@@ -1,7 +1,8 @@
-"""What vLLM holds beside the weights once a model is loaded: tables of positions, experts padded for their kernels, and
-what torch's allocator rounds up. Its log counts all of it as weights ("Model loading took").
+"""What vLLM holds beside the weights once a model is loaded: tables of positions, what pads experts for their kernels,
+what MLA's work in, and what torch's allocator rounds up. Its log counts it as weights ("Model loading took").
 
-Read in model_executor/layers/rotary_embedding/, layers/fused_moe/oracle/mxfp4.py and torch's CUDACachingAllocator.cpp.
+Read in model_executor/layers/rotary_embedding/, layers/fused_moe/oracle/mxfp4.py, v1/attention/backends/mla/ and
+torch's CUDACachingAllocator.cpp.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model, SlidingAttention
 from kvtool.sizing.dtypes import FLOAT_BYTES, canonical_dtype
 from kvtool.sizing.engines.estimates import Estimate
+from kvtool.sizing.engines.vllm.rules import VllmRules
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.params import mlp_matrices
 from kvtool.sizing.weights import Weights
 from kvtool.units import MIB, ceil_div, format_bytes, round_up
 
-HOPPER, BLACKWELL = 90, 100
+HOPPER, BLACKWELL, BLACKWELL_ULTRA = 90, 100, 103
 MXFP4 = "mxfp4"
 # Families without tables of positions (learned ones, or biases), and those that have several times the positions that a
 # model was made for: MRotaryEmbedding keeps four times as many for long videos.
@@ -30,41 +33,66 @@ _ROTATED = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), 0.25),
     **dict.fromkeys(("chatglm", "glm", "glm4", "glm4_moe", "minimax_m2"), 0.5),
 }
-_LATENT_TABLE_BYTES = 4  # FlashInfer's rotation takes fp32 (DeepseekScalingRotaryEmbedding)
+_ROTATION_BYTES = 4  # an element of FlashInfer's tables
+_WORKSPACE_BYTES = 128 * MIB  # FLASHINFER_MLA_WORKSPACE_BUFFER_SIZE, and CUTLASS's g_sm100_workspace
 _UNPACKED_BITS = 16
 _SEGMENT_BYTES, _OWN_SEGMENT_BYTES, _KEPT_REST_BYTES = 2 * MIB, 10 * MIB, MIB
 
 
-def beside_weights(weights: Weights, parallel: Parallel, capability: int | None) -> Estimate:
+def beside_weights(
+    weights: Weights, parallel: Parallel, capability: int | None, rules: VllmRules, *, eager: bool = False
+) -> Estimate:
     """Of one rank: no estimate but arithmetic, so without a margin."""
-    tables, padding = table_bytes(weights.model), padding_bytes(weights, parallel, capability)
+    tables = table_bytes(weights.model, fp32_yarn=eager and rules.flashinfer_rotation)
+    beside = {
+        "that pad experts for their kernel": padding_bytes(weights, parallel, capability),
+        "of MLA's up-projections unpacked": absorbed_bytes(weights, parallel),
+        "that MLA's kernels work in": workspace_bytes(weights.model, capability, rules),
+    }
     rounding = sum(count * rounding_bytes(size) for size, count in _tensors(weights, parallel)) // parallel.pp
-    absorbed = absorbed_bytes(weights, parallel)
-    size = tables + padding + absorbed + rounding
-    padded = f", {format_bytes(padding)} that pad experts for their kernel" if padding else ""
-    padded += f", {format_bytes(absorbed)} of MLA's up-projections unpacked" if absorbed else ""
+    told = "".join(f", {format_bytes(size)} {what}" for what, size in beside.items() if size)
     return Estimate(
-        bytes=size,
+        bytes=tables + sum(beside.values()) + rounding,
         margin_bytes=0,
         text=(
-            f"weights of a GPU count what vLLM loads with them: {format_bytes(tables)} of tables of positions{padded}, "
+            f"weights of a GPU count what vLLM loads with them: {format_bytes(tables)} of tables of positions{told}, "
             f"{format_bytes(rounding)} that torch rounds up"
         ),
     )
 
 
-def table_bytes(model: Model) -> int:
-    """Cosines and sines of every position, once for all layers that rotate alike. 0 where positions are not known."""
+def workspace_bytes(model: Model, capability: int | None, rules: VllmRules) -> int:
+    """Buffers that modules of MLA kernels take when they are imported, all of which a start does that may run them:
+    FlashInfer's until 0.24, and CUTLASS's on Blackwell.
+    """
+    if capability is None or not _is_latent(model):
+        return 0
+    return _WORKSPACE_BYTES * (rules.latent_workspace + (capability in (BLACKWELL, BLACKWELL_ULTRA)))
+
+
+def _is_latent(model: Model) -> bool:
+    return any(isinstance(layer.cache, LatentAttention) for layer in model.layers)
+
+
+def table_bytes(model: Model, *, fp32_yarn: bool = False) -> int:
+    """Cosines and sines of every position, once for all layers that rotate alike; MLA's under YaRN in fp32 where so
+    asked. 0 where positions are not known.
+    """
     decoder = model.decoder
     learned = decoder is not None and decoder.position_offset is not None
     if model.max_position_embeddings is None or learned or model.architecture in _WITHOUT_TABLES:
         return 0
     element = FLOAT_BYTES.get(canonical_dtype(model.dtype or "bf16"), 2)
-    taken = 0
-    for width, scaled in {_table(model, layer.cache) for layer in model.layers} - {(0, False), (0, True)}:
-        latent = any(isinstance(layer.cache, LatentAttention) for layer in model.layers)
-        taken += _positions(model, scaled=scaled) * width * (_LATENT_TABLE_BYTES if latent else element)
-    return taken
+    if fp32_yarn and _is_latent(model) and (decoder is None or _may_be_yarn(decoder)):
+        element = _ROTATION_BYTES
+    tables = {_table(model, layer.cache) for layer in model.layers} - {(0, False), (0, True)}
+    return sum(_positions(model, scaled=scaled) * width * element for width, scaled in tables)
+
+
+def _may_be_yarn(decoder: Decoder) -> bool:
+    """Whether its config says so, or says nothing: models with MLA are made longer by it."""
+    scaling = decoder.rope_scaling
+    return not decoder.exact if scaling is None else scaling.kind == "yarn"
 
 
 def _table(model: Model, cache: object) -> tuple[int, bool]:

@@ -17,7 +17,8 @@ from kvtool.sizing.engines.vllm.activations import Profile, activation_bytes, pr
 from kvtool.sizing.engines.vllm.images import items
 from kvtool.sizing.engines.vllm.inputs import capability_of, served_model
 from kvtool.sizing.engines.vllm.loaded import beside_weights
-from kvtool.sizing.engines.vllm.versions import TRITON, VllmRules, rules_of
+from kvtool.sizing.engines.vllm.rules import TRITON, VllmRules
+from kvtool.sizing.engines.vllm.versions import rules_of
 from kvtool.sizing.fit import BatchLimits
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.weights import Weights
@@ -75,7 +76,13 @@ def stage_estimates(
         activation=_activation(run, options, last_stage=last_stage),
         runtime=_runtime(run, gpu),
         graphs=_graphs(run, gpu, options),
-        beside_weights=beside_weights(replace(weights, model=run.model), options.parallel, run.capability),
+        beside_weights=beside_weights(
+            replace(weights, model=run.model),
+            options.parallel,
+            run.capability,
+            rules,
+            eager=not options.cuda_graphs,
+        ),
     )
 
 

@@ -108,6 +108,7 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
         check_batch(inputs.max_num_batched_tokens, inputs.max_num_seqs)
         check_supported(inputs.model, inputs.parallel)
         by_layer = paged_layers(inputs, choose_backend(inputs))
+        _check_latent(by_layer, inputs)
         groups = _groups([cache for layer in by_layer for cache in layer], inputs)
         _check_windows(groups, inputs)
     except RefusedError as refused:
@@ -120,15 +121,21 @@ def plan(model: Model, options: EngineOptions, *, pool_bytes: int) -> VllmPlan:
 def _groups(caches: list[LayerCache], inputs: Inputs) -> Stage:
     """The groups of all layers of all stages. Raises RefusedError where their pages cannot be made to agree."""
     if not inputs.hybrid_manager:
-        caches = promoted(caches)
+        caches = promoted(caches, inputs.rules)
     if not caches:
         return ()
-    single = one_group(caches)
+    single = one_group(caches, inputs.rules)
     if single is not None:
         return (single,)
     if any(cache.kind == SLIDING_MLA for cache in caches):
         return pack_layers(caches)
     return several_groups(caches, inputs.rules)
+
+
+def _check_latent(by_layer: Sequence[Sequence[LayerCache]], inputs: Inputs) -> None:
+    kinds = {cache.kind for layer in by_layer for cache in layer}
+    if not inputs.rules.windows_beside_latent and {MLA, SLIDING} <= kinds:
+        raise RefusedError("MLA is not supported for slidingwindow")
 
 
 def _check_windows(groups: Stage, inputs: Inputs) -> None:
@@ -153,11 +160,12 @@ def _fill(plan: VllmPlan) -> VllmPlan:
     """Blocks of the pool and of a request, and whether one request fits beside the null block."""
     inputs = plan.inputs
     bytes_per_block = tuple(max(group.page_bytes for group in stage) for stage in plan.stages)
-    pools = [plan.pool_bytes] * len(bytes_per_block)
+    given = pools = [plan.pool_bytes] * len(bytes_per_block)
     if inputs.num_blocks is not None:
         pools = [inputs.num_blocks * size for size in bytes_per_block]
     held = 1 if inputs.rules.null_block_held else 0
-    usable = [pool - held * size for pool, size in zip(pools, bytes_per_block, strict=True)]
+    checked = pools if inputs.rules.override_checked else given
+    usable = [pool - held * size for pool, size in zip(checked, bytes_per_block, strict=True)]
     longest = inputs.max_model_len
     plan = replace(plan, bytes_per_block=bytes_per_block, num_blocks=_num_blocks(pools, bytes_per_block))
     if inputs.auto_fit:

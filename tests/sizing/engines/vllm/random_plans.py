@@ -61,8 +61,12 @@ def differences(case: dict[str, Any]) -> list[str]:
 
 
 def _refusals(theirs: str | None, ours: str | None) -> list[str]:
-    """Both refuse, and where it is for the memory that is missing, in the same words."""
-    if not theirs or not ours or (theirs.startswith("To serve") and ours[:120] != theirs[:120]):
+    """Both refuse, and where it is for the memory that is missing, in the same words (some assertions have none)."""
+    if (
+        theirs is None
+        or ours is None
+        or (theirs.startswith("To serve") and ours[:115] != theirs.replace("models's", "model's")[:115])
+    ):
         return [f"refusal: vLLM {theirs}, kvtool {ours}"]
     return []
 
