@@ -29,8 +29,10 @@ STEPS: dict[str, tuple[int, ...]] = {
     "num_warps": (4, 8),
     "block_m": (16, 32, 64, 128),
     "programs": (1, 2, 3, 4),
+    "lists": (False, True),
+    "integers": (False, True),
 }
-OF_DECODE = ("programs",)  # what no other operation looks at
+OF_DECODE = ("programs", "lists", "integers")  # what no other operation looks at
 
 
 @dataclass(frozen=True, slots=True)

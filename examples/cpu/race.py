@@ -3,6 +3,7 @@
 python examples/cpu/race.py smollm2/hf                                                  # kvtool alone
 python examples/cpu/race.py smollm2/hf --gguf SmolLM2-135M-BF16.gguf                    # llama-batched-bench in PATH
 python examples/cpu/race.py model.Q8_0.gguf --gguf model.Q8_0.gguf --batch-size 1       # the same file in both
+python examples/cpu/race.py smollm2/hf --gguf model.gguf --llama-option=--no-repack     # more for llama-batched-bench
 python examples/cpu/race.py smollm2/hf --vllm vllm-venv                                 # vllm-venv/bin/vllm
 """
 
@@ -11,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,22 +59,26 @@ def own(weights: str, threads: int, iterations: int) -> Contestant:
     return run
 
 
-def llama_cpp(gguf: str, threads: int) -> Contestant:
-    """`llama-batched-bench`: its time of all prompts, and that of its decode over its steps."""
+def llama_cpp(gguf: str, threads: int, options: Sequence[str] = ()) -> Contestant:
+    """`llama-batched-bench` with these further options: its time of all prompts, and that of its decode over its
+    steps."""
     program = required("llama-batched-bench", "build llama.cpp, and put its folder of programs in PATH")
 
     def run(shape: Shape) -> Times:
         tokens = shape.batch * (shape.prompt + shape.output)
         flags = ["-m", gguf, "-npp", shape.prompt, "-ntg", shape.output, "-npl", shape.batch, "-c", tokens]
-        told = output_of([program, *map(str, [*flags, "-t", threads, "-tb", threads]), "--output-format", "jsonl"])
-        return times_of(told)
+        flags += ["-t", threads, "-tb", threads, "--output-format", "jsonl", *options]
+        return times_of(output_of([program, *map(str, flags)]))
 
     return run
 
 
 def times_of(lines: str) -> Times:
-    """The last line of `llama-batched-bench --output-format jsonl` that is one."""
-    last: dict[str, Any] = [json.loads(line) for line in lines.splitlines() if line.startswith("{")][-1]
+    """The last line of `llama-batched-bench --output-format jsonl` that is one. Ends where there is none."""
+    found = [line for line in lines.splitlines() if line.startswith("{")]
+    if not found:
+        sys.exit("llama-batched-bench ended well and told no times: has it --output-format jsonl?")
+    last: dict[str, Any] = json.loads(found[-1])
     return Times(1e3 * float(last["t_pp"]), 1e3 * float(last["t_tg"]) / int(last["tg"]))
 
 
@@ -106,12 +112,20 @@ def required(program: str, otherwise: str) -> str:
 
 
 def output_of(command: list[str]) -> str:
-    """Ends with the last line that a failing program says."""
+    """Ends with how a program failed, and with the last line that it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
-        sys.exit(f"{command[0]} failed: {said[-1]}")
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["it said nothing"]
+        sys.exit(f"{command[0]} {fate(done.returncode)}: {said[-1]}")
     return done.stdout
+
+
+def fate(status: int) -> str:
+    """In words how a program ended: a shell gives 128 and the number of a signal, subprocess its negative."""
+    number = -status if status < 0 else status - 128
+    if number in set(signal.Signals):
+        return f"was killed by {signal.Signals(number).name}"
+    return f"failed with exit status {status}"
 
 
 def race(contestants: dict[str, Contestant], shape: Shape, rounds: int) -> Iterator[str]:
@@ -138,6 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="folder with config.json and safetensors, or a .gguf file, for kvtool")
     parser.add_argument("--gguf", action="append", default=[], help="a file for llama-batched-bench, which is in PATH")
+    parser.add_argument(
+        "--llama-option", action="append", default=[], help="one more for it, as --llama-option=--no-repack"
+    )
     parser.add_argument("--vllm", help="an environment that has vLLM for CPUs")
     parser.add_argument("--batch-size", default="1,8")
     parser.add_argument("--input-len", default="512,2048")
@@ -147,7 +164,8 @@ def main() -> None:
     parser.add_argument("--num-iters", type=int, default=3, help="of kvtool in a round, after one that is thrown away")
     asked = parser.parse_args()
     contestants = {OWN: own(asked.weights, asked.threads, asked.num_iters)}
-    contestants |= {f"llama.cpp {Path(file).stem}": llama_cpp(file, asked.threads) for file in asked.gguf}
+    peers = {file: llama_cpp(file, asked.threads, asked.llama_option) for file in asked.gguf}
+    contestants |= {f"llama.cpp {Path(file).stem}": peer for file, peer in peers.items()}
     if asked.vllm:
         contestants["vLLM"] = vllm(asked.vllm, asked.weights, asked.threads)
     print(f"{'batch x prompt':<41} {'prompts ms':>10}       {'token ms':>10}       ({OWN}'s over each)")

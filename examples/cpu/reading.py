@@ -15,7 +15,7 @@ import torch
 
 from kvtool.kernels.cpu import products
 from kvtool.kernels.cpu.native import Native, native
-from kvtool.kernels.interface import Weight
+from kvtool.kernels.weights import Weight
 
 POOL_BYTES = 200_000_000  # of all layers, which take turns: more than a core's own caches hold
 BLOCK_SIZE = 16

@@ -1,11 +1,11 @@
 """A replay beside the run that it stands for: hits must be equal, and the median first token near.
 
-python examples/replay/against_bench.py            16 questions behind 3 prefixes, in turns with single steps, a minute
+python examples/replay/against_bench.py            16 questions behind 3 prefixes, in turns with single steps, 80 s
 python examples/replay/against_bench.py FOLDER     the same; trace and documents stay in FOLDER
 
 The replay gets single steps as its profile, and never sees how long the trace took. A machine's speed drifts, so steps
-and the trace take turns, and turns that others disturb are left out. The replay of a turn gets the steps before
-and after it. The ratio is of the medians of turns, replayed over served, its interval of resampled turns.
+and the trace take turns, and turns of which others disturb any part are left out. The replay of a turn gets the steps
+before and after it. The ratio is of the medians of turns, replayed over served, its interval of resampled turns.
 """
 
 from __future__ import annotations

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -24,10 +27,12 @@ from kvtool.results import BenchDocument, Check, LatencyCase, Roofline, Sample
 from kvtool.workloads import Request, fixed
 from kvtool.workloads.making.options import Making
 
-TURNS, MOST_TURNS, BUDGET_S = 4, 5, 45.0  # seconds after which no other turn begins
+TURNS, MOST_TURNS, BUDGET_S = 4, 5, 60.0  # seconds after which no other turn begins
+PASSES = 2  # through the steps, before a turn's trace and after it: one that somebody disturbs is no median then
 STEPS = ((2, 1, 192), (16, 1, 192), (32, 2, 192), (224, 1, 0), (320, 1, 0))  # new tokens, prompts, tokens that hit
 OUTPUT_LEN, PAUSE_S = 6, 0.2
 Steps = dict[tuple[int, int, int], list[Sample]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class Turn:
     hit_tokens: int
     ttft_s: list[float]
     steps: Steps
+
+
+def beside(work: Callable[[], T]) -> tuple[T, float]:
+    """What it gives, and how many cores others kept busy meanwhile."""
+    load = Disturbance()
+    found = work()
+    return found, load.cores() or 0.0
 
 
 class Bench:
@@ -61,13 +73,13 @@ class Bench:
         self.serve(MOST_TURNS)  # warms up
         found, start_s = list[Turn](), time.monotonic()
         for number in range(MOST_TURNS):
-            load = Disturbance()
-            before = self.steps()
-            hit_tokens, ttft_s = self.serve(number)
-            after = self.steps()
-            other_cores = load.cores() or 0.0
-            print(f"turn {number + 1}: others kept {other_cores:.2f} cores busy", flush=True)
-            if not is_disturbed(other_cores):
+            before, load_before = beside(self.steps)
+            (hit_tokens, ttft_s), load = beside(partial(self.serve, number))
+            after, load_after = beside(self.steps)
+            loads = (load_before, load, load_after)
+            busy = ", ".join(f"{cores:.2f}" for cores in loads)
+            print(f"turn {number + 1}: others kept {busy} cores busy (steps, trace, steps)", flush=True)
+            if not any(map(is_disturbed, loads)):
                 found.append(Turn(hit_tokens, ttft_s, {step: [*before[step], *after[step]] for step in STEPS}))
             if len(found) == TURNS or time.monotonic() - start_s > BUDGET_S:
                 break
@@ -80,14 +92,15 @@ class Bench:
         return served.hit_tokens, [sequence.ttft_s for sequence in served.sequences]
 
     def steps(self) -> Steps:
-        """Each of them once, prompts and then decodes, by prompts that nobody saw before. Each comes to a machine that
-        has been idle, as most requests of the trace do: caches, threads and clock are then slower than in a row.
+        """Each of them PASSES times, prompts and then decodes, by prompts that nobody saw before. Each comes to a
+        machine that has been idle, as most requests of the trace do: caches, threads and clock are then slower than in
+        a row.
         """
-        found: Steps = {}
-        for step in STEPS:
+        found: Steps = {step: [] for step in STEPS}
+        for step in STEPS * PASSES:
             time.sleep(PAUSE_S)
             done = run_requests(self.stepping, self._requests(*step))
-            found[step] = [sample_of(sequence, arm="baseline", iteration=0) for sequence in done]
+            found[step] += [sample_of(sequence, arm="baseline", iteration=0) for sequence in done]
         return found
 
     def _requests(self, tokens: int, batch: int, cached: int) -> list[Request]:

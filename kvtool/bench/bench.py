@@ -127,6 +127,6 @@ def _outcome(loaded: LoadedModel, measured: list[Measured], conditions: Conditio
     return Outcome(
         document=document,
         interrupted=conditions.interrupted,
-        errors=accounting_errors(cases),
+        errors=[*conditions.failures, *accounting_errors(cases)],
         unequal=hit_errors(cases),
     )

@@ -61,7 +61,8 @@ KERNEL_DEFINITIONS = {
     "flushed": "before every pass something else was read, untimed, until nothing of ours was left in the "
     "last-level cache: so it is where a pass goes through less than twice that cache; a pass meets no page twice",
     "gbps": "bytes / median time",
-    "tflops": "FLOPs of QK^T and PV, causal, a multiply-accumulate being two / median time",
+    "tflops": "FLOPs of QK^T and PV, causal, a multiply-accumulate being two, and of making K and V of latents where "
+    "that is done / median time",
     "mbu": "gbps / read bandwidth measured in this run; null for stores into so little that a cache may hold it",
     "mfu": "tflops / FLOP/s of a matrix product measured in this run",
     "ideal_ms": "the longer of bytes / measured read bandwidth and FLOPs / measured FLOP/s",

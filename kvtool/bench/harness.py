@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+from kvtool.cache.retention import Retention
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.sequence import SamplingParams, Sequence
@@ -18,27 +20,50 @@ Value = str | int | float | bool | None
 """An input of a case."""
 
 
-def run_requests(engine: Engine, requests: Seq[Request], *, concurrency: int | None = None) -> list[Sequence]:
-    """Submit each request at its arrival time, at most `concurrency` in flight, and step until all are done.
+class Client:
+    """Submits requests as they come due, in seconds since it began, at most `concurrency` in flight.
 
     A request that the limit holds back is in from the moment it is submitted, as with a client that waits its turn.
     """
-    start_s = engine.clock()
+
+    def __init__(self, engine: Engine, concurrency: int | None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._engine, self._concurrency, self._sleep = engine, concurrency, sleep
+        self.start_s = engine.clock()
+
+    def now_s(self) -> float:
+        """Seconds since it began."""
+        return self._engine.clock() - self.start_s
+
+    def may_submit(self, due_s: float, in_flight: int) -> bool:
+        """Whether what is due then may come, beside so many."""
+        return (self._concurrency is None or in_flight < self._concurrency) and due_s <= self.now_s()
+
+    def submit(
+        self, prompt_ids: Seq[int], output_len: int, due_s: float, retention: Retention | None = None
+    ) -> Sequence:
+        """Queue a request that may come."""
+        arrival_s = self.start_s + due_s if self._concurrency is None else None
+        params = SamplingParams(max_tokens=output_len)
+        return self._engine.add(list(prompt_ids), params, arrival_s=arrival_s, retention=retention)
+
+    def rest(self, until_s: float) -> None:
+        """Nothing runs until then."""
+        self._sleep(max(0.0, until_s - self.now_s()))
+
+
+def run_requests(engine: Engine, requests: Seq[Request], *, concurrency: int | None = None) -> list[Sequence]:
+    """Submit each request at its arrival time, at most `concurrency` in flight, and step until all are done."""
+    client = Client(engine, concurrency)
     pending = deque(sorted(requests, key=lambda request: request.arrival_s))
     submitted: list[Sequence] = []
     in_flight = 0
     while pending or in_flight:
-        while pending and (concurrency is None or in_flight < concurrency):
-            due_s = start_s + pending[0].arrival_s
-            if engine.clock() < due_s:
-                break
+        while pending and client.may_submit(pending[0].arrival_s, in_flight):
             request = pending.popleft()
-            arrival_s = due_s if concurrency is None else None
-            params = SamplingParams(max_tokens=request.output_len)
-            submitted.append(engine.add(list(request.prompt_ids), params, arrival_s=arrival_s))
+            submitted.append(client.submit(request.prompt_ids, request.output_len, request.arrival_s))
             in_flight += 1
         if engine.scheduler.is_idle:
-            time.sleep(max(0.0, start_s + pending[0].arrival_s - engine.clock()))
+            client.rest(pending[0].arrival_s)
         else:
             in_flight -= sum(sequence.is_finished for sequence in engine.step())
     return submitted

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvtool.machine.environment import describe_environment
@@ -12,6 +14,7 @@ from kvtool.machine.other_load import LoadMeter
 from kvtool.machine.roofline import Ceiling, measure_roofline
 from kvtool.results import Struct
 from kvtool.results.warnings import WithPower, budget_notes, load_warnings, throttle_warnings
+from kvtool.system.errors import DeviceError, KvtoolError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -35,16 +38,19 @@ class Step(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a session measured under: the better of the device's limits before and after, and the machine."""
+    """What a session measured under: the better of the device's limits before and after, the machine, and a line for
+    each step that failed."""
 
     ceiling: Ceiling
     environment: dict[str, Any]
     interrupted: bool
+    failures: Sequence[str] = ()
 
     def warnings(self, cases: Sequence[WithPower]) -> list[str]:
         """What a reader of these cases must know."""
         interrupted = ["interrupted: cases are missing"] if self.interrupted else []
         return [
+            *(f"not measured: {line}" for line in self.failures),
             *load_warnings(self.environment, cases),
             *throttle_warnings(cases),
             *budget_notes(cases),
@@ -54,10 +60,10 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[D]):
-    """`errors` name cases whose accounting cannot be right, `unequal` those that a reference, or what was asked for,
-    contradicts.
+    """`errors` name cases that failed, or whose accounting cannot be right, `unequal` those that a reference, or what
+    was asked for, contradicts.
 
-    The document of an interrupted session has the cases that were done.
+    The document has the cases that were done, also where the session was interrupted.
     """
 
     document: D
@@ -74,23 +80,31 @@ class Session:
         self._device, self._dtype, self._progress = device, dtype, progress
         self._is_told = ceiling is not None
         self._interrupted = False
+        self._failures: list[str] = []
         if ceiling is None:
             progress("measuring the device", 0.0)
         self._load = LoadMeter()
         self.ceiling = ceiling or self._measure_ceiling()
 
     def run(self, steps: Iterable[Step[T]], *, total: int) -> list[T]:
-        """What the steps, `total` of them, measured; those before Ctrl-C. Raises KeyboardInterrupt where none was done.
+        """What the steps, `total` of them, measured; those before Ctrl-C. One that fails is told, and the rest goes on.
+        Raises KeyboardInterrupt, or what the first failed with, where none was done, and a user's mistake at once.
 
         Steps may be made one by one, as memory for the next is there only when the one before is gone.
         """
         done: list[T] = []
+        first: Exception | None = None
         gc.collect()
         gc.freeze()  # what torch and others imported, so that the collections below look at what steps leave alone
         try:
             for step in steps:
-                self._progress(f"{len(done) + 1} of {total}: {step.name}", len(done) / total)
-                done.append(step.measure())
+                behind = len(done) + len(self._failures)
+                self._progress(f"{behind + 1} of {total}: {step.name}", behind / total)
+                try:
+                    done.append(step.measure())
+                except Exception as error:
+                    first = first or error
+                    self._failures.append(failure(step.name, error))
                 del step  # and the pool it may hold
                 gc.collect()
         except KeyboardInterrupt:
@@ -98,7 +112,7 @@ class Session:
         finally:
             gc.unfreeze()
         if not done:
-            raise KeyboardInterrupt
+            raise first or KeyboardInterrupt
         return done
 
     def end(self) -> Conditions:
@@ -109,7 +123,21 @@ class Session:
             # The device may have been busier with others before or after: its limit is the better of the two.
             ceiling = ceiling.best_of(self._measure_ceiling())
         environment = describe_environment(self._device, other_load_cores=self._load.other_cores())
-        return Conditions(ceiling, environment, self._interrupted)
+        return Conditions(ceiling, environment, self._interrupted, tuple(self._failures))
 
     def _measure_ceiling(self) -> Ceiling:
         return measure_roofline(self._device, self._dtype, seconds=CEILING_SECONDS)
+
+
+def failure(name: str, error: Exception) -> str:
+    """One line for a step that failed, whose memory is let go. Raises a mistake of the user again."""
+    if isinstance(error, KvtoolError) and not isinstance(error, DeviceError):
+        raise error
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
+    place = "" if isinstance(error, DeviceError) else f" ({Path(where.filename).name}:{where.lineno})"
+    told = str(error) if isinstance(error, DeviceError) else f"{type(error).__name__}: {error}"
+    return one_line(f"{name} failed: {told}{place}")

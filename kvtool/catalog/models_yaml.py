@@ -44,6 +44,7 @@ from kvtool.system.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
 _ENTRY = re.compile(r"^- id: ", re.MULTILINE)
+_ALIASES = re.compile(r".*\n  aliases: \[(.*)\]$", re.MULTILINE)
 _CHECKPOINT = re.compile(r"^  - \{id: ([^,]+),", re.MULTILINE)
 _BLOCKS = {
     **CACHES,
@@ -166,8 +167,11 @@ class Entry(_Strict, frozen=True, kw_only=True):
         layers: list[Layer] = []
         if not isinstance(self.layers, str):
             return written_layers(self.layers, self.num_heads)
+        made: dict[str, Layer] = {}  # alike layers are one object, but for those that share what an earlier one keeps
         for name in expand_pattern(self.layers):
-            layers.append(self._layer(name, layers))
+            layers.append(made.get(name) or self._layer(name, layers))
+            if not isinstance(layers[-1].cache, SharedAttention):
+                made[name] = layers[-1]
         return layers
 
     def _layer(self, name: str, before: list[Layer]) -> Layer:
@@ -308,13 +312,9 @@ def _own_items(text: str) -> Iterator[Item]:
     their checkpoints is a line that begins with `- {id: NAME,`.
     """
     for block in _ENTRY.split(text)[1:]:
-        name, *lines = block.split("\n", 2)
-        aliases = lines[0].removeprefix("  aliases: [").removesuffix("]").split(", ") if _has_aliases(lines) else []
+        name, found = block.partition("\n")[0], _ALIASES.match(block)
+        aliases = found[1].split(", ") if found else []
         yield Item((name, *aliases, *_CHECKPOINT.findall(block)), functools.partial(_decode_entry, f"- id: {block}"))
-
-
-def _has_aliases(lines: list[str]) -> bool:
-    return bool(lines) and lines[0].startswith("  aliases: [")
 
 
 def _decode_entry(text: str) -> Entry:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from kvtool.catalog.attention import attention_name
 from kvtool.catalog.checkpoint import lone_gguf
-from kvtool.catalog.hf_config import read_config
 from kvtool.catalog.model import FullAttention, Layer, Model
 from kvtool.catalog.models_yaml import Catalogue, load_catalogue
 from kvtool.system.errors import KvtoolError
@@ -32,7 +31,7 @@ def _resolve(name: str, catalogue: Catalogue) -> Model:
     name = lone_gguf(name)
     path = Path(name)
     if path.suffix == ".json":
-        return read_config(path)
+        return _read_config(path)
     if path.suffix == ".gguf":
         from kvtool.catalog.gguf.model import gguf_model
 
@@ -71,13 +70,20 @@ def resolve_models(names: Sequence[str], *, models_path: Path | None = None, fam
     return found
 
 
+def _read_config(path: Path, family: str | None = None) -> Model:
+    """A config.json, for which every family of them is imported."""
+    from kvtool.catalog.hf_config import read_config
+
+    return read_config(path, family=family)
+
+
 def _read_as(name: str, family: str) -> Model:
     """The config of a folder, file or repository, read as that architecture. Raises KvtoolError."""
     path = Path(name)
     if path.suffix == ".json":
-        return read_config(path, family=family)
+        return _read_config(path, family)
     if name and _is_folder(path):
-        return read_config(path / "config.json", family=family)
+        return _read_config(path / "config.json", family)
     if _REPOSITORY.fullmatch(name):
         from kvtool.catalog.hub import hub_model
 
@@ -111,7 +117,7 @@ def _folder_model(folder: Path) -> Model:
     from kvtool.catalog.checkpoint import holds_weights, read_header
     from kvtool.catalog.safetensors_file import INDEX_NAME, indexed_bytes
 
-    model = read_config(folder / "config.json")
+    model = _read_config(folder / "config.json")
     index = folder / INDEX_NAME
     if not holds_weights(folder):
         return replace(model, weights_bytes=indexed_bytes(index)) if index.is_file() else model

@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import typer
+import typer.main
 from typer.core import TyperGroup
 
 from kvtool import __version__
-from kvtool.cli import advise, bench, compare, env, generate, kernels, replay, size, tiers, trace, verify
 from kvtool.cli.endings import CarriedError, ending_of
-from kvtool.cli.help import Command
-from kvtool.cli.lookups import gpus, models
+from kvtool.cli.help import Command, leave_as_typed
 from kvtool.system.printable import use_encodable_output
+
+COMMANDS = {
+    "size": "size",
+    "bench": "bench",
+    "compare": "compare",
+    "generate": "generate",
+    "kernels": "kernels",
+    "replay": "replay",
+    "trace": "trace",
+    "tiers": "tiers",
+    "verify": "verify",
+    "advise": "advise",
+    "models": "lookups.models",
+    "gpus": "lookups.gpus",
+    "env": "env",
+}
+"""Modules of kvtool.cli by the name of their command."""
+
+
+class Commands(UserDict[str, Any]):
+    """Commands by name, each imported and built when it is asked for: to run one takes no other."""
+
+    def __getitem__(self, name: str) -> Any:
+        if isinstance(self.data[name], str):
+            self.data[name] = _built(name, import_module(f"kvtool.cli.{self.data[name]}"))
+        return self.data[name]
+
+
+def _built(name: str, module: ModuleType) -> Any:
+    """The command of a module: its `app` where it has commands of its own, else its function of that name."""
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(add_completion=False)
+        app.command(name, cls=Command, epilog=module.EXAMPLES)(getattr(module, name))
+    return typer.main.get_command(app)
 
 
 class Program(TyperGroup):
     """All commands. Typer would end with exit code 1, which means "no", where nobody reads a pipe any more."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**given, "commands": Commands(COMMANDS)})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        leave_as_typed(self.get_params(ctx))
+        return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -47,21 +91,6 @@ def kvtool(
     version: bool = typer.Option(False, "--version", "-V", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """What the KV cache of a language model costs, how fast it can go, and what would make it cheaper."""
-
-
-app.command(cls=Command, epilog=size.EXAMPLES)(size.size)
-app.command(cls=Command, epilog=bench.EXAMPLES)(bench.bench)
-app.command(cls=Command, epilog=compare.EXAMPLES)(compare.compare)
-app.command(cls=Command, epilog=generate.EXAMPLES)(generate.generate)
-app.command(cls=Command, epilog=kernels.EXAMPLES)(kernels.kernels)
-app.command(cls=Command, epilog=replay.EXAMPLES)(replay.replay)
-app.add_typer(trace.app, name="trace", epilog=trace.EXAMPLES)
-app.command(cls=Command, epilog=tiers.EXAMPLES)(tiers.tiers)
-app.command(cls=Command, epilog=verify.EXAMPLES)(verify.verify)
-app.command(cls=Command, epilog=advise.EXAMPLES)(advise.advise)
-app.command(cls=Command, epilog=models.EXAMPLES)(models.models)
-app.command(cls=Command, epilog=gpus.EXAMPLES)(gpus.gpus)
-app.command(cls=Command, epilog=env.EXAMPLES)(env.env)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,31 @@ SPELLINGS = {
 AS_OPTION = ("--model", "--model-path", "--model-id", "-m")  # MODEL, as engines take it
 
 
+class AsTyped:
+    """How typer coerces an option, but for what is right as it is: text, a default, and nothing. It asks pydantic of
+    every option, given or not, and to import that takes longer than to size a model."""
+
+    def __init__(self, parameter: Any) -> None:
+        self._kind, self._typers = parameter.type_descriptor.annotation, parameter.get_runtime_param
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        if (type(value), value) == (type(param.default), param.default) or (self._kind is str and type(value) is str):
+            return value
+        if self._kind == list[str] and all(type(one) is str for one in value):
+            return list(value)
+        return self._typers().coerce(value, param=param, ctx=ctx)
+
+
+def leave_as_typed(parameters: Iterable[Any]) -> None:
+    """Spare what needs no coercion. A typer without pydantic has nothing to spare."""
+    for parameter in parameters:
+        if hasattr(parameter, "type_descriptor") and "get_runtime_param" not in vars(parameter):
+            coercion = AsTyped(parameter)
+            parameter.get_runtime_param = lambda coercion=coercion: coercion
+
+
 class Command(TyperCommand):
     """A command whose help is plain text: boxes would cut long options short on a terminal of 80 columns."""
 
@@ -51,6 +76,7 @@ class Command(TyperCommand):
         given twice, of which it would keep only the last.
         """
         try:
+            leave_as_typed(self.get_params(ctx))
             self._refuse_repeated(ctx, args)
             ctx.default_map = self._defaults(ctx)
             rest = list(super().parse_args(ctx, args))

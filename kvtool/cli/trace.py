@@ -47,7 +47,7 @@ MISSES_EXAMPLES = (
 HELP = "Check, make, import and explain request traces, and say of logs with text why their prompts miss."
 LOG_BLOCK_SIZE = 16  # vLLM's, for logs that have no blocks
 
-app = typer.Typer(no_args_is_help=True, help=HELP)
+app = typer.Typer(name="trace", no_args_is_help=True, add_completion=False, help=HELP, epilog=EXAMPLES)
 
 
 @app.command(cls=Command, epilog=EXAMPLES)

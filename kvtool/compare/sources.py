@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kvtool.compare.documents import NamedDocument
 from kvtool.compare.foreign.aiperf import FILE_NAME as AIPERF_NAME
 from kvtool.compare.foreign.foreign import is_foreign, read_foreign
 from kvtool.results import BenchDocument, read_document
 from kvtool.system.errors import KvtoolError
 from kvtool.system.files import refuse_deep
+
+if TYPE_CHECKING:
+    from kvtool.compare.documents import NamedDocument
 
 # Far beyond any measurement, and far from what overflows a product of a few of them.
 _LARGEST = 1e18
@@ -38,6 +40,8 @@ def are_documents(names: Sequence[str]) -> bool:
 def read_bench(name: str) -> NamedDocument:
     """The bench document in a file, or in a folder that `kvtool bench --out` wrote, or another tool's result. Raises
     KvtoolError."""
+    from kvtool.compare.documents import NamedDocument
+
     path = _document_path(name) or Path(name)
     found = _decoded(path)
     if found is not None and is_foreign(found):
@@ -74,6 +78,8 @@ def _decoded(path: Path) -> Any:
 
 def _foreign_document(name: str, path: Path, found: Any) -> NamedDocument:
     """What another tool wrote, as a document without an environment. Raises KvtoolError."""
+    from kvtool.compare.documents import NamedDocument
+
     foreign = read_foreign(found, str(path))
     document = BenchDocument(environment={}, definitions={}, assumptions=list(foreign.remarks), cases=foreign.cases)
     return NamedDocument(name, document, tuple(f"as {foreign.tool} writes it: {one}" for one in foreign.remarks))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from kvtool.engine.scheduler import Work
-from kvtool.kernels.interface import Rows
+from kvtool.kernels.rows import Rows
 from kvtool.units import ceil_div
 
 
@@ -70,13 +71,13 @@ def _rows(work: list[Work], device: torch.device) -> Rows | None:
         return None
     tables = [item.sequence.pages.table.pages for item in work if item.sequence.pages is not None]
     width = max(len(table) for table in tables)
-    query_starts = [0]
-    for item in work:
-        query_starts.append(query_starts[-1] + item.num_tokens)
+    starts = None  # a decode does without
+    if not work[0].is_decode:
+        starts = to_device(device, [0, *accumulate(item.num_tokens for item in work)], torch.int32)
     return Rows(
         block_tables=to_device(device, [table + [0] * (width - len(table)) for table in tables], torch.int32),
         seq_lens=to_device(device, [item.sequence.num_computed + item.num_tokens for item in work], torch.int32),
-        query_starts=to_device(device, query_starts, torch.int32),
+        query_starts=starts,
         max_query_len=max(item.num_tokens for item in work),
     )
 
@@ -86,6 +87,30 @@ def _used(item: Work) -> list[int]:
     assert item.sequence.pages is not None
     table = item.sequence.pages.table
     return table.pages[: ceil_div(item.sequence.num_computed + item.num_tokens, table.block_size)]
+
+
+def sequence_batch(token_ids: Sequence[int], start: int, stop: int, block_size: int, device: torch.device) -> StepBatch:
+    """Tokens start .. stop-1 of one sequence, which lies in the first pages in order; every token gives logits."""
+    stop = min(stop, len(token_ids))
+    return StepBatch(
+        token_ids=torch.tensor(token_ids[start:stop], device=device),
+        positions=torch.arange(start, stop, device=device),
+        slots=torch.arange(start, stop, device=device),
+        decode=None,
+        prefill=sequence_rows(start, stop, block_size, device),
+        sample_rows=None,
+        prefill_pages=(list(range(ceil_div(stop, block_size))),),
+    )
+
+
+def sequence_rows(start: int, stop: int, block_size: int, device: torch.device) -> Rows:
+    """The queries of tokens start .. stop-1 of a sequence in the first pages in order."""
+    return Rows(
+        block_tables=torch.arange(ceil_div(stop, block_size), dtype=torch.int32, device=device).unsqueeze(0),
+        seq_lens=torch.tensor([stop], dtype=torch.int32, device=device),
+        query_starts=torch.tensor([0, stop - start], dtype=torch.int32, device=device),
+        max_query_len=stop - start,
+    )
 
 
 def to_device(device: torch.device, values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:

@@ -199,6 +199,8 @@ class Engine:
     def step(self) -> list[Sequence]:
         """Compute one batch. Returns the sequences that got a token."""
         with self.compiling.measured(), device_errors("a step of the engine"):
+            if self.offload is not None and self.scheduler.waiting:
+                self.offload.expect(self.scheduler.waiting[0])
             if self.pipeline is not None:
                 return self._step_ahead(self.pipeline)
             return self._run_now(self.schedule())
@@ -219,13 +221,16 @@ class Engine:
         try:
             if not pipeline.last:
                 work = self.schedule()
-                if not all(item.is_decode for item in work):
+                if all(item.is_decode for item in work):
+                    if self.offload is not None:
+                        self.offload.arrive()
+                    pipeline.launch(work, keep_logits=self.keep_logits)
+                elif self.offload is None:
+                    pipeline.follow(work, *self.compute(work))
+                else:
                     return self._run_now(work)
-                if self.offload is not None:
-                    self.offload.arrive()
-                pipeline.launch(work, keep_logits=self.keep_logits)
             if self.scheduler.repeats(pipeline.last):
-                pipeline.launch(pipeline.last, keep_logits=self.keep_logits)
+                pipeline.launch([Work(item.sequence, 1) for item in pipeline.last], keep_logits=self.keep_logits)
             landed = pipeline.wait()
             if landed.logits is not None:
                 self._keep(landed.work, landed.logits)
@@ -251,12 +256,20 @@ class Engine:
     def run(self, work: list[Work], *, wait: Callable[[int], None] | None = None) -> list[int]:
         """The next token of each item that completes, in order. `wait` is called before the pages of a layer are used,
         where some may still be on their way."""
+        tokens, logits = self.compute(work, wait=wait)
+        if logits is not None:
+            self._keep(work, logits)
+        return tokens.tolist()
+
+    def compute(self, work: list[Work], *, wait: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor | None]:
+        """The same tokens, int64 on the device, which the host does not wait for, and their logits if they are kept."""
         batch = build_batch(work, self.loaded.device)
         params = [item.sequence.params for item in work if item.completes]
         logits = self.forward(batch, wait=wait)
-        if self.keep_logits:
-            self._keep(work, logits.clone())
-        return sample(logits, params, self.generator, self.loaded.kernels.nucleus).tolist() if params else []
+        kept = logits.clone() if self.keep_logits else None
+        if not params:
+            return logits.new_empty(0, dtype=torch.int64), kept
+        return sample(logits, params, self.generator, self.loaded.kernels), kept
 
     def _keep(self, work: list[Work], logits: Tensor) -> None:
         sequences = [item.sequence for item in work if item.completes]

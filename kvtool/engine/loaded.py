@@ -14,6 +14,7 @@ from kvtool.engine.kept import Kept, kept
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.pool import KvPool, pool_specs, require_runnable
 from kvtool.engine.weights.load import weight_source
+from kvtool.engine.weights.scales import calibration_text, measured_amax
 from kvtool.kernels import load_kernels
 from kvtool.kernels.interface import Kernels
 from kvtool.machine.device import device_errors, resolve_device
@@ -61,7 +62,7 @@ class LoadedModel:
         cache_format = parse_cache_format(
             self.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype, self.dtype
         )
-        require_runnable(cache_format, self.device)
+        require_runnable(cache_format)
         self.backend = resolve_backend(config.backend, self.device)
         self.own_model = self.part.model(self.model)
         self.kept = self.keeping(cache_format)
@@ -81,10 +82,11 @@ class LoadedModel:
                 device=self.device,
                 others=self.part.communicator,
             )
+            self.amax = measured_amax(self) if cache_format.calibrated else None
 
     def new_pool(self, num_pages: int, block_size: int) -> KvPool:
         """Pages of `block_size` tokens of the cache manager, for all layers; of which ranks may share the tokens."""
-        return KvPool(self.specs, num_pages, block_size // self.part.token_shards, self.device)
+        return KvPool(self.specs, num_pages, block_size // self.part.token_shards, self.device, self.amax)
 
     def _set_threads(self) -> str | None:
         """As many as were asked for, else as are fastest beside others; in words why they are fewer than usual."""
@@ -200,6 +202,10 @@ class LoadedModel:
                 found.append(f"{unread} of the {decoder.family} family: no effect on time")
         elif self.model.quantisation is not None:
             found.append(f"activations stay in {self.dtype}, also where the checkpoint would round them to fewer bits")
+        if self.amax is not None:
+            found.append(
+                f"scales of the {self.cache_format.name} cache reach what {calibration_text(self)} showed first"
+            )
         if self.kept.window is not None:
             found.append(
                 "no prefix is cached: a streaming cache lets go of pages, and turns its sinks for each sequence"

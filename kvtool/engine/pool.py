@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kvtool.cache.manager import PageCopy
-from kvtool.kernels.interface import Pages
 from kvtool.kernels.packed.codec import Codec, static_scale
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.sparse.quest import QuestPages
 from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.formats import CacheFormat, Vector
@@ -18,7 +18,7 @@ from kvtool.sizing.specs import CacheSpec, FullSpec, HeadsSpec, LatentSpec, Ques
 from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale
+    from kvtool.kernels.pages import Scale
 
 CACHE_DTYPES = {
     "fp32": torch.float32,
@@ -31,14 +31,27 @@ CACHE_DTYPES = {
 }
 STATIC_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # a scale a layer
 
+Amax = tuple[float | None, float | None]
+"""The largest magnitudes of a layer's K and V; None where they were not measured."""
+NO_AMAX: Amax = (None, None)
+
 
 class KvPool:
-    """All pages of all layers. Page p of every layer belongs to the same tokens."""
+    """All pages of all layers. Page p of every layer belongs to the same tokens. `amax` by layer, where scales were
+    calibrated."""
 
-    def __init__(self, specs: tuple[CacheSpec, ...], num_pages: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        specs: tuple[CacheSpec, ...],
+        num_pages: int,
+        block_size: int,
+        device: torch.device,
+        amax: tuple[Amax, ...] | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.block_size = block_size
-        self.layers = [layer_pages(spec, num_pages, block_size, device) for spec in specs]
+        of_layers = zip(specs, amax or (NO_AMAX,) * len(specs), strict=True)
+        self.layers = [layer_pages(spec, num_pages, block_size, device, own) for spec, own in of_layers]
 
     @property
     def bytes(self) -> int:
@@ -81,38 +94,21 @@ def cache_dtype(name: str) -> torch.dtype:
 
 
 def is_packed(cache_format: CacheFormat) -> bool:
-    """Whether its vectors are packed bytes, most of which torch writes and reads on the CPU alone."""
+    """Whether its vectors are packed bytes, which torch writes and reads on a CPU, and Triton on a GPU."""
     plain = STATIC_DTYPES if cache_format.calibrated else CACHE_DTYPES
     return cache_format.rotated or cache_format.base_name not in plain
 
 
-def require_runnable(cache_format: CacheFormat, device: torch.device) -> None:
-    """Raises KvtoolError for a format that an engine of many sequences cannot keep on that device."""
+def require_runnable(cache_format: CacheFormat) -> None:
+    """Raises KvtoolError for a format that an engine of many sequences cannot keep."""
     name = cache_format.name
-    if not is_packed(cache_format) and not cache_format.calibrated:
-        return
-    if not cache_format.storable:
+    if is_packed(cache_format) and not cache_format.storable:
         cache_dtype(name)
-    if cache_format.calibrated or cache_format.residual_tokens:
-        why = "scales that are measured first" if cache_format.calibrated else "its newest tokens apart from the pages"
+    if cache_format.residual_tokens:
         raise KvtoolError(
-            f"the engine cannot run a {name!r} cache: use one of {', '.join(CACHE_DTYPES)}; one with {why} runs in "
-            "`kvtool bench --parts accuracy` alone"
+            f"the engine cannot run a {name!r} cache: use one of {', '.join(CACHE_DTYPES)}; one with its newest tokens "
+            "apart from the pages runs in `kvtool bench --parts accuracy` alone"
         )
-    require_packed(cache_format, device)
-
-
-def require_packed(cache_format: CacheFormat, device: torch.device) -> None:
-    """Raises KvtoolError for a packed format that a GPU has no kernels for."""
-    if device.type == "cpu" or all(_is_grouped(one) for one in (cache_format.key, cache_format.value)):
-        return
-    name = cache_format.name
-    raise KvtoolError(f"a {name} cache is packed by torch, on the CPU alone: use --device cpu, or int4 on {device}")
-
-
-def _is_grouped(vector: Vector | None) -> bool:
-    """Whether it is of four bits, with a step and a minimum for each group of a token's own elements."""
-    return vector is not None and not vector.per_channel and (vector.scheme, vector.bits) == ("minimum", 4)
 
 
 def codec(vector: Vector, elements: int, amax: float | None = None) -> Codec:
@@ -134,7 +130,7 @@ def layer_pages(
     num_pages: int,
     block_size: int,
     device: torch.device,
-    amax: tuple[float | None, float | None] = (None, None),
+    amax: Amax = NO_AMAX,
 ) -> Pages:
     """The pages of one layer; `amax` of its K and V, where their scales were calibrated. Raises KvtoolError."""
     # Zeros, not empty: a recycled allocation may hold NaN, and masked lanes must not multiply by it.
@@ -160,7 +156,7 @@ def layer_pages(
     raise KvtoolError(f"the engine has no {spec.kind} layers yet: `kvtool size` knows them")
 
 
-def _static_scales(cache_format: CacheFormat, amax: tuple[float | None, float | None]) -> list[float]:
+def _static_scales(cache_format: CacheFormat, amax: Amax) -> list[float]:
     """Of a layer's K and V; 1 before they are measured."""
     vectors = zip((cache_format.key, cache_format.value), amax, strict=True)
     return [
@@ -186,14 +182,14 @@ def _packed_pages(
     num_pages: int,
     block_size: int,
     device: torch.device,
-    amax: tuple[float | None, float | None],
+    amax: Amax,
 ) -> PackedPages:
     cache_format = spec.cache_format
     assert cache_format.key is not None
     assert cache_format.value is not None
     key = codec(cache_format.key, spec.k_head_dim, amax[0])
     value = codec(cache_format.value, spec.v_head_dim, amax[1])
-    if device.type != "cpu" and (odd := next((one for one in (key, value) if one.has_odd_groups), None)):
+    if device.type != "cpu" and (odd := next((one for one in (key, value) if not one.in_pairs), None)):
         raise KvtoolError(
             f"a {cache_format.name} cache of heads of {odd.elements} has groups that differ, and a GPU no kernels for "
             "them: use --device cpu, or fp8"

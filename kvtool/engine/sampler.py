@@ -4,16 +4,24 @@ device, so that it can be part of a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kvtool.engine.batch import to_device
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels.plain import nucleus
+from kvtool.kernels import plain
 
-Cut = Callable[[Tensor, Tensor], Tensor]  # `StepKernels.nucleus`
+
+class Sampling(Protocol):
+    """What of `StepKernels` chooses tokens."""
+
+    def likeliest(self, logits: Tensor) -> Tensor: ...
+
+    def nucleus(self, probabilities: Tensor, top_ps: Tensor) -> Tensor: ...
 
 
 class Draw(IntEnum):
@@ -36,13 +44,16 @@ def _draw(params: SamplingParams) -> Draw:
     return Draw.FROM_ALL if params.top_p == 1.0 else Draw.FROM_NUCLEUS
 
 
-def sample(logits: Tensor, params: Sequence[SamplingParams], generator: torch.Generator, cut: Cut = nucleus) -> Tensor:
+def sample(
+    logits: Tensor, params: Sequence[SamplingParams], generator: torch.Generator, kernels: Sampling = plain
+) -> Tensor:
     """logits [n, vocab], one SamplingParams a row -> token ids [n] int64. Greedy rows take the maximum."""
     draw = draw_of(params)
-    drawing = params if draw else ()  # greedy rows have nothing to tell the device
-    temperatures = torch.tensor([row.divisor for row in drawing], device=logits.device)
-    top_ps = torch.tensor([row.top_p for row in drawing], device=logits.device)
-    return next_tokens(logits, draw, temperatures, top_ps, generator, cut)
+    if draw is Draw.GREEDY:
+        return kernels.likeliest(logits)
+    temperatures = to_device(logits.device, [row.divisor for row in params], torch.float32)
+    top_ps = to_device(logits.device, [row.top_p for row in params], torch.float32)
+    return next_tokens(logits, draw, temperatures, top_ps, generator, kernels)
 
 
 def next_tokens(
@@ -51,16 +62,16 @@ def next_tokens(
     temperatures: Tensor,
     top_ps: Tensor,
     generator: torch.Generator,
-    cut: Cut = nucleus,
+    kernels: Sampling = plain,
 ) -> Tensor:
     """logits [n, vocab], temperatures (0 for a greedy row) and top_ps [n] fp32 -> token ids [n] int64."""
-    likeliest = logits.max(dim=-1).indices  # the first of equals, as argmax, which takes three times as long on a CPU
+    likeliest = kernels.likeliest(logits)
     if draw is Draw.GREEDY:
         return likeliest
     is_greedy = temperatures == 0.0
     probabilities = torch.softmax(logits.float() / temperatures.masked_fill(is_greedy, 1.0)[:, None], dim=-1)
     if draw is Draw.FROM_NUCLEUS:
-        probabilities = cut(probabilities, top_ps)
+        probabilities = kernels.nucleus(probabilities, top_ps)
     return torch.where(is_greedy, likeliest, drawn(probabilities, generator))
 
 

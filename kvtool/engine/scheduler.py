@@ -115,18 +115,19 @@ class Scheduler:
         return sorted(work, key=lambda item: not item.is_decode)
 
     def repeats(self, work: list[Work]) -> bool:
-        """Whether the step after `work` decodes the same sequences once more, whatever their tokens will be. If so,
-        pages for it are reserved. False also where no page is left, as somebody would have to give way."""
-        sequences = [item.sequence for item in work]
+        """Whether the step after `work` decodes the same sequences, whatever their tokens will be. If so, pages for it
+        are reserved. False also where no page is left, as somebody would have to give way."""
         others_may_join = bool(self.waiting) and self._has_seat
-        if others_may_join or sequences != self.running or any(item.is_last for item in work):
+        if others_may_join or [item.sequence for item in work] != self.running:
             return False
-        return all(self._reserve_ahead(sequence) for sequence in sequences)
+        if any(item.is_last or not item.completes for item in work):
+            return False
+        return all(self._reserve_ahead(item) for item in work)
 
-    def _reserve_ahead(self, sequence: Sequence) -> bool:
-        """Room for the token of the next step and for that of the step behind it."""
-        assert sequence.pages is not None
-        return self.cache.reserve(sequence.pages, sequence.num_computed + 2)
+    def _reserve_ahead(self, item: Work) -> bool:
+        """Room for the tokens of the next step and for that of the step behind it."""
+        assert item.sequence.pages is not None
+        return self.cache.reserve(item.sequence.pages, item.sequence.num_computed + item.num_tokens + 1)
 
     def _prefills_alone(self) -> list[Work]:
         """Prefills while there are any, then decodes. A preempted sequence comes back as a prefill of what it lost."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
 from kvtool.system.errors import KvtoolError
+
+ALICE = "alice.txt"  # Lewis Carroll, Alice's Adventures in Wonderland, 1865: chapters 1 to 5, lines joined
 
 
 class Tokenizer(Protocol):
@@ -54,6 +57,11 @@ def find_tokenizer(weights: str, *, needed: bool = True) -> Tokenizer | None:
         if needed:
             raise
         return None
+
+
+def shipped_text() -> bytes:
+    """The text that comes with kvtool, in the public domain."""
+    return (files("kvtool.engine.weights") / ALICE).read_bytes()
 
 
 class TextStream:

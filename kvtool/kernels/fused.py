@@ -10,7 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights, GatedWeight, Pages, Rotation, Weight
+from kvtool.kernels.interface import Rotation
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.weights import ExpertWeights, GatedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,10 @@ class FusedKernels(Protocol):
 
     def gated(self, x: Input, weight: GatedWeight) -> Tensor:
         """x [T,K] -> the gate of both products [T,N]."""
+
+    def likeliest(self, x: Input, weight: Weight) -> Tensor:
+        """x [T,K] -> int64 [T]: which column of x W^T + bias, as `linear` would round it, is the largest of each row;
+        of equal ones the first, and NaN is larger than all."""
 
     def absorbed(
         self,

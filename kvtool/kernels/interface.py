@@ -2,206 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from kvtool.kernels.blocks import Blocks, Saving
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
+from kvtool.kernels.weights import AnyWeight, ExpertWeights, GatedWeight, Weight
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import FusedKernels
 
-Scale = float | Tensor
 Rotation = tuple[Tensor, Tensor]
-Made = TypeVar("Made")
 Replay = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """The cache of one layer: P physical pages of B slots, a row of K and V for one token in each slot.
-
-    Token t of a sequence lies in slot t % B of its page t // B; a slot is also counted through all pages, page * B + t.
-    Slots past a sequence's end and pages wholly before its window are never used: they may hold NaN.
-
-    - k [P,B,HKV,D] and v [P,B,HKV,DV]: keys and values of HKV heads.
-    - k_scale and v_scale: a value is what is stored times its scale. A number for all, or fp32 [P,B,HKV]: one beside
-      each stored vector, which a store writes and attention reads.
-    - k_rope [P,B,E]: more columns of every key, the same for all heads (decompressed MLA). Such keys have no scale.
-
-    Without v the pages hold latents (MLA). A row of k [P,B,R+E] is the key of all heads, and its first R = latent_dim
-    columns are their value too. k_scale is a number or fp32 [P,B,2]: the latent's, then the other columns'.
-    """
-
-    k: Tensor
-    v: Tensor | None = None
-    k_scale: Scale = 1.0
-    v_scale: Scale = 1.0
-    k_rope: Tensor | None = None
-    latent_dim: int = 0
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of a page."""
-        return int(self.k.shape[1])
-
-    @property
-    def value_dim(self) -> int:
-        """Columns of a head's output."""
-        return self.latent_dim if self.v is None else int(self.v.shape[3])
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that is stored, page after page."""
-        held = (self.k, self.v, self.k_rope, self.k_scale, self.v_scale)
-        return [tensor for tensor in held if isinstance(tensor, Tensor)]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Pages:
-        """The pages of what `function` makes of each tensor."""
-
-        def mapped(scale: Scale) -> Scale:
-            return function(scale) if isinstance(scale, Tensor) else scale
-
-        k, v, k_rope = (None if tensor is None else function(tensor) for tensor in (self.k, self.v, self.k_rope))
-        assert k is not None
-        return Pages(k, v, mapped(self.k_scale), mapped(self.v_scale), k_rope, self.latent_dim)
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Whose queries a call has: S sequences and where their tokens are.
-
-    - block_tables [S,N] int32: entry i is the physical page of a sequence's tokens i*B .. i*B+B-1. Entries of pages
-      that are not used may be anything.
-    - seq_lens [S] int32: tokens in the cache, those of this step included; 0 for a padding row.
-    - query_starts [S+1] int32: bounds of each sequence's queries. `decode` does without.
-    - max_query_len: at least the longest sequence's number of queries; None asks query_starts, which waits for a GPU.
-
-    What a kernel on the host makes of the tensors is made once, for all layers of a step: nobody writes to them before
-    the step is over.
-    """
-
-    block_tables: Tensor
-    seq_lens: Tensor
-    query_starts: Tensor | None = None
-    max_query_len: int | None = None
-    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
-
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` works out of these tensors, made for the first layer of a step that asks by this key."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: Made = self._made[key]
-        return made
-
-    @cached_property
-    def tables(self) -> list[list[int]]:
-        """block_tables on the host."""
-        return self.block_tables.tolist()
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """seq_lens on the host."""
-        return self.seq_lens.tolist()
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """query_starts on the host."""
-        assert self.query_starts is not None, "prefill needs query_starts"
-        return self.query_starts.tolist()
-
-    @property
-    def longest(self) -> int:
-        """The most queries that a sequence may have."""
-        if self.max_query_len is not None:
-            return self.max_query_len
-        return max((stop - start for start, stop in pairwise(self.starts)), default=0)
-
-    def with_starts(self, num_queries: int) -> Rows:
-        """The rows of a decode of so many queries as those of a prefill: each sequence has its share of them."""
-        if self.query_starts is not None:
-            return self
-        each = num_queries // max(1, len(self.seq_lens))
-        starts = each * torch.arange(len(self.seq_lens) + 1, dtype=torch.int32, device=self.seq_lens.device)
-        return replace(self, query_starts=starts, max_query_len=each)
-
-
-@dataclass(frozen=True, slots=True)
-class Softmax:
-    """What becomes of scores s = q k^T: softmax(scale * s), and what may come between.
-
-    - window > 0: a query sees the last `window` tokens, its own included.
-    - softcap > 0: a score becomes softcap * tanh(score / softcap).
-    - sinks [HQ]: a logit of each query head that takes part in the softmax and has no value.
-
-    Of MLA the scale is 1/sqrt(nope + rope) of the uncompressed head (times YaRN's mscale^2), not of R+E.
-    """
-
-    scale: float
-    window: int = 0
-    softcap: float = 0.0
-    sinks: Tensor | None = None
-
-
-# Experts with these gates are computed on a GPU without asking it which were chosen, so that a graph can hold them.
-GATES = frozenset(("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "clamped_swiglu"))
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What becomes of a gate and of what comes up beside it: activation(gate) * up.
-
-    "clamped_swiglu" clamps both to `limit` first: (up + 1) * gate * sigmoid(alpha * gate) (gpt-oss).
-    """
-
-    activation: str
-    alpha: float = 0.0
-    limit: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """weight [N,K] of a product, and its bias [N]. `packed` is what kernels keep beside it in a layout of their own;
-    until then `stored` is what the weight was made of, where it was quantised; `saving` is what that saves afterwards.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    packed: Any = None
-    stored: Blocks | None = None
-    saving: Saving | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GatedWeight:
-    """Two products of one input in one piece: weight [2N,K] is the gate's over the other, and so is bias [2N]."""
-
-    weight: Tensor
-    bias: Tensor | None
-    gate: Gate
-    packed: Any = None
-    stored: Blocks | None = None
-    saving: Saving | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertWeights:
-    """E experts in one piece: gate over up [E,2I,H] and down [E,H,I], with their biases [E,2I] and [E,H]."""
-
-    gate_up: Tensor
-    down: Tensor
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-    gate: Gate
-    packed: Any = None
-
-
-AnyWeight = TypeVar("AnyWeight", Weight, GatedWeight, ExpertWeights)
 
 
 class StepKernels(Protocol):
@@ -254,6 +69,10 @@ class StepKernels(Protocol):
         Q and K are normalised first, by norms [HQ+HKV,D] where there are any, and their first E columns are turned by
         `rotation`, [T,1,E] each, if by any.
         """
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """logits [n, vocab] -> the token [n] int64 with the largest of each row; of equals the first, and NaN is larger
+        than all."""
 
     def nucleus(self, probabilities: Tensor, top_ps: Tensor) -> Tensor:
         """probabilities fp32 [n, vocab], those outside the smallest set that reaches top_ps fp32 [n] set to 0.

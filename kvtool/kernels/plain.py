@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import gelu, relu, silu
 
-from kvtool.kernels.interface import GatedWeight, Weight
+from kvtool.kernels.weights import GatedWeight, Weight
 from kvtool.system.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice
-    from kvtool.kernels.interface import ExpertWeights, Gate, Replay, Rotation
+    from kvtool.kernels.interface import Replay, Rotation
+    from kvtool.kernels.weights import ExpertWeights, Gate
 
 CLAMPED = "clamped_swiglu"
 
@@ -66,6 +67,11 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if width < x.shape[-1]:
         return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), dim=-1)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The token of each row [n, vocab] that has the largest logit, of equals the first."""
+    return logits.max(dim=-1).indices  # as argmax, which takes three times as long on a CPU
 
 
 def nucleus(probabilities: Tensor, top_ps: Tensor) -> Tensor:

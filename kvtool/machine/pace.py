@@ -31,10 +31,10 @@ class Budget:
         """Seconds until the end, 0 behind it."""
         return max(0.0, self._end_s - self.clock())
 
-    def case(self, parts: int = 1) -> Budget:
-        """Begin the next case: its share, as a budget for so many parts of it."""
-        share_s = self.left_s / max(1, self.num_cases)
-        self.num_cases -= 1
+    def case(self, parts: int = 1, *, shares: int = 1) -> Budget:
+        """Begin the next case, or one that counts as so many: its share, as a budget for so many parts of it."""
+        share_s = self.left_s * min(1.0, shares / max(1, self.num_cases))
+        self.num_cases -= shares
         return Budget(share_s, parts, trims=self.trims, clock=self.clock)
 
     def share(self) -> Callable[[], bool]:

@@ -68,7 +68,8 @@ def assumptions(
 CLUSTER_ASSUMPTIONS = (
     "storage keeps prompts and answers in whole blocks, of all sessions, and evicts nothing; it is as fast as its NICs",
     "a turn begins after the answer to the one before it, and the time between their arrivals in the trace",
-    "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes; memory has room for all",
+    "a node's GPUs share a prefill or a decode step evenly, as its NICs share their bytes",
+    "with pool= a request waits until a decode node's GPUs have room for its prompt and answer, else they always have",
     "a decode keeps the step time of the batch that it joins; collectives take alpha= (10 us, stated), and the time of "
     "their bytes over the links of a node's GPUs, at the card's figure; none where that is not known",
     "with local= a prefill node keeps the last prompt of each session that it computed, the longest unused going first",

@@ -88,6 +88,7 @@ def specs_by_layer(
     if model.num_heads % tp:
         raise KvtoolError(f"tp {tp} does not divide the {model.num_heads} query heads of {model.id}")
     layers: list[tuple[CacheSpec, ...]] = []
+    made: dict[tuple[Layer, int | None, int], tuple[CacheSpec, ...]] = {}  # most layers are alike
     formats = format_by_layer(model, cache_format)
     sparse = any(layer.indexer for layer in model.layers)
     state = state or state_format(model)
@@ -97,11 +98,14 @@ def specs_by_layer(
     for layer, top_k_tokens, layer_format in zip(model.layers, top_k_by_layer(model), formats, strict=True):
         if isinstance(layer.cache, SharedAttention):
             source = layer.cache.source_layer
-            kept: tuple[CacheSpec, ...] = (SharedSpec(source=None if source is None else layers[source][0]),)
-        else:
+            shared = SharedSpec(source=None if source is None else layers[source][0])
+            layers.append((shared, *_index_specs(layer)))
+            continue
+        alike = layer, top_k_tokens, id(layer_format)
+        if alike not in made:
             builder = _Builder(cache_format=layer_format, tp=tp, state=state, sparse=sparse, top_k_tokens=top_k_tokens)
-            kept = tuple(builder.specs(layer))
-        layers.append((*kept, *_index_specs(layer)))
+            made[alike] = (*builder.specs(layer), *_index_specs(layer))
+        layers.append(made[alike])
     return layers
 
 

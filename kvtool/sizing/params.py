@@ -5,6 +5,7 @@ Multi-token-prediction layers, vision towers and audio encoders are not counted:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtool.catalog.model import (
@@ -147,9 +148,7 @@ def count_params(model: Model) -> ParamCount | None:
     embedding = model.vocab_size * model.hidden_size
     tied = bool(model.tie_word_embeddings)
     sparse = [_is_sparse(model, index) and _has_mlp(family, layer) for index, layer in enumerate(model.layers)]
-    by_layer = tuple(
-        _layer_params(model, family, layer, is_sparse) for layer, is_sparse in zip(model.layers, sparse, strict=True)
-    )
+    by_layer = _params_by_layer(model, family, sparse)
     return ParamCount(
         embedding=embedding,
         head=0 if tied else embedding,
@@ -196,6 +195,13 @@ def _outside_layers(model: Model, family: _Family) -> int:
     if family.extra_positions is not None:
         positions = ((model.max_position_embeddings or 0) + family.extra_positions) * model.hidden_size
     return norm + positions + (norm if family.embedding_norm else 0)
+
+
+def _params_by_layer(model: Model, family: _Family, sparse: Sequence[bool]) -> tuple[LayerParams, ...]:
+    """Most layers are one and the same object, which is counted once."""
+    kinds = {(id(layer), is_sparse): layer for layer, is_sparse in zip(model.layers, sparse, strict=True)}
+    counted = {kind: _layer_params(model, family, layer, kind[1]) for kind, layer in kinds.items()}
+    return tuple(counted[id(layer), is_sparse] for layer, is_sparse in zip(model.layers, sparse, strict=True))
 
 
 def _layer_params(model: Model, family: _Family, layer: Layer, sparse: bool) -> LayerParams:

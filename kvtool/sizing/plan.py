@@ -54,6 +54,7 @@ class SizePlan:
     cache: GpuCache
     held: GpuCache | llama_cpp.LlamaCppCard
     weights: Weights
+    stored: SizeWeights
     work: DecodeWork
     limits: BatchLimits | None
     memory: Budget | None
@@ -69,11 +70,7 @@ class SizePlan:
             inputs=self._inputs(context, batch_size),
             layers=_layer_groups(self.specs, context),
             kv=self._kv(context, batch_size),
-            weights=SizeWeights(
-                bytes=self.weights.stored_bytes,
-                bytes_per_gpu=self.weights.bytes_per_gpu(options.parallel),
-                source=self.weights.source,
-            ),
+            weights=self.stored,
             decode=decode_floor(
                 self.work,
                 self.cache,
@@ -196,6 +193,9 @@ def make_plan(model: Model, options: SizeOptions, kv_cache_dtype: str = AUTO) ->
         cache=cache,
         held=cache if card is None else card,
         weights=weights,
+        stored=SizeWeights(
+            bytes=weights.stored_bytes, bytes_per_gpu=weights.bytes_per_gpu(parallel), source=weights.source
+        ),
         work=decode_work(model),
         limits=limits,
         memory=memory,

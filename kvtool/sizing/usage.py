@@ -17,8 +17,14 @@ SpecCounts = tuple[tuple[CacheSpec, int], ...]
 
 
 def count_specs(specs: Iterable[CacheSpec]) -> SpecCounts:
-    """Equal layers together, in order of first appearance: (spec, how many layers)."""
-    return tuple(Counter(specs).items())
+    """Equal layers together, in order of first appearance: (spec, how many layers). One and the same object is compared
+    with others once, as a hash goes through all that a spec is made of."""
+    own = list(specs)
+    times = Counter(map(id, own))
+    counts: Counter[CacheSpec] = Counter()
+    for key, spec in {id(spec): spec for spec in own}.items():
+        counts[spec] += times[key]
+    return tuple(counts.items())
 
 
 def growth_bytes(specs: SpecCounts, *, indexer: bool) -> int:

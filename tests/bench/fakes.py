@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Softmax
 from kvtool.kernels.reference.attention import causal_attention
+from kvtool.kernels.rows import Softmax
 
 
 def module(name: str, **members: object) -> ModuleType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 from kvtool.bench import session
 from kvtool.bench.session import Session, Step
+from kvtool.system.errors import DeviceError, KvtoolError
 from tests.bench.test_bench import FAST
 
 Told = list[tuple[str, float]]
@@ -68,6 +69,49 @@ def test_ctrl_c_keeps_what_was_done_and_says_so(told: Told) -> None:
 def test_ctrl_c_before_anything_was_done_ends_it(told: Told) -> None:
     with pytest.raises(KeyboardInterrupt):
         begun(told).run([Step("a", interrupted)], total=1)
+
+
+def failing(error: Exception) -> Callable[[], int]:
+    def fail() -> int:
+        held = Held()
+        alive.append(weakref.ref(held))
+        raise error
+
+    return fail
+
+
+class Held:
+    """What a step that fails has in its hands."""
+
+
+alive: list[weakref.ref[Held]] = []
+
+
+def test_a_step_that_fails_is_told_and_the_rest_goes_on(told: Told) -> None:
+    """In one line, and what it held is gone before the next begins."""
+    measuring = begun(told)
+
+    def next_one() -> int:
+        assert alive[-1]() is None
+        return 3
+
+    steps = [Step("a", lambda: 1), Step("b", failing(RuntimeError("no\nroom"))), Step("c", next_one)]
+    assert measuring.run(steps, total=3) == [1, 3]
+    conditions = measuring.end()
+    (line,) = conditions.failures
+    assert line.startswith("b failed: RuntimeError: no room (test_session.py:")
+    assert f"not measured: {line}" in conditions.warnings([])
+
+
+def test_where_all_fail_the_first_is_raised_and_a_users_mistake_at_once(told: Told) -> None:
+    steps = [Step("a", failing(DeviceError("no memory"))), Step("b", failing(RuntimeError("else")))]
+    with pytest.raises(DeviceError, match="no memory"):
+        begun(told).run(steps, total=2)
+    after: list[int] = []
+    steps = [Step("a", failing(KvtoolError("wrong"))), Step("b", lambda: after.append(1) or 1)]
+    with pytest.raises(KvtoolError, match="wrong"):
+        Session("cpu", torch.float32, lambda doing, done: None, FAST).run(steps, total=2)
+    assert after == []
 
 
 def test_what_a_step_holds_is_gone_before_the_next_is_made(told: Told) -> None:

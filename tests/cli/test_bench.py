@@ -63,7 +63,7 @@ def test_parts_and_hit_rates_can_be_chosen_and_json_is_one_document(kvtool: Kvto
         (("bench", "--hit-rate", "high"), "'high'"),
         (("bench", "--num-layers", "31"), "1 to the 30 layers"),
         (("bench", "--dtype", "fp8"), "dtype 'fp8'"),
-        (("bench", "--kv-cache-dtype", "int8"), "'int8'"),
+        (("bench", "--kv-cache-dtype", "int7"), "'int7'"),
         (("bench", "--backend", "triton", "--device", "cpu"), "needs a CUDA device"),
         (("bench", "--device", "tpu"), "'tpu'"),
         (("bench", "--block-size", "0"), "block-size 0"),

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rotation, Rows, Softmax
+from kvtool.kernels.interface import Rotation
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 
 cpu = load_kernels("torch")
 
@@ -18,6 +20,7 @@ class AskNothing:
     linear, gated, experts = staticmethod(cpu.linear), staticmethod(cpu.gated), staticmethod(cpu.experts)
     rms_norm, add_rms_norm = staticmethod(cpu.rms_norm), staticmethod(cpu.add_rms_norm)
     rotate, place, nucleus = staticmethod(cpu.rotate), staticmethod(cpu.place), staticmethod(cpu.nucleus)
+    likeliest = staticmethod(cpu.likeliest)
 
     @classmethod
     def split_qkv(

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvtool.engine.sampler import nucleus, sample
+from kvtool.engine.sampler import sample
 from kvtool.engine.sequence import SamplingParams
+from kvtool.kernels.plain import nucleus
 from kvtool.system.errors import KvtoolError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -5.0])

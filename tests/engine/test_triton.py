@@ -50,7 +50,7 @@ def test_tokens_and_logits_are_those_of_torch(tiny: SaveTiny, name: str) -> None
 @pytest.mark.skipif(not INTERPRETED, reason="runs inside the test above")
 def test_tokens_and_logits_of_packed_pages_are_those_of_torch(tiny: SaveTiny) -> None:
     """In chunks and beside another; the same codes are read where they lie, and unpacked for a prefill."""
-    loaded = load(tiny("llama-wide-heads").folder, max_num_batched_tokens=16, kv_cache_dtype="int4+hadamard")
+    loaded = load(tiny("llama-wide-heads").folder, max_num_batched_tokens=16, kv_cache_dtype="q5_1/int4+hadamard")
     prompts = [prompt(21), prompt(3)]
     on_torch = generate(engine_of(loaded), prompts, 3)
     use(loaded, packed(load_kernels("triton")))

@@ -24,7 +24,7 @@ from kvtool.kernels.cpu.products import QuantisedGatedLinear, QuantisedLinear
 from kvtool.system.errors import KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.gguf_file import write_gguf
-from tests.engine.running import engine_of, generate, largest_difference, load, prompt
+from tests.engine.running import agreement, engine_of, generate, largest_difference, load, prompt
 from tests.engine.tiny import MAX_POSITIONS, save_tiny
 
 CPU = torch.device("cpu")
@@ -141,10 +141,10 @@ def packed(codes: Tensor) -> Tensor:
 
 
 def store_int8(folder: Path, whole: Path, *, words: bool) -> None:
-    """A llama's products as compressed-tensors stores them in int8; `whole` gets the folder that they stand for."""
+    """A decoder's products as compressed-tensors stores them in int8; `whole` gets the folder that they stand for."""
     shutil.copytree(folder, whole)
     stored, meant = (load_file(folder / "model.safetensors") for _ in range(2))
-    for name in [name for name in stored if "_proj.weight" in name]:
+    for name in [name for name in stored if "_proj" in name and name.endswith(".weight")]:
         weight = stored.pop(name)
         scale = weight.abs().amax(dim=1, keepdim=True) / 127
         codes = (weight / scale).round().to(torch.int8)
@@ -177,6 +177,28 @@ def test_int8_of_compressed_tensors_is_what_its_codes_and_scales_stand_for(
     assert "activations stay in bf16, also where the checkpoint would round them to fewer bits" in loaded.assumptions()
     narrow = generate(engine_of(loaded), [prompt(20)], max_tokens=1)[0].logits[0].float()
     assert float((narrow - plain.logits[0]).square().mean().sqrt() / plain.logits[0].std()) < 0.04
+
+
+def test_int8_of_latent_attention_is_multiplied_as_it_is_stored(tiny: SaveTiny, tmp_path: Path) -> None:
+    """Its one product of the query and of the latent, whose rows of pairs were put into halves."""
+    folder, whole = tmp_path / "int8", tmp_path / "whole"
+    shutil.copytree(tiny("deepseek-v3").folder, folder)
+    store_int8(folder, whole, words=False)
+    dense = {"num_layers": 1}  # no expert is chosen otherwise for a rounding
+    quantised, plain = (
+        generate(engine_of(load(path, **dense)), [prompt(20)], max_tokens=4)[0] for path in (folder, whole)
+    )
+    assert torch.equal(torch.stack(quantised.logits), torch.stack(plain.logits))
+
+    loaded = load(folder, dtype="bf16", **dense)
+    kernels, projection = native(), loaded.transformer.layers[0].attention.inner
+    pays = kernels is not None and kernels.quantised_pays
+    assert isinstance(projection.inner.packed, QuantisedLinear) == pays
+    saving = projection.inner.weight.nbytes // 2 - 4 * len(projection.inner.weight)  # a scale in fp32 a row
+    assert (loaded.transformer.saved_bytes(1) >= saving) == pays
+    found = torch.stack(generate(engine_of(loaded), [prompt(20)], max_tokens=4)[0].logits).float()
+    exact = torch.stack(plain.logits)
+    assert float((found - exact).square().mean().sqrt() / exact.std()) < 0.04
 
 
 def test_other_weights_of_compressed_tensors_are_refused_by_what_they_are(folder: Path, tmp_path: Path) -> None:
@@ -261,6 +283,19 @@ def test_a_gguf_file_is_multiplied_as_it_is_stored_in_bf16(tmp_path: Path, quant
         expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
         difference = torch.stack(sequence.logits).float() - expected
         assert float(difference.square().mean().sqrt() / expected.std()) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("name", "quantisation"), [*zip(GGUF_MODELS, ["Q4_1", "Q8_0", "Q4_0", "Q4_1", "Q8_0", "Q8_0"], strict=True)]
+)
+def test_a_quantised_file_gives_the_tokens_of_what_it_holds_in_bf16(
+    tmp_path: Path, name: str, quantisation: str
+) -> None:
+    reference = save_tiny(name, tmp_path)
+    write_gguf(reference.model, tmp_path / "model.gguf", GGUF_MODELS[name], GGMLQuantizationType[quantisation])
+    engine = engine_of(load(tmp_path / "model.gguf", dtype="bf16"))
+    shares = [agreement(reference, one) for one in generate(engine, [prompt(40), prompt(3), prompt(2)], max_tokens=8)]
+    assert sum(shares) / len(shares) >= (0.8 if name in ("mixtral", "qwen3-moe") else 1.0)
 
 
 @pytest.fixture

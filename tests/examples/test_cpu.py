@@ -54,6 +54,28 @@ def test_a_peer_that_is_not_here_is_named(race: ModuleType, monkeypatch: pytest.
         race.vllm("nowhere", "folder", 2)
 
 
+def test_a_program_that_dies_is_told_by_its_signal(race: ModuleType) -> None:
+    """llama.cpp's path through AMX ends so on machines that hide a part of it: it says nothing itself."""
+    with pytest.raises(SystemExit, match=r"^sh was killed by SIGILL: it said nothing$"):
+        race.output_of(["sh", "-c", "kill -ILL $$"])
+    with pytest.raises(SystemExit, match=r"^sh failed with exit status 3: no such model$"):
+        race.output_of(["sh", "-c", "echo loading >&2; echo no such model >&2; exit 3"])
+    assert race.fate(128 + 4) == "was killed by SIGILL"
+    with pytest.raises(SystemExit, match="told no times"):
+        race.times_of("loading\n")
+
+
+def test_further_options_reach_llama_batched_bench(race: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(race, "required", lambda program, otherwise: program)
+    monkeypatch.setattr(
+        race, "output_of", lambda command: commands.append(command) or '{"t_pp": 1, "t_tg": 2, "tg": 4}'
+    )
+    assert race.llama_cpp("m.gguf", 2, ["--no-repack"])(race.Shape(1, 512, 4)) == race.Times(1000.0, 500.0)
+    assert commands[0][:3] == ["llama-batched-bench", "-m", "m.gguf"]
+    assert commands[0][-1] == "--no-repack"
+
+
 def test_the_share_of_a_stream_is_of_the_same_round() -> None:
     reading = loaded("reading")
     told = reading.line("decode", 10**9, [0.1, 0.2, 0.1], [0.05, 0.1, 0.05])

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.triton.checks import FP8_DTYPES
 from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each, skip_unless_held
 from tools.gpu.pieces import race

@@ -14,7 +14,9 @@ from kvtool.catalog.resolve import resolve_model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.offload.copies import LEAST_COPY_BYTES, PageCopies
-from kvtool.kernels.interface import Pages
+from kvtool.engine.offload.page_io import StripeSums
+from kvtool.kernels.pages import Pages
+from tests.engine.offload import fake_kvikio
 from tests.engine.requests import Request, run
 from tests.engine.running import engine_of, prompt
 from tests.engine.tiny import MAX_POSITIONS, Reference, save_tiny
@@ -81,21 +83,48 @@ def test_a_page_is_not_overwritten_while_what_is_computed_still_reads_it() -> No
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("tiers", ["dram=4MiB", "disk={}:4MiB", "dram=64KiB,disk={}:4MiB"])
+@pytest.mark.parametrize("tiers", ["dram=4MiB", "disk={}:4MiB", "dram=64KiB,disk={}:4MiB", "disk={}:4MiB,kvikio"])
 @pytest.mark.parametrize("name", ["llama-3-gqa", "deepseek-v2-lite"])
 def test_tokens_are_those_without_tiers(
-    tiny: Callable[[str], Reference], tmp_path: Path, name: str, tiers: str, graphs: bool
+    tiny: Callable[[str], Reference],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    tiers: str,
+    graphs: bool,
 ) -> None:
     """A pool of two prompts serves three, twice: the second time all of them come from below."""
+    fake_kvikio.install(monkeypatch)
     folder = str(tiny(name).folder)
     config = EngineConfig(weights=folder, dtype="fp32", device="cuda", backend="triton", block_size=4, graphs=graphs)
     loaded = LoadedModel(resolve_model(folder), config, max_positions=MAX_POSITIONS)
     expected = [sequence.output_ids for sequence in run(engine_of(loaded, num_pages=36), AGAIN)]
     engine = engine_of(loaded, num_pages=36, tiers=parse_tiers(tiers.format(tmp_path)))
     assert engine.offload is not None
-    assert engine.offload.stack.host.slots.is_pinned()
+    slots = engine.offload.stack.host.slots
+    assert slots.is_cuda if "kvikio" in tiers else slots.is_pinned()
     assert [sequence.output_ids for sequence in run(engine, AGAIN)] == expected
     assert sum(tier.hit_tokens for tier in engine.tiers()) > 0
     engine.offload.stack.check()
+    engine.close()
+    assert loaded.notices.lines == []
+
+
+def test_a_gpu_sums_a_page_up_as_a_cpu_does() -> None:
+    page = torch.randint(0, 256, (3 * 65_536 + 48,), dtype=torch.uint8)
+    on_cpu, on_gpu = (StripeSums(65_536, torch.device(name)).of(page.to(name)) for name in ("cpu", "cuda"))
+    assert on_cpu == on_gpu
+
+
+def test_pages_by_kvikio_itself(tiny: Callable[[str], Reference], tmp_path: Path) -> None:
+    """Where it is installed, with GPUDirect Storage or without."""
+    pytest.importorskip("kvikio")
+    folder = str(tiny("llama-3-gqa").folder)
+    config = EngineConfig(weights=folder, dtype="fp32", device="cuda", backend="triton", block_size=4)
+    loaded = LoadedModel(resolve_model(folder), config, max_positions=MAX_POSITIONS)
+    expected = [sequence.output_ids for sequence in run(engine_of(loaded, num_pages=36), AGAIN)]
+    engine = engine_of(loaded, num_pages=36, tiers=parse_tiers(f"disk={tmp_path}:4MiB,kvikio"))
+    assert [sequence.output_ids for sequence in run(engine, AGAIN)] == expected
+    assert engine.tiers()[0].hit_tokens > 0
     engine.close()
     assert loaded.notices.lines == []

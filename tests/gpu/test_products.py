@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.choosing import choosing
-from kvtool.kernels.interface import ExpertWeights, Gate
 from kvtool.kernels.reference import step as step_reference
+from kvtool.kernels.weights import ExpertWeights, Gate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BF16, F32 = torch.bfloat16, torch.float32

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.quantise import stored
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.triton.checks import FP8_CAPABILITY, FP8_DTYPES
 
 FAR_OUTSIDE = 2**30

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.rows import Rows, Softmax
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each
 
@@ -107,7 +109,7 @@ def test_equals_the_reference(backend: Backend, case: Case) -> None:
 
 @given(
     lens=st.lists(st.integers(0, 80), min_size=1, max_size=4).map(tuple),
-    page=st.sampled_from([1, 8, 16, 24, 64]),
+    page=st.sampled_from([1, 8, 16, 24, 64, 256]),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 5),
     head_dim=st.sampled_from([16, 24, 64]),
@@ -161,9 +163,12 @@ def test_a_large_score_is_capped_not_nan(backend: Backend) -> None:
     assert torch.isfinite(out).all()
 
 
+MERGED: dict[str, object] = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, queries: int) -> None:
-    """As on a GPU, and the counters are zero again, so that a graph can be replayed."""
+    """And the counters are zero again, so that a graph can be replayed."""
     if not backend.interpreted:
         pytest.skip("only Triton's programs arrive, and on CUDA every test of splits has them do so")
     from kvtool.kernels.triton import attention, gpu
@@ -171,10 +176,89 @@ def test_the_last_program_to_arrive_merges(backend: Backend, monkeypatch, querie
     arrivals = torch.zeros(64, dtype=torch.int32)
     monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
     monkeypatch.setattr(attention, "merge", None)
-    shape = {"heads": 4, "kv_heads": 2, "page": 64, "head_dim": 24, "v_dim": 16, "sinks": True}
     for lens in ((300, 0, 129), (3, 300, 200)):
-        check(backend, guesses(lens, queries, **shape))
+        check(backend, guesses(lens, queries, **MERGED))
         assert not arrivals.any()
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_much_to_merge_is_merged_by_a_launch_of_its_own(backend: Backend, monkeypatch, queries: int) -> None:
+    """As the many rows of MLA are."""
+    if backend.device == "cpu" and not backend.interpreted:
+        pytest.skip("only Triton's programs share a sequence")
+    from kvtool.kernels.triton import attention
+    from kvtool.kernels.triton.tiles import rules
+
+    monkeypatch.setattr(rules, "MERGED_BYTES", 0)
+    merge, merged = attention.merge, []
+    monkeypatch.setattr(attention, "merge", lambda *given: merged.append(merge(*given)))
+    check(backend, guesses((300, 0, 129), queries, **MERGED))
+    assert merged == [None]
+
+
+LISTED = {
+    "ragged": decode((300, 1, 0, 40, 700), page=64, heads=2, kv_heads=1, dtype=F16, cache_dtype=F16),
+    "several KV heads": decode((5, 400), heads=6, kv_heads=3, head_dim=24, v_dim=16, sinks=True),
+    "window": decode((5, 400, 100), page=64, window=150, cache_dtype=E4M3, vector_scales=True, heads=2, kv_heads=1),
+    "3 queries": guesses((70, 300, 3), 3, heads=2, kv_heads=1, softcap=2.0),
+    "alone": decode((200,), heads=2, kv_heads=1),
+    "nobody": decode((0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", LISTED.values(), ids=LISTED.keys())
+def test_long_sequences_get_more_of_a_list(backend: Backend, monkeypatch, case: Case) -> None:
+    """Whose programs divide all tokens among themselves, whatever the lengths; the counters are zero again."""
+    if backend.device == "cpu" and not backend.interpreted:
+        pytest.skip("only Triton's programs share a sequence")
+    from kvtool.kernels.triton import gpu
+
+    arrivals = torch.zeros(64, dtype=torch.int32, device=backend.device)
+    monkeypatch.setattr(gpu, "arrivals", lambda device, count: arrivals[:count])
+    with gpu.trying(Changed(lists=True)):
+        check(backend, case)
+    assert not arrivals.any()
+
+
+INTEGERS: dict[str, object] = {"dtype": F16, "cache_dtype": torch.int8, "heads": 4, "kv_heads": 1}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        decode((70, 5), k_scale=0.02, v_scale=3e-5, vector_scales=True, **INTEGERS),
+        decode((300, 1, 0), k_scale=0.02, v_scale=0.03, page=64, head_dim=128, v_dim=128, **INTEGERS),
+        guesses((130, 33), 3, k_scale=0.02, v_scale=0.02, vector_scales=True, page=64, window=90, **INTEGERS),
+    ],
+    ids=["a scale a vector", "one scale, splits", "3 queries behind a window, by descriptor"],
+)
+def test_an_int8_cache_is_multiplied_as_it_lies(backend: Backend, case: Case) -> None:
+    """Queries and weights are rounded to 127 steps of their row's largest; outputs move by as much of the values'
+    largest at most. Without it the difference is that of fp16."""
+    if backend.device == "cpu" and not backend.interpreted:
+        pytest.skip("only Triton has the choice")
+    from kvtool.kernels.triton import gpu
+
+    pool = lay_out(replace(case, device=backend.device))
+    rows = replace(pool.rows, query_starts=None)
+    expected = reference.decode(*pool.exact)
+    errors = []
+    for integers in (True, False):
+        with gpu.trying(Changed(integers=integers)):
+            errors.append(largest_error(backend.kernels.decode(pool.q, pool.pages, rows, pool.softmax), expected))
+    unit = float(expected.abs().max())
+    assert errors[1] < TOLERANCE[F16] * max(unit, 1e-3)
+    assert errors[1] < errors[0] < 0.03 * unit
+
+
+class Changed:
+    """Tiles of the rules, but for some of their fields."""
+
+    def __init__(self, **fields: object) -> None:
+        self.fields = fields
+
+    def get(self, shape: object, rule: Any) -> Any:
+        return replace(rule, **self.fields)
 
 
 @pytest.mark.parametrize(("page", "descriptors"), [(16, False), (64, True)])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import ExpertWeights, Gate
 from kvtool.kernels.reference import step as step_reference
+from kvtool.kernels.weights import ExpertWeights, Gate
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE
 from tests.kernels.test_step import values

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kvtool.kernels import plain
 from kvtool.kernels.fused import Choice, Normed, Shared
-from kvtool.kernels.interface import Gate, GatedWeight, Pages, Weight
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import fused as reference
+from kvtool.kernels.weights import Gate, GatedWeight, Weight
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE
 from tests.kernels.test_experts import chosen_of, expert_weights, widened
@@ -79,6 +80,38 @@ def test_every_way_does_what_stands_around_a_product(
     for name, way in ways.items():
         assert_close(way(x.x, weight, bias, plus, around), exact, dtype)
         assert torch.equal(plus, before), name
+
+
+def signs(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    """-1, 0 and 1, whose sums are exact in every dtype, and often equal."""
+    drawn = torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed))
+    return drawn.to(dtype).to(device)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "rows", "columns", "depth"),
+    [(F32, 1, 600, 64), (BF16, 3, 20, 1100), (F16, 4, 300, 97), (BF16, 17, 150, 560), (F16, 64, 9, 64)],
+    ids=str,
+)
+def test_only_where_the_largest_column_stands(
+    backend: Backend, fused, dtype, rows: int, columns: int, depth: int, normed: bool
+) -> None:
+    """By every way the first of equals, as by torch; in one split and several, with all columns negative, and NaN."""
+    from kvtool.kernels.triton import products
+
+    where = {"dtype": dtype, "device": backend.device}
+    x, weight = signs(rows, depth, seed=1, **where), signs(columns, depth, seed=2, **where)
+    weight[columns // 2] = weight[columns - 1]
+    below, unknown = -weight.abs() - (weight == 0).to(dtype), weight.clone()
+    unknown[columns - 2, 0] = float("nan")
+    around = products.Around(torch.ones(depth, **where) if normed else None, 0.0, largest=True)
+    for name, way in products.candidates(rows, weight, around).items():
+        for given, matrix in ((x, weight), (x.abs() + (x == 0).to(dtype), below), (x, unknown), (x, 0 * weight)):
+            expected = (given.double() @ matrix.double().T).max(dim=-1).indices
+            assert way(given, matrix, None, None, around).tolist() == expected.tolist(), name
+    given = Normed(x, torch.ones(depth, **where), 0.0) if normed else x
+    assert fused.likeliest(given, Weight(weight)).tolist() == (x.double() @ weight.double().T).max(1).indices.tolist()
 
 
 def choice_of(kind: str, experts: int, hidden: int, device: str) -> Choice:

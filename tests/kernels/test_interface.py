@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from kvtool.kernels import BACKENDS, load_kernels
-from kvtool.kernels.interface import GATES, Kernels, Pages, Rows, StepKernels
+from kvtool.kernels.interface import Kernels, StepKernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
+from kvtool.kernels.weights import GATES
 from kvtool.system.errors import KvtoolError
 
 OPERATIONS = [

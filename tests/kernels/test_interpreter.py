@@ -14,7 +14,10 @@ import triton
 TOGETHER = (
     ("test_decode.py", "test_store.py", "test_step.py"),
     ("test_prefill.py", "test_mla.py"),
-    ("test_experts.py", "test_fused.py", "triton/test_products.py", "triton/test_tuned.py", "packed/test_groups.py"),
+    (
+        *("test_experts.py", "test_fused.py", "triton/test_products.py", "triton/test_tuned.py"),
+        *("packed/test_groups.py", "packed/test_kivi.py"),
+    ),
 )
 
 # numpy warns from 1.25 on of a conversion that the interpreter of triton 3.6 makes, and from 2.4 on refuses it.

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.rows import Rows, Softmax
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, Case, exact, largest_error, lay_out, one_query_each
 

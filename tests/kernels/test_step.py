@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.kernels.interface import Gate, Pages
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import step as step_reference
 from kvtool.kernels.triton.checks import FP8_DTYPES
+from kvtool.kernels.weights import Gate
 from tests.kernels.conftest import Backend
 from tests.kernels.paged_case import TOLERANCE, largest_error, skip_unless_held
 
@@ -196,6 +197,25 @@ def test_what_does_not_fit_is_refused() -> None:
         step.split_latent(q, latents[:, 0], torch.zeros(16), EPS, (turn, turn), Pages(latents, latent_dim=16), slots, 1)
     with pytest.raises(ValueError, match="no rotary part of 8"):
         step.split_latent(q, latents[:, 0], torch.zeros(12), EPS, (turn, turn), Pages(latents, latent_dim=12), slots, 1)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("size", [96, 4096, 6176, 50257])
+def test_the_likeliest_token_is_the_first_of_equals(step, backend: Backend, dtype: torch.dtype, size: int) -> None:
+    """In rows of a wider tensor: at both ends, across stretches, among equals of either zero, beside nothing finite."""
+    logits = values(9, size + 32, dtype=dtype, device=backend.device)[:, :size]
+    largest = {0: [0], 1: [size - 1], 2: [size // 2, size - 1], 3: [5, 6, size - 2], 4: list(range(size))}
+    for row, places in largest.items():
+        logits[row, places] = 9.0
+    logits[5], logits[5, 3], logits[5, 2] = -1.0, 0.0, -0.0
+    logits[6] = float("-inf")
+    logits[7], logits[7, size - 3] = float("-inf"), -3e38
+    logits[8, [size // 3, size - 1]] = float("nan")  # larger than all
+    expected = [int(row.double().argmax()) for row in logits.cpu()]
+    assert expected == [0, size - 1, size // 2, 5, 0, 2, 0, size - 3, size // 3]
+    found = step.likeliest(logits)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 33, 100])

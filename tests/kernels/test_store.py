@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.quantise import largest
 from kvtool.kernels.reference import attention as reference
 from kvtool.sizing.formats import CACHE_FORMATS

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtool import stats
+from kvtool.machine import stats
 
 times = st.lists(st.floats(0.001, 1000), min_size=1, max_size=30)
 

@@ -24,7 +24,7 @@ from kvtool.engine.handover.staging import Heads, export_layer, import_layer, pl
 from kvtool.engine.handover.summary import handover_of
 from kvtool.engine.handover.wire import Part, Receiver, Sender
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.report.bench.disaggregate import disaggregate_tables
 from kvtool.results import BenchDocument
 from kvtool.sizing.formats import parse_cache_format

@@ -26,7 +26,8 @@ from kvtool.replay.cluster.layout import (
 from kvtool.replay.cluster.links import balanced_range, limits, link_loads
 from kvtool.replay.cluster.options import Cluster, parse_cluster, parse_clusters, parse_goal
 from kvtool.replay.cluster.schedule import Node, Router, choose_decode, choose_prefill, reading_side
-from kvtool.replay.cluster.turns import sessions_of
+from kvtool.replay.cluster.simulate import Simulation
+from kvtool.replay.cluster.turns import Session, Turn, sessions_of
 from kvtool.results import ReplayCluster
 from kvtool.system.errors import KvtoolError
 from kvtool.workloads.making.make import make_trace
@@ -268,12 +269,34 @@ def test_what_a_node_has_is_not_read_again(agents: Path) -> None:
     assert read["1TiB", "session-sticky"] < read["1TiB", "round-robin"] < read["0", "round-robin"]
 
 
+def test_requests_wait_for_memory_of_the_nodes_that_decode(agents: Path) -> None:
+    """Two that do not fit together, where bytes take no time: the second prompt is computed while the first request
+    decodes, and decodes behind it. What it waited stands between its 101 tokens. Room for all is as no limit.
+    """
+    cluster = parse_cluster("prefill=1,decode=1,pool=2k")
+    speeds = node_speeds(MODEL, GPU, cluster)
+    sessions = [Session(0.0, (Turn(1000, 101, 0, 0.0),)) for _ in range(2)]
+    played = Simulation(cluster, speeds, "oracle").play(sessions)
+    prefill_s, step_s = speeds.prefill.prefill_s(1000, 0), speeds.decode.step_s(1, 1000)
+    assert played.ttft_s == pytest.approx([prefill_s, 2 * prefill_s])
+    assert played.ended_s == pytest.approx(prefill_s + 200 * step_s)
+    assert played.tpot_s == pytest.approx([step_s, step_s + (100 * step_s - prefill_s) / 100])
+    roomy = [
+        replay_cluster(
+            open_trace(agents), ClusterOptions(cluster=parse_cluster(f"prefill=1,decode=2{pool}")), MODEL, GPU
+        )
+        for pool in ("", ",pool=1m")
+    ]
+    assert roomy[0].modes == roomy[1].modes
+
+
 def test_what_is_asked_of_a_cluster() -> None:
     assert parse_cluster("prefill=1, decode=2,nic=12.5").nic_gbps == Fraction(25, 2)
     assert parse_goal("ttft:4000,tpot:50") == {"ttft": 4.0, "tpot": 0.05}
     for text, said in (
         ("prefill=1", "has no decode nodes"), ("prefil=1,decode=1", "did you mean prefill"),
         ("prefill=0,decode=1", "must be from 1"), ("prefill=a,decode=1", "is no number"),
+        ("prefill=1,decode=1,pool=0", "pool '0' must be a whole"),
         ("prefill=1,decode=1,nic=0", "must be above 0"), ("prefill=1,prefill=2,decode=1", "twice"),
     ):  # fmt: skip
         with pytest.raises(KvtoolError, match=said):

@@ -119,6 +119,7 @@ def test_steps_take_what_was_measured_of_them() -> None:
         assert floor.step_s(alike_s) == pytest.approx(0.098)  # the mean of the two, which is no fall
     assert 0.099 < floor.step_s((one_s + four_s) / 2) < floor.step_s(four_s) == pytest.approx(0.300)
     assert floor.step_s(four_s + 0.5) == pytest.approx(0.800)  # behind it at the rate
+    assert floor.step_s(floor.last_s(1, 0)) == pytest.approx(0.098)  # no decode is a prompt of one token
     assert times.step_s(0.0, 1, 104) == pytest.approx(0.020)
     assert times.step_s(0.0, 4, 4 * 104) == pytest.approx(0.026)
     assert times.spread is not None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from kvtool.bench.accuracy.methods import Amax, Method, sequence_rows
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
+from kvtool.bench.accuracy.methods import Method
+from kvtool.engine.batch import sequence_rows
+from kvtool.engine.pool import Amax
+from kvtool.kernels.interface import Kernels
 from kvtool.kernels.packed.pages import PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.sparse.streaming import StreamingPages
 from kvtool.sizing.specs import HeadsSpec
 
@@ -41,6 +46,14 @@ class LayerErrors:
     key: list[float] = field(default_factory=list)
     value: list[float] = field(default_factory=list)
     attention: list[float] = field(default_factory=list)
+
+    def sparing(self, layers: Sequence[int]) -> LayerErrors:
+        """The same where those layers keep the run's own cache."""
+
+        def spared(errors: list[float]) -> list[float]:
+            return [0.0 if layer in layers else error for layer, error in enumerate(errors)]
+
+        return LayerErrors(spared(self.key), spared(self.value), spared(self.attention))
 
 
 class _Watched:

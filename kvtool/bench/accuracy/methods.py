@@ -10,19 +10,17 @@ from torch import Tensor
 
 from kvtool.cache.block_table import GONE
 from kvtool.cache.window import SINK_PAGES
-from kvtool.engine.batch import StepBatch
+from kvtool.engine.batch import sequence_batch
 from kvtool.engine.kept import Kept
 from kvtool.engine.loaded import LoadedModel
-from kvtool.engine.pool import codec, is_packed, layer_pages, require_packed
-from kvtool.kernels.interface import Kernels, Pages, Rows
+from kvtool.engine.pool import NO_AMAX, Amax, codec, is_packed, layer_pages
+from kvtool.kernels.interface import Kernels
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.formats import CacheFormat, parse_cache_format
 from kvtool.sizing.specs import CacheSpec, HeadsSpec
 from kvtool.system.errors import KvtoolError
 from kvtool.units import ceil_div
-
-Amax = tuple[float | None, float | None]
-"""The largest magnitudes of a layer's K and V; None where they were not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +73,7 @@ class Method:
     def _pages(self, index: int, num_pages: int) -> Pages:
         spec = self.specs[index]
         if isinstance(spec, HeadsSpec) and spec.cache_format.residual_tokens:
-            return _kivi(spec)
+            return _kivi(spec, self.loaded.device)
         return layer_pages(spec, num_pages, self.loaded.config.block_size, self.loaded.device, self.amax[index])
 
     def logits(self, token_ids: Sequence[int], layers: list[Pages], kernels: Kernels | None = None) -> Tensor:
@@ -83,7 +81,7 @@ class Method:
         step = self.step_tokens or len(token_ids)
         found = [
             self.loaded.transformer(
-                step_batch(token_ids, start, start + step, self.loaded.config.block_size, self.loaded.device),
+                sequence_batch(token_ids, start, start + step, self.loaded.config.block_size, self.loaded.device),
                 layers,
                 kernels or self.kernels,
             )
@@ -93,7 +91,7 @@ class Method:
 
     def of(self, loaded: LoadedModel) -> Method:
         """The same way to keep the cache of another load of the model, with the same scales."""
-        return replace(method(loaded, self.cache_format.name, self.whole_layers), amax=self.amax)
+        return spared(replace(self, loaded=loaded), self.whole_layers)
 
     def predicted_bytes(self, tokens: int) -> int:
         """What the specs say of such a sequence: in whole pages, but for what is kept without pages."""
@@ -124,8 +122,6 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     cache_format = parse_cache_format(name, loaded.dtype)
     if not cache_format.storable:
         raise KvtoolError(f"a {cache_format.name} cache can be sized, but not run: how it becomes bits is not here")
-    if is_packed(cache_format):
-        require_packed(cache_format, loaded.device)
     outside = [index for index in whole_layers if not 0 <= index < loaded.model.num_layers]
     if outside:
         raise KvtoolError(f"layer {outside[0]} is not one of the {loaded.model.num_layers}, numbered from 0")
@@ -141,6 +137,11 @@ def method(loaded: LoadedModel, name: str, whole_layers: tuple[int, ...] = ()) -
     return _method(loaded, kept, whole_layers, specs)
 
 
+def spared(own: Method, whole_layers: tuple[int, ...]) -> Method:
+    """The same with those layers left whole."""
+    return replace(method(own.loaded, own.cache_format.name, whole_layers), amax=own.amax)
+
+
 def calibrated(method: Method, amax: Sequence[Amax]) -> Method:
     """The method with the scales that reach these magnitudes, layer by layer; unchanged where it takes none."""
     return replace(method, amax=tuple(amax)) if method.cache_format.calibrated else method
@@ -153,11 +154,11 @@ def _method(loaded: LoadedModel, kept: Kept, whole_layers: tuple[int, ...], spec
         whole_layers=whole_layers,
         specs=specs,
         kernels=kept.kernels,
-        amax=((None, None),) * len(specs),
+        amax=(NO_AMAX,) * len(specs),
     )
 
 
-def _kivi(spec: HeadsSpec) -> KiviPages:
+def _kivi(spec: HeadsSpec, device: torch.device) -> KiviPages:
     cache_format = spec.cache_format
     assert cache_format.key is not None
     assert cache_format.value is not None
@@ -168,28 +169,5 @@ def _kivi(spec: HeadsSpec) -> KiviPages:
         k_head_dim=spec.k_head_dim,
         residual=cache_format.residual_tokens,
         rotated=cache_format.rotated,
-    )
-
-
-def step_batch(token_ids: Sequence[int], start: int, stop: int, block_size: int, device: torch.device) -> StepBatch:
-    """Tokens start .. stop-1 of one sequence, which lies in the first pages in order; every token gives logits."""
-    stop = min(stop, len(token_ids))
-    return StepBatch(
-        token_ids=torch.tensor(token_ids[start:stop], device=device),
-        positions=torch.arange(start, stop, device=device),
-        slots=torch.arange(start, stop, device=device),
-        decode=None,
-        prefill=sequence_rows(start, stop, block_size, device),
-        sample_rows=None,
-        prefill_pages=(list(range(ceil_div(stop, block_size))),),
-    )
-
-
-def sequence_rows(start: int, stop: int, block_size: int, device: torch.device) -> Rows:
-    """The queries of tokens start .. stop-1 of a sequence in the first pages in order."""
-    return Rows(
-        block_tables=torch.arange(ceil_div(stop, block_size), dtype=torch.int32, device=device).unsqueeze(0),
-        seq_lens=torch.tensor([stop], dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, stop - start], dtype=torch.int32, device=device),
-        max_query_len=stop - start,
+        device=device,
     )

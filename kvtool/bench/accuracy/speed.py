@@ -6,7 +6,7 @@ What pages hold does not change the time, so contexts are not computed: pages ar
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -15,15 +15,18 @@ import torch
 from kvtool.bench.accuracy.methods import Method, held_bytes
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.loaded import LoadedModel
-from kvtool.kernels.interface import Pages, Rows
 from kvtool.kernels.packed.kivi import KiviPages
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 from kvtool.machine.pace import Budget
 from kvtool.sizing.specs import HeadsSpec
 
 STORED_TOKENS = 256  # at once
 STORE_TURNS = 5
 TURNS = 4  # where nothing is trimmed
-LEAST_TURNS, PLANNED_TURNS, MOST_TURNS = 2, 12, 24  # that tell an error, that tell a small one, and while time is left
+# That tell an error, that tell a small one, and while time is left.
+LEAST_TURNS, PLANNED_TURNS, MOST_TURNS = 2, 12, 64
+LOOKS = (4, 8, 16, 32)  # turns after which one looks who needs no more of them: to look often is to find by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +64,34 @@ def in_dtype_of_cache(loaded: LoadedModel, *, max_positions: int) -> LoadedModel
     return LoadedModel(loaded.model, config, max_positions=max_positions)
 
 
-def timed(methods: Sequence[Method], contexts: Sequence[int], budget: Budget) -> list[Timed]:
+def timed(
+    methods: Sequence[Method],
+    contexts: Sequence[int],
+    budget: Budget,
+    answered: Callable[[Timed, Timed], bool],
+) -> list[Timed]:
     """All methods in turns, a turn being every context of every method: what slows the machine for a while slows the
-    whole of a line. As many turns as there is time for; TURNS where the budget trims nothing."""
+    whole of a line. TURNS where the budget trims nothing; else as many as there is time for, and after a few of them
+    those methods leave theirs to the others of which enough is `answered` beside the first."""
     found = [
         Timed(store_us(method), [[] for _ in contexts], [_held(method, context) for context in contexts])
         for method in methods
     ]
-    steps = [
-        (result, at, step)
+    turns = [
+        [(result, at, step) for at, step in enumerate(_steps(method, contexts))]
         for result, method in zip(found, methods, strict=True)
-        for at, step in enumerate(_steps(method, contexts))
     ]
-    for _, _, step in steps:
-        step.seconds()  # allocates, compiles
+    for of_method in turns:
+        for _, _, step in of_method:
+            step.seconds()  # allocates, compiles
     took_s = 0.0
     for turn in range(MOST_TURNS if budget.trims else TURNS):
-        if turn >= LEAST_TURNS and budget.times(took_s) < 1:
+        if budget.trims and turn in LOOKS:
+            turns = [each for each in turns if each[0][0] is found[0] or not answered(each[0][0], found[0])]
+        if len(turns) == 1 or (turn >= LEAST_TURNS and budget.times(took_s) < 1):
             break
         start_s = budget.clock()
+        steps = [step for of_method in turns for step in of_method]
         for result, at, step in steps if turn % 2 == 0 else reversed(steps):
             result.itl_ms[at].append(step.seconds() * 1e3)
         took_s = budget.clock() - start_s
@@ -132,7 +144,10 @@ def _grown(pages: KiviPages, method: Method, index: int, tokens: int) -> KiviPag
     assert isinstance(spec, HeadsSpec)
     for start in range(0, tokens, pages.group):
         size = min(pages.group, tokens - start)
-        k, v = (torch.randn(size, spec.kv_heads, dim) for dim in (spec.k_head_dim, spec.v_head_dim))
+        k, v = (
+            torch.randn(size, spec.kv_heads, dim, device=method.loaded.device)
+            for dim in (spec.k_head_dim, spec.v_head_dim)
+        )
         pages.write(k, v, torch.zeros(0, dtype=torch.int64))
     return pages
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 
-from kvtool.engine.text import Tokenizer
+from kvtool.engine.text import ALICE, Tokenizer, shipped_text
 from kvtool.system.errors import KvtoolError
 from kvtool.system.files import read_bytes
 
-ALICE = "alice.txt"  # Lewis Carroll, Alice's Adventures in Wonderland, 1865: chapters 1 to 5, lines joined
 LEAST_TOKENS = 3  # one that is given, and two to predict
 
 
@@ -33,7 +31,7 @@ class Text:
 
 def read_text(path: Path | None, tokenizer: Tokenizer, vocab_size: int) -> Text:
     """The tokens of a file, or of the text that comes with kvtool. Raises KvtoolError for one that says too little."""
-    data = read_bytes(path) if path is not None else (files(__package__) / ALICE).read_bytes()
+    data = read_bytes(path) if path is not None else shipped_text()
     name = str(path or ALICE)
     try:
         token_ids = tokenizer.encode(data.decode())

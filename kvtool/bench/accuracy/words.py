@@ -23,12 +23,15 @@ def accuracy_of(
     sha256: str,
     speed: CacheSpeed | None,
     trimmed: list[str],
+    unspared: list[Moved] | None = None,
 ) -> Accuracy:
-    """The case's own figures; standard errors are over blocks of tokens, those of greedy text over prompts."""
+    """The case's own figures; standard errors are over blocks of tokens, those of greedy text over prompts. `unspared`:
+    of the same format with no layer left whole."""
     kl, agrees = mean_of([each.kl for each in found]), mean_of([each.agrees for each in found])
     nll, own = mean_of([each.reference_nll for each in found]), mean_of([each.nll for each in found])
     change = added_nll(found)
     kls = np.concatenate([each.kl for each in found])
+    saved = None if unspared is None else kl_saved(found, unspared)
     return Accuracy(
         kv_cache_dtype=method.cache_format.base_name,
         method=method.description,
@@ -56,7 +59,15 @@ def accuracy_of(
         text_sha256=sha256,
         speed=speed,
         trimmed=trimmed,
+        kl_saved=None if saved is None else saved.value,
+        kl_saved_se=None if saved is None else saved.se,
     )
+
+
+def kl_saved(found: list[Moved], unspared: list[Moved]) -> Mean:
+    """By how much KL is below that of others, over the windows that both have."""
+    both = zip(found, unspared, strict=False)
+    return mean_of([other.kl - own.kl for own, other in both])
 
 
 def added_nll(found: list[Moved]) -> Mean:

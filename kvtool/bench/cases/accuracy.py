@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,11 +13,12 @@ import msgspec
 from kvtool.bench.accounting import step_bytes
 from kvtool.bench.accuracy.greedy import agreements, continuations, continued
 from kvtool.bench.accuracy.layers import LayerErrors, layer_errors, watch
-from kvtool.bench.accuracy.methods import Method, calibrated, held_bytes, method, reference_method
-from kvtool.bench.accuracy.pays import speed_of
+from kvtool.bench.accuracy.methods import Method, calibrated, method, reference_method, spared
+from kvtool.bench.accuracy.pays import has_answer, speed_of
+from kvtool.bench.accuracy.reading import Read, read_windows
 from kvtool.bench.accuracy.speed import PLANNED_TURNS, in_dtype_of_cache, timed
 from kvtool.bench.accuracy.text import Text, read_text
-from kvtool.bench.accuracy.tokens import Moved, is_settled, moved
+from kvtool.bench.accuracy.tokens import COLLAPSES, LOSES, Moved, is_settled
 from kvtool.bench.accuracy.words import accuracy_of, words_of
 from kvtool.bench.cases.base import Measured, Setup, Stepped, require_positive
 from kvtool.bench.session import Step
@@ -25,31 +27,30 @@ from kvtool.engine.kept import reads_in_part
 from kvtool.engine.text import find_tokenizer
 from kvtool.machine.pace import Budget
 from kvtool.results import AccuracyCase, CacheSpeed, Check, Memory, Metrics, Roofline, StepBytes
+from kvtool.results.cases.accuracy import worst_layers
 from kvtool.sizing.formats import parse_cache_format
 from kvtool.sizing.speed.traffic import decode_kv_read_bytes, kv_written_bytes
 from kvtool.system.errors import DeviceError, KvtoolError
 from kvtool.workloads import Request
 
-CPU_FORMATS = (
+FORMATS = (
     *("fp8", "fp8+calibrated", "fp8_e5m2", "int8", "int8_per_token_head"),
     *("int4", "int4+hadamard", "kivi_int4", "kivi_int2"),
     *("bf16+streaming:256", "bf16+quest:256"),
 )
-GPU_FORMATS = (
-    *("fp8", "fp8_e5m2", "fp8_per_token_head", "int8_per_token_head", "int4", "int4+hadamard"),
-    *("bf16+streaming:256", "bf16+quest:256"),
-)
 WATCHED_TOKENS = 256  # of the window that scales are calibrated on, and layers compared one by one
 LEAST_TOKENS = 32  # of it, and of a window, however slow the machine is
-FORMAT_S = 15.0  # that each format may take in all
-PARTS = 5  # of a comparison's time: for layers, greedy text and steps one each, and for the text all that is left
+FORMAT_S = 20.0  # that each format may take in all
+# Of a comparison's time: for layers and greedy text one each, for steps and for the text two, and for the formats that
+# lose, with their worst layers left whole, all that is left.
+PARTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyPart(Stepped):
     """The formats, the text (None: the one that comes with kvtool), the windows it is read in, and the contexts that a
-    decode step is timed at (none: nothing is timed); `skip_layers` makes a second case of each format, in which those
-    layers keep the run's own."""
+    decode step is timed at (none: nothing is timed). `skip_layers` makes a second case of each format, in which those
+    layers keep the run's own; without any, a format that loses has one in which those do that are off most."""
 
     kv_cache_dtypes: tuple[str, ...]
     input_lens: tuple[int, ...]
@@ -65,21 +66,20 @@ class AccuracyPart(Stepped):
         require_positive("output length", self.output_len)
         require_positive("context", *self.contexts)
         if len(set(self.contexts)) == 1:
-            raise KvtoolError(f"context {self.contexts[0]} is one point, and a line needs two: as 256,1k,4k")
+            raise KvtoolError(f"context {self.contexts[0]} is one point, and a line needs two: as 256,2k,8k")
         for name in self.kv_cache_dtypes:
             parse_cache_format(name)
 
     @classmethod
     def default(cls, *, gpu: bool) -> AccuracyPart:
-        if gpu:
-            return cls(kv_cache_dtypes=GPU_FORMATS, input_lens=(512,), contexts=(1024, 8192, 32768))
-        return cls(kv_cache_dtypes=CPU_FORMATS, input_lens=(512,), contexts=(256, 1024, 4096))
+        contexts = (1024, 8192, 32768) if gpu else (256, 2048, 8192)
+        return cls(kv_cache_dtypes=FORMATS, input_lens=(512,), contexts=contexts)
 
     def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> AccuracyPart:
         """Contexts beyond the model's are left out, and all of them where a line through the rest has no two points;
         so are sparse caches that nobody asked for, where the model's attention cannot be sparse."""
         names = self.kv_cache_dtypes
-        if names in (CPU_FORMATS, GPU_FORMATS):
+        if names == FORMATS:
             names = tuple(name for name in names if reads_in_part(model, parse_cache_format(name)))
         longest = model.max_position_embeddings or max(self.contexts, default=0)
         known = tuple(sorted({context for context in self.contexts if context <= longest}))
@@ -87,9 +87,7 @@ class AccuracyPart(Stepped):
 
     def ways(self, name: str) -> list[tuple[int, ...]]:
         """The layers that each case of a format leaves whole; one that lets go of pages does so in all of them."""
-        sparse = parse_cache_format(name).sparse
-        lets_go = sparse is not None and sparse.way == "streaming"
-        return [()] if lets_go or not self.skip_layers else [(), self.skip_layers]
+        return [(), self.skip_layers] if self.skip_layers and leaves_whole(name) else [()]
 
     @property
     def longest_tokens(self) -> int:
@@ -117,6 +115,12 @@ class AccuracyPart(Stepped):
         return read_text(self.text, tokenizer, loaded.vocab_size)
 
 
+def leaves_whole(name: str) -> bool:
+    """Whether layers of the format `name` can be left whole: one that lets go of pages does so in all of them."""
+    sparse = parse_cache_format(name).sparse
+    return sparse is None or sparse.way != "streaming"
+
+
 class Comparison:
     """All formats on the same windows of a text, until each verdict holds, the time is over, or the text is. Where time
     is short, each phase does less: fewer tokens, prompts and turns, with the same formats."""
@@ -127,7 +131,6 @@ class Comparison:
         self.methods = [
             method(setup.loaded, name, skip) for name in options.kv_cache_dtypes for skip in options.ways(name)
         ]
-        self.held: list[int] = [0] * len(self.methods)
         self.token_s = 0.0  # of one token through the reference and every format
         self.trimmed: list[str] = []
 
@@ -138,10 +141,13 @@ class Comparison:
         apart = windows.pop() if len(windows) > 1 else windows[0]  # nothing is calibrated on what it is judged by
         errors = self._errors(apart[:WATCHED_TOKENS], budget.case())
         greedy = self._greedy(windows, budget.case())
-        speeds = self._speeds(budget.case())
-        found = self._read_windows(windows, budget)
-        indices = range(len(self.methods))
-        return Measured([self._case(i, found[i], greedy[i], errors[i], speeds[i]) for i in indices], [])
+        speeds = self._speeds(budget.case(shares=2))
+        found = self._read_windows(windows, budget.case(shares=2))
+        cases = [
+            self._case(each, found[i], greedy[i], errors[i], speeds[i], self._unspared(each, found))
+            for i, each in enumerate(self.methods)
+        ]
+        return Measured([*cases, *self._spared(windows, found, errors, budget)], [])
 
     def _errors(self, token_ids: list[int], budget: Budget) -> list[LayerErrors]:
         """By method, of as many of these tokens as there is time for, by the time that a few of them take."""
@@ -165,19 +171,19 @@ class Comparison:
         as many more as there is time for by what that one took."""
         prompts = continuations(windows)
         start_s = budget.clock()
-        found = self._agreements(prompts[:1])
+        found = self._agreements(self.methods, prompts[:1])
         more = int(min(len(prompts) - 1, budget.times(budget.clock() - start_s)))
         self._leave_out("greedy text of {0} of {1} prompts", 1 + more, len(prompts))
-        further = self._agreements(prompts[1 : 1 + more]) if more else [[] for _ in self.methods]
+        further = self._agreements(self.methods, prompts[1 : 1 + more]) if more else [[] for _ in self.methods]
         return [first + rest for first, rest in zip(found, further, strict=True)]
 
-    def _agreements(self, prompts: list[list[int]]) -> list[list[int]]:
+    def _agreements(self, methods: list[Method], prompts: list[list[int]]) -> list[list[int]]:
         clock = self.setup.budget.clock
         expected = continued(self.setup.loaded, prompts, self.options.output_len)
         start_s = clock()
-        found = [agreements(each, prompts, expected) for each in self.methods]
+        found = [agreements(each, prompts, expected) for each in methods]
         tokens = sum(len(prompt) + self.options.output_len - 1 for prompt in prompts)
-        self.token_s = (clock() - start_s) / tokens * (1 + 1 / len(self.methods))
+        self.token_s = (clock() - start_s) / tokens * (1 + 1 / len(methods))
         return found
 
     def _speeds(self, budget: Budget) -> list[CacheSpeed | None]:
@@ -190,42 +196,62 @@ class Comparison:
         except DeviceError:
             return [None] * len(self.methods)
         methods = [each.of(loaded) for each in self.methods]
-        other, *own = timed([reference_method(loaded), *methods], contexts, budget)
-        if budget.trims:
-            self._leave_out("steps timed in {0} of {1} turns", len(other.itl_ms[0]), PLANNED_TURNS)
         longest = loaded.model.max_position_embeddings or max(contexts)
+        answered = partial(has_answer, contexts=contexts, longest=longest)
+        other, *own = timed([reference_method(loaded), *methods], contexts, budget, answered)
+        unanswered = [len(each.itl_ms[0]) for each in own if not answered(each, other)]
+        if budget.trims and unanswered:
+            self._leave_out("steps timed in {0} of {1} turns", min(unanswered), PLANNED_TURNS)
         return [speed_of(each, other, contexts, dtype=reference, longest=longest) for each in own]
 
-    def _read_windows(self, windows: list[list[int]], budget: Budget) -> list[list[Moved]]:
-        """By method, what moved in each window; the windows are shorter where not even one of them would be read."""
+    def _read_windows(self, windows: list[list[int]], budget: Budget) -> list[Read]:
+        """By method; the windows are shorter where not even one of them would be read."""
         longest = len(windows[0])
         most = int(min(longest, max(LEAST_TOKENS, budget.times(self.token_s))))
         self._leave_out("windows of {0} tokens in place of {1}", most, longest)
-        found: list[list[Moved]] = [[] for _ in self.methods]
-        took_s = 0.0
-        for count, window in enumerate(windows):
-            if count and not self._goes_on(count, found, in_time=budget.times(took_s) >= 1):
-                break
-            start_s = budget.clock()
-            self._read_window(window[:most], found)
-            took_s = budget.clock() - start_s
-        self._note_unread(found, sum(map(len, windows)))
+        shorter = [window[:most] for window in windows]
+        found = read_windows(self.reference, self.methods, shorter, partial(self._goes_on, budget), budget.clock)
+        self._note_unread([each.moved for each in found], sum(map(len, windows)))
         return found
 
-    def _read_window(self, window: list[int], found: list[list[Moved]]) -> None:
-        expected = self.reference.logits(window, self.reference.layers(len(window)))
-        for index, each in enumerate(self.methods):
-            layers = each.layers(len(window))
-            is_first = not found[index]
-            found[index].append(moved(expected, each.logits(window, layers), window))
-            if is_first:
-                self.held[index] = held_bytes(layers if each.step_tokens else each.held(len(window)))
+    def _goes_on(self, budget: Budget, found: list[list[Moved]], took_s: float) -> bool:
+        """Whether to read another window after those."""
+        if not budget.trims:
+            return len(found[0]) < self.setup.num_iters
+        return budget.times(took_s) >= 1 and not self._are_settled(found)
 
-    def _goes_on(self, count: int, found: list[list[Moved]], *, in_time: bool) -> bool:
-        """Whether to read another window after so many."""
-        if not self.setup.budget.trims:
-            return count < self.setup.num_iters
-        return in_time and not self._are_settled(found)
+    def _unspared(self, own: Method, found: list[Read]) -> list[Moved] | None:
+        """What moved of the same format with no layer left whole; None of that itself."""
+        if not own.whole_layers:
+            return None
+        plain = (own.cache_format, ())
+        return next(
+            r.moved for r, m in zip(found, self.methods, strict=True) if (m.cache_format, m.whole_layers) == plain
+        )
+
+    def _spared(
+        self, windows: list[list[int]], found: list[Read], errors: list[LayerErrors], budget: Budget
+    ) -> list[AccuracyCase]:
+        """Each format that loses once more on the same tokens, with the layers whose attention is off most left whole:
+        on as many of the windows as there is time for, and greedy text behind the first."""
+        chosen = [i for i in range(len(found)) if self._is_to_spare(self.methods[i], found[i], errors[i])]
+        if not chosen:
+            return []
+        layers = [sorted(worst_layers(errors[i].attention)) for i in chosen]
+        methods = [spared(self.methods[i], tuple(whole)) for i, whole in zip(chosen, layers, strict=True)]
+        greedy = self._agreements(methods, continuations(windows)[:1])
+        same = [window[: len(each.nll) + 1] for window, each in zip(windows, found[0].moved, strict=False)]
+        again = read_windows(self.reference, methods, same, lambda _, took_s: budget.times(took_s) >= 1, budget.clock)
+        self._leave_out("layers left whole in {0} of {1} windows", len(again[0].moved), len(same))
+        return [
+            self._case(own, read, agrees, errors[i].sparing(own.whole_layers), None, found[i].moved)
+            for i, own, read, agrees in zip(chosen, methods, again, greedy, strict=True)
+        ]
+
+    def _is_to_spare(self, own: Method, found: Read, errors: LayerErrors) -> bool:
+        said = words_of(found.moved, self.reference.cache_format.name)
+        can = not self.options.skip_layers and leaves_whole(own.cache_format.name)
+        return said in (LOSES, COLLAPSES) and can and bool(worst_layers(errors.attention))
 
     def _are_settled(self, found: list[list[Moved]]) -> bool:
         return all(is_settled(words_of(each, self.reference.cache_format.name)) for each in found)
@@ -240,11 +266,19 @@ class Comparison:
             self.trimmed.append(words.format(done, asked))
 
     def _case(
-        self, index: int, found: list[Moved], greedy: list[int], errors: LayerErrors, speed: CacheSpeed | None
+        self,
+        own: Method,
+        read: Read,
+        greedy: list[int],
+        errors: LayerErrors,
+        speed: CacheSpeed | None,
+        unspared: list[Moved] | None,
     ) -> AccuracyCase:
-        own = self.methods[index]
+        """The case of one method. Layers that the run chose itself are not in its name: runs can be compared."""
+        found = read.moved
         first = len(found[0].nll) + 1
-        name = f"accuracy/{own.cache_format.name}" + (f"/{own.whole}" if own.whole else "")
+        whole = own.whole if self.options.skip_layers else "worst layers whole"
+        name = f"accuracy/{own.cache_format.name}" + (f"/{whole}" if own.whole_layers else "")
         return AccuracyCase(
             name=name if len(self.options.input_lens) == 1 else f"{name}/{self.input_len}",
             inputs=self.setup.inputs(
@@ -261,9 +295,9 @@ class Comparison:
             roofline=Roofline(reason="nothing is timed"),
             memory=Memory(
                 kv_predicted_bytes=own.predicted_bytes(first),
-                kv_allocated_bytes=self.held[index],
+                kv_allocated_bytes=read.held,
                 kv_pool_bytes=None,
-                kv_waste_bytes=self.held[index] - sum(spec.stored_bytes(first) for spec in own.specs),
+                kv_waste_bytes=read.held - sum(spec.stored_bytes(first) for spec in own.specs),
                 peak_bytes=None,
             ),
             check=Check(text=f"compared with {self.reference.cache_format.name}: the case's own figures"),
@@ -277,6 +311,7 @@ class Comparison:
                 sha256=self.text.sha256,
                 speed=speed,
                 trimmed=self.trimmed,
+                unspared=unspared,
             ),
         )
 

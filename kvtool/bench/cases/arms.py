@@ -19,7 +19,8 @@ from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels.interface import Pages, Rows
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 from kvtool.units import ceil_div
 
 ARMS = ("no_cache", "contiguous", "preallocated", "paged")
@@ -74,7 +75,7 @@ def _without_cache(loaded: LoadedModel, prompt_ids: list[int], output_len: int) 
 
 def _contiguous(loaded: LoadedModel, prompt_ids: list[int], output_len: int, *, room: int | None) -> Generated:
     """One page that holds the whole sequence: of `room` tokens, or grown to each new length."""
-    cache = KvPool(loaded.specs, 1, room or len(prompt_ids), loaded.device)
+    cache = KvPool(loaded.specs, 1, room or len(prompt_ids), loaded.device, loaded.amax)
     layers = cache.layers
     token_ids, times_s, logits = list(prompt_ids), [], []
     start_s = time.perf_counter()

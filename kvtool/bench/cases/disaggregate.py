@@ -241,4 +241,6 @@ def _measured(
         cases=list(cases),
     )
     unequal = [case.name for case in cases if case.check.outputs_equal is False]
-    return Outcome(document=document, interrupted=conditions.interrupted, errors=[], unequal=unequal)
+    return Outcome(
+        document=document, interrupted=conditions.interrupted, errors=[*conditions.failures], unequal=unequal
+    )

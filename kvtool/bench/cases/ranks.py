@@ -72,7 +72,9 @@ def _measured(
         cases=list(cases),
     )
     unequal = [case.name for case in cases if case.check.outputs_equal is False]
-    return Outcome(document=document, interrupted=conditions.interrupted, errors=[], unequal=unequal)
+    return Outcome(
+        document=document, interrupted=conditions.interrupted, errors=[*conditions.failures], unequal=unequal
+    )
 
 
 def _how_ranks_run(part: RanksPart, device_type: str) -> list[str]:

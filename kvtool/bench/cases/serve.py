@@ -11,11 +11,11 @@ from heapq import heapify, heappop, heappush
 
 from msgspec.structs import replace
 
-from kvtool.bench.harness import sample_of
+from kvtool.bench.harness import Client, sample_of
 from kvtool.cache.manager import CacheCounters
 from kvtool.cache.tiers.counters import TierCounters
 from kvtool.engine.engine import Engine
-from kvtool.engine.sequence import SamplingParams, Sequence
+from kvtool.engine.sequence import Sequence
 from kvtool.results import Sample
 from kvtool.results.cases.workload import KEPT, SHARED
 from kvtool.workloads.scenarios.base import Plan
@@ -99,23 +99,18 @@ def serve(
     forks: bool = True,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Served:
-    """The plan's requests, each when it is due, at most `concurrency` in flight.
-
-    A request that the limit holds back is in from the moment it is submitted. `forks` lets the answers to one prompt
+    """The plan's requests, each when it is due, at most `concurrency` in flight. `forks` lets the answers to one prompt
     share its pages; without, each is a request of its own.
     """
-    return _Serving(engine, plan, concurrency, forks, sleep).run()
+    return _Serving(engine, plan, forks, Client(engine, concurrency, sleep)).run()
 
 
 class _Serving:
     """The state of one run. `_due` is a heap of times and turns; `_unfinished` counts the answers of a turn."""
 
-    def __init__(
-        self, engine: Engine, plan: Plan, concurrency: int | None, forks: bool, sleep: Callable[[float], None]
-    ) -> None:
+    def __init__(self, engine: Engine, plan: Plan, forks: bool, client: Client) -> None:
         self.engine, self.plan = engine, plan
-        self._concurrency, self._forks, self._sleep = concurrency, forks, sleep
-        self._start_s = engine.clock()
+        self._forks, self._client = forks, client
         self._due = [(turn.arrival_s, i) for i, turn in enumerate(plan.turns) if turn.after is None]
         heapify(self._due)
         self._followers: dict[int, list[int]] = defaultdict(list)
@@ -138,15 +133,18 @@ class _Serving:
         while self._due or self._turn_of:
             self._submit()
             if self.engine.scheduler.is_idle:
-                self._sleep(max(0.0, self._due[0][0] - self._now_s()))
+                self._client.rest(self._due[0][0])
                 self._watch_pool()  # until now it was as it is
             else:
                 self._step()
         sequences = [sequence for index in range(len(self.plan.turns)) for sequence in self._answers[index]]
+        arrivals_s = [sequence.arrival_s - self._client.start_s for sequence in sequences]
         return Served(
             sequences=sequences,
-            arrivals_s=[sequence.arrival_s - self._start_s for sequence in sequences],
-            queues_s=[max(0.0, self._admitted_s[s] - (s.arrival_s - self._start_s)) for s in sequences],
+            arrivals_s=arrivals_s,
+            queues_s=[
+                max(0.0, self._admitted_s[s] - arrival_s) for s, arrival_s in zip(sequences, arrivals_s, strict=True)
+            ],
             counters=self.engine.cache.counters(),
             tiers=self.engine.tiers(),
             in_use=self._in_use,
@@ -155,24 +153,18 @@ class _Serving:
             owners=page_owners(self._fullest, {sequence: place for place, sequence in enumerate(sequences)}),
         )
 
-    def _now_s(self) -> float:
-        return self.engine.clock() - self._start_s
-
     def _submit(self) -> None:
-        while self._due and self._due[0][0] <= self._now_s() and self._has_room():
+        while self._due and self._client.may_submit(self._due[0][0], len(self._turn_of)):
             due_s, index = heappop(self._due)
             turn = self.plan.turns[index]
-            params = SamplingParams(max_tokens=turn.output_len)
             prompt = turn.prompt(self._transcripts)
-            arrival_s = self._start_s + due_s if self._concurrency is None else None
-            first = self.engine.add(prompt, params, arrival_s=arrival_s, retention=turn.retention)
+            first = self._client.submit(prompt, turn.output_len, due_s, turn.retention)
             self._watch(first, index)
             if self._forks and turn.answers > 1:
                 self._to_fork[first] = turn.answers - 1
                 continue
             for _ in range(turn.answers - 1):
-                again = self.engine.add(prompt, params, arrival_s=arrival_s, retention=turn.retention)
-                self._watch(again, index)
+                self._watch(self._client.submit(prompt, turn.output_len, due_s, turn.retention), index)
 
     def _watch(self, sequence: Sequence, index: int) -> None:
         """It is in flight, as an answer to that turn."""
@@ -180,12 +172,9 @@ class _Serving:
         self._queued.append(sequence)
         self._turn_of[sequence] = index
 
-    def _has_room(self) -> bool:
-        return self._concurrency is None or len(self._turn_of) < self._concurrency
-
     def _step(self) -> None:
         """Requests that were admitted waited until the step began."""
-        begin_s = self._now_s()
+        begin_s = self._client.now_s()
         stepped = self.engine.step()
         for sequence in self._queued:
             if sequence.cached_tokens is not None:
@@ -200,7 +189,7 @@ class _Serving:
                 self._finish(sequence)
 
     def _watch_pool(self) -> None:
-        now_s, cache = self._now_s(), self.engine.cache
+        now_s, cache = self._client.now_s(), self.engine.cache
         held = cache.pool.num_pages - cache.num_available_pages
         self._in_use.append((now_s, cache.pool.num_pages - cache.counters().free_pages))
         self._held.append((now_s, held))
@@ -218,6 +207,6 @@ class _Serving:
         if any(other in self._turn_of for other in self._answers[index]):
             return
         self._transcripts[index] = sequence.token_ids
-        now_s = self._now_s()
+        now_s = self._client.now_s()
         for follower in self._followers.pop(index, []):
             heappush(self._due, (now_s + self.plan.turns[follower].think_s, follower))

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 
 from kvtool.bench.kernels.work import DECODE, STORE, KernelWork
+from kvtool.engine.decoder.gathered import gathered
+from kvtool.engine.decoder.latent_attention import decompressed_prefill
 from kvtool.engine.loaded import TORCH_DTYPES
 from kvtool.engine.pool import KvPool, pool_specs
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.quantise import stored
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.machine.timers import Call
 from kvtool.results import KernelCheck
 from kvtool.sizing.specs import SlidingSpec
@@ -35,10 +39,12 @@ TILE_ELEMENTS = 4_194_301  # prime: repeated through a pool, it never puts the s
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """q [T,HQ,D] of some rows; a decode's have no query_starts."""
+    """q [T,HQ,D] of some rows; a decode's have no query_starts. `up` [HQ,N+V,R] is there where latents are
+    decompressed."""
 
     q: Tensor
     rows: Rows
+    up: Tensor | None = None
 
     @property
     def block_tables(self) -> Tensor:
@@ -86,7 +92,7 @@ class Measurement:
         else:
             self.queries = self._queries(tables[0])
             rows = self.queries.rows
-            self.scenes = [Queries(self.queries.q, replace(rows, block_tables=table)) for table in tables]
+            self.scenes = [replace(self.queries, rows=replace(rows, block_tables=table)) for table in tables]
             self.calls = [attention_call(work, kernels, self.layer, scene) for scene in self.scenes]
 
     def check(self) -> KernelCheck:
@@ -110,12 +116,13 @@ class Measurement:
 
     def _queries(self, table: Tensor) -> Queries:
         work = self.work
-        q = self._normal(work.new_tokens, work.model.num_heads, work.spec.k_head_dim)
+        q = self._normal(work.new_tokens, work.model.num_heads, work.head_dims[0])
         lens = torch.full((work.batch_size,), work.context, dtype=torch.int32, device=self.device)
         if work.part == DECODE:
             return Queries(q, Rows(table, lens))
         starts = torch.arange(work.batch_size + 1, dtype=torch.int32, device=self.device) * work.query_len
-        return Queries(q, Rows(table, lens, starts, work.query_len))
+        up = self._normal(*work.up_shape).mul_(work.out_dim**-0.5) if work.decompressed else None
+        return Queries(q, Rows(table, lens, starts, work.query_len), up)
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=TORCH_DTYPES[self.work.dtype], device=self.device, generator=self.random)
@@ -152,7 +159,11 @@ class Measurement:
 def attention_call(work: KernelWork, kernels: Kernels, pages: Pages, queries: Queries) -> Callable[[], Tensor]:
     """The kernel bound to its arguments. Random queries suit any scale: this one keeps scores of order 1."""
     window = work.spec.window if isinstance(work.spec, SlidingSpec) else 0
-    softmax = Softmax(work.spec.k_head_dim**-0.5, window)
+    softmax = Softmax(work.head_dims[0] ** -0.5, window)
+    if queries.up is not None:
+        tables = tuple(queries.rows.tables)
+        copied = gathered(tables, pages.block_size, kernels.tile_tokens, queries.q.device)
+        return partial(decompressed_prefill, queries.q, queries.up, queries.rows, copied, pages, softmax, kernels)
     attend = kernels.decode if work.part == DECODE else kernels.prefill
     return partial(attend, queries.q, pages, queries.rows, softmax)
 
@@ -181,7 +192,7 @@ def prefill_sample(queries: Queries) -> tuple[Queries, Tensor]:
     shorter = torch.tensor([num_queries - count, 0], dtype=torch.int32, device=device)
     starts = torch.tensor([0, count, 2 * count], dtype=torch.int32, device=device)
     halves = Rows(queries.block_tables.repeat(2, 1), queries.seq_lens - shorter, starts, count)
-    return Queries(queries.q[rows], halves), rows
+    return Queries(queries.q[rows], halves, queries.up), rows
 
 
 def _head_call(work: KernelWork, kernels: Kernels, pages: Pages, queries: Queries, *, head: int, of: int) -> Tensor:
@@ -189,7 +200,8 @@ def _head_call(work: KernelWork, kernels: Kernels, pages: Pages, queries: Querie
     if pages.v is not None:
         shared = head // (of // work.spec.kv_heads)
         pages = pages.map(lambda tensor: tensor[:, :, shared : shared + 1])
-    return attention_call(work, kernels, pages, Queries(queries.q[:, head : head + 1], queries.rows))()
+    up = None if queries.up is None else queries.up[head : head + 1]
+    return attention_call(work, kernels, pages, Queries(queries.q[:, head : head + 1], queries.rows, up))()
 
 
 def compared(ran: Tensor, expected: Tensor, *, dtype: str, what: str) -> KernelCheck:

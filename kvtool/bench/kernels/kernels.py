@@ -80,7 +80,7 @@ def measure_kernels(
     return Outcome(
         document=document,
         interrupted=conditions.interrupted,
-        errors=accounting_errors(cases),
+        errors=[*conditions.failures, *accounting_errors(cases)],
         unequal=[f"{case.name}: {case.check.text}" for case in cases if not case.check.outputs_equal],
     )
 
@@ -128,17 +128,21 @@ def _steps(works: list[KernelWork], setup: Setup) -> Iterator[Step[KernelCase]]:
     for _, group in groupby(works, key=lambda work: (work.spec, work.block_size)):
         sharing = list(group)
         num_pages = max(work.pool_pages(setup.stream_bytes) for work in sharing)
-        with device_errors(f"making a pool of {num_pages} pages"), torch.inference_mode():
-            pool = filled_pool(sharing[0], num_pages, setup.device, _random(setup))
+        shared: list[KvPool] = []  # made by the first case that can
         for work in sharing:
             name = f"{work.kernel}: {format_length(work.context)} x {work.batch_size}"
-            yield Step(name, partial(_measured, work, pool, setup))
-        del pool  # before the next group asks for its own
+            yield Step(name, partial(_measured, work, shared, num_pages, setup))
+        shared.clear()  # before the next group asks for its own
 
 
-def _measured(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
-    with device_errors(f"measuring {work.name}"), torch.inference_mode():
-        return _case(work, pool, setup)
+def _measured(work: KernelWork, shared: list[KvPool], num_pages: int, setup: Setup) -> KernelCase:
+    """On the pool of its group, `shared`, of `num_pages`."""
+    with torch.inference_mode():
+        if not shared:
+            with device_errors(f"making a pool of {num_pages} pages"):
+                shared.append(filled_pool(work, num_pages, setup.device, _random(setup)))
+        with device_errors(f"measuring {work.name}"):
+            return _case(work, shared[0], setup)
 
 
 def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:

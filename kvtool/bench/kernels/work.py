@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import TypeGuard
 
 from kvtool.bench.kernels.options import KernelsOptions
@@ -29,7 +30,9 @@ TABLE_ENTRY_BYTES = 4
 class KernelWork:
     """One kernel on one layer of a model: `batch_size` sequences of `context` cached tokens each.
 
-    The last `query_len` tokens of each are this call's: its queries, or the rows that it stores.
+    The last `query_len` tokens of each are this call's: its queries, or the rows that it stores. A prefill over latents
+    is `decompressed` where it does what a step of the engine does: copy them out of their pages, multiply them back to
+    keys and values of each head, and attend to those.
     """
 
     model: Model
@@ -41,10 +44,13 @@ class KernelWork:
     context: int
     batch_size: int
     query_len: int
+    decompressed: bool = False
 
     @property
     def kernel(self) -> str:
         """What a report calls the operation."""
+        if self.decompressed:
+            return "mla_prefill_decompressed"
         if isinstance(self.spec, LatentSpec):
             return {DECODE: "mla_decode", PREFILL: "mla_prefill", STORE: "store_latent"}[self.part]
         return {DECODE: "paged_decode", PREFILL: "paged_prefill", STORE: "store_kv"}[self.part]
@@ -69,8 +75,22 @@ class KernelWork:
         return self.spec.kv_heads * (self.spec.k_head_dim + self.spec.v_head_dim)
 
     @property
+    def head_dims(self) -> tuple[int, int]:
+        """Columns of a head's query and of its output."""
+        if self.decompressed:
+            nope, v_dim = decompressed_dims(self.layer)
+            return nope + self.spec.k_head_dim - self.out_dim, v_dim
+        return self.spec.k_head_dim, self.out_dim
+
+    @property
     def out_dim(self) -> int:
+        """Columns of what is attended to where it lies."""
         return self.spec.kv_lora_rank if isinstance(self.spec, LatentSpec) else self.spec.v_head_dim
+
+    @property
+    def up_shape(self) -> tuple[int, int, int]:
+        """[heads, nope + v, R]: what decompresses a latent."""
+        return self.model.num_heads, sum(decompressed_dims(self.layer)), self.out_dim
 
     @property
     def tokens_in_use(self) -> int:
@@ -105,18 +125,20 @@ class KernelWork:
         if self.part == STORE:
             rows = self.new_tokens * self.row_elements * itemsize
             return KernelBytes(kv_read=0, kv_written=self.kv_bytes, other=rows, flops=0)
-        queries = self.new_tokens * self.model.num_heads * (self.spec.k_head_dim + self.out_dim) * itemsize
-        tables = self.batch_size * (self.num_pages - self.first_page) * TABLE_ENTRY_BYTES
-        return KernelBytes(kv_read=self.kv_bytes, kv_written=0, other=queries + tables, flops=self._flops())
+        other = self.new_tokens * self.model.num_heads * sum(self.head_dims) * itemsize
+        other += self.batch_size * (self.num_pages - self.first_page) * TABLE_ENTRY_BYTES
+        other += prod(self.up_shape) * itemsize if self.decompressed else 0
+        return KernelBytes(kv_read=self.kv_bytes, kv_written=0, other=other, flops=self._flops())
 
     def _flops(self) -> int:
         layer = self.layer
-        if isinstance(layer.cache, LatentAttention):
+        if isinstance(layer.cache, LatentAttention) and not self.decompressed:
             # The kernel attends over the latents themselves: without head dims sizing counts it so in prefill too.
             layer = Layer(cache=replace(layer.cache, qk_nope_head_dim=None))
         one_layer = replace(self.model, layers=(layer,))
         cached = self.context - self.query_len
-        return self.batch_size * attention_flops(one_layer, new_tokens=self.query_len, cached_tokens=cached)
+        flops = attention_flops(one_layer, new_tokens=self.query_len, cached_tokens=cached)
+        return self.batch_size * (flops + (2 * self.context * prod(self.up_shape) if self.decompressed else 0))
 
     def calls(self, stream_bytes: int) -> int:
         """Calls on pages of their own that go through `stream_bytes` of cache. Prefill computes: one is enough."""
@@ -126,11 +148,14 @@ class KernelWork:
         return self.calls(stream_bytes) * self.call_pages
 
     def needed_bytes(self, stream_bytes: int) -> int:
-        """Memory to measure it: the pool, the rows to store, queries and outputs, and the reference's fp32 copies."""
+        """Memory to measure it: the pool, the rows to store, queries and outputs, what is decompressed, and the
+        reference's fp32 copies."""
         pool = self.pool_pages(stream_bytes) * self.spec.page_bytes(self.block_size)
         if self.part == STORE:
             return pool + self.calls(stream_bytes) * self.bytes.other
-        return pool + self.bytes.other + 12 * self.tokens_in_use * (self.spec.k_head_dim + self.out_dim)
+        row = self.spec.k_head_dim + (prod(self.up_shape[:2]) if self.decompressed else 0)
+        copied = self.batch_size * self.context * row * FLOAT_BYTES[self.dtype] if self.decompressed else 0
+        return pool + self.bytes.other + copied + 12 * self.tokens_in_use * (self.spec.k_head_dim + self.out_dim)
 
 
 def plan(model: Model, options: KernelsOptions, formats: Iterable[CacheFormat], dtype: str) -> list[KernelWork]:
@@ -149,6 +174,21 @@ def left_out(model: Model, cache_format: CacheFormat) -> list[str]:
     specs = set(layer_specs(model, cache_format))
     kinds = sorted({spec.kind for spec in specs if not _has_kernel(spec)} - {"shared"})
     return [f"{kind} layers were not measured: kvtool has no kernel for them" for kind in kinds]
+
+
+def can_decompress(layer: Layer) -> bool:
+    """Whether it is known what latents of it are decompressed to."""
+    cache = layer.cache
+    return isinstance(cache, LatentAttention) and None not in (cache.qk_nope_head_dim, cache.v_head_dim)
+
+
+def decompressed_dims(layer: Layer) -> tuple[int, int]:
+    """Columns of a head's key, but for the part that all share, and of its value."""
+    cache = layer.cache
+    assert isinstance(cache, LatentAttention)
+    assert cache.qk_nope_head_dim is not None
+    assert cache.v_head_dim is not None
+    return cache.qk_nope_head_dim, cache.v_head_dim
 
 
 def _attention_layers(model: Model, cache_format: CacheFormat) -> list[tuple[Layer, AttentionSpec]]:
@@ -178,7 +218,7 @@ def _has_kernel(spec: CacheSpec) -> TypeGuard[AttentionSpec]:
 def _works(
     model: Model, layer: Layer, spec: AttentionSpec, options: KernelsOptions, block_size: int, dtype: str
 ) -> Iterator[KernelWork]:
-    def work(part: str, *, context: int, batch_size: int, query_len: int) -> KernelWork:
+    def work(part: str, *, context: int, batch_size: int, query_len: int, decompressed: bool = False) -> KernelWork:
         return KernelWork(
             model=model,
             layer=layer,
@@ -189,12 +229,16 @@ def _works(
             context=context,
             batch_size=batch_size,
             query_len=query_len,
+            decompressed=decompressed,
         )
 
     for context, batch_size in product(options.contexts, options.batch_sizes):
         yield work(DECODE, context=context, batch_size=batch_size, query_len=1)
     for context in options.contexts:
-        yield work(PREFILL, context=context, batch_size=1, query_len=min(options.chunk_len, context))
+        query_len = min(options.chunk_len, context)
+        yield work(PREFILL, context=context, batch_size=1, query_len=query_len)
+        if query_len > 1 and can_decompress(layer):
+            yield work(PREFILL, context=context, batch_size=1, query_len=query_len, decompressed=True)
     for batch_size in options.batch_sizes:
         yield work(STORE, context=1, batch_size=batch_size, query_len=1)
     yield work(STORE, context=options.chunk_len, batch_size=1, query_len=options.chunk_len)

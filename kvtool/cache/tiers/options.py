@@ -10,7 +10,7 @@ from kvtool.system.errors import KvtoolError, did_you_mean
 from kvtool.units import format_bytes, parse_size
 
 EXAMPLE = "write dram=4GiB, disk=FOLDER:20GiB, or both with a comma"
-EXCLUSIVE = "exclusive"
+EXCLUSIVE, KVIKIO = "exclusive", "kvikio"
 TIERS = ("dram", "disk")
 
 
@@ -34,13 +34,14 @@ class WritePolicy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierOptions:
     """Capacities below the block pool; None where there is no such tier. `exclusive`: what moves up leaves host memory,
-    so that no page takes room in both. `up_gbps` are speeds measured before; this run's own join them.
-    `always_load`: even where computing is faster."""
+    so that no page takes room in both. `kvikio` moves pages between device and disk, without host memory. `up_gbps` are
+    speeds measured before; this run's own join them. `always_load`: even where computing is faster."""
 
     dram_bytes: int | None = None
     disk_folder: Path | None = None
     disk_bytes: int | None = None
     exclusive: bool = False
+    kvikio: bool = False
     write: WritePolicy = WritePolicy()
     up_gbps: tuple[tuple[str, float], ...] = ()
     always_load: bool = False
@@ -53,22 +54,27 @@ class TierOptions:
     def __str__(self) -> str:
         """Without the folder, which is the user's own affair."""
         named = [f"{name}={format_bytes(size)}" for name, size in self.capacities.items() if size is not None]
-        return ",".join([*named, *([EXCLUSIVE] if self.exclusive else [])])
+        return ",".join([*named, *([EXCLUSIVE] if self.exclusive else []), *([KVIKIO] if self.kvikio else [])])
 
     def __post_init__(self) -> None:
         if self.exclusive and (self.write.kind != "back" or self.dram_bytes is None):
             raise KvtoolError("--tiers exclusive keeps a page in one place: it needs dram=SIZE and --write-policy back")
+        if self.kvikio and (self.disk_folder is None or self.dram_bytes is not None):
+            raise KvtoolError(
+                "--tiers kvikio takes pages past host memory to the disk: it needs disk=FOLDER:SIZE, and no dram"
+            )
 
 
 def parse_tiers(text: str, write: str = "through") -> TierOptions:
     """The tiers of one --tiers and its --write-policy. Raises KvtoolError."""
-    found, switches = tier_items(text, names=TIERS, switches=(EXCLUSIVE,), example=EXAMPLE)
+    found, switches = tier_items(text, names=TIERS, switches=(EXCLUSIVE, KVIKIO), example=EXAMPLE)
     folder, disk_bytes = _disk(found["disk"]) if "disk" in found else (None, None)
     return TierOptions(
         dram_bytes=tier_bytes(found["dram"], "dram", EXAMPLE) if "dram" in found else None,
         disk_folder=folder,
         disk_bytes=disk_bytes,
         exclusive=EXCLUSIVE in switches,
+        kvikio=KVIKIO in switches,
         write=parse_write_policy(write),
     )
 

@@ -29,7 +29,11 @@ class SmallerFlags(Group):
         Path | None, _accuracy(help="What is read, in UTF-8 (default: five chapters of Alice in Wonderland).")
     ] = None
     kv_cache_dtype_skip_layers: Annotated[
-        str | None, _accuracy(metavar="LIST", help="Each format once more with these layers left whole, as 0,29.")
+        str | None,
+        _accuracy(
+            metavar="LIST",
+            help="Each format once more with these layers whole, as 0,29 (default: those that lose, with their worst).",
+        ),
     ] = None
     cache_type_k: Annotated[str | None, _accuracy(help="Of K alone, beside --cache-type-v: as --kv-cache-dtype.")] = (
         None
@@ -37,7 +41,7 @@ class SmallerFlags(Group):
     cache_type_v: Annotated[str | None, _accuracy(help="Of V alone, beside --cache-type-k.")] = None
     context: Annotated[
         str | None,
-        _accuracy(metavar="LIST", help="Contexts at which a decode step is timed (default: 256,1k,4k on a CPU)."),
+        _accuracy(metavar="LIST", help="Contexts at which a decode step is timed (default: 256,2k,8k on a CPU)."),
     ] = None
     max_model_len: Annotated[str | None, _pool(metavar="TOKENS", help="The longest request (default: 2k).")] = None
     reserve_len: Annotated[

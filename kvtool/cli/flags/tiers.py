@@ -27,7 +27,10 @@ class Tiers(Group):
 
     tiers: Annotated[
         str | None,
-        _option(metavar="LIST", help="dram=4GiB, disk=FOLDER:20GiB or both; and exclusive, to keep no page in two."),
+        _option(
+            metavar="LIST",
+            help="dram=4GiB, disk=FOLDER:20GiB or both; exclusive (no page in two), kvikio (past host memory).",
+        ),
     ] = None
     write_policy: Annotated[
         str | None,

@@ -13,7 +13,10 @@ from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import stacked
 from kvtool.kernels.fused import Input
-from kvtool.kernels.interface import Kernels, Pages, Softmax, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Softmax
+from kvtool.kernels.weights import Weight
 
 
 class GroupedQueryAttention:

@@ -11,7 +11,8 @@ from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.gathered import Gathered
 from kvtool.engine.decoder.part import Communicator
 from kvtool.kernels.fused import FusedKernels, Input, Normed
-from kvtool.kernels.interface import GatedWeight, Kernels, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.weights import GatedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,20 @@ class StepContext:
         """x W^T + bias, + plus."""
         if self.fused is not None:
             return self.fused.linear(x, weight, plus)
-        assert not isinstance(x, Normed), "only fused products normalise"
-        product = self.kernels.linear(x, weight)
+        product = self.kernels.linear(tensor_of(x), weight)
         return product if plus is None else product + plus
 
     def gated(self, x: Input, weight: GatedWeight) -> Tensor:
         """The gate of both products of x."""
         if self.fused is not None:
             return self.fused.gated(x, weight)
-        assert not isinstance(x, Normed), "only fused products normalise"
-        return self.kernels.gated(x, weight)
+        return self.kernels.gated(tensor_of(x), weight)
+
+
+def tensor_of(x: Input) -> Tensor:
+    """x where nothing is fused: `residual.normed` leaves a norm to be done to fused products alone."""
+    assert not isinstance(x, Normed), "only fused products normalise"
+    return x
 
 
 def join(decoded: Tensor | None, prefilled: Tensor | None) -> Tensor:

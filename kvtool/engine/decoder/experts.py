@@ -8,7 +8,7 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import Moe
 from kvtool.engine.decoder.linear import gate_of
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.interface import ExpertWeights
+from kvtool.kernels.weights import ExpertWeights
 from kvtool.system.errors import KvtoolError
 
 

@@ -7,6 +7,7 @@ decompresses the latents and attends as MHA, which is fewer FLOPs for many queri
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,13 +16,18 @@ from torch.nn.functional import linear
 from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import LatentAttention
 from kvtool.engine.decoder.context import StepContext, join
+from kvtool.engine.decoder.gathered import Gathered
 from kvtool.engine.decoder.linear import load_linear
 from kvtool.engine.decoder.norm import RmsNorm
 from kvtool.engine.decoder.residual import normed
 from kvtool.engine.decoder.rope import yarn_mscale
 from kvtool.engine.weights.source import WeightSource
+from kvtool.kernels.blocks import Blocks, stacked
 from kvtool.kernels.fused import Input
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax, Weight
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
+from kvtool.kernels.weights import Weight
 from kvtool.system.errors import KvtoolError
 
 _DECOMPRESSED_BYTES = 2**29  # of the keys and values that a prefill holds at once
@@ -48,23 +54,25 @@ class LatentProjection:
         width = num_heads * head_dim
         first = ("q_proj", width, False) if rank is None else ("q_a_proj", rank, decoder.qkv_bias)
         last = ("kv_a_proj_with_mqa", shape.kv_lora_rank + shape.qk_rope_head_dim, decoder.qkv_bias)
-        parts = []
+        parts, stored = [], []
         for name, rows, has_bias in (first, last):
             tensors = [weights.tensor(f"{prefix}.{name}.weight", rows, hidden_size)]
             tensors += [weights.tensor(f"{prefix}.{name}.bias", rows)] if has_bias else []
-            heads = num_heads if name == "q_proj" else 1
-            parts.append(tensors if name == "q_a_proj" else [_halves_last(t, heads, turned) for t in tensors])
+            heads, of_head = (num_heads, turned) if name == "q_proj" else (1, 0 if name == "q_a_proj" else turned)
+            parts.append([_halves_last(tensor, heads, of_head) for tensor in tensors])
+            stored.append(_halves_last_of(weights.blocks(f"{prefix}.{name}.weight"), heads, of_head))
         (of_query, *query_bias), (of_latent, *latent_bias) = parts
         self.widths = len(of_query), len(of_latent)
         bias = None
         if latent_bias:
             bias = torch.cat((*(query_bias or [latent_bias[0].new_zeros(len(of_query))]), *latent_bias))
-        self.inner = kernels.prepare(Weight(torch.cat((of_query, of_latent)), bias))
+        self.inner = kernels.prepare(Weight(torch.cat((of_query, of_latent)), bias, stored=stacked(stored)))
         self.norm = self.up = None
         if rank is not None:
             self.norm = RmsNorm(weights.tensor(f"{prefix}.q_a_layernorm.weight", rank), _LATENT_NORM_EPS)
-            up = weights.tensor(f"{prefix}.q_b_proj.weight", width, rank)
-            self.up = kernels.prepare(Weight(_halves_last(up, num_heads, turned)))
+            name = f"{prefix}.q_b_proj.weight"
+            up = _halves_last(weights.tensor(name, width, rank), num_heads, turned)
+            self.up = kernels.prepare(Weight(up, stored=_halves_last_of(weights.blocks(name), num_heads, turned)))
 
     def __call__(self, x: Input, step: StepContext) -> tuple[Tensor, Tensor]:
         query, latent = step.linear(x, self.inner).split(self.widths, dim=1)
@@ -109,7 +117,10 @@ class MultiHeadLatentAttention:
         absorbed, q = self._queries(x, step, pages)
         decode, prefill = step.batch.decode, step.batch.prefill
         decoded = self._decode(absorbed, decode, pages, step.kernels) if decode else None
-        prefilled = self._prefill(q, prefill, step, pages) if prefill else None
+        prefilled = None
+        if prefill:
+            assert step.gathered is not None
+            prefilled = decompressed_prefill(q, self.up, prefill, step.gathered, pages, self.softmax, step.kernels)
         return step.linear(join(decoded, prefilled).flatten(1), self.out, plus)
 
     def _queries(self, x: Input, step: StepContext, pages: Pages) -> tuple[Tensor, Tensor]:
@@ -134,27 +145,30 @@ class MultiHeadLatentAttention:
         torch.bmm(attended.transpose(0, 1), self.w_uv, out=out.transpose(0, 1))
         return out
 
-    def _prefill(self, q: Tensor, rows: Rows, step: StepContext, pages: Pages) -> Tensor:
-        """q [T, H, nope + rope] -> [T, H, v]. The latents of all tokens in use are copied out of their pages, and
-        decompressed for as many heads at a time as fit in _DECOMPRESSED_BYTES, of one head at least."""
-        assert step.gathered is not None
-        copied, size = step.gathered, q.element_size()
-        latents = step.kernels.gather(pages, copied.pages, q.dtype)
-        latents = latents.view(-1, copied.block_size, self.rank + self.rope)
-        rows = replace(rows, block_tables=copied.block_tables)
-        parts = []
-        for heads in _head_blocks(self.num_heads, self.up[0].shape[0] * latents[..., 0].numel() * size):
-            k, v = self._decompressed(latents[..., : self.rank], heads)
-            decompressed = Pages(k, v, k_rope=latents[..., self.rank :])
-            parts.append(step.kernels.prefill(q[:, heads], decompressed, rows, self.softmax))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _decompressed(self, latents: Tensor, heads: slice) -> tuple[Tensor, Tensor]:
-        """latents [n, B, R] -> k [n, B, heads, nope] and v [n, B, heads, v]."""
-        up = self.up[heads]
-        rows = linear(latents.flatten(0, 1), up.flatten(0, 1))
-        k, v = rows.view(*latents.shape[:2], *up.shape[:2]).split((self.nope, self.v_head_dim), dim=-1)
-        return k, v
+def decompressed_prefill(
+    q: Tensor, up: Tensor, rows: Rows, copied: Gathered, pages: Pages, softmax: Softmax, kernels: Kernels
+) -> Tensor:
+    """q [T, H, nope + rope] over pages of latents, which up [H, nope + v, R] decompresses -> [T, H, v].
+
+    The latents of all tokens in use are copied out of their pages, and decompressed for as many heads at a time as fit
+    in _DECOMPRESSED_BYTES, of one head at least.
+    """
+    num_heads, width, rank = up.shape
+    latents = kernels.gather(pages, copied.pages, q.dtype).view(-1, copied.block_size, pages.k.shape[2])
+    nope = q.shape[2] - (latents.shape[2] - rank)
+    rows = replace(rows, block_tables=copied.block_tables)
+    parts = []
+    for heads in _head_blocks(num_heads, width * latents[..., 0].numel() * q.element_size()):
+        k, v = _decompressed(latents[..., :rank], up[heads]).split((nope, width - nope), dim=-1)
+        decompressed = Pages(k, v, k_rope=latents[..., rank:])
+        parts.append(kernels.prefill(q[:, heads], decompressed, rows, softmax))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _decompressed(latents: Tensor, up: Tensor) -> Tensor:
+    """latents [n, B, R] and up [heads, nope + v, R] -> [n, B, heads, nope + v]."""
+    return linear(latents.flatten(0, 1), up.flatten(0, 1)).view(*latents.shape[:2], *up.shape[:2])
 
 
 def _head_blocks(num_heads: int, head_bytes: int) -> list[slice]:
@@ -181,3 +195,8 @@ def _halves_last(rows: Tensor, heads: int, rope_dim: int) -> Tensor:
     by_head = rows.unflatten(0, (heads, -1))
     plain, turned = by_head[:, :-rope_dim], by_head[:, -rope_dim:]
     return torch.cat((plain, turned[:, 0::2], turned[:, 1::2]), dim=1).flatten(0, 1)
+
+
+def _halves_last_of(stored: Blocks | None, heads: int, rope_dim: int) -> Blocks | None:
+    """The same reordering of what a weight was made of: whole rows move, whose codes and scales move with them."""
+    return None if stored is None else stored.map(partial(_halves_last, heads=heads, rope_dim=rope_dim))

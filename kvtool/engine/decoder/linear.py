@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kvtool.catalog.decoder import Decoder
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.interface import Gate, Kernels, Weight
+from kvtool.kernels.interface import Kernels
 from kvtool.kernels.plain import CLAMPED, activation
+from kvtool.kernels.weights import Gate, Weight
 
 
 def load_linear(

@@ -11,8 +11,9 @@ from kvtool.engine.decoder.linear import gate_of, load_linear
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels.blocks import stacked
 from kvtool.kernels.fused import Input
-from kvtool.kernels.interface import GatedWeight, Kernels, Weight
+from kvtool.kernels.interface import Kernels
 from kvtool.kernels.plain import activation
+from kvtool.kernels.weights import GatedWeight, Weight
 
 
 class GatedMlp:

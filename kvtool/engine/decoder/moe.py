@@ -10,12 +10,12 @@ from torch import Tensor
 from kvtool.catalog.decoder import Router
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
-from kvtool.engine.decoder.context import StepContext
+from kvtool.engine.decoder.context import StepContext, tensor_of
 from kvtool.engine.decoder.mlp import GatedMlp, Mlp
 from kvtool.engine.weights.source import WeightSource
 from kvtool.kernels import plain
-from kvtool.kernels.fused import Choice, FusedKernels, Input, Normed, Shared
-from kvtool.kernels.interface import GATES, ExpertWeights
+from kvtool.kernels.fused import Choice, FusedKernels, Input, Shared
+from kvtool.kernels.weights import GATES, ExpertWeights
 
 _FEW_TOKENS = 64
 
@@ -44,8 +44,8 @@ class MoeMlp:
             shared = None if self.shared is None else Shared(self.shared.inner, self.shared.down)
             return step.fused.experts(x, self.experts, chosen, shares, plus, shared)
         started = plus if self.shared is None else self.shared(x, step, plus)
-        assert not isinstance(x, Normed), "experts have gates, as load_experts sees to, and shared ones too"
-        return step.kernels.experts(x, self.experts, chosen, shares, started)
+        # Beside fused products shared experts are always gated: `load_mlp` makes all of a decoder's MLPs alike.
+        return step.kernels.experts(tensor_of(x), self.experts, chosen, shares, started)
 
 
 class LearnedRouter:
@@ -71,8 +71,7 @@ class LearnedRouter:
     def __call__(self, x: Input, batch: StepBatch, fused: FusedKernels | None = None) -> tuple[Tensor, Tensor]:
         if fused is not None:
             return fused.route(x, self.choice)
-        assert not isinstance(x, Normed), "only fused kernels normalise"
-        return plain.route(x, self.choice)
+        return plain.route(tensor_of(x), self.choice)
 
 
 class EvenRouter:

@@ -12,7 +12,9 @@ from torch import Tensor
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.context import StepContext
 from kvtool.engine.decoder.transformer import Transformer
-from kvtool.kernels.interface import Kernels, Pages, Replay, Rotation, Rows
+from kvtool.kernels.interface import Kernels, Replay, Rotation
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 
 MOST_ROWS = 64  # of more the host's work is a small part
 FEWEST_PAGES = 8
@@ -100,7 +102,8 @@ def _rows(step: StepContext) -> Rows:
 
 def _inputs(step: StepContext) -> tuple[Tensor, ...]:
     """What layers read of a decode, but for its rows."""
-    return step.batch.slots, *step.rotation, *step.local_rotation
+    local = () if step.local_rotation is step.rotation else step.local_rotation
+    return step.batch.slots, *step.rotation, *local
 
 
 def _own(step: StepContext, num_pages: int) -> StepContext:
@@ -123,7 +126,7 @@ def _own_rotation(rotation: Rotation) -> Rotation:
 def _padding(num_rows: int) -> StepBatch:
     """A decode of rows that hold no sequence."""
     zeros = torch.zeros(num_rows, dtype=torch.int64)
-    rows = Rows(torch.zeros(num_rows, 1, dtype=torch.int32), zeros.int(), torch.arange(num_rows + 1).int(), 1)
+    rows = Rows(torch.zeros(num_rows, 1, dtype=torch.int32), zeros.int(), max_query_len=1)
     return StepBatch(zeros, zeros, zeros - 1, decode=rows, prefill=None, sample_rows=None)
 
 

@@ -33,7 +33,7 @@ class Rope:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for positions [T], as [T, 1, dim] each: shared by all layers of a step."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
 
 
 def rope_frequencies(theta: float, dim: int, scaling: RopeScaling | None) -> tuple[Tensor, float]:

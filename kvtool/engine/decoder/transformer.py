@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from kvtool.catalog.decoder import Decoder
 from kvtool.catalog.model import FullAttention, LatentAttention, Model
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.attention import GroupedQueryAttention
-from kvtool.engine.decoder.context import StepContext
+from kvtool.engine.decoder.context import StepContext, tensor_of
 from kvtool.engine.decoder.experts import load_experts
 from kvtool.engine.decoder.gathered import Gathered, gathered
-from kvtool.engine.decoder.latent_attention import MultiHeadLatentAttention
+from kvtool.engine.decoder.latent_attention import LatentProjection, MultiHeadLatentAttention
 from kvtool.engine.decoder.mlp import GatedMlp, Mlp, load_mlp
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter, MoeMlp
 from kvtool.engine.decoder.norm import load_norm
@@ -24,8 +24,10 @@ from kvtool.engine.decoder.part import Alone, Communicator
 from kvtool.engine.decoder.residual import Residual, joined, plus_of
 from kvtool.engine.decoder.rope import Rope
 from kvtool.engine.weights.source import WeightSource
-from kvtool.kernels.fused import FusedKernels, Normed
-from kvtool.kernels.interface import GatedWeight, Kernels, Pages, Weight
+from kvtool.kernels.fused import FusedKernels
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.weights import GatedWeight, Weight
 from kvtool.system.errors import KvtoolError
 
 # The norms before and after attention, and before and after the MLP, as Llama, OLMo 2 and Gemma 2 call them.
@@ -60,7 +62,7 @@ class DecoderLayer:
         attended = others.attended(self.attention(normed, step, pages, plus))
         normed, x = joined(x, attended, self.attention_out, plus).normed(self.mlp_in, step)
         plus = plus_of(x, self.mlp_out, step)
-        given = normed if isinstance(normed, Normed) else others.gathered(normed)
+        given = normed if step.fused is not None else others.gathered(tensor_of(normed))
         return joined(x, others.reduced(self.mlp(given, step, plus)), self.mlp_out, plus)
 
 
@@ -106,8 +108,7 @@ class Transformer:
     def saved_bytes(self, num_rows: int) -> int:
         """Bytes of weights that a step of so many rows does not read, as they lie here in fewer bits."""
         parts = [part for layer in self.layers for part in (layer.attention, layer.mlp)]
-        weights = [held for part in parts for held in vars(part).values() if isinstance(held, Weight | GatedWeight)]
-        savings = [weight.saving for weight in (*weights, self.head)]
+        savings = [weight.saving for weight in (*(held for part in parts for held in _weights_of(part)), self.head)]
         return sum(saving.bytes for saving in savings if saving is not None and num_rows <= saving.rows)
 
     @torch.inference_mode()
@@ -136,6 +137,21 @@ class Transformer:
         self, x: Tensor, step: StepContext, layers: list[Pages], *, wait: Callable[[int], None] | None = None
     ) -> Tensor:
         """The logits, out of what `start` gave."""
+        return self._logits(self._through(x, step, layers, wait), step)
+
+    @torch.inference_mode()
+    def likeliest(self, batch: StepBatch, layers: list[Pages], kernels: Kernels) -> Tensor:
+        """Where the largest logit of each sampled row stands, int64 [sampled rows], the first of equals."""
+        x, step = self.start(batch, layers, kernels)
+        stream = self._through(x, step, layers)
+        if step.fused is None or self.logit_softcap:  # whose rounding makes equals of what was none
+            return kernels.likeliest(self._logits(stream, step))
+        return step.fused.likeliest(stream.normed(self.norm, step)[0], self.head)
+
+    def _through(
+        self, x: Tensor, step: StepContext, layers: list[Pages], wait: Callable[[int], None] | None = None
+    ) -> Residual:
+        """The stream behind all layers, of the sampled rows."""
         stream, rows = Residual(x), step.batch.sample_rows
         for index, (layer, pages) in enumerate(zip(self.layers, layers, strict=True)):
             if wait is not None:
@@ -143,8 +159,9 @@ class Transformer:
             stream = layer(stream, step, pages)
             if self.after_layer is not None:
                 self.after_layer(index)
-        if rows is not None:
-            stream = stream.rows(rows)
+        return stream if rows is None else stream.rows(rows)
+
+    def _logits(self, stream: Residual, step: StepContext) -> Tensor:
         logits = step.linear(stream.normed(self.norm, step)[0], self.head)
         return logits.div_(self.logit_softcap).tanh_().mul_(self.logit_softcap) if self.logit_softcap else logits
 
@@ -183,6 +200,15 @@ class Embedding:
         if self.scale is not None:
             x = x * self.scale
         return x if self.offset is None else x + embedding(batch.positions + self.offset, self.positions)
+
+
+def _weights_of(part: object) -> Iterator[Weight | GatedWeight]:
+    """What a part of a layer multiplies by, and what the parts that it is made of do."""
+    for held in vars(part).values():
+        if isinstance(held, Weight | GatedWeight):
+            yield held
+        elif isinstance(held, LatentProjection | GatedMlp | Mlp):
+            yield from _weights_of(held)
 
 
 def runnable_decoder(model: Model) -> Decoder:

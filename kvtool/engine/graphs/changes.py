@@ -23,10 +23,10 @@ class RowChanges:
     entries: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
 
-    def put(self, row: int, sequence: Sequence) -> None:
-        """The row computes the pending token of `sequence`."""
-        position = sequence.num_computed
-        self._row(row, sequence.token_ids[position], position, sequence.params.divisor, sequence.params.top_p)
+    def put(self, row: int, sequence: Sequence, position: int) -> None:
+        """The row computes the token of `sequence` at this position; where the host does not know it yet, 0."""
+        token_id = sequence.token_ids[position] if position < len(sequence.token_ids) else 0
+        self._row(row, token_id, position, sequence.params.divisor, sequence.params.top_p)
 
     def clear(self, row: int) -> None:
         """The row is padding."""

@@ -14,7 +14,8 @@ from kvtool.engine.batch import StepBatch
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw, next_tokens
-from kvtool.kernels.interface import Kernels, Rows
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.rows import Rows
 from kvtool.units import ceil_div
 
 PADDING = -1
@@ -81,10 +82,13 @@ def decode_rows(num_rows: int, max_tokens: int, block_size: int, device: torch.d
 def decode_step(
     loaded: LoadedModel, pool: KvPool, rows: DecodeRows, draw: Draw, generator: torch.Generator, logits: Tensor | None
 ) -> None:
-    """Embedding, layers, logits, sampling and the move to the next position. `logits` [R, vocab] takes the logits."""
+    """Embedding, layers, logits, sampling and the move to the next position. `logits` [R, vocab] takes the logits;
+    without it greedy rows have no need of them."""
     batch = rows.next_batch(pool.block_size, loaded.kernels)
+    if draw is Draw.GREEDY and logits is None:
+        rows.token_ids.copy_(loaded.transformer.likeliest(batch, pool.layers, loaded.kernels))
+        return
     found = loaded.transformer(batch, pool.layers, loaded.kernels)
     if logits is not None:
         logits.copy_(found)
-    cut = loaded.kernels.nucleus
-    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator, cut))
+    rows.token_ids.copy_(next_tokens(found, draw, rows.temperatures, rows.top_ps, generator, loaded.kernels))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from kvtool.cache.manager import SequenceCache
+from kvtool.engine.batch import to_device
 from kvtool.engine.graphs.capture import DecodeGraphs
 from kvtool.engine.graphs.changes import RowChanges
 from kvtool.engine.graphs.decode_step import DecodeRows
@@ -39,13 +41,15 @@ class Occupant:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step under way: `rows[i]` is the row of `work[i]`; its `tokens` [R] are on the host once `landed` is."""
+    """A step under way: `rows[i]` is where `work[i]` has its token in `tokens` [R], None where it gets none; they are
+    on the host once `landed` is. `fresh` are they on the device, where no row of the pipeline holds them."""
 
     work: list[Work]
-    rows: list[int]
+    rows: list[int | None]
     tokens: Tensor
     landed: torch.cuda.Event | None
     logits: Tensor | None
+    fresh: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Landed:
 
 
 class DecodePipeline:
-    """Launches decode steps and waits for their tokens. Rows are written where they changed since the last step."""
+    """Launches decode steps, also behind a step that prefills, and waits for their tokens. Rows are written where they
+    changed since the last step."""
 
     def __init__(self, rows: DecodeRows, graphs: DecodeGraphs) -> None:
         num_rows, on_gpu = len(rows.positions), rows.positions.is_cuda
@@ -67,6 +72,7 @@ class DecodePipeline:
         self._occupants: list[Occupant] = []  # of the first rows; those behind are padding
         self._flights: deque[Flight] = deque()
         self.num_launched = 0
+        self._num_flights = 0
         self._hosts = [torch.zeros(num_rows, dtype=torch.int64, pin_memory=on_gpu) for _ in range(MAX_IN_FLIGHT)]
         self._events = [torch.cuda.Event() if on_gpu else None for _ in range(MAX_IN_FLIGHT)]
 
@@ -78,38 +84,58 @@ class DecodePipeline:
     def launch(self, work: list[Work], *, keep_logits: bool) -> None:
         """A decode step of these sequences. With a step under way they must be the same, and go on from there."""
         placed = self._placed([item.sequence for item in work])
-        self._write(placed, ahead=len(self._flights))
+        self._write(placed)
         draw = draw_of(item.sequence.params for item in work)
         logits = self.graphs.step(len(placed), draw, keep_logits=keep_logits)
-        row_of = {sequence: row for row, sequence in enumerate(placed)}
-        turn = self.num_launched % MAX_IN_FLIGHT
+        row_of: dict[Sequence, int | None] = {sequence: row for row, sequence in enumerate(placed)}
         self.num_launched += 1
-        flight = Flight(
+        self._fly(
+            [row_of[item.sequence] for item in work],
+            self.rows.token_ids[: len(placed)],
             work=work,
-            rows=[row_of[item.sequence] for item in work],
-            tokens=self._hosts[turn],
-            landed=self._events[turn],
             logits=None if logits is None else logits.clone(),  # before the next step overwrites them
         )
-        flight.tokens[: len(placed)].copy_(self.rows.token_ids[: len(placed)], non_blocking=True)
-        if flight.landed is not None:
-            flight.landed.record()
-        self._flights.append(flight)
+
+    def follow(self, work: list[Work], tokens: Tensor, logits: Tensor | None) -> None:
+        """A step that somebody else launched: `tokens` and `logits`, on the device, are those of the work that it
+        completes. What is launched next goes on from there."""
+        number = count()
+        rows = [next(number) if item.completes else None for item in work]
+        self._fly(rows, tokens, work=work, logits=logits, fresh=tokens)
+
+    def _fly(
+        self,
+        rows: list[int | None],
+        tokens: Tensor,
+        *,
+        work: list[Work],
+        logits: Tensor | None,
+        fresh: Tensor | None = None,
+    ) -> None:
+        """Have the tokens, on the device, sent to the host."""
+        turn = self._num_flights % MAX_IN_FLIGHT
+        self._num_flights += 1
+        host, landed = self._hosts[turn], self._events[turn]
+        host[: len(tokens)].copy_(tokens, non_blocking=True)
+        if landed is not None:
+            landed.record()
+        self._flights.append(Flight(work, rows, host, landed, logits, fresh))
 
     def wait(self) -> Landed:
         """The tokens of the oldest step under way. A sequence that ended before it has no use for its token."""
         flight = self._flights[0]
         if flight.landed is not None:
             flight.landed.synchronize()
-        tokens = flight.tokens[: len(flight.rows)].tolist()
+        tokens = flight.tokens.tolist()
         self._flights.popleft()
         live = [
             (item, row) for item, row in zip(flight.work, flight.rows, strict=True) if not item.sequence.is_finished
         ]
+        rows = [row for _, row in live if row is not None]
         return Landed(
             work=[item for item, _ in live],
-            tokens=[tokens[row] for _, row in live],
-            logits=None if flight.logits is None else flight.logits[[row for _, row in live]],
+            tokens=[tokens[row] for row in rows],
+            logits=None if flight.logits is None else flight.logits[rows],
         )
 
     def drop_finished(self) -> None:
@@ -140,24 +166,37 @@ class DecodePipeline:
         arriving = (sequence for sequence in sequences if sequence not in staying)
         return [next(arriving) if sequence is None or sequence not in staying else sequence for sequence in held]
 
-    def _write(self, placed: list[Sequence], ahead: int) -> None:
-        """Make the rows hold these sequences, `ahead` steps further than the host has read."""
+    def _write(self, placed: list[Sequence]) -> None:
+        """Make the rows hold these sequences, behind the step under way if there is one, whose tokens the host has not
+        read."""
+        coming = {item.sequence: item.num_tokens for item in self.last}
         changes = RowChanges()
         for row in range(len(placed), len(self._occupants)):
             changes.clear(row)
         del self._occupants[len(placed) :]
         self._occupants += [Occupant() for _ in range(len(placed) - len(self._occupants))]
         for row, sequence in enumerate(placed):
-            self._occupy(row, sequence, sequence.num_computed + ahead, changes)
+            self._occupy(row, sequence, sequence.num_computed + coming.get(sequence, 0), changes)
         changes.send(self.rows)
+        if self._flights and self._flights[-1].fresh is not None:
+            self._take_fresh(placed, self._flights[-1])
+
+    def _take_fresh(self, placed: list[Sequence], flight: Flight) -> None:
+        """The rows of these sequences get the tokens of a step that no row holds."""
+        assert flight.fresh is not None
+        at = {item.sequence: row for item, row in zip(flight.work, flight.rows, strict=True)}
+        found = [row for sequence in placed if (row := at[sequence]) is not None]
+        to, of = to_device(self.rows.positions.device, [list(range(len(placed))), found], torch.int64)
+        self.rows.token_ids.index_copy_(0, to, flight.fresh[of])
 
     def _occupy(self, row: int, sequence: Sequence, position: int, changes: RowChanges) -> None:
         """A row that holds the sequence at this position needs its new pages only."""
         assert sequence.pages is not None
         occupant = self._occupants[row]
         if occupant.cache is not sequence.pages or occupant.position != position:
-            assert position == sequence.num_computed, "the host has not read the token of this row"
-            changes.put(row, sequence)
+            known = position == sequence.num_computed or self._flights[-1].fresh is not None
+            assert known, "the host has not read the token of this row"
+            changes.put(row, sequence, position)
             occupant = self._occupants[row] = Occupant(sequence, sequence.pages)
         pages = sequence.pages.table.pages
         if len(pages) > occupant.num_pages:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.engine import Engine
+from kvtool.engine.graphs.pipeline import DecodePipeline
 from kvtool.engine.handover.messages import Ask, Came, Role
 from kvtool.engine.handover.move import export_pages, heads_of, whole_plan
 from kvtool.engine.handover.staging import export_layer, layer_span, planned_bytes, staged
@@ -35,13 +36,17 @@ class Leaving:
 
 
 class PrefillEngine(Engine):
-    """An engine that knows which prompts the step at hand completes."""
+    """An engine that knows which prompts the step at hand completes, and decodes none of them."""
 
     completing: list[Sequence] = []  # noqa: RUF012  # replaced, never changed
 
     def run(self, work: list[Work], *, wait: Callable[[int], None] | None = None) -> list[int]:
         self.completing = [item.sequence for item in work if item.completes]
         return super().run(work, wait=wait)
+
+    def _step_ahead(self, pipeline: DecodePipeline) -> list[Sequence]:
+        """No step is certain to follow: whose prompt is computed leaves."""
+        return self._run_now(self.schedule())
 
 
 class Prefiller:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.pool import layer_pages
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.specs import CacheSpec
 
 

@@ -1,4 +1,4 @@
-"""Whole pages between the block pool and slots of host memory, each page one contiguous block of all layers."""
+"""Whole pages between the block pool and slots, each page one contiguous block of all layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.offload.arrival import Arrival
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.units import KIB
 
 WORDS = {8: torch.int64, 4: torch.int32, 1: torch.uint8}
@@ -28,7 +28,7 @@ class PageCopies:
     """
 
     def __init__(self, layers: Sequence[Pages], slots: Tensor, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`slots` uint8 [num_slots, page_bytes] lies in host memory, pinned where the pool is on a GPU."""
+        """`slots` uint8 [num_slots, page_bytes] lies in host memory, pinned where the pool is on a GPU; or there."""
         tensors = [tensor for layer in layers for tensor in layer.tensors]
         self.device = tensors[0].device
         self._slots = slots

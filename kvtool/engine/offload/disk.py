@@ -8,15 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
+from torch import Tensor
+
 from kvtool.cache.tiers.shelf import Key, Shelf
 from kvtool.engine.offload.folder import PageFolder
 from kvtool.engine.offload.notices import Notices
-from kvtool.engine.offload.page_file import BadPageError, decode_page, encode_page, file_bytes
-from kvtool.machine.direct_io import AlignedBuffer
+from kvtool.engine.offload.page_file import BadPageError, file_bytes
+from kvtool.engine.offload.page_io import WORKERS, PageIO
 from kvtool.units import format_bytes
 
 Done = TypeVar("Done")
-WORKERS = 8  # requests in flight: a disk needs several to be at its speed
 
 
 class DiskTier:
@@ -26,20 +27,15 @@ class DiskTier:
     written any more is no tier from then on, with one warning.
     """
 
-    def __init__(
-        self, folder: PageFolder, *, capacity_bytes: int, fingerprint: bytes, page_bytes: int, notices: Notices
-    ) -> None:
+    def __init__(self, folder: PageFolder, pages: PageIO, *, capacity_bytes: int, notices: Notices) -> None:
         self.folder = folder
-        self.page_bytes = page_bytes
         self.works = True
-        self._fingerprint = fingerprint
+        self._pages = pages
+        self._file_bytes = file_bytes(pages.page_bytes)
         self._notices = notices
         self._shelf = Shelf(capacity_bytes)
         self._writing: dict[Key, Callable[[], None]] = {}
         self._finished: SimpleQueue[tuple[Key, OSError | None]] = SimpleQueue()
-        self._buffers: SimpleQueue[AlignedBuffer] = SimpleQueue()
-        for _ in range(WORKERS):
-            self._buffers.put(AlignedBuffer(file_bytes(page_bytes)))
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="kvtool-disk")
         for key, size in folder.scan():
             self._shelf.add(key, size)
@@ -57,10 +53,10 @@ class DiskTier:
     def num_writing(self) -> int:
         return len(self._writing)
 
-    def write(self, key: Key, page: memoryview, *, done: Callable[[], None], ready: Callable[[], None]) -> bool:
+    def write(self, key: Key, page: Tensor, *, done: Callable[[], None], ready: Callable[[], None]) -> bool:
         """Begin to write. `page` must stay as it is until `done` is called, by this thread; the writing thread calls
         `ready` first. False, and nothing done, where there is no room or the tier has failed."""
-        size = file_bytes(self.page_bytes)
+        size = self._file_bytes
         if not self.works or key in self._shelf or not self._make_room(size):
             return False
         self._shelf.add(key, size)
@@ -78,17 +74,14 @@ class DiskTier:
             done.set_result(work(*arguments))
             return done
 
-    def _write(self, key: Key, page: memoryview, ready: Callable[[], None]) -> None:
-        buffer = self._buffers.get()
+    def _write(self, key: Key, page: Tensor, ready: Callable[[], None]) -> None:
         failure: OSError | None = None
         try:
             ready()
-            encode_page(buffer.view, key, self._fingerprint, page)
-            self.folder.write(key, buffer.view)
+            self.folder.write(key, lambda fd: self._pages.write(fd, key, page))
         except OSError as error:
             failure = error
         finally:
-            self._buffers.put(buffer)
             self._finished.put((key, failure))
 
     def landed(self) -> None:
@@ -124,17 +117,15 @@ class DiskTier:
         self.works = False
         self._shelf = Shelf(0)
 
-    def read(self, key: Key, into: memoryview) -> Future[str | None]:
+    def read(self, key: Key, into: Tensor) -> Future[str | None]:
         """Begin to read a page that has landed. The future says what was wrong, None for nothing; give it to
         `finish_read` in any case."""
         self._shelf.pin(key)
         return self._begin(self._read, key, into)
 
-    def _read(self, key: Key, into: memoryview) -> str | None:
-        buffer = self._buffers.get()
+    def _read(self, key: Key, into: Tensor) -> str | None:
         try:
-            count = self.folder.read(key, buffer.view)
-            into[:] = decode_page(buffer.view[:count], key, self._fingerprint, self.page_bytes)
+            self.folder.read(key, lambda fd: self._pages.read(fd, key, into))
             return None
         except BadPageError as error:
             return error.kind
@@ -142,8 +133,6 @@ class DiskTier:
             return "missing"
         except OSError as error:
             return f"unreadable ({error.strerror or error})"
-        finally:
-            self._buffers.put(buffer)
 
     def finish_read(self, key: Key, outcome: str | None) -> bool:
         """Whether the page was read whole. One that was not is forgotten, its file removed, and that is told once."""

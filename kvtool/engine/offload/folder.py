@@ -9,11 +9,11 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kvtool.machine.direct_io import is_direct, open_direct, read_into, write_from
+from kvtool.machine.direct_io import is_direct, open_direct
 from kvtool.system.errors import KvtoolError
 
 NAME = "kvtool-cache"
@@ -53,25 +53,25 @@ class PageFolder:
                     pages.append((facts.st_mtime_ns, bytes.fromhex(entry.name[:32]), facts.st_size))
         return [(key, size) for _, key, size in sorted(pages)]
 
-    def write(self, key: bytes, image: memoryview) -> None:
-        """A whole file beside its place, then renamed: who reads never sees half of it, but after a power cut perhaps,
-        since nothing waits for the disk's own cache; checksums find that."""
+    def write(self, key: bytes, fill: Callable[[int], object]) -> None:
+        """`fill` a file beside its place, then rename it: who reads never sees half of it, but after a power cut
+        perhaps, since nothing waits for the disk's own cache; checksums find that."""
         temporary = f"{_name(key)}.{os.urandom(4).hex()}.tmp"
         try:
             with self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
-                write_from(fd, image)
+                fill(fd)
             os.rename(temporary, _name(key), src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError:
             self._unlink(temporary)
             raise
 
-    def read(self, key: bytes, image: memoryview) -> int:
-        """Fill `image` with the file; how many bytes it had."""
+    def read(self, key: bytes, take: Callable[[int], object]) -> None:
+        """`take` what the page's file holds."""
         with self._open(_name(key), os.O_RDONLY | os.O_NONBLOCK) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(f"{_name(key)} is not a file")
             os.utime(fd)  # the next run's order of use
-            return read_into(fd, image)
+            take(fd)
 
     def remove(self, key: bytes) -> None:
         """The page's file, if it is there and a file."""

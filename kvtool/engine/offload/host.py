@@ -1,6 +1,11 @@
-"""The host tier: slots of one page each in one piece of host memory, pinned where a GPU copies."""
+"""The host tier: slots of one page each in one piece of host memory, pinned where a GPU copies.
+
+A disk tier that kvikio serves has slots alone, on the device: no page passes through host memory.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,9 +41,9 @@ class HostTier:
     def slot(self, key: Key) -> int:
         return self._slot_of[key]
 
-    def view(self, key: Key) -> memoryview:
-        """The bytes of the key's page."""
-        return self.slots[self._slot_of[key]].numpy().data
+    def page(self, key: Key) -> Tensor:
+        """uint8 [page_bytes]"""
+        return self.slots[self._slot_of[key]]
 
     def put(self, keys: list[Key]) -> list[int]:
         """Slots for new keys, as many as are free; neighbours where it can be."""
@@ -66,8 +71,25 @@ class HostTier:
         return f"host tier of {self.capacity} pages and {self.staging} on their way, {self.num_free} slots free"
 
 
+@dataclass(frozen=True, slots=True)
+class SlotPlace:
+    """Where the slots of a pool on `device` lie: in host memory unless `on_device`."""
+
+    device: torch.device
+    on_device: bool = False
+
+    @property
+    def memory(self) -> torch.device:
+        return self.device if self.on_device else torch.device("cpu")
+
+    def empty(self, slots: int, page_bytes: int) -> Tensor:
+        """uint8 [slots, page_bytes]"""
+        pinned = self.device.type == "cuda" and not self.on_device
+        return torch.empty(slots, page_bytes, dtype=torch.uint8, device=self.memory, pin_memory=pinned)
+
+
 def host_tier(
-    dram_bytes: int | None, page_bytes: int, device: torch.device, notices: Notices, *, staged: bool
+    dram_bytes: int | None, page_bytes: int, place: SlotPlace, notices: Notices, *, staged: bool
 ) -> HostTier | None:
     """The tier of so many bytes, staging slots within them. Where memory is refused only the staging slots are tried,
     for a disk tier (`staged`), with one warning; None where there is no memory for those either."""
@@ -77,26 +99,23 @@ def host_tier(
         notices.warn("dram", f"host tier: {format_bytes(dram_bytes)} hold no page of {format_bytes(page_bytes)}")
     if capacity:
         try:
-            return _allocated(capacity, min(staging, max(LEAST_STAGING, capacity)), page_bytes, device)
+            return _allocated(capacity, min(staging, max(LEAST_STAGING, capacity)), page_bytes, place)
         except (MemoryError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             notices.warn("dram", f"host tier: memory was refused ({reason}); this run goes on without a host tier")
     if not staged:
         return None
     try:
-        return _allocated(0, staging, page_bytes, device)
+        return _allocated(0, staging, page_bytes, place)
     except (MemoryError, RuntimeError):
-        notices.warn("staging", "disk tier: no host memory to stage its pages; this run goes on without a disk tier")
+        notices.warn("staging", "disk tier: no memory to stage its pages; this run goes on without a disk tier")
         return None
 
 
-def _allocated(capacity: int, staging: int, page_bytes: int, device: torch.device) -> HostTier:
+def _allocated(capacity: int, staging: int, page_bytes: int, place: SlotPlace) -> HostTier:
     """Raises MemoryError where the machine has not so much left: touching it would end the process."""
     needed = (capacity + staging) * page_bytes
-    available = available_bytes(torch.device("cpu"))
+    available = available_bytes(place.memory)
     if needed > available:
         raise MemoryError(f"{format_bytes(needed)} asked for, {format_bytes(available)} free")
-    pinned = device.type == "cuda"
-    return HostTier(
-        capacity, staging, torch.empty(capacity + staging, page_bytes, dtype=torch.uint8, pin_memory=pinned)
-    )
+    return HostTier(capacity, staging, place.empty(capacity + staging, page_bytes))

@@ -1,6 +1,7 @@
 """What the engine asks of the tiers below its block pool.
 
 offload.prefetch(sequence)           it was queued: what lies on the disk is read ahead
+offload.expect(sequence)             it waits in front: if it gave way, what went to the disk since is read ahead
 offload.back(sequence, pages)        it is seated: what lies below is loaded for its pages
 offload.begin()                      a step begins: what was loaded comes up, layer by layer, while it computes
 offload.arrive()                     it is over: all of that is in the pool
@@ -51,6 +52,8 @@ class Offload(Swap):
         self._hits: dict[int, int] = {}
         self._ahead: dict[int, list[Key]] = {}
         self._loading: list[Sequence] = []
+        self._handed_out = 0  # pages so far
+        self._looked: tuple[int, int] = (-1, 0)  # for whom, and after how many pages, what waits was looked for last
 
     def prefetch(self, sequence: Sequence) -> None:
         """Begin to read what of its prompt lies on the disk and not in the pool, unless computing it is faster."""
@@ -60,7 +63,14 @@ class Offload(Swap):
         cached = self._cache.match(sequence.token_ids) // self._cache.block_size
         wanted = self._keys(sequence)[cached:]
         self.stack.read_ahead(wanted)
-        self._ahead[sequence.id] = wanted
+        self._ahead[sequence.id] = list(dict.fromkeys([*wanted, *self._ahead.get(sequence.id, ())]))
+
+    def expect(self, sequence: Sequence) -> None:
+        """It will be seated next. What others have not taken of its pages since it gave way is in the pool still."""
+        looked = (sequence.id, self._handed_out)
+        if sequence.num_preemptions and looked != self._looked:
+            self._looked = looked
+            self.prefetch(sequence)
 
     def out(self, sequence: Sequence) -> None:
         """Its whole pages stay in the pool until they are handed out, or are below already."""
@@ -175,6 +185,7 @@ class Offload(Swap):
             self.arrive()
         if self._policy.kind == "back":
             self._store([page for page in reversed(pages) if page in self._key_of])
+        self._handed_out += len(pages)
         for page in pages:
             self._key_of.pop(page, None)
             self._hits.pop(page, None)

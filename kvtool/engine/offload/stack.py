@@ -126,7 +126,7 @@ class TierStack:
         if self.disk is None or self.disk.is_coming(key):
             return False
         done, ready = lambda: self.host.shelf.unpin(key), self._ready.get(key, _at_once)
-        if not self.disk.write(key, self.host.view(key), done=done, ready=ready):
+        if not self.disk.write(key, self.host.page(key), done=done, ready=ready):
             return False
         self.host.shelf.pin(key)
         self.counts["disk"].bytes_in += self._copies.page_bytes
@@ -240,7 +240,7 @@ class TierStack:
         if self.disk is None or key not in self.disk or not self.host.put([key]):
             return None
         self.host.shelf.pin(key)
-        return self.disk.read(key, self.host.view(key))
+        return self.disk.read(key, self.host.page(key))
 
     def _finish_read(self, key: Key, reading: Reading | None) -> bool:
         """Whether its slot has the page; a slot without it is freed."""

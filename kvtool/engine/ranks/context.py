@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from kvtool.engine.ranks.partial import finished, merged, partial_attention
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.machine.ranks.group import Group
 from kvtool.machine.ranks.layout import tokens_of_shard
 from kvtool.sizing.speed.exchange import RingShape, passes_kv

@@ -42,7 +42,8 @@ from kvtool.engine.ranks.worker import (
     owns,
     replayed_s,
 )
-from kvtool.kernels.interface import Kernels, Pages
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
 from kvtool.machine.ranks.control import report, tell
 from kvtool.machine.ranks.crew import Crew, Seat
 from kvtool.machine.ranks.layout import RankLayout

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Softmax
+from kvtool.kernels.rows import Softmax
 
 _SCORES = 2**22  # elements of scores that are held at once
 

@@ -66,7 +66,7 @@ class Replicas:
         stepped: list[Sequence] = []
         for engine, work, logits in zip(self.engines, works, rows, strict=True):
             params = [item.sequence.params for item in work if item.completes]
-            tokens = sample(logits, params, engine.generator).tolist() if params else []
+            tokens = sample(logits, params, engine.generator, self.loaded.kernels).tolist() if params else []
             stepped += engine.postprocess(work, tokens)
         return stepped
 

@@ -10,7 +10,7 @@ from kvtool.engine.decoder.transformer import Transformer
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.ranks.sharded import RankPart, ReplicaRanks
 from kvtool.engine.ranks.step import LocalStep, local_step
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.machine.ranks.crew import Seat
 from kvtool.machine.ranks.layout import RankLayout, even_part
 

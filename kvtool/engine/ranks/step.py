@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvtool.engine.batch import StepBatch, to_device
 from kvtool.engine.ranks.context import ContextRows, queries_of
-from kvtool.kernels.interface import Rows
+from kvtool.kernels.rows import Rows
 from kvtool.machine.ranks.crew import Seat
 from kvtool.machine.ranks.layout import RankLayout
 from kvtool.units import ceil_div

@@ -28,7 +28,8 @@ from kvtool.kernels.cpu.native import native, serves
 from kvtool.kernels.quantise import largest, stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
 
 # Up to this many tokens a sequence, one attention over all sequences padded to the longest beats one a sequence, in
 # spite of the copy out of the pages; beyond, reading pages in place wins.

@@ -2,7 +2,7 @@
 
 from kvtool.kernels.cpu.attention import decode, gather, prefill, store
 from kvtool.kernels.cpu.products import experts, gated, linear, prepare, weight_copies
-from kvtool.kernels.cpu.step import add_rms_norm, record, rms_norm, rotate, split_latent, split_qkv
+from kvtool.kernels.cpu.step import add_rms_norm, likeliest, record, rms_norm, rotate, split_latent, split_qkv
 from kvtool.kernels.plain import nucleus
 from kvtool.kernels.reference.step import place  # as few operations as can be
 
@@ -13,6 +13,7 @@ __all__ = [
     "fused",
     "gated",
     "gather",
+    "likeliest",
     "linear",
     "nucleus",
     "place",

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Scale, Softmax
+    from kvtool.kernels.pages import Scale
+    from kvtool.kernels.rows import Softmax
 
 
 def tokens_of(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.native import TOKENS_AT_ONCE, library
-from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
+from kvtool.kernels.pages import Pages, Scale
+from kvtool.kernels.rows import Rows, Softmax
 
 KINDS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}
 LARGEST_DIM = 512  # as in eight.c

@@ -155,6 +155,13 @@ class Native:
         given = rows.data_ptr(), rows.stride(0), slots.data_ptr()
         self._call("store_rows", rows.numel(), *given, *to, len(rows), width)
 
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """The place of the largest of each row of logits [T, n], of equals the first: [T] int64."""
+        out = self._empty(len(logits), dtype=torch.int64)
+        fields = logits.data_ptr(), logits.stride(0), out.data_ptr(), *logits.shape
+        self._call("likeliest", logits.numel() // ROW, *fields)  # an element is read, and little else
+        return out
+
     def paged_decode(
         self, q: Tensor, k: Tensor, v: Tensor, block_tables: Tensor, seq_lens: Tensor, scale: float, window: int
     ) -> Tensor:

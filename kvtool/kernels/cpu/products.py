@@ -21,7 +21,7 @@ from kvtool.kernels.cpu import memory
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.native import ACTIVATIONS, Native, native, serves
 from kvtool.kernels.cpu.quantised import fits, packed_codes
-from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
+from kvtool.kernels.weights import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
 
 # Up to so many rows a packed layout is faster than the plain one, by what multiplies it. oneDNN chooses its layout for
 # a number of them; this one serves fewer well. With AMX the plain one catches up late, as both then multiply alike.

@@ -1,4 +1,4 @@
-"""What lies between the products of a step on a CPU: norms, rotations, rows into the pages.
+"""What lies between the products of a step on a CPU: norms, rotations, rows into the pages, the likeliest token.
 
 The compiled kernels do it where they are and take the tensors, torch's operations elsewhere.
 """
@@ -15,7 +15,8 @@ from kvtool.kernels import plain
 from kvtool.kernels.cpu.attention import store
 from kvtool.kernels.cpu.memory import ROW
 from kvtool.kernels.cpu.native import native, serves
-from kvtool.kernels.interface import Pages, Replay, Rotation
+from kvtool.kernels.interface import Replay, Rotation
+from kvtool.kernels.pages import Pages
 
 _FEW_ROWS = 64
 
@@ -51,6 +52,11 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if kernels is not None and width == x.shape[-1] and width % (2 * ROW) == 0 and serves(x, *rotation):
         return kernels.rotate(x, *rotation)
     return plain.rotate(x, rotation)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    kernels = native()
+    return kernels.likeliest(logits) if kernels is not None and serves(logits) else plain.likeliest(logits)
 
 
 def split_qkv(

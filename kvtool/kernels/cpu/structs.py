@@ -68,6 +68,10 @@ class StoreRows(ctypes.Structure):
     _fields_ = _fields("*rows row *slots *cache page slot block tokens width")
 
 
+class Likeliest(ctypes.Structure):
+    _fields_ = _fields("*x x_row *y rows n")
+
+
 class Decode(ctypes.Structure):
     _fields_ = _fields(
         f"*q q_seq q_head {_cache('k')} {_cache('v')} {_TABLES} *scratch *out %scale window seqs heads kv_heads block "
@@ -92,6 +96,7 @@ OPERATIONS: dict[str, type[Any]] = {
     "add_rms_norm": AddRmsNorm,
     "rotate": Rotate,
     "store_rows": StoreRows,
+    "likeliest": Likeliest,
     "paged_decode": Decode,
     "paged_prefill": Prefill,
 }

@@ -1,1 +1,1 @@
-"""Caches whose vectors are packed bits: written and read by torch on the CPU, whatever the format."""
+"""Caches whose vectors are packed bits: written and read by torch, whatever the format."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ class Codec:
     """Vectors of `elements`, `bits` each, a scale of `scale_bytes` for every `group` of them (0: none, None: one).
 
     `scheme` says how values become codes, as `sizing.formats.Scheme`. What has no scale of its own is divided by
-    `static_scale`, which is stored nowhere.
+    `static_scale`, which is stored nowhere. Triton's kernels are compiled for a codec, and read elements in pairs.
     """
 
     elements: int
@@ -46,12 +45,70 @@ class Codec:
         return [min(group, self.elements - start) for start in range(0, self.elements, group)]
 
     @property
-    def has_odd_groups(self) -> bool:
-        """Whether a group differs from the others in size, or is not of whole fours."""
-        return len(set(self._sizes)) > 1 or self._sizes[0] % 4 > 0
+    def groups(self) -> int:
+        """Of a vector."""
+        return len(self._sizes)
+
+    @property
+    def half(self) -> int:
+        """Pairs of a vector."""
+        return self.elements // 2
+
+    @property
+    def half_group(self) -> int:
+        """Pairs of a group."""
+        return self._sizes[0] // 2
+
+    @property
+    def code_bytes(self) -> int:
+        """Of a group, whose scales lie behind them."""
+        return -(-self._sizes[0] * self.bits // 8)
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether all groups are of one size, of whole fours, and scales lie at a multiple of their own bytes."""
+        alignment = 2 if self.scheme == "minimum" else max(2, self.scale_bytes)
+        return len(set(self._sizes)) == 1 and self._sizes[0] % 4 == 0 and self.code_bytes % alignment == 0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether codes are floats, or else integers from 0 on."""
+        return self.scheme in _FLOATS
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What codes are read in: floats one by one, integers of 8 bits in pairs, narrower ones by the byte."""
+        return _FLOATS.get(self.scheme, torch.int16 if self.bits == 8 else torch.uint8)
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """Of a scale, or of a step and the minimum behind it."""
+        return _SCALES[2 if self.scheme == "minimum" else self.scale_bytes] if self.scale_bytes else None
+
+    @property
+    def zero(self) -> int:
+        """The code of 0."""
+        return 0 if self.scheme == "minimum" or self.is_float else 2 ** (self.bits - 1)
+
+    @property
+    def lowest(self) -> int:
+        """The least code: symmetric ones leave out the one that has no opposite."""
+        return 1 if self.scheme == "symmetric" else 0
+
+    @property
+    def largest(self) -> float:
+        """The largest code, or float."""
+        return torch.finfo(_FLOATS[self.scheme]).max if self.is_float else 2**self.bits - 1
+
+    @property
+    def gain(self) -> float:
+        """What all values are divided by when they are stored."""
+        return 1.0 if self.scale_bytes else self.static_scale
 
     def encode(self, rows: Tensor) -> Tensor:
         """rows [..., elements] -> uint8 [..., stored_bytes]."""
+        if rows.numel() == 0:  # which has no stride to be viewed by
+            return rows.new_empty(*rows.shape[:-1], self.stored_bytes, dtype=torch.uint8)
         parts = rows.float().split(self._sizes, dim=-1)
         return torch.cat([piece for part in parts for piece in self._encoded(part)], dim=-1)
 
@@ -66,42 +123,41 @@ class Codec:
         """The bytes of a group's codes, and those of its scale. Codes are of the scale before it is rounded to
         fp16, as ggml's are."""
         if self.scheme == "minimum":
-            low, span = part.amin(dim=-1, keepdim=True), 2**self.bits - 1
-            step = (part.amax(dim=-1, keepdim=True) - low) / span
-            codes = _rounded((part - low) / _divisor(step), 0, span)
+            low = part.amin(dim=-1, keepdim=True)
+            step = (part.amax(dim=-1, keepdim=True) - low) / self.largest
+            codes = self._rounded((part - low) / _divisor(step))
             return _packed(codes, self.bits), _as_bytes(torch.cat((step, low), dim=-1).half())
         scales = part.new_empty(*part.shape[:-1], 0, dtype=torch.uint8)
-        scaled = part / self.static_scale
+        scaled = part / self.gain
         if self.scale_bytes:
             scale = self._scale(part)
             scaled, scales = part / _divisor(scale), _as_bytes(scale.to(_SCALES[self.scale_bytes]))
-        if self.scheme in _FLOATS:
-            return _as_bytes(_as_float(scaled, _FLOATS[self.scheme])), scales
-        zero = 2 ** (self.bits - 1)
-        lowest = 1 if self.scheme == "symmetric" else 0
-        return _packed(_rounded(scaled + zero, lowest, 2 * zero - 1), self.bits), scales
+        if self.is_float:
+            return _as_bytes(scaled.clamp(-self.largest, self.largest).to(self.dtype)), scales
+        return _packed(self._rounded(scaled + self.zero), self.bits), scales
+
+    def _rounded(self, steps: Tensor) -> Tensor:
+        return steps.round().clamp(self.lowest, self.largest).to(torch.uint8)
 
     def _scale(self, part: Tensor) -> Tensor:
         """fp32, one a group."""
         amax, where = part.abs().max(dim=-1, keepdim=True)
         if self.scheme == "signed":
-            return part.gather(-1, where).div(-(2 ** (self.bits - 1)))
-        if self.scheme in _FLOATS:
-            return amax.clamp(min=_SMALLEST).div(torch.finfo(_FLOATS[self.scheme]).max)
-        return amax.clamp(min=_SMALLEST).div(2 ** (self.bits - 1) - 1)
+            return part.gather(-1, where).div(-self.zero)
+        return amax.clamp(min=_SMALLEST).div(self.largest if self.is_float else self.zero - 1)
 
     def _decoded(self, codes: Tensor, scales: Tensor, size: int) -> Tensor:
-        if self.scheme in _FLOATS:
-            values: Tensor = codes.contiguous().view(_FLOATS[self.scheme]).float()
+        if self.is_float:
+            values: Tensor = codes.contiguous().view(self.dtype).float()
         else:
             values = _unpacked(codes, self.bits, size).float()
         if self.scheme == "minimum":
             step, low = scales.contiguous().view(torch.float16).float().split(1, dim=-1)
             return torch.addcmul(low, values, step)
-        if self.scheme not in _FLOATS:
-            values = values.sub(2 ** (self.bits - 1))
+        if self.zero:
+            values = values.sub(self.zero)
         if not self.scale_bytes:
-            return values.mul(self.static_scale)
+            return values.mul(self.gain)
         return values.mul(scales.contiguous().view(_SCALES[self.scale_bytes]).float())
 
 
@@ -119,48 +175,30 @@ def _divisor(scale: Tensor) -> Tensor:
     return wide.masked_fill(wide == 0, 1.0)
 
 
-def _rounded(values: Tensor, low: int, high: int) -> Tensor:
-    return values.round().clamp(low, high).to(torch.uint8)
-
-
-def _as_float(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Clamped to the finite range, which a cast to 8 bits would leave."""
-    limit = torch.finfo(dtype).max
-    return values.clamp(-limit, limit).to(dtype)
-
-
 def _as_bytes(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.uint8)
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 [..., n] of `bits` each -> bytes [..., ceil(n * bits / 8)], the first code in the lowest bits."""
+    """Codes uint8 [..., n] of `bits` each -> bytes [..., n * bits / 8], the first code in the lowest bits. Of 5 bits
+    the lower four come first, and behind them the fifth ones, eight a byte."""
     if bits == 8:
         return codes
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % (lcm(bits, 8) // bits)))
-    if 8 % bits == 0:
-        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-        parts: Tensor = codes.unflatten(-1, (-1, 8 // bits))
-        return parts.bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
-    places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
-    ones: Tensor = (codes.unsqueeze(-1).bitwise_right_shift(places) & 1).flatten(-2).unflatten(-1, (-1, 8))
-    return _summed(ones, 8)
-
-
-def _summed(ones: Tensor, bits: int) -> Tensor:
-    """Bits uint8 [..., bits], the lowest first -> the numbers that they are."""
-    places = torch.arange(bits, dtype=torch.uint8, device=ones.device)
-    return ones.bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
+    if bits == 5:
+        return torch.cat((_packed(codes & 15, 4), _packed(codes >> 4, 1)), dim=-1)
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % (8 // bits)))
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+    parts: Tensor = codes.unflatten(-1, (-1, 8 // bits))
+    return parts.bitwise_left_shift(places).sum(-1, dtype=torch.uint8)
 
 
 def _unpacked(stored: Tensor, bits: int, count: int) -> Tensor:
     """The inverse: `count` codes out of bytes."""
     if bits == 8:
         return stored
-    if 8 % bits == 0:
-        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=stored.device)
-        whole: Tensor = (stored.unsqueeze(-1).bitwise_right_shift(places) & (2**bits - 1)).flatten(-2)
-        return whole[..., :count]
-    shifted: Tensor = stored.unsqueeze(-1).bitwise_right_shift(torch.arange(8, dtype=torch.uint8, device=stored.device))
-    ones = (shifted & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
-    return _summed(ones, bits)
+    if bits == 5:
+        low, high = stored.split((-(-count // 2), -(-count // 8)), dim=-1)
+        return _unpacked(low, 4, count) | _unpacked(high, 1, count) << 4
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=stored.device)
+    whole: Tensor = (stored.unsqueeze(-1).bitwise_right_shift(places) & (2**bits - 1)).flatten(-2)
+    return whole[..., :count]

@@ -18,8 +18,8 @@ from kvtool.kernels.packed.rotation import rotate_heads
 
 @dataclass(eq=False, slots=True)
 class Grown:
-    """What is kept so far, oldest first: packed keys [N/group,HKV,D,bytes] and values [N,HKV,bytes] of the first N
-    tokens, whole keys [W,HKV,D] and values [W,HKV,DV] of the W tokens after them."""
+    """What is kept so far, oldest first: packed keys [N/group,HKV,D,bytes] and values [N/group,group,HKV,bytes] of the
+    first N tokens, whole keys [W,HKV,D] and values [W,HKV,DV] of the W tokens after them."""
 
     keys: Tensor
     values: Tensor
@@ -54,7 +54,7 @@ class KiviPages(PackedPages):
         grown = self.grown
         keys = self.key.decode(grown.keys).permute(0, 3, 1, 2).flatten(0, 1)
         k = torch.cat((keys, grown.whole_keys.float()))[:tokens]
-        v = torch.cat((self.value.decode(grown.values), grown.whole_values.float()))[:tokens]
+        v = torch.cat((self.value.decode(grown.values).flatten(0, 1), grown.whole_values.float()))[:tokens]
         return tuple((rotate_heads(x) if self.rotated else x).to(dtype) for x in (k, v))  # type: ignore[return-value]
 
     def copy(self) -> KiviPages:
@@ -66,15 +66,21 @@ class KiviPages(PackedPages):
         grown = self.grown
         count = max(0, len(grown.whole_keys) - self.residual) // self.group * self.group
         if count:
-            channels = grown.whole_keys[:count].unflatten(0, (-1, self.group)).permute(0, 2, 3, 1)
-            grown.keys = torch.cat((grown.keys, self.key.encode(channels)))
-            grown.values = torch.cat((grown.values, self.value.encode(grown.whole_values[:count])))
+            k, v = (x[:count].unflatten(0, (-1, self.group)) for x in (grown.whole_keys, grown.whole_values))
+            grown.keys = torch.cat((grown.keys, self.key.encode(k.permute(0, 2, 3, 1))))
+            grown.values = torch.cat((grown.values, self.value.encode(v)))
             grown.whole_keys, grown.whole_values = grown.whole_keys[count:].clone(), grown.whole_values[count:].clone()
 
 
-def kivi_pages(key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, residual: int, rotated: bool) -> KiviPages:
+def kivi_pages(
+    key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, residual: int, rotated: bool, device: torch.device
+) -> KiviPages:
     """An empty cache of one sequence; `key` packs as many tokens of a channel as it has elements."""
-    none = torch.zeros(0, 0, kv_heads, 0, dtype=torch.uint8)
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(0, *shape, dtype=dtype, device=device)
+
+    none = empty(0, kv_heads, 0, dtype=torch.uint8)
     return KiviPages(
         k=none,
         v=none,
@@ -84,9 +90,9 @@ def kivi_pages(key: Codec, value: Codec, *, kv_heads: int, k_head_dim: int, resi
         group=key.elements,
         residual=residual,
         grown=Grown(
-            keys=torch.zeros(0, kv_heads, k_head_dim, key.stored_bytes, dtype=torch.uint8),
-            values=torch.zeros(0, kv_heads, value.stored_bytes, dtype=torch.uint8),
-            whole_keys=torch.zeros(0, kv_heads, k_head_dim, dtype=torch.bfloat16),
-            whole_values=torch.zeros(0, kv_heads, value.elements, dtype=torch.bfloat16),
+            keys=empty(kv_heads, k_head_dim, key.stored_bytes, dtype=torch.uint8),
+            values=empty(key.elements, kv_heads, value.stored_bytes, dtype=torch.uint8),
+            whole_keys=empty(kv_heads, k_head_dim, dtype=torch.bfloat16),
+            whole_values=empty(kv_heads, value.elements, dtype=torch.bfloat16),
         ),
     )

@@ -1,7 +1,7 @@
 """Pages of packed vectors, and what a decoder step calls of them: encoded on the way in, decoded before attention.
 
 Correct first: a step decodes all that it attends to, so a packed cache is smaller but not faster. Triton has kernels of
-its own for some formats.
+its own for them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages, Rows
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Kernels, Rotation, Softmax
+    from kvtool.kernels.interface import Kernels, Rotation
+    from kvtool.kernels.rows import Softmax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ class PackedKernels:
             if length and start < stop:
                 k, v = pages.read(table, length, q.dtype)
                 whole = Pages(k.unsqueeze(0), v.unsqueeze(0))
-                out[start:stop] = self.base.prefill(q[start:stop], whole, lone_rows(length, stop - start), softmax)
+                out[start:stop] = self.base.prefill(
+                    q[start:stop], whole, lone_rows(length, stop - start, q.device), softmax
+                )
         return out
 
 
@@ -111,11 +115,11 @@ def packed(base: Kernels) -> Kernels:
     return cast("Kernels", PackedKernels(base) if own is None else own(base))
 
 
-def lone_rows(length: int, num_queries: int) -> Rows:
+def lone_rows(length: int, num_queries: int, device: torch.device) -> Rows:
     """One sequence of `length` tokens in the one page that there is, with queries at its end."""
     return Rows(
-        block_tables=torch.zeros(1, 1, dtype=torch.int32),
-        seq_lens=torch.tensor([length], dtype=torch.int32),
-        query_starts=torch.tensor([0, num_queries], dtype=torch.int32),
+        block_tables=torch.zeros(1, 1, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor([length], dtype=torch.int32, device=device),
+        query_starts=torch.tensor([0, num_queries], dtype=torch.int32, device=device),
         max_query_len=num_queries,
     )

@@ -14,7 +14,8 @@ from torch import Tensor
 from kvtool.kernels.quantise import stored, vector_scales
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Scale, Softmax
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
 
 
 def store(k: Tensor, v: Tensor | None, pages: Pages, slots: Tensor) -> None:

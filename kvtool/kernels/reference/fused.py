@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kvtool.kernels import plain
 from kvtool.kernels.fused import Choice, Input, Normed, Shared
-from kvtool.kernels.interface import ExpertWeights, GatedWeight, Pages, Rotation, Weight
+from kvtool.kernels.interface import Rotation
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import step
+from kvtool.kernels.weights import ExpertWeights, GatedWeight, Weight
 
 most_rows = 64  # of any number: so many decode together in a test
 
@@ -19,6 +21,10 @@ def linear(x: Input, weight: Weight, plus: Tensor | None = None) -> Tensor:
 
 def gated(x: Input, weight: GatedWeight) -> Tensor:
     return step.gated(read(x), weight)
+
+
+def likeliest(x: Input, weight: Weight) -> Tensor:
+    return linear(x, weight).max(dim=-1).indices
 
 
 def absorbed(

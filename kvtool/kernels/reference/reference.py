@@ -1,6 +1,6 @@
 """The obvious torch twin of every kernel, as `interface.Kernels` promises them."""
 
-from kvtool.kernels.plain import nucleus, record
+from kvtool.kernels.plain import likeliest, nucleus, record
 from kvtool.kernels.reference import fused
 from kvtool.kernels.reference.attention import decode, gather, prefill, store
 from kvtool.kernels.reference.step import (
@@ -24,6 +24,7 @@ __all__ = [
     "fused",
     "gated",
     "gather",
+    "likeliest",
     "linear",
     "nucleus",
     "place",

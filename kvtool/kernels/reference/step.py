@@ -12,7 +12,9 @@ from kvtool.kernels import plain
 from kvtool.kernels.reference.attention import store
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import AnyWeight, ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
+    from kvtool.kernels.interface import Rotation
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.weights import AnyWeight, ExpertWeights, Gate, GatedWeight, Weight
 
 
 def prepare(weight: AnyWeight) -> AnyWeight:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from kvtool.kernels.interface import Kernels, Pages, Rows, Softmax
+from kvtool.kernels.interface import Kernels
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.sparse.quest import QuestPages, quest_decode, quest_prefill
 from kvtool.kernels.sparse.streaming import StreamingPages, streamed, streaming_prefill, turn_sinks
 

@@ -17,8 +17,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.plain import rotate
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.units import ceil_div
 
 QUERIES_AT_ONCE = 128

@@ -11,17 +11,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 from torch import Tensor
 
 from kvtool.kernels.quantise import largest
-from kvtool.kernels.triton import gpu
+from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.store import scale_strides
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Scale, Softmax
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
 
 NO_WINDOW = 2**30  # longer than any sequence, and a few queries more are still an int32
 
@@ -31,17 +33,15 @@ def span(softmax: Softmax) -> int:
     return softmax.window or NO_WINDOW
 
 
-def softmax_arguments(softmax: Softmax, keys: Keys) -> dict[str, object]:
+def softmax_arguments(softmax: Softmax, k_scale: Scale = 1.0) -> dict[str, object]:
     """qk_scale and cap in base 2: s -> s * qk_scale, or -> cap * tanh(s * qk_scale)."""
-    scale = softmax.scale if isinstance(keys.k_scale, Tensor) else softmax.scale * keys.k_scale
+    scale = softmax.scale if isinstance(k_scale, Tensor) else softmax.scale * k_scale
     return {
         "sinks_ptr": softmax.sinks,
         "qk_scale": scale / softmax.softcap if softmax.softcap else scale * math.log2(math.e),
         "cap": softmax.softcap * math.log2(math.e),
         "window": span(softmax),
         "CAPPED": softmax.softcap > 0,
-        # A soft-cap keeps the loop of keys before a window: without it ptxas spills a little in prefill on Hopper.
-        "WINDOWED": softmax.window > 0 or softmax.softcap > 0,
     }
 
 
@@ -66,6 +66,14 @@ class Keys:
     @property
     def num_heads(self) -> int:
         return self.k.shape[2]
+
+    @property
+    def value_dim(self) -> int:
+        return self.values.shape[3]
+
+    @property
+    def block_size(self) -> int:
+        return self.k.shape[1]
 
     @property
     def has_vector_scales(self) -> bool:
@@ -98,9 +106,29 @@ class Keys:
             page=self.k.shape[1],
         )
 
-    def arguments(self, tile: Tile, target: Target) -> dict[str, object]:
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
+        """NARROW: a card converts fp8 to fp16 in one step, and int8 need not be converted. BLOCK_SEQS: sequences that a
+        list is made of, else 0."""
+        num_seqs = len(rows.seq_lens)
+        in_half = q.dtype == torch.bfloat16 and self.k.dtype in checks.FP8_DTYPES
+        return {
+            "NARROW": "int8" if tile.integers and self._suits_integers(tile) else "fp16" if in_half else "",
+            "num_seqs": num_seqs,
+            "BLOCK_SEQS": padded(num_seqs) if tile.lists else 0,
+            **self.arguments(softmax, tile, target),
+        }
+
+    def _suits_integers(self, tile: Tile) -> bool:
+        """A matrix instruction of int8 goes through 32 elements at once; that of warp groups takes no values as they
+        lie."""
+        widths = [_dot_dim(tensor.shape[-1]) for tensor in (self.k, self.rope) if tensor is not None]
+        return self.k.dtype == torch.int8 and tile.block_m < 64 and min(*widths, tile.block_n) >= 32
+
+    def arguments(self, softmax: Softmax, tile: Tile, target: Target) -> dict[str, object]:
         k, v, rope = self.k, self.v, self.rope
-        head_dim, v_dim, rope_dim = k.shape[3], self.values.shape[3], 0 if rope is None else rope.shape[2]
+        head_dim, v_dim, rope_dim = k.shape[3], self.value_dim, 0 if rope is None else rope.shape[2]
         return {
             "k_ptr": k,
             "v_ptr": v,
@@ -114,10 +142,13 @@ class Keys:
             "BLOCK_D": _dot_dim(head_dim),
             "BLOCK_DV": _dot_dim(v_dim),
             "BLOCK_ROPE": _dot_dim(rope_dim) if rope_dim else 0,
-            "PAGE": k.shape[1],
             "TMA": self._by_descriptor(tile, target),
+            # A soft-cap keeps the loop of keys before a window: without it ptxas spills a little in prefill on Hopper.
+            "WINDOWED": softmax.window > 0 or softmax.softcap > 0,
             "num_pages": len(k),
-        } | self._scale_arguments()
+            **softmax_arguments(softmax, self.k_scale),
+            **self._scale_arguments(),
+        }
 
     def _by_descriptor(self, tile: Tile, target: Target) -> bool:
         """Whether TMA loads the tiles: where rows and pages begin at multiples of its 16 bytes."""

@@ -11,7 +11,10 @@ from kvtool.system.errors import DeviceError
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice
-    from kvtool.kernels.interface import ExpertWeights, Pages, Rotation, Rows, Scale, Softmax
+    from kvtool.kernels.interface import Rotation
+    from kvtool.kernels.pages import Pages, Scale
+    from kvtool.kernels.rows import Rows, Softmax
+    from kvtool.kernels.weights import ExpertWeights
 
 QUERY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -250,7 +253,12 @@ def cache(pool: Tensor, name: str, ndim: int) -> None:
     require(pool.ndim == ndim, f"{name} has {pool.ndim} dimensions, not {ndim}")
     require(pool.dtype in CACHE_DTYPES, f"{name} is {pool.dtype}, not one of {CACHE_DTYPES}")
     require(pool.stride(-1) == 1, f"the last dimension of {name} must be contiguous")
-    if pool.is_cuda and pool.dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
+    fp8(pool.dtype, pool)
+
+
+def fp8(dtype: torch.dtype, pool: Tensor) -> None:
+    """Raises DeviceError where the pool's card does not know the values that it holds."""
+    if pool.is_cuda and dtype in FP8_DTYPES and torch.cuda.get_device_capability(pool.device) < FP8_CAPABILITY:
         card = torch.cuda.get_device_name(pool.device)
         raise DeviceError(f"{card} has no fp8 (compute capability 8.9 and newer do): keep the KV cache in bf16 or fp16")
 

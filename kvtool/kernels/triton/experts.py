@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.fused import Normed
-from kvtool.kernels.interface import ExpertWeights
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.jit.experts import add_chosen_kernel, assign_kernel, experts_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.products import block_bound, expert_rows, expert_tile
 from kvtool.kernels.triton.tiles.rules import padded
+from kvtool.kernels.weights import ExpertWeights
 
 PAIRS_AT_ONCE = 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,9 @@ from kvtool.kernels.triton.tiles.products import GEMV_ROWS, MAX_ROWS
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Choice, Shared
-    from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rotation, Weight
+    from kvtool.kernels.interface import Rotation
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.weights import ExpertWeights, Gate, GatedWeight, Weight
 
 most_rows = MAX_ROWS
 
@@ -28,6 +31,12 @@ def linear(x: Input, weight: Weight, plus: Tensor | None = None) -> Tensor:
 
 def gated(x: Input, weight: GatedWeight) -> Tensor:
     return products.linear(*_read(x, weight, None, weight.gate))
+
+
+def likeliest(x: Input, weight: Weight) -> Tensor:
+    """A launch besides, which looks at the largest of each block of columns."""
+    rows, matrix, bias, _, around = _read(x, weight, None)
+    return products.linear(rows, matrix, bias, around=replace(around, largest=True))
 
 
 def absorbed(
@@ -81,6 +90,6 @@ def _read(
     x: Input, weight: Weight | GatedWeight, plus: Tensor | None, gate: Gate | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Around]:
     """The arguments of a product."""
-    if isinstance(x, Normed):
-        return x.x, weight.weight, weight.bias, plus, Around(x.weight, x.eps, gate)
-    return x, weight.weight, weight.bias, plus, Around(gate=gate)
+    rows, norm = _rows(x)
+    around = Around(gate=gate) if norm is None else Around(norm.weight, norm.eps, gate)
+    return rows, weight.weight, weight.bias, plus, around

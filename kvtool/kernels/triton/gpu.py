@@ -72,14 +72,11 @@ def launched(device: torch.device) -> dict[str, object]:
     return {"PDL": True, "launch_pdl": True}
 
 
-def arrivals(device: torch.device, count: int) -> Tensor | None:
-    """At least [count] int32 zeros for a decode kernel to count in, which leaves them zero, for the next one.
+def arrivals(device: torch.device, count: int) -> Tensor:
+    """At least [count] int32 zeros for the programs of a launch to count in, which leave them zero, for the next one.
 
     Each stream has its own, and all graphs of a device share one, as they share memory: they are replayed in turn.
-    None for the interpreter, which runs one program after another and merges in a kernel of its own.
     """
-    if device.type == "cpu":
-        return None
     if device.type != "cuda" or count > MAX_ARRIVALS:
         return torch.zeros(count, dtype=torch.int32, device=device)
     of_graphs = _kept_arrivals(device, GRAPHS)  # made by the call that compiles, before any capture

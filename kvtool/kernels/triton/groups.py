@@ -1,38 +1,41 @@
-"""Pages of four bits an element, a step and a minimum a group, written and attended to where they lie."""
+"""Pages of packed vectors, of any codec that reads in pairs, written and attended to where they lie."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.packed.codec import Codec
+from kvtool.kernels.packed.kivi import KiviPages
 from kvtool.kernels.packed.pages import PackedKernels, PackedPages
 from kvtool.kernels.packed.rotation import rotate_heads
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.triton import checks, gpu
-from kvtool.kernels.triton.arguments import span
-from kvtool.kernels.triton.attention import merge
+from kvtool.kernels.triton.arguments import softmax_arguments
+from kvtool.kernels.triton.attention import in_splits
 from kvtool.kernels.triton.jit.groups import decode_groups_kernel, store_groups_kernel, unpack_groups_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import Target, Tile, padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Kernels, Rows, Softmax
-    from kvtool.kernels.packed.codec import Codec
+    from kvtool.kernels.interface import Kernels
+    from kvtool.kernels.rows import Rows, Softmax
 
 ROWS = 32  # vectors that one program unpacks
+AnyPages = TypeVar("AnyPages", bound=Pages)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupKernels(PackedKernels):
-    """Packed pages by Triton, where their format is one of `suits`; others as torch does it."""
+    """Packed pages by Triton, where their vectors are `in_pairs`; others as torch does it."""
 
     def write(self, pages: PackedPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        if not (suits(pages.key) and suits(pages.value)):
-            pages.write(k, v, slots)
+        if not _is_paged(pages):
+            _by_triton(pages).write(k, v, slots)
             return
         assert pages.v is not None
         for rows, cache, codec in ((k, pages.k, pages.key), (v, pages.v, pages.value)):
@@ -40,16 +43,16 @@ class GroupKernels(PackedKernels):
 
     def decode(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
         """Of pages turned by an orthonormal matrix the queries are turned too, and what comes out is turned back."""
-        if not (isinstance(pages, PackedPages) and suits(pages.key) and suits(pages.value)):
-            return PackedKernels.decode(self, q, pages, rows, softmax)
+        if not _is_paged(pages):
+            return PackedKernels.decode(self, q, _by_triton(pages), rows, softmax)
         if not pages.rotated:
             return decode_groups(q, pages, rows, softmax)
         return rotate_heads(decode_groups(rotate_heads(q).to(q.dtype), pages, rows, softmax)).to(q.dtype)
 
     def prefill(self, q: Tensor, pages: Pages, rows: Rows, softmax: Softmax) -> Tensor:
         """Over a copy of the sequences' pages of this layer, in the queries' dtype."""
-        if not (isinstance(pages, PackedPages) and suits(pages.key) and suits(pages.value)):
-            return PackedKernels.prefill(self, q, pages, rows, softmax)
+        if not _is_paged(pages):
+            return PackedKernels.prefill(self, q, _by_triton(pages), rows, softmax)
         assert pages.v is not None
         chosen = rows.block_tables.flatten()
         k = unpack_groups(pages.k, chosen, pages.key, q.dtype)
@@ -60,14 +63,47 @@ class GroupKernels(PackedKernels):
         return self.base.prefill(q, Pages(k, v), replace(rows, block_tables=places), softmax)
 
 
+@dataclass(frozen=True, slots=True)
+class TritonCodec(Codec):
+    """The same vectors by the kernels below: of a cache that grows without pages."""
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """rows [N, ..., elements] -> uint8 [N, ..., stored_bytes]."""
+        vectors = rows.flatten(1, -2).contiguous()
+        out = torch.empty(*rows.shape[:-1], self.stored_bytes, dtype=torch.uint8, device=rows.device)
+        slots = torch.arange(len(rows), device=rows.device)
+        store_groups(vectors, out.flatten(1, -2).unsqueeze(1), slots, self)
+        return out
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """uint8 [N, ..., stored_bytes] -> fp32 [N, ..., elements]."""
+        chosen = torch.arange(len(stored), dtype=torch.int32, device=stored.device)
+        found = unpack_groups(stored.flatten(1, -2).unsqueeze(1), chosen, self, torch.float32)
+        return found.view(*stored.shape[:-1], self.elements)
+
+
 def packed(base: Kernels) -> Kernels:
     """The kernels that also take packed pages."""
     return cast("Kernels", GroupKernels(base))
 
 
-def suits(codec: Codec) -> bool:
-    """Whether vectors are of four bits, in groups of one size that each keep a step and a minimum."""
-    return (codec.scheme, codec.bits, codec.scale_bytes) == ("minimum", 4, 4) and not codec.has_odd_groups
+def _is_paged(pages: Pages) -> TypeGuard[PackedPages]:
+    """Whether vectors lie in pages, as the kernels read them."""
+    return isinstance(pages, PackedPages) and not isinstance(pages, KiviPages) and _in_pairs(pages)
+
+
+def _in_pairs(pages: PackedPages) -> bool:
+    return pages.key.in_pairs and pages.value.in_pairs
+
+
+def _by_triton(pages: AnyPages) -> AnyPages:
+    """The same cache with codecs of these kernels, where it has any that they take; other pages are as they are."""
+    if not isinstance(pages, PackedPages) or not _in_pairs(pages):
+        return pages
+    key, value = (
+        TritonCodec(**{each.name: getattr(one, each.name) for each in fields(one)}) for one in (pages.key, pages.value)
+    )
+    return replace(pages, key=key, value=value)
 
 
 def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> None:
@@ -77,20 +113,20 @@ def store_groups(rows: Tensor, cache: Tensor, slots: Tensor, codec: Codec) -> No
     num_tokens, num_heads, _ = rows.shape
     if num_tokens == 0:
         return
-    units, block_g = num_heads * _groups(codec), padded(_half_group(codec))
+    units, block_g = num_heads * codec.groups, padded(codec.half_group)
     block_u = max(1, min(padded(units), rules.STORE_BLOCK // (2 * block_g)))
     store_groups_kernel[(num_tokens, math.ceil(units / block_u))](
         x_ptr=rows,
-        **_memory("cache_ptr", "scales_ptr", cache),
+        **_memory("cache_ptr", "scales_ptr", cache, codec),
         slots_ptr=slots,
+        gain=codec.gain,
         x_token_stride=rows.stride(0),
         x_head_stride=rows.stride(1),
         page_stride=cache.stride(0),
         slot_stride=cache.stride(1),
         head_stride=cache.stride(2),
+        CODEC=_compiled(codec),
         UNITS=units,
-        GROUPS=_groups(codec),
-        GROUP_HALF=_half_group(codec),
         PAGE=cache.shape[1],
         BLOCK_U=block_u,
         BLOCK_G=block_g,
@@ -107,19 +143,19 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
     if out.numel() == 0:
         return out
     unpack_groups_kernel[(len(chosen), math.ceil(page * heads / ROWS))](
-        **_memory("cache_ptr", "scales_ptr", cache),
+        **_memory("cache_ptr", "scales_ptr", cache, codec),
         pages_ptr=chosen,
         out_ptr=out,
+        gain=codec.gain,
         num_pages=num_pages,
         page_stride=cache.stride(0),
         slot_stride=cache.stride(1),
         head_stride=cache.stride(2),
+        CODEC=_compiled(codec),
         HEADS=heads,
-        HALF=codec.elements // 2,
-        GROUP_HALF=_half_group(codec),
         PAGE=page,
         BLOCK_R=ROWS,
-        BLOCK=padded(codec.elements // 2),
+        BLOCK=padded(codec.half),
         **gpu.launched(cache.device),
         num_warps=4,
         maxnreg=rules.MAX_REGISTERS,
@@ -127,99 +163,73 @@ def unpack_groups(cache: Tensor, chosen: Tensor, codec: Codec, dtype: torch.dtyp
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class GroupKeys:
+    """Packed pages as `attention.Attended`: once unpacked, an element is as wide as one of the queries."""
+
+    pages: PackedPages
+    query_bytes: int
+
+    @property
+    def num_heads(self) -> int:
+        return self.pages.k.shape[2]
+
+    @property
+    def value_dim(self) -> int:
+        return self.pages.value_dim
+
+    @property
+    def block_size(self) -> int:
+        return self.pages.block_size
+
+    @property
+    def bytes_per_key(self) -> int:
+        return (self.pages.key.elements + self.value_dim) * self.query_bytes
+
+    @property
+    def has_vector_scales(self) -> bool:
+        return False
+
+    def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
+        """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is
+        unpacked takes registers beside what it is unpacked from."""
+        head_dim = max(self.pages.key.elements, self.value_dim)
+        whole = rules.attention_tile(head_dim, min(rows, 64), self.query_bytes, 2, target)
+        part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
+        return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
+
+    def decode_arguments(
+        self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
+    ) -> dict[str, object]:
+        """Both caches, as bytes and in fp16, and how long their vectors and groups are."""
+        assert self.pages.v is not None
+        found = softmax_arguments(softmax)
+        parts = (("k", self.pages.k, self.pages.key), ("v", self.pages.v, self.pages.value))
+        for name, cache, codec in parts:
+            found |= _memory(f"{name}_ptr", f"{name}_scales_ptr", cache, codec)
+            found |= {f"{name}_{dim}_stride": cache.stride(at) for at, dim in enumerate(("page", "slot", "head"))}
+            found |= {f"{name}_gain": codec.gain, f"{name.upper()}_CODEC": _compiled(codec)}
+            found |= {f"BLOCK_{name.upper()}": max(16, padded(codec.half))}
+        return found
+
+
 def decode_groups(q: Tensor, pages: PackedPages, rows: Rows, softmax: Softmax) -> Tensor:
-    """q [S*Q,HQ,D] -> [S*Q,HQ,DV]. Grid: (S, HKV x blocks of its rows, splits); splits are merged by a launch more."""
+    """q [S*Q,HQ,D] -> [S*Q,HQ,DV]."""
     checks.queries(q, rows.seq_lens)
     checks.sequences(rows.block_tables, rows.seq_lens)
     checks.scores(softmax, num_heads=q.shape[1])
     checks.require(q.stride(2) == 1, "the last dimension of q must be contiguous")
-    assert pages.v is not None
-    num_tokens, num_heads, head_dim = q.shape
-    num_seqs, v_dim, kv_heads = len(rows.seq_lens), pages.value_dim, pages.k.shape[2]
-    out = q.new_empty(num_tokens, num_heads, v_dim)
-    if out.numel() == 0:
-        return out
-    query_len, group, target = num_tokens // num_seqs, num_heads // kv_heads, gpu.target(q.device)
-    tile = _tile(max(head_dim, v_dim), group * query_len, q.element_size(), target)
-    programs = kv_heads * math.ceil(group * query_len / tile.block_m)
-    resident = tile.resident_programs((head_dim + v_dim) * q.element_size(), target)
-    splits = rules.num_splits(num_seqs * programs, rows.block_tables.shape[1] * pages.block_size, resident)
-    partial = lse = None
-    if splits > 1:
-        partial = q.new_empty(num_seqs, programs, splits, tile.block_m, v_dim, dtype=torch.float32)
-        lse = q.new_empty(partial.shape[:-1], dtype=torch.float32)
-    decode_groups_kernel[(num_seqs, programs, splits)](
-        q_ptr=q,
-        table_ptr=rows.block_tables,
-        lens_ptr=rows.seq_lens,
-        out_ptr=out,
-        partial_ptr=partial,
-        lse_ptr=lse,
-        group=group,
-        query_len=query_len,
-        num_heads=num_heads,
-        num_splits=splits,
-        q_token_stride=q.stride(0),
-        q_head_stride=q.stride(1),
-        table_stride=rows.block_tables.stride(0),
-        SPLIT=splits > 1,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        MIN_TILES=tile.min_tiles,
-        **_keys(pages),
-        **_softmax(softmax),
-        **gpu.launched(q.device),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        maxnreg=rules.MAX_REGISTERS,
-    )
-    if partial is not None and lse is not None:
-        merge(partial, lse, rows.seq_lens, out, group, tile, span(softmax))
-    return out
+    return in_splits(decode_groups_kernel, q, GroupKeys(pages, q.element_size()), rows, softmax)
 
 
-def _keys(pages: PackedPages) -> dict[str, object]:
-    """Both caches, as bytes and in fp16, and how long their vectors and groups are."""
-    assert pages.v is not None
-    found: dict[str, object] = {"PAGE": pages.block_size}
-    for name, cache, codec in (("k", pages.k, pages.key), ("v", pages.v, pages.value)):
-        found |= _memory(f"{name}_ptr", f"{name}_scales_ptr", cache)
-        found |= {f"{name}_{dim}_stride": cache.stride(at) for at, dim in enumerate(("page", "slot", "head"))}
-        half = codec.elements // 2
-        lengths = {"HALF": half, "GROUP": _half_group(codec), "BLOCK": max(16, padded(half))}
-        found |= {f"{what}_{name.upper()}": length for what, length in lengths.items()}
-    return found
+def _compiled(codec: Codec) -> Codec:
+    """What of it a kernel is compiled for: a scale that was measured is not."""
+    return replace(codec, static_scale=1.0)
 
 
-def _softmax(softmax: Softmax) -> dict[str, object]:
-    """As `softmax_arguments`: scores in base 2."""
-    return {
-        "sinks_ptr": softmax.sinks,
-        "qk_scale": softmax.scale / softmax.softcap if softmax.softcap else softmax.scale * math.log2(math.e),
-        "cap": softmax.softcap * math.log2(math.e),
-        "window": span(softmax),
-        "CAPPED": softmax.softcap > 0,
-    }
-
-
-def _tile(head_dim: int, rows: int, query_bytes: int, target: Target) -> Tile:
-    """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is
-    unpacked takes registers beside what it is unpacked from."""
-    whole = rules.attention_tile(head_dim, min(rows, 64), query_bytes, 2, target)
-    part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
-    return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
-
-
-def _groups(codec: Codec) -> int:
-    """Of a vector."""
-    return codec.elements // (2 * _half_group(codec))
-
-
-def _half_group(codec: Codec) -> int:
-    """Bytes of a group's codes."""
-    return min(codec.group or codec.elements, codec.elements) // 2
-
-
-def _memory(bytes_name: str, scales_name: str, cache: Tensor) -> dict[str, Tensor]:
-    """The pages as bytes, and the same memory in fp16, which scales are read in."""
-    return {bytes_name: cache, scales_name: cache.view(torch.float16)}
+def _memory(codes_name: str, scales_name: str, cache: Tensor, codec: Codec) -> dict[str, Tensor | None]:
+    """The pages as codes are read, and the same memory as scales are, where there are any."""
+    if codec.is_float:
+        checks.fp8(codec.dtype, cache)
+    scales = None if codec.scale_dtype is None else cache.view(codec.scale_dtype)
+    return {codes_name: cache.view(codec.dtype), scales_name: scales}

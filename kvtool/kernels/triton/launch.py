@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvtool.kernels.plain import record, rms_norm, rotate
+from kvtool.kernels.plain import likeliest, record, rms_norm, rotate
 from kvtool.kernels.triton import attention, checks, fused
 from kvtool.kernels.triton.arguments import keys_of
 from kvtool.kernels.triton.groups import packed
@@ -26,7 +26,8 @@ from kvtool.kernels.triton.step import (
 from kvtool.kernels.triton.store import gather_rows, store_rows
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
 
 __all__ = [
     "add_rms_norm",
@@ -35,6 +36,7 @@ __all__ = [
     "fused",
     "gated",
     "gather",
+    "likeliest",
     "linear",
     "nucleus",
     "packed",

@@ -15,7 +15,7 @@ from kvtool.kernels.triton.tiles.products import GEMV_ROWS, pair_tile
 
 if TYPE_CHECKING:
     from kvtool.kernels.fused import Normed, Shared
-    from kvtool.kernels.interface import ExpertWeights
+    from kvtool.kernels.weights import ExpertWeights
 
 
 def serves(num_tokens: int, weights: ExpertWeights, shared: Shared | None) -> bool:

@@ -22,8 +22,9 @@ from triton.runtime.errors import OutOfResources
 from kvtool.kernels.choosing import may_time
 from kvtool.kernels.triton import checks, gpu
 from kvtool.kernels.triton.experts import KERNEL_GATES
-from kvtool.kernels.triton.jit.product import add_splits_kernel, gemv_kernel, product_kernel
+from kvtool.kernels.triton.jit.product import gemv_kernel, product_kernel
 from kvtool.kernels.triton.rows import gate_halves, rms_norm
+from kvtool.kernels.triton.sample import largest
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.cold_time import cold_time_ms
 from kvtool.kernels.triton.tiles.products import (
@@ -38,24 +39,30 @@ from kvtool.kernels.triton.tiles.verdict import Verdicts
 from kvtool.system.compiled import cache_folder
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Gate
+    from kvtool.kernels.weights import Gate
 
 CUBLAS = "cublas"
-_SOURCES = ("jit/product.py", "tiles/products.py")  # what a verdict is about: other code, other verdicts
+_SOURCES = (
+    "jit/product.py",
+    "jit/sample.py",
+    "tiles/products.py",
+)  # what a verdict is about: other code, other verdicts
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Around:
     """What stands around a product: RMSNorm of x by `norm` [K] before it; behind it the `gate` of its halves, of a
-    weight [2N,K] that is the gate's over the other."""
+    weight [2N,K] that is the gate's over the other. Or of each row only the number of its `largest` column is given."""
 
     norm: Tensor | None = None
     eps: float = 0.0
     gate: Gate | None = None
+    largest: bool = False
 
     def __str__(self) -> str:
         """What of it a verdict depends on."""
-        return (" norm" if self.norm is not None else "") + (f" {self.gate.activation}" if self.gate else "")
+        behind = f" {self.gate.activation}" if self.gate else " largest" if self.largest else ""
+        return (" norm" if self.norm is not None else "") + behind
 
     def in_kernel(self, dtype: torch.dtype, num_rows: int) -> bool:
         """Whether a kernel of ours does it beside the product. What is to be divided by its root mean square may pass
@@ -72,7 +79,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Around], Tenso
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None, around: Around = NOTHING
 ) -> Tensor:
-    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], gated [T,N/2], the fastest way known.
+    """x [T,K], weight [N,K], bias [N], plus [T,N] -> x W^T + bias + plus [T,N], gated [T,N/2], or the largest's number
+    int64 [T], the first of equals: the fastest way known.
 
     Ways are timed while somebody prepares alone, as `kvtool.kernels.choosing` says.
     """
@@ -115,7 +123,8 @@ def by_cublas(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | Non
     product = torch_linear(x, weight, bias)
     if around.gate is not None:
         product = gate_halves(product, around.gate)
-    return product if plus is None else product.add_(plus)
+    product = product if plus is None else product.add_(plus)
+    return product.max(dim=-1).indices if around.largest else product
 
 
 def gemv(
@@ -131,7 +140,7 @@ def gemv(
     rows = rules.padded(len(x))
     checks.require(rows <= GEMV_ROWS, f"{len(x)} rows are too many for a GEMV of {GEMV_ROWS}")
     constants = {"ROWS": rows, "STAGES": tile.num_stages}
-    return _in_splits(gemv_kernel, constants, x, weight, bias, plus, around, tile, rows, held_rows=tile.block_n)
+    return _in_splits(gemv_kernel, constants, x, weight, bias, plus, around, tile, held_rows=tile.block_n)
 
 
 def split_product(
@@ -147,8 +156,7 @@ def split_product(
     checks.require(len(x) <= MAX_ROWS, f"{len(x)} rows are too many for a product of {MAX_ROWS}")
     rows = max(16, rules.padded(len(x)))
     constants = {"BLOCK_M": rows, "num_stages": tile.num_stages}
-    held_rows = tile.block_n + rows
-    return _in_splits(product_kernel, constants, x, weight, bias, plus, around, tile, rows, held_rows)
+    return _in_splits(product_kernel, constants, x, weight, bias, plus, around, tile, held_rows=tile.block_n + rows)
 
 
 def _in_splits(
@@ -160,14 +168,14 @@ def _in_splits(
     plus: Tensor | None,
     around: Around,
     tile: ProductTile,
-    block_m: int,
     held_rows: int,
 ) -> Tensor:
     """Grid: (blocks of columns, splits of the depth). `held_rows` of a program's tiles are in shared memory."""
     checks.product(x, weight, bias, plus, around.norm, is_gated=around.gate is not None)
     (num_rows, depth), num_columns, gate = x.shape, len(weight), around.gate
-    out = x.new_empty(num_rows, num_columns // 2 if gate else num_columns)
     blocks = math.ceil(num_columns / tile.block_n)
+    given = (blocks, torch.int64) if around.largest else (num_columns // 2 if gate else num_columns, x.dtype)
+    out = x.new_empty(num_rows, given[0], dtype=given[1])
     splits = tile.splits(num_columns, depth, held_rows * weight.element_size(), gpu.target(x.device))
     partial = arrivals = None
     if splits > 1:
@@ -201,12 +209,7 @@ def _in_splits(
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )
-    if partial is not None and arrivals is None:
-        blocks_of = {"BLOCK_M": block_m, "BLOCK_N": tile.block_n, "BLOCK_SPLITS": SPLITS_AT_ONCE}
-        add_splits_kernel[(blocks,)](
-            partial_ptr=partial, out_ptr=out, **added, **shape, **blocks_of, num_warps=tile.num_warps
-        )
-    return out
+    return largest(out) if around.largest else out
 
 
 @functools.cache

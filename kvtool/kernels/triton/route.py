@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.triton import checks, gpu
-from kvtool.kernels.triton.jit.route import choose_kernel, route_kernel
+from kvtool.kernels.triton.jit.route import route_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.products import route_tile
 from kvtool.kernels.triton.tiles.rules import padded
@@ -28,34 +28,29 @@ def route(x: Tensor, norm: Normed | None, choice: Choice) -> tuple[Tensor, Tenso
     if num_tokens == 0:
         return chosen, shares
     logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-    arrivals = gpu.arrivals(x.device, num_tokens)
-    told: dict[str, object] = {
-        "logits_ptr": logits,
-        "bias_ptr": choice.bias,
-        "chosen_ptr": chosen,
-        "shares_ptr": shares,
-    }
-    told |= {"scale": float(choice.scale), **_constants(choice)}
     route_kernel[(num_tokens, math.ceil(num_experts / tile.block_n))](
         x_ptr=x,
         norm_ptr=None if norm is None else norm.weight,
         weight_ptr=choice.weight,
         logit_bias_ptr=choice.logit_bias,
-        arrivals_ptr=arrivals,
+        bias_ptr=choice.bias,
+        logits_ptr=logits,
+        chosen_ptr=chosen,
+        shares_ptr=shares,
+        arrivals_ptr=gpu.arrivals(x.device, num_tokens),
         depth=hidden,
         x_stride=x.stride(0),
         eps=0.0 if norm is None else norm.eps,
+        scale=float(choice.scale),
         MASKED=hidden % tile.block_k != 0,
         BLOCK_E=tile.block_n,
         BLOCK_K=tile.block_k,
         STAGES=tile.num_stages,
-        **told,
+        **_constants(choice),
         **gpu.launched(x.device),
         num_warps=tile.num_warps,
         maxnreg=rules.MAX_REGISTERS,
     )
-    if arrivals is None:
-        choose_kernel[(num_tokens,)](**told, num_warps=tile.num_warps)
     return chosen, shares
 
 

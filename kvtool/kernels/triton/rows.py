@@ -17,7 +17,7 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Gate
+    from kvtool.kernels.weights import Gate
 
 _DENSE_GATES = KERNEL_GATES.keys() - {plain.CLAMPED}  # of two tensors; products clamp what they gate
 

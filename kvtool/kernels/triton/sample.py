@@ -6,9 +6,18 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.triton import checks, gpu
-from kvtool.kernels.triton.jit.sample import nucleus_kernel
+from kvtool.kernels.triton.jit.sample import largest_kernel, nucleus_kernel
 from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
+
+
+def largest(keys: Tensor) -> Tensor:
+    """keys int64 [n, blocks], as `key_of` makes them -> places int64 [n]. One program a row."""
+    num_rows, num_keys = keys.shape
+    out = keys.new_empty(num_rows)
+    block = min(padded(num_keys), rules.LARGEST_BLOCK)
+    largest_kernel[(num_rows,)](keys, out, num_keys, BLOCK=block, **gpu.launched(out.device), num_warps=16)
+    return out
 
 
 def nucleus(probabilities: Tensor, top_ps: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import AnyWeight, ExpertWeights, GatedWeight, Pages, Rotation, Weight
+    from kvtool.kernels.interface import Rotation
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.weights import AnyWeight, ExpertWeights, GatedWeight, Weight
 
 __all__ = [
     "add_rms_norm",

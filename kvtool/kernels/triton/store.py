@@ -15,7 +15,7 @@ from kvtool.kernels.triton.tiles import rules
 from kvtool.kernels.triton.tiles.rules import padded
 
 if TYPE_CHECKING:
-    from kvtool.kernels.interface import Pages, Scale
+    from kvtool.kernels.pages import Pages, Scale
 
 
 def store_rows(rows: Tensor, cache: Tensor, slots: Tensor, scale: Scale) -> None:

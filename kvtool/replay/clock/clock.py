@@ -62,23 +62,29 @@ class Clock:
 
 
 class Server:
-    """`lanes` things at a time, in the order in which they came."""
+    """Room for so many `lanes` at a time, None for all that come, in the order in which they came. What needs more than
+    there are has them all.
+    """
 
-    def __init__(self, lanes: int = 1) -> None:
-        self._waiting: deque[Call] = deque()
-        self._free = lanes
+    def __init__(self, lanes: int | None = 1) -> None:
+        self._waiting: deque[tuple[int, Call]] = deque()
+        self._lanes, self._used = lanes, 0
 
-    def take(self, begin: Call) -> None:
+    def take(self, begin: Call, lanes: int = 1) -> None:
         """`begin` is called when it is its turn, and ends with a call of `free`."""
-        self._waiting.append(begin)
+        self._waiting.append((lanes, begin))
         self._next()
 
-    def free(self) -> None:
-        """One that runs is done."""
-        self._free += 1
+    def free(self, lanes: int = 1) -> None:
+        """One that took so many is done."""
+        self._used -= lanes
         self._next()
 
     def _next(self) -> None:
-        if self._free and self._waiting:
-            self._free -= 1
-            self._waiting.popleft()()
+        while self._waiting and self._fits(self._waiting[0][0]):
+            lanes, begin = self._waiting.popleft()
+            self._used += lanes
+            begin()
+
+    def _fits(self, lanes: int) -> bool:
+        return self._lanes is None or not self._used or self._used + lanes <= self._lanes

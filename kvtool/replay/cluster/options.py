@@ -10,11 +10,12 @@ from kvtool.catalog.gpus import Gpu, find_gpu
 from kvtool.replay.cluster.layout import Layout
 from kvtool.sizing.speed.exchange import COLLECTIVE_S
 from kvtool.system.errors import KvtoolError, did_you_mean
-from kvtool.units import parse_size
+from kvtool.units import parse_length, parse_size
 
 EXAMPLE = (
     "write prefill=2xh100,decode=4xh200 (or total=48 GPUs), and gpus=8,nic=50,storage=50,dram=500 where nodes differ "
-    "from these, cp=2,dp=2,dcp=2 for a layout, alpha=10 (us a collective), local=64GiB for caches in nodes"
+    "from these, cp=2,dp=2,dcp=2 for a layout, alpha=10 (us a collective), local=64GiB for caches in nodes, "
+    "pool=2m for tokens that the GPUs of a decode node hold"
 )
 MODES = ("basic", "dualpath", "oracle")
 
@@ -25,7 +26,8 @@ class Cluster:
     memory of `dram_gbps` for both directions. As published for DualPath (arXiv 2602.21548, 400 Gb/s NICs) unless said.
     Of the GPUs' NICs the model's own traffic takes the part `reserved` first, but leaves a hundredth, as virtual lanes
     do. Nodes of each kind have their card, None for the one that is named elsewhere. `local_bytes` of a prefill node's
-    host memory keep the last prompts of sessions. A collective of a node's GPUs takes `alpha_us` beside its bytes.
+    host memory keep the last prompts of sessions. A collective of a node's GPUs takes `alpha_us` beside its bytes. The
+    GPUs of a decode node hold `pool_tokens` of requests, None for as many as there are.
     """
 
     prefill: int
@@ -36,6 +38,7 @@ class Cluster:
     layout: Layout = field(default_factory=Layout)
     reserved: Fraction = Fraction(0)
     local_bytes: int = 0
+    pool_tokens: int | None = None
     nic_gbps: Fraction = Fraction(50)
     storage_gbps: Fraction = Fraction(50)
     dram_gbps: Fraction = Fraction(500)
@@ -70,7 +73,7 @@ def parse_clusters(text: str) -> list[Cluster]:
     found: dict[str, str] = {}
     for item in text.split(","):
         name, _, value = item.strip().partition("=")
-        known = (*NODES, *COUNTS, *SPEEDS, "local")
+        known = (*NODES, *COUNTS, *SPEEDS, "local", "pool")
         if name not in known:
             raise KvtoolError(f"--cluster {item.strip()!r} is not of a cluster: {EXAMPLE}{did_you_mean(name, known)}")
         if name in found:
@@ -83,7 +86,8 @@ def parse_clusters(text: str) -> list[Cluster]:
     }
     layout = Layout(gpus=gpus, **counts) if 1 <= gpus <= 4096 else Layout(gpus=8)
     local = parse_size(found["local"], "--cluster local") if "local" in found else 0
-    like = Cluster(prefill=1, decode=1, gpus=gpus, layout=layout, local_bytes=local, **speeds)
+    pool = parse_length(found["pool"], "--cluster pool") if "pool" in found else None
+    like = Cluster(prefill=1, decode=1, gpus=gpus, layout=layout, local_bytes=local, pool_tokens=pool, **speeds)
     if total is not None:
         return _splits(like, total, found)
     return [_with_nodes(like, found)]

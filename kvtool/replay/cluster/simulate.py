@@ -60,6 +60,7 @@ class _Request:
     loaded: bool = False
     computed: bool = False
     handed: bool = False
+    waited_s: float = 0.0  # for memory of the GPUs that decode
     to_hand: int = 0  # tokens that the decode node does not have
     local: int = 0  # tokens of the prefix that the prefill node's memory has
     side: str = "prefill"  # that reads the rest of it
@@ -81,6 +82,7 @@ class Simulation:
         self._decode = [Node(cluster.prefill + index) for index in range(cluster.decode)]
         self._decoding = {node.index: 0 for node in self._decode}  # tokens of requests that decode
         self._batches = {node.index: 0 for node in self._decode}  # and how many these are
+        self._memory = {node.index: Server(cluster.pool_tokens) for node in self._decode}
         self._gpus = [Server(speeds.prefill.lanes) for _ in self._prefill]
         self._waiting: deque[tuple[int, Turn, float, Call]] = deque()
         self._router = Router(
@@ -203,22 +205,27 @@ class Simulation:
             self._hand_over(request)
 
     def _hand_over(self, request: _Request) -> None:
-        """The last layer, then all of it into the GPUs that decode."""
+        """The last layer, then all of it into the GPUs that decode, once they have room for it and its answer."""
 
         def there() -> None:
+            there_s = self._clock.now_s
+            self._memory[request.decode.index].take(lambda: into_gpus(there_s), request.turn.tokens)
+
+        def into_gpus(there_s: float) -> None:
+            request.waited_s = self._clock.now_s - there_s
             self._send(request, INTO_DECODE, request.turn.input_tokens, lambda: self._decode_all(request))
 
         self._send(request, TO_DECODE, request.to_hand / self._speeds.num_layers, there)
 
     def _decode_all(self, request: _Request) -> None:
-        """It keeps the step time of the batch that it joins."""
+        """It keeps the step time of the batch that it joins; what it waited for memory came between its tokens too."""
         node, turn = request.decode.index, request.turn
         self._decoding[node] += turn.input_tokens
         self._batches[node] += 1
         step_s = self._speeds.decode.step_s(self._batches[node], self._decoding[node])
         steps = max(0, turn.output_tokens - 1)
         if steps:
-            self._played.tpot_s.append(step_s)
+            self._played.tpot_s.append(step_s + request.waited_s / steps)
         self._clock.at(self._clock.now_s + steps * step_s, lambda: self._end(request))
 
     def _end(self, request: _Request) -> None:
@@ -226,6 +233,7 @@ class Simulation:
         self._batches[request.decode.index] -= 1
         request.decode.requests -= 1
         request.decode.tokens -= request.turn.input_tokens
+        self._memory[request.decode.index].free(request.turn.tokens)
         self._played.ended_s = self._clock.now_s
         self._played.moved = list(self._clock.network.moved)
         request.ended()

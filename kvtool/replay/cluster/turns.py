@@ -18,6 +18,11 @@ class Turn:
     cached_tokens: int
     after_s: float
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and the answer."""
+        return self.input_tokens + self.output_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Session:

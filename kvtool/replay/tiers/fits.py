@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
@@ -25,8 +25,7 @@ def measured_steps(model: Model, measured: Measured, num_gpus: int = 1) -> StepT
     """Of a model that `has_steps`. Raises KvtoolError where its parameters cannot be counted."""
     assert measured.tflops is not None
     work, rate = counted_work(model), measured.tflops * 1e12
-    prompts = [(_flops(work, one) / rate, median(one.ttft_s), len(one.ttft_s)) for one in measured.observed]
-    points = _rising([*prompts, *_shortest(work, rate, measured.observed)])
+    points = _rising([(_flops(work, one) / rate, median(one.ttft_s), len(one.ttft_s)) for one in measured.observed])
     floor = PrefillFloor(work, rate, 0.0, tuple(points))
     ratios = [seconds / floor.step_s(_flops(work, one) / rate) for one in measured.observed for seconds in one.ttft_s]
     low, high = (float(value) for value in np.percentile(ratios, (LOW, HIGH)))
@@ -42,22 +41,16 @@ def steps_words(times: StepTimes) -> str:
     low, high = times.spread
     return (
         f"a step of prompts takes {1e3 * fastest_s:.4g} to {1e3 * slowest_s:.4g} ms, interpolated over "
-        f"{1e3 * first:.3g} to {1e3 * last:.3g} ms of computing, one of decodes {1e3 * times.decode_s:.3g} ms, "
-        f"{1e3 * times.sequence_s:.3g} a request and {1e6 * times.context_s:.3g} a thousand tokens of context, as "
-        f"measured of this model; nine in ten steps took x{low:.2f} to x{high:.2f} of that"
+        f"{1e3 * first:.3g} to {1e3 * last:.3g} ms of computing (less takes as long), one of decodes "
+        f"{1e3 * times.decode_s:.3g} ms, {1e3 * times.sequence_s:.3g} a request and {1e6 * times.context_s:.3g} a "
+        f"thousand tokens of context, as measured of this model; nine in ten steps took x{low:.2f} to x{high:.2f} of "
+        "that"
     )
 
 
 def _flops(work: PrefillWork, one: Observed) -> int:
     """Of its step: all new tokens of all its requests."""
     return one.sequences * work.flops(one.prompt_tokens - one.cached_tokens, one.cached_tokens)
-
-
-def _shortest(work: PrefillWork, rate: float, observed: Sequence[Observed]) -> Iterator[tuple[float, float, int]]:
-    """Decodes, as prompts of one token: a hit may leave as little to compute."""
-    for one in observed:
-        if one.tpot_s:
-            yield one.sequences * work.flops(1, one.prompt_tokens) / rate, median(one.tpot_s), len(one.tpot_s)
 
 
 def _rising(points: Sequence[tuple[float, float, int]]) -> list[tuple[float, float]]:

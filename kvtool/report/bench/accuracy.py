@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 from kvtool.report.cells import DASH, percent
-from kvtool.report.charts import COLOURS, GREY, LABEL_POINTS, RED, literal, log_axis
 from kvtool.report.tables import Table
-from kvtool.results import Accuracy, AccuracyCase, BenchDocument
+from kvtool.results import AccuracyCase, BenchDocument, CacheSpeed
+from kvtool.results.cases.accuracy import worst_layers
 from kvtool.units import format_bytes, format_length, format_ms
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-WORST_LAYERS = 3
 SPARSE = ("streaming", "quest")
-SMALLEST_KL = 1e-7  # on a logarithmic axis
-SMALLEST_ERROR = 1e-3  # of attention there: below a bf16's own rounding
-CROWDED_WIDTH, CROWDED_HEIGHT = 0.25, 0.08  # of the points' range: what the name of a format takes of a panel
 
 
 def accuracy_cases(document: BenchDocument) -> list[AccuracyCase]:
@@ -29,12 +19,33 @@ def accuracy_cases(document: BenchDocument) -> list[AccuracyCase]:
     return [case for case in document.cases if isinstance(case, AccuracyCase)]
 
 
+def plain_cases(document: BenchDocument) -> list[AccuracyCase]:
+    """Those of every format with no layer left whole."""
+    return [case for case in accuracy_cases(document) if not whole_layers(case)]
+
+
+def spared_cases(document: BenchDocument) -> list[tuple[AccuracyCase, AccuracyCase]]:
+    """Those with layers left whole, each beside its format's own."""
+    plain = {_asked(case): case for case in plain_cases(document)}
+    cases = [case for case in accuracy_cases(document) if whole_layers(case)]
+    return [(case, plain[_asked(case)]) for case in cases if _asked(case) in plain]
+
+
+def _asked(case: AccuracyCase) -> tuple[object, object]:
+    return case.inputs.get("kv_cache_dtype"), case.inputs.get("input_len")
+
+
 def accuracy_tables(document: BenchDocument) -> list[Table]:
     """None where no caches were compared."""
-    cases = accuracy_cases(document)
+    cases, spared = plain_cases(document), spared_cases(document)
     timed = [case for case in cases if case.accuracy.speed is not None]
     costs = [cost_table(cases), error_table(cases)] if cases else []
-    return costs + ([speed_table(timed)] if timed else [])
+    return costs + ([spared_table(spared)] if spared else []) + ([speed_table(timed)] if timed else [])
+
+
+def whole_layers(case: AccuracyCase) -> str:
+    """`0, 29`, the layers that keep the run's own cache; empty for none."""
+    return str(case.inputs.get("skip_layers") or "").replace(",", ", ")
 
 
 def label(case: AccuracyCase) -> str:
@@ -96,7 +107,7 @@ def error_table(cases: Sequence[AccuracyCase]) -> Table:
         (
             label(case),
             *(mean_percent(errors) for errors in (found.key_error, found.value_error, found.attention_error)),
-            ", ".join(map(str, worst_layers(found))) or DASH,
+            ", ".join(map(str, worst_layers(found.attention_error))) or DASH,
         )
         for case in cases
         for found in [case.accuracy]
@@ -111,10 +122,47 @@ def error_table(cases: Sequence[AccuracyCase]) -> Table:
     )
 
 
+def spared_table(pairs: Sequence[tuple[AccuracyCase, AccuracyCase]]) -> Table:
+    """What it buys to leave layers whole, and what it costs."""
+    rows = [
+        (
+            label(own),
+            whole_layers(case),
+            f"+{percent(more_bytes(case, own))}",
+            small_with_se(case.accuracy.kl_mean, case.accuracy.kl_mean_se),
+            percent(kl_share(case, own)),
+            with_se(case.accuracy.perplexity_change, case.accuracy.perplexity_change_se),
+            short(case.accuracy.verdict),
+        )
+        for case, own in pairs
+    ]
+    first = pairs[0][0].accuracy
+    return Table(
+        title="What smaller caches cost: with layers left whole",
+        columns=("cache", "left whole", "a token", "KL", "KL less", "perplexity\nadded", "verdict"),
+        rows=rows,
+        labels=2,
+        spare=("perplexity\nadded",),
+        note=f"Those layers keep {first.reference}: what that adds to a token's bytes, and what it takes off the KL of "
+        "the same format with no layer left whole, on the tokens that both read.",
+    )
+
+
+def more_bytes(case: AccuracyCase, own: AccuracyCase) -> float:
+    """Of a token's, as a share of the format's own."""
+    return case.accuracy.kv_bytes_per_token / own.accuracy.kv_bytes_per_token - 1
+
+
+def kl_share(case: AccuracyCase, own: AccuracyCase) -> float:
+    """Of the format's own KL, what is gone; 0 where the document does not say."""
+    saved, left = case.accuracy.kl_saved or 0.0, case.accuracy.kl_mean
+    return saved / (saved + left) if saved + left > 0 else 0.0
+
+
 def speed_table(cases: Sequence[AccuracyCase]) -> Table:
     """What each format's decode steps take over contexts, beside the reference's, and from where it is faster."""
     speeds = [case.accuracy.speed for case in cases if case.accuracy.speed is not None]
-    first = speeds[0]
+    first = longest_timed(speeds)
     ends = [f"ITL at\n{format_length(context)}" for context in (first.contexts[0], first.contexts[-1])]
     reference = (
         cases[0].accuracy.reference,
@@ -143,8 +191,19 @@ def speed_table(cases: Sequence[AccuracyCase]) -> Table:
         labels=1,
         spare=("µs to store\na token", held),
         note=f"ITL: ms of a decode step of one sequence in {first.dtype}, the median over "
-        f"{len(first.itl_ms[-1])} turns with all formats in turn. ±: standard error of the slope.",
+        f"{_turns(speeds)} turns with all formats in turn. ±: standard error of the slope.",
     )
+
+
+def longest_timed(speeds: Sequence[CacheSpeed]) -> CacheSpeed:
+    """The one with the most turns, which tells most of the reference."""
+    return max(speeds, key=lambda speed: len(speed.itl_ms[-1]))
+
+
+def _turns(speeds: Sequence[CacheSpeed]) -> str:
+    """`13`, or `4 to 40` where formats left their turns to others."""
+    turns = [len(speed.itl_ms[-1]) for speed in speeds]
+    return f"{min(turns)} to {max(turns)}" if min(turns) < max(turns) else f"{max(turns)}"
 
 
 def _micro(value: float | None) -> str:
@@ -155,27 +214,47 @@ def mean_percent(errors: Sequence[float]) -> str:
     return percent(sum(errors) / len(errors), digits=2) if errors else DASH
 
 
-def worst_layers(found: Accuracy) -> list[int]:
-    """Those whose attention is off most, the worst first; none where nothing is."""
-    errors = found.attention_error
-    order = sorted(range(len(errors)), key=lambda layer: -errors[layer])
-    return [layer for layer in order[:WORST_LAYERS] if errors[layer] > 0]
-
-
 def accuracy_findings(document: BenchDocument) -> list[str]:
-    """What each verdict comes to, the formats of one verdict in one sentence."""
-    cases = accuracy_cases(document)
+    """What each verdict comes to, the formats of one verdict in one sentence; what layers left whole buy; and time."""
+    cases, spared = plain_cases(document), spared_cases(document)
     verdicts = dict.fromkeys(case.accuracy.verdict for case in cases)
     costs = [_finding(said, [case for case in cases if case.accuracy.verdict == said]) for said in verdicts]
+    layers = [_left_whole(case, own) for case, own in spared]
     words = [f"{label(case)} {case.accuracy.speed.pays}" for case in cases if case.accuracy.speed is not None]
-    return costs + ([f"In time: {'; '.join(words)}.", *why(cases)] if words else [])
+    costs += [f"The layers that do most damage, left whole: {'; '.join(layers)}."] if layers else []
+    return costs + ([f"In time: {'; '.join(words)}.", _most(cases), *why(cases)] if words else [])
+
+
+def _left_whole(case: AccuracyCase, own: AccuracyCase) -> str:
+    """`int4 loses 41% less with 13, 19 and 26, which take 24% more bytes`."""
+    said = short(case.accuracy.verdict)
+    now = "" if said == short(own.accuracy.verdict) else f" ({said})"
+    return (
+        f"{label(own)} has {percent(kl_share(case, own))} less KL with layers {whole_layers(case)}{now}, for "
+        f"{percent(more_bytes(case, own))} more bytes"
+    )
+
+
+def _most(cases: Sequence[AccuracyCase]) -> str:
+    """How many times as long as the reference's a step of each format takes at worst, and at which context."""
+    found = []
+    for case in cases:
+        if (speed := case.accuracy.speed) is not None:
+            ratios = [
+                median(a / b for a, b in zip(own, other, strict=True))
+                for own, other in zip(speed.itl_ms, speed.reference_itl_ms, strict=True)
+            ]
+            at = format_length(speed.contexts[ratios.index(max(ratios))])
+            found.append(f"{label(case)} {max(ratios):.2f} (at {at})")
+    return f"A step takes at most so many times as long as one of {cases[0].accuracy.reference}: {'; '.join(found)}."
 
 
 def why(cases: Sequence[AccuracyCase]) -> list[str]:
     """What of a step a smaller cache can save at all, and how fast each format's bytes are read; sparse caches, which
     do not read all of them, are left out."""
     timed = [(case, case.accuracy.speed) for case in cases if case.accuracy.speed is not None]
-    first, at = timed[0][1], format_length(timed[0][1].contexts[-1])
+    first = longest_timed([speed for _, speed in timed])
+    at = format_length(first.contexts[-1])
     step_ms, read_ms = median(first.reference_itl_ms[-1]), first.reference_slope_us_per_token * first.contexts[-1] / 1e3
     reference = timed[0][0].accuracy.reference
     if not 0 < read_ms < step_ms:
@@ -208,74 +287,3 @@ def _figures(case: AccuracyCase) -> str:
     found = case.accuracy
     change = found.perplexity_change / found.reference_perplexity
     return f"{label(case)} (perplexity {100 * change:+.2g} %, KL {found.kl_mean:.1e})"
-
-
-def draw_cost(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
-    """KL of each format over its bytes a token, its name beside the point; whiskers are two standard errors."""
-    points = [(c.accuracy.kv_bytes_per_token / 1024, max(c.accuracy.kl_mean, SMALLEST_KL)) for c in cases]
-    for index, (case, (kib, kl)) in enumerate(zip(cases, points, strict=True)):
-        found = case.accuracy
-        colour = RED if found.verdict == "collapses" else COLOURS[1] if found.verdict == "loses" else COLOURS[0]
-        reach = min(2 * (found.kl_mean_se or 0.0), 0.9 * kl)
-        axes.errorbar([kib], [kl], yerr=[[reach], [reach]], color=colour, marker="o", markersize=5, capsize=2)
-        axes.annotate(
-            literal(label(case)),
-            (kib, kl),
-            (-6, 3) if is_crowded(points, index) else (6, 3),
-            textcoords="offset points",
-            ha="right" if is_crowded(points, index) else "left",
-            fontsize=LABEL_POINTS - 1,
-        )
-    log_axis(axes)
-    axes.set_xlabel("KiB a token")
-    axes.set_ylabel("KL, nats a token")
-    axes.margins(x=0.28, y=0.15)
-
-
-def is_crowded(points: Sequence[tuple[float, float]], index: int) -> bool:
-    """Whether a name at the right of this point would run into another point or its name; of two at one place the
-    first is."""
-    width = CROWDED_WIDTH * (max(x for x, _ in points) - min(x for x, _ in points))
-    height = CROWDED_HEIGHT * math.log(max(y for _, y in points) / min(y for _, y in points))
-    x, y = points[index]
-    return any(
-        abs(math.log(other_y / y)) <= height and (0 < other_x - x <= width or (other_x == x and place > index))
-        for place, (other_x, other_y) in enumerate(points)
-    )
-
-
-def draw_layers(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
-    """Error of attention by layer, a line a format."""
-    shown = [case for case in cases if case.accuracy.attention_error]
-    for index, case in enumerate(shown):
-        errors = [100 * max(error, SMALLEST_ERROR) for error in case.accuracy.attention_error]
-        style = "-" if index < len(COLOURS) else "--"
-        axes.plot(range(len(errors)), errors, style, color=COLOURS[index % len(COLOURS)], label=literal(label(case)))
-    log_axis(axes)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("attention off, %")
-    legend_below(axes)
-
-
-def draw_speed(figure: Figure, axes: Axes, cases: Sequence[AccuracyCase]) -> None:
-    """ITL over context, a line a format; black: the reference."""
-    speeds = [(label(case), case.accuracy.speed) for case in cases if case.accuracy.speed is not None]
-    first, reference = speeds[0][1], cases[0].accuracy.reference
-    for index, (name, speed) in enumerate(speeds):
-        style = "-" if index < len(COLOURS) else "--"
-        medians = [median(turns) for turns in speed.itl_ms]
-        axes.plot(speed.contexts, medians, style, color=COLOURS[index % len(COLOURS)], marker=".", label=literal(name))
-    medians = [median(turns) for turns in first.reference_itl_ms]
-    axes.plot(first.contexts, medians, color="black", marker="o", markersize=4, label=literal(reference))
-    log_axis(axes)
-    axes.set_xticks(first.contexts, [format_length(context) for context in first.contexts])
-    axes.set_xlabel("context, tokens")
-    axes.set_ylabel("a decode step, ms")
-    legend_below(axes)
-
-
-def legend_below(axes: Axes) -> None:
-    """In three columns under the axis."""
-    axes.legend(
-        fontsize=LABEL_POINTS - 2, frameon=False, ncols=3, labelcolor=GREY, loc="upper left", bbox_to_anchor=(0, -0.16)
-    )

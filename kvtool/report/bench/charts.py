@@ -8,7 +8,8 @@ from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from kvtool.report.bench.accuracy import accuracy_cases, draw_cost, draw_layers, draw_speed
+from kvtool.report.bench.accuracy import plain_cases
+from kvtool.report.bench.accuracy_charts import draw_cost, draw_layers, draw_speed
 from kvtool.report.bench.cases import (
     ARM_NAMES,
     cases_by_arm,
@@ -90,7 +91,7 @@ def bench_panels(document: BenchDocument) -> list[Panel]:
 
 def _smaller_panels(document: BenchDocument) -> list[Panel]:
     """What formats cost in accuracy and time, and what allocators leave empty."""
-    cases = accuracy_cases(document)
+    cases = plain_cases(document)
     return [
         Panel(
             "What smaller caches cost",

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from kvtool.results.document import Struct
+
+WORST_LAYERS = 3
+
+
+def worst_layers(attention_error: Sequence[float]) -> list[int]:
+    """The layers whose attention is off most, the worst first; none where nothing is."""
+    order = sorted(range(len(attention_error)), key=lambda layer: -attention_error[layer])
+    return [layer for layer in order[:WORST_LAYERS] if attention_error[layer] > 0]
 
 
 class CacheSpeed(Struct, frozen=True, kw_only=True):
@@ -46,6 +56,8 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     - `key_error`, `value_error`, `attention_error` by layer: |x - reference| / |reference|, of what is stored of the
       same K and V, and of attention over it by the same queries; empty where a layer keeps latents.
     - `speed`: None where it was not measured.
+    - `kl_saved`: of a case with layers left whole, by how much its KL is below that of the format's own case on the
+      tokens that both read.
     - `trimmed`: what the time budget left out, in words; never a format.
     - `*_se`: standard errors over blocks of tokens, or over prompts; None of a single one.
     """
@@ -76,3 +88,5 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     text_sha256: str
     speed: CacheSpeed | None = None
     trimmed: list[str] = msgspec.field(default_factory=list)
+    kl_saved: float | None = None
+    kl_saved_se: float | None = None

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from kvtool.bench.accuracy import text as texts
 from kvtool.bench.accuracy.methods import Method, method, reference_method
-from kvtool.bench.accuracy.pays import Line, pays
+from kvtool.bench.accuracy.pays import Line, answer, pays
 from kvtool.bench.accuracy.pays import line as fitted
 from kvtool.bench.accuracy.text import Text, read_text
-from kvtool.bench.accuracy.tokens import Mean, is_settled, mean_of, moved, verdict
+from kvtool.bench.accuracy.tokens import LOSES, Mean, is_settled, mean_of, moved, verdict
 from kvtool.bench.cases.accuracy import AccuracyPart, Comparison
 from kvtool.bench.cases.base import Setup
 from kvtool.machine.pace import Budget
@@ -91,7 +90,7 @@ def test_what_is_timed_holds_the_bytes_that_are_sized(cases: dict[str, AccuracyC
         for context in CONTEXTS
     ]
     assert speed.held_bytes == sized
-    assert [len(turns) for turns in speed.itl_ms] == [4, 4]
+    assert [len(turns) for turns in (*speed.itl_ms, *speed.reference_itl_ms)] == [4, 4, 4, 4]
     assert speed.contexts == list(CONTEXTS)
     if name == "bf16+streaming:64":
         assert speed.held_bytes == [3 * 16 * 2 * 2 * 64, 5 * 16 * 2 * 2 * 64]
@@ -116,14 +115,14 @@ def test_a_slow_machine_reads_less_of_the_text_with_every_format(monkeypatch: py
 
     monkeypatch.setattr(Method, "logits", slow)
     for total_s, trimmed in (
-        (16.0, ["256 of 1,024 tokens of text read"]),
+        (25.6, ["256 of 1,024 tokens of text read"]),
         (
-            4.025,
+            6.44,
             [
                 "layers compared on 48 of 256 tokens",
                 "greedy text of 1 of 4 prompts",
-                "windows of 84 tokens in place of 256",
-                "84 of 1,024 tokens of text read",
+                "windows of 82 tokens in place of 256",
+                "82 of 1,024 tokens of text read",
             ],
         ),
     ):
@@ -158,6 +157,41 @@ def test_a_line_says_from_where_a_format_pays() -> None:
     exact = fitted([100, 200, 400], [[1.1, 2.1], [1.2, 2.2], [1.4, 2.4]])
     assert exact.intercepts == pytest.approx([1.0, 2.0])
     assert exact.slopes == pytest.approx([1e-3, 1e-3])
+
+
+def test_where_lines_say_nothing_whole_steps_may() -> None:
+    """Steps at short contexts differ by a tenth from turn to turn, and at the longest by a hundredth."""
+    pattern, itl_ms = (-1, 0.8, -0.4, 1, 0, -0.6, 0.3, -0.2), (30.0, 35.0, 50.0)
+
+    def said(times: tuple[float, ...], noise: tuple[float, ...] = (0.1, 0.1, 0.01)) -> str:
+        other = [[ms * (1 + n * x) for x in pattern] for ms, n in zip(itl_ms, noise, strict=True)]
+        own = [[ms * t * (1 - n * x) for x in pattern] for ms, n, t in zip(itl_ms, noise, times, strict=True)]
+        return answer(own, other, [256, 2048, 8192], 8192)[1]
+
+    there = "a step there takes {0} times as long"
+    assert said((1.06, 1.06, 1.06)) == "does not pay up to 8k tokens: " + there.format("1.06 (1.05 to 1.08)")
+    assert said((1.0, 1.0, 0.94)).startswith("pays at 8k tokens, and from where cannot be said: ")
+    assert said((1.0, 1.0, 1.0)) == "nothing can be said: to read a token takes 0.97 (0.77 to 1.17) times as long"
+    same = said((1.0, 1.0, 1.0), noise=(0.01, 0.01, 0.01))
+    assert same == "makes no difference up to 8k tokens: " + there.format("1.00 (0.99 to 1.02)")
+    assert said((1.0, 1.0, 0.5)) == "pays from 1.2k tokens"
+
+
+def test_a_format_that_loses_is_read_again_with_its_worst_layers_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both layers of a model of two are left whole, so that nothing is lost any more."""
+    monkeypatch.setattr("kvtool.bench.cases.accuracy.words_of", lambda found, reference: LOSES)
+    token_ids = torch.randint(512, (192,), generator=torch.Generator().manual_seed(3)).tolist()
+    setup: Any = Setup(loaded=loaded(), windows=None, num_iters=2, num_iters_warmup=0)  # type: ignore[arg-type]
+    part = AccuracyPart(kv_cache_dtypes=("int4", "bf16+streaming:32"), input_lens=(64,), output_len=4)
+    found = Comparison(setup, part, Text(token_ids, "0" * 64), 64).measure().cases
+    own, streaming, spared = (case for case in found if isinstance(case, AccuracyCase))
+    assert (streaming.name, spared.name) == ("accuracy/bf16+streaming:32", "accuracy/int4/worst layers whole")
+    assert spared.inputs["skip_layers"] == "0,1"
+    assert spared.accuracy.kl_mean == pytest.approx(0.0, abs=1e-9)
+    assert spared.accuracy.kl_saved == pytest.approx(own.accuracy.kl_mean)
+    assert spared.accuracy.attention_error == [0.0, 0.0]
+    assert spared.accuracy.tokens == own.accuracy.tokens
+    assert spared.memory.kv_predicted_bytes == spared.memory.kv_allocated_bytes > own.memory.kv_allocated_bytes
 
 
 def test_errors_by_layer_follow_the_bits(cases: dict[str, AccuracyCase]) -> None:
@@ -254,7 +288,6 @@ def test_texts(tmp_path: Path) -> None:
         read_text(own, Letters(), 50)
     shipped = read_text(None, Letters(), 512)
     assert len(shipped.token_ids) == 57004
-    assert texts.ALICE == "alice.txt"
     assert [len(window) for window in Text(list(range(1100)), "").windows(512)] == [512, 512]
     assert [len(window) for window in Text(list(range(900)), "").windows(512)] == [512, 388]
     assert [len(window) for window in Text(list(range(100)), "").windows(512)] == [100]

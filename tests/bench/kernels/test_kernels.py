@@ -20,7 +20,8 @@ from kvtool.bench.kernels.work import MAX_CALLS, KernelWork, left_out, plan
 from kvtool.catalog.model import FullAttention, LatentAttention, Layer, Model, SlidingAttention
 from kvtool.catalog.resolve import inline_model, resolve_model
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.machine.roofline import Ceiling
 from kvtool.machine.timers import Contender, Timed, WarmUp
 from kvtool.results import KernelCase, KernelsDocument, encode
@@ -53,8 +54,9 @@ def options(**given: object) -> KernelsOptions:
 
 
 def works(model: Model, cache: str = "bf16", dtype: str = "bf16", **given: object) -> dict[str, KernelWork]:
-    """One work of each kernel, by its part."""
-    return {work.part: work for work in plan(model, options(**given), [CACHE_FORMATS[cache]], dtype)}
+    """One work of each kernel, by its part, but for the prefill that decompresses latents."""
+    planned = plan(model, options(**given), [CACHE_FORMATS[cache]], dtype)
+    return {"decompressed" if work.decompressed else work.part: work for work in planned}
 
 
 def of_layers(*caches: object) -> Model:
@@ -117,6 +119,16 @@ def test_latents_are_read_once_and_attended_to_as_they_are() -> None:
     assert found["decode"].bytes.flops == 2 * 1000 * 16 * 2 * (2 * 512 + 64)
     assert found["prefill"].bytes.flops == found["decode"].bytes.flops // 2
     assert works(resolve_model("deepseek-v2-lite"))["prefill"].bytes.flops == sum(range(17, 41)) * 16 * 2 * 1088
+
+
+def test_a_prefill_as_the_engine_does_it_decompresses_latents_first() -> None:
+    """DeepSeek-V2-Lite: 16 heads of 128 + 64 columns and values of 128; all 40 tokens go through [16 x 256, 512]."""
+    work = works(resolve_model("deepseek-v2-lite"))["decompressed"]
+    assert work.kernel == "mla_prefill_decompressed"
+    assert work.bytes.flops == sum(range(17, 41)) * 16 * 2 * (128 + 64 + 128) + 2 * 40 * 16 * 256 * 512
+    assert work.bytes.other == 24 * 16 * (192 + 128) * 2 + 3 * 4 + 16 * 256 * 512 * 2
+    without = Layer(cache=replace(LATENT, qk_nope_head_dim=None))
+    assert "decompressed" not in works(replace(TINY, layers=(without,)))
 
 
 def test_a_store_reads_rows_in_the_computing_dtype_and_writes_the_cache_s() -> None:
@@ -262,6 +274,22 @@ def test_ctrl_c_keeps_what_was_measured(quick: None, monkeypatch: pytest.MonkeyP
     assert outcome.interrupted
     assert len(outcome.document.cases) == 2
     assert "interrupted: cases are missing" in outcome.document.assumptions
+
+
+def test_a_case_that_fails_is_told_and_the_rest_goes_on(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = kernels._case
+
+    def failing(work: KernelWork, *given: object) -> KernelCase:
+        if work.part == "prefill":
+            raise RuntimeError("CUDA error: an illegal memory access")
+        return real(work, *given)
+
+    monkeypatch.setattr(kernels, "_case", failing)
+    outcome = run()
+    assert {case.kernel for case in outcome.document.cases} == {"paged_decode", "store_kv"}
+    told = "paged_prefill: 40 x 1 failed: the device failed while measuring"
+    assert [line[: len(told)] for line in outcome.errors] == [told]
+    assert f"not measured: {outcome.errors[0]}" in outcome.document.assumptions
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

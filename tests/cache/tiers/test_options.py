@@ -24,6 +24,7 @@ BACK, THIRD_HIT = WritePolicy(kind="back"), WritePolicy(kind="selective", hits=3
             TierOptions(dram_bytes=GIB, disk_folder=Path("x"), disk_bytes=2 * GIB, write=THIRD_HIT),
         ),
         ("dram=1GiB,exclusive", "back", TierOptions(dram_bytes=GIB, exclusive=True, write=BACK)),
+        ("disk=x:1GiB,kvikio", "through", TierOptions(disk_folder=Path("x"), disk_bytes=GIB, kvikio=True)),
     ],
 )  # fmt: skip
 def test_tiers_are_read(text: str, write: str, expected: TierOptions) -> None:
@@ -43,6 +44,8 @@ def test_tiers_are_read(text: str, write: str, expected: TierOptions) -> None:
         ("disk=a\0b:1GiB", "through", "no folder's name has a null character"),
         ("exclusive", "back", "names no tier"),
         ("dram=1GiB,exclusive", "through", "it needs dram=SIZE and --write-policy back"),
+        ("dram=1GiB,kvikio", "through", "it needs disk=FOLDER:SIZE, and no dram"),
+        ("dram=1GiB,disk=x:1GiB,kvikio", "through", "it needs disk=FOLDER:SIZE, and no dram"),
         ("dram=1GiB", "selective", "'selective' is not one of through, selective:K"),
         ("dram=1GiB", "selective:0", "'selective:0' is not one of"),
         ("dram=1GiB", "bakc", "did you mean back?"),

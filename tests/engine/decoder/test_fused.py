@@ -17,9 +17,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvtool.engine.graphs.decode_step import decode_rows
+from kvtool.engine.graphs.decode_step import decode_rows, decode_step
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
+from kvtool.engine.sampler import Draw
 from kvtool.kernels import load_kernels
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import as_it_is, engine_of, generate, largest_difference, load, prompt, use
@@ -65,7 +66,7 @@ class Launches(TorchDispatchMode):
 @contextmanager
 def taken_down(counts: Launches) -> Iterator[None]:
     """Triton's launches are counted and run nothing; of a product's ways the first of Triton's own is taken."""
-    from kvtool.kernels.triton import attention, experts, pairs, products, route, rows, step, store
+    from kvtool.kernels.triton import attention, experts, pairs, products, route, rows, sample, step, store
 
     class Taken:
         def __init__(self, name: str) -> None:
@@ -82,7 +83,7 @@ def taken_down(counts: Launches) -> Iterator[None]:
     with arrivals, patch.object(products, "linear", way):
         patches = [
             patch.object(module, name, Taken(name))
-            for module in (attention, experts, pairs, products, route, rows, step, store)
+            for module in (attention, experts, pairs, products, route, rows, sample, step, store)
             for name in vars(module)
             if name.endswith("_kernel")
         ]
@@ -112,6 +113,20 @@ def test_launches_a_layer(tiny: SaveTiny, name: str, launches: int) -> None:
     del loaded.transformer.layers[-1]
     fewer = launches_of_a_decode(loaded)
     assert (more - fewer).total() == launches, dict(more - fewer)
+
+
+@pytest.mark.parametrize(("name", "last"), [("llama-3-gqa", "largest_kernel"), ("gemma2", "max")])
+def test_a_greedy_step_makes_no_logits(tiny: SaveTiny, name: str, last: str) -> None:
+    """A launch looks at the largest of each block; the soft-cap of Gemma rounds, and comes before."""
+    loaded = load(tiny(name).folder)
+    use(loaded, load_kernels("triton"))
+    rows = decode_rows(1, MAX_POSITIONS, BLOCK_SIZE, torch.device("cpu"))
+    pool, counts = KvPool(loaded.specs, 4, BLOCK_SIZE, loaded.device), Launches()
+    with FakeTensorMode(allow_non_fake_inputs=True), counts, taken_down(counts):
+        decode_step(loaded, pool, rows, Draw.GREEDY, torch.Generator(), None)
+    assert {kind: counts.names[kind] for kind in ("largest_kernel", "max")} == {
+        kind: int(kind == last) for kind in ("largest_kernel", "max")
+    }
 
 
 @pytest.mark.parametrize("name", CONFIGS)

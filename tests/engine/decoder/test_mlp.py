@@ -10,7 +10,7 @@ from kvtool.catalog.decoder import Router
 from kvtool.catalog.model import Moe
 from kvtool.engine.batch import StepBatch
 from kvtool.engine.decoder.moe import EvenRouter, LearnedRouter
-from kvtool.kernels.interface import Rows
+from kvtool.kernels.rows import Rows
 
 
 class Given:

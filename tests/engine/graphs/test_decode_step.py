@@ -11,6 +11,7 @@ from kvtool.engine.graphs.decode_step import PADDING, DecodeRows, decode_rows, d
 from kvtool.engine.loaded import LoadedModel
 from kvtool.engine.pool import KvPool
 from kvtool.engine.sampler import Draw
+from kvtool.kernels import load_kernels
 from tests.engine.ask_nothing import AskNothing
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import load, use
@@ -111,6 +112,17 @@ def test_pages_past_a_sequence_are_not_looked_up(tiny: SaveTiny) -> None:
     step(loaded, pool_of(loaded), rows, Draw.GREEDY)
     step(loaded, pool_of(loaded), same, Draw.GREEDY)
     assert torch.equal(rows.token_ids, same.token_ids)
+
+
+@pytest.mark.parametrize("name", ["llama-3-gqa", "gemma2", "gpt2"])
+def test_greedy_tokens_are_those_of_the_logits(tiny: SaveTiny, name: str) -> None:
+    loaded = load(tiny(name).folder)
+    use(loaded, load_kernels("reference"))
+    rows, same, logits = live_rows(), live_rows(), torch.empty(NUM_ROWS, loaded.vocab_size)
+    step(loaded, pool_of(loaded), rows, Draw.GREEDY)
+    step(loaded, pool_of(loaded), same, Draw.GREEDY, logits)
+    assert torch.equal(rows.token_ids, same.token_ids)
+    assert torch.equal(rows.token_ids, logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("draw", list(Draw))

@@ -153,7 +153,29 @@ def test_the_next_step_is_launched_before_tokens_are_read(loaded: LoadedModel, m
 
         monkeypatch.setattr(pipelines.DecodePipeline, name, traced)
     run(engine_of(loaded, capture=as_it_is), [Request(prompt(5), 6), Request(prompt(7), 6)])
-    assert trace == ["launch", *["launch", "wait"] * 4, "wait"]  # five decode steps, always one ahead
+    assert trace == [*["launch", "wait"] * 5, "wait"]  # five decode steps, the first behind the prompts' own step
+
+
+def test_a_decode_is_launched_before_the_tokens_of_a_mixed_step_are_read(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a prompt is not whole yet, or somebody else may come."""
+    trace: list[tuple[str, list[int]]] = []
+    for name in ("launch", "follow", "wait"):
+        method = getattr(pipelines.DecodePipeline, name)
+
+        def traced(self, *args, _name=name, _method=method, **kwargs):
+            trace.append((_name, [item.num_tokens for item in args[0]] if args else []))
+            return _method(self, *args, **kwargs)
+
+        monkeypatch.setattr(pipelines.DecodePipeline, name, traced)
+    requests = [Request(prompt(5), 7), Request(prompt(20), 3, arrival=3)]
+    assert_same(loaded, requests, max_num_batched_tokens=12)
+    begun = [index for index, (name, tokens) in enumerate(trace) if name == "follow" and len(tokens) > 1]
+    (first, last), chunks = begun, [trace[index][1] for index in begun]
+    assert chunks == [[1, 11], [1, 9]]
+    assert [name for name, _ in trace[first : last + 3]] == ["follow", "wait", "follow", "launch", "wait"]
+    assert trace[last + 1][1] == [1, 1]
 
 
 def test_only_what_changed_is_written(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

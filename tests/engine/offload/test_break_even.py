@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from kvtool.cache.tiers.options import TierOptions
 from kvtool.engine.offload.break_even import PROBE, BreakEven, Plan
 from kvtool.engine.offload.build import begin_break_even
@@ -46,6 +49,8 @@ def test_a_profile_is_what_a_run_begins_with() -> None:
     options = TierOptions(dram_bytes=1, up_gbps=(("dram", 2.0), ("disk", 0.5)))
     begun = begin_break_even(options, block_size=16, page_bytes=10**9)
     assert (begun.load_s("dram"), begun.load_s("disk")) == (0.5, 2.5)  # from the disk, then up from host memory
+    past_host = replace(options, dram_bytes=None, disk_folder=Path(), kvikio=True)
+    assert begin_break_even(past_host, block_size=16, page_bytes=10**9).load_s("disk") == 2.0
     assert begin_break_even(TierOptions(dram_bytes=1), block_size=16, page_bytes=1).load_s("disk") == 0.0
 
 

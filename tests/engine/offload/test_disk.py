@@ -14,7 +14,18 @@ from kvtool.engine.offload.folder import PageFolder
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import HEADER_BYTES, file_bytes
 from kvtool.system.errors import KvtoolError
-from tests.engine.offload.disk_pages import OTHER_RUN, PAGE_BYTES, ROOMY, file_of, key, open_tier, page, read, save
+from tests.engine.offload.disk_pages import (
+    OTHER_RUN,
+    PAGE_BYTES,
+    ROOMY,
+    file_of,
+    in_memory,
+    key,
+    open_tier,
+    page,
+    read,
+    save,
+)
 
 FILE_BYTES = file_bytes(PAGE_BYTES)
 
@@ -171,7 +182,7 @@ def test_a_disk_that_fails_is_no_tier_any_more_with_one_warning(
     monkeypatch.setattr(os, "pwritev", fails)
     landed: list[int] = []
     for page_number in range(2, 6):
-        tier.write(key(page_number), memoryview(page(page_number)), done=lambda: landed.append(1), ready=lambda: None)
+        tier.write(key(page_number), in_memory(page(page_number)), done=lambda: landed.append(1), ready=lambda: None)
     while tier.wait():
         pass
     assert landed, "who waits for a write is told of its end, however it ended"

@@ -12,7 +12,7 @@ import pytest
 from kvtool.engine.offload.folder import PageFolder
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import encode_page, file_bytes
-from kvtool.machine.direct_io import AlignedBuffer
+from kvtool.machine.direct_io import AlignedBuffer, write_from
 from tests.engine.offload.disk_pages import PAGE_BYTES, RUN, key, open_tier, page, read
 
 PAGES = 4
@@ -61,7 +61,7 @@ def test_fifty_deaths_each_at_a_random_byte_or_before_a_rename(
             dying.setattr(os, "rename", calls.rename)
             for number in range(PAGES):
                 encode_page(image, key(number), RUN, memoryview(page(number)))
-                folder.write(key(number), image)
+                folder.write(key(number), lambda fd: write_from(fd, image))
         folder.close()
         tier = open_tier(parent, notices)
         expected = [page(number) if number < whole else None for number in range(PAGES)]

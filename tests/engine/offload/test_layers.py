@@ -12,7 +12,7 @@ from kvtool.cache.tiers.options import parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.engine.offload.copies import PageCopies, grouped
 from kvtool.engine.sequence import SamplingParams
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from tests.engine.conftest import SaveTiny
 from tests.engine.running import engine_of, load, prompt
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kvtool.cache.admission import ADMISSION
 from kvtool.cache.eviction.eviction import EVICTION
+from kvtool.cache.manager import SequenceCache
 from kvtool.cache.tiers.options import TierOptions, WritePolicy, parse_tiers
 from kvtool.engine.engine import Engine
 from kvtool.engine.loaded import LoadedModel
@@ -22,7 +23,9 @@ from kvtool.engine.offload import host as host_module
 from kvtool.engine.offload.notices import Notices
 from kvtool.engine.offload.page_file import file_bytes
 from kvtool.engine.preemption import PREEMPTION
+from kvtool.engine.sequence import Sequence
 from tests.engine.conftest import SaveTiny
+from tests.engine.offload import fake_kvikio
 from tests.engine.requests import Request, run
 from tests.engine.running import load, prompt
 
@@ -77,6 +80,7 @@ def mixes(draw: st.DrawFn) -> list[Request]:
     dram_pages=st.none() | st.integers(1, 12),
     disk_pages=st.none() | st.integers(1, 30),
     exclusive=st.booleans(),
+    kvikio=st.booleans(),
     both_ends=st.booleans(),
     index=st.sampled_from(["hashed", *EVICTION]),
     admission=st.sampled_from(ADMISSION),
@@ -92,6 +96,7 @@ def test_tokens_are_the_same(
     dram_pages: int | None,
     disk_pages: int | None,
     exclusive: bool,
+    kvikio: bool,
     both_ends: bool,
     index: str,
     admission: str,
@@ -108,6 +113,7 @@ def test_tokens_are_the_same(
         disk_folder=None if disk_pages is None else next(folders),
         disk_bytes=None if disk_pages is None else disk_pages * file_bytes(page_bytes),
         exclusive=exclusive and policy.kind == "back" and dram_pages is not None,
+        kvikio=kvikio and dram_pages is None and disk_pages is not None,
         write=policy,
     )
     expected = outputs(engine_with(loaded, num_pages, None), requests)
@@ -129,7 +135,9 @@ def test_tokens_are_the_same(
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Iterator[Path]:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Fresh ones, which kvikio can serve too."""
+    fake_kvikio.install(monkeypatch)
     return (tmp_path / str(number) for number in count())
 
 
@@ -170,6 +178,31 @@ def test_half_of_a_prefix_is_computed_while_the_other_half_is_read(
     disk = engine.tiers()[-1]
     assert (disk.recomputed_tokens, disk.hit_tokens, sequence.cached_tokens) == (20, 16, 16)  # 5 and 4 of 9 pages
     engine.offload.stack.check()
+    engine.close()
+
+
+def test_one_that_gave_way_is_read_ahead_before_it_is_seated_again(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request takes the pages of the second, which comes back from the disk, read while it waited."""
+    requests = [Request(prompt(20, seed), tokens) for seed, tokens in ((0, 24), (1, 12))]
+    expected = outputs(engine_with(loaded, 30, None), requests)
+    engine = engine_with(loaded, 12, parse_tiers(f"disk={tmp_path}:1MiB"))
+    offload = engine.offload
+    assert offload is not None
+    back, ahead = offload.back, list[int]()
+
+    def seated(sequence: Sequence, pages: SequenceCache) -> int:
+        if sequence.num_preemptions:
+            ahead.append(len(offload.stack._ahead))
+        return back(sequence, pages)
+
+    monkeypatch.setattr(offload, "back", seated)
+    sequences = run(engine, requests)
+    assert [sequence.output_ids for sequence in sequences] == expected
+    assert [sequence.num_preemptions for sequence in sequences] == [0, 1]
+    assert ahead == [engine.tiers()[0].hit_tokens // BLOCK]
+    assert ahead[0] > 0
     engine.close()
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kvtool.kernels.cpu import attention, eight
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
 from kvtool.kernels.reference import reference
+from kvtool.kernels.rows import Rows, Softmax
 
 KINDS = [torch.int8, torch.float8_e4m3fn, torch.float8_e5m2]
 BLOCK, KV_HEADS, HEADS, DIM = 8, 2, 6, 64
@@ -66,3 +67,15 @@ def test_decode_is_attention_over_what_is_stored(dtype: torch.dtype, vector_scal
     expected = reference.decode(q.double(), pages, rows, softmax)
     torch.testing.assert_close(found.double(), expected, atol=1e-2, rtol=1e-2)
     assert found[1].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_every_code_is_widened_to_what_it_stands_for(dtype: torch.dtype) -> None:
+    """What is alone in its sequence comes out as it is: subnormal floats, both zeros and the largest."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[~codes.view(dtype).float().isfinite()] = 0
+    values = codes.view(dtype).view(2, 1, KV_HEADS, DIM)
+    rows = Rows(torch.tensor([[0], [1]], dtype=torch.int32), torch.tensor([1, 1], dtype=torch.int32))
+    q = torch.ones(2, KV_HEADS, DIM, dtype=torch.bfloat16)
+    found = eight.decode(q, Pages(torch.zeros_like(values), values), rows, Softmax(1.0))
+    assert torch.equal(found.float(), values.float().squeeze(1))

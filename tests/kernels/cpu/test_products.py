@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, linear, relu, silu
 
 from kvtool.kernels.cpu import products
 from kvtool.kernels.cpu.native import native
-from kvtool.kernels.interface import Gate, GatedWeight, Weight
+from kvtool.kernels.weights import Gate, GatedWeight, Weight
 from kvtool.system.errors import KvtoolError
 
 ACTIVATIONS = {

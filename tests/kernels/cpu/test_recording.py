@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvtool.kernels.cpu import cpu
 from kvtool.kernels.cpu.recording import Arena
-from kvtool.kernels.interface import Gate, GatedWeight, Weight
+from kvtool.kernels.weights import Gate, GatedWeight, Weight
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="the compiled kernels need gcc")
 

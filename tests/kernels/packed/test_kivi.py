@@ -7,13 +7,19 @@ import torch
 
 from kvtool.engine.pool import codec
 from kvtool.kernels.packed.kivi import KiviPages, kivi_pages
+from kvtool.kernels.packed.pages import lone_rows, packed
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.reference import attention as reference
+from kvtool.kernels.rows import Softmax
 from kvtool.sizing.formats import CACHE_FORMATS
 from kvtool.sizing.specs import FullSpec
+from tests.kernels.conftest import Backend
+from tests.kernels.paged_case import largest_error
 
 SPEC = FullSpec(kv_heads=2, k_head_dim=64, v_head_dim=64, cache_format=CACHE_FORMATS["kivi_int2"])
 
 
-def empty() -> KiviPages:
+def empty(device: str = "cpu", residual: int = SPEC.cache_format.residual_tokens) -> KiviPages:
     key, value = SPEC.cache_format.key, SPEC.cache_format.value
     assert key is not None
     assert value is not None
@@ -22,8 +28,9 @@ def empty() -> KiviPages:
         codec(value, 64),
         kv_heads=2,
         k_head_dim=64,
-        residual=SPEC.cache_format.residual_tokens,
+        residual=residual,
         rotated=False,
+        device=torch.device(device),
     )
 
 
@@ -73,3 +80,20 @@ def test_keys_by_channel_bear_an_outlier_that_values_by_token_do_not() -> None:
     others = [i for i in range(64) if i != 5]
     off = [float((found - k[:128].float())[..., others].norm()) for found in (keys, values)]
     assert off[0] < off[1] / 3
+
+
+def test_every_backend_packs_the_same_bytes_and_attends_to_them(backend: Backend) -> None:
+    """Of two groups and a few tokens, the last in a step of its own, the first is packed."""
+    device = torch.device(backend.device)
+    k, v = (x.float().to(device) for x in tokens(130))
+    kernels, pages, by_torch = packed(backend.kernels), empty(backend.device, 64), empty(backend.device, 64)
+    for start, stop in ((0, 64), (64, 128), (128, 129), (129, 130)):
+        kernels.store(k[start:stop], v[start:stop], pages, NOWHERE)
+        by_torch.write(k[start:stop], v[start:stop], NOWHERE)
+    assert [len(tensor) for tensor in pages.tensors] == [1, 1, 66, 66]
+    for ours, theirs in zip(pages.tensors, by_torch.tensors, strict=True):
+        assert torch.equal(ours, theirs)
+    q, rows, softmax = torch.randn(1, 6, 64).to(device), lone_rows(130, 1, device), Softmax(0.125)
+    keys, values = by_torch.read(NOWHERE, 130, torch.float32)
+    expected = reference.decode(q.double(), Pages(keys[None].double(), values[None].double()), rows, softmax)
+    assert largest_error(kernels.decode(q, pages, rows, softmax), expected) < 2e-5

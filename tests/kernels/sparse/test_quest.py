@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.sparse.kernels import sparse
 from kvtool.kernels.sparse.quest import QuestPages
 

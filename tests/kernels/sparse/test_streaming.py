@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kvtool.cache.window import SinkWindow
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Rows, Softmax
 from kvtool.kernels.plain import rotate
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.sparse.kernels import sparse
 from kvtool.kernels.sparse.streaming import StreamingPages
 

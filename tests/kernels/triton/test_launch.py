@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kvtool.kernels import load_kernels
-from kvtool.kernels.interface import Pages, Rows, Softmax
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.triton.tiles.rules import Target
 from tests.kernels.triton.ahead_of_time import Launch, record
 from tools.gpu.pieces.variants import in_order, pointers

@@ -15,6 +15,7 @@ from kvtool.kernels.triton.tiles.rules import (
     attention_tile,
     decode_tile,
     merges_alone,
+    num_items,
     num_splits,
     padded,
 )
@@ -70,6 +71,12 @@ def test_a_tile_that_was_timed_says_how_it_loads_and_how_many_run_at_once() -> N
     assert not tall.uses_tma(256, 64, 2, L40S)
     assert replace(tile, programs=2).resident_programs(512, H100) == 264
     assert replace(tile, programs=17).fault == "has programs 17, which is not within 0 and 16"
+
+
+def test_items_of_a_list_are_for_sequences_and_for_their_tokens() -> None:
+    """Of 8 KV heads on 132 x 3 places: 49 for the tokens of one sequence, and as many as there are of 64."""
+    assert num_items(1, 8, 396) == 1 + 49
+    assert num_items(64, 8, 396) == 64 + 64
 
 
 def test_rows_of_mla_are_too_many_for_one_program_to_merge() -> None:

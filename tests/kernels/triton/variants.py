@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,12 +19,14 @@ import triton
 from torch import Tensor
 
 from kvtool.kernels.fused import Choice, Normed, Shared
-from kvtool.kernels.interface import ExpertWeights, Gate, GatedWeight, Pages, Rows, Softmax, Weight
 from kvtool.kernels.packed.codec import Codec
 from kvtool.kernels.packed.pages import PackedPages
+from kvtool.kernels.pages import Pages
+from kvtool.kernels.rows import Rows, Softmax
 from kvtool.kernels.triton import fused, groups, launch, products, step
 from kvtool.kernels.triton.rows import gate
-from kvtool.kernels.triton.tiles.rules import Target
+from kvtool.kernels.triton.tiles.rules import Shape, Target, Tile
+from kvtool.kernels.weights import ExpertWeights, Gate, GatedWeight, Weight
 from tests.kernels.triton.ahead_of_time import Launch, compile_launch, record
 from tests.kernels.triton.budgets import SHARED_BYTES
 
@@ -37,6 +39,16 @@ DTYPES = {
     "int8": torch.int8,
 }
 FP8 = ("e4m3", "e5m2")
+# What differs in code of packed vectors; "wide" are the 16 bits of K or V beside packed ones.
+PACKED: dict[str, Callable[[int], Codec]] = {
+    "int4": lambda dim: Codec(dim, bits=4, scheme="minimum", scale_bytes=4, group=64),
+    "q8_0": lambda dim: Codec(dim, bits=8, scheme="symmetric", scale_bytes=2, group=32),
+    "q5_1": lambda dim: Codec(dim, bits=5, scheme="minimum", scale_bytes=4, group=32),
+    "q4_0": lambda dim: Codec(dim, bits=4, scheme="signed", scale_bytes=2, group=32),
+    "int4_per_token_head": lambda dim: Codec(dim, bits=4, scheme="symmetric", scale_bytes=4),
+    "kivi_int2": lambda dim: Codec(dim, bits=2, scheme="minimum", scale_bytes=4, group=64),
+    "wide": lambda dim: Codec(dim, bits=16, scheme="bf16"),
+}
 LONG = 2048  # rows of a long prefill
 
 
@@ -62,11 +74,14 @@ class Variant:
     columns: int = 0  # of a product, whose depth is head_dim
     experts: int = 0
     added: bool = False  # a bias and a residual
+    tile: tuple[str, ...] = ()  # what its decode's tile does besides: "lists", "integers"
 
     def __str__(self) -> str:
         return " ".join(str(value) for value in dataclasses.astuple(self))
 
     def launches(self, target: Target) -> list[Launch]:
+        if self.tile:
+            target = dataclasses.replace(target, tuned=Besides(self.tile))
         return record(lambda: getattr(self, f"_{self.operation}")(), target)
 
     def _store(self) -> None:
@@ -98,6 +113,15 @@ class Variant:
         for name, way in products.candidates(self.rows, weight, around).items():
             if name != products.CUBLAS:
                 way(x, weight, bias, plus, around)
+
+    def _likeliest(self) -> None:
+        """Of each way but cuBLAS, behind a norm."""
+        dtype = DTYPES[self.dtype]
+        x, weight = _meta(self.rows, self.head_dim, dtype=dtype), _meta(self.columns, self.head_dim, dtype=dtype)
+        around = products.Around(_meta(self.head_dim, dtype=dtype), 1e-5, largest=True)
+        for name, way in products.candidates(self.rows, weight, around).items():
+            if name != products.CUBLAS:
+                way(x, weight, None, None, around)
 
     def _experts(self) -> None:
         """Two experts a row; `columns` are an expert's inner elements."""
@@ -166,7 +190,7 @@ class Variant:
         return launch.prefill(self._q(LONG), self._latents(), self._sequences(1), Softmax(0.1))
 
     def _groups(self) -> None:
-        """Of four bits an element: stored, unpacked for a prefill, and decoded."""
+        """Packed vectors: stored, unpacked for a prefill, and decoded."""
         pages = self._packed()
         rows = _meta(16, 1, self.head_dim, dtype=DTYPES[self.dtype])
         groups.store_groups(rows, pages.k, _meta(16, dtype=torch.int64), pages.key)
@@ -174,7 +198,7 @@ class Variant:
         groups.decode_groups(self._q(self.seqs), pages, self._sequences(), self._softmax(self.rows))
 
     def _packed(self) -> PackedPages:
-        key = Codec(elements=self.head_dim, bits=4, scheme="minimum", scale_bytes=4, group=64)
+        key = PACKED[self.cache_dtype](self.head_dim)
         k, v = (_meta(64, self.page, 1, key.stored_bytes, dtype=torch.uint8) for _ in range(2))
         return PackedPages(k=k, v=v, key=key, value=key)
 
@@ -201,6 +225,16 @@ class Variant:
         """Of a prefill with `max_query_len`."""
         starts = None if max_query_len is None else _meta(self.seqs + 1, dtype=torch.int32)
         return Rows(_meta(self.seqs, 64, dtype=torch.int32), _meta(self.seqs, dtype=torch.int32), starts, max_query_len)
+
+
+@dataclass(frozen=True)
+class Besides:
+    """Tiles of the rules that do something besides."""
+
+    fields: tuple[str, ...]
+
+    def get(self, shape: Shape, rule: Tile) -> Tile:
+        return dataclasses.replace(rule, **dict.fromkeys(self.fields, True))
 
 
 def variants(capability: int) -> Iterator[Variant]:
@@ -237,10 +271,17 @@ def _features() -> Iterator[Variant]:
         for cache_dtype in ("e4m3", "int8"):
             yield Variant(operation, 128, rows, cache_dtype=cache_dtype, vector_scales=True)
     yield Variant("decode", 128, 8, queries=8)
+    yield Variant("decode", 128, 16, seqs=64, tile=("lists",))
+    yield Variant("mla_decode", 576, 32, v_dim=512, seqs=64, tile=("lists",))
+    yield Variant("decode", 128, 16, cache_dtype="int8", vector_scales=True, tile=("integers",))
+    yield Variant("decode", 64, 16, page=16, dtype="fp16", cache_dtype="int8", tile=("integers",))
     for head_dim, rows in ((64, 4), (128, 4), (128, 64), (256, 16)):
-        yield Variant("groups", head_dim, rows)
+        yield Variant("groups", head_dim, rows, cache_dtype="int4")
     for dtype, seqs in (("fp16", 4096), ("fp32", 1)):
-        yield Variant("groups", 128, 8, dtype=dtype, seqs=seqs, sinks=True, softcap=30.0)
+        yield Variant("groups", 128, 8, dtype=dtype, cache_dtype="int4", seqs=seqs, sinks=True, softcap=30.0)
+    for cache_dtype in ("q8_0", "q5_1", "q4_0", "int4_per_token_head", "kivi_int2", "wide"):
+        yield Variant("groups", 128, 4, cache_dtype=cache_dtype)
+    yield Variant("groups", 256, 64, cache_dtype="q5_1")
     yield Variant("mla_decode", 576, 16, v_dim=512, cache_dtype="int8", vector_scales=True)
     yield Variant("store", 128, 8, cache_dtype="int8", vector_scales=True)
     yield Variant("qkv", 128, 8)
@@ -272,6 +313,8 @@ def _products() -> Iterator[Variant]:
         yield Variant("product", 1024, rows, columns=1024, qk_norm=True, added=True)
         yield Variant("product", 1024, rows, columns=2048, qk_norm=True, dtype="fp32")
     yield Variant("product", 2048, 1, columns=128256)
+    for rows in (1, 64):
+        yield Variant("likeliest", 2048, rows, columns=128256)
     yield Variant("product", 2880, 1, columns=4096, dtype="fp16")
     yield Variant("product", 2880, 64, columns=4096, dtype="fp16")
     for rows in (1, 16, 64):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from kvtool.bench.cases.fragmentation import FragmentationPart
 from kvtool.compare.documents import NamedDocument, compare_documents
-from kvtool.report.bench.accuracy import is_crowded
+from kvtool.report.bench.accuracy_charts import is_crowded
 from kvtool.report.bench.bench import bench_html, bench_rows, print_bench
 from kvtool.report.bench.charts import bench_panels, chart
 from kvtool.report.bench.findings import findings
@@ -27,57 +29,59 @@ from kvtool.results import (
 )
 from kvtool.sizing.words.measured import measured_notes
 
-SPEED = CacheSpeed(
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+def filled(kind: type[Kind], **given: Any) -> Kind:
+    """One of its kind, with 1 in all it must have that is not given."""
+    needed = {field.name for field in msgspec.structs.fields(kind) if field.required}
+    return kind(**dict.fromkeys(needed, 1) | given)
+
+
+SPEED = filled(
+    CacheSpeed,
     dtype="bf16",
     contexts=[256, 1024, 8192],
     itl_ms=[[20.0, 22.0], [21.0, 23.0], [25.0, 27.0]],
     reference_itl_ms=[[20.0, 20.0], [22.0, 22.0], [40.0, 40.0]],
-    intercept_ms=20.5,
-    intercept_ms_se=0.1,
     slope_us_per_token=0.7,
     slope_us_per_token_se=0.05,
-    reference_intercept_ms=19.4,
     reference_slope_us_per_token=2.5,
-    store_us_per_token=11.0,
-    reference_store_us_per_token=6.0,
     held_bytes=[1 << 20, 1 << 22, 1 << 25],
     reference_held_bytes=[1 << 21, 1 << 23, 1 << 26],
-    pays_from_tokens=610,
     pays="pays from 610 tokens",
+)
+SLOW = msgspec.structs.replace(
+    SPEED,
+    itl_ms=[[50.0] * 4, [70.0] * 4, [200.0] * 4],
+    reference_itl_ms=[[20.0] * 4, [22.0] * 4, [40.0] * 4],
+    pays="never pays here: to read a token takes 8.00 (7.00 to 9.00) times as long",
 )
 
 
-def accuracy_case(name: str, kl: float, verdict: str, speed: CacheSpeed | None = None) -> AccuracyCase:
+def accuracy_case(
+    name: str, kl: float, verdict: str, speed: CacheSpeed | None = None, *, whole: str | None = None, **given: Any
+) -> AccuracyCase:
     return AccuracyCase(
-        name=f"accuracy/{name}",
-        inputs={"model": "tiny", "kv_cache_dtype": name},
+        name=f"accuracy/{name}" + ("/worst layers whole" if whole else ""),
+        inputs={"model": "tiny", "kv_cache_dtype": name, "skip_layers": whole},
         samples=[],
         metrics=Metrics.none(),
-        bytes=StepBytes(weights_read=1, kv_read=1, kv_written=1, other=0, prefill_flops=1, decode_flops=1),
+        bytes=filled(StepBytes),
         roofline=Roofline(),
-        memory=Memory(
-            kv_predicted_bytes=1, kv_allocated_bytes=1, kv_pool_bytes=None, kv_waste_bytes=0, peak_bytes=None
-        ),
+        memory=filled(Memory),
         check=Check(),
-        accuracy=Accuracy(
+        accuracy=filled(
+            Accuracy,
             kv_cache_dtype=name,
-            method=None,
+            method=f"layers {whole.replace(',', ', ')} whole" if whole else None,
             reference="bf16",
-            kv_bytes_per_token=11520,
             tokens=2044,
-            perplexity=22.5,
-            perplexity_se=0.9,
             reference_perplexity=20.0,
             perplexity_change=2.5,
             perplexity_change_se=0.1,
             kl_mean=kl,
             kl_mean_se=kl / 10,
-            kl_p99=kl * 10,
-            kl_max=kl * 20,
-            top1_agreement=0.9,
-            top1_agreement_se=0.01,
-            greedy_agreement_tokens=12.5,
-            greedy_agreement_tokens_se=1.0,
             greedy_tokens=32,
             key_error=[0.1, 0.3],
             value_error=[0.1, 0.1],
@@ -85,6 +89,7 @@ def accuracy_case(name: str, kl: float, verdict: str, speed: CacheSpeed | None =
             verdict=verdict,
             text_sha256="ab" * 32,
             speed=speed,
+            **{"kv_bytes_per_token": 10000} | given,
         ),
     )
 
@@ -94,8 +99,9 @@ def document() -> BenchDocument:
     part = FragmentationPart(num_prompts=20, pool_tokens=2048, max_model_len=512, prefix_len=32)
     cases = [part.case_of(arm, 100, 16, {"model": "tiny"}, 0) for arm in part.arms(16)]
     same = accuracy_case("fp8", 1e-3, "not distinguishable from bf16 at this sample", SPEED)
-    loses = accuracy_case("int4", 2e-1, "loses")
-    return BenchDocument(environment={}, definitions={}, assumptions=[], cases=[same, loses, *cases])
+    loses = accuracy_case("int4", 2e-1, "loses", SLOW)
+    spared = accuracy_case("int4", 5e-2, "loses", whole="0,1", kv_bytes_per_token=11500, kl_saved=15e-2)
+    return BenchDocument(environment={}, definitions={}, assumptions=[], cases=[same, loses, spared, *cases])
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -108,15 +114,21 @@ def test_tables_fit_and_say_the_verdict(document: BenchDocument, width: int) -> 
     assert "no loss shown" in text
     assert "contiguous, rounded up" in text
     assert "0.70 ± 0.05" in text
+    assert "the median over 2 to 4 turns" in " ".join(text.split())
+    assert any(line.split()[:5] == ["int4", "0,", "1", "+15%", "5.0e-02"] for line in text.splitlines())
 
 
 def test_sentences_name_formats_by_verdict_and_what_pages_are_worth(document: BenchDocument) -> None:
     told = findings(document)
-    assert "In time: fp8 pays from 610 tokens." in told
+    assert f"In time: fp8 pays from 610 tokens; int4 {SLOW.pays}." in told
+    assert "A step takes at most so many times as long as one of bf16: fp8 1.05 (at 256); int4 5.00 (at 8k)." in told
     assert (
         "Why: at 8k tokens 51% of a bf16 step (20.5 of 40.0 ms) goes with the context, and the rest with products that "
         "every format has: a cache of half the bytes can save 26% at most. It is read at 3.3 GB/s (bf16); 5.9 GB/s "
-        "(fp8)." in told
+        "(fp8); 5.9 GB/s (int4)." in told
+    )
+    assert (
+        "The layers that do most damage, left whole: int4 has 75% less KL with layers 0, 1, for 15% more bytes." in told
     )
     assert "Loses: int4 (perplexity +12 %, KL 2.0e-01)." in told
     assert any(line.startswith("Not distinguishable from bf16 at this sample: fp8") for line in told)
@@ -132,6 +144,7 @@ def test_panels_csv_and_page(document: BenchDocument) -> None:
         "Where the pool goes, by allocator",
     ]
     assert png_bytes(chart(panels)).startswith(b"\x89PNG")
+    assert [len(panel.cases) for panel in panels[:3]] == [2, 2, 2]
     rows = bench_rows(document)
     assert rows[0]["accuracy.kl_mean"] == 1e-3
     assert rows[-1]["fragmentation.allocator"] == "shared"

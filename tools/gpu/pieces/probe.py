@@ -78,8 +78,8 @@ def product(rows: int, columns: int, depth: int) -> None:
 def experts() -> None:
     import torch
 
-    from kvtool.kernels.interface import ExpertWeights, Gate
     from kvtool.kernels.triton import step
+    from kvtool.kernels.weights import ExpertWeights, Gate
 
     draw = partial(torch.randn, dtype=torch.bfloat16, device=DEVICE)
     weights = ExpertWeights(gate_up=draw(16, 640, 256), down=draw(16, 256, 320), gate=Gate("silu"))

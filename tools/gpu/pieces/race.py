@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools.gpu.cases import Case, Result, serve
 from tools.gpu.pieces.measuring import DEVICE, PAGE, UnequalError
-from tools.gpu.pieces.variants import in_order
+from tools.gpu.pieces.variants import in_order, tiles_with
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ def cases(given: Namespace) -> Sequence[Case]:
     """Each kernel whose programs count each other."""
     return [
         Case("decode", decode_of_llama),
+        Case("decode of a list", decode_of_a_list),
         Case("decode of MLA", mla),
         *(Case(f"product of {rows} rows", partial(product, rows)) for rows in (1, 4, 16)),
         Case("experts", experts),
@@ -42,7 +43,8 @@ def decode_of_llama() -> Result:
     import torch
 
     from kvtool.kernels import load_kernels
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
 
     heads, kv_heads, head_dim, num_pages = 32, 8, 128, MAX_CONTEXT // PAGE
     cache = [_drawn(num_pages, PAGE, kv_heads, head_dim) for _ in range(2)]
@@ -55,12 +57,19 @@ def decode_of_llama() -> Result:
     return found | {"splits": splits, "at_least": SPLITS}
 
 
+def decode_of_a_list() -> Result:
+    """The same, each sequence among as many programs as it has work for."""
+    with tiles_with("lists"):
+        return decode_of_llama()
+
+
 def mla() -> Result:
     """Latents of 16 heads."""
     import torch
 
     from kvtool.kernels import load_kernels
-    from kvtool.kernels.interface import Pages, Rows, Softmax
+    from kvtool.kernels.pages import Pages
+    from kvtool.kernels.rows import Rows, Softmax
 
     num_pages = MAX_CONTEXT // PAGE
     pages = Pages(_drawn(num_pages, PAGE, 576), latent_dim=512)
@@ -84,8 +93,8 @@ def experts() -> Result:
     """Sixteen experts, other ones chosen each time."""
     import torch
 
-    from kvtool.kernels.interface import ExpertWeights, Gate
     from kvtool.kernels.triton import step
+    from kvtool.kernels.weights import ExpertWeights, Gate
 
     count, top_k, rows = 16, 4, 8
     weights = ExpertWeights(gate_up=_drawn(count, 640, 256), down=_drawn(count, 256, 320), gate=Gate("silu"))
@@ -176,7 +185,7 @@ def _counters_left() -> int:
 
     counters = gpu.arrivals(torch.device(DEVICE, torch.cuda.current_device()), 1)
     of_graphs = gpu._kept_arrivals(torch.device(DEVICE, torch.cuda.current_device()), gpu.GRAPHS)
-    return int(of_graphs.count_nonzero()) + (0 if counters is None else int(counters.count_nonzero()))
+    return int(of_graphs.count_nonzero()) + int(counters.count_nonzero())
 
 
 def _nans(outputs: Sequence[Tensor]) -> int:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from tools.gpu.cases import Case, NoDeviceError, Result, serve
 from tools.gpu.journal import Journal
@@ -117,16 +118,18 @@ def attention(model: str, part: str, context: int, batch_size: int, cache: str, 
         device=where,
         parts=(part,),
     )
-    work = plan(resolve_model(model), options, [parse_cache_format(cache, "bf16")], "bf16")[0]
-    place = torch.device(where)
-    random = torch.Generator(place).manual_seed(0)
-    with torch.inference_mode():
-        pool = filled_pool(work, work.call_pages, place, random)
-        kernels = load_kernels("triton" if place.type == "cuda" else "torch")
-        check = Measurement(work, kernels, pool, 1, random).check()
-    if not check.outputs_equal:
-        raise UnequalError(check.text, None)
-    return {"max_abs_diff": check.max_abs_diff, "check": check.text}
+    found: dict[str, Any] = {}
+    for work in plan(resolve_model(model), options, [parse_cache_format(cache, "bf16")], "bf16"):
+        place = torch.device(where)
+        random = torch.Generator(place).manual_seed(0)
+        with torch.inference_mode():
+            pool = filled_pool(work, work.call_pages, place, random)
+            kernels = load_kernels("triton" if place.type == "cuda" else "torch")
+            check = Measurement(work, kernels, pool, 1, random).check()
+        if not check.outputs_equal:
+            raise UnequalError(f"{work.kernel}: {check.text}", found)
+        found[work.kernel] = {"max_abs_diff": check.max_abs_diff, "check": check.text}
+    return found
 
 
 def products(rows: int) -> Result:
@@ -134,7 +137,7 @@ def products(rows: int) -> Result:
     import torch
 
     from kvtool.kernels.reference import step as reference
-    from kvtool.kernels.triton.products import candidates
+    from kvtool.kernels.triton.products import Around, candidates
 
     random = torch.Generator(DEVICE).manual_seed(0)
 
@@ -147,6 +150,10 @@ def products(rows: int) -> Result:
         name: float((way(x, weight, bias, plus).double() - exact).abs().max())
         for name, way in candidates(rows, weight).items()
     }
+    product = exact - plus.double() - bias.double()
+    for name, way in candidates(rows, weight).items():
+        largest = way(x, weight, None, None, Around(largest=True))
+        errors[f"{name}, largest"] = float((product.max(1).values - product.gather(1, largest[:, None])[:, 0]).max())
     if max(errors.values()) > 0.1:
         raise UnequalError(f"largest differences {errors}", None)
     return {"largest_differences": errors}

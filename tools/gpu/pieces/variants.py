@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from tools.gpu.cases import Case, LacksError, Result
 from tools.gpu.journal import DONE, Journal
+
+if TYPE_CHECKING:
+    from kvtool.kernels.triton.tiles.rules import Shape, Tile
 
 Measure = Callable[[], Result]
 
@@ -33,7 +37,31 @@ def in_order() -> Iterator[None]:
         yield
 
 
-WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {"by pointers": pointers, "in order": in_order}
+@dataclass(frozen=True)
+class Besides:
+    """Tiles of the rules with one of their settings on."""
+
+    setting: str
+
+    def get(self, shape: Shape, rule: Tile, /) -> Tile:
+        """The rules' own, but for that."""
+        return replace(rule, **{self.setting: True})
+
+
+@contextmanager
+def tiles_with(setting: str) -> Iterator[None]:
+    """Launches inside take tiles of the rules with this setting on."""
+    from kvtool.kernels.triton.gpu import trying
+
+    with trying(Besides(setting)):
+        yield
+
+
+WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "by pointers": pointers,
+    "in order": in_order,
+    "by integers": partial(tiles_with, "integers"),
+}
 
 
 def beside(way: str, case: Case, journal: Journal) -> Case:

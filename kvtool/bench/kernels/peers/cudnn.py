@@ -18,7 +18,7 @@ from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.peers.sdpa import COPY_SHARE, contiguous, of_sequences, rows_of
 from kvtool.bench.kernels.work import PREFILL, KernelWork
 from kvtool.bench.peers import PeerError
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.machine.memory import available_bytes
 from kvtool.sizing.specs import FullSpec
 from kvtool.units import format_bytes

@@ -14,7 +14,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import KernelWork
 from kvtool.bench.peers import PeerError, distribution_version, imported, why_not_here, why_not_imported
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 
 V3, V2 = ("flash_attn_interface", "flash_attn_3.flash_attn_interface"), ("flash_attn",)

@@ -14,7 +14,7 @@ from kvtool.bench.kernels.peers import flashinfer
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import DECODE, KernelWork
 from kvtool.bench.peers import PeerError, imported, why_not_here
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 
 MODULE = "flashinfer.decode"

@@ -16,7 +16,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import KernelWork
 from kvtool.bench.peers import PeerError
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import ceil_div
 

@@ -16,7 +16,7 @@ from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.peers.sdpa import COPY_SHARE, contiguous, lower_right_mask, of_sequences, rows_of
 from kvtool.bench.kernels.work import DECODE, KernelWork
 from kvtool.bench.peers import PeerError
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.machine.memory import available_bytes
 from kvtool.sizing.dtypes import FLOAT_BYTES
 from kvtool.sizing.specs import LatentSpec

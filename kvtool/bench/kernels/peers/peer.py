@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from kvtool.bench.kernels.calls import Queries
     from kvtool.bench.kernels.work import KernelWork
-    from kvtool.kernels.interface import Pages
+    from kvtool.kernels.pages import Pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import DECODE, KernelWork
 from kvtool.bench.peers import PeerError
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.machine.memory import available_bytes
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 from kvtool.units import format_bytes

@@ -14,7 +14,7 @@ from kvtool.bench.kernels.calls import Queries
 from kvtool.bench.kernels.peers.peer import Prepared
 from kvtool.bench.kernels.work import PREFILL, KernelWork
 from kvtool.bench.peers import distribution_version, imported, why_not_here
-from kvtool.kernels.interface import Pages
+from kvtool.kernels.pages import Pages
 from kvtool.sizing.specs import LatentSpec, SlidingSpec
 
 MODULES = (

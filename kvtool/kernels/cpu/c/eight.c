@@ -47,7 +47,33 @@ INLINE vec widened(codes c, const int kind) {
     return (vec)((words)value | (x & 0x80) << 24);
 }
 
+#ifdef __AVX512BW__
+typedef uint16_t shorts __attribute__((vector_size(4 * LANES)));
+
+// A float of 8 bits is the upper part of a bf16 but for its exponent's bias; those few that are subnormal are looked up.
+INLINE void widen_floats(const uint8_t *from, bf16 *to, int64_t dim, const int kind) {
+    const Float8 f = float8(kind);
+    const int one = (f.bias + 1 - f.mantissa) << 7; // as a bf16: the least of them
+    const __m128i few = _mm_setr_epi16(0, one, one + 128, one + 192, one + 256, one + 288, one + 320, one + 352);
+    const __m512i subnormal = _mm512_zextsi128_si512(few);
+    for (int64_t i = 0; i < dim; i += STEP) {
+        shorts c = (shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(from + i)));
+        shorts magnitude = c & 0x7f, value = (magnitude << (7 - f.mantissa)) + (uint16_t)(f.bias << 7);
+        __mmask32 below = _mm512_cmplt_epu16_mask((__m512i)magnitude, _mm512_set1_epi16(1 << f.mantissa));
+        value = (shorts)_mm512_mask_permutexvar_epi16((__m512i)value, below, (__m512i)c, subnormal);
+        value |= (c & 0x80) << 8;
+        memcpy(to + i, &value, sizeof value);
+    }
+}
+#endif
+
 INLINE void widen(const uint8_t *from, bf16 *to, int64_t dim, const int kind) {
+#ifdef __AVX512BW__
+    if (kind != INT8) {
+        widen_floats(from, to, dim, kind);
+        return;
+    }
+#endif
     for (int64_t i = 0; i < dim; i += LANES) {
         codes c;
         memcpy(&c, from + i, sizeof c);
@@ -173,35 +199,31 @@ INLINE void find_gathered(int64_t *at, int64_t dim) {
     for (int t = 0; t < LANES; t++) at[t] = t * dim;
 }
 
-INLINE void score_all(const Decode8 *d, const bf16 *q, const Tokens *tokens, Weights *to, const int kind) {
-    const int64_t blocks = blocks_of(tokens->count), group = d->heads / d->kv_heads;
-    int64_t at[LANES];
-    bf16 keys[LANES * LARGEST_DIM];
-    find_gathered(at, d->k.dim);
-    for (int64_t b = 0, start = 0; b < blocks; b++, start += LANES)
-        for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group) {
-            if (b + 1 < blocks) ask_for_codes(&d->k, tokens->k + start + LANES, kv);
-            else ask_for_codes(&d->v, tokens->v, kv);
-            gather(&d->k, tokens->k + start, kv, keys, kind);
-            const vec scale = scales_of(&d->k, tokens->slots + start, d->kv_heads, kv) * (d->scale * (float)M_LOG2E);
-            score_group(group, q + h * d->q_head, d->q_head, keys, at, d->k.dim, scale, b, to + h);
-        }
-}
+enum { KEYS, VALUES };
 
-// The scales of values go to the weights.
-INLINE void add_all(const Decode8 *d, const Tokens *tokens, Weights *weights, Partial to, const int kind) {
+// One of two passes (`of`, a constant) of all heads over some tokens: KEYS become scores, VALUES are added up, and their
+// scales go to the weights. What is read next is asked for meanwhile, behind the last tokens that of the other pass.
+INLINE void pass(const Decode8 *d, const bf16 *q, const Tokens *tokens, Weights *weights, Partial to, const int of,
+                 const int kind) {
+    const Cache8 *own = of == KEYS ? &d->k : &d->v, *other = of == KEYS ? &d->v : &d->k;
+    const int64_t *at = of == KEYS ? tokens->k : tokens->v, *then = of == KEYS ? tokens->v : tokens->next;
     const int64_t blocks = blocks_of(tokens->count), group = d->heads / d->kv_heads;
-    int64_t at[LANES];
-    bf16 values[LANES * LARGEST_DIM];
-    find_gathered(at, d->v.dim);
+    int64_t gathered[LANES];
+    bf16 rows[LANES * LARGEST_DIM];
+    find_gathered(gathered, own->dim);
     for (int64_t b = 0, start = 0; b < blocks; b++, start += LANES)
         for (int64_t kv = 0, h = 0; kv < d->kv_heads; kv++, h += group) {
-            if (b + 1 < blocks) ask_for_codes(&d->v, tokens->v + start + LANES, kv);
-            else ask_for_codes(&d->k, tokens->next, kv);
-            gather(&d->v, tokens->v + start, kv, values, kind);
-            const vec scale = scales_of(&d->v, tokens->slots + start, d->kv_heads, kv);
-            for (int64_t i = 0; i < group; i++) weights[h + i][b] *= scale;
-            add_group(group, values, at, d->v.dim, weights + h, b, from_head(to, h, d->v.dim).values);
+            if (b + 1 < blocks) ask_for_codes(own, at + start + LANES, kv);
+            else ask_for_codes(other, then, kv);
+            gather(own, at + start, kv, rows, kind);
+            const vec scale = scales_of(own, tokens->slots + start, d->kv_heads, kv);
+            if (of == KEYS) {
+                const vec in_base_2 = scale * (d->scale * (float)M_LOG2E);
+                score_group(group, q + h * d->q_head, d->q_head, rows, gathered, own->dim, in_base_2, b, weights + h);
+            } else {
+                for (int64_t i = 0; i < group; i++) weights[h + i][b] *= scale;
+                add_group(group, rows, gathered, own->dim, weights + h, b, from_head(to, h, own->dim).values);
+            }
         }
 }
 
@@ -214,9 +236,9 @@ INLINE void decode_task(const Decode8 *d, int64_t s, int64_t task, const int kin
     find_tokens(&tokens, &k, &v, d->tables + s * d->table_stride, d->block, first, left);
     Weights weights[d->heads];
     const Partial part = begun(parts_of(d), s, task);
-    score_all(d, d->q + s * d->q_seq, &tokens, weights, kind);
+    pass(d, d->q + s * d->q_seq, &tokens, weights, part, KEYS, kind);
     for (int64_t h = 0; h < d->heads; h++) weigh(weights[h], tokens.count, part.maxima + h, part.sums + h);
-    add_all(d, &tokens, weights, part, kind);
+    pass(d, 0, &tokens, weights, part, VALUES, kind);
 }
 
 static void task_int8(const Decode8 *d, int64_t s, int64_t task) { decode_task(d, s, task, INT8); }

@@ -1,4 +1,4 @@
-// What lies between a step's products: gates, norms, rotations, and rows into their slots.
+// What lies between a step's products: gates, norms, rotations, rows into their slots; and the token behind the last.
 
 #include "activation.h"
 
@@ -44,6 +44,13 @@ typedef struct {
     bf16 *cache; // pages of `block` slots
     int64_t page, slot, block, tokens, width;
 } StoreRows;
+
+typedef struct {
+    const bf16 *x;
+    int64_t x_row;
+    int64_t *y; // [rows]
+    int64_t rows, n;
+} Likeliest;
 
 // gate = activation(gate) * up.
 void gate(const void *arguments) {
@@ -107,4 +114,46 @@ void store_rows(const void *arguments) {
         if (s->slots[t] >= 0)
             memcpy(s->cache + s->slots[t] / s->block * s->page + s->slots[t] % s->block * s->slot,
                    s->rows + t * s->row, s->width * sizeof(bf16));
+}
+
+#define STRETCH 2048
+
+// NaN where there is one.
+INLINE float largest_of(const bf16 *x, int64_t n) {
+    vec most = (vec){0} - INFINITY;
+    words none = {0};
+    for (int64_t i = 0; i < n; i += STEP) {
+        const pair p = load(x + i);
+        most = larger(larger(p.even, p.odd), most);
+        none |= (words)(p.even != p.even) | (words)(p.odd != p.odd);
+    }
+    return maximum((vec)(none & 0x3f800000)) > 0.0f ? NAN : maximum(most);
+}
+
+INLINE float to_float(bf16 x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// The place of the largest element, of equals the first, and NaN is larger than all: which stretch of the row has it, and
+// then where it is there.
+INLINE int64_t first_largest(const bf16 *x, int64_t n) {
+    float most = -INFINITY;
+    int64_t from = 0;
+    for (int64_t i = 0; i < n && most == most; i += STRETCH) {
+        const float own = largest_of(x + i, n - i < STRETCH ? n - i : STRETCH);
+        if (!(own <= most)) most = own, from = i;
+    }
+    int64_t at = from;
+    for (float own = to_float(x[at]); most == most ? own != most : own == own; own = to_float(x[at])) at++;
+    return at;
+}
+
+// y = the place of each row's largest element.
+void likeliest(const void *arguments) {
+    const Likeliest *l = arguments;
+#pragma omp for schedule(static) nowait
+    for (int64_t row = 0; row < l->rows; row++) l->y[row] = first_largest(l->x + row * l->x_row, l->n);
 }

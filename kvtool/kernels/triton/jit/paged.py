@@ -14,7 +14,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def dot(a, b):
-    """a @ b in fp32, never TF32. The interpreter cannot multiply bf16, so there the operands go up first."""
+    """a @ b in fp32, never TF32, of int8 in int32. The interpreter cannot multiply bf16, so there the operands go up
+    first."""
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -24,9 +25,23 @@ def dot(a, b):
 @triton.jit
 def widened(x, dtype: tl.constexpr):
     """Stored values in the queries' dtype; from int8 by way of fp32, as a GPU does, for the interpreter's sake."""
-    if x.dtype == tl.int8:
+    if x.dtype == tl.int8 and dtype != tl.int8:
         x = x.to(tl.float32)
     return x.to(dtype)
+
+
+@triton.jit
+def weighted(weights, v):
+    """weights [M, N] from 0 on times v [N, DV] in fp32. With int8 v the weights are int8 too, in steps of their row's
+    largest."""
+    if v.dtype == tl.int8:
+        largest = tl.max(weights, 1)
+        step = tl.where(largest == 0.0, 1.0, largest) / 127.0
+        steps = tl.floor(weights / step[:, None] + 0.5).to(tl.int8)
+        out = dot(steps, v).to(tl.float32) * step[:, None]
+    else:
+        out = dot(weights.to(v.dtype), v)
+    return out
 
 
 @triton.jit
@@ -110,7 +125,7 @@ def attend(
     MLA keys have a part [P, B, ROPE_DIM] that all heads share. Without v_ptr keys are latents, and the tile, loaded
     once, is key and value. Keys outside [first_key, end_key) are seen by no row, may lie in recycled memory, and are
     read as zeros. With k_scale_ptr each key has its own scale, and so has each value: v_gain makes those of order 1,
-    for fp16's few digits.
+    for fp16's few digits. With q of int8 keys and values of int8 are multiplied as they are.
     """
     if TMA:
         k_tiles = page_tiles(k_ptr, num_pages, k_page_stride, k_slot_stride, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE)
@@ -136,7 +151,7 @@ def attend(
             k_ptrs = k_ptr + page * k_page_stride + (key % PAGE) * k_slot_stride
             k = load_rows(k_ptrs, inside, HEAD_DIM, BLOCK_D, MASKED)
         k = widened(k, q.dtype)
-        scores = dot(q, tl.trans(k))
+        scores = dot(q, tl.trans(k)).to(tl.float32)
         scale_at = page * scale_page_stride + (key % PAGE) * scale_slot_stride
         if k_scale_ptr is not None:
             scores *= load_scales(k_scale_ptr + scale_at, inside, MASKED)[None, :]
@@ -146,7 +161,7 @@ def attend(
             else:
                 rope_ptrs = rope_ptr + page * rope_page_stride + (key % PAGE) * rope_slot_stride
                 k_rope = load_rows(rope_ptrs, inside, ROPE_DIM, BLOCK_ROPE, MASKED)
-            turned = dot(q_rope, tl.trans(widened(k_rope, q.dtype)))
+            turned = dot(q_rope, tl.trans(widened(k_rope, q.dtype))).to(tl.float32)
             if rope_scale_ptr is not None:
                 turned *= load_scales(rope_scale_ptr + scale_at, inside, MASKED)[None, :]
             scores += turned
@@ -159,7 +174,7 @@ def attend(
                 v_ptrs = v_ptr + page * v_page_stride + (key % PAGE) * v_slot_stride
                 v = load_rows(v_ptrs, inside, V_DIM, BLOCK_DV, MASKED)
             v = widened(v, q.dtype)
-        if TMA and MASKED:  # the box holds whole rows, unused slots too: 0 * NaN is NaN
+        if TMA and MASKED and q.dtype != tl.int8:  # the box holds whole rows, unused slots too: 0 * NaN is NaN
             v = tl.where(inside[:, None], v, 0.0)
         scores *= qk_scale
         if CAPPED:
@@ -175,7 +190,7 @@ def attend(
         row_sum = row_sum * decay + tl.sum(weights, 1)
         if v_scale_ptr is not None:
             weights *= (v_gain * load_scales(v_scale_ptr + scale_at, inside, MASKED))[None, :]
-        acc = acc * decay[:, None] + dot(weights.to(q.dtype), v)
+        acc = acc * decay[:, None] + weighted(weights, v)
         row_max = new_max
         pages = next_pages
     return acc, row_max, row_sum
@@ -203,3 +218,28 @@ def used_splits(length, span, num_splits, BLOCK_N: tl.constexpr, MIN_TILES: tl.c
     """How many splits have tiles; of an empty sequence the first counts."""
     first, end = split_tiles(0, length, span, num_splits, BLOCK_N, MIN_TILES)
     return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_N) - first, tl.maximum(end - first, 1)), 1)
+
+
+@triton.jit
+def listed_share(
+    lens_ptr, item, num_seqs, span, BLOCK_SEQS: tl.constexpr, BLOCK_N: tl.constexpr, MIN_TILES: tl.constexpr
+):
+    """The item-th share of a batch of up to BLOCK_SEQS sequences, whose tiles are divided in equal shares, one at least
+    of each sequence: its sequence and that one's length, which share of it, its tiles, the sequence's first item, and
+    how many it has. A grid of W items has W - num_seqs of them for the tiles, and the others for what sequences round
+    up; an item behind the last share is one more of a sequence, without tiles.
+    """
+    each = tl.arange(0, BLOCK_SEQS)
+    lens = tl.load(lens_ptr + each, mask=each < num_seqs, other=0)
+    first = tl.maximum(lens - span, 0) // BLOCK_N
+    tiles = tl.cdiv(lens, BLOCK_N) - first
+    per_share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), tl.num_programs(0) - num_seqs), MIN_TILES)
+    shares = tl.where(each < num_seqs, tl.maximum(tl.cdiv(tiles, per_share), 1), 0)
+    seq = tl.minimum(tl.sum((tl.cumsum(shares, 0) <= item).to(tl.int32), 0), num_seqs - 1)
+    first_item = tl.sum(tl.where(each < seq, shares, 0), 0)
+    here = each == seq
+    last = tl.sum(tl.where(here, first + tiles, 0), 0)
+    begin = tl.sum(tl.where(here, first, 0), 0) + (item - first_item) * per_share
+    end = tl.minimum(begin + per_share, last)
+    length = tl.sum(tl.where(here, lens, 0), 0)
+    return seq.to(tl.int64), length, item - first_item, begin, end, first_item, tl.sum(tl.where(here, shares, 0), 0)

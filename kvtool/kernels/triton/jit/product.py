@@ -1,11 +1,11 @@
 """x W^T for few rows of x, which takes as long as W takes to be read: K in splits, so that all of the card reads.
 
-The last program of a block of columns to arrive adds up its splits; where programs do not run at once, as in the
-interpreter, a second kernel does. Splits are added in one order whoever comes last, so equal calls give equal bits.
+The last program of a block of columns to arrive adds up its splits, in one order whoever it is: equal calls give equal
+bits.
 
 What stands around a product is done in it. RMSNorm before it: each program multiplies x by the norm's weight as it
 comes, adds up the squares of x beside the products, and divides by the root at the end, where a row is one factor.
-Behind it: the bias, the gate of its two halves, what is added.
+Behind it: the bias, the gate of its two halves, what is added. Or of all columns only where the largest stands.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton.language as tl
 from kvtool.kernels.triton.jit.early import prefetch_rows, wait_for_launches
 from kvtool.kernels.triton.jit.gate import gated
 from kvtool.kernels.triton.jit.paged import dot
+from kvtool.kernels.triton.jit.sample import key_of
 
 
 # What changes from step to step must not compile a new variant.
@@ -89,7 +90,7 @@ def gemv_kernel(
     finish(
         acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, partial_ptr, arrivals_ptr,
         num_rows, num_columns, depth, num_splits, plus_stride, eps, alpha, limit,
-        ACTIVATION, BLOCK_N, ROWS, BLOCK_SPLITS,
+        ACTIVATION, weight_ptr.dtype.element_ty, BLOCK_N, ROWS, BLOCK_SPLITS,
     )
 
 
@@ -130,25 +131,7 @@ def product_kernel(
     finish(
         acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, partial_ptr, arrivals_ptr,
         num_rows, num_columns, depth, num_splits, plus_stride, eps, alpha, limit,
-        ACTIVATION, BLOCK_N, BLOCK_M, BLOCK_SPLITS,
-    )
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_splits"])
-def add_splits_kernel(
-    partial_ptr, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth, num_splits, plus_stride,
-    eps, alpha, limit,
-    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-):
-    """One program a block of columns: out = the sum of its splits, and what stands around the product."""
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.arange(0, BLOCK_M)
-    acc, square = added_splits(
-        partial_ptr, norm_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M, BLOCK_SPLITS
-    )
-    write(
-        acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth, plus_stride,
-        eps, alpha, limit, ACTIVATION, BLOCK_N, BLOCK_M,
+        ACTIVATION, weight_ptr.dtype.element_ty, BLOCK_N, BLOCK_M, BLOCK_SPLITS,
     )
 
 
@@ -191,13 +174,14 @@ def load_row(row_ptr, k, depth, MASKED: tl.constexpr):
 def finish(
     acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, partial_ptr, arrivals_ptr,
     num_rows, num_columns, depth, num_splits, plus_stride, eps, alpha, limit,
-    ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    ACTIVATION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
 ):
     """acc [N, M] and square [M] of one split go to out, or to partial, which whoever comes last adds up."""
     if partial_ptr is None:
         write(
             acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth, plus_stride,
-            eps, alpha, limit, ACTIVATION, BLOCK_N, BLOCK_M,
+            eps, alpha, limit, ACTIVATION, DTYPE, BLOCK_N, BLOCK_M,
         )
     else:
         inside = (column < num_columns)[:, None] & (row < num_rows)[None, :]
@@ -206,19 +190,17 @@ def finish(
         if norm_ptr is not None:
             squares_ptr = squares_of_block(partial_ptr, num_rows, num_columns, num_splits)
             tl.store(squares_ptr + split_row, square, mask=row < num_rows)
-        if arrivals_ptr is not None:
-            arrivals_ptr += tl.program_id(0)
-            tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
-            if tl.atomic_add(arrivals_ptr, 1) == num_splits - 1:
-                total, square = added_splits(
-                    partial_ptr, norm_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M,
-                    BLOCK_SPLITS,
-                )
-                write(
-                    total, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth,
-                    plus_stride, eps, alpha, limit, ACTIVATION, BLOCK_N, BLOCK_M,
-                )
-                tl.store(arrivals_ptr, 0)
+        arrivals_ptr += tl.program_id(0)
+        tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
+        if tl.atomic_add(arrivals_ptr, 1) == num_splits - 1:
+            total, square = added_splits(
+                partial_ptr, norm_ptr, column, row, num_rows, num_columns, num_splits, BLOCK_N, BLOCK_M, BLOCK_SPLITS
+            )
+            write(
+                total, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth,
+                plus_stride, eps, alpha, limit, ACTIVATION, DTYPE, BLOCK_N, BLOCK_M,
+            )
+            tl.store(arrivals_ptr, 0)
 
 
 @triton.jit
@@ -255,10 +237,11 @@ def added_splits(
 @triton.jit
 def write(
     acc, square, column, row, bias_ptr, plus_ptr, norm_ptr, out_ptr, num_rows, num_columns, depth, plus_stride,
-    eps, alpha, limit, ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    eps, alpha, limit, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):
     """out [num_rows, num_columns] = acc [N, M] turned, over the root of its row's mean square, + bias, gated, + plus,
-    rounded once. With an ACTIVATION out has half the columns."""
+    rounded once to DTYPE. With an ACTIVATION out has half the columns. An out of int64 [num_rows, blocks] takes the key
+    of the largest of these columns instead."""
     if norm_ptr is not None:
         acc *= tl.rsqrt(square / depth + eps)[None, :]
     if bias_ptr is not None:
@@ -272,5 +255,10 @@ def write(
     if plus_ptr is not None:
         plus_ptrs = plus_ptr + row.to(tl.int64)[None, :] * plus_stride + column[:, None]
         acc += tl.load(plus_ptrs, mask=inside, other=0.0).to(tl.float32)
-    out_ptrs = out_ptr + row.to(tl.int64)[None, :] * num_columns + column[:, None]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=inside)
+    if out_ptr.dtype.element_ty == tl.int64:
+        acc = tl.where((column < num_columns)[:, None], acc.to(DTYPE).to(tl.float32), float("-inf"))
+        keys = tl.max(key_of(acc, column[:, None]), 0)
+        tl.store(out_ptr + row * tl.num_programs(0) + tl.program_id(0), keys, mask=row < num_rows)
+    else:
+        out_ptrs = out_ptr + row.to(tl.int64)[None, :] * num_columns + column[:, None]
+        tl.store(out_ptrs, acc.to(DTYPE), mask=inside)

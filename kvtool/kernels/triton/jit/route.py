@@ -48,28 +48,14 @@ def route_kernel(
     if logit_bias_ptr is not None:
         logits += tl.load(logit_bias_ptr + row)
     tl.store(logits_ptr + token * EXPERTS + expert, logits, mask=expert < EXPERTS)
-    if arrivals_ptr is not None:
-        arrivals_ptr += token
-        tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
-        if tl.atomic_add(arrivals_ptr, 1) == tl.num_programs(1) - 1:
-            choose(
-                logits_ptr, bias_ptr, chosen_ptr, shares_ptr, token, scale, EXPERTS, TOP_K, SIGMOID, NORMALISED,
-                GROUPS, GROUPS_KEPT, TOP_TWO, BLOCK_ALL, BLOCK_TOP,
-            )
-            tl.store(arrivals_ptr, 0)
-
-
-@triton.jit
-def choose_kernel(
-    logits_ptr, bias_ptr, chosen_ptr, shares_ptr, scale,
-    EXPERTS: tl.constexpr, TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORMALISED: tl.constexpr, GROUPS: tl.constexpr,
-    GROUPS_KEPT: tl.constexpr, TOP_TWO: tl.constexpr, BLOCK_ALL: tl.constexpr, BLOCK_TOP: tl.constexpr,
-):
-    """One program a token, where programs do not run at once, as in the interpreter."""
-    choose(
-        logits_ptr, bias_ptr, chosen_ptr, shares_ptr, tl.program_id(0).to(tl.int64), scale, EXPERTS, TOP_K, SIGMOID,
-        NORMALISED, GROUPS, GROUPS_KEPT, TOP_TWO, BLOCK_ALL, BLOCK_TOP,
-    )
+    arrivals_ptr += token
+    tl.debug_barrier()  # all threads' stores come before the count, which releases them to the last program
+    if tl.atomic_add(arrivals_ptr, 1) == tl.num_programs(1) - 1:
+        choose(
+            logits_ptr, bias_ptr, chosen_ptr, shares_ptr, token, scale, EXPERTS, TOP_K, SIGMOID, NORMALISED,
+            GROUPS, GROUPS_KEPT, TOP_TWO, BLOCK_ALL, BLOCK_TOP,
+        )
+        tl.store(arrivals_ptr, 0)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The nucleus of a row of probabilities, without sorting it."""
+"""Which token is next: the largest of a row, and the nucleus of a row of probabilities, without sorting it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ import triton.language as tl
 from kvtool.kernels.triton.jit.early import wait_for_launches
 
 _ONE = tl.constexpr(0x3F800000)  # 1.0 as bits, which of numbers from 0 on are ordered as they are
+_NAN = tl.constexpr(0x7FC00000)
+_MAX32 = tl.constexpr(0x7FFFFFFF)
+_MIN64 = tl.constexpr(-(2**63))
+
+
+@triton.jit
+def key_of(x, place):
+    """int64 that orders fp32 x as they are, NaN above all, and of equal ones the first: the value's bits, below which
+    is how far from the last its place int32 is."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # -0.0 equals 0.0
+    bits = tl.where(x != x, _NAN, bits)
+    ordered = bits ^ ((bits >> 31) & _MAX32)
+    return (ordered.to(tl.int64) << 32) | (place ^ _MAX32).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["num_keys"])
+def largest_kernel(keys_ptr, out_ptr, num_keys, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """One program a row of keys int64 [rows, num_keys] -> the place int64 [rows] that its largest stands for."""
+    wait_for_launches(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    best = tl.full([BLOCK], _MIN64, tl.int64)
+    for start in range(0, num_keys, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        best = tl.maximum(best, tl.load(keys_ptr + row * num_keys + at, mask=at < num_keys, other=_MIN64))
+    tl.store(out_ptr + row, (tl.max(best, 0) & _MAX32) ^ _MAX32)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ MERGE_REGISTERS = 64  # of a thread, that hold the partial outputs of as many sp
 MERGED_BYTES = 160 * 1024  # that one program reads in about the time of a launch, 2 us at 80 GB/s
 TMA_ALIGNMENT = 16  # bytes, of everything that a TMA descriptor strides over
 SAMPLED_BLOCK = 4096  # probabilities that a program looks at at once
+LARGEST_BLOCK = 8192  # and keys of blocks of logits
 STORE_BLOCK = 1024  # elements of one store program
 PLACE_ROWS = 32  # decode rows that one program places: a warp
 ROTARY_HEADS = 16  # whose rotary part one program turns
@@ -47,7 +48,9 @@ class Tile:
     """block_m query rows against block_n keys at a time.
 
     `by_descriptor` says whether TMA loads the keys, where it can, and `programs` how many decode programs of a
-    multiprocessor the splits of sequences are made for; None and 0 leave that to the rules.
+    multiprocessor the splits of sequences are made for; None and 0 leave that to the rules. A decode that `lists` what
+    there is to do gives long sequences more splits than short ones, and one by `integers` rounds queries and weights to
+    int8, to multiply them with an int8 cache as it lies.
     """
 
     block_m: int
@@ -57,6 +60,8 @@ class Tile:
     max_registers: int = MAX_REGISTERS
     by_descriptor: bool | None = None
     programs: int = 0
+    lists: bool = False
+    integers: bool = False
 
     @property
     def fault(self) -> str | None:
@@ -196,6 +201,12 @@ def num_splits(programs: int, max_context_tokens: int, resident_programs: int) -
     """
     by_length = math.ceil(max_context_tokens / MIN_SPLIT_TOKENS)
     return max(1, min(resident_programs // programs, by_length, MAX_SPLITS))
+
+
+def num_items(num_seqs: int, programs: int, resident_programs: int) -> int:
+    """Of a list of what there is to do, for `programs` a sequence: one for each sequence, and for the tokens as many as
+    are resident at once, or as there are sequences."""
+    return num_seqs + max(num_seqs, resident_programs // programs)
 
 
 def merges_alone(rows: int, splits: int, v_dim: int) -> bool:
