@@ -39,9 +39,7 @@ def llama_cpp_rows(facts: LogFacts, model: Model, cache_type: str | None) -> tup
         return [], ["the log does not say how many cells there are (n_ctx, or the cells of a cache)"]
     if (whole := _heads_of_latents(facts, model)) is not None:
         model = whole
-        assumed.append(
-            "its V has bytes: a GGUF without attn_k_b and attn_v_b, K and V of heads in place of latents"
-        )
+        assumed.append("its V has bytes: a GGUF without attn_k_b and attn_v_b, K and V of heads in place of latents")
     planned = plan(model, flags, start)
     if planned.refusal is not None:
         return [], [f"not planned: {planned.refusal}"]
