@@ -71,11 +71,21 @@ class _DecoderFacts(_Strict, frozen=True, kw_only=True):
 
 
 class Checkpoint(_Strict, frozen=True, kw_only=True):
-    """A repository that stores the same layers in another way."""
+    """A repository that stores the same layers in another way, or is made for another length."""
 
     id: str
-    quantisation: Quantisation
+    quantisation: Quantisation | None = None
+    max_position_embeddings: int | None = None
     source: str
+
+    def of(self, model: Model) -> Model:
+        return replace(
+            model,
+            id=self.id,
+            quantisation=self.quantisation or model.quantisation,
+            max_position_embeddings=self.max_position_embeddings or model.max_position_embeddings,
+            source=self.source,
+        )
 
 
 class Entry(_Strict, frozen=True, kw_only=True):
@@ -160,7 +170,14 @@ class Entry(_Strict, frozen=True, kw_only=True):
         """The model, or its checkpoint of that name (or last part of one), in lower case."""
         for one in self.checkpoints:
             if name in (one.id.lower(), one.id.rsplit("/", 1)[-1].lower()):
-                return replace(self.model(), id=one.id, quantisation=one.quantisation, source=one.source)
+                return one.of(self.model())
+        return self.model()
+
+    def held_by(self, name: str) -> Model:
+        """What a variant of that name begins from: the checkpoint made for another length whose name it holds."""
+        for one in self.checkpoints:
+            if one.quantisation is None and one.id.rsplit("/", 1)[-1].lower() in name.lower():
+                return replace(self.model(), max_position_embeddings=one.max_position_embeddings)
         return self.model()
 
     def _layers(self) -> list[Layer]:
@@ -266,7 +283,7 @@ class Catalogue:
         if found is None:
             return None
         item, relation = found
-        return as_variant(item.entry.model(), name.strip(), variant, relation)
+        return as_variant(item.entry.held_by(name), name.strip(), variant, relation)
 
     @functools.cached_property
     def _bases(self) -> Bases[Item]:

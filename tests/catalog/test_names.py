@@ -181,3 +181,22 @@ def test_towers_and_draft_layers_of_a_variant_stay_whole() -> None:
     assert gguf is not None
     assert gguf.quantisation is not None
     assert (gguf.quantisation.bits_per_weight, gguf.quantisation.whole) == (4.89, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [
+        ("Qwen/Qwen2.5-7B", 131_072),
+        ("Qwen/Qwen2.5-7B-Instruct", 32_768),
+        ("qwen2.5-7b-instruct", 32_768),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", 32_768),
+        ("someone/My-Qwen2.5-7B-Instruct-tuned", 32_768),
+        ("Qwen/Qwen2-7B-Instruct", 32_768),
+        ("Devstral-Small-2507", 131_072),
+    ],
+)
+def test_a_checkpoint_made_for_another_length_says_so(name: str, longest: int) -> None:
+    """As in llmfit 1.1.17's copy of each repository's config: the instruct models are cut to what they learnt."""
+    found = CATALOGUE.find(name) or CATALOGUE.find_variant(name)
+    assert found is not None
+    assert found.max_position_embeddings == longest
