@@ -38,7 +38,7 @@ def block_rows(facts: LogFacts, started: Started) -> tuple[list[VerifyRow], list
     return rows, [f"the log does not say so, but its bytes are those of {words}"] if agreeing and words else []
 
 
-def _planned(cache: CacheKind) -> bool:
+def _planned(cache: CacheKind | None) -> bool:
     return isinstance(cache, FullAttention | LatentAttention) and not isinstance(cache, Windowed)
 
 

@@ -56,7 +56,7 @@ def _heads_of_latents(facts: LogFacts, model: Model) -> Model | None:
     return replace(model, layers=tuple(layers)) if tuple(layers) != model.layers else None
 
 
-def _heads(cache: CacheKind, heads: int) -> CacheKind:
+def _heads(cache: CacheKind | None, heads: int) -> CacheKind | None:
     if not isinstance(cache, LatentAttention) or cache.qk_nope_head_dim is None or cache.v_head_dim is None:
         return cache
     key = cache.qk_nope_head_dim + cache.qk_rope_head_dim
