@@ -39,7 +39,7 @@ from kvtool.catalog.model import (
     SlidingAttention,
 )
 from kvtool.catalog.names import Bases, as_variant, index_bases, take_apart
-from kvtool.catalog.yaml_file import check_numbers, read_yaml
+from kvtool.catalog.yaml_file import check_numbers, own_models_path, read_yaml
 from kvtool.system.errors import KvtoolError, did_you_mean
 
 _SCHEMA = "kvtool.models/1"
@@ -79,13 +79,9 @@ class Checkpoint(_Strict, frozen=True, kw_only=True):
     source: str
 
     def of(self, model: Model) -> Model:
-        return replace(
-            model,
-            id=self.id,
-            quantisation=self.quantisation or model.quantisation,
-            max_position_embeddings=self.max_position_embeddings or model.max_position_embeddings,
-            source=self.source,
-        )
+        longest = self.max_position_embeddings or model.max_position_embeddings
+        stored = self.quantisation or model.quantisation
+        return replace(model, id=self.id, quantisation=stored, max_position_embeddings=longest, source=self.source)
 
 
 class Entry(_Strict, frozen=True, kw_only=True):
@@ -177,7 +173,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
         """What a variant of that name begins from: the checkpoint made for another length whose name it holds."""
         for one in self.checkpoints:
             if one.quantisation is None and one.id.rsplit("/", 1)[-1].lower() in name.lower():
-                return replace(self.model(), max_position_embeddings=one.max_position_embeddings)
+                return replace(one.of(self.model()), id=self.id, source=self.source)
         return self.model()
 
     def _layers(self) -> list[Layer]:
@@ -306,7 +302,7 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
     models.yaml, or the packaged copy. Raises KvtoolError.
     """
     if path is None:
-        own = _default_path()
+        own = own_models_path()
         return Catalogue([*_own_items(own.read_text(encoding="utf-8"))], str(own))
     raw = read_yaml(path)
     check_numbers(raw, str(path))
@@ -352,11 +348,3 @@ def refuse_unknown_keys(value: object, where: str = "file") -> None:
             if unknown:
                 raise KvtoolError(f"model {where}: block {key!r} has unknown keys: {', '.join(map(str, unknown))}")
         refuse_unknown_keys(item, str(value.get("id", where)))
-
-
-def _default_path() -> Path:
-    """The top-level file of a checkout (editable installs too), or the copy inside the wheel."""
-    root = Path(__file__).parents[2]
-    if (root / "pyproject.toml").is_file() and (root / "models.yaml").is_file():
-        return root / "models.yaml"
-    return Path(__file__).with_name("models.yaml")

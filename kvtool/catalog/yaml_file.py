@@ -56,3 +56,11 @@ def check_numbers(value: object, where: str) -> None:
 def _told(value: object) -> str:
     """A value in a few words; Python refuses to write out an integer of thousands of digits."""
     return "a huge number" if isinstance(value, int) and abs(value) >> 100 else str(value)[:60]
+
+
+def own_models_path() -> Path:
+    """models.yaml: the top-level file of a checkout (editable installs too), or the copy inside the wheel."""
+    root = Path(__file__).parents[2]
+    if (root / "pyproject.toml").is_file() and (root / "models.yaml").is_file():
+        return root / "models.yaml"
+    return Path(__file__).with_name("models.yaml")
