@@ -170,9 +170,10 @@ class Entry(_Strict, frozen=True, kw_only=True):
         return self.model()
 
     def held_by(self, name: str) -> Model:
-        """What a variant of that name begins from: the checkpoint made for another length whose name it holds."""
+        """What a variant of that name begins from: a checkpoint of another length that it holds, or Ollama's tag is."""
+        tag = ":" in name and "/" not in name and "base" not in name
         for one in self.checkpoints:
-            if one.quantisation is None and one.id.rsplit("/", 1)[-1].lower() in name.lower():
+            if one.quantisation is None and (tag or one.id.rsplit("/", 1)[-1].lower() in name.lower()):
                 return replace(one.of(self.model()), id=self.id, source=self.source)
         return self.model()
 
@@ -275,8 +276,7 @@ class Catalogue:
         are it.
         """
         variant = take_apart(name)
-        found = self._bases.find(variant)
-        if found is None:
+        if (found := self._bases.find(variant)) is None:
             return None
         item, relation = found
         return as_variant(item.entry.held_by(name), name.strip(), variant, relation)

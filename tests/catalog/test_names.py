@@ -192,6 +192,8 @@ def test_towers_and_draft_layers_of_a_variant_stay_whole() -> None:
         ("Qwen/Qwen2.5-7B-Instruct-AWQ", 32_768),
         ("someone/My-Qwen2.5-7B-Instruct-tuned", 32_768),
         ("Qwen/Qwen2-7B-Instruct", 32_768),
+        ("qwen2.5:7b", 32_768),
+        ("qwen2.5:7b-base", 131_072),
         ("Devstral-Small-2507", 131_072),
     ],
 )
