@@ -173,7 +173,8 @@ class Entry(_Strict, frozen=True, kw_only=True):
         """What a variant of that name begins from: a checkpoint of another length that it holds, or Ollama's tag is."""
         tag = ":" in name and "/" not in name and "base" not in name
         for one in self.checkpoints:
-            if one.quantisation is None and (tag or one.id.rsplit("/", 1)[-1].lower() in name.lower()):
+            own = one.id.rsplit("/", 1)[-1].lower()
+            if one.quantisation is None and (own in name.lower() or (tag and own.endswith("-instruct"))):
                 return replace(one.of(self.model()), id=self.id, source=self.source)
         return self.model()
 
@@ -287,8 +288,7 @@ class Catalogue:
 
     def get(self, name: str) -> Model:
         """As `find`, but an unknown name is a KvtoolError with the nearest ones."""
-        model = self.find(name)
-        if model is None:
+        if (model := self.find(name)) is None:
             raise KvtoolError(f"unknown model {name!r}{self.nearest(name)}")
         return model
 
