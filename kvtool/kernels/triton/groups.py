@@ -191,10 +191,11 @@ class GroupKeys:
         return False
 
     def decode_tile(self, q: Tensor, rows: int, target: Target) -> Tile:
-        """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too: what is
-        unpacked takes registers beside what it is unpacked from."""
+        """Half the keys of a 16-bit cache's tile, and a quarter beside many rows that sit in registers too, which are
+        few of wide heads: what is unpacked takes registers beside what it is unpacked from."""
         head_dim = max(self.pages.key.elements, self.value_dim)
-        whole = rules.attention_tile(head_dim, min(rows, 64), self.query_bytes, 2, target)
+        most = 64 if target.multiplies_from_shared_memory or head_dim <= 128 else 16
+        whole = rules.attention_tile(head_dim, min(rows, most), self.query_bytes, 2, target)
         part = 4 if whole.block_m > 16 and not target.multiplies_from_shared_memory else 2
         return replace(whole, block_n=max(16, whole.block_n // part), num_stages=2)
 
