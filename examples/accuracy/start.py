@@ -14,6 +14,7 @@ from kvtool.sizing.engines.estimates import Estimates
 from kvtool.sizing.engines.options import EngineOptions
 from kvtool.sizing.engines.vllm import beside_weights, capability_of, plan
 from kvtool.sizing.engines.vllm.memory import stage_estimates
+from kvtool.sizing.engines.vllm.versions import rules_of
 from kvtool.sizing.fit import batch_limits
 from kvtool.sizing.parallel import Parallel
 from kvtool.sizing.weights import weigh
@@ -101,4 +102,5 @@ def _weights_gib(model: Model, row: dict[str, str], options: EngineOptions) -> f
     size = weights.bytes_per_gpu(options.parallel)
     if size is None:
         return None
-    return (size + beside_weights(weights, options.parallel, capability_of(find_gpu(CARD))).bytes) / GIB
+    beside = beside_weights(weights, options.parallel, capability_of(find_gpu(CARD)), rules_of(options))
+    return (size + beside.bytes) / GIB

@@ -39,6 +39,17 @@ def test_the_line_of_before_mid_2025() -> None:
     assert held(from_text(plain.replace("224", "225")), "llama-3.2-3b").verdict == "off"
 
 
+def test_a_gguf_of_before_latents_keeps_its_heads() -> None:
+    """DeepSeek-V2-Lite, 8 x 2,048 cells: 27 layers of 16 heads of 192 (K) and 128 (V), or one latent of 576."""
+    size = "llama_kv_cache: size = {} MiB (  2048 cells,  27 layers,  8/8 seqs), K (f16): {} MiB, V (f16): {} MiB"
+    heads = held(from_text(size.format("4320.00", "2592.00", "1728.00")), "deepseek-v2-lite")
+    assert heads.verdict == "agrees"
+    assert any("attn_k_b" in text for text in heads.assumptions)
+    latents = held(from_text(size.format("486.00", "486.00", "0.00")), "deepseek-v2-lite")
+    assert latents.verdict == "agrees"
+    assert held(from_text(size.format("4320.00", "2160.00", "2160.00")), "deepseek-v2-lite").verdict == "off"
+
+
 def test_states_of_a_hybrid_in_llama_cpp() -> None:
     """Qwen3.5-9B: 24 layers of delta nets with 8,192 channels of convolution and 32 states of 128 x 128, in fp32."""
     conv, states = 24 * 8_192 * 3 * 4 / MIB, 24 * 32 * 128 * 128 * 4 / MIB
@@ -123,6 +134,7 @@ def test_blocks_of_lmdeploy() -> None:
 
 
 def test_states_that_no_plan_of_an_engine_covers_are_not_compared() -> None:
-    document = held(quoted("tensorrt_llm_llama_3_1_8b_fp8.log"), "qwen3.5-9b")
-    assert document.verdict == "uncompared"
-    assert any("not planned" in text for text in document.assumptions)
+    for model in ("qwen3.5-9b", "gpt-oss-120b"):
+        document = held(quoted("tensorrt_llm_llama_3_1_8b_fp8.log"), model)
+        assert document.verdict == "uncompared"
+        assert any("not planned" in text for text in document.assumptions)

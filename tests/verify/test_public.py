@@ -23,6 +23,7 @@ from tests.verify.helpers import from_text, held, quoted, row, verdicts
         ("sglang_deepseek_v3_2_dp8.log", "deepseek-v3.2", {"tp": 8, "dp": 8}, {"KV size": round(43.67 * GIB)}),
         ("sglang_kimi_k3_fp8.log", "kimi-k3", {"tp": 8}, {"KV size": round(15.03 * GIB)}),
         ("llama_cpp_gemma_2_2b.log", "gemma-2-2b", {}, {"SWA KV cells": 8_192, "K size": 208 << 20}),
+        ("tensorrt_llm_1_1_gpt_oss_120b.log", "gpt-oss-120b", {}, {"KV cache pool": round(5.95 * GIB)}),
         ("tensorrt_llm_llama_3_1_8b_fp8.log", "llama-3.1-8b", {}, {"KV cache pool": round(16.05 * GIB)}),
     ],
 )

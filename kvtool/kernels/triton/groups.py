@@ -201,7 +201,7 @@ class GroupKeys:
     def decode_arguments(
         self, q: Tensor, rows: Rows, softmax: Softmax, tile: Tile, target: Target
     ) -> dict[str, object]:
-        """Both caches, as bytes and in fp16, and how long their vectors and groups are."""
+        """Both caches, as codes and as scales, and what they are made of."""
         assert self.pages.v is not None
         found = softmax_arguments(softmax)
         parts = (("k", self.pages.k, self.pages.key), ("v", self.pages.v, self.pages.value))

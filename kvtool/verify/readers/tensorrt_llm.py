@@ -17,6 +17,7 @@ PATTERNS = (
     template(" primary blocks={num_blocks:count}"),
     template("Number of tokens per block: {block_tokens:count}"),
     template("Allocated {kv_pool:gib} GiB for max tokens in paged KV cache ({tokens:count})"),
+    template("Adjusted max_attention_window_vec to [{max_attention_window:flag}]"),
     template("Allocate {kv_pool:count} bytes for k/v cache"),
     template("Using {tokens:count} tokens in paged KV cache"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kvtool.catalog.model import FullAttention, LatentAttention
+from kvtool.catalog.model import CacheKind, ChunkedAttention, FullAttention, LatentAttention, Model, SlidingAttention
 from kvtool.results import VerifyRow
 from kvtool.sizing.dtypes import AUTO
 from kvtool.sizing.engines.free_share import bytes_per_token
@@ -14,6 +14,8 @@ from kvtool.verify.facts import LogFacts
 from kvtool.verify.inputs import Started
 from kvtool.verify.rows import BYTES, TOKENS, exact, exact_row
 
+Windowed = SlidingAttention | ChunkedAttention
+_HEADS = ("kv_heads", "k_head_dim", "v_head_dim")
 _DTYPES = {"tensorrt-llm": (AUTO, "fp8", "int8"), "lmdeploy": (AUTO,)}
 _BLOCK_TOKENS = (64, 128)  # LMDeploy's default cache_block_seq_len, and that of its first releases
 # A head of a token in so many bits and four bytes of scale and zero point, as in the formats of these names.
@@ -26,12 +28,29 @@ def block_rows(facts: LogFacts, started: Started) -> tuple[list[VerifyRow], list
     Where nothing tells the cache's dtype or the tokens of a block, those that the engine may have are tried: the
     logged bytes agree with one of them, or are off from the default.
     """
-    if not all(isinstance(layer.cache, FullAttention | LatentAttention) for layer in started.model.layers):
+    if facts.flags.get("max_attention_window"):
+        started = replace(started, model=_whole_windows(started.model))
+    if not all(_planned(layer.cache) for layer in started.model.layers):
         return [], [f"not planned: the states and windows of {started.model.id} in {facts.engine}"]
     tried = [(words, list(_rows(facts, option))) for words, option in _alternatives(facts, started)]
     agreeing = [(words, rows) for words, rows in tried if all(row.verdict != "off" for row in rows)]
     words, rows = (agreeing or tried)[0]
     return rows, [f"the log does not say so, but its bytes are those of {words}"] if agreeing and words else []
+
+
+def _planned(cache: CacheKind | None) -> bool:
+    return isinstance(cache, FullAttention | LatentAttention) and not isinstance(cache, Windowed)
+
+
+def _whole_windows(model: Model) -> Model:
+    """TensorRT-LLM with one max_attention_window for all layers, its default: none has less than the whole request."""
+    layers = (
+        replace(layer, cache=FullAttention(**{name: getattr(layer.cache, name) for name in _HEADS}))
+        if isinstance(layer.cache, Windowed)
+        else layer
+        for layer in model.layers
+    )
+    return replace(model, layers=tuple(layers))
 
 
 def _alternatives(facts: LogFacts, started: Started) -> Iterator[tuple[str, Started]]:
@@ -58,7 +77,9 @@ def _rows(facts: LogFacts, started: Started) -> Iterator[VerifyRow]:
     each = bytes_per_token(started.model, started.options)
     dtype = started.options.kv_cache_dtype
     text = f"{each:,} B a token" + ("" if dtype == AUTO else f" in {dtype}")
-    blocks, tokens, pool = facts.smallest("num_blocks"), facts.smallest("tokens"), facts.smallest("kv_pool")
+    # TensorRT-LLM profiles with a small pool first, and its ranks have agreed on the blocks of the one that it keeps.
+    told = facts.last if facts.engine == "tensorrt-llm" else facts.smallest
+    blocks, tokens, pool = told("num_blocks"), told("tokens"), told("kv_pool")
     held = facts.last("block_tokens")
     if tokens is not None:
         predicted = None if blocks is None or held is None else exact(blocks.value * held.value)

@@ -5,9 +5,9 @@ allocate.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kvtool.catalog.model import Model
+from kvtool.catalog.model import CacheKind, FullAttention, LatentAttention, Model
 from kvtool.results import VerifyRow
 from kvtool.sizing.engines.llama_cpp import VERSION, LlamaCppFlags, LlamaCppPlan, ollama_start, plan
 from kvtool.sizing.engines.llama_cpp.plan import Cache
@@ -37,11 +37,30 @@ def llama_cpp_rows(facts: LogFacts, model: Model, cache_type: str | None) -> tup
     flags = _flags(facts, cache_type)
     if start is None:
         return [], ["the log does not say how many cells there are (n_ctx, or the cells of a cache)"]
+    if (whole := _heads_of_latents(facts, model)) is not None:
+        model = whole
+        assumed.append("its V has bytes: a GGUF without attn_k_b and attn_v_b, K and V of heads in place of latents")
     planned = plan(model, flags, start)
     if planned.refusal is not None:
         return [], [f"not planned: {planned.refusal}"]
     rows = [*_cache_rows(facts, planned), *_state_rows(facts, planned), *_ollama_rows(facts, planned)]
     return rows, [*assumed, f"predictions follow llama.cpp {VERSION}"]
+
+
+def _heads_of_latents(facts: LogFacts, model: Model) -> Model | None:
+    """MLA as llama.cpp keeps it from GGUFs of before May 2025; None where the log shows no V or no layer is MLA."""
+    value = facts.first("v_size")
+    if value is None or value.value <= 0:
+        return None
+    layers = [replace(layer, cache=_heads(layer.cache, model.num_heads)) for layer in model.layers]
+    return replace(model, layers=tuple(layers)) if tuple(layers) != model.layers else None
+
+
+def _heads(cache: CacheKind | None, heads: int) -> CacheKind | None:
+    if not isinstance(cache, LatentAttention) or cache.qk_nope_head_dim is None or cache.v_head_dim is None:
+        return cache
+    key = cache.qk_nope_head_dim + cache.qk_rope_head_dim
+    return FullAttention(kv_heads=heads, k_head_dim=key, v_head_dim=cache.v_head_dim)
 
 
 def logged_caches(facts: LogFacts) -> list[LoggedCache]:
