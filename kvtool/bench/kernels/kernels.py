@@ -153,7 +153,8 @@ def _case(work: KernelWork, pool: KvPool, setup: Setup) -> KernelCase:
     timer, capture = call_timer(device), setup.backend == "triton"
     ours = make_pass(within(PASS_SECONDS, measurement.calls, timer), setup.device, capture=capture)
     track = Track(setup.device, ours.num_calls, PASS_SECONDS, timer, capture)
-    entries = [enter(name, measurement, track) for name in setup.options.peers] if measurement.scenes else []
+    raced = measurement.scenes and not work.decompressed  # peers attend to pages as they are
+    entries = [enter(name, measurement, track) for name in setup.options.peers] if raced else []
     passes = [ours, *(entry.timed for entry in entries if entry.timed is not None)]
     flushes = [setup.flush if _may_stay_cached(each, work, setup) else None for each in passes]
     with NvmlSampler(open_card(device)) as power:

@@ -19,8 +19,6 @@ from kvtool.results import KernelPeer
 
 DIFFERENT = "different: not the output of the reference kernels, so not timed"
 
-DECOMPRESSED = "peers attend to pages as they are: what a step does to latents before is not theirs"
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -44,8 +42,6 @@ class Track:
 def enter(name: str, measurement: Measurement, track: Track) -> Entry:
     """The peer called `name`, ready to run. Whatever goes wrong with it is its note, never an exception."""
     version = None
-    if measurement.work.decompressed:
-        return Entry(KernelPeer(name=name, version=None, note=DECOMPRESSED))
     try:
         peer = load_peer(name)
         if reason := peer.why_not(measurement.work, track.device):

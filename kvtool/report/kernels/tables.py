@@ -49,9 +49,11 @@ def _reached(kernel: str, ratios: Sequence[float | None], limit: str) -> str:
 
 def kernel_tables(document: KernelsDocument) -> list[Table]:
     """Every table that the document has cases for."""
+    prefills = cases_of(document, "prefill")
     tables = (
         (stream_table, ("context", "batch_size"), cases_of(document, "decode")),
-        (prefill_table, ("context", "query_len"), cases_of(document, "prefill")),
+        (prefill_table, ("context", "query_len"), [case for case in prefills if "decompressed" not in case.kernel]),
+        (prefill_table, ("context", "query_len"), [case for case in prefills if "decompressed" in case.kernel]),
         (stream_table, ("batch_size", "query_len"), cases_of(document, "store")),
     )
     shown = [table(cases, keys) for table, keys, cases in tables if cases]

@@ -124,6 +124,18 @@ def test_what_all_cases_share_is_told_once_above() -> None:
     assert kernel_tables(widest())[0].columns[0] == "layer cache page"
 
 
+def test_a_prefill_that_decompresses_has_a_table_of_its_own() -> None:
+    over_latents, decompressed = (
+        msgspec.structs.replace(case("prefill", 1024, 1), kernel=kernel)
+        for kernel in ("mla_prefill", "mla_prefill_decompressed")
+    )
+    tables = kernel_tables(document(over_latents, decompressed))
+    assert [(table.title, len(table.rows)) for table in tables] == [
+        ("mla_prefill", 1),
+        ("mla_prefill_decompressed", 1),
+    ]
+
+
 def test_a_row_says_time_rate_and_share() -> None:
     decode, prefill, store = kernel_tables(document())
     assert decode.rows[0] == ("1k", "1", "4 MiB", "2.00", "2.00", "2,097", "72%", "2e-03")
