@@ -93,7 +93,7 @@ def test_equals_the_reference(backend: Backend, case: Case) -> None:
 
 @given(
     lens=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)).map(sorted), min_size=1, max_size=3),
-    page=st.sampled_from([1, 8, 16, 24, 64, 256]),
+    page=st.sampled_from([1, 8, 16, 24, 64]),
     kv_heads=st.integers(1, 2),
     group=st.integers(1, 5),
     dtypes=st.sampled_from([(F32, F32), (BF16, BF16), (F16, F16), (BF16, E4M3), (F16, E5M2)]),
