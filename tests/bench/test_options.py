@@ -50,6 +50,7 @@ def test_an_option_goes_to_every_part_that_has_one_of_its_name() -> None:
     assert bench_options("cpu", parts=("prefix",), batch_sizes=(4,)).parts == (PrefixHits.default(gpu=False),)
     with pytest.raises(TypeError, match="no part has an option input_len"):
         bench_options("cpu", input_len=(4,))
+    bench_options("cpu", parts=("workload",), prefix_len=2048)  # which fills the sequences of fragmentation alone
 
 
 @pytest.mark.parametrize("gpu", [False, True])
