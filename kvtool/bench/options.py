@@ -91,14 +91,14 @@ def bench_options(
 ) -> BenchOptions:
     """What is given goes to every part that has an option of its name; None leaves it at the device's default.
 
-    Raises KvtoolError for an unknown part and for values that make no sense, in parts that do not run too.
+    Raises KvtoolError for an unknown part, and for values that make no sense to the parts that run.
     """
     gpu = _on_gpu(device)
     _refuse_unknown(parts, given)
-    known = {name: _given(kind.default(gpu=gpu), given) for name, kind in PARTS.items()}
+    known = {name: _given(kind.default(gpu=gpu), given) for name, kind in PARTS.items() if name in parts}
     iters, warmup = (GPU_ITERS, GPU_ITERS_WARMUP) if gpu else (CPU_ITERS, CPU_ITERS_WARMUP)
     return BenchOptions(
-        parts=tuple(part for name, part in known.items() if name in parts),
+        parts=tuple(known.values()),
         num_iters=iters if num_iters is None else num_iters,
         num_iters_warmup=warmup if num_iters_warmup is None else num_iters_warmup,
         seed=seed,

@@ -14,7 +14,6 @@ from kvtool.bench.fragmentation.holes import PLACEMENTS, Placement
 from kvtool.bench.fragmentation.run import Outcome, run_requests
 from kvtool.bench.harness import Value
 from kvtool.bench.session import Step
-from kvtool.catalog.model import Model
 from kvtool.results import Check, Fragmentation, FragmentationCase, Memory, Metrics, Roofline, StepBytes
 from kvtool.system.errors import KvtoolError
 
@@ -38,21 +37,17 @@ class FragmentationPart(Stepped):
 
     def __post_init__(self) -> None:
         require_positive("count", self.num_prompts, self.pool_tokens, self.reserve_len)
+        if self.max_model_len < 2 or self.prefix_len >= self.max_model_len:
+            raise KvtoolError(
+                f"a prefix of {self.prefix_len} tokens leaves no room in sequences of {self.max_model_len}: at least "
+                "one token of a prompt and one of its answer are its own"
+            )
         if self.placement not in PLACEMENTS:
             raise KvtoolError(f"unknown placement {self.placement!r}: choose from {', '.join(PLACEMENTS)}")
 
     @classmethod
     def default(cls, *, gpu: bool) -> FragmentationPart:
         return cls(prefix_len=64)
-
-    def fitted(self, model: Model, block_size: int, *, tiers: bool = False) -> FragmentationPart:
-        """As it is. Raises KvtoolError for a prefix that fills its sequences; other parts have longer ones."""
-        if self.max_model_len < 2 or self.prefix_len >= self.max_model_len:
-            raise KvtoolError(
-                f"a prefix of {self.prefix_len} tokens leaves no room in sequences of {self.max_model_len}: at least "
-                "one token of a prompt and one of its answer are its own"
-            )
-        return self
 
     @property
     def longest_tokens(self) -> int:
