@@ -171,17 +171,20 @@ def _draw_times(axes: Axes, cases: Sequence[RanksCase], phase_of: Callable[[Rank
 
 
 def draw_rank_memory(figure: Figure, axes: Axes, cases: Sequence[RanksCase]) -> None:
-    """Weights below pages, and what was predicted for both."""
+    """Weights below pages, whose MiB stand above, and what was predicted for both."""
     for place, case in enumerate(cases):
         weights, pages = held(case)
         axes.bar(place, (weights or 0) / MIB, color=COLOURS[6])
         axes.bar(place, pages / MIB, bottom=(weights or 0) / MIB, color=COLOURS[2])
+        above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": LABEL_POINTS - 1}
+        axes.annotate(f"{pages / MIB:.3g}", (place, ((weights or 0) + pages) / MIB), color=COLOURS[2], **above)
         predicted = [
             (use.weights_predicted_bytes or use.weights_allocated_bytes) + use.kv_predicted_bytes
             for use in case.ranks.ranks
         ]
         if predicted:
             axes.plot(place, max(predicted) / MIB, marker="o", color=COLOURS[1], markersize=5)
+    axes.margins(y=0.12)
     axes.set_ylabel("MiB: weights (dark), pages (green)")
     _name_bars(axes, cases)
 
