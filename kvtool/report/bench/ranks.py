@@ -176,8 +176,15 @@ def draw_rank_memory(figure: Figure, axes: Axes, cases: Sequence[RanksCase]) -> 
         weights, pages = held(case)
         axes.bar(place, (weights or 0) / MIB, color=COLOURS[6])
         axes.bar(place, pages / MIB, bottom=(weights or 0) / MIB, color=COLOURS[2])
-        above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": LABEL_POINTS - 1}
-        axes.annotate(f"{pages / MIB:.3g}", (place, ((weights or 0) + pages) / MIB), color=COLOURS[2], **above)
+        axes.annotate(
+            f"{pages / MIB:.3g}",
+            (place, ((weights or 0) + pages) / MIB),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=LABEL_POINTS - 1,
+            color=COLOURS[2],
+        )
         predicted = [
             (use.weights_predicted_bytes or use.weights_allocated_bytes) + use.kv_predicted_bytes
             for use in case.ranks.ranks
