@@ -17,6 +17,7 @@ from kvtool.bench.cases.prefix import PrefixHits
 from kvtool.bench.definitions import DEFINITIONS
 from kvtool.bench.options import BenchOptions, bench_options
 from kvtool.cache.tiers.options import parse_tiers
+from kvtool.machine import pace
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import BenchDocument, Case, encode
 from kvtool.system.errors import KvtoolError
@@ -165,7 +166,12 @@ def test_a_loaded_machine_is_said_in_the_document(monkeypatch: pytest.MonkeyPatc
         def other_cores(self) -> float:
             return 0.9
 
+    class Silent:
+        def other_cores(self) -> None:
+            return None
+
     monkeypatch.setattr(session, "LoadMeter", Loaded)
+    monkeypatch.setattr(pace, "LoadMeter", Silent)  # of each iteration, whatever else runs here
     document = bench(replace(OPTIONS, parts=(NO_CACHE,))).document
     assert document.environment["other_load_cores"] == 0.9
     assert any(line.startswith("another process used 0.9 cores") for line in document.assumptions)
