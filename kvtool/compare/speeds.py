@@ -47,7 +47,7 @@ def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
     samples = [sample for case in (a, b) for sample in measured_samples(case)]
     if not all(sample.device_read_gbps and sample.device_tflops for sample in samples):
         return None
-    if any(a.inputs.get(name) != b.inputs.get(name) for name in SETS_SPEED):
+    if _set_apart(a, b):
         return None
     before = _squares(metric, (a, b), None)
     left = {share: _squares(metric, (a, b), share) for share in SHARES}
@@ -65,7 +65,7 @@ def doubt(metric: Metric, a: Case, b: Case, speed: EqualSpeed | None) -> float:
     follow is known from within the sides alone, to two standard errors of the slope. Where a setting sets the speeds,
     their difference is what is compared.
     """
-    if any(a.inputs.get(name) != b.inputs.get(name) for name in SETS_SPEED):
+    if _set_apart(a, b):
         return 0.0
     met = [_bandwidths(metric, case) for case in (a, b)]
     if not all(met):
@@ -73,6 +73,11 @@ def doubt(metric: Metric, a: Case, b: Case, speed: EqualSpeed | None) -> float:
     times = [_iterations(metric, case, speed) for case in (a, b)]
     unknown = min(MOST_UNKNOWN, 2 * slope_error(met, times))
     return unknown * abs(statistics.median(met[1]) - statistics.median(met[0]))
+
+
+def _set_apart(a: Case, b: Case) -> bool:
+    """Whether a setting has the sides meet another device, or more of it: then speeds are what is compared."""
+    return any(a.inputs.get(name) != b.inputs.get(name) for name in SETS_SPEED)
 
 
 def slope_error(sides_x: Sequence[Sequence[float]], sides_y: Sequence[Sequence[float]]) -> float:
