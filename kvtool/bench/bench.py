@@ -94,7 +94,7 @@ def most_pages(options: BenchOptions, block_size: int) -> int:
 def _measured(
     loaded: LoadedModel, options: BenchOptions, session: Session, progress: Progress, tiers: TierOptions | None
 ) -> list[Measured]:
-    windows = Windows(str(loaded.device), loaded.torch_dtype, session.ceiling)
+    windows = Windows(str(loaded.device), loaded.torch_dtype, session.ceiling, loaded.transformer.weights_read())
     if options.peers:
         progress("loading the peers", 0.0)
     longest, most = options.longest_tokens, options.most_sequences

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvtool.compare.metrics import Metric, measured_samples
@@ -13,6 +13,7 @@ from kvtool.results import Case, Sample
 
 SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
 MOST_UNKNOWN = 0.5  # of the slope of the logarithms of times over those of bandwidths
+ReadSpeed = Callable[[Sample], float]
 SURE = 6.6  # twice the gain in log likelihood that chance brings one time in a hundred (chi squared, one parameter)
 
 
@@ -21,6 +22,7 @@ class EqualSpeed:
     """A time of which `memory` is the share that waits for memory, and the rest for matrix products."""
 
     memory: float
+    read_gbps: ReadSpeed
 
     @property
     def name(self) -> str:
@@ -29,12 +31,23 @@ class EqualSpeed:
 
     def __call__(self, sample: Sample) -> float:
         """The factor that makes the sample's times those of a device whose speeds are 1."""
-        return float(
-            (sample.device_read_gbps or 0.0) ** self.memory * (sample.device_tflops or 0.0) ** (1 - self.memory)
-        )
+        return float(self.read_gbps(sample) ** self.memory * (sample.device_tflops or 0.0) ** (1 - self.memory))
 
 
-SHARES = tuple(EqualSpeed(quarters / 4) for quarters in range(4, -1, -1))
+def of_memory(sample: Sample) -> float:
+    """How fast memory was read beside it, 0 where that was not measured."""
+    return sample.device_read_gbps or 0.0
+
+
+def of_weights(sample: Sample) -> float:
+    """How fast the weights of a step were read beside it, be it from memory or a cache, 0 where not measured."""
+    return sample.weights_read_gbps or 0.0
+
+
+def read_speed(*cases: Case) -> ReadSpeed | None:
+    """The closest one to what steps do that is known beside all samples of these cases; None where none is."""
+    samples = [sample for case in cases for sample in measured_samples(case)]
+    return next((speed for speed in (of_weights, of_memory) if all(map(speed, samples))), None)
 
 
 def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
@@ -45,13 +58,15 @@ def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
     speeds, such as their threads, it would take out what is compared.
     """
     samples = [sample for case in (a, b) for sample in measured_samples(case)]
-    if not all(sample.device_read_gbps and sample.device_tflops for sample in samples):
-        return None
-    if _set_apart(a, b):
+    read_gbps = read_speed(a, b)
+    if read_gbps is None or not all(sample.device_tflops for sample in samples) or _set_apart(a, b):
         return None
     before = _squares(metric, (a, b), None)
-    left = {share: _squares(metric, (a, b), share) for share in SHARES}
-    best = min(SHARES, key=left.__getitem__)
+    left = {
+        share: _squares(metric, (a, b), share)
+        for share in (EqualSpeed(quarters / 4, read_gbps) for quarters in range(4, -1, -1))
+    }
+    best = min(left, key=left.__getitem__)
     num_iterations = sum(len(_iterations(metric, case, None)) for case in (a, b))
     sure = left[best] and num_iterations * math.log(before / left[best]) > SURE
     return best if sure else None
@@ -65,9 +80,10 @@ def doubt(metric: Metric, a: Case, b: Case, speed: EqualSpeed | None) -> float:
     follow is known from within the sides alone, to two standard errors of the slope. Where a setting sets the speeds,
     their difference is what is compared.
     """
-    if _set_apart(a, b):
+    read_gbps = read_speed(a, b)
+    if read_gbps is None or _set_apart(a, b):
         return 0.0
-    met = [_bandwidths(metric, case) for case in (a, b)]
+    met = [_bandwidths(metric, case, read_gbps) for case in (a, b)]
     if not all(met):
         return 0.0
     times = [_iterations(metric, case, speed) for case in (a, b)]
@@ -91,15 +107,15 @@ def slope_error(sides_x: Sequence[Sequence[float]], sides_y: Sequence[Sequence[f
     return math.sqrt(left / freedom / squares)
 
 
-def _bandwidths(metric: Metric, case: Case) -> list[float]:
-    """Logarithms of what was read at beside each iteration, in the order of `_iterations`; empty if it is not told."""
+def _bandwidths(metric: Metric, case: Case, read_gbps: ReadSpeed) -> list[float]:
+    """Logarithms of what was read at beside each iteration, in the order of `_iterations`."""
     assert metric.of_sample is not None
     met = {
-        (s.run, s.iteration): math.log(s.device_read_gbps or 1.0)
+        (s.run, s.iteration): math.log(read_gbps(s))
         for s in measured_samples(case)
         if any(value > 0 for value in metric.of_sample(s))
     }
-    return list(met.values()) if all(s.device_read_gbps for s in measured_samples(case)) else []
+    return list(met.values())
 
 
 def _squares(metric: Metric, cases: Sequence[Case], speed: EqualSpeed | None) -> float:

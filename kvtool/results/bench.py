@@ -26,7 +26,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     `arm`: baseline | cached | uncached | repeat | no_cache | contiguous | preallocated. Of a workload: `arrival_s`
     since the iteration began, `queue_s` until it was admitted. `load_s`: of the time to its first token, what it waited
     for pages from below the pool; None without tiers. `device_read_gbps` and `device_tflops`: what the device did
-    beside the iteration, None where not measured.
+    beside the iteration, None where not measured. `weights_read_gbps`: how fast a step's weights alone were read then.
     """
 
     arm: str
@@ -43,6 +43,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     device_read_gbps: float | None = None
     device_tflops: float | None = None
+    weights_read_gbps: float | None = None
     error: str | None = None
 
     @property

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvtool.machine.interleaved import Windows
-from kvtool.machine.roofline import WINDOW, Ceiling, product_name
+from kvtool.machine import interleaved
+from kvtool.machine.interleaved import Windows, weights_kernels
+from kvtool.machine.roofline import WINDOW, Ceiling, Kernel, product_name
 from kvtool.units import MIB
 
 PRODUCTS = {product_name((512, 512, 512)): 0.3, product_name((2048, 2048, 2048)): 0.4}
@@ -36,8 +37,37 @@ def test_a_case_takes_the_better_of_the_windows_around_each_iteration(monkeypatc
     monkeypatch.setattr(windows, "_timer", scripted)
     for _ in range(4):
         windows.measure()
-    assert [round(limit.read_gbps, 6) for limit in windows.take()] == [60.0, 60.0, 30.0]
+    assert [round(beside.limit.read_gbps, 6) for beside in windows.take()] == [60.0, 60.0, 30.0]
     assert windows.take() == []
+
+
+def test_an_iteration_has_the_weights_read_just_before_it_and_just_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [torch.ones(2**16, dtype=torch.bfloat16), torch.ones(2**15, dtype=torch.bfloat16)]
+    num_bytes = sum(weight.nbytes for weight in weights)
+    windows = Windows("cpu", torch.bfloat16, BEST, weights)
+    if not windows._weights:
+        pytest.skip("no compiled kernels here, which alone can read them")
+    (kernel,) = windows._weights
+    assert kernel.work == num_bytes
+    speeds = iter([10.0, 40.0, 90.0, 20.0])  # two windows, each with the weights at both of its ends
+
+    def scripted(kernels: list[Kernel], timer: object) -> float:
+        return 1e9 * (next(speeds) if kernels == [kernel] else 50.0)
+
+    monkeypatch.setattr(interleaved, "race_rate", scripted)
+    windows.measure()
+    windows.measure()
+    (beside,) = windows.take()
+    assert beside.weights_gbps == pytest.approx(60.0)  # the geometric mean of 40 and 90
+    assert beside.limit.read_gbps == 50.0
+
+
+def test_of_large_weights_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [torch.ones(2**16), torch.ones(2**16), torch.ones(2**16)]
+    monkeypatch.setattr(interleaved, "MOST_WEIGHTS_BYTES", 2 * weights[0].nbytes)
+    assert [kernel.work for kernel in weights_kernels(weights)] in ([], [2 * weights[0].nbytes])
+    assert [kernel.work for kernel in weights_kernels(weights[:1])] in ([], [weights[0].nbytes])
+    assert weights_kernels([]) == []
 
 
 def test_the_fastest_kernels_that_are_over_soon_take_turns() -> None:

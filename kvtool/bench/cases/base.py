@@ -18,7 +18,7 @@ from kvtool.cache.tiers.options import TierOptions
 from kvtool.catalog.model import Model
 from kvtool.engine.config import EngineConfig
 from kvtool.engine.loaded import LoadedModel
-from kvtool.machine.interleaved import Windows
+from kvtool.machine.interleaved import Beside, Windows
 from kvtool.machine.pace import Budget, Disturbance, is_disturbed
 from kvtool.machine.roofline import Ceiling
 from kvtool.results import AnyCase, BenchDocument, Load, Sample
@@ -82,13 +82,13 @@ class Setup:
             found.append(list(samples_of(len(found))))
             cores.append(load.cores())
         self.windows.measure()
-        limits = self.windows.take()
+        beside = self.windows.take()
         kept = sorted(sorted(range(len(found)), key=lambda i: (is_disturbed(cores[i]), i))[: self.num_iters])
         return Iterations(
             samples=[
-                replace(s, iteration=place, **_beside(limits, i)) for place, i in enumerate(kept) for s in found[i]
+                replace(s, iteration=place, **_speeds(beside, i)) for place, i in enumerate(kept) for s in found[i]
             ],
-            limits=[limits[i] for i in kept] if limits else [],
+            limits=[beside[i].limit for i in kept] if beside else [],
             other_cores=[cores[i] for i in kept],
             fewer_threads=self.loaded.fewer_threads is not None,
         )
@@ -106,11 +106,16 @@ class Setup:
         return {**case_inputs(self.loaded), **values, **repeats}
 
 
-def _beside(limits: Sequence[Ceiling], iteration: int) -> dict[str, float]:
+def _speeds(beside: Sequence[Beside], iteration: int) -> dict[str, float | None]:
     """What a sample tells of the device's speed."""
-    if not limits:
+    if not beside:
         return {}
-    return {"device_read_gbps": limits[iteration].read_gbps, "device_tflops": limits[iteration].tflops}
+    found = beside[iteration]
+    return {
+        "device_read_gbps": found.limit.read_gbps,
+        "device_tflops": found.limit.tflops,
+        "weights_read_gbps": found.weights_gbps,
+    }
 
 
 @dataclass(frozen=True, slots=True)

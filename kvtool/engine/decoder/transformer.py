@@ -107,9 +107,19 @@ class Transformer:
 
     def saved_bytes(self, num_rows: int) -> int:
         """Bytes of weights that a step of so many rows does not read, as they lie here in fewer bits."""
-        parts = [part for layer in self.layers for part in (layer.attention, layer.mlp)]
-        savings = [weight.saving for weight in (*(held for part in parts for held in _weights_of(part)), self.head)]
+        savings = [weight.saving for weight in self._weights()]
         return sum(saving.bytes for saving in savings if saving is not None and num_rows <= saving.rows)
+
+    def weights_read(self) -> list[Tensor]:
+        """What a step of one row reads of dense weights, in its order, as far as others can read it too."""
+        return [x for held in self._weights() for x in (held.packed.read if held.packed else (held.weight,))]
+
+    def _weights(self) -> Iterator[Weight | GatedWeight]:
+        """The dense ones, in the order in which a step reads them."""
+        for layer in self.layers:
+            yield from _weights_of(layer.attention)
+            yield from _weights_of(layer.mlp)
+        yield self.head
 
     @torch.inference_mode()
     def __call__(

@@ -41,9 +41,11 @@ Biases = tuple[Tensor | None, Tensor | None]
 
 
 class Packed(Protocol):
-    """A product by a layout of its own, for up to `most_rows` rows."""
+    """A product by a layout of its own, for up to `most_rows` rows; `read` is what it reads of weights, in order, as
+    far as others can read it too."""
 
     most_rows: int
+    read: tuple[Tensor, ...]
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -111,7 +113,7 @@ class NativeLinear:
 
     def __init__(self, kernels: Native, weight: Tensor, bias: Tensor | None) -> None:
         self.kernels, self.weight, self.bias = kernels, memory.packed(weight), bias
-        self.most_rows = _most_rows(kernels)
+        self.most_rows, self.read = _most_rows(kernels), (self.weight,)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weight, self.bias)
@@ -123,7 +125,7 @@ class NativeGatedLinear:
     def __init__(self, kernels: Native, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
         self.kernels, self.gate, self.up = kernels, memory.packed(gate), memory.packed(up)
         self.biases, self.activation = biases, activation
-        self.most_rows = _most_rows(kernels)
+        self.most_rows, self.read = _most_rows(kernels), (self.gate, self.up)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.gated_linear(x, self.gate, self.up, self.biases, self.activation)
@@ -136,7 +138,7 @@ class QuantisedLinear:
 
     def __init__(self, kernels: Native, stored: Blocks, bias: Tensor | None) -> None:
         self.kernels, self.codes, self.bias = kernels, packed_codes(stored), bias
-        self.nbytes = self.codes.nbytes
+        self.nbytes, self.read = self.codes.nbytes, (self.codes.blocks,)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.quantised_linear(x, self.codes, self.bias)
@@ -151,7 +153,7 @@ class QuantisedGatedLinear:
         self.kernels, self.biases, self.activation = kernels, biases, activation
         half = len(stored.codes) // 2
         self.gate, self.up = packed_codes(stored.map(lambda x: x[:half])), packed_codes(stored.map(lambda x: x[half:]))
-        self.nbytes = self.gate.nbytes + self.up.nbytes
+        self.nbytes, self.read = self.gate.nbytes + self.up.nbytes, (self.gate.blocks, self.up.blocks)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.quantised_gated_linear(x, self.gate, self.up, self.biases, self.activation)
@@ -162,16 +164,17 @@ class PackedGate:
 
     def __init__(self, of_gate: Packed, up: Packed, gate: Gate) -> None:
         self.of_gate, self.up, self.gate = of_gate, up, gate
-        self.most_rows = min(of_gate.most_rows, up.most_rows)
+        self.most_rows, self.read = min(of_gate.most_rows, up.most_rows), (*of_gate.read, *up.read)
 
     def __call__(self, x: Tensor) -> Tensor:
         return plain.gated(self.of_gate(x), self.up(x), self.gate)
 
 
 class OneDnnLinear:
-    """By oneDNN."""
+    """By oneDNN, in whose layout nothing else can read."""
 
     most_rows = ONEDNN_ROWS
+    read: tuple[Tensor, ...] = ()
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = _reordered(weight), bias
@@ -184,6 +187,7 @@ class OneDnnGatedLinear:
     """By oneDNN: the activation follows the first product, and the second is multiplied by it."""
 
     most_rows = ONEDNN_ROWS
+    read: tuple[Tensor, ...] = ()
 
     def __init__(self, gate: Tensor, up: Tensor, biases: Biases, activation: str) -> None:
         self.gate, self.up, self.biases = _reordered(gate), _reordered(up), biases
