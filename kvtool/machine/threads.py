@@ -46,7 +46,8 @@ def bind_threads(
 
     Beside a busy process, threads that may move share a core, and one spins through the time of the other. Bound are
     only threads that fill all CPUs: fewer of them, in two processes, would be bound to the same first cores. What the
-    user says of OpenMP stays, and on a GPU nothing is bound.
+    user says of OpenMP stays; the CPUs are then counted here, as it may bind the first thread. On a GPU nothing is
+    bound.
     """
     if not hasattr(os, "sched_setaffinity") or "torch" in sys.modules:
         return
@@ -56,8 +57,11 @@ def bind_threads(
     on_gpu = device.startswith("cuda") or (device == "auto" and (_NVIDIA.exists() if gpu is None else gpu))
     cpus = usable_cpus(environ)
     fills = len(cpus) > 1 and (threads is None or threads >= len(cpus))
-    if fills and not on_gpu and not any(name.startswith(_OPENMP) for name in environ):
-        environ.update({MASK: ",".join(map(str, sorted(cpus))), "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"})
+    before = {MASK: ",".join(map(str, sorted(cpus)))}
+    if any(name.startswith(_OPENMP) for name in environ):
+        environ.update(before)
+    elif fills and not on_gpu:
+        environ.update({**before, "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"})
 
 
 def set_mask(cpus: set[int]) -> None:
