@@ -195,27 +195,30 @@ def test_three_times_as_slow_is_a_regression_too() -> None:
     assert {"tpot_ms"} <= {row.metric for row in failing(rows(made(1), made(2, 3.5)))}
 
 
-def read_at(found: BenchDocument, *, weights: bool) -> BenchDocument:
-    """The document with what memory did in the place of what its weights were read at, or as noise beside it."""
+def of_weights(found: BenchDocument) -> BenchDocument:
+    """The document with its speed of memory as that of its weights, beside one of memory that says nothing."""
     draw = random.Random(7)
-
-    def told(s: Sample) -> Sample:
-        if not weights:
-            return s
-        return msgspec.structs.replace(s, device_read_gbps=draw.uniform(20, 40), weights_read_gbps=s.device_read_gbps)
-
-    cases = [msgspec.structs.replace(case, samples=[told(s) for s in case.samples]) for case in found.cases]
+    cases = [
+        msgspec.structs.replace(
+            case,
+            samples=[
+                msgspec.structs.replace(s, device_read_gbps=draw.uniform(20, 40), weights_read_gbps=s.device_read_gbps)
+                for s in case.samples
+            ],
+        )
+        for case in found.cases
+    ]
     return msgspec.structs.replace(found, cases=cases)
 
 
 def test_how_fast_weights_were_read_goes_before_how_fast_memory_was() -> None:
     """A last-level cache that neighbours leave or take changes the first and not the second."""
-    one, two = (read_at(made(*a, speed_noise=SPEED_NOISE), weights=True) for a in ((1,), (2, 1.2)))
+    one, two = (of_weights(made(*a, speed_noise=SPEED_NOISE)) for a in ((1,), (2, 1.2)))
     assert "tpot_ms" in {row.metric for row in failing(rows(one, two))}
     assert {row.speed for row in rows(one, two) if row.metric == "tpot_ms"} == {"memory bandwidth"}
 
 
 def test_what_one_side_alone_tells_is_not_held_against_the_other() -> None:
     """Weights are read faster than memory where a cache holds them: the two are no speeds of one thing."""
-    one, two = made(1, speed_noise=SPEED_NOISE), read_at(made(2, speed_noise=SPEED_NOISE), weights=True)
+    one, two = made(1, speed_noise=SPEED_NOISE), of_weights(made(2, speed_noise=SPEED_NOISE))
     assert failing(rows(one, two)) == []
