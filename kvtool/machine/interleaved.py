@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import prod, sqrt
 from typing import TYPE_CHECKING
 
@@ -27,16 +27,15 @@ from kvtool.machine.roofline import (
     race,
     read_buffer,
     read_kernels,
+    weights_kernels,
 )
 from kvtool.machine.timers import CallTimer, call_timer, is_cuda
-from kvtool.units import MIB
 
 if TYPE_CHECKING:
     import torch
 
 FASTEST = 2  # read kernels that take turns in a window
 LONGEST_PRODUCT_S = 0.02
-MOST_WEIGHTS_BYTES = 512 * MIB  # that are read at a time: as many more come from memory alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +97,6 @@ class _Window:
         if self.last_gbps is None or after.first_gbps is None:
             return Beside(limit, None)
         return Beside(limit, sqrt(self.last_gbps * after.first_gbps))
-
-
-def weights_kernels(weights: Sequence[torch.Tensor]) -> list[Kernel]:
-    """The one that reads these weights as a step does, in its order and with all threads; none without compiled
-    kernels."""
-    from kvtool.kernels.cpu.native import native
-
-    kernels, ends = native(), list(accumulate(weight.nbytes for weight in weights))
-    read = [weight for weight, end in zip(weights, ends, strict=True) if end <= MOST_WEIGHTS_BYTES] or weights[:1]
-    if kernels is None or not read:
-        return []
-
-    def read_all() -> None:
-        for weight in read:
-            kernels.read_all(weight)
-
-    return [Kernel("read weights", read_all, sum(weight.nbytes for weight in read))]
 
 
 def fastest(kernels: list[Kernel], ceiling: Ceiling, count: int) -> list[Kernel]:

@@ -10,7 +10,9 @@ than the device allows.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 WINDOW = 3
 MAX_ROUNDS = 200
+MOST_WEIGHTS_BYTES = 512 * MIB  # that are read at a time: as many more come from memory alike
 READ_SHARE, COPY_SHARE, FLOPS_SHARE = 0.5, 0.15, 0.35
 CPU_PRODUCTS = ((512, 512, 512), (1024, 1024, 1024), (512, 2048, 2048), (2048, 2048, 2048))
 GPU_PRODUCTS = ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 8192, 14336))
@@ -152,6 +155,23 @@ def read_kernels(buffer: torch.Tensor) -> list[Kernel]:
     elif (kernels := native()) is not None:
         calls["read compiled"] = lambda: kernels.read_all(buffer)
     return [Kernel(name, call, buffer.nbytes) for name, call in calls.items()]
+
+
+def weights_kernels(weights: Sequence[torch.Tensor]) -> list[Kernel]:
+    """The one that reads these weights as a step does, in its order and with all threads; none without compiled
+    kernels."""
+    from kvtool.kernels.cpu.native import native
+
+    kernels, ends = native(), list(accumulate(weight.nbytes for weight in weights))
+    read = [weight for weight, end in zip(weights, ends, strict=True) if end <= MOST_WEIGHTS_BYTES] or weights[:1]
+    if kernels is None or not read:
+        return []
+
+    def read_all() -> None:
+        for weight in read:
+            kernels.read_all(weight)
+
+    return [Kernel("read weights", read_all, sum(weight.nbytes for weight in read))]
 
 
 def _triton_read(floats: torch.Tensor) -> Call:

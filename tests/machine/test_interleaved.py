@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvtool.machine import interleaved
-from kvtool.machine.interleaved import Windows, weights_kernels
-from kvtool.machine.roofline import WINDOW, Ceiling, Kernel, product_name
+from kvtool.machine import interleaved, roofline
+from kvtool.machine.interleaved import Windows
+from kvtool.machine.roofline import WINDOW, Ceiling, Kernel, product_name, weights_kernels
 from kvtool.units import MIB
 
 PRODUCTS = {product_name((512, 512, 512)): 0.3, product_name((2048, 2048, 2048)): 0.4}
@@ -64,7 +64,7 @@ def test_an_iteration_has_the_weights_read_just_before_it_and_just_after(monkeyp
 
 def test_of_large_weights_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [torch.ones(2**16), torch.ones(2**16), torch.ones(2**16)]
-    monkeypatch.setattr(interleaved, "MOST_WEIGHTS_BYTES", 2 * weights[0].nbytes)
+    monkeypatch.setattr(roofline, "MOST_WEIGHTS_BYTES", 2 * weights[0].nbytes)
     assert [kernel.work for kernel in weights_kernels(weights)] in ([], [2 * weights[0].nbytes])
     assert [kernel.work for kernel in weights_kernels(weights[:1])] in ([], [weights[0].nbytes])
     assert weights_kernels([]) == []

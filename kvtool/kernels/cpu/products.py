@@ -45,7 +45,9 @@ class Packed(Protocol):
     far as others can read it too."""
 
     most_rows: int
-    read: tuple[Tensor, ...]
+
+    @property
+    def read(self) -> tuple[Tensor, ...]: ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
