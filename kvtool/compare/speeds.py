@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtool.compare.metrics import Metric, measured_samples
@@ -13,41 +13,48 @@ from kvtool.results import Case, Sample
 
 SETS_SPEED = ("device", "threads", "dtype")  # inputs that the device's measured speed depends on too
 MOST_UNKNOWN = 0.5  # of the slope of the logarithms of times over those of bandwidths
-ReadSpeed = Callable[[Sample], float]
 SURE = 6.6  # twice the gain in log likelihood that chance brings one time in a hundred (chi squared, one parameter)
 
 
 @dataclass(frozen=True, slots=True)
-class EqualSpeed:
-    """A time of which `memory` is the share that waits for memory, and the rest for matrix products."""
+class ReadSpeed:
+    """How fast something was read beside a sample, which has it as `key`: GB/s, 0 where that was not measured."""
 
-    memory: float
-    read_gbps: ReadSpeed
+    name: str
+    key: str
+
+    def __call__(self, sample: Sample) -> float:
+        return getattr(sample, self.key) or 0.0
+
+
+# The closest to what a step does comes first: its weights, be they in memory or in a cache.
+READ_SPEEDS = (
+    ReadSpeed("speed of reading weights", "weights_read_gbps"),
+    ReadSpeed("memory bandwidth", "device_read_gbps"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EqualSpeed:
+    """A time of which `share` waits for what is read, and the rest for matrix products."""
+
+    share: float
+    read: ReadSpeed
 
     @property
     def name(self) -> str:
-        names = {"memory bandwidth": self.memory, "speed of matrix products": 1 - self.memory}
+        names = {self.read.name: self.share, "speed of matrix products": 1 - self.share}
         return " and ".join(name for name, share in names.items() if share)
 
     def __call__(self, sample: Sample) -> float:
         """The factor that makes the sample's times those of a device whose speeds are 1."""
-        return float(self.read_gbps(sample) ** self.memory * (sample.device_tflops or 0.0) ** (1 - self.memory))
-
-
-def of_memory(sample: Sample) -> float:
-    """How fast memory was read beside it, 0 where that was not measured."""
-    return sample.device_read_gbps or 0.0
-
-
-def of_weights(sample: Sample) -> float:
-    """How fast the weights of a step were read beside it, be it from memory or a cache, 0 where not measured."""
-    return sample.weights_read_gbps or 0.0
+        return float(self.read(sample) ** self.share * (sample.device_tflops or 0.0) ** (1 - self.share))
 
 
 def read_speed(*cases: Case) -> ReadSpeed | None:
-    """The closest one to what steps do that is known beside all samples of these cases; None where none is."""
+    """The first that is known beside all samples of these cases; None where none is."""
     samples = [sample for case in cases for sample in measured_samples(case)]
-    return next((speed for speed in (of_weights, of_memory) if all(map(speed, samples))), None)
+    return next((speed for speed in READ_SPEEDS if all(map(speed, samples))), None)
 
 
 def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
@@ -58,15 +65,13 @@ def equal_speed(metric: Metric, a: Case, b: Case) -> EqualSpeed | None:
     speeds, such as their threads, it would take out what is compared.
     """
     samples = [sample for case in (a, b) for sample in measured_samples(case)]
-    read_gbps = read_speed(a, b)
-    if read_gbps is None or not all(sample.device_tflops for sample in samples) or _set_apart(a, b):
+    read = read_speed(a, b)
+    if read is None or not all(sample.device_tflops for sample in samples) or _set_apart(a, b):
         return None
     before = _squares(metric, (a, b), None)
-    left = {
-        share: _squares(metric, (a, b), share)
-        for share in (EqualSpeed(quarters / 4, read_gbps) for quarters in range(4, -1, -1))
-    }
-    best = min(left, key=left.__getitem__)
+    speeds = [EqualSpeed(quarters / 4, read) for quarters in range(4, -1, -1)]
+    left = {speed: _squares(metric, (a, b), speed) for speed in speeds}
+    best = min(speeds, key=left.__getitem__)
     num_iterations = sum(len(_iterations(metric, case, None)) for case in (a, b))
     sure = left[best] and num_iterations * math.log(before / left[best]) > SURE
     return best if sure else None
@@ -80,10 +85,10 @@ def doubt(metric: Metric, a: Case, b: Case, speed: EqualSpeed | None) -> float:
     follow is known from within the sides alone, to two standard errors of the slope. Where a setting sets the speeds,
     their difference is what is compared.
     """
-    read_gbps = read_speed(a, b)
-    if read_gbps is None or _set_apart(a, b):
+    read = read_speed(a, b)
+    if read is None or _set_apart(a, b):
         return 0.0
-    met = [_bandwidths(metric, case, read_gbps) for case in (a, b)]
+    met = [_bandwidths(metric, case, read) for case in (a, b)]
     if not all(met):
         return 0.0
     times = [_iterations(metric, case, speed) for case in (a, b)]
@@ -107,11 +112,11 @@ def slope_error(sides_x: Sequence[Sequence[float]], sides_y: Sequence[Sequence[f
     return math.sqrt(left / freedom / squares)
 
 
-def _bandwidths(metric: Metric, case: Case, read_gbps: ReadSpeed) -> list[float]:
+def _bandwidths(metric: Metric, case: Case, read: ReadSpeed) -> list[float]:
     """Logarithms of what was read at beside each iteration, in the order of `_iterations`."""
     assert metric.of_sample is not None
     met = {
-        (s.run, s.iteration): math.log(read_gbps(s))
+        (s.run, s.iteration): math.log(read(s))
         for s in measured_samples(case)
         if any(value > 0 for value in metric.of_sample(s))
     }

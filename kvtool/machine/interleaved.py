@@ -41,7 +41,7 @@ LONGEST_PRODUCT_S = 0.02
 @dataclass(frozen=True, slots=True)
 class Beside:
     """What the device did around an iteration: its limit, the better of both windows, and how fast the weights of a
-    step were read, the mean of both; None where nothing can read them."""
+    step were read, the geometric mean of both; None where nothing can read them."""
 
     limit: Ceiling
     weights_gbps: float | None

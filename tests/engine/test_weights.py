@@ -21,6 +21,7 @@ from kvtool.engine.weights.safetensors import SafetensorsWeights
 from kvtool.engine.weights.source import RandomWeights
 from kvtool.kernels.cpu.native import native
 from kvtool.kernels.cpu.products import QuantisedGatedLinear, QuantisedLinear
+from kvtool.kernels.weights import GatedWeight, Weight
 from kvtool.system.errors import KvtoolError
 from tests.engine.conftest import SaveTiny
 from tests.engine.gguf_file import write_gguf
@@ -72,6 +73,20 @@ def test_random_weights_run_every_kind_of_attention(tiny: SaveTiny) -> None:
         assert once.output_ids == again.output_ids
         assert bool(torch.stack(once.logits).isfinite().all())
         assert any("weights are random (seed 5)" in line for line in loaded.assumptions())
+
+
+@pytest.mark.parametrize("name", ["llama-3-gqa", "deepseek-v3", "gpt2"])
+def test_a_step_reads_each_dense_weight_once_in_its_order(tiny: SaveTiny, name: str) -> None:
+    """In fp32 nothing is packed: what is read are the products of each layer, one after another, and then the head."""
+    transformer = load(tiny(name).folder).transformer
+    places = [weight.data_ptr() for weight in transformer.weights_read()]
+    assert len(set(places)) == len(places)
+    mlps = [vars(layer.mlp).values() for layer in transformer.layers]
+    held = [x for parts in mlps for x in parts if isinstance(x, Weight | GatedWeight)]
+    order = [places.index(x.weight.data_ptr()) for x in held]
+    assert order == sorted(order)
+    assert order
+    assert places[-1] == transformer.head.weight.data_ptr()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -279,6 +294,9 @@ def test_a_gguf_file_is_multiplied_as_it_is_stored_in_bf16(tmp_path: Path, quant
     params = 3 * (4 * 64 * 64 + 3 * 64 * 96) * 2  # bytes of the layers' products in bf16; 131 outputs are no blocks
     assert loaded.transformer.saved_bytes(1) == (round(params * (1 - share)) if pays else 0)
     assert loaded.transformer.saved_bytes(64) == 0
+    if pays:  # what a step reads, and others can too: the head's layout is oneDNN's
+        read = sum(weight.nbytes for weight in loaded.transformer.weights_read())
+        assert read == params - loaded.transformer.saved_bytes(1)
     for sequence in generate(engine_of(loaded), [prompt(40), prompt(3), prompt(2)], max_tokens=6):
         expected = reference.logits(sequence.token_ids[:-1])[sequence.prompt_tokens - 1 :]
         difference = torch.stack(sequence.logits).float() - expected

@@ -112,7 +112,8 @@ class Transformer:
 
     def weights_read(self) -> list[Tensor]:
         """What a step of one row reads of dense weights, in its order, as far as others can read it too."""
-        return [x for held in self._weights() for x in (held.packed.read if held.packed else (held.weight,))]
+        reads = ((held.weight,) if held.packed is None else held.packed.read for held in self._weights())
+        return [weight for read in reads for weight in read]
 
     def _weights(self) -> Iterator[Weight | GatedWeight]:
         """The dense ones, in the order in which a step reads them."""
